@@ -1,0 +1,280 @@
+"""Read a recipe's configuration: flat YAML in TRL's own names, overridden by the command line.
+
+`parse` is TrlParser made strict. TrlParser takes YAML values as they are and argparse takes
+prefixes as names; here a misspelt key, a wrong type and an abbreviation are errors that name the
+key and what to write instead.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import sys
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from chainforge.core.errors import InputError
+from chainforge.core.references import hint
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML that refuses a key given twice, where PyYAML lets the last one win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Build a mapping; raise for a duplicate key."""
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            key = str(self.construct_object(key_node, deep=True))
+            if key in seen:
+                line = key_node.start_mark.line + 1
+                raise InputError(f"line {line}: the key {key!r} stands twice")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML mapping; raise `InputError` when missing, malformed or not a mapping."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file (looked from {Path.cwd()})")
+    try:
+        value = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
+    except InputError as error:
+        raise InputError(f"{path}, {error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected `key: value` lines, found a {type(value).__name__}")
+    return {str(key): item for key, item in value.items()}
+
+
+def given(argv: Sequence[str]) -> dict[str, Any]:
+    """Return the settings as given: the YAML of `--config`, overridden by the command line.
+
+    Values of the command line are read as YAML; `--flag` alone is True and `--key a b` a list.
+    """
+    config, flags = _split(argv)
+    settings = read_yaml(config) if config else {}
+    for name, words in flags:
+        values = [_word(word) for word in words]
+        settings[name] = True if not values else values[0] if len(values) == 1 else values
+    return settings
+
+
+def parse(*kinds: Any, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
+    """Parse YAML and command line into one instance of each dataclass.
+
+    Raises `InputError` naming the key, where it was given, and what may stand there.
+    """
+    from trl.scripts.utils import TrlParser
+
+    argv = list(sys.argv[1:] if argv is None else argv)
+    config, flags = _split(argv)
+    source = config or "command line"
+    hints = _hints(kinds)
+    values = read_yaml(config) if config else {}
+    for key in values:
+        if key not in hints:
+            raise InputError(f"{config}: unknown key {key!r}; {hint(key, hints)}")
+    values = {key: _checked(value, hints[key], f"{config}: {key}") for key, value in values.items()}
+    words: list[str] = []
+    for name, given_words in flags:
+        _check_flag(name, hints)
+        if _is_structured(hints.get(name)) and given_words:
+            value = [_word(word) for word in given_words]
+            one = value[0] if len(value) == 1 and not isinstance(value[0], str) else value
+            values[name] = _checked(one, hints[name], f"--{name}")
+        else:
+            words += [f"--{name}", *given_words]
+
+    class Parser(TrlParser):  # type: ignore[misc]
+        def error(self, message: str) -> NoReturn:
+            raise InputError(f"{source}: {message}")
+
+    parser = Parser(kinds, allow_abbrev=False)
+    _check_choices(parser, values, source)
+    parser.set_defaults_with_config(**values)
+    try:
+        parsed = parser.parse_args_into_dataclasses(args=words, look_for_args_file=False)
+    except InputError:
+        raise
+    except (ValueError, TypeError, ImportError) as error:
+        raise InputError(f"{source}: {error}{_advice(str(error))}") from error
+    return tuple(parsed)
+
+
+def resolved(*configs: Any) -> dict[str, Any]:
+    """Return what differs from each dataclass's defaults, secrets left out, ready for YAML."""
+    values: dict[str, Any] = {}
+    for config in configs:
+        for item in dataclasses.fields(config):
+            value = getattr(config, item.name, None)
+            default = item.default
+            if item.default_factory is not dataclasses.MISSING:
+                default = item.default_factory()
+            if value != default and not item.name.endswith(("_token", "_key")) and item.init:
+                values[item.name] = _plain(value)
+    return values
+
+
+def _advice(message: str) -> str:
+    """Say what to change where a library's own words stop at what is wrong."""
+    if "divisible by num_generations" in message or "divisible by the global batch" in message:
+        return (
+            " A step draws per_device_train_batch_size x processes x gradient_accumulation_steps "
+            "completions; make that a multiple of num_generations."
+        )
+    if "gpu" in message.lower() and "use_cpu" in message:
+        return " On a machine without a GPU add `use_cpu: true`."
+    return ""
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def _split(argv: Sequence[str]) -> tuple[str | None, list[tuple[str, list[str]]]]:
+    """Split a command line into the config file and `(name, words)` of each other flag."""
+    config: str | None = None
+    flags: list[tuple[str, list[str]]] = []
+    for word in argv:
+        if word.startswith("--") and len(word) > 2:
+            name, equals, value = word[2:].partition("=")
+            flags.append((name.replace("-", "_"), [value] if equals else []))
+        elif not flags:
+            raise InputError(f"unexpected {word!r}; settings are given as --key value")
+        else:
+            flags[-1][1].append(word)
+    others = []
+    for name, words in flags:
+        if name != "config":
+            others.append((name, words))
+        elif config is not None or len(words) != 1:
+            raise InputError("--config takes one YAML file, once")
+        else:
+            config = words[0]
+    return config, others
+
+
+def _word(word: str) -> Any:
+    """Read one word of the command line as YAML; text that is not YAML stays text."""
+    try:
+        return yaml.safe_load(word)
+    except yaml.YAMLError:
+        return word
+
+
+def _hints(kinds: Iterable[Any]) -> dict[str, Any]:
+    """Return the type of every field that can be given."""
+    found: dict[str, Any] = {}
+    for kind in kinds:
+        types_of = typing.get_type_hints(kind)
+        found |= {item.name: types_of[item.name] for item in dataclasses.fields(kind) if item.init}
+    return found
+
+
+def _check_flag(name: str, hints: dict[str, Any]) -> None:
+    positive = name.removeprefix("no_")
+    if name not in hints and name != "help" and bool not in _parts(hints.get(positive)):
+        raise InputError(f"unknown option --{name}; {hint(name, hints)}")
+
+
+def _check_choices(parser: Any, values: dict[str, Any], source: str) -> None:
+    """Hold YAML values to the choices that argparse checks for the command line only."""
+    for action in parser._actions:
+        value = values.get(action.dest)
+        if action.choices and value is not None and value not in list(action.choices):
+            choices = ", ".join(str(choice) for choice in action.choices)
+            raise InputError(f"{source}: {action.dest}: {value!r} is none of: {choices}")
+
+
+def _is_structured(kind: Any) -> bool:
+    """True for fields that hold mappings, which argparse cannot read."""
+    return (
+        kind is dict
+        or typing.get_origin(kind) is dict
+        or any(_is_structured(part) for part in typing.get_args(kind))
+    )
+
+
+def _checked(value: Any, kind: Any, where: str) -> Any:
+    """Return `value` as a `kind`; raise `InputError` when it is none.
+
+    Text is left to argparse, which converts `1e-4` (text in YAML) to the field's type.
+    """
+    if kind is Any or (value is None and _allows_none(kind)):
+        return value
+    options = _parts(kind)
+    for option in options:
+        fits, result = _fit(value, option, where)
+        if fits:
+            return result
+    wanted = " or ".join(_name(option) for option in options if option is not type(None))
+    found = f"{value!r} ({type(value).__name__})"
+    tip = ""
+    if isinstance(value, bool) and str in options:
+        tip = "; YAML reads a bare no, off, yes or on as true or false: put it in quotes"
+    raise InputError(f"{where}: expected {wanted}, found {found}{tip}")
+
+
+def _fit(value: Any, kind: Any, where: str) -> tuple[bool, Any]:
+    """Say whether `value` is a `kind`, and return it as one."""
+    origin = typing.get_origin(kind) or kind
+    if origin is typing.Literal:
+        return value in typing.get_args(kind), value
+    if origin is list:
+        if not isinstance(value, list):
+            return False, None
+        (inner,) = typing.get_args(kind) or (Any,)
+        return True, [_checked(item, inner, f"{where}[{i}]") for i, item in enumerate(value)]
+    if origin is dict:
+        return isinstance(value, dict), value
+    if not isinstance(origin, type) or issubclass(origin, enum.Enum):
+        return isinstance(value, str), value
+    if origin is bool:
+        return isinstance(value, bool), value
+    if origin in (int, float):
+        return _fit_number(value, origin)
+    return isinstance(value, origin), value
+
+
+def _fit_number(value: Any, kind: type) -> tuple[bool, Any]:
+    if isinstance(value, bool):
+        return False, None
+    if isinstance(value, str):
+        try:
+            return True, kind(value)
+        except ValueError:
+            return False, None
+    if kind is float and isinstance(value, int):
+        return True, float(value)
+    return isinstance(value, kind), value
+
+
+def _parts(kind: Any) -> tuple[Any, ...]:
+    return typing.get_args(kind) if _is_union(kind) else (kind,)
+
+
+def _is_union(kind: Any) -> bool:
+    return typing.get_origin(kind) in (typing.Union, types.UnionType)
+
+
+def _allows_none(kind: Any) -> bool:
+    return kind is type(None) or (_is_union(kind) and type(None) in typing.get_args(kind))
+
+
+def _name(kind: Any) -> str:
+    return getattr(kind, "__name__", str(kind)) if not typing.get_args(kind) else str(kind)

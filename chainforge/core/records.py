@@ -1,0 +1,160 @@
+"""Examples and samples: rows of JSON lines that survive a crash.
+
+An *Example* is a question with its gold answer; a *Sample* is an Example with a completion and
+where that came from. Both are plain dictionaries, so that a user's own columns travel with them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from chainforge.core.errors import InputError
+
+Row = dict[str, Any]
+Message = dict[str, str]
+
+EXAMPLE_COLUMNS = ("id", "prompt", "answer", "task", "verifier")
+
+
+def example(
+    prompt: list[Message], answer: str, *, task: str, verifier: str = "math", **extra: Any
+) -> Row:
+    """Make an Example; its id is a hash of task and prompt, so equal content has an equal id."""
+    content = json.dumps([task, prompt], sort_keys=True, ensure_ascii=False)
+    identity = hashlib.sha256(content.encode()).hexdigest()[:16]
+    row = {"id": identity, "prompt": prompt, "answer": answer, "task": task, "verifier": verifier}
+    return row | extra
+
+
+def sample(row: Row, completion: str, index: int, *, source: str, **provenance: Any) -> Row:
+    """Make a Sample: the Example, its `index`-th completion, and where that came from."""
+    return row | {"completion": completion, "sample": index, "source": source} | provenance
+
+
+def question(row: Row) -> str:
+    """Return the text of the last user turn of a row's prompt."""
+    turns = [turn["content"] for turn in row["prompt"] if turn["role"] == "user"]
+    return turns[-1] if turns else ""
+
+
+class JsonLines:
+    """Append rows to a file of JSON lines; what was appended survives a kill.
+
+    Each row is one `write` of one line. A torn last line, which a kill can leave, is cut off on
+    open, so that it is never glued to the next row.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.repaired = repair(self.path)
+        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (closed by `close`)
+
+    def append(self, row: Row) -> None:
+        """Write one row; it is in the kernel's hands when this returns."""
+        self.extend([row])
+
+    def extend(self, rows: Iterable[Row]) -> None:
+        """Write several rows with one call; a kill in between may tear only the last one."""
+        data = memoryview(b"".join(_line(row) for row in rows))
+        while data:
+            data = data[self._file.write(data) :]
+
+    def close(self) -> None:
+        """Force the rows to disk and close the file."""
+        if not self._file.closed:
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+    def __enter__(self) -> JsonLines:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _line(row: Row) -> bytes:
+    """Encode a row as one line of UTF-8; text that UTF-8 cannot hold is escaped, never lost."""
+    try:
+        return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    except UnicodeEncodeError:
+        return (json.dumps(row, ensure_ascii=True, allow_nan=False) + "\n").encode()
+
+
+def repair(path: Path) -> bool:
+    """Cut a torn last line off a file of JSON lines; True when there was one.
+
+    A last line without its newline that is whole JSON only lost the newline: it gets one.
+    """
+    if not path.exists() or path.stat().st_size == 0:
+        return False
+    with open(path, "rb+") as file:
+        data = file.read()
+        if data.endswith(b"\n"):
+            return False
+        start = data.rfind(b"\n") + 1
+        try:
+            json.loads(data[start:])
+        except ValueError:
+            file.truncate(start)
+        else:
+            file.seek(0, os.SEEK_END)
+            file.write(b"\n")
+    return True
+
+
+def write_rows(path: str | Path, rows: Iterable[Row]) -> None:
+    """Replace a file of JSON lines whole: a reader sees the old rows or the new ones."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "wb") as file:
+        file.writelines(_line(row) for row in rows)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_rows(path: str | Path, *, torn_tail: bool = False) -> list[Row]:
+    """Read a file of JSON lines; raise `InputError` naming each malformed line.
+
+    Blank lines are passed over. With `torn_tail`, for files that `JsonLines` writes, a torn last
+    line is left out: the writer will repair it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    rows: list[Row] = []
+    wrong: list[str] = []
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        except ValueError as error:
+            if not torn_tail or number < len(lines):
+                wrong.append(f"line {number}: {error}")
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            wrong.append(f"line {number}: a {type(row).__name__}, not an object")
+    if wrong:
+        more = f"\n  and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise InputError(
+            f"{path}: {len(wrong)} of {len(lines)} lines are not JSON objects:\n  "
+            + "\n  ".join(wrong[:5])
+            + more
+        )
+    return rows

@@ -1,0 +1,95 @@
+"""Turn a name in a YAML into a function: built-in name, `pkg.mod:fn` or `path/file.py:fn`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from chainforge.core.errors import InputError
+
+
+def nearest(word: str, words: Iterable[str]) -> str | None:
+    """Return the word that was probably meant, or None when nothing is near."""
+    found = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
+    return found[0] if found else None
+
+
+def hint(word: str, words: Iterable[str]) -> str:
+    """Return the end of an error message: the nearest word, or all that there are."""
+    words = sorted(words)
+    near = nearest(word, words)
+    return f"did you mean {near!r}?" if near else f"there are: {', '.join(words)}"
+
+
+def resolve(reference: str, builtins: Mapping[str, str | Callable[..., Any]]) -> Callable[..., Any]:
+    """Return the function that `reference` names.
+
+    `builtins` maps a short name to a function, or to a `pkg.mod:fn` that is imported only now.
+    Raises `InputError` for anything that does not lead to a callable.
+    """
+    if not isinstance(reference, str) or not reference.strip():
+        raise InputError(f"a function is named by a string, not {reference!r}")
+    if reference in builtins:
+        target = builtins[reference]
+        return resolve(target, {}) if isinstance(target, str) else target
+    place, colon, name = reference.rpartition(":")
+    if not colon:
+        raise InputError(
+            f"no built-in function {reference!r}; {hint(reference, builtins)} "
+            "Or name your own as pkg.mod:function or path/file.py:function."
+        )
+    module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
+    function = getattr(module, name, None)
+    if function is None:
+        public = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
+        raise InputError(f"{place} has no {name!r}; {hint(name, public)}")
+    if not callable(function):
+        raise InputError(f"{reference} is a {type(function).__name__}, not a function")
+    return function  # type: ignore[no-any-return]
+
+
+def _load_file(path: Path) -> ModuleType:
+    """Import a Python file by its path, once per process."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file (looked from {Path.cwd()})")
+    name = f"_chainforge_file_{abs(hash(path.resolve()))}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise InputError(f"{path} does not import: {_where(error, path)}") from error
+    return module
+
+
+def _load_module(name: str) -> ModuleType:
+    """Import a module by its dotted name; the current folder counts, as with `python -m`."""
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        raise InputError(f"module {name!r} does not import: {_where(error, None)}") from error
+
+
+def _where(error: Exception, path: Path | None) -> str:
+    """Say what went wrong, with the line in the user's own file where there is one."""
+    line = getattr(error, "lineno", None)
+    for frame in traceback.extract_tb(error.__traceback__):
+        if path is not None and Path(frame.filename) == path:
+            line = frame.lineno
+    at = f"line {line}: " if line else ""
+    return f"{at}{type(error).__name__}: {error}"

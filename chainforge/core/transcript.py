@@ -1,0 +1,162 @@
+"""The transcript: how a completion separates its reasoning from its answer.
+
+The tags live here and nowhere else. `write` and `read` are inverses; `read` is strict, because
+format is a reward; `lenient_answer` finds an answer in anything, because accuracy should also be
+known apart from format.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from chainforge.core.errors import InputError
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What a well-formed completion says: its reasoning and its answer, both non-empty."""
+
+    reasoning: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Tags:
+    """The marks of one preset; an empty `answer_open` means: the answer is the text after."""
+
+    reasoning_open: str
+    reasoning_close: str
+    answer_open: str
+    answer_close: str
+    template: str
+    system_prompt: str
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Every tag that is not empty, in the order of a transcript."""
+        tags = (self.reasoning_open, self.reasoning_close, self.answer_open, self.answer_close)
+        return tuple(tag for tag in tags if tag)
+
+
+DEFAULT = "r1-cold-start"
+
+PRESETS: dict[str, Tags] = {
+    # DeepSeek-R1 v1, section 2.3.1: |special_token|<reasoning_process>|special_token|<summary>.
+    "r1-cold-start": Tags(
+        "<reasoning_process>",
+        "</reasoning_process>",
+        "<summary>",
+        "</summary>",
+        "<reasoning_process>{reasoning}</reasoning_process>\n<summary>{answer}</summary>",
+        "Reason step by step between <reasoning_process> and </reasoning_process>, "
+        "then give only the final answer between <summary> and </summary>.",
+    ),
+    # What the released R1 models write, and what reasoning parsers of servers expect.
+    "think": Tags(
+        "<think>",
+        "</think>",
+        "",
+        "",
+        "<think>\n{reasoning}\n</think>\n\n{answer}",
+        "Reason step by step between <think> and </think>, then give only the final answer.",
+    ),
+}
+
+
+def tags_of(preset: str) -> Tags:
+    """Return the tags of a preset; raise `InputError` for a name that is none."""
+    if preset not in PRESETS:
+        raise InputError(f"transcript: no preset {preset!r}; choose one of {', '.join(PRESETS)}")
+    return PRESETS[preset]
+
+
+def system_prompt(preset: str = DEFAULT) -> str:
+    """Return the instruction that asks for this preset's form."""
+    return tags_of(preset).system_prompt
+
+
+def write(reasoning: str, answer: str, preset: str = DEFAULT) -> str:
+    """Write a transcript that `read` takes back; surrounding white space is not kept.
+
+    Raises `InputError` when a part is empty or holds one of the preset's tags.
+    """
+    tags = tags_of(preset)
+    reasoning, answer = reasoning.strip(), answer.strip()
+    for part, text in (("reasoning", reasoning), ("answer", answer)):
+        if not text:
+            raise InputError(f"transcript: the {part} is empty")
+        for tag in tags.all:
+            if tag in text:
+                raise InputError(f"transcript: the {part} contains the tag {tag}")
+    return tags.template.format(reasoning=reasoning, answer=answer)
+
+
+def read(text: str, preset: str = DEFAULT) -> Transcript | None:
+    """Read a transcript strictly; None when it is not one.
+
+    Each tag stands exactly once, in order, neither part is empty, and nothing but white space is
+    outside them.
+    """
+    tags = tags_of(preset)
+    if any(text.count(tag) != 1 for tag in tags.all):
+        return None
+    before, _, rest = text.partition(tags.reasoning_open)
+    reasoning, _, rest = rest.partition(tags.reasoning_close)
+    if tags.answer_open:
+        between, _, rest = rest.partition(tags.answer_open)
+        answer, closed, after = rest.partition(tags.answer_close)
+    else:
+        between, closed, after, answer = "", "", "", rest
+    # A tag out of order leaves its partner unfound, or text outside.
+    in_order = all(tag not in reasoning and tag not in answer for tag in tags.all)
+    if tags.answer_close and not closed:
+        return None
+    outside = before + between + after
+    if not in_order or outside.strip() or not reasoning.strip() or not answer.strip():
+        return None
+    return Transcript(reasoning.strip(), answer.strip())
+
+
+_BOXED = re.compile(r"\\boxed\s*\{")
+_SAID = re.compile(r"\banswer(?:\s+is\b|\s*[:=])[ \t:]*", re.IGNORECASE)
+_NUMBER = re.compile(r"-?\d+(?:[.,/]\d+)*")
+
+
+def _last_boxed(text: str) -> str | None:
+    r"""Return the content of the last complete `\\boxed{...}`, braces balanced."""
+    for match in reversed(list(_BOXED.finditer(text))):
+        depth = 1
+        for end in range(match.end(), len(text)):
+            depth += {"{": 1, "}": -1}.get(text[end], 0)
+            if depth == 0:
+                return text[match.end() : end].strip() or None
+    return None
+
+
+def lenient_answer(text: str, preset: str = DEFAULT) -> str | None:
+    """Find the most likely answer in any text, well formed or not; None in an empty one.
+
+    In this order: the last answer block (also one that is cut off), the text after the reasoning,
+    the last box, what follows the last "answer is", the last number, the last line.
+    """
+    tags = tags_of(preset)
+    if tags.answer_open and tags.answer_open in text:
+        last = text.rpartition(tags.answer_open)[2].partition(tags.answer_close)[0]
+        if last.strip():
+            return last.strip()
+    if tags.reasoning_close in text:
+        after = text.rpartition(tags.reasoning_close)[2]
+        if after.strip():
+            return after.strip()
+    for tag in tags.all:
+        text = text.replace(tag, " ")
+    if boxed := _last_boxed(text):
+        return boxed
+    said = _SAID.split(text)[1:]
+    if said and (line := said[-1].partition("\n")[0].partition(". ")[0].strip().rstrip(".")):
+        return line
+    if numbers := _NUMBER.findall(text):
+        return str(numbers[-1])
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else None

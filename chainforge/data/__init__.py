@@ -1,0 +1,1 @@
+"""Where rows come from: tasks, teacher, sampling, selection, data sets."""

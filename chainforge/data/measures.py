@@ -1,0 +1,137 @@
+"""Turn judged samples into the numbers of `results.json`.
+
+Accuracy with its interval counts one completion a prompt (the first sample), because Wilson and
+McNemar need independent rows; pass@k and maj@k use all samples of each prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
+from typing import Any
+
+from chainforge.core.errors import InputError
+from chainforge.core.records import Row
+from chainforge.core.statistics import maj_at_k, paired_difference, pass_at_k, wilson
+
+
+def summarize(
+    models: Mapping[str, list[Row]],
+    pairs: Iterable[tuple[str, str]] | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Return `{"models": [...], "pairs": [...]}`, what `results.json` holds.
+
+    `models` maps names to rows; `pairs` says who is compared with whom, by default each model
+    with the one before it.
+    """
+    return {
+        "models": [measure(name, rows) for name, rows in models.items()],
+        "pairs": [compare(a, models[a], b, models[b], seed) for a, b in pairs or pairwise(models)],
+    }
+
+
+def measure(name: str, rows: list[Row]) -> dict[str, Any]:
+    """Return one model's numbers from its Sample rows, k of them per example id.
+
+    `strict` and `lenient` are {"mean", "low", "high"}, shares in [0, 1]; `format` and `truncated`
+    are shares and `tokens_mean` and `reasoning_tokens_mean` counts over the n first samples (None
+    when no row has them). A row without a verdict counts as wrong and in `unjudged`.
+    """
+    prompts = _by_prompt(name, rows)
+    first = [samples[0] for samples in prompts.values()]
+    by_task: dict[str, list[Row]] = {}
+    for row in first:
+        by_task.setdefault(str(row.get("task", "")), []).append(row)
+    steps = _steps(min(len(samples) for samples in prompts.values()))
+    result = {
+        "name": name,
+        "n": len(first),
+        "strict": _accuracy(first, "correct"),
+        "lenient": _accuracy(first, "lenient_correct"),
+        "format": _share([bool(row.get("formatted")) for row in first]),
+        "tokens_mean": _mean([row.get("tokens") for row in first]),
+        "truncated": _share([row.get("finish_reason") == "length" for row in first]),
+        "unjudged": sum(row.get("correct") is None for row in first),
+        "samples_per_prompt": steps[-1],
+        "pass_at_k": {str(k): _share([_pass(s, k) for s in prompts.values()]) for k in steps},
+        "maj_at_k": {str(k): _share([_vote(s, k) for s in prompts.values()]) for k in steps},
+        "tasks": {
+            task: {"n": len(part), "strict": _accuracy(part, "correct")}
+            for task, part in sorted(by_task.items())
+        },
+    }
+    if any("reasoning_tokens" in row for row in first):
+        result["reasoning_tokens_mean"] = _mean([row.get("reasoning_tokens") for row in first])
+    return result
+
+
+def compare(
+    name_a: str, rows_a: list[Row], name_b: str, rows_b: list[Row], seed: int = 0
+) -> dict[str, Any]:
+    """Say how much more of the same prompts b gets right than a, strictly.
+
+    Returns {"from", "to", "difference", "low", "high", "p"}, first samples paired by id; raises
+    `InputError` when the two did not answer the same prompts.
+    """
+    a, b = _by_prompt(name_a, rows_a), _by_prompt(name_b, rows_b)
+    if a.keys() != b.keys():
+        odd = sorted(a.keys() ^ b.keys())
+        raise InputError(
+            f"{name_a} and {name_b} did not answer the same prompts ({len(odd)} differ, "
+            f"such as {odd[0]!r}): evaluate both on the same rows to compare them"
+        )
+    difference, low, high, p = paired_difference(
+        [bool(a[key][0].get("correct")) for key in a],
+        [bool(b[key][0].get("correct")) for key in a],
+        seed=seed,
+    )
+    return {
+        "from": name_a,
+        "to": name_b,
+        "difference": difference,
+        "low": low,
+        "high": high,
+        "p": p,
+    }
+
+
+def _by_prompt(name: str, rows: list[Row]) -> dict[str, list[Row]]:
+    """Group rows by id, samples in order."""
+    if not rows:
+        raise InputError(f"model {name}: no rows to measure")
+    prompts: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: (str(row["id"]), row.get("sample") or 0)):
+        prompts.setdefault(str(row["id"]), []).append(row)
+    return prompts
+
+
+def _steps(most: int) -> list[int]:
+    """Return 1, 2, 4, ... up to `most`, which every prompt has samples for."""
+    powers = [2**i for i in range(most.bit_length())]
+    return powers if powers[-1] == most else [*powers, most]
+
+
+def _accuracy(rows: list[Row], key: str) -> dict[str, float]:
+    right = sum(bool(row.get(key)) for row in rows)
+    low, high = wilson(right, len(rows))
+    return {"mean": right / len(rows), "low": low, "high": high}
+
+
+def _pass(samples: list[Row], k: int) -> float:
+    return pass_at_k(len(samples), sum(bool(row.get("correct")) for row in samples), k)
+
+
+def _vote(samples: list[Row], k: int) -> bool:
+    # Strict, like pass@k: only a well-formed sample votes. So equal answers have equal verdicts.
+    answers = [row.get("extracted") if row.get("formatted") else None for row in samples]
+    return maj_at_k(answers, [bool(row.get("correct")) for row in samples], k)
+
+
+def _share(values: list[bool] | list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _mean(values: list[Any]) -> float | None:
+    numbers = [float(value) for value in values if value is not None]
+    return sum(numbers) / len(numbers) if numbers else None

@@ -1,0 +1,182 @@
+"""Sample completions from a policy, in batches that waste little.
+
+Prompts are sorted by length, so that a batch is hardly padded, and every batch has a seed of its
+own, so that a run that was cut gives the same rest. The same command gives the same rows; another
+batch size does not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from chainforge.core.errors import InputError
+from chainforge.core.records import Row
+
+Job = tuple[int, int]  # (index of the row, number of the sample)
+
+
+@dataclass
+class SamplingArgs:
+    """How to sample. Nothing is inherited from the model's own generation config."""
+
+    num_samples: int = field(default=8, metadata={"help": "Completions of each prompt."})
+    temperature: float = field(default=1.0, metadata={"help": "0 takes the likeliest token."})
+    top_p: float = field(default=1.0, metadata={"help": "Share of the probability kept; 1: all."})
+    top_k: int = field(default=0, metadata={"help": "Number of likeliest tokens kept; 0: all."})
+    max_new_tokens: int = field(default=512, metadata={"help": "Longest completion, in tokens."})
+    generation_batch_size: int = field(
+        default=256, metadata={"help": "Completions that are generated at once."}
+    )
+
+    def check(self) -> None:
+        """Raise `InputError` for values that nothing can be sampled with."""
+        for name in ("num_samples", "max_new_tokens", "generation_batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}: expected 1 or more, found {getattr(self, name)}")
+        if not 0 <= self.temperature < float("inf"):
+            raise InputError(f"temperature: expected 0 or more, found {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top_p: expected above 0 and at most 1, found {self.top_p}")
+        if self.top_k < 0:
+            raise InputError(f"top_k: expected 0 (all) or more, found {self.top_k}")
+        if self.temperature == 0 and self.num_samples > 1:
+            raise InputError(
+                f"temperature: 0 would give the same completion {self.num_samples} times; "
+                "set `num_samples: 1` or a temperature above 0"
+            )
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    rows: list[Row],
+    args: SamplingArgs,
+    seed: int,
+    done: Collection[tuple[str, int]] = (),
+) -> Iterator[list[Row]]:
+    """Yield the completions of each batch as it is done.
+
+    A record holds `index` (of the row), `sample`, `completion` (text without the end token),
+    `tokens` (generated ones, the end token included), `finish_reason` (`stop` or `length`) and
+    `seed` (of its batch). `done` holds (row id, sample) of completions that are there already:
+    they are not yielded again, and a batch of which all are there is not generated again.
+    Raises `InputError` for wrong parameters, a tokenizer without chat template and a prompt that
+    does not fit the model's context.
+    """
+    args.check()
+    prompts = encode(tokenizer, rows, _context(model))
+    jobs = [(index, sample) for index in range(len(rows)) for sample in range(args.num_samples)]
+    jobs.sort(key=lambda job: (len(prompts[job[0]]), job))
+    size = args.generation_batch_size
+    for number, start in enumerate(range(0, len(jobs), size)):
+        batch = jobs[start : start + size]
+        wanted = [(rows[index]["id"], sample) not in done for index, sample in batch]
+        if not any(wanted):
+            continue
+        made = _generate_batch(model, tokenizer, prompts, batch, args, _batch_seed(seed, number))
+        yield [record for record, want in zip(made, wanted, strict=True) if want]
+
+
+def encode(tokenizer: Any, rows: list[Row], context: int | None = None) -> list[list[int]]:
+    """Return the token ids of each row's prompt, as the chat template writes it for an answer."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise InputError("the tokenizer has no chat template, so prompts cannot be written")
+    if not rows:
+        raise InputError("no prompts to sample from")
+    texts = [
+        tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
+        for row in rows
+    ]
+    prompts: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    for row, prompt in zip(rows, prompts, strict=True):
+        if context is not None and len(prompt) >= context:
+            raise InputError(
+                f"row {row['id']}: its prompt has {len(prompt)} tokens, the model's context is "
+                f"{context}; leave the row out or take a model with a longer context"
+            )
+    return prompts
+
+
+def _context(model: Any) -> int | None:
+    length = getattr(model.config, "max_position_embeddings", None)
+    return length if isinstance(length, int) else None
+
+
+def _batch_seed(seed: int, number: int) -> int:
+    """Derive a batch's seed, the same in every process and Python."""
+    return int(hashlib.sha256(f"{seed}/{number}".encode()).hexdigest()[:15], 16) % 2**31
+
+
+def _generate_batch(
+    model: Any,
+    tokenizer: Any,
+    prompts: list[list[int]],
+    batch: list[Job],
+    args: SamplingArgs,
+    seed: int,
+) -> list[Row]:
+    """Generate one completion for each job; global random state and model mode are kept."""
+    import torch
+
+    chosen = [prompts[index] for index, _ in batch]
+    width = max(map(len, chosen))
+    limit = min(args.max_new_tokens, (_context(model) or 2**31) - width)
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    ids = torch.full((len(batch), width), pad)
+    mask = torch.zeros_like(ids)
+    for line, prompt in enumerate(chosen):
+        ids[line, width - len(prompt) :] = torch.tensor(prompt)
+        mask[line, width - len(prompt) :] = 1
+    devices = [model.device] if model.device.type == "cuda" else []
+    inherited, training = model.generation_config, model.training
+    # `generate` fills what a configuration leaves open from the model's own, so that has to go.
+    model.generation_config = _configuration(tokenizer, pad, args, limit)
+    model.eval()
+    try:
+        with torch.inference_mode(), torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            out = model.generate(ids.to(model.device), attention_mask=mask.to(model.device))
+    finally:
+        model.generation_config = inherited
+        model.train(training)
+    return _records(tokenizer, out[:, width:].tolist(), batch, seed)
+
+
+def _configuration(tokenizer: Any, pad: int, args: SamplingArgs, limit: int) -> Any:
+    """Return a generation configuration that says everything itself."""
+    from transformers import GenerationConfig
+
+    greedy = args.temperature == 0
+    sampling = {"temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k}
+    return GenerationConfig(
+        do_sample=not greedy,
+        **({} if greedy else sampling),
+        repetition_penalty=1.0,
+        max_new_tokens=limit,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=pad,
+        use_cache=True,
+    )
+
+
+def _records(tokenizer: Any, generated: list[list[int]], batch: list[Job], seed: int) -> list[Row]:
+    """Cut each completion at its end token and decode it; the tags are no special tokens."""
+    end = tokenizer.eos_token_id
+    cut = [ids[: ids.index(end)] if end in ids else ids for ids in generated]
+    texts = tokenizer.batch_decode(
+        cut, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return [
+        {
+            "index": index,
+            "sample": sample,
+            "completion": text,
+            "tokens": len(kept) + (end in ids),
+            "finish_reason": "stop" if end in ids else "length",
+            "seed": seed,
+        }
+        for (index, sample), ids, kept, text in zip(batch, generated, cut, texts, strict=True)
+    ]

@@ -1,0 +1,143 @@
+"""The built-in task `jsonl`, and how the columns of any table become an Example's."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from chainforge.core.errors import InputError
+from chainforge.core.records import Row, read_rows
+from chainforge.core.references import hint
+from chainforge.core.transcript import lenient_answer
+
+EXTRACTS = ("text", "hashes", "boxed")
+
+
+def same_question(text: str) -> str:
+    """Return what equal questions share: case and white space do not count, as in `split_of`."""
+    return " ".join(text.lower().split())
+
+
+def wrong_turns(turns: Any) -> str | None:
+    """Say what keeps a value from being a prompt; None when it is one."""
+    if turns is None:
+        return "neither `question` nor `prompt`"
+    if not isinstance(turns, list) or not turns:
+        return f"the prompt must be a list of messages, found {turns!r:.80}"
+    for turn in turns:
+        if not isinstance(turn, dict) or not {"role", "content"} <= set(turn):
+            return f"a message must be {{role, content}}, found {turn!r:.80}"
+        if not isinstance(turn["content"], str) or not turn["content"].strip():
+            return f"the {turn['role']} turn must be text, found {turn['content']!r:.80}"
+    if turns[-1]["role"] != "user":
+        return f"the last turn must be the user's, found {turns[-1]['role']!r}"
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """Where a table keeps what an Example needs."""
+
+    question: str = "question"
+    answer: str = "answer"
+    prompt: str | None = None
+    verifier: str | None = None
+    extract: str = "text"
+    keep: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.extract not in EXTRACTS:
+            raise InputError(f"extract: {self.extract!r} is none of {', '.join(EXTRACTS)}")
+
+    def row(self, raw: Any) -> Row:
+        """Return a table's row as one of a task; raise `InputError` saying what is wrong."""
+        if not isinstance(raw, dict):
+            raise InputError(f"a {type(raw).__name__}, not a mapping")
+        # Rows that are Examples already have messages and no question.
+        messages = self.prompt or ("prompt" if self.question not in raw and "prompt" in raw else "")
+        asked = messages or self.question
+        for name in (asked, self.answer, *(self.keep or ())):
+            if name not in raw:
+                raise InputError(f"no column {name!r}; {hint(name, [str(key) for key in raw])}")
+        turns = raw[asked] if messages else [{"role": "user", "content": raw[asked]}]
+        if wrong := wrong_turns(turns):
+            raise InputError(f"column {asked!r}: {wrong}")
+        turns = [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+        verifier = self.verifier or raw.get("verifier") or "math"
+        keep = raw.keys() if self.keep is None else self.keep
+        extra = {key: raw[key] for key in keep if key not in (asked, self.answer)}
+        if "id" in extra:  # an Example's id is the hash of its content
+            extra["source_id"] = extra.pop("id")
+        answer = self._answer(raw[self.answer])
+        return extra | {"prompt": turns, "answer": answer, "verifier": verifier}
+
+    def _answer(self, value: Any) -> str:
+        """Return the gold answer as text."""
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise InputError(f"column {self.answer!r}: expected text or a number, found {value!r}")
+        text = str(value).strip()
+        if self.extract == "hashes":  # gsm8k: the solution, then #### and the number
+            text = text.rpartition("####")[2].strip().replace(",", "") if "####" in text else ""
+        elif self.extract == "boxed":  # MATH: the last box of the solution
+            text = (lenient_answer(text) or "") if "\\boxed" in text else ""
+        if not text or text == "nan":
+            found = repr(value) if len(str(value)) < 60 else f"...{str(value)[-50:]!r}"
+            raise InputError(f"column {self.answer!r}: no answer ({self.extract}) in {found}")
+        return text
+
+
+def jsonl(
+    path: str,
+    *,
+    size: int | None = None,
+    seed: int = 0,
+    question: str = "question",
+    answer: str = "answer",
+    prompt: str | None = None,
+    verifier: str | None = None,
+    extract: str = "text",
+    keep: list[str] | None = None,
+) -> list[Row]:
+    """Read a file of JSON lines; `question` (or `prompt`, messages) and `answer` name its columns.
+
+    A column `verifier` counts unless one is given here; other columns are kept (`keep`: only
+    these). With a `size` the rows are drawn by `seed`. Raises `InputError` naming each bad line.
+    """
+    columns = Columns(question, answer, prompt, verifier, extract, keep)
+    raws = read_rows(path)
+    with open(path, "rb") as file:
+        numbers = [number for number, line in enumerate(file, start=1) if line.strip()]
+    if not raws:
+        raise InputError(f"{path} is empty: expected one JSON object a line")
+    labels = (f"line {number}" for number in numbers)
+    rows, wrong = convert(zip(labels, raws, strict=True), columns)
+    if wrong:
+        raise InputError(f"{path}: {len(wrong)} of {len(raws)} rows are malformed:{listed(wrong)}")
+    name = Path(path).stem
+    return draw([{"task": name} | row for row in rows], size, seed)
+
+
+def convert(raws: Iterable[tuple[str, Any]], columns: Columns) -> tuple[list[Row], list[str]]:
+    """Return the rows that could be read, and for each other one where and why not."""
+    rows: list[Row] = []
+    wrong: list[str] = []
+    for label, raw in raws:
+        try:
+            rows.append(columns.row(raw))
+        except InputError as error:
+            wrong.append(f"{label}: {error}")
+    return rows, wrong
+
+
+def listed(wrong: list[str]) -> str:
+    """Return the first few complaints, one a line."""
+    more = f"\n  and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+    return "\n  " + "\n  ".join(wrong[:5]) + more
+
+
+def draw(rows: list[Row], size: int | None, seed: int) -> list[Row]:
+    """Put rows in random order when only some are wanted: files are often sorted."""
+    return rows if size is None else random.Random(seed).sample(rows, len(rows))

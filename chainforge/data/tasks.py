@@ -1,0 +1,227 @@
+"""Tasks: where Examples come from, and which split each belongs to.
+
+A task is a function that yields rows. `load_examples` gives each row its prompt and id, keeps the
+rows of the split that was asked for, and lets no question through twice. Membership of a split is
+decided by the question's content (`split_of`), so that train, validation and test never meet,
+whatever the seeds; a function that takes `split` itself (a Hub data set with its own splits)
+answers for its rows, and the disjointness of what was loaded together is checked at the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from chainforge.core.errors import InputError
+from chainforge.core.records import Row, example, question
+from chainforge.core.references import hint, resolve
+from chainforge.core.transcript import DEFAULT, system_prompt
+from chainforge.data.hub import hub
+from chainforge.data.procedural import reasoning_gym
+from chainforge.data.splits import split_of
+from chainforge.data.tables import jsonl, same_question, wrong_turns
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "validation", "test", "all")
+BUILTINS: dict[str, Callable[..., Iterable[Row]]] = {
+    "reasoning_gym": reasoning_gym,
+    "jsonl": jsonl,
+    "hub": hub,
+}
+
+# A source has no more to give when this many items, and ten times as many as it gave distinct
+# ones, brought nothing new: of D equally likely rows the last is then missed once in e^10.
+PATIENCE = 2_000
+
+
+@dataclass
+class TaskArgs:
+    """What to ask."""
+
+    tasks: list[dict[str, Any]] = field(
+        default_factory=list,
+        metadata={
+            "help": "One mapping a task: {fn, params, size, split, seed, name}. `fn` is "
+            "reasoning_gym, jsonl, hub, pkg.mod:fn or path/file.py:fn; `params` are its "
+            "arguments; `size` rows (all when left out); `split` train, validation, test or all; "
+            "`seed` draws other rows than the same task with another seed; `name` fills the "
+            "column `task`."
+        },
+    )
+    system_prompt: str | None = field(
+        default=None,
+        metadata={
+            "help": "System turn of every prompt that has none of its own. Left out: the text "
+            "that belongs to the transcript preset. An empty string: no system turn."
+        },
+    )
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One entry of `tasks`, checked."""
+
+    where: str
+    fn: str
+    params: dict[str, Any]
+    size: int | None = None
+    split: str = "train"
+    seed: int = 0
+    name: str | None = None
+
+
+def load_examples(args: TaskArgs, transcript: str = DEFAULT, seed: int = 0) -> list[Row]:
+    """Load the Examples of all tasks, in the order in which the tasks are given.
+
+    The rows depend on `args` and `seed` alone. No question comes twice: a later task passes over
+    what an earlier one of the same split gave. Raises `InputError` for a task that cannot be read,
+    has fewer rows than its `size`, or shares a question with a task of another split.
+    """
+    if not args.tasks:
+        raise InputError("tasks: none given; for instance [{fn: reasoning_gym, params: {dataset: "
+                         "chain_sum}, size: 500}]")  # fmt: skip
+    asked = system_prompt(transcript) if args.system_prompt is None else args.system_prompt
+    tasks = [_read_task(raw, f"tasks[{index}]") for index, raw in enumerate(args.tasks)]
+    owners: dict[str, _Task] = {}
+    rows: list[Row] = []
+    questions: dict[str, set[str]] = {}
+    for task in tasks:
+        for row in _select(task, _ask(task, seed), owners):
+            questions.setdefault(task.split, set()).add(same_question(question(row)))
+            turns = row["prompt"]
+            if asked and turns[0]["role"] != "system":
+                turns = [{"role": "system", "content": asked}, *turns]
+            extra = {key: value for key, value in row.items() if key not in ("id", "prompt")}
+            rows.append(example(turns, **extra))
+    if len(set().union(*questions.values())) != sum(map(len, questions.values())):
+        raise AssertionError("splits that were loaded together share a question")
+    return rows
+
+
+def _read_task(raw: Any, where: str) -> _Task:
+    """Check one entry of `tasks`."""
+    if not isinstance(raw, dict):
+        raise InputError(f"{where}: expected a mapping with `fn`, found {raw!r}")
+    known = [item.name for item in fields(_Task) if item.name != "where"]
+    for key in raw:
+        if key not in known:
+            raise InputError(f"{where}: unknown key {key!r}; {hint(str(key), known)}")
+    if not isinstance(raw.get("fn"), str):
+        raise InputError(f"{where}: `fn` must name a function: {', '.join(BUILTINS)} or your own")
+    task = _Task(where, **{"params": {}} | {key: raw[key] for key in raw if raw[key] is not None})
+    if not isinstance(task.params, dict):
+        raise InputError(f"{where}.params: expected a mapping, found {task.params!r}")
+    for key, least in (("size", 1), ("seed", 0)):
+        value = getattr(task, key)
+        if value is not None and (type(value) is not int or value < least):
+            raise InputError(
+                f"{where}.{key}: expected a whole number from {least}, found {value!r}"
+            )
+    if task.split not in SPLITS:
+        raise InputError(f"{where}.split: {task.split!r} is none of {', '.join(SPLITS)}")
+    return task
+
+
+def _ask(task: _Task, seed: int) -> Iterator[tuple[Row, bool]]:
+    """Call the task's function; yield rows, each with whether it is of the split for certain."""
+    function = resolve(task.fn, BUILTINS)
+    names = inspect.signature(function).parameters
+    where = f"{task.where} ({task.fn})"
+    offered = {"size": task.size, "split": task.split, "seed": _own_seed(task, seed)}
+    open_ended = any(item.kind is item.VAR_KEYWORD for item in names.values())
+    for key in task.params:
+        if key in offered:
+            raise InputError(f"{where}: give `{key}` beside `params`, not in it")
+        if key not in names and not open_ended:
+            takes = [name for name in names if name not in offered]
+            raise InputError(f"{where}: takes no param {key!r}; {hint(str(key), takes)}")
+    for name, item in names.items():
+        keyword = item.kind in (item.POSITIONAL_OR_KEYWORD, item.KEYWORD_ONLY)
+        if keyword and item.default is item.empty and name not in task.params | offered:
+            raise InputError(f"{where}: `params` lacks {name!r}")
+    given = {key: value for key, value in offered.items() if key in names}
+    certain = "split" in given or task.split == "all"
+    try:
+        rows = function(**task.params, **given)
+        if not isinstance(rows, Iterable) or isinstance(rows, str | dict):
+            raise InputError(f"must give rows, it gave a {type(rows).__name__}")
+        for number, row in enumerate(rows, start=1):
+            yield _as_example(row, task, f"row {number}"), certain
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def _own_seed(task: _Task, seed: int) -> int:
+    """Derive a task's seed, far from that of any other task or run.
+
+    reasoning-gym's item `i` of seed `s` is item `0` of seed `s + i`: seeds that lie near each
+    other share nearly all rows. The margin at the top leaves room to count up below 2^31.
+    """
+    content = json.dumps([task.fn, task.params, task.seed, seed], sort_keys=True, default=str)
+    return int(hashlib.sha256(content.encode()).hexdigest()[:15], 16) % (2**31 - 2**26)
+
+
+def _as_example(raw: Any, task: _Task, where: str) -> Row:
+    """Return a row that a task yielded as an Example without system turn."""
+    if not isinstance(raw, dict):
+        raise InputError(f"{where}: expected a mapping, found {type(raw).__name__}")
+    row = {key: value for key, value in raw.items() if key not in ("question", "prompt")}
+    turns = raw.get("prompt")
+    if turns is None and "question" in raw:
+        turns = [{"role": "user", "content": raw["question"]}]
+    if wrong := wrong_turns(turns):
+        raise InputError(f"{where}: {wrong}")
+    if not isinstance(raw.get("answer"), str):
+        raise InputError(f"{where}: `answer` must be text, found {raw.get('answer')!r}")
+    # An entry of reasoning-gym may be scored by its data set without any single right answer.
+    if not raw["answer"].strip() and "entry" not in raw:
+        raise InputError(f"{where}: `answer` is empty")
+    own = task.fn.rpartition(":")[2]
+    row["task"] = task.name or raw.get("task") or own
+    row["verifier"] = raw.get("verifier") or "math"
+    return row | {"prompt": turns}
+
+
+def _select(
+    task: _Task, rows: Iterator[tuple[Row, bool]], owners: dict[str, _Task]
+) -> Iterator[Row]:
+    """Yield rows of the task's split, each question once, until `size` are found."""
+    seen: set[str] = set()
+    found = repeated = idle = 0
+    for row, certain in rows:
+        if found == task.size or idle > PATIENCE + 10 * len(seen):
+            break
+        key = same_question(question(row))
+        idle += 1
+        if key in seen:
+            repeated += 1
+            continue
+        seen.add(key)
+        idle = 0
+        if not certain and split_of(key) != task.split:
+            continue
+        if key in owners:
+            if owners[key].split != task.split:
+                raise InputError(
+                    f"{owners[key].where} (split {owners[key].split}) and {task.where} (split "
+                    f"{task.split}) share a question: {key:.80}; take both from disjoint splits"
+                )
+            repeated += 1
+            continue
+        owners[key] = task
+        found += 1
+        yield row
+    if found < (task.size or 1):
+        asked = f"{task.size} were asked for" if task.size else "there must be at least one"
+        raise InputError(
+            f"{task.where} ({task.fn}): only {found} distinct rows of split {task.split!r} exist "
+            f"({len(seen)} in all splits), {asked}; lower `size`, or widen the task by its `params`"
+        )
+    if repeated and task.size is None:
+        logger.warning("%s (%s): left out %d repeated questions", task.where, task.fn, repeated)

@@ -1,0 +1,233 @@
+"""The command line: `chainforge plan | run | show | check | report`.
+
+Exit codes: 0 done, 1 a stage failed (or a reward did not stand its check), 2 wrong input. What a
+command needs is imported when it runs, so that `chainforge --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from chainforge import __version__
+from chainforge.core.errors import InputError
+
+if TYPE_CHECKING:
+    from chainforge.pipeline.chain import Chain
+    from chainforge.pipeline.plan import Step
+
+app = typer.Typer(
+    name="chainforge",
+    help="The DeepSeek-R1 recipe, whole, from one YAML, on TRL.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ChainName = Annotated[
+    str, typer.Argument(metavar="CHAIN", help="A chain.yaml, its folder, or a recipe's name.")
+]
+Runs = Annotated[Path, typer.Option(help="Folder that holds the chains' results.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a machine to read.")]
+Launch = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="A file of accelerate_configs/, or 'none' for plain python."),
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Change one setting of one stage."),
+]
+Seed = Annotated[int | None, typer.Option(min=0, help="Seed of every stage.")]
+
+
+def main() -> None:
+    """Run the command line; say what was wrong in one message, without a traceback."""
+    from chainforge.pipeline.execute import Interrupted, StageFailed
+
+    try:
+        app()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except StageFailed as error:
+        print(f"failed: {error}", file=sys.stderr)
+        sys.exit(1)
+    except Interrupted as error:
+        print(f"stopped by {error}; run the same command again to go on from here", file=sys.stderr)
+        sys.exit(128 + error.signal)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"chainforge {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def plan(
+    chain: ChainName,
+    runs: Runs = Path("runs"),
+    launch: Launch = None,
+    sets: Sets = None,
+    seed: Seed = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print what `run` would do: each stage's state, inputs and plain command."""
+    from chainforge.pipeline.plan import as_text, to_json
+
+    loaded, steps = _planned(chain, runs, launch, sets, seed)
+    if as_json:
+        _print_json(to_json(loaded, runs, steps))
+    else:
+        print(as_text(loaded, runs, steps))
+
+
+@app.command()
+def run(
+    chain: ChainName,
+    runs: Runs = Path("runs"),
+    from_: Annotated[
+        str | None,
+        typer.Option("--from", metavar="STAGE", help="Start here; take what is before as it is."),
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Run also what is done.")] = False,
+    launch: Launch = None,
+    sets: Sets = None,
+    seed: Seed = None,
+) -> None:
+    """Run a chain: skip what is done, make anew what is stale, go on with what was cut."""
+    from chainforge.pipeline.chain import load_chain
+    from chainforge.pipeline.plan import chain_directory
+    from chainforge.pipeline.run import run_chain
+
+    loaded = load_chain(chain)
+    ran = run_chain(
+        loaded,
+        runs,
+        from_=from_,
+        until=until,
+        force=force,
+        launch=launch,
+        sets=sets or (),
+        seed=seed,
+    )
+    if until in (None, loaded.stages[-1].name):
+        _finish(loaded, chain_directory(loaded, runs), anew=bool(ran))
+
+
+@app.command()
+def show(
+    chain: ChainName,
+    runs: Runs = Path("runs"),
+    sets: Sets = None,
+    seed: Seed = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show each stage of a chain: what it was made from, and whether it still holds."""
+    from chainforge.pipeline import show as lineage
+    from chainforge.pipeline.plan import chain_directory
+
+    loaded, steps = _planned(chain, runs, None, sets, seed)
+    if as_json:
+        _print_json(lineage.to_json(loaded, runs, steps))
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.print(lineage.table(loaded, runs, steps))
+    if holder := lineage.holder(chain_directory(loaded, runs)):
+        console.print(holder, markup=False)
+
+
+@app.command()
+def check(
+    reward: Annotated[
+        str, typer.Argument(help="A built-in reward, pkg.mod:function or path/file.py:function.")
+    ],
+    task: Annotated[
+        str,
+        typer.Option(metavar="FILE", help="A YAML with `tasks:`, a .jsonl, or one task as YAML."),
+    ],
+    params: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="A parameter of the reward; may be repeated."),
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, help="How many rows to try.")] = 16,
+    as_json: AsJson = False,
+) -> None:
+    """Audit a reward: gold answers must beat wrong, empty and stuffed ones."""
+    from chainforge.pipeline import check as audits
+
+    audit = audits.check_reward(reward, task, params=params or (), rows=rows)
+    if as_json:
+        _print_json(audits.to_json(audit))
+    else:
+        from rich.console import Console
+
+        audits.print_audit(audit, Console(highlight=False))
+    if not audit.passed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="Such as runs/quickstart.")],
+) -> None:
+    """Write a chain's report, one HTML page, and print its path."""
+    from chainforge.pipeline.report import write_report
+
+    print(write_report(run_directory))
+
+
+def _planned(
+    chain: str, runs: Path, launch: str | None, sets: list[str] | None, seed: int | None
+) -> tuple[Chain, list[Step]]:
+    from chainforge.pipeline.chain import load_chain
+    from chainforge.pipeline.commands import read_sets
+    from chainforge.pipeline.plan import Overrides, plan_chain
+
+    loaded = load_chain(chain)
+    overrides = Overrides(launch=launch, sets=read_sets(loaded, sets or ()), seed=seed)
+    return loaded, plan_chain(loaded, runs, overrides)
+
+
+def _finish(chain: Chain, directory: Path, anew: bool) -> None:
+    """Print what the chain was worth and where its report is; write that if anything is new."""
+    from rich.console import Console
+
+    from chainforge.pipeline.results import print_results
+
+    path = directory / "report.html"
+    if anew or not path.is_file():
+        from chainforge.pipeline.report import write_report
+
+        path = write_report(directory)
+    print(f"all {len(chain.stages)} stages are done\n")
+    print_results(chain, directory, Console(highlight=False))
+    print(f"report: {path}")
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+if __name__ == "__main__":
+    main()

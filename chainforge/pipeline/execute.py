@@ -1,0 +1,136 @@
+"""Run one stage's command as a process of its own, and leave nothing running behind.
+
+The stage and whatever it starts form one process group: Ctrl-C reaches all of it, and a watchdog
+ends all of it when the chain's own process is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+
+from chainforge.pipeline import commands
+
+POLL_SECONDS = 0.2
+# How long what is left of a group may take to end after its leader has.
+GRACE_SECONDS = 20
+# accelerate and torchrun end with 1 whatever the recipe ended with, but their last words say it.
+_WRONG_INPUT = re.compile(r"returned non-zero exit status 2\.|exitcode\s*: 2\b")
+
+
+class StageFailed(RuntimeError):
+    """A stage that did not end well; the message is for the person who ran it."""
+
+
+class Interrupted(Exception):
+    """Somebody asked the chain to stop; `signal` says how."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.signal = number
+
+
+def execute(
+    command: list[str], log: Path, environment: Mapping[str, str], watch: Callable[[], None]
+) -> tuple[int, str]:
+    """Run a printed command to its end; return its exit code and what it wrote.
+
+    Output goes to the end of `log`. `watch` is called a few times a second. Raises `Interrupted`
+    once the stage has ended because of SIGINT or SIGTERM.
+    """
+    asked: list[int] = []
+    with open(log, "ab") as output, _signals(asked):
+        output.write(f"$ {commands.shell(command)}\n".encode())
+        output.flush()
+        start = output.tell()
+        process = subprocess.Popen(
+            commands.executable(command),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            start_new_session=True,
+        )
+        watchdog = _watchdog(process.pid)
+        try:
+            _wait(process, asked, watch)
+        finally:
+            _end_group(process)
+            watchdog.kill()
+            watchdog.communicate()
+    if asked:
+        raise Interrupted(asked[0])
+    with open(log, "rb") as written:
+        written.seek(start)
+        text = written.read().decode("utf-8", "replace")
+    code = process.returncode
+    return (2 if code == 1 and _WRONG_INPUT.search(text) else code), text
+
+
+def _wait(process: subprocess.Popen[bytes], asked: list[int], watch: Callable[[], None]) -> None:
+    """Wait for the process; pass on the first signal as it is, and kill on the second."""
+    passed_on = 0
+    while process.poll() is None:
+        if len(asked) > passed_on:
+            _signal_group(process.pid, asked[0] if passed_on == 0 else signal.SIGKILL)
+            passed_on = len(asked)
+        watch()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(POLL_SECONDS)
+    watch()
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """Wait until nothing of the group is left; after a while, or after an error, kill it."""
+    if process.poll() is None:
+        _signal_group(process.pid, signal.SIGKILL)
+        process.wait()
+    deadline = time.monotonic() + GRACE_SECONDS
+    while _signal_group(process.pid, 0) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    _signal_group(process.pid, signal.SIGKILL)
+
+
+def _signal_group(group: int, number: int) -> bool:
+    """Send a signal to a process group; False when there is no such group any more."""
+    try:
+        os.killpg(group, number)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+def _watchdog(group: int) -> subprocess.Popen[bytes]:
+    """Start a shell that kills the group as soon as this process is gone.
+
+    It reads from a pipe whose other end only this process holds, so that even SIGKILL wakes it.
+    """
+    return subprocess.Popen(
+        ["sh", "-c", 'read -r _; kill -s KILL -- "-$1"', "watchdog", str(group)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+@contextlib.contextmanager
+def _signals(asked: list[int]) -> Iterator[None]:
+    """Note SIGINT and SIGTERM in `asked` instead of ending this process."""
+
+    def note(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

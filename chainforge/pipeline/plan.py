@@ -1,0 +1,251 @@
+"""Say what running a chain would do: each stage's command, its inputs, and whether it must run.
+
+A stage's fingerprint is known before it has run, because it is a hash of what the stage is made
+from. So the state of every stage is known at once: done, stale, resumable or to run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from chainforge.core import artifacts
+from chainforge.core.config import given
+from chainforge.core.errors import InputError
+from chainforge.pipeline import commands, places
+from chainforge.pipeline.chain import Chain
+from chainforge.pipeline.stages import RECIPES, Stage
+
+DONE, STALE, RESUMABLE, TO_RUN = "done", "stale", "resumable", "to run"
+
+
+@dataclass(frozen=True)
+class Input:
+    """What a stage takes: a stage's or model's name, where it lies, what it is made from."""
+
+    name: str
+    path: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage with everything that running it needs, and its state on disk."""
+
+    stage: Stage
+    directory: Path
+    command: list[str]
+    inputs: dict[str, Input]
+    given: dict[str, Any]
+    fingerprint: str
+    state: str
+    why: list[str]
+
+    @property
+    def shell(self) -> str:
+        """The command as one line for a shell."""
+        return commands.shell(self.command)
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What the command line changes about a chain."""
+
+    launch: str | None = None
+    sets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    seed: int | None = None
+
+
+def chain_directory(chain: Chain, runs: str | Path) -> Path:
+    """Return where a chain's stages lie."""
+    return Path(runs) / chain.name
+
+
+def plan_chain(chain: Chain, runs: str | Path, overrides: Overrides | None = None) -> list[Step]:
+    """Plan every stage of a chain, in the order in which they run."""
+    known: dict[str, str] = {}
+    steps: list[Step] = []
+    for stage in chain.stages:
+        step = plan_stage(chain, stage, runs, known, overrides or Overrides())
+        known[stage.name] = step.fingerprint
+        steps.append(step)
+    return steps
+
+
+def plan_stage(
+    chain: Chain, stage: Stage, runs: str | Path, known: dict[str, str], overrides: Overrides
+) -> Step:
+    """Plan one stage. `known` holds the fingerprints of the stages before it, and of models."""
+    parent = chain_directory(chain, runs)
+    directory = parent / stage.name
+    places_of = commands.references(stage, chain, parent)
+    settings = commands.settings_of(stage, chain, overrides.sets, overrides.seed)
+    words = commands.recipe_words(stage, places_of, directory, settings)
+    script = places.short(places.recipe_script(stage.recipe, chain.folder))
+    inputs = {}
+    for role, (name, path) in places_of.items():
+        if name not in known:
+            known[name] = artifacts.input_fingerprint(path)
+        inputs[role] = Input(name, path, known[name])
+    settled = given(words)
+    prints = {role: item.fingerprint for role, item in inputs.items()}
+    fingerprint = artifacts.fingerprint(_recipe_name(stage, directory), settled, prints)
+    state, why = _state(directory, fingerprint, settled, inputs)
+    return Step(
+        stage=stage,
+        directory=directory,
+        command=[*commands.launcher_words(stage, chain, overrides.launch), script, *words],
+        inputs=inputs,
+        given=settled,
+        fingerprint=fingerprint,
+        state=state,
+        why=why,
+    )
+
+
+def _recipe_name(stage: Stage, directory: Path) -> str:
+    """A built-in recipe's name; a user's own signs with a name that only it knows."""
+    if stage.recipe in RECIPES:
+        return stage.recipe
+    for name in (artifacts.MANIFEST, artifacts.STARTED):
+        if (directory / name).is_file():
+            return str(artifacts.read_json(directory / name).get("recipe"))
+    return Path(stage.recipe).stem
+
+
+def _state(
+    directory: Path, fingerprint: str, settled: dict[str, Any], inputs: dict[str, Input]
+) -> tuple[str, list[str]]:
+    """Compare what a directory was made from with what it would be made from now."""
+    manifest = artifacts.read_manifest(directory)
+    if manifest is not None:
+        if missing := lost(directory, manifest):
+            return STALE, [f"{places.short(directory / missing[0])} is missing"]
+        if manifest.fingerprint == fingerprint:
+            return DONE, []
+        return STALE, _changes(manifest.given, manifest.inputs, settled, inputs)
+    marker = directory / artifacts.STARTED
+    if not marker.is_file():
+        return TO_RUN, []
+    started = artifacts.read_json(marker)
+    if started.get("fingerprint") == fingerprint:
+        how_far = traces_of_work(directory)
+        return (RESUMABLE, [how_far]) if how_far else (TO_RUN, [])
+    changed = _changes(started.get("given", {}), started.get("inputs", {}), settled, inputs)
+    return TO_RUN, ["an unfinished stage with other settings is set aside", *changed]
+
+
+def lost(directory: Path, manifest: artifacts.Manifest) -> list[str]:
+    """Return the files that a finished stage signed for and that are no longer there."""
+    return [name for name in manifest.outputs if not (directory / name).exists()]
+
+
+def _changes(
+    old_given: dict[str, Any],
+    old_inputs: dict[str, str],
+    settled: dict[str, Any],
+    inputs: dict[str, Input],
+) -> list[str]:
+    """Say which settings and inputs differ."""
+    words = artifacts.changes(old_given, settled)
+    for role in sorted(old_inputs.keys() | inputs.keys()):
+        if role not in inputs:
+            words.append(f"{role}: no longer an input")
+        elif role not in old_inputs:
+            words.append(f"{role}: {inputs[role].name} is a new input")
+        elif old_inputs[role] != inputs[role].fingerprint:
+            old, new = old_inputs[role][:8], inputs[role].fingerprint[:8]
+            words.append(f"{role}: {inputs[role].name} changed ({old} -> {new})")
+    return words or ["a file that the settings name changed"]
+
+
+def traces_of_work(directory: Path) -> str:
+    """Say what an unfinished stage has to go on from; empty when there is nothing."""
+    checkpoints = [
+        int(path.name.rpartition("-")[2])
+        for path in (directory / "checkpoints").glob("checkpoint-*")
+        if path.name.rpartition("-")[2].isdigit()
+    ]
+    if checkpoints:
+        return f"from checkpoint {max(checkpoints)}"
+    samples = directory / "samples.jsonl"
+    if samples.is_file():
+        with open(samples, "rb") as file:
+            rows = sum(1 for _ in file)
+        return f"from {rows} rows" if rows else ""
+    return ""
+
+
+def contracts(step: Step) -> list[tuple[str, str]]:
+    """Say where a stage starts and, in RL with a KL penalty, which policy it is held to."""
+    lines: list[tuple[str, str]] = []
+    model = step.inputs.get("model")
+    if model is not None:
+        lines.append(("starts from", f"{model.name}: {model.path}"))
+        beta = _beta(step)
+        if step.stage.recipe == "grpo" and beta > 0:
+            text = f"the policy it starts from: {model.path} (beta {beta:g})"
+            lines.append(("KL reference", text))
+    teacher = step.inputs.get("teacher")
+    if teacher is not None:
+        lines.append(("teacher", f"{teacher.name}: {teacher.path}"))
+    for role, item in step.inputs.items():
+        if role.startswith("data."):
+            lines.append(("data", f"{item.name}: {item.path}"))
+    if step.stage.models:
+        lines.append(("models", ", ".join(step.stage.models)))
+    return lines
+
+
+def _beta(step: Step) -> float:
+    try:
+        return float(step.given.get("beta") or 0)
+    except (TypeError, ValueError):
+        return 0.0  # the recipe itself will refuse it, by name
+
+
+def to_json(chain: Chain, runs: str | Path, steps: Iterable[Step]) -> dict[str, Any]:
+    """Return the plan for a machine to read."""
+    return {
+        "name": chain.name,
+        "file": str(chain.file),
+        "directory": str(chain_directory(chain, runs)),
+        "stages": [
+            {
+                "name": step.stage.name,
+                "recipe": step.stage.recipe,
+                "state": step.state,
+                "why": step.why,
+                "directory": str(step.directory),
+                "command": step.shell,
+                "inputs": {role: vars(item) for role, item in step.inputs.items()},
+                "given": step.given,
+                "fingerprint": step.fingerprint,
+                "contract": dict(contracts(step)),
+            }
+            for step in steps
+        ],
+    }
+
+
+def as_text(chain: Chain, runs: str | Path, steps: list[Step]) -> str:
+    """Return the plan for a person: every command on one line of its own, ready to paste."""
+    blocks = [f"{chain.name}: {len(steps)} stages in {chain_directory(chain, runs)}"]
+    for number, step in enumerate(steps, start=1):
+        lines = [f"{number}. {step.stage.name} ({Path(step.stage.recipe).stem}): {step.state}"]
+        lines += [f"   {'because' if step.state == STALE else 'note':<14}{why}" for why in step.why]
+        lines += [f"   {label:<14}{text}" for label, text in contracts(step)]
+        blocks.append("\n".join([*lines, step.shell]))
+    return "\n\n".join(blocks)
+
+
+def check_range(chain: Chain, first: str | None, last: str | None) -> tuple[int, int]:
+    """Return the positions of the first stage to run and of the last, both included."""
+    names = [stage.name for stage in chain.stages]
+    low = names.index(chain.stage(first).name) if first else 0
+    high = names.index(chain.stage(last).name) if last else len(names) - 1
+    if low > high:
+        raise InputError(f"--from {first} comes after --until {last}: there is nothing to run")
+    return low, high

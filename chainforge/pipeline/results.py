@@ -1,0 +1,79 @@
+"""Print what a chain was worth: each model's accuracy with its interval, then the differences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from chainforge.core.artifacts import read_json
+from chainforge.pipeline.chain import Chain
+from chainforge.pipeline.wording import MINUS, count, p_value, percent, points
+
+
+def print_results(chain: Chain, directory: Path, console: Console) -> None:
+    """Print the tables of every stage that measured models."""
+    for stage in chain.stages:
+        path = directory / stage.name / "results.json"
+        if path.is_file():
+            results = read_json(path)
+            console.print(models_table(results["models"]))
+            if results["pairs"]:
+                console.print(pairs_table(results["pairs"]))
+
+
+def models_table(models: list[dict[str, Any]]) -> Table:
+    """One row for each model."""
+    rows = sorted({model["n"] for model in models})
+    title = f"accuracy on {' to '.join(f'{n:,}' for n in rows)} held-out rows (95 % interval)"
+    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table.add_column("model", overflow="fold")
+    for name in ("strict", "lenient", "format", "tokens"):
+        table.add_column(name, justify="right")
+    for model in models:
+        table.add_row(
+            model["name"],
+            _with_interval(model["strict"]),
+            _with_interval(model["lenient"]),
+            percent(_mean(model["format"])),
+            count(model["tokens_mean"]),
+        )
+    return table
+
+
+def pairs_table(pairs: list[dict[str, Any]]) -> Table:
+    """One row for each comparison of two models on the same rows."""
+    table = Table(
+        title="differences in points of strict accuracy, paired (95 % interval)",
+        box=SIMPLE_HEAD,
+        title_justify="left",
+        title_style="bold",
+    )
+    table.add_column("from", overflow="fold")
+    table.add_column("to", overflow="fold")
+    table.add_column("difference", justify="right")
+    table.add_column("interval", justify="right")
+    table.add_column("p", justify="right")
+    for pair in pairs:
+        table.add_row(
+            pair["from"],
+            pair["to"],
+            points(pair["difference"]),
+            f"{points(pair['low'])} to {points(pair['high'])}",
+            p_value(pair["p"]).removeprefix("= "),
+        )
+    return table
+
+
+def _with_interval(share: dict[str, float] | float) -> str:
+    if isinstance(share, int | float):
+        return percent(share)
+    low, high = (f"{100 * share[key]:.1f}".replace("-", MINUS) for key in ("low", "high"))
+    return f"{percent(share['mean'])} ({low} to {high})"
+
+
+def _mean(share: dict[str, float] | float) -> float:
+    return share["mean"] if isinstance(share, dict) else share

@@ -1,0 +1,192 @@
+"""Run a chain: skip what is done, make anew what is stale, go on with what was cut.
+
+Each stage is a process of its own, because a model must never go from one stage to the next
+alive. What a stage had finished before is set aside while it is made anew, and removed only when
+that has succeeded.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from chainforge.core import artifacts
+from chainforge.core.errors import InputError
+from chainforge.pipeline import commands, places
+from chainforge.pipeline.chain import Chain
+from chainforge.pipeline.display import Display, read_progress, seconds_in_words
+from chainforge.pipeline.execute import StageFailed, execute
+from chainforge.pipeline.plan import (
+    DONE,
+    RESUMABLE,
+    STALE,
+    Overrides,
+    Step,
+    chain_directory,
+    check_range,
+    lost,
+    plan_chain,
+    plan_stage,
+)
+
+LOG = "log.txt"
+TAIL_LINES = 15
+
+
+def run_chain(
+    chain: Chain,
+    runs: str | Path = "runs",
+    *,
+    from_: str | None = None,
+    until: str | None = None,
+    force: bool = False,
+    launch: str | None = None,
+    sets: Iterable[str] = (),
+    seed: int | None = None,
+) -> list[Step]:
+    """Bring the stages from `from_` to `until` up to date; return those that ran.
+
+    Stages before `from_` are taken as they are. Raises `InputError` for wrong input, the chain's
+    or a stage's, `StageFailed`, or `Interrupted`.
+    """
+    low, high = check_range(chain, from_, until)
+    overrides = Overrides(launch=launch, sets=commands.read_sets(chain, sets), seed=seed)
+    parent = chain_directory(chain, runs)
+    with artifacts.lock(parent):
+        plan_chain(chain, runs, overrides)  # so that wrong input shows before any work is done
+        known = _taken_as_they_are(chain, parent, low, high)
+        stages = [{"name": stage.name, "recipe": stage.recipe} for stage in chain.stages]
+        artifacts.write_json(parent / "chain.json", {"name": chain.name, "stages": stages})
+        display = Display([stage.name for stage in chain.stages])
+        ran = []
+        for stage in chain.stages[low : high + 1]:
+            step = plan_stage(chain, stage, runs, known, overrides)
+            if step.state != DONE or force:
+                _run_stage(step, chain, display, force)
+                ran.append(step)
+            else:
+                display.line(stage.name, "done")
+            known[stage.name] = _signed(step.directory)
+    return ran
+
+
+def _taken_as_they_are(chain: Chain, parent: Path, low: int, high: int) -> dict[str, str]:
+    """Return the fingerprints of the stages before the first one to run."""
+    known: dict[str, str] = {}
+    for stage in chain.stages[:low]:
+        manifest = artifacts.read_manifest(parent / stage.name)
+        if manifest is not None:
+            known[stage.name] = manifest.fingerprint
+    earlier = {stage.name for stage in chain.stages[:low]}
+    for stage in chain.stages[low : high + 1]:
+        for name in stage.references:
+            if name in earlier - known.keys():
+                raise InputError(
+                    f"stage {stage.name} needs {name}, which is not done: --from {name}"
+                )
+    return known
+
+
+def _run_stage(step: Step, chain: Chain, display: Display, force: bool) -> None:
+    """Run one stage and see that it is signed."""
+    name, directory = step.stage.name, step.directory
+    if step.state in (STALE, RESUMABLE) or step.why:
+        display.line(name, f"{step.state}: {'; '.join(step.why)}")
+    if not _make_room(step, force):
+        display.line(name, "done: what these settings made before is taken again")
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    with display.stage(name, directory) as look:
+        code, text = execute(step.command, directory / LOG, {"CHAINFORGE_CHAIN": chain.name}, look)
+    seconds = seconds_in_words(time.monotonic() - started)
+    log = places.short(directory / LOG)
+    if code == 2:
+        raise InputError(f"stage {name}: {error_message(text) or f'see {log}'}")
+    if code != 0:
+        display.line(name, f"failed  {seconds}")
+        raise StageFailed(f"stage {name} failed with exit code {code}. {log} ends:\n{tail(text)}")
+    if artifacts.read_manifest(directory) is None:
+        raise StageFailed(f"stage {name} ended well but left no manifest.json; see {log}")
+    for aside in asides(directory):
+        shutil.rmtree(aside)
+    display.line(name, f"done  {seconds}  {read_progress(directory)['note']}".rstrip())
+
+
+def _make_room(step: Step, force: bool) -> bool:
+    """Set aside what the directory holds, unless the stage can go on with it.
+
+    False when there is nothing to run: an earlier result, set aside since, was made from the very
+    same settings and inputs, and stands in its place again.
+    """
+    directory = step.directory
+    finished = artifacts.read_manifest(directory) is not None
+    marker = directory / artifacts.STARTED
+    begun = artifacts.read_json(marker).get("fingerprint") if marker.is_file() else None
+    if not finished and begun == step.fingerprint:
+        return True
+    earlier = None if force else _finished_before(step)
+    if finished or begun or (earlier and directory.exists()):
+        _set_aside(directory)
+    if earlier:
+        earlier.rename(directory)
+    return earlier is None
+
+
+def _finished_before(step: Step) -> Path | None:
+    """Return a directory, set aside, that holds what the step would make, whole."""
+    for aside in asides(step.directory):
+        manifest = artifacts.read_manifest(aside)
+        if manifest and manifest.fingerprint == step.fingerprint and not lost(aside, manifest):
+            return aside
+    return None
+
+
+def _set_aside(directory: Path) -> None:
+    """Rename a stage's directory to a free `<stage>.old-<n>`."""
+    with artifacts.lock(directory):  # whoever works in it by hand must not lose it
+        number = 1
+        while (aside := directory.with_name(f"{directory.name}.old-{number}")).exists():
+            number += 1
+        directory.rename(aside)
+
+
+def asides(directory: Path) -> Iterator[Path]:
+    """Yield what was set aside of a stage."""
+    name = re.compile(re.escape(directory.name) + r"\.old-\d+")
+    for path in sorted(directory.parent.glob("*.old-*")):
+        if name.fullmatch(path.name):
+            yield path
+
+
+def _signed(directory: Path) -> str:
+    manifest = artifacts.read_manifest(directory)
+    assert manifest is not None, f"{directory} was done a moment ago"
+    return manifest.fingerprint
+
+
+def error_message(text: str) -> str:
+    """Return the last `error: …` that a recipe printed, with its indented further lines."""
+    lines = text.splitlines()
+    for number in range(len(lines) - 1, -1, -1):
+        if lines[number].startswith("error: "):
+            message = [lines[number].removeprefix("error: ")]
+            for line in lines[number + 1 :]:
+                if not line.startswith("  "):
+                    break
+                message.append(line)
+            return "\n".join(message)
+    return ""
+
+
+def tail(text: str) -> str:
+    """Return the end of a log as a terminal would show it, without the launcher's own traceback."""
+    lines = [line.rpartition("\r")[2].rstrip() for line in text.splitlines()]
+    for number, line in enumerate(lines):
+        if line.startswith("failed: "):
+            lines = lines[: number + 1]
+            break
+    return "\n".join(f"  {line}" for line in lines[-TAIL_LINES:] if line)

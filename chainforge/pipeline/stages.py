@@ -1,0 +1,112 @@
+"""What a stage of a chain is: its recipe, what it takes from other stages, and when it may run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from chainforge.core.artifacts import PATH_KEYS
+from chainforge.core.errors import InputError
+
+SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+# What lies beside the stages, and what a stage is called while it is made anew.
+TAKEN_NAMES = re.compile(r"chain\.json|report\..*|.*\.old-\d+")
+REFERENCES = ("model", "models", "data", "teacher_model")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a recipe must be given, what it may be given besides, and what it leaves behind."""
+
+    needs: tuple[str, ...] = ()
+    takes: tuple[str, ...] = ()
+    leaves: tuple[str, ...] = ()
+    launched: bool = True  # by `accelerate launch`; what trains nothing needs one process only
+
+
+RECIPES = {
+    "collect": Recipe(leaves=("data",), launched=False),
+    "sft": Recipe(needs=("model", "data"), leaves=("model",)),
+    "grpo": Recipe(needs=("model",), leaves=("model",)),
+    "reject": Recipe(needs=("model",), leaves=("data",), launched=False),
+    "distill": Recipe(needs=("model", "teacher_model"), leaves=("model",)),
+    "evaluate": Recipe(needs=("models",), launched=False),
+}
+OWN_RECIPE = Recipe(takes=REFERENCES, leaves=("model", "data"))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage as the chain file has it; references are names of stages or models, or paths."""
+
+    name: str
+    recipe: str
+    config: Path | None = None
+    model: str | None = None
+    teacher_model: str | None = None
+    models: tuple[str, ...] = ()
+    data: tuple[str, ...] = ()
+    launch: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> Recipe:
+        return RECIPES.get(self.recipe, OWN_RECIPE)
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Everything that the stage takes from elsewhere, by name."""
+        single = (self.model, self.teacher_model)
+        return (*(name for name in single if name), *self.models, *self.data)
+
+
+def in_order(stages: Iterable[Stage]) -> list[Stage]:
+    """Return the stages with each after all that it takes from; else in the file's order."""
+    waiting = list(stages)
+    names = {stage.name for stage in waiting}
+    done: set[str] = set()
+    ordered: list[Stage] = []
+    while waiting:
+        ready = next((s for s in waiting if not (names & set(s.references)) - done), None)
+        if ready is None:
+            raise InputError(f"stages wait for one another: {' -> '.join(_cycle(waiting))}")
+        waiting.remove(ready)
+        done.add(ready.name)
+        ordered.append(ready)
+    return ordered
+
+
+def _cycle(stages: list[Stage]) -> list[str]:
+    """Return the members of one cycle, the first again at the end; every stage here waits."""
+    by_name = {stage.name: stage for stage in stages}
+    path = [stages[0].name]
+    while path[-1] not in path[:-1]:
+        path.append(next(name for name in by_name[path[-1]].references if name in by_name))
+    return path[path.index(path[-1]) :]
+
+
+def safe_name(value: Any, key: str) -> str:
+    """Return a name that may become a folder's name and a word on a command line."""
+    if value is None:
+        raise InputError(f"key {key!r} is missing")
+    if not isinstance(value, str) or not SAFE_NAME.fullmatch(value) or ".." in value:
+        raise InputError(
+            f"key {key!r}: {value!r} cannot name a folder; use 1 to 64 of A-Z a-z 0-9 . _ -, "
+            "a letter or digit first, no '..'"
+        )
+    if TAKEN_NAMES.fullmatch(value):
+        raise InputError(f"key {key!r}: {value!r} is the name of a file that the chain writes")
+    return value
+
+
+def check_setting(key: str, value: Any) -> None:
+    """Refuse an override of what the chain itself decides, and what is no option at all."""
+    if key in PATH_KEYS:
+        raise InputError(f"{key!r} is decided by the chain and cannot be set")
+    if not key.isidentifier():
+        raise InputError(f"{key!r} is not the name of an option")
+    if value is None:
+        raise InputError(f"{key!r} has no value; leave it out to get the default")

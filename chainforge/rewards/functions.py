@@ -1,0 +1,176 @@
+"""The rewards: correctness, format, language, and correctness scaled by length.
+
+Each takes the completion's text first; the other arguments are columns of the row or `params`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from chainforge.core.errors import InputError
+from chainforge.core.references import hint
+from chainforge.core.transcript import DEFAULT, lenient_answer, read
+from chainforge.rewards.comparison import Claim
+from chainforge.rewards.language import scripts_of, share
+from chainforge.rewards.verifier import VERIFIERS, verify_all
+
+
+def accuracy_reward(
+    completion: str,
+    answer: str | None,
+    verifier: str = "math",
+    entry: str | dict[str, Any] | None = None,
+    transcript: str = DEFAULT,
+    lenient: bool = False,
+    tolerance: float = 1e-6,
+) -> float | None:
+    """Return 1.0 for the right answer, else 0.0; None when the gold answer cannot be judged.
+
+    Only the answer part of a well-formed transcript counts: a right number in the reasoning, or in
+    a second summary, earns nothing. `lenient` also looks for an answer in an ill-formed one.
+    DeepSeek-R1, section 2.2.2 ("accuracy rewards").
+    """
+    call = dict(locals())
+    return accuracy_rewards([call])[0]
+
+
+def accuracy_rewards(calls: Sequence[dict[str, Any]]) -> list[float | None]:
+    """Return `[accuracy_reward(**call) for call in calls]`, judged side by side."""
+    return [
+        None if verdict is None else float(verdict)
+        for verdict in verify_all([_claim(**call) for call in calls])
+    ]
+
+
+def _claim(
+    completion: str,
+    answer: str | None,
+    verifier: str = "math",
+    entry: str | dict[str, Any] | None = None,
+    transcript: str = DEFAULT,
+    lenient: bool = False,
+    tolerance: float = 1e-6,
+) -> Claim:
+    """Cut the answer out of a completion; an unreadable one claims the empty answer."""
+    if lenient:
+        text = lenient_answer(completion, transcript)
+    else:
+        parts = read(completion, transcript)
+        text = parts.answer if parts else None
+    gold = None if answer is None else str(answer)
+    return Claim(verifier, text or "", gold, entry, tolerance)
+
+
+def _check_accuracy(**params: Any) -> None:
+    """Refuse a verifier that is none while no model is loaded yet."""
+    verifier = params.get("verifier", "math")
+    if verifier not in VERIFIERS:
+        raise InputError(f"no verifier {verifier!r}; {hint(str(verifier), VERIFIERS)}")
+
+
+def format_reward(completion: str, transcript: str = DEFAULT) -> float:
+    """Return 1.0 for a well-formed transcript, else 0.0 (DeepSeek-R1, section 2.2.2)."""
+    return 1.0 if read(completion, transcript) else 0.0
+
+
+def language_consistency_reward(
+    completion: str, language: str = "en", transcript: str = DEFAULT
+) -> float:
+    """Return the share of words of the reasoning in the language's script, 0.0 when unreadable.
+
+    Mathematics, code and digits are no words. DeepSeek-R1, section 2.3.2.
+    """
+    scripts_of(language)
+    parts = read(completion, transcript)
+    return share(parts.reasoning, language) if parts else 0.0
+
+
+def _check_language(**params: Any) -> None:
+    """Refuse a language that is none while no model is loaded yet."""
+    scripts_of(params.get("language", "en"))
+
+
+class CosineScaledReward:
+    """`get_cosine_scaled_reward`'s function, in TRL's batch form."""
+
+    __name__ = "cosine_scaled_reward"
+
+    def __init__(
+        self, max_len: int, wrong: tuple[float, float], right: tuple[float, float]
+    ) -> None:
+        self.max_len = max_len
+        self.wrong = wrong
+        self.right = right
+
+    def __call__(
+        self,
+        completions: list[list[dict[str, str]]],
+        completion_ids: list[list[int]],
+        answer: list[str],
+        verifier: list[str] | None = None,
+        entry: list[str | None] | None = None,
+        transcript: str = DEFAULT,
+    ) -> list[float | None]:
+        """Return a reward per completion; None where the gold answer cannot be judged."""
+        calls = [
+            {
+                "completion": completion[0]["content"],
+                "answer": answer[index],
+                "verifier": (verifier[index] if verifier else None) or "math",
+                "entry": entry[index] if entry else None,
+                "transcript": transcript,
+            }
+            for index, completion in enumerate(completions)
+        ]
+        correct = accuracy_rewards(calls)
+        return [self._scale(*pair) for pair in zip(correct, completion_ids, strict=True)]
+
+    def _scale(self, correct: float | None, ids: list[int]) -> float | None:
+        if correct is None:
+            return None
+        # A wrong answer's bounds are swapped: a short one is penalised more, so exploring pays.
+        low, high = self.right if correct else (self.wrong[1], self.wrong[0])
+        progress = min(len(ids) / self.max_len, 1.0)
+        return low + 0.5 * (high - low) * (1.0 + math.cos(progress * math.pi))
+
+
+def get_cosine_scaled_reward(
+    max_len: int,
+    min_value_wrong: float = -1.0,
+    max_value_wrong: float = -0.5,
+    min_value_correct: float = 0.5,
+    max_value_correct: float = 1.0,
+) -> Callable[..., list[float | None]]:
+    """Scale correctness by length along a cosine, as TRL's function of this name does.
+
+    The same curve and arguments; the correctness is `accuracy_reward`'s, since TRL's runs
+    math-verify in the trainer's process, where one answer can hang it, and judges the reasoning
+    too. "Demystifying Long Chain-of-Thought Reasoning", appendix C.1.
+    """
+    if not max_len > 0:
+        raise InputError(f"get_cosine_scaled_reward: max_len is {max_len}, it must be positive")
+    wrong, right = (min_value_wrong, max_value_wrong), (min_value_correct, max_value_correct)
+    return CosineScaledReward(max_len, wrong, right)
+
+
+# A `batch` attribute judges many calls at once; a `check` attribute looks at `params` when a
+# configuration is read.
+accuracy_reward.batch = accuracy_rewards  # type: ignore[attr-defined]
+accuracy_reward.check = _check_accuracy  # type: ignore[attr-defined]
+language_consistency_reward.check = _check_language  # type: ignore[attr-defined]
+
+BUILTINS: dict[str, str | Callable[..., Any]] = {
+    "accuracy_reward": accuracy_reward,
+    "format_reward": format_reward,
+    "language_consistency_reward": language_consistency_reward,
+    "get_cosine_scaled_reward": get_cosine_scaled_reward,
+    "cosine_scaled": get_cosine_scaled_reward,
+    # Named, not imported: TRL brings torch.
+    "get_soft_overlong_punishment": "trl.rewards:get_soft_overlong_punishment",
+    "soft_overlong": "trl.rewards:get_soft_overlong_punishment",
+    "get_repetition_penalty_reward": "trl.rewards:get_repetition_penalty_reward",
+    "repetition_penalty": "trl.rewards:get_repetition_penalty_reward",
+    "think_format_reward": "trl.rewards:think_format_reward",
+}

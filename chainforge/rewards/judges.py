@@ -1,0 +1,145 @@
+"""Ask the judging program for verdicts: started when first needed, restarted when it died.
+
+The trainer's side of `chainforge.rewards.worker`. It works from any thread, touches no signal
+handler or timer of this process, and ends with it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import logging
+import os
+import select
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+_ROOT = Path(__file__).resolve().parents[2]
+_START_LIMIT = 120.0  # Importing sympy takes half a second, or a minute on a cold network disk.
+
+
+def default_workers() -> int:
+    """Return this process's share of the machine's cores, 1 to 4."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(4, (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+class Judges:
+    """A judging program of `workers` children, `limit` seconds and `memory` bytes a verdict."""
+
+    def __init__(
+        self, workers: int | None = None, limit: float = 2.0, memory: int = 2 * 1024**3
+    ) -> None:
+        self.workers = workers or default_workers()
+        self.limit = limit
+        self.memory = memory
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._buffer = b""
+        atexit.register(self.close)
+        # A fork (a data loader's worker) inherits the pipes but must start a program of its own.
+        os.register_at_fork(after_in_child=self._forget)
+
+    def judge(self, jobs: Sequence[tuple[str, str, str]]) -> list[bool | str]:
+        """Return a verdict per job, in order; see `worker.Crew.judge`.
+
+        Where the program itself dies twice over a batch, its jobs are `lost`: nobody's fault.
+        Raises `RuntimeError` when it cannot start.
+        """
+        if not jobs:
+            return []
+        with self._lock:
+            for _ in range(2):
+                self._start()
+                answer = self._ask(jobs)
+                if answer is not None and "verdicts" in answer:
+                    return list(answer["verdicts"])
+                logger.warning("the answer judges died (%s); starting them again", answer)
+                self._stop()
+        return ["lost"] * len(jobs)
+
+    def close(self) -> None:
+        """End the program and its children; a later `judge` starts it anew."""
+        with self._lock:
+            self._stop()
+
+    def _start(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            return
+        code = (
+            f"import sys; sys.path.insert(0, {str(_ROOT)!r}); from chainforge.rewards.worker "
+            f"import main; main({self.workers}, {self.limit}, {self.memory})"
+        )
+        self._buffer = b""
+        # -P: a file named sympy.py in the working directory is not sympy. A session of its own:
+        # Ctrl-C reaches the trainer only, which then closes the pipe.
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            start_new_session=True,
+        )
+        started = self._read(_START_LIMIT)
+        if started is None or "ready" not in started:
+            self._stop()
+            why = (started or {}).get("error", f"no answer from {sys.executable}")
+            raise RuntimeError(f"the answer judges (math-verify) do not start: {why}")
+
+    def _ask(self, jobs: Sequence[tuple[str, str, str]]) -> dict[str, Any] | None:
+        """Send a batch and wait no longer than its jobs may take; None when there is no answer."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        rounds = -(-len(jobs) // self.workers)
+        try:
+            self._process.stdin.write(json.dumps(list(jobs)).encode() + b"\n")
+            self._process.stdin.flush()
+        except OSError:
+            return None
+        return self._read(rounds * (self.limit + 1.0) + _START_LIMIT)
+
+    def _read(self, limit: float) -> dict[str, Any] | None:
+        """Read one message; None at the end of the pipe or of the time."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        descriptor = self._process.stdout.fileno()
+        poller = select.poll()
+        poller.register(descriptor, select.POLLIN)
+        deadline = time.monotonic() + limit
+        while b"\n" not in self._buffer:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0 or not poller.poll(1000 * remaining):
+                return None
+            chunk = os.read(descriptor, 1 << 16)
+            if not chunk:
+                return None
+            self._buffer += chunk
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return dict(json.loads(line))
+
+    def _stop(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        try:
+            os.killpg(process.pid, 9)
+        except (ProcessLookupError, PermissionError):
+            process.kill()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
+        process.wait()
+
+    def _forget(self) -> None:
+        """After a fork, in the child: leave the parent's program alone."""
+        self._lock = threading.Lock()
+        self._process = None
+        self._buffer = b""

@@ -1,0 +1,126 @@
+"""Count the words of a text by the script they are written in.
+
+DeepSeek-R1 (section 2.3.2) rewards "the proportion of target language words" in the reasoning, to
+keep a model from mixing languages. Scripts tell Chinese from English, which is the mixing the paper
+saw; they do not tell English from French, since both are Latin.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+
+from chainforge.core.errors import InputError
+from chainforge.core.references import hint
+
+# Letters and the marks that belong to them, digits and punctuation left out.
+_SCRIPTS = {
+    "latin": "A-Za-zªºÀ-ÖØ-öø-ɏ\u1e00-\u1eff\u0300-\u036f",
+    "greek": "Ͱ-ͽͿΆΈ-Ͽ\u1f00-\u1fff",
+    "cyrillic": "Ѐ-ԯ\u1c80-\u1c8f",
+    "armenian": "Ա-Ֆա-և",
+    "hebrew": "\u0591-\u05bdא-ת",
+    "arabic": "\u0610-\u061aؠ-\u065f\u066e-\u06d3\u06d5-\u06dc\u06de-\u06e8\u06ea-\u06efۺ-ۿݐ-ݿ",
+    "devanagari": "\u0900-\u0963\u0971-\u097f",
+    "bengali": "\u0980-\u09e3\u09f0-\u09f1",
+    "gurmukhi": "\u0a00-\u0a65\u0a70-\u0a75",
+    "gujarati": "\u0a80-\u0ae5",
+    "tamil": "\u0b80-\u0be5",
+    "telugu": "\u0c00-\u0c65",
+    "kannada": "\u0c80-\u0ce5",
+    "malayalam": "\u0d00-\u0d65",
+    "georgian": "\u10a0-\u10ff",
+    "hangul": "\u1100-\u11ff\u3130-\u318f\uac00-\ud7af",
+    "kana": "\u3041-\u309f\u30a1-\u30fa\u30fc-\u30ff\uff66-\uff9f",
+    "han": "\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f",
+    "thai": "\u0e01-\u0e4e",
+}
+# Written without spaces: this many characters make about one word.
+_CHARACTERS_PER_WORD = {"han": 2, "kana": 2, "thai": 4}
+
+_LATIN = re.findall(
+    r"\w+", "cs da de en es et fi fr hr hu id it lt lv ms nl no pl pt ro sk sl sv sw tl tr vi"
+)
+LANGUAGES: dict[str, frozenset[str]] = {
+    **{code: frozenset({"latin"}) for code in _LATIN},
+    **{code: frozenset({"cyrillic"}) for code in ("ru", "uk", "bg", "sr", "kk")},
+    **{code: frozenset({"arabic"}) for code in ("ar", "fa", "ur")},
+    **{code: frozenset({"devanagari"}) for code in ("hi", "mr", "ne")},
+    "zh": frozenset({"han"}),
+    "ja": frozenset({"han", "kana"}),
+    "ko": frozenset({"hangul"}),
+    "el": frozenset({"greek"}),
+    "he": frozenset({"hebrew"}),
+    "th": frozenset({"thai"}),
+    "bn": frozenset({"bengali"}),
+    "pa": frozenset({"gurmukhi"}),
+    "gu": frozenset({"gujarati"}),
+    "ta": frozenset({"tamil"}),
+    "te": frozenset({"telugu"}),
+    "kn": frozenset({"kannada"}),
+    "ml": frozenset({"malayalam"}),
+    "ka": frozenset({"georgian"}),
+    "hy": frozenset({"armenian"}),
+}
+
+_RUN = re.compile(
+    "|".join(f"(?P<{name}>[{letters}]+)" for name, letters in _SCRIPTS.items())
+    + r"|(?P<other>[^\W\d_]+)"
+)
+_OPENING = re.compile(r"```|`|\$\$|\$|\\\(|\\\[|\\begin\{")
+_CLOSING = {"\\(": "\\)", "\\[": "\\]", "\\begin{": "\\end{"}
+# A LaTeX command, a name with a digit or underscore, a function's name: mathematics, not language.
+_NOT_WORDS = re.compile(
+    r"\\[A-Za-z]+|(?<![A-Za-z])[A-Za-z_]{0,40}[\d_][A-Za-z0-9_]{0,40}"
+    r"|(?<![A-Za-z])(?:sin|cos|tan|log|ln|exp|max|min|mod|gcd|lcm|sqrt)(?![A-Za-z])"
+)
+_APOSTROPHE = re.compile(r"(?<=[^\W\d_])['’](?=[^\W\d_])")
+
+
+def scripts_of(language: str) -> frozenset[str]:
+    """Return the scripts a language is written in; raise `InputError` for an unknown code."""
+    if language not in LANGUAGES:
+        raise InputError(f"no language {language!r}; {hint(str(language), LANGUAGES)}")
+    return LANGUAGES[language]
+
+
+def prose(text: str) -> str:
+    """Leave out mathematics and code: `$..$`, environments, code spans, names."""
+    kept: list[str] = []
+    never: set[str] = set()  # Marks that no longer occur, so that open ones cost one search.
+    position = 0
+    while match := _OPENING.search(text, position):
+        closing = _CLOSING.get(match[0], match[0])
+        end = -1 if closing in never else text.find(closing, match.end())
+        kept.append(text[position : match.start()])
+        if end < 0:
+            never.add(closing)
+            position = match.end()
+        else:
+            kept.append(" ")
+            position = end + len(closing)
+    kept.append(text[position:])
+    return _NOT_WORDS.sub(" ", "".join(kept))
+
+
+def count_words(text: str) -> Counter[str]:
+    """Count words by script; a single Latin or Greek letter is a variable, not a word."""
+    counts: Counter[str] = Counter()
+    for match in _RUN.finditer(_APOSTROPHE.sub("", prose(text))):
+        script = match.lastgroup or "other"
+        length = len(match[0])
+        if length > 1 or script not in ("latin", "greek"):
+            counts[script] += math.ceil(length / _CHARACTERS_PER_WORD.get(script, length))
+    return counts
+
+
+def share(text: str, language: str) -> float:
+    """Return the share of words in the language's script; 1.0 where no words are.
+
+    Reasoning in mathematics alone mixes no languages.
+    """
+    scripts = scripts_of(language)
+    counts = count_words(text)
+    total = sum(counts.values())
+    return sum(counts[script] for script in scripts) / total if total else 1.0

@@ -1,0 +1,211 @@
+"""A reward as TRL calls it, with what a long run needs: neutral failures, and a limit to them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any
+
+from chainforge.core.errors import InputError
+from chainforge.rewards.binding import BATCH_NAMES, Bound
+
+logger = logging.getLogger(__name__)
+
+# A failure share over fewer rows says little; over more, it would forget a fault too slowly.
+_FEWEST, _WINDOW = 64, 256
+# GRPO squares a reward in float32: beyond this a group's advantages become inf or 0, silently.
+_LARGEST = 1e12
+
+
+class RewardFailed(RuntimeError):
+    """A reward failed on more rows than `max_reward_failures` allows; says which and why."""
+
+
+class Reward:
+    """A reward function in TRL's batch form, named for TRL's metrics by `__name__`.
+
+    None is "does not apply": rows of another task, and rows where the function failed.
+    """
+
+    def __init__(
+        self, bound: Bound, max_failures: float = 0.1, coin_seed: int | None = None
+    ) -> None:
+        self.__name__ = bound.name
+        self.weight = bound.weight
+        self.task = bound.task
+        self.failed = 0
+        self.seen = 0
+        self._bound = bound
+        self._max_failures = max_failures
+        self._coin_seed = coin_seed
+        self._recent: deque[bool] = deque(maxlen=_WINDOW)
+
+    def __repr__(self) -> str:
+        return f"Reward({self.__name__!r}, weight={self.weight}, task={self.task!r})"
+
+    def __call__(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        trainer_state: Any = None,
+        log_metric: Callable[[str, float], None] | None = None,
+        log_extra: Callable[[str, list[Any]], None] | None = None,
+        **columns: Any,
+    ) -> list[float | None]:
+        """Return a reward per completion; `columns` hold a list each, one value per completion.
+
+        Raises `RewardFailed` when too many of the last rows failed.
+        """
+        tasks = columns.get("task") or [None] * len(completions)
+        rows = [i for i in range(len(completions)) if self.task is None or tasks[i] == self.task]
+        chosen = {key: _pick(value, rows, len(completions)) for key, value in columns.items()}
+        chosen["prompts"] = [prompts[i] for i in rows]
+        chosen["completions"] = texts = [text_of(completions[i]) for i in rows]
+        if completion_ids is not None:
+            chosen["completion_ids"] = [completion_ids[i] for i in rows]
+        if self._coin_seed is not None:
+            values: list[Any] = self._flip(texts, chosen)
+        elif self._bound.batch:
+            extras = {"trainer_state": trainer_state, "log_metric": log_metric}
+            values = self._call_batch(chosen | extras | {"log_extra": log_extra}, len(rows))
+        else:
+            values = self._call_rows(texts, chosen)
+        checked = self._check(values, log_metric)
+        rewards: list[float | None] = [None] * len(completions)
+        for i, value in zip(rows, checked, strict=True):
+            rewards[i] = value
+        return rewards
+
+    def _flip(self, texts: list[str], columns: dict[str, Any]) -> list[float]:
+        """Flip a coin per row: the same for the same row and text, in a resumed run too."""
+        names = columns.get("id") or [json.dumps(p, default=str) for p in columns["prompts"]]
+        flips = []
+        for name, text in zip(names, texts, strict=True):
+            content = f"{self._coin_seed}\0{self.__name__}\0{name}\0{text}"
+            digest = hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=1)
+            flips.append(float(digest.digest()[0] & 1))
+        return flips
+
+    def _call_batch(self, columns: dict[str, Any], size: int) -> list[Any]:
+        """Call a function of TRL's form once; texts become messages, as its own rewards expect."""
+        bound = self._bound
+        messages = [[{"role": "assistant", "content": text}] for text in columns["completions"]]
+        available = columns | {"completions": messages}
+        self._need(bound.taken, available)
+        names = {*bound.taken, *(available if bound.everything else ())} - set(bound.constants)
+        given = {name: _column(available, name, size) for name in names}
+        try:
+            values = list(bound.function(**given, **bound.constants))
+            if len(values) != size:
+                raise ValueError(f"it returned {len(values)} rewards for {size} completions")
+        except InputError:
+            raise
+        except Exception as error:
+            return [error] * size
+        return values
+
+    def _call_rows(self, texts: list[str], columns: dict[str, Any]) -> list[Any]:
+        """Call a function once per row; a function with a `batch` attribute gets them all."""
+        bound = self._bound
+        columns = columns | {"prompt": columns["prompts"]}
+        self._need(bound.taken, columns)
+        taken = {name: _column(columns, name, len(texts)) for name in bound.taken}
+        calls = [
+            # A row without a value for an optional argument leaves it at its default.
+            {name: values[i] for name, values in taken.items() if self._is_given(name, values[i])}
+            | dict(bound.constants)
+            for i in range(len(texts))
+        ]
+        if batch := getattr(bound.function, "batch", None):
+            whole = [call | {"completion": text} for call, text in zip(calls, texts, strict=True)]
+            return list(batch(whole))
+        return [self._call_one(text, call) for text, call in zip(texts, calls, strict=True)]
+
+    def _is_given(self, name: str, value: Any) -> bool:
+        return value is not None or name in self._bound.required
+
+    def _call_one(self, text: str, call: dict[str, Any]) -> Any:
+        try:
+            return self._bound.function(text, **call)
+        except InputError:
+            raise
+        except Exception as error:
+            return error
+
+    def _need(self, names: Iterable[str], available: Collection[str]) -> None:
+        """Raise for token ids that only a trainer has."""
+        if "completion_ids" in names and "completion_ids" not in available:
+            raise InputError(
+                f"reward {self.__name__}: it needs the token ids of a completion, which these rows "
+                "do not have (column `completion_ids`); leave it out of this stage's rewards"
+            )
+
+    def _check(
+        self, values: list[Any], log_metric: Callable[[str, float], None] | None
+    ) -> list[float | None]:
+        """Make what failed neutral, count and log it; raise when it is too much."""
+        checked = [_finite(value) for value in values]
+        failures = [value for value in checked if isinstance(value, Exception)]
+        self.seen += len(checked)
+        self.failed += len(failures)
+        self._recent.extend(isinstance(value, Exception) for value in checked)
+        if log_metric is not None and checked:
+            log_metric(f"rewards/{self.__name__}/failed", len(failures) / len(checked))
+        if failures:
+            why = f"{type(failures[0]).__name__}: {failures[0]}"
+            logger.warning(
+                "reward %s failed on %d of %d rows (%s); they are neutral",
+                self.__name__,
+                len(failures),
+                len(checked),
+                why,
+            )
+            share = sum(self._recent) / len(self._recent)
+            if len(self._recent) >= _FEWEST and share > self._max_failures:
+                raise RewardFailed(
+                    f"reward {self.__name__} failed on {share:.0%} of its last "
+                    f"{len(self._recent)} rows, more than max_reward_failures="
+                    f"{self._max_failures}; the last: {why}"
+                )
+        return [None if isinstance(value, Exception) else value for value in checked]
+
+
+def _finite(value: Any) -> float | Exception | None:
+    """Return a reward as a float, None as it is, or why it is no reward."""
+    if value is None or isinstance(value, Exception):
+        return value
+    try:
+        number = math.nan if isinstance(value, str | bytes) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not abs(number) <= _LARGEST:
+        return ValueError(f"it returned {value!r}, which is no finite number")
+    return number
+
+
+def _pick(value: Any, rows: list[int], size: int) -> Any:
+    """Return a column's values of some rows; what is no column stays as it is."""
+    if isinstance(value, list | tuple) and len(value) == size:
+        return [value[i] for i in rows]
+    return value
+
+
+def _column(columns: dict[str, Any], name: str, size: int) -> Any:
+    """Return a column; `solution`, TRL's name for the gold answer, falls back to `answer`."""
+    if name in columns:
+        return columns[name]
+    if name == "solution" and "answer" in columns:
+        return columns["answer"]
+    return None if name in BATCH_NAMES else [None] * size
+
+
+def text_of(completion: Any) -> str:
+    """Return a completion's text, of TRL's conversational form or as it is."""
+    if isinstance(completion, str):
+        return completion
+    return "".join(str(turn.get("content") or "") for turn in completion)

@@ -1,0 +1,71 @@
+"""Decide whether answer texts give their gold answers: a batch in, verdicts out.
+
+Six verifiers: `math`, `arithmetic`, `numeric`, `choice`, `exact`, `reasoning_gym`. A verdict is
+True, False, or None where the gold answer itself cannot be judged.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+from chainforge.core.errors import InputError
+from chainforge.core.references import hint
+from chainforge.rewards.comparison import COMPARISONS, Claim, Job
+from chainforge.rewards.judges import Judges
+
+logger = logging.getLogger(__name__)
+
+VERIFIERS = tuple(COMPARISONS)
+JUDGES = Judges()
+COUNTS: Counter[str] = Counter()
+"""Answers `compared` here, `judged` by a process, and of those ended by `timeout`, `memory`..."""
+
+# What a process says instead of yes or no; the last two say nothing about the answer.
+_VERDICTS = {"timeout": False, "memory": False, "crash": False, "gold": None, "lost": None}
+_CACHE_SIZE = 65_536
+_cache: OrderedDict[Job, bool | str] = OrderedDict()
+
+
+def verify(
+    verifier: str,
+    text: str,
+    gold: str | None,
+    entry: str | dict[str, Any] | None = None,
+    tolerance: float = 1e-6,
+) -> bool | None:
+    """Judge one answer text; `verify_all` judges a batch over several processes."""
+    return verify_all([Claim(verifier, text, gold, entry, tolerance)])[0]
+
+
+def verify_all(claims: Sequence[Claim], judges: Judges | None = None) -> list[bool | None]:
+    """Judge a batch, in order. Raises `InputError` for a verifier or an entry that is none."""
+    decisions = [_compare(claim) for claim in claims]
+    jobs = list(dict.fromkeys(item for item in decisions if isinstance(item, tuple)))
+    verdicts = {job: known for job in jobs if (known := _cache.get(job)) is not None}
+    unknown = [job for job in jobs if job not in verdicts]
+    COUNTS["compared"] += sum(not isinstance(item, tuple) for item in decisions)
+    COUNTS["judged"] += len(unknown)
+    for job, verdict in zip(unknown, (judges or JUDGES).judge(unknown), strict=True):
+        verdicts[job] = verdict
+        if isinstance(verdict, str):
+            COUNTS[verdict] += 1
+            logger.warning("%s while judging %.80r against %.80r", verdict, job[1], job[2])
+        if verdict != "lost":
+            _cache[job] = verdict
+    while len(_cache) > _CACHE_SIZE:
+        _cache.popitem(last=False)
+    return [_settle(verdicts[item]) if isinstance(item, tuple) else item for item in decisions]
+
+
+def _settle(verdict: bool | str) -> bool | None:
+    return _VERDICTS[verdict] if isinstance(verdict, str) else verdict
+
+
+def _compare(claim: Claim) -> bool | Job | None:
+    """Compare here where that is safe, else return the job for a judging process."""
+    if claim.verifier not in COMPARISONS:
+        raise InputError(f"no verifier {claim.verifier!r}; {hint(str(claim.verifier), VERIFIERS)}")
+    return COMPARISONS[claim.verifier](claim)

@@ -1,0 +1,210 @@
+"""The ceremony around a stage: open its directory, work, sign it.
+
+What a stage leaves counts only once `manifest.json` is there. Until then the directory says in
+`stage.json` what it is being made from, so that a later run goes on with the same settings and
+never with others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import logging
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from chainforge import __version__
+from chainforge.core import artifacts
+from chainforge.core.artifacts import Manifest
+from chainforge.core.config import given, resolved
+from chainforge.core.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes")
+WORKING_FILES = {"log.txt", ".lock", artifacts.PROGRESS, artifacts.STARTED, artifacts.MANIFEST}
+UNSIGNED = {"checkpoints"}
+
+
+@dataclass
+class RunArgs:
+    """What a stage needs that no TRL configuration gives it."""
+
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Directory of the stage; everything it leaves is there."}
+    )
+    seed: int = field(default=42, metadata={"help": "Seed of everything that is drawn."})
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "The policy: a directory or a Hub id."}
+    )
+    dtype: str = field(
+        default="auto",
+        metadata={"help": "Precision of the policy: auto (as saved), float32, bfloat16, float16."},
+    )
+
+
+def is_main_process() -> bool:
+    """True in the one process of a launch that writes."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+@dataclass
+class Stage:
+    """An open stage: where it works, what it is made from, what it has measured."""
+
+    recipe: str
+    directory: Path
+    fingerprint: str
+    given: dict[str, Any]
+    inputs: dict[str, str]
+    seed: int
+    config: dict[str, Any]
+    metrics: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def path(self, name: str) -> Path:
+        """Return the path of a file of this stage."""
+        return self.directory / name
+
+    def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
+        """Leave word of how far the stage is."""
+        if is_main_process():
+            artifacts.report_progress(self.directory, done, total, unit, note)
+
+
+@contextlib.contextmanager
+def open_stage(
+    recipe: str,
+    output_dir: str | None,
+    *configs: Any,
+    inputs: Mapping[str, str] | None = None,
+    seed: int = 42,
+) -> Iterator[Stage]:
+    """Open a stage's directory for work; sign it when the work ends well.
+
+    `configs` are the parsed dataclasses, kept in `config.yaml`; `inputs` maps roles to paths or
+    Hub ids. Exits with code 0 when the same stage is done already; raises `InputError` when the
+    directory is in use, holds a stage made otherwise, or is not a stage's.
+    """
+    if not output_dir:
+        raise InputError("output_dir: say where the stage may write, as --output_dir DIRECTORY")
+    directory = Path(output_dir)
+    settings = given(sys.argv[1:])
+    prints = {
+        role: artifacts.input_fingerprint(reference) for role, reference in (inputs or {}).items()
+    }
+    stage = Stage(
+        recipe=recipe,
+        directory=directory,
+        fingerprint=artifacts.fingerprint(recipe, settings, prints),
+        given=artifacts.canonical(settings),
+        inputs=prints,
+        seed=seed,
+        config=resolved(*configs),
+    )
+    started = time.monotonic()
+    with artifacts.lock(directory) if is_main_process() else contextlib.nullcontext():
+        _leave_if_done(stage)
+        if is_main_process():
+            _begin(stage)
+        yield stage
+        if is_main_process():
+            _sign(stage, time.monotonic() - started)
+
+
+def _leave_if_done(stage: Stage) -> None:
+    manifest = artifacts.read_manifest(stage.directory)
+    if manifest is None:
+        return
+    if manifest.fingerprint == stage.fingerprint:
+        logger.info("%s is done already; delete it to run it again", stage.directory)
+        raise SystemExit(0)
+    raise InputError(
+        f"{stage.directory} holds a finished stage made otherwise "
+        f"({_difference(manifest.given, manifest.inputs, stage)}); "
+        "give another --output_dir, or delete it"
+    )
+
+
+def _begin(stage: Stage) -> None:
+    """Mark the directory as this stage's, unless it is somebody else's."""
+    marker = stage.path(artifacts.STARTED)
+    if marker.exists():
+        before = artifacts.read_json(marker)
+        if before["fingerprint"] != stage.fingerprint:
+            raise InputError(
+                f"{stage.directory} holds an unfinished stage with other settings "
+                f"({_difference(before['given'], before['inputs'], stage)}); "
+                "give another --output_dir, or delete it"
+            )
+        logger.info("%s: going on with an unfinished stage", stage.directory)
+    elif foreign := [
+        path.name for path in stage.directory.iterdir() if path.name not in WORKING_FILES
+    ]:
+        raise InputError(
+            f"{stage.directory} is not empty and not a stage's (it holds {sorted(foreign)[0]}); "
+            "give another --output_dir"
+        )
+    value = {"recipe": stage.recipe, "fingerprint": stage.fingerprint}
+    artifacts.write_json(marker, value | {"given": stage.given, "inputs": stage.inputs})
+    with open(stage.path("config.yaml"), "w", encoding="utf-8") as file:
+        yaml.safe_dump(stage.config, file, sort_keys=False, allow_unicode=True)
+
+
+def _difference(given_before: dict[str, Any], inputs_before: dict[str, str], stage: Stage) -> str:
+    words = artifacts.changes(given_before, stage.given)
+    words += [
+        f"the input {role} changed"
+        for role in sorted(inputs_before.keys() | stage.inputs.keys())
+        if inputs_before.get(role) != stage.inputs.get(role)
+    ]
+    return "; ".join(words) or "a file that the settings name changed"
+
+
+def _sign(stage: Stage, seconds: float) -> None:
+    """Write the manifest: from now on the stage is done."""
+    outputs = {
+        str(path.relative_to(stage.directory)): artifacts.sha256(path)
+        for path in sorted(stage.directory.rglob("*"))
+        if path.is_file()
+        and path.relative_to(stage.directory).parts[0] not in WORKING_FILES | UNSIGNED
+    }
+    Manifest(
+        recipe=stage.recipe,
+        fingerprint=stage.fingerprint,
+        given=stage.given,
+        inputs=stage.inputs,
+        outputs=outputs,
+        config=stage.config,
+        metrics=stage.metrics,
+        versions=versions(),
+        device=device(),
+        seed=stage.seed,
+        seconds=round(seconds, 1),
+        notes=stage.notes,
+    ).write(stage.directory)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    found = {"chainforge": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def device() -> str:
+    """Name the device that did the work."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    return f"cpu ({os.cpu_count()} cores)"

@@ -1,0 +1,75 @@
+"""On-policy distillation: the student writes, the teacher's token probabilities correct it.
+
+    accelerate launch recipes/distill.py --config recipes/quickstart/distill.yaml \
+        --model_name_or_path runs/quickstart/student/model \
+        --teacher_model_name_or_path runs/quickstart/final/model --output_dir runs/quickstart/pupil
+
+Every option is TRL's own (DistillationConfig, ModelConfig) but for `tasks` and `transcript`.
+Student and teacher need one tokenizer. Distillation from written traces, which is what DeepSeek-R1
+did (section 2.4), is `sft.py` on the student.
+"""
+
+from dataclasses import dataclass, field
+
+from chainforge.core import process
+from chainforge.core.config import parse
+from chainforge.core.transcript import DEFAULT
+from chainforge.data.datasets import grpo_dataset
+from chainforge.data.tasks import TaskArgs, load_examples
+from chainforge.training.policy import (
+    check_model,
+    check_vocabulary,
+    load_tokenizer,
+    model_options,
+    prepare,
+    train,
+)
+from chainforge.training.stage import open_stage
+
+
+@dataclass
+class DistillArgs:
+    """What distillation needs beside TRL's own options."""
+
+    transcript: str = field(default=DEFAULT, metadata={"help": "Preset of the transcript's tags."})
+
+
+def main() -> None:
+    from trl import (
+        DistillationConfig,
+        DistillationTrainer,
+        ModelConfig,
+        get_peft_config,
+        get_quantization_config,
+    )
+
+    tasks, form, training, model = configs = parse(
+        TaskArgs, DistillArgs, DistillationConfig, ModelConfig
+    )
+    student = check_model(model.model_name_or_path)
+    teacher = check_model(training.teacher_model_name_or_path)
+    with open_stage(
+        "distill",
+        training.output_dir,
+        *configs,
+        inputs={"model": student, "teacher": teacher},
+        seed=training.seed,
+    ) as stage:
+        examples = load_examples(tasks, form.transcript, training.seed)
+        tokenizer = load_tokenizer(student, form.transcript)
+        check_vocabulary(tokenizer, load_tokenizer(teacher, form.transcript))
+        training.teacher_model_init_kwargs = model_options(model, training)
+        trainer = DistillationTrainer(
+            model=student,
+            teacher_model=teacher,
+            args=prepare(training, model, stage),
+            train_dataset=grpo_dataset(examples).select_columns(["prompt"]),
+            processing_class=tokenizer,
+            quantization_config=get_quantization_config(model),
+            peft_config=get_peft_config(model),
+        )
+        train(trainer, stage)
+
+
+if __name__ == "__main__":
+    process.run(main)

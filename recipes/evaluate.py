@@ -1,0 +1,96 @@
+"""What each stage was worth: several models on the same held-out rows.
+
+    python recipes/evaluate.py --config recipes/quickstart/scores.yaml --output_dir scores \
+        --models base=recipes/quickstart/base cold=runs/quickstart/cold/model
+
+Leaves `results.json` (accuracy strict and lenient with Wilson intervals, format, lengths, pass@k,
+maj@k, and McNemar's test between each model and the one before it) and every judged sample.
+"""
+
+from dataclasses import dataclass, field
+
+from rich.console import Console
+
+from chainforge.core import artifacts, process
+from chainforge.core.config import parse
+from chainforge.core.errors import InputError
+from chainforge.core.references import hint
+from chainforge.core.transcript import DEFAULT
+from chainforge.data.measures import summarize
+from chainforge.data.rollouts import open_policy, roll_out
+from chainforge.data.sampling import SamplingArgs
+from chainforge.data.tasks import TaskArgs, load_examples
+from chainforge.pipeline.results import models_table, pairs_table
+from chainforge.training.policy import check_model, load_tokenizer
+from chainforge.training.stage import RunArgs, open_stage
+
+
+@dataclass
+class EvaluateArgs:
+    """What is compared."""
+
+    models: list[str] = field(
+        default_factory=list, metadata={"help": "name=path_or_hub_id of each model, in order."}
+    )
+    pairs: list[str] = field(
+        default_factory=list,
+        metadata={"help": "first:second of each comparison; each model with the next if left out."},
+    )
+    transcript: str = field(default=DEFAULT, metadata={"help": "Preset of the transcript's tags."})
+
+
+def named(models: list[str]) -> dict[str, str]:
+    """Read `name=path` pairs."""
+    found: dict[str, str] = {}
+    for word in models:
+        name, equals, path = word.partition("=")
+        if not equals or not name or name in found:
+            raise InputError(f"models: expected distinct name=path pairs, found {word!r}")
+        found[name] = check_model(path)
+    if not found:
+        raise InputError("models: none given; for instance --models base=PATH cold=PATH")
+    return found
+
+
+def paired(pairs: list[str], models: dict[str, str]) -> list[tuple[str, str]] | None:
+    """Read `first:second` pairs of models that are there."""
+    found = []
+    for word in pairs:
+        first, _, second = word.partition(":")
+        for name in (first, second):
+            if name not in models:
+                raise InputError(f"pairs: {word!r}: no model {name!r}; {hint(name, models)}")
+        found.append((first, second))
+    return found or None
+
+
+def main() -> None:
+    run, tasks, args, sampling = configs = parse(RunArgs, TaskArgs, EvaluateArgs, SamplingArgs)
+    models = named(args.models)
+    pairs = paired(args.pairs, models)
+    inputs = {f"models.{name}": path for name, path in models.items()}
+    with open_stage("evaluate", run.output_dir, *configs, inputs=inputs, seed=run.seed) as stage:
+        examples = load_examples(tasks, args.transcript, run.seed)
+        judged = {}
+        for number, (name, path) in enumerate(models.items()):
+            judged[name] = roll_out(
+                open_policy(path, dtype=run.dtype),
+                load_tokenizer(path, args.transcript),
+                examples,
+                sampling,
+                path=stage.path("samples.jsonl"),
+                transcript=args.transcript,
+                seed=run.seed,
+                provenance={"model": name, "stage": stage.directory.name},
+                progress=lambda done, total, unit, note, number=number, name=name: stage.progress(
+                    number * total + done, len(models) * total, unit, f"{name}: {note}"
+                ),
+            )
+        results = summarize(judged, pairs, seed=run.seed)
+        artifacts.write_json(stage.path("results.json"), results)
+        stage.metrics |= {row["name"]: row["strict"]["mean"] for row in results["models"]}
+        Console().print(models_table(results["models"]), pairs_table(results["pairs"]))
+
+
+if __name__ == "__main__":
+    process.run(main)

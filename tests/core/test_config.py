@@ -1,0 +1,134 @@
+import dataclasses
+from typing import Any, Literal
+
+import pytest
+
+from chainforge.core.config import given, parse, read_yaml, resolved
+from chainforge.core.errors import InputError
+
+
+@dataclasses.dataclass
+class Args:
+    output_dir: str | None = None
+    learning_rate: float = 1e-3
+    max_steps: int = -1
+    use_cpu: bool = False
+    shuffle: bool = True
+    weights: list[float] | None = None
+    tasks: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    styles: dict[str, float] = dataclasses.field(default_factory=lambda: {"careful": 1.0})
+    kind: Literal["a", "b"] = "a"
+    hub_token: str | None = None
+
+
+@dataclasses.dataclass
+class Other:
+    batch: int = 8
+    groups: int = 4
+
+    def __post_init__(self):
+        if self.batch % self.groups:
+            raise ValueError(
+                f"generation_batch_size ({self.batch}) must be divisible by num_generations"
+            )
+
+
+def run(tmp_path, yaml="", *argv):
+    (tmp_path / "x.yaml").write_text(yaml)
+    return parse(Args, Other, argv=["--config", str(tmp_path / "x.yaml"), *argv])
+
+
+def test_command_line_over_yaml_over_defaults(tmp_path):
+    args, other = run(
+        tmp_path, "max_steps: 3\nlearning_rate: 1e-4\n", "--max_steps", "5", "--batch=4"
+    )
+    assert (args.max_steps, args.learning_rate, args.use_cpu, other.batch) == (5, 1e-4, False, 4)
+
+
+def test_structures_in_yaml_and_on_the_command_line(tmp_path):
+    args, _ = run(tmp_path, "tasks: [{fn: a}]\nweights: [1, 2.5]\n", "--styles", "{hasty: 0.5}")
+    assert args.tasks == [{"fn": "a"}]
+    assert args.weights == [1.0, 2.5]
+    assert args.styles == {"hasty": 0.5}
+    args, _ = run(tmp_path, "", "--tasks", '[{"fn": "b", "size": 2}]', "--no_shuffle", "--use_cpu")
+    assert args.tasks == [{"fn": "b", "size": 2}]
+    assert (args.shuffle, args.use_cpu) == (False, True)
+
+
+def test_config_may_be_given_with_an_equals_sign(tmp_path):
+    (tmp_path / "x.yaml").write_text("max_steps: 3")
+    args, _ = parse(Args, Other, argv=[f"--config={tmp_path}/x.yaml"])
+    assert args.max_steps == 3
+
+
+@pytest.mark.parametrize(
+    ("yaml", "argv", "words"),
+    [
+        (
+            "learning_rat: 1",
+            [],
+            r"x.yaml: unknown key 'learning_rat'; did you mean 'learning_rate'",
+        ),
+        (
+            "",
+            ["--learning_rat", "1"],
+            "unknown option --learning_rat; did you mean 'learning_rate'",
+        ),
+        ("", ["--max", "1"], "unknown option --max"),
+        ("max_steps: four", [], r"x.yaml: max_steps: expected int, found 'four' \(str\)"),
+        ("max_steps: 4.0", [], "max_steps: expected int, found 4.0"),
+        ("max_steps: [1]", [], "max_steps: expected int"),
+        ("max_steps: true", [], "max_steps: expected int, found True"),
+        ("max_steps:", [], "max_steps: expected int, found None"),
+        ("use_cpu: 1", [], "use_cpu: expected bool, found 1"),
+        ("learning_rate: high", [], "learning_rate: expected float"),
+        ("weights: 1", [], "weights: expected list"),
+        ("weights: [1, x]", [], r"weights\[1\]: expected float"),
+        ("tasks: {fn: a}", [], "tasks: expected list"),
+        ("tasks: [a]", [], r"tasks\[0\]: expected dict"),
+        ("output_dir: no", [], "output_dir: expected str, found False .*put it in quotes"),
+        ("kind: c", [], "kind: expected"),
+        ("", ["--kind", "c"], "invalid choice: 'c'"),
+        ("", ["--max_steps", "x"], "invalid int value: 'x'"),
+        (
+            "a: 1\nmax_steps: 1\nmax_steps: 2",
+            [],
+            "x.yaml, line 3: the key 'max_steps' stands twice",
+        ),
+        ("- a", [], "expected `key: value` lines"),
+        ("a: [", [], "x.yaml is not YAML"),
+        ("batch: 6", [], "divisible by num_generations.*make that a multiple of num_generations"),
+        ("", ["stray"], "expected|takes one YAML"),
+        ("", ["--config", "b.yaml"], "--config takes one YAML file, once"),
+    ],
+)
+def test_wrong_input_is_one_clear_message(tmp_path, yaml, argv, words):
+    with pytest.raises(InputError, match=words):
+        run(tmp_path, yaml, *argv)
+
+
+def test_a_missing_config_is_named():
+    with pytest.raises(InputError, match="no/such.yaml: no such file"):
+        parse(Args, argv=["--config", "no/such.yaml"])
+
+
+def test_given_merges_as_parse_does(tmp_path):
+    (tmp_path / "x.yaml").write_text("max_steps: 3\nrate: 1e-4\n")
+    assert given(
+        ["--config", f"{tmp_path}/x.yaml", "--max_steps", "5", "--data", "a", "b", "--flag"]
+    ) == {
+        "max_steps": 5,
+        "rate": "1e-4",
+        "data": ["a", "b"],
+        "flag": True,
+    }
+
+
+def test_resolved_holds_what_differs_and_no_secret():
+    assert resolved(Args(max_steps=4, hub_token="s3cret"), Other()) == {"max_steps": 4}
+
+
+def test_yaml_cannot_run_code(tmp_path):
+    (tmp_path / "x.yaml").write_text("a: !!python/object/apply:os.system ['touch /tmp/owned']")
+    with pytest.raises(InputError, match="is not YAML"):
+        read_yaml(tmp_path / "x.yaml")

@@ -1,0 +1,85 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from chainforge.core.errors import InputError
+from chainforge.core.records import JsonLines, example, read_rows, sample
+
+PROMPT = [{"role": "user", "content": "1 + 1 ="}]
+
+
+def test_equal_content_has_an_equal_id():
+    one = example(PROMPT, "2", task="sums")
+    assert one["id"] == example(PROMPT, "3", task="sums", level=1)["id"]
+    assert one["id"] != example(PROMPT, "2", task="other")["id"]
+    assert one["verifier"] == "math"
+
+
+def test_a_sample_keeps_its_example():
+    row = sample(example(PROMPT, "2", task="sums"), "2", 3, source="policy", tokens=1)
+    assert (row["answer"], row["sample"], row["source"], row["tokens"]) == ("2", 3, "policy", 1)
+
+
+def test_rows_come_back_as_they_went(tmp_path):
+    rows = [{"text": "a\nb\u2028ü"}, {"text": "lone \ud800 surrogate"}, {"n": 1.5, "none": None}]
+    with JsonLines(tmp_path / "deep/rows.jsonl") as lines:
+        lines.append(rows[0])
+        lines.extend(rows[1:])
+    assert read_rows(tmp_path / "deep/rows.jsonl") == rows
+
+
+@pytest.mark.parametrize("cut", range(1, 12))
+def test_a_torn_tail_is_cut_and_never_glued(tmp_path, cut):
+    path = tmp_path / "rows.jsonl"
+    line = b'{"n": 2222}\n'
+    path.write_bytes(b'{"n": 1}\n' + line[:cut])
+    assert read_rows(path, torn_tail=True) in ([{"n": 1}], [{"n": 1}, {"n": 2222}])
+    with JsonLines(path) as lines:
+        assert lines.repaired
+        lines.append({"n": 3})
+    kept = [{"n": 1}, {"n": 2222}] if cut == len(line) - 1 else [{"n": 1}]
+    assert read_rows(path) == [*kept, {"n": 3}]
+
+
+def test_not_a_number_is_refused_before_it_is_written(tmp_path):
+    with JsonLines(tmp_path / "rows.jsonl") as lines, pytest.raises(ValueError, match="JSON"):
+        lines.append({"reward": float("nan")})
+    assert (tmp_path / "rows.jsonl").read_bytes() == b""
+
+
+@pytest.mark.parametrize("tail", ["[1]\n", "{oops}\n", '{"torn": '])
+def test_malformed_lines_are_named(tmp_path, tail):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n\n' + tail)
+    with pytest.raises(InputError, match=r"rows.jsonl: 1 of \d lines.*\n  line 3: "):
+        read_rows(path)
+
+
+def test_byte_order_mark_and_carriage_returns_are_read(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n{"a": 2}\r\n')
+    assert read_rows(path) == [{"a": 1}, {"a": 2}]
+
+
+def test_a_killed_writer_loses_nothing_it_was_told_is_written(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    code = (
+        "import sys; from chainforge.core.records import JsonLines\n"
+        f"lines = JsonLines({str(path)!r})\n"
+        "for n in range(10**9):\n"
+        "    lines.append({'n': n, 'text': 'x' * 500}); print(n, flush=True)"
+    )
+    writer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    told = [int(writer.stdout.readline()) for _ in range(300)]
+    os.kill(writer.pid, signal.SIGKILL)
+    told += [int(word) for word in writer.communicate()[0].split()]
+    with JsonLines(path) as lines:
+        lines.append({"n": -1})
+    numbers = [row["n"] for row in read_rows(path)]
+    assert numbers[: len(told)] == told
+    assert numbers[-1] == -1
+    assert all(json.loads(line) for line in path.read_text().splitlines())

@@ -1,0 +1,169 @@
+"""Statistics agree with published tables, with exact arithmetic and with scipy."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from math import comb, sqrt
+
+import numpy
+import pytest
+import scipy.stats
+
+from chainforge.core.errors import InputError
+from chainforge.core.statistics import maj_at_k, mcnemar, paired_difference, pass_at_k, wilson
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [
+        # Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I,
+        # method 3 (score without continuity correction).
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+        # With z = 1.959964: (p + z²/2n ± z·sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n).
+        (29, 29, 0.8830, 1.0),
+        (5, 10, 0.2366, 0.7634),
+        (1, 1, 0.2065, 1.0),
+        (50, 100, 0.4038, 0.5962),
+    ],
+)
+def test_wilson_agrees_with_published_intervals(
+    successes: int, n: int, low: float, high: float
+) -> None:
+    assert wilson(successes, n) == pytest.approx((low, high), abs=5.1e-5)
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 1), (1, 1), (250, 500), (499, 500), (500, 500)])
+@pytest.mark.parametrize("confidence", [0.9, 0.99])
+def test_wilson_is_the_closed_form_at_any_confidence(
+    successes: int, n: int, confidence: float
+) -> None:
+    p, z = successes / n, scipy.stats.norm.ppf((1 + confidence) / 2)
+    middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    low, high = wilson(successes, n, confidence)
+    assert (low, high) == pytest.approx((middle - half, middle + half), abs=1e-12)
+    assert 0 <= low <= p <= high <= 1
+
+
+@pytest.mark.parametrize(
+    ("b", "c", "p"),
+    [
+        (0, 0, 1.0),
+        (5, 5, 1.0),
+        (0, 5, 2 / 2**5),
+        (6, 0, 2 / 2**6),
+        (1, 9, 2 * (1 + 10) / 2**10),
+        (2, 10, 2 * (1 + 12 + 66) / 2**12),
+        (12, 3, 2 * (1 + 15 + 105 + 455) / 2**15),
+        # b=6, c=16: the exact p that SAS, R's exact2x2 and statsmodels print, 0.0525.
+        (6, 16, 0.052478790283203125),
+    ],
+)
+def test_mcnemar_is_exact(b: int, c: int, p: float) -> None:
+    assert mcnemar(b, c) == pytest.approx(p, rel=1e-12)
+    assert mcnemar(c, b) == pytest.approx(p, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("n", "c", "k", "expected"),
+    [
+        (1, 0, 1, 0.0),
+        (1, 1, 1, 1.0),
+        (10, 3, 1, 0.3),
+        (5, 2, 2, 0.7),
+        (5, 4, 2, 1.0),
+        (200, 1, 100, 0.5),
+        (200, 0, 100, 0.0),
+        (200, 200, 100, 1.0),
+        (200, 10, 10, 1 - comb(190, 10) / comb(200, 10)),
+        (100_000, 50, 1000, 1 - comb(99_950, 1000) / comb(100_000, 1000)),
+    ],
+)
+def test_pass_at_k_is_one_minus_a_ratio_of_binomials(
+    n: int, c: int, k: int, expected: float
+) -> None:
+    assert pass_at_k(n, c, k) == pytest.approx(expected, abs=1e-9)
+
+
+def test_pass_at_k_is_the_share_of_draws_with_a_right_one() -> None:
+    samples = [True, True, False, False, False, False, False]
+    draws = list(combinations(samples, 3))
+    share = sum(any(draw) for draw in draws) / len(draws)
+    assert pass_at_k(7, 2, 3) == pytest.approx(share, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("answers", "correct", "k", "right"),
+    [
+        (["4"], [True], 1, True),
+        (["4", "5", "5"], [True, False, False], 3, False),
+        (["4", "5", "5"], [True, False, False], 1, True),
+        (["4", "5"], [True, False], 2, True),  # a tie goes to the first seen
+        (["5", "4"], [False, True], 2, False),
+        (["5", "4", "4", "5", "4"], [False, True, True, False, True], 5, True),
+        ([None, None, "4"], [False, False, True], 3, True),  # None has no vote
+        ([None, None, "4"], [False, False, True], 2, False),  # nobody voted
+        (["x", None, None], [False, False, False], 3, False),
+    ],
+)
+def test_maj_at_k_votes_over_the_first_samples(
+    answers: list[str | None], correct: list[bool], k: int, right: bool
+) -> None:
+    assert maj_at_k(answers, correct, k) is right
+
+
+def test_paired_difference_counts_pairs_and_brackets_them() -> None:
+    first = [True] * 10 + [True] * 6 + [False] * 16 + [False] * 68
+    second = [True] * 10 + [False] * 6 + [True] * 16 + [False] * 68
+    difference, low, high, p = paired_difference(first, second)
+    assert difference == pytest.approx(0.10)
+    assert p == pytest.approx(mcnemar(6, 16))
+    # Large-sample standard error of a paired difference of proportions.
+    half = 1.96 * sqrt((22 / 100 - 0.10**2) / 100)
+    assert (low, high) == pytest.approx((0.10 - half, 0.10 + half), abs=0.011)
+
+
+def test_paired_difference_is_the_bootstrap_over_rows() -> None:
+    random = numpy.random.default_rng(1)
+    first = random.random(300) < 0.5
+    second = random.random(300) < 0.6
+    _, low, high, _ = paired_difference(first.tolist(), second.tolist())
+    change = second.astype(int) - first.astype(int)
+    reference = scipy.stats.bootstrap(
+        (change,), numpy.mean, method="percentile", n_resamples=5000, rng=2
+    ).confidence_interval
+    assert (low, high) == pytest.approx(tuple(reference), abs=0.01)
+
+
+def test_paired_difference_is_the_same_for_the_same_seed_and_turns_round() -> None:
+    first, second = [True, False, False, True] * 20, [True, True, False, False] * 20
+    second[1] = False
+    assert paired_difference(first, second, seed=3) == paired_difference(first, second, seed=3)
+    assert paired_difference(second, first)[0] == -paired_difference(first, second)[0]
+    assert paired_difference(first, first) == (0.0, 0.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: wilson(0, 0),
+        lambda: wilson(3, 2),
+        lambda: wilson(-1, 2),
+        lambda: wilson(1, 2, confidence=95),
+        lambda: mcnemar(-1, 2),
+        lambda: paired_difference([], []),
+        lambda: paired_difference([True], [True, False]),
+        lambda: paired_difference([True], [True], resamples=0),
+        lambda: pass_at_k(4, 5, 1),
+        lambda: pass_at_k(4, 2, 5),
+        lambda: pass_at_k(0, 0, 1),
+        lambda: maj_at_k([], [], 1),
+        lambda: maj_at_k(["4"], [True, False], 1),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(call: object) -> None:
+    with pytest.raises(InputError, match="need"):
+        call()  # type: ignore[operator]

@@ -1,0 +1,92 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chainforge.core.errors import InputError
+from chainforge.core.transcript import PRESETS, Transcript, lenient_answer, read, tags_of, write
+
+R1 = "<reasoning_process>{}</reasoning_process>\n<summary>{}</summary>"
+part = st.text(min_size=1).map(str.strip).filter(bool)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@given(reasoning=part, answer=part)
+def test_write_and_read_are_inverses(preset, reasoning, answer):
+    if any(tag in reasoning or tag in answer for tag in tags_of(preset).all):
+        with pytest.raises(InputError):
+            write(reasoning, answer, preset)
+    else:
+        assert read(write(reasoning, answer, preset), preset) == Transcript(reasoning, answer)
+
+
+def test_the_default_form_is_the_cold_start_form():
+    assert write(" 1 + 1 = 2 ", "2\n") == R1.format("1 + 1 = 2", "2")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "2",
+        R1.format("", "2"),
+        R1.format("r", " "),
+        "so: " + R1.format("r", "2"),
+        R1.format("r", "2") + " done",
+        R1.format("r", "2") + R1.format("r", "2"),
+        R1.format("r", "2") + "<summary>3</summary>",
+        R1.format("r <summary>", "2"),
+        R1.format("r", "2</summary>"),
+        "<reasoning_process>r</reasoning_process>",
+        "<reasoning_process>r</reasoning_process>\n<summary>2",
+        "<summary>2</summary>\n<reasoning_process>r</reasoning_process>",
+        "<reasoning_process>r\n<summary>2</summary></reasoning_process>",
+        "</reasoning_process>r<reasoning_process>\n<summary>2</summary>",
+        "<reasoning_process>r</reasoning_process> and <summary>2</summary>",
+    ],
+)
+def test_strict_reading_refuses(text):
+    assert read(text) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think></think>4",
+        "<think>r</think>",
+        "4",
+        "<think>r</think>4</think>",
+        "a<think>r</think>4",
+    ],
+)
+def test_strict_reading_of_think_refuses(text):
+    assert read(text, "think") is None
+
+
+def test_white_space_around_and_between_is_allowed():
+    text = "\n<reasoning_process> r </reasoning_process> \n\n <summary>\n2 </summary>\n"
+    assert read(text) == Transcript("r", "2")
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (R1.format("3", "2"), "2"),
+        (R1.format("r", "2") + R1.format("r", "3"), "3"),
+        ("<summary>2", "2"),
+        ("<reasoning_process>r 7</reasoning_process> 2", "2"),
+        (r"so \boxed{1} or \boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        ("The answer is 5. The answer is 6.", "6"),
+        ("Answer: -3", "-3"),
+        ("3 + 4 = 7 and 7 - 9 = -2", "-2"),
+        ("no idea\nParis", "Paris"),
+        ("", None),
+        ("<summary></summary>", None),
+    ],
+)
+def test_lenient_answer(text, answer):
+    assert lenient_answer(text) == answer
+
+
+def test_an_unknown_preset_names_those_there_are():
+    with pytest.raises(InputError, match="r1-cold-start, think"):
+        write("r", "a", "xml")

@@ -1,0 +1,127 @@
+"""Measures count the right rows: first samples for accuracy, all of them for pass@k and maj@k."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from chainforge.core.errors import InputError
+from chainforge.core.records import Row
+from chainforge.core.statistics import mcnemar, wilson
+from chainforge.data.measures import compare, measure, summarize
+
+
+def row(identity: str, sample: int, correct: bool | None, **extra: Any) -> Row:
+    values: Row = {
+        "id": identity,
+        "sample": sample,
+        "correct": correct,
+        "lenient_correct": bool(correct),
+        "formatted": True,
+        "tokens": 10,
+        "finish_reason": "stop",
+        "task": "sums",
+        "extracted": "right" if correct else f"wrong {sample}",
+    }
+    return values | extra
+
+
+def test_accuracy_counts_the_first_sample_of_each_prompt() -> None:
+    rows = [
+        row("a", 1, False),
+        row("a", 0, True, tokens=20),
+        row("b", 0, False, lenient_correct=True, formatted=False, finish_reason="length"),
+        row("b", 1, True),
+        row("c", 0, None, tokens=None),
+        row("c", 1, None, finish_reason="length"),
+        row("d", 0, True, task="chains"),
+        row("d", 1, True, task="chains"),
+    ]
+    result = measure("final", rows)
+    assert result["name"] == "final"
+    assert result["n"] == 4
+    low, high = wilson(2, 4)
+    assert result["strict"] == {"mean": 0.5, "low": low, "high": high}
+    assert result["lenient"]["mean"] == 0.75
+    assert result["format"] == 0.75
+    assert result["truncated"] == 0.25
+    assert result["tokens_mean"] == pytest.approx(40 / 3)
+    assert result["unjudged"] == 1
+    assert result["samples_per_prompt"] == 2
+    assert result["pass_at_k"] == {"1": pytest.approx((0.5 + 0.5 + 0 + 1) / 4), "2": 0.75}
+    assert result["maj_at_k"]["1"] == 0.5
+    assert result["tasks"]["chains"] == {"n": 1, "strict": {"mean": 1.0, **interval(1, 1)}}
+    assert result["tasks"]["sums"]["n"] == 3
+    assert "reasoning_tokens_mean" not in result
+
+
+def interval(successes: int, n: int) -> dict[str, float]:
+    low, high = wilson(successes, n)
+    return {"low": low, "high": high}
+
+
+@pytest.mark.parametrize(
+    ("samples", "steps"),
+    [(1, ["1"]), (2, ["1", "2"]), (6, ["1", "2", "4", "6"]), (8, ["1", "2", "4", "8"])],
+)
+def test_k_doubles_up_to_the_samples_there_are(samples: int, steps: list[str]) -> None:
+    result = measure("m", [row("a", i, i == 0) for i in range(samples)])
+    assert list(result["pass_at_k"]) == list(result["maj_at_k"]) == steps
+
+
+def test_k_stops_at_the_prompt_with_the_fewest_samples() -> None:
+    rows = [row("a", i, True) for i in range(4)] + [row("b", i, True) for i in range(2)]
+    assert list(measure("m", rows)["pass_at_k"]) == ["1", "2"]
+
+
+def test_the_vote_joins_equal_answers() -> None:
+    rows = [row("a", i, i > 0) for i in range(3)]
+    assert measure("m", rows)["maj_at_k"] == {"1": 0.0, "2": 0.0, "3": 1.0}
+
+
+def test_only_well_formed_samples_vote() -> None:
+    rows = [
+        row("a", 0, False, formatted=False, lenient_correct=True, extracted="right"),
+        row("a", 1, True),
+        row("a", 2, True),
+    ]
+    result = measure("m", rows)
+    assert result["maj_at_k"] == {"1": 0.0, "2": 1.0, "3": 1.0}
+    assert result["maj_at_k"]["1"] == result["strict"]["mean"]
+
+
+def test_reasoning_tokens_are_reported_when_given() -> None:
+    rows = [row("a", 0, True, reasoning_tokens=4), row("b", 0, True, reasoning_tokens=None)]
+    assert measure("m", rows)["reasoning_tokens_mean"] == 4
+
+
+def test_comparison_pairs_by_id_whatever_the_order() -> None:
+    a = [row("x", 0, False), row("y", 0, True), row("z", 0, False)]
+    b = [row("z", 0, True), row("x", 0, True), row("y", 0, True)]
+    pair = compare("cold", a, "final", b)
+    assert (pair["from"], pair["to"]) == ("cold", "final")
+    assert pair["difference"] == pytest.approx(2 / 3)
+    assert pair["low"] <= pair["difference"] <= pair["high"]
+    assert pair["p"] == mcnemar(0, 2)
+
+
+def test_comparison_of_different_prompts_is_refused() -> None:
+    with pytest.raises(InputError, match=r"same prompts.*'y'"):
+        compare("cold", [row("x", 0, True)], "final", [row("x", 0, True), row("y", 0, True)])
+
+
+def test_no_rows_are_no_measure() -> None:
+    with pytest.raises(InputError, match="model empty"):
+        measure("empty", [])
+
+
+def test_summary_compares_each_model_with_the_one_before() -> None:
+    models = {name: [row("x", 0, name != "base")] for name in ("base", "cold", "final")}
+    result = summarize(models)
+    assert [model["name"] for model in result["models"]] == ["base", "cold", "final"]
+    assert [(pair["from"], pair["to"]) for pair in result["pairs"]] == [
+        ("base", "cold"),
+        ("cold", "final"),
+    ]
+    assert summarize({"base": models["base"]})["pairs"] == []

@@ -1,0 +1,205 @@
+"""Running a chain: what is done is skipped, what is stale made anew, what was cut goes on."""
+
+import os
+import signal
+import time
+
+import pytest
+
+
+def alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    with open(f"/proc/{process}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0] != "Z"
+
+
+def gone(process: int) -> bool:
+    """Wait a while for a process to end."""
+    for _ in range(100):
+        if not alive(process):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_chain_runs_and_then_has_nothing_to_do(workplace):
+    first = workplace.chainforge("run", "chain.yaml")
+    assert "loss 0.33" in first
+    before = {name: workplace.rows(name) for name in ("traces", "cold", "reason")}
+    second = workplace.chainforge("run", "chain.yaml")
+    assert "all 3 stages are done" in second
+    assert "running" not in second
+    assert {name: workplace.rows(name) for name in before} == before
+    log = (workplace.folder / "runs/fake/cold/log.txt").read_text()
+    assert log.startswith("$ python count.py --config cold.yaml")
+
+
+def test_the_report_is_written_after_the_last_stage(workplace):
+    assert "report.html" in workplace.chainforge("run", "chain.yaml")
+    report = workplace.folder / "runs/fake/report.html"
+    assert "reason" in report.read_text()
+    report.unlink()
+    assert "report" not in workplace.chainforge("run", "chain.yaml", "--until", "cold")
+
+
+def test_what_is_stale_is_made_anew_and_the_old_result_removed(workplace):
+    workplace.run()
+    untouched = workplace.rows("traces")
+    workplace.configure("cold", steps=4)
+    text = workplace.chainforge("run", "chain.yaml")
+    assert "steps: 3 -> 4" in text
+    assert len(workplace.rows("cold")) == 4
+    assert workplace.rows("traces") == untouched
+    assert set(workplace.states().values()) == {"done"}
+    assert not list((workplace.folder / "runs/fake").glob("*.old-*"))
+
+
+def test_an_old_result_survives_a_failure_and_comes_back_with_its_settings(workplace):
+    workplace.run()
+    before = workplace.rows("cold")
+    workplace.configure("cold", steps=4)
+    workplace.chainforge("run", "chain.yaml", expect=1, FAKE_FAIL="cold")
+    assert workplace.states()["cold"] == "resumable"
+    workplace.configure("cold", steps=3)
+    assert "taken again" in workplace.chainforge("run", "chain.yaml")
+    assert workplace.rows("cold") == before
+    assert set(workplace.states().values()) == {"done"}
+
+
+def test_a_result_that_lost_a_file_is_made_anew(workplace):
+    workplace.run()
+    (workplace.folder / "runs/fake/cold/model/config.json").unlink()
+    assert "is missing" in workplace.chainforge("run", "chain.yaml")
+    assert set(workplace.states().values()) == {"done"}
+
+
+def test_a_stage_that_was_killed_goes_on_and_ends_like_an_undisturbed_one(workplace):
+    chain = workplace.start("run", "chain.yaml", FAKE_STOP_AT="cold:2")
+    recipe = workplace.wait_for_rows("cold", 2)
+    os.kill(recipe, signal.SIGKILL)
+    _, err = chain.communicate(timeout=30)
+    assert chain.returncode == 1
+    assert "log.txt" in err
+    assert workplace.states() == {"traces": "done", "cold": "resumable", "reason": "to run"}
+    workplace.run()
+    processes = [row["process"] for row in workplace.rows("cold")]
+    assert processes[:2] == [recipe, recipe]
+    assert processes[2] != recipe
+    undisturbed = {name: workplace.fingerprint(name) for name in ("cold", "reason")}
+    workplace.run(runs="again")
+    for name, fingerprint in undisturbed.items():
+        manifest = (workplace.folder / "again/fake" / name / "manifest.json").read_text()
+        assert fingerprint in manifest
+
+
+def test_killing_the_chain_itself_leaves_nothing_running(workplace):
+    chain = workplace.start("run", "chain.yaml", FAKE_STOP_AT="cold:2")
+    recipe = workplace.wait_for_rows("cold", 2)
+    chain.kill()
+    chain.communicate()
+    assert gone(recipe)
+    workplace.run()
+    assert [row["step"] for row in workplace.rows("cold")] == [0, 1, 2]
+
+
+def test_other_settings_never_go_on_with_half_a_stage(workplace):
+    chain = workplace.start("run", "chain.yaml", FAKE_STOP_AT="cold:2")
+    recipe = workplace.wait_for_rows("cold", 2)
+    chain.kill()
+    chain.communicate()
+    assert gone(recipe)
+    workplace.configure("cold", steps=5)
+    assert workplace.states()["cold"] == "to run"
+    assert "set aside" in workplace.chainforge("run", "chain.yaml")
+    assert len({row["process"] for row in workplace.rows("cold")}) == 1
+    assert len(workplace.rows("cold")) == 5
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stop_reaches_the_stage_and_says_how_to_go_on(workplace, number, code):
+    chain = workplace.start("run", "chain.yaml", FAKE_STOP_AT="cold:2")
+    recipe = workplace.wait_for_rows("cold", 2)
+    chain.send_signal(number)
+    _, err = chain.communicate(timeout=30)
+    assert chain.returncode == code
+    assert "run the same command again" in err
+    assert gone(recipe)
+    workplace.run()
+
+
+def test_a_second_run_is_refused_while_the_first_works(workplace):
+    chain = workplace.start("run", "chain.yaml", FAKE_STOP_AT="cold:1")
+    workplace.wait_for_rows("cold", 1)
+    text = workplace.chainforge("run", "chain.yaml", expect=2)
+    assert str(chain.pid) in text
+    assert "in use" in workplace.chainforge("show", "chain.yaml")
+    chain.kill()
+    chain.communicate()
+
+
+def test_wrong_input_of_a_recipe_is_one_message_and_exit_code_2(workplace):
+    workplace.configure("cold", wrong="three")
+    text = workplace.chainforge("run", "chain.yaml", expect=2)
+    assert "error: stage cold: steps: three\n  line 3: not a number" in text
+    assert not (workplace.folder / "runs/fake/cold/manifest.json").exists()
+
+
+def test_wrong_input_is_told_from_failure_through_accelerate_too(workplace):
+    del workplace.chain["launch"]
+    workplace.chain["stages"] = workplace.chain["stages"][:1]
+    workplace.save()
+    workplace.configure("traces", wrong="three")
+    text = workplace.chainforge("run", "chain.yaml", expect=2)
+    assert "error: stage traces: steps: three" in text
+    assert "CalledProcessError" not in text
+
+
+def test_a_failure_shows_the_end_of_the_log_and_exit_code_1(workplace):
+    text = workplace.chainforge("run", "chain.yaml", expect=1, FAKE_FAIL="cold")
+    assert "failed: RuntimeError: the loss is not a number" in text
+    assert "runs/fake/cold/log.txt" in text
+    assert workplace.states()["reason"] == "to run"
+
+
+def test_force_makes_anew_what_is_done(workplace):
+    workplace.run()
+    before = workplace.rows("cold")
+    workplace.run(force=True, from_="cold", until="cold")
+    assert workplace.rows("cold") != before
+    assert workplace.states()["reason"] == "done"
+
+
+def test_from_takes_what_is_before_as_it_is(workplace):
+    workplace.run(until="cold")
+    before = workplace.rows("cold")
+    workplace.configure("cold", steps=9)
+    workplace.run(from_="reason")
+    assert workplace.rows("cold") == before
+    assert len(workplace.rows("reason")) == 3
+
+
+def test_from_needs_what_is_before(workplace):
+    text = workplace.chainforge("run", "chain.yaml", "--from", "reason", expect=2)
+    assert "reason needs cold" in text
+    text = workplace.chainforge("run", "chain.yaml", "--from", "raeson", expect=2)
+    assert "did you mean 'reason'" in text
+    workplace.chainforge("run", "chain.yaml", "--from", "reason", "--until", "cold", expect=2)
+
+
+def test_a_folder_that_is_no_stage_is_left_alone(workplace):
+    mine = workplace.folder / "runs/fake/cold/thesis.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("years of work")
+    text = workplace.chainforge("run", "chain.yaml", expect=2)
+    assert "thesis.txt" in text
+    assert mine.read_text() == "years of work"
+
+
+def test_settings_of_the_command_line_reach_the_stage(workplace):
+    workplace.chainforge("run", "chain.yaml", "--set", "cold.steps=5", "--seed", "8")
+    assert len(workplace.rows("cold")) == 5
+    log = (workplace.folder / "runs/fake/reason/log.txt").read_text()
+    assert "--seed 8" in log

@@ -1,0 +1,28 @@
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from chainforge.core import process
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+@pytest.fixture
+def recipe(monkeypatch, capsys):
+    """Run a recipe in this process as its command line would; return its exit code and stderr."""
+
+    def run(name, *argv):
+        spec = importlib.util.spec_from_file_location(f"recipe_{name}", RECIPES / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, argv)])
+        try:
+            process.run(module.main)
+            code = 0
+        except SystemExit as leaving:
+            code = leaving.code
+        return code, capsys.readouterr().err
+
+    return run
