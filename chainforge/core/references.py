@@ -89,7 +89,7 @@ def _where(error: Exception, path: Path | None) -> str:
     """Say what went wrong, with the line in the user's own file where there is one."""
     line = getattr(error, "lineno", None)
     for frame in traceback.extract_tb(error.__traceback__):
-        if path is not None and Path(frame.filename) == path:
+        if path is not None and Path(frame.filename).resolve() == path.resolve():
             line = frame.lineno
     at = f"line {line}: " if line else ""
     return f"{at}{type(error).__name__}: {error}"

@@ -10,12 +10,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from chainforge.core.errors import InputError
 from chainforge.core.records import Row
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Job = tuple[int, int]  # (index of the row, number of the sample)
+
+# Share of unfinished lines at which the finished ones leave a batch: moving the cache costs too.
+SHRINK = 0.75
 
 
 @dataclass
@@ -28,7 +34,7 @@ class SamplingArgs:
     top_k: int = field(default=0, metadata={"help": "Number of likeliest tokens kept; 0: all."})
     max_new_tokens: int = field(default=512, metadata={"help": "Longest completion, in tokens."})
     generation_batch_size: int = field(
-        default=256, metadata={"help": "Completions that are generated at once."}
+        default=64, metadata={"help": "Completions that are generated at once."}
     )
 
     def check(self) -> None:
@@ -124,42 +130,78 @@ def _generate_batch(
     chosen = [prompts[index] for index, _ in batch]
     width = max(map(len, chosen))
     limit = min(args.max_new_tokens, (_context(model) or 2**31) - width)
-    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    ids = torch.full((len(batch), width), pad)
+    ids = torch.full((len(batch), width), tokenizer.eos_token_id)
     mask = torch.zeros_like(ids)
     for line, prompt in enumerate(chosen):
         ids[line, width - len(prompt) :] = torch.tensor(prompt)
         mask[line, width - len(prompt) :] = 1
     devices = [model.device] if model.device.type == "cuda" else []
-    inherited, training = model.generation_config, model.training
-    # `generate` fills what a configuration leaves open from the model's own, so that has to go.
-    model.generation_config = _configuration(tokenizer, pad, args, limit)
+    training = model.training
     model.eval()
     try:
         with torch.inference_mode(), torch.random.fork_rng(devices):
             torch.manual_seed(seed)
-            out = model.generate(ids.to(model.device), attention_mask=mask.to(model.device))
+            ids, mask = ids.to(model.device), mask.to(model.device)
+            generated = _decode(model, ids, mask, args, tokenizer.eos_token_id, limit)
     finally:
-        model.generation_config = inherited
         model.train(training)
-    return _records(tokenizer, out[:, width:].tolist(), batch, seed)
+    return _records(tokenizer, generated.tolist(), batch, seed)
 
 
-def _configuration(tokenizer: Any, pad: int, args: SamplingArgs, limit: int) -> Any:
-    """Return a generation configuration that says everything itself."""
-    from transformers import GenerationConfig
+def _decode(
+    model: Any, ids: Tensor, mask: Tensor, args: SamplingArgs, end: int, limit: int
+) -> Tensor:
+    """Return up to `limit` new tokens of each line, shape (lines, tokens), `end` after the end.
 
-    greedy = args.temperature == 0
-    sampling = {"temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k}
-    return GenerationConfig(
-        do_sample=not greedy,
-        **({} if greedy else sampling),
-        repetition_penalty=1.0,
-        max_new_tokens=limit,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=pad,
-        use_cache=True,
-    )
+    Lines that ended leave the batch when they are a quarter of it. `model.generate` keeps them to
+    the last, and fills what its arguments leave open from the model's own generation config.
+    """
+    import torch
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=model.config)
+    generated = torch.full((len(ids), limit), end, device=ids.device)
+    lines = torch.arange(len(ids), device=ids.device)
+    going = torch.ones_like(lines, dtype=torch.bool)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    for step in range(limit):
+        logits = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        token = _choose(ids, logits.float(), args).masked_fill(~going, end)
+        generated[lines, step] = token
+        going &= token != end
+        left = int(going.sum())
+        if not left:
+            break
+        ids, positions = token[:, None], positions[:, -1:] + 1
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        if left <= SHRINK * len(lines):
+            stay = going.nonzero()[:, 0]
+            cache.batch_select_indices(stay)
+            lines, going = lines[stay], going[stay]
+            ids, mask, positions = ids[stay], mask[stay], positions[stay]
+    return generated
+
+
+def _choose(ids: Tensor, logits: Tensor, args: SamplingArgs) -> Tensor:
+    """Return the next token of each line."""
+    import torch
+    from transformers import TopKLogitsWarper, TopPLogitsWarper
+
+    if args.temperature == 0:
+        return logits.argmax(-1)
+    logits = logits / args.temperature
+    if args.top_k:
+        logits = TopKLogitsWarper(args.top_k)(ids, logits)
+    if args.top_p < 1:
+        logits = TopPLogitsWarper(args.top_p)(ids, logits)
+    return torch.multinomial(logits.softmax(-1), 1)[:, 0]
 
 
 def _records(tokenizer: Any, generated: list[list[int]], batch: list[Job], seed: int) -> list[Row]:

@@ -25,6 +25,7 @@ from chainforge.data.hub import hub
 from chainforge.data.procedural import reasoning_gym
 from chainforge.data.splits import split_of
 from chainforge.data.tables import jsonl, same_question, wrong_turns
+from chainforge.rewards.verifier import VERIFIERS
 
 logger = logging.getLogger(__name__)
 
@@ -185,6 +186,12 @@ def _as_example(raw: Any, task: _Task, where: str) -> Row:
     own = task.fn.rpartition(":")[2]
     row["task"] = task.name or raw.get("task") or own
     row["verifier"] = raw.get("verifier") or "math"
+    if row["verifier"] not in VERIFIERS:
+        raise InputError(
+            f"{where}: no verifier {row['verifier']!r}; {hint(str(row['verifier']), VERIFIERS)}"
+        )
+    if row["verifier"] == "reasoning_gym" and "entry" not in raw:
+        raise InputError(f"{where}: the verifier reasoning_gym needs the column `entry`")
     return row | {"prompt": turns}
 
 

@@ -6,8 +6,6 @@ A chain is data, so that it can be checked whole before anything starts. Every m
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,8 @@ from chainforge.pipeline.stages import (
     RECIPES,
     REFERENCES,
     Stage,
+    at,
+    check_references,
     check_setting,
     in_order,
     safe_name,
@@ -44,6 +44,7 @@ class Chain:
 
     @property
     def folder(self) -> Path:
+        """Where the chain file lies, and the configurations that it names."""
         return self.file.parent
 
     def stage(self, name: str) -> Stage:
@@ -55,6 +56,7 @@ class Chain:
         raise InputError(f"{self.file}: no stage {name!r}: {hint(name, names)}")
 
     def is_stage(self, name: str) -> bool:
+        """Tell a stage's name from a model's or a path."""
         return any(stage.name == name for stage in self.stages)
 
 
@@ -67,7 +69,7 @@ def load_chain(reference: str | Path) -> Chain:
         name = safe_name(given.get("name"), "name")
         models = _models(given, file.parent)
         stages = _stages(given.get("stages"), file.parent)
-        _check_references(stages, models, file.parent)
+        check_references(stages, models, file.parent)
         return Chain(
             name=name,
             file=file,
@@ -103,7 +105,7 @@ def _seed(value: Any) -> int | None:
 
 
 def _transcript(value: Any) -> str | None:
-    if value is None or value in PRESETS:
+    if value is None or (isinstance(value, str) and value in PRESETS):
         return value
     raise InputError(f"key 'transcript': no preset {value!r}: {hint(str(value), PRESETS)}")
 
@@ -122,7 +124,7 @@ def _models(given: dict[str, Any], folder: Path) -> dict[str, str]:
         safe_name(name, key)
         if not isinstance(value, str) or not value:
             raise InputError(f"key {key!r} must be a path or a Hub id, not {value!r}")
-        with _at(f"key {key!r}"):
+        with at(f"key {key!r}"):
             models[name] = places.model_path(value, folder)
     return models
 
@@ -133,7 +135,7 @@ def _stages(given: Any, folder: Path) -> list[Stage]:
     stages: list[Stage] = []
     for number, entry in enumerate(given, start=1):
         label = entry.get("name") if isinstance(entry, dict) else None
-        with _at(f"stage {label or number}"):
+        with at(f"stage {label or number}"):
             stage = _stage(entry, folder)
             if stage.name in {other.name for other in stages}:
                 raise InputError("two stages have this name; each needs its own")
@@ -169,11 +171,11 @@ def _stage(given: Any, folder: Path) -> Stage:
 def _recipe(given: dict[str, Any], folder: Path) -> str:
     recipe = _text(given, "recipe")
     if recipe is None:
-        raise InputError(f"key 'recipe' is missing; {hint('', RECIPES)}, or your own .py file")
+        raise InputError(f"key 'recipe' is missing (or give your own .py); {hint('', RECIPES)}")
     if recipe.endswith(".py"):
         return str(places.recipe_script(recipe, folder))
     if recipe not in RECIPES:
-        raise InputError(f"unknown recipe {recipe!r}: {hint(recipe, RECIPES)} Or give a .py file.")
+        raise InputError(f"no recipe {recipe!r} (or give your own .py): {hint(recipe, RECIPES)}")
     return recipe
 
 
@@ -192,7 +194,7 @@ def _config(given: dict[str, Any], folder: Path) -> Path | None:
 def _launch(given: dict[str, Any], folder: Path) -> str | None:
     launch = _text(given, "launch")
     if launch is not None:
-        with _at("key 'launch'"):
+        with at("key 'launch'"):
             places.launch_file(launch, folder)
     return launch
 
@@ -202,7 +204,7 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise InputError("key 'set' must map option names to values, such as {max_steps: 10}")
     for key, value in settings.items():
-        with _at("key 'set'"):
+        with at("key 'set'"):
             check_setting(str(key), value)
     return settings
 
@@ -217,45 +219,3 @@ def _names(given: dict[str, Any], key: str) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         raise InputError(f"key {key!r} names the same thing twice: {', '.join(names)}")
     return tuple(names)
-
-
-def _check_references(stages: list[Stage], models: dict[str, str], folder: Path) -> None:
-    by_name = {stage.name: stage for stage in stages}
-    for stage in stages:
-        with _at(f"stage {stage.name}"):
-            if stage.name in models:
-                raise InputError("a model of this chain has the same name; rename one of them")
-            for key in ("model", "teacher_model", "models"):
-                value = getattr(stage, key)
-                for name in value if isinstance(value, tuple) else (value,) if value else ():
-                    if name not in models:
-                        _check_stage(key, name, "model", by_name, models)
-            for name in stage.data:
-                if name not in by_name and ("/" in name or name.endswith(".jsonl")):
-                    places.data_path(name, folder)
-                else:
-                    _check_stage("data", name, "data", by_name, {})
-
-
-def _check_stage(
-    key: str, name: str, what: str, stages: dict[str, Stage], models: dict[str, str]
-) -> None:
-    """Check that `name` is a stage that leaves `what`."""
-    leaving = [other for other, stage in stages.items() if what in stage.kind.leaves]
-    if name not in stages:
-        known = hint(name, [*models, *leaving])
-        raise InputError(f"key {key!r}: no stage or model {name!r}: {known}")
-    if name not in leaving:
-        raise InputError(
-            f"key {key!r}: stage {name!r} ({stages[name].recipe}) leaves no {what}; "
-            f"these do: {', '.join([*models, *leaving]) or 'none'}"
-        )
-
-
-@contextlib.contextmanager
-def _at(where: str) -> Iterator[None]:
-    """Say where in the file an `InputError` arose."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None

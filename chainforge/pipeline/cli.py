@@ -130,7 +130,7 @@ def run(
         seed=seed,
     )
     if until in (None, loaded.stages[-1].name):
-        _finish(loaded, chain_directory(loaded, runs), anew=bool(ran))
+        _finish(loaded, chain_directory(loaded, runs), from_, anew=bool(ran))
 
 
 @app.command()
@@ -209,7 +209,7 @@ def _planned(
     return loaded, plan_chain(loaded, runs, overrides)
 
 
-def _finish(chain: Chain, directory: Path, anew: bool) -> None:
+def _finish(chain: Chain, directory: Path, first: str | None, anew: bool) -> None:
     """Print what the chain was worth and where its report is; write that if anything is new."""
     from rich.console import Console
 
@@ -220,7 +220,9 @@ def _finish(chain: Chain, directory: Path, anew: bool) -> None:
         from chainforge.pipeline.report import write_report
 
         path = write_report(directory)
-    print(f"all {len(chain.stages)} stages are done\n")
+    # What is before `first` was taken as it is, and may be stale or missing.
+    which = f"the stages from {first} on" if first else f"all {len(chain.stages)} stages"
+    print(f"{which} are done\n")
     print_results(chain, directory, Console(highlight=False))
     print(f"report: {path}")
 

@@ -12,7 +12,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -37,9 +37,7 @@ class Interrupted(Exception):
         self.signal = number
 
 
-def execute(
-    command: list[str], log: Path, environment: Mapping[str, str], watch: Callable[[], None]
-) -> tuple[int, str]:
+def execute(command: list[str], log: Path, watch: Callable[[], None]) -> tuple[int, str]:
     """Run a printed command to its end; return its exit code and what it wrote.
 
     Output goes to the end of `log`. `watch` is called a few times a second. Raises `Interrupted`
@@ -55,7 +53,6 @@ def execute(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **environment},
             start_new_session=True,
         )
         watchdog = _watchdog(process.pid)

@@ -41,8 +41,8 @@ def find_chain(reference: str | Path) -> Path:
     names = [file.parent.name for file in sorted(recipes.glob("*/chain.yaml"))]
     if str(reference) in names:
         return recipes / str(reference) / "chain.yaml"
-    known = f"; or the name of a recipe folder: {hint(str(reference), names)}" if names else ""
-    raise InputError(f"{reference}: no such chain. Give the path of a chain.yaml{known}")
+    known = f", or a recipe folder's name: {hint(str(reference), names)}" if names else ""
+    raise InputError(f"{reference}: no such chain; give the path of a chain.yaml{known}")
 
 
 def recipe_script(recipe: str, folder: Path) -> Path:
@@ -62,7 +62,7 @@ def launch_file(name: str, folder: Path) -> Path | None:
     if name.endswith((".yaml", ".yml", ".json")):
         return _existing(name, folder, "launch file")
     names = [file.stem for file in configs.glob("*.yaml")] + [NO_LAUNCHER]
-    raise InputError(f"no launch file {name!r}: {hint(name, names)} Or give a path to a .yaml.")
+    raise InputError(f"no launch file {name!r} (or give a path to a .yaml): {hint(name, names)}")
 
 
 def model_path(name: str, folder: Path) -> str:

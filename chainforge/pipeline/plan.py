@@ -13,7 +13,6 @@ from typing import Any
 
 from chainforge.core import artifacts
 from chainforge.core.config import given
-from chainforge.core.errors import InputError
 from chainforge.pipeline import commands, places
 from chainforge.pipeline.chain import Chain
 from chainforge.pipeline.stages import RECIPES, Stage
@@ -239,13 +238,3 @@ def as_text(chain: Chain, runs: str | Path, steps: list[Step]) -> str:
         lines += [f"   {label:<14}{text}" for label, text in contracts(step)]
         blocks.append("\n".join([*lines, step.shell]))
     return "\n\n".join(blocks)
-
-
-def check_range(chain: Chain, first: str | None, last: str | None) -> tuple[int, int]:
-    """Return the positions of the first stage to run and of the last, both included."""
-    names = [stage.name for stage in chain.stages]
-    low = names.index(chain.stage(first).name) if first else 0
-    high = names.index(chain.stage(last).name) if last else len(names) - 1
-    if low > high:
-        raise InputError(f"--from {first} comes after --until {last}: there is nothing to run")
-    return low, high

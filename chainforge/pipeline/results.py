@@ -11,7 +11,7 @@ from rich.table import Table
 
 from chainforge.core.artifacts import read_json
 from chainforge.pipeline.chain import Chain
-from chainforge.pipeline.wording import MINUS, count, p_value, percent, points
+from chainforge.pipeline.wording import count, p_value, percent, points
 
 
 def print_results(chain: Chain, directory: Path, console: Console) -> None:
@@ -38,7 +38,7 @@ def models_table(models: list[dict[str, Any]]) -> Table:
             model["name"],
             _with_interval(model["strict"]),
             _with_interval(model["lenient"]),
-            percent(_mean(model["format"])),
+            percent(model["format"]),
             count(model["tokens_mean"]),
         )
     return table
@@ -47,7 +47,7 @@ def models_table(models: list[dict[str, Any]]) -> Table:
 def pairs_table(pairs: list[dict[str, Any]]) -> Table:
     """One row for each comparison of two models on the same rows."""
     table = Table(
-        title="differences in points of strict accuracy, paired (95 % interval)",
+        title="paired differences in strict accuracy, in points",
         box=SIMPLE_HEAD,
         title_justify="left",
         title_style="bold",
@@ -55,7 +55,7 @@ def pairs_table(pairs: list[dict[str, Any]]) -> Table:
     table.add_column("from", overflow="fold")
     table.add_column("to", overflow="fold")
     table.add_column("difference", justify="right")
-    table.add_column("interval", justify="right")
+    table.add_column("95 % interval", justify="right")
     table.add_column("p", justify="right")
     for pair in pairs:
         table.add_row(
@@ -68,12 +68,6 @@ def pairs_table(pairs: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _with_interval(share: dict[str, float] | float) -> str:
-    if isinstance(share, int | float):
-        return percent(share)
-    low, high = (f"{100 * share[key]:.1f}".replace("-", MINUS) for key in ("low", "high"))
+def _with_interval(share: dict[str, float]) -> str:
+    low, high = (f"{100 * share[key]:.1f}" for key in ("low", "high"))
     return f"{percent(share['mean'])} ({low} to {high})"
-
-
-def _mean(share: dict[str, float] | float) -> float:
-    return share["mean"] if isinstance(share, dict) else share

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -26,7 +27,6 @@ from chainforge.pipeline.plan import (
     Overrides,
     Step,
     chain_directory,
-    check_range,
     lost,
     plan_chain,
     plan_stage,
@@ -52,7 +52,7 @@ def run_chain(
     Stages before `from_` are taken as they are. Raises `InputError` for wrong input, the chain's
     or a stage's, `StageFailed`, or `Interrupted`.
     """
-    low, high = check_range(chain, from_, until)
+    low, high = _range(chain, from_, until)
     overrides = Overrides(launch=launch, sets=commands.read_sets(chain, sets), seed=seed)
     parent = chain_directory(chain, runs)
     with artifacts.lock(parent):
@@ -65,12 +65,22 @@ def run_chain(
         for stage in chain.stages[low : high + 1]:
             step = plan_stage(chain, stage, runs, known, overrides)
             if step.state != DONE or force:
-                _run_stage(step, chain, display, force)
+                _run_stage(step, display, force)
                 ran.append(step)
             else:
                 display.line(stage.name, "done")
             known[stage.name] = _signed(step.directory)
     return ran
+
+
+def _range(chain: Chain, first: str | None, last: str | None) -> tuple[int, int]:
+    """Return the positions of the first stage to run and of the last, both included."""
+    names = [stage.name for stage in chain.stages]
+    low = names.index(chain.stage(first).name) if first else 0
+    high = names.index(chain.stage(last).name) if last else len(names) - 1
+    if low > high:
+        raise InputError(f"--from {first} comes after --until {last}: there is nothing to run")
+    return low, high
 
 
 def _taken_as_they_are(chain: Chain, parent: Path, low: int, high: int) -> dict[str, str]:
@@ -90,7 +100,7 @@ def _taken_as_they_are(chain: Chain, parent: Path, low: int, high: int) -> dict[
     return known
 
 
-def _run_stage(step: Step, chain: Chain, display: Display, force: bool) -> None:
+def _run_stage(step: Step, display: Display, force: bool) -> None:
     """Run one stage and see that it is signed."""
     name, directory = step.stage.name, step.directory
     if step.state in (STALE, RESUMABLE) or step.why:
@@ -101,14 +111,14 @@ def _run_stage(step: Step, chain: Chain, display: Display, force: bool) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     with display.stage(name, directory) as look:
-        code, text = execute(step.command, directory / LOG, {"CHAINFORGE_CHAIN": chain.name}, look)
+        code, text = execute(step.command, directory / LOG, look)
     seconds = seconds_in_words(time.monotonic() - started)
     log = places.short(directory / LOG)
     if code == 2:
         raise InputError(f"stage {name}: {error_message(text) or f'see {log}'}")
     if code != 0:
         display.line(name, f"failed  {seconds}")
-        raise StageFailed(f"stage {name} failed with exit code {code}. {log} ends:\n{tail(text)}")
+        raise StageFailed(f"stage {name} {ending(code)}. {log} ends:\n{tail(text)}")
     if artifacts.read_manifest(directory) is None:
         raise StageFailed(f"stage {name} ended well but left no manifest.json; see {log}")
     for aside in asides(directory):
@@ -180,6 +190,14 @@ def error_message(text: str) -> str:
                 message.append(line)
             return "\n".join(message)
     return ""
+
+
+def ending(code: int) -> str:
+    """Say how a process ended."""
+    if code >= 0:
+        return f"failed with exit code {code}"
+    name = signal.Signals(-code).name
+    return f"was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
 
 
 def tail(text: str) -> str:

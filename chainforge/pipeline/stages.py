@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from chainforge.core.artifacts import PATH_KEYS
 from chainforge.core.errors import InputError
+from chainforge.core.references import hint
+from chainforge.pipeline import places
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # What lies beside the stages, and what a stage is called while it is made anew.
@@ -54,6 +57,7 @@ class Stage:
 
     @property
     def kind(self) -> Recipe:
+        """What its recipe needs, takes and leaves."""
         return RECIPES.get(self.recipe, OWN_RECIPE)
 
     @property
@@ -110,3 +114,46 @@ def check_setting(key: str, value: Any) -> None:
         raise InputError(f"{key!r} is not the name of an option")
     if value is None:
         raise InputError(f"{key!r} has no value; leave it out to get the default")
+
+
+def check_references(stages: list[Stage], models: dict[str, str], folder: Path) -> None:
+    """See that every reference leads to a model, a stage or a path that can serve."""
+    by_name = {stage.name: stage for stage in stages}
+    for stage in stages:
+        with at(f"stage {stage.name}"):
+            if stage.name in models:
+                raise InputError("a model of this chain has the same name; rename one of them")
+            for key in ("model", "teacher_model", "models"):
+                value = getattr(stage, key)
+                for name in value if isinstance(value, tuple) else (value,) if value else ():
+                    if name not in models:
+                        _check_leaves(key, name, "model", by_name, models)
+            for name in stage.data:
+                if name not in by_name and ("/" in name or name.endswith(".jsonl")):
+                    places.data_path(name, folder)
+                else:
+                    _check_leaves("data", name, "data", by_name, {})
+
+
+def _check_leaves(
+    key: str, name: str, what: str, stages: dict[str, Stage], models: dict[str, str]
+) -> None:
+    """Check that `name` is a stage that leaves `what`."""
+    leaving = [other for other, stage in stages.items() if what in stage.kind.leaves]
+    if name not in stages:
+        known = hint(name, [*models, *leaving])
+        raise InputError(f"key {key!r}: no stage or model {name!r}: {known}")
+    if name not in leaving:
+        raise InputError(
+            f"key {key!r}: stage {name!r} ({stages[name].recipe}) leaves no {what}; "
+            f"these do: {', '.join([*models, *leaving]) or 'none'}"
+        )
+
+
+@contextlib.contextmanager
+def at(where: str) -> Iterator[None]:
+    """Say where in the file an `InputError` arose."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None

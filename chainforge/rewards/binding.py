@@ -74,6 +74,8 @@ def bind(
     taken = _taken(reference, given, params, columns, batch)
     name = spec.get("name") or getattr(function, "__name__", type(function).__name__)
     task = spec.get("task")
+    if task is not None and "task" not in columns:
+        raise InputError(f"reward {reference}: limited to task {task!r}, but rows have no `task`")
     required = frozenset(item.name for item in given if item.default is item.empty)
     return Bound(function, str(name), weight, task, params, taken, required, batch, everything)
 

@@ -56,13 +56,18 @@ class Judges:
         if not jobs:
             return []
         with self._lock:
-            for _ in range(2):
-                self._start()
-                answer = self._ask(jobs)
-                if answer is not None and "verdicts" in answer:
-                    return list(answer["verdicts"])
-                logger.warning("the answer judges died (%s); starting them again", answer)
+            try:
+                for _ in range(2):
+                    self._start()
+                    answer = self._ask(jobs)
+                    if answer is not None and "verdicts" in answer:
+                        return list(answer["verdicts"])
+                    logger.warning("the answer judges died (%s); starting them again", answer)
+                    self._stop()
+            except BaseException:
+                # Ctrl-C or an alarm in mid-batch: its verdicts must not answer the next batch.
                 self._stop()
+                raise
         return ["lost"] * len(jobs)
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import chainforge
+from chainforge.pipeline.places import find_chain, shipped
 
 EVALUATE = """
 import sys
@@ -80,8 +81,9 @@ def test_the_report_can_be_written_by_itself(workplace):
 
 
 def test_a_shipped_chain_is_known_by_its_name(workplace):
+    assert find_chain("quickstart") == shipped("recipes") / "quickstart/chain.yaml"
     text = workplace.chainforge("plan", "quikstart", expect=2)
-    assert "no such chain" in text
+    assert "did you mean 'quickstart'" in text
 
 
 def test_planning_needs_no_torch(workplace):

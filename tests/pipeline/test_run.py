@@ -82,6 +82,7 @@ def test_a_stage_that_was_killed_goes_on_and_ends_like_an_undisturbed_one(workpl
     os.kill(recipe, signal.SIGKILL)
     _, err = chain.communicate(timeout=30)
     assert chain.returncode == 1
+    assert "SIGKILL" in err
     assert "log.txt" in err
     assert workplace.states() == {"traces": "done", "cold": "resumable", "reason": "to run"}
     workplace.run()
@@ -176,7 +177,8 @@ def test_from_takes_what_is_before_as_it_is(workplace):
     workplace.run(until="cold")
     before = workplace.rows("cold")
     workplace.configure("cold", steps=9)
-    workplace.run(from_="reason")
+    text = workplace.chainforge("run", "chain.yaml", "--from", "reason")
+    assert "the stages from reason on are done" in text
     assert workplace.rows("cold") == before
     assert len(workplace.rows("reason")) == 3
 

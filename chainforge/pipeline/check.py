@@ -1,0 +1,141 @@
+"""Audit a reward before it trains anything: gold answers must beat every answer that is none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from chainforge.core.config import read_yaml
+from chainforge.core.errors import InputError
+from chainforge.core.transcript import DEFAULT
+
+if TYPE_CHECKING:
+    from chainforge.rewards.audit import Audit
+
+# So much of a completion that fools the reward is shown; some are 100,000 characters long.
+SHOWN_CHARACTERS = 50
+
+
+def check_reward(reward: str, task: str, *, params: Iterable[str] = (), rows: int = 16) -> Audit:
+    """Audit a reward, named as in a configuration, on the first rows of a task.
+
+    `task` is a YAML with `tasks:` (a recipe's configuration serves), a .jsonl, or one task written
+    as a YAML mapping. Raises `InputError` for anything that cannot be read.
+    """
+    from chainforge.data.tasks import TaskArgs, load_examples
+    from chainforge.rewards.audit import audit
+    from chainforge.rewards.scoring import RewardArgs, load_rewards
+
+    settings = read_tasks(task)
+    transcript = settings.get("transcript", DEFAULT)
+    spec = {"fn": reward, "params": read_params(params)}
+    judges = RewardArgs(rewards=[spec], transcript=transcript)
+    few = [_at_most(item, rows) for item in settings["tasks"]]
+    args = TaskArgs(tasks=few, system_prompt=settings.get("system_prompt"))
+    examples = load_examples(args, transcript)[:rows]
+    return audit(load_rewards(judges, set(examples[0])), examples, transcript)
+
+
+def read_tasks(task: str) -> dict[str, Any]:
+    """Return settings with a list of `tasks`, from a file or from a mapping written as YAML."""
+    if task.lstrip().startswith("{"):
+        try:
+            return {"tasks": [yaml.safe_load(task)]}
+        except yaml.YAMLError as error:
+            raise InputError(f"--task is not YAML: {' '.join(str(error).split())}") from None
+    if task.endswith((".jsonl", ".json")):
+        return {"tasks": [{"fn": "jsonl", "params": {"path": task}, "split": "all"}]}
+    settings = read_yaml(task)
+    if "fn" in settings:
+        return {"tasks": [settings]}
+    if not isinstance(settings.get("tasks"), list) or not settings["tasks"]:
+        raise InputError(f"{task}: no task in it; give a list `tasks`, or one with `fn`")
+    return settings
+
+
+def read_params(texts: Iterable[str]) -> dict[str, Any]:
+    """Read `KEY=VALUE` texts; values are YAML."""
+    params: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key.isidentifier():
+            raise InputError(f"--params {text}: write it as KEY=VALUE, such as max_words=200")
+        try:
+            params[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            params[key] = value
+    return params
+
+
+def _at_most(task: Any, rows: int) -> Any:
+    """Ask a task for no more rows than are tried; what is no task is left to be refused."""
+    if isinstance(task, dict) and isinstance(task.get("size"), int):
+        return task | {"size": min(task["size"], rows)}
+    return task
+
+
+def print_audit(audit: Audit, console: Console) -> None:
+    """Print the mean score of each kind of answer, and what beat the gold answer."""
+    judged = sum(not row.skipped for row in audit)
+    table = Table(title=f"mean reward over {judged} rows", box=SIMPLE_HEAD, title_justify="left")
+    table.add_column("answer")
+    table.add_column("reward", justify="right")
+    table.add_column("as good as gold", justify="right")
+    for kind, mean in audit.means.items():
+        fooled = sum(attempt.kind == kind for _, attempt in audit.failures)
+        beaten = "" if kind == "gold" else f"{fooled} times" if fooled else "never"
+        table.add_row(kind, "-" if mean is None else f"{mean:.3f}", beaten)
+    console.print(table)
+    # One example of each kind says more than many of the first.
+    for row, attempt in {attempt.kind: (row, attempt) for row, attempt in audit.failures}.values():
+        text = f"{attempt.kind}: {attempt.total:g}, gold: {row.gold:g}  {_end(attempt.completion)}"
+        console.print(text, markup=False, soft_wrap=True)
+    for error in audit.errors:
+        console.print(error, markup=False, soft_wrap=True)
+    console.print(f"{'passed' if audit.passed else 'failed'}: {verdict(audit)}", markup=False)
+
+
+def verdict(audit: Audit) -> str:
+    """Say in a sentence what the audit found."""
+    if audit.errors:
+        return "the reward itself failed"
+    if all(row.skipped for row in audit):
+        return "the reward judged none of the gold answers"
+    if audit.failures:
+        rows = len({row.id for row, _ in audit.failures})
+        return f"on {rows} of {len(audit)} rows something beat or equalled the gold answer"
+    return "gold beats every other answer on every row"
+
+
+def to_json(audit: Audit) -> dict[str, Any]:
+    """Return the audit for a machine to read."""
+    return {
+        "passed": audit.passed,
+        "verdict": verdict(audit),
+        "rows": len(audit),
+        "means": audit.means,
+        "errors": audit.errors,
+        "failures": [
+            {
+                "row": row.id,
+                "question": row.question,
+                "answer": row.answer,
+                "kind": attempt.kind,
+                "completion": attempt.completion[:1000],
+                "reward": attempt.total,
+                "gold": row.gold,
+            }
+            for row, attempt in audit.failures
+        ],
+    }
+
+
+def _end(completion: str) -> str:
+    """Show the end of a completion, where its answer is, on one line, whatever it holds."""
+    text = ascii(completion)[1:-1]
+    return text if len(text) <= SHOWN_CHARACTERS else f"...{text[3 - SHOWN_CHARACTERS :]}"

@@ -1,0 +1,180 @@
+import json
+
+import pytest
+
+from chainforge.core.errors import InputError
+from chainforge.core.records import JsonLines, example, sample
+from chainforge.core.transcript import write
+from chainforge.data.datasets import (
+    check_batch,
+    grpo_dataset,
+    read_kept,
+    save_dataset,
+    sft_dataset,
+)
+
+
+def samples(n, source="offline", **columns):
+    return [
+        sample(
+            example([{"role": "user", "content": f"{i} + 1?"}], str(i + 1), task="sums", n=i),
+            write("Count on.", str(i + 1)),
+            0,
+            source=source,
+            rewards={"accuracy_reward": 1.0} if i % 2 else {"format_reward": 1.0},
+            **columns,
+        )
+        for i in range(n)
+    ]
+
+
+def stage(path, rows, dataset=False):
+    with JsonLines(path / "samples.jsonl") as file:
+        file.extend(rows)
+    if dataset:
+        save_dataset([row for row in rows if not row.get("drop")], path / "dataset")
+    return str(path)
+
+
+@pytest.mark.parametrize("dataset", [True, False])
+def test_sft_rows_of_stages(tmp_path, dataset):
+    rows = samples(4) + samples(2, drop="wrong")
+    one = stage(tmp_path / "traces", rows, dataset)
+    two = stage(tmp_path / "picks", samples(3, "policy"), dataset)
+    made = sft_dataset([one, two])
+    assert made.column_names == ["prompt", "completion"]
+    assert len(made) == 7
+    assert made[3] == {
+        "prompt": [{"role": "user", "content": "3 + 1?"}],
+        "completion": [{"role": "assistant", "content": write("Count on.", "4")}],
+    }
+
+
+def test_sft_rows_of_files(tmp_path):
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    file = tmp_path / "general.jsonl"
+    file.write_text(json.dumps({"messages": turns}) + "\n")
+    parquet = save_dataset(samples(2), tmp_path / "saved")
+    made = sft_dataset([file, parquet, tmp_path / "saved"])
+    assert len(made) == 5
+    assert made[0] == {"prompt": turns[:1], "completion": turns[1:]}
+
+
+def test_fallback_rows_are_refused_unless_allowed(tmp_path):
+    rows = samples(3) + samples(2, "offline-fallback")
+    path = stage(tmp_path / "traces", rows)
+    with pytest.raises(InputError, match=r"traces: 2 of 5 rows \(the first: row 4\)") as caught:
+        sft_dataset([path])
+    assert "allow_offline_rows: true" in str(caught.value)
+    assert len(sft_dataset([path], allow_offline_rows=True)) == 5
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "text", "completion": "x"}, "row 2: prompt: the prompt must be a list"),
+        ({"completion": "x"}, "row 2: prompt: neither"),
+        ({"prompt": [{"role": "user", "content": "a"}]}, "row 2: completion: expected text"),
+        ({"prompt": [{"role": "user", "content": "a"}], "completion": " "}, "row 2: completion"),
+        (
+            {"prompt": [{"role": "user", "content": "a"}],
+             "completion": [{"role": "user", "content": "b"}]},
+            "not the assistant's",
+        ),
+        ({"prompt": [{"role": "user", "content": None}], "completion": "b"}, "must be text"),
+        ({"messages": [{"role": "user", "content": "a"}]}, "row 2: prompt"),
+    ],
+)  # fmt: skip
+def test_malformed_sft_rows_are_named(tmp_path, row, message):
+    path = tmp_path / "bad.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*samples(1), row]))
+    with pytest.raises(InputError, match=f"(?s)bad.jsonl: 1 of 2 rows.*{message}"):
+        sft_dataset([path])
+
+
+def test_places_without_rows(tmp_path):
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "torn.parquet").write_bytes(b"PAR1")
+    (tmp_path / "nothing").mkdir()
+    for name, message in (("empty.jsonl", "no rows to train on"), ("torn.parquet", "not a parquet"),
+                          ("nothing", "holds no rows"), ("none", "no such file")):  # fmt: skip
+        with pytest.raises(InputError, match=f"{name}.*{message}"):
+            sft_dataset([tmp_path / name])
+    with pytest.raises(InputError, match="none given"):
+        sft_dataset([])
+    with pytest.raises(InputError, match="no rows to train on"):
+        sft_dataset([stage(tmp_path / "lost", samples(3, drop="wrong"))])
+
+
+def test_a_saved_data_set_opens_anywhere(tmp_path):
+    from datasets import load_dataset
+
+    rows = samples(5, tokens=3, stage="traces", drop=None)
+    assert save_dataset(rows, tmp_path / "dataset") == tmp_path / "dataset" / "train.parquet"
+    assert [path.name for path in (tmp_path / "dataset").iterdir()] == ["train.parquet"]
+    made = load_dataset(str(tmp_path / "dataset"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert len(made) == 5
+    assert made[1]["completion"][0]["role"] == "assistant"
+    assert made[1]["n"] == 1
+    # A mapping would come back with every other row's keys, set to None.
+    assert json.loads(made[1]["rewards"]) == {"accuracy_reward": 1.0}
+    save_dataset(samples(2), tmp_path / "dataset")
+    assert [row["id"] for _, row in read_kept(tmp_path)] == [row["id"] for row in samples(2)]
+    with pytest.raises(InputError, match="no row was kept"):
+        save_dataset([], tmp_path / "dataset")
+
+
+def test_grpo_rows_keep_every_column():
+    rows = [
+        example([{"role": "user", "content": str(i)}], str(i), task="t") | extra
+        for i, extra in enumerate(
+            [
+                {"words": 3, "share": 1, "mixed": "a", "choices": ["a", "b"], "meta": {"x": 1}},
+                {"words": None, "share": 0.5, "mixed": 2, "choices": [], "meta": {"y": 2}},
+                {"entry": '{"answer": "2"}', "big": 2**70, "turns": [{"role": "user"}]},
+            ]
+        )
+    ]
+    made = grpo_dataset(rows)
+    assert made[0]["prompt"] == [{"role": "user", "content": "0"}]
+    assert made["words"][:] == [3, None, None]
+    assert made["share"][:] == [1.0, 0.5, None]
+    assert made["mixed"][:] == ['"a"', "2", None]
+    assert made["choices"][:] == [["a", "b"], [], None]
+    assert [json.loads(text) for text in made["meta"][:2]] == [{"x": 1}, {"y": 2}]
+    assert made["entry"][:] == [None, None, '{"answer": "2"}']
+    assert json.loads(made["big"][2]) == 2**70
+    assert json.loads(made["turns"][2]) == [{"role": "user"}]
+
+
+def test_grpo_rows_need_a_prompt():
+    with pytest.raises(InputError, match="no rows"):
+        grpo_dataset([])
+    with pytest.raises(InputError, match="row 2: the prompt must be a list"):
+        grpo_dataset([*samples(1), {"prompt": "text"}])
+
+
+def test_a_generation_batch_must_be_filled():
+    rows = samples(4)
+    check_batch(rows, generation_batch_size=32, num_generations=8)
+    with pytest.raises(InputError, match="4 rows are fewer than the 5 prompts"):
+        check_batch(rows, generation_batch_size=40, num_generations=8)
+    with pytest.raises(InputError, match=r"num_generations \(8\) does not divide"):
+        check_batch(rows, generation_batch_size=30, num_generations=8)
+    with pytest.raises(InputError, match="expected 2 or more"):
+        check_batch(rows, generation_batch_size=8, num_generations=1)
+
+
+def test_sft_trains_on_it(tmp_path, tiny_model, tokenizer):
+    from trl import SFTConfig, SFTTrainer
+
+    save_dataset(samples(8), tmp_path / "traces" / "dataset")
+    args = SFTConfig(
+        str(tmp_path / "out"), max_steps=1, per_device_train_batch_size=2, use_cpu=True,
+        bf16=False, save_strategy="no", model_init_kwargs={"dtype": "float32"},
+    )  # fmt: skip
+    trainer = SFTTrainer(tiny_model, args, train_dataset=sft_dataset([tmp_path / "traces"]))
+    batch = trainer.data_collator([trainer.train_dataset[0]])
+    learnt = batch["labels"][0][batch["labels"][0] != -100]
+    assert tokenizer.decode(learnt).strip() == write("Count on.", "1") + "<|im_end|>"
+    assert trainer.train().global_step == 1

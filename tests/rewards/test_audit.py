@@ -1,0 +1,141 @@
+"""The audit: honest rewards pass it on every verifier, broken ones are caught and shown."""
+
+import json
+
+import pytest
+
+from chainforge.core.errors import InputError
+from chainforge.core.records import example
+from chainforge.rewards.audit import KINDS, audit
+from chainforge.rewards.binding import bind
+from chainforge.rewards.reward import Reward
+from chainforge.rewards.scoring import RewardArgs, load_rewards
+
+
+def row(answer, verifier, **extra):
+    prompt = [{"role": "user", "content": f"Say {answer}."}]
+    return example(prompt, answer, task=verifier, verifier=verifier, **extra)
+
+
+def gym(dataset, answer, **metadata):
+    own = {"question": "?", "answer": answer, "metadata": {"source_dataset": dataset, **metadata}}
+    return row(answer, "reasoning_gym", entry=json.dumps(own))
+
+
+ROWS = [
+    row("4", "math"),
+    row(r"\frac{\sqrt{3}}{2}", "math"),
+    row("Paris", "math"),
+    row(r"50\%", "math"),
+    row("-12", "arithmetic"),
+    row("3.5", "numeric"),
+    row("B", "choice"),
+    row("Rome", "exact"),
+    gym("chain_sum", "17"),
+    gym("gsm_symbolic", "574", difficulty=1.0),
+]
+COLUMNS = set().union(*ROWS)
+
+
+def named(function, weight=1.0):
+    """Return a reward of a function in this file."""
+    return Reward(bind({"fn": "it", "weight": weight}, COLUMNS, "r1-cold-start", {"it": function}))
+
+
+@pytest.mark.parametrize("preset", ["r1-cold-start", "think"])
+def test_the_default_rewards_pass(preset):
+    report = audit(load_rewards(RewardArgs(transcript=preset), COLUMNS), ROWS, preset)
+    assert report.failures == []
+    assert report.passed
+    assert len(report) == len(ROWS)
+    assert set(report.means) == set(KINDS)
+    assert report.means["gold"] == pytest.approx(1.2)
+    assert max(report.means[kind] for kind in KINDS if kind != "gold") < 0.5
+
+
+def test_accuracy_alone_passes():
+    rewards = load_rewards(RewardArgs([{"fn": "accuracy_reward"}]), COLUMNS)
+    assert audit(rewards, ROWS).passed
+
+
+def constant(completion):
+    return 1.0
+
+
+def empty_pays(completion, answer):
+    return 1.0 if not completion or answer in completion else 0.0
+
+
+def anywhere(completion, answer):
+    return float(answer in completion)
+
+
+def longest(completion):
+    return len(completion) / 1e6
+
+
+def last_word(completion, answer):
+    return float(completion.removesuffix("</summary>").endswith(answer))
+
+
+def tags_pay(completion):
+    return float("<summary>" in completion)
+
+
+@pytest.mark.parametrize(
+    ("function", "kinds"),
+    [
+        (constant, {"wrong", "empty", "stuffed", "tags", "misplaced", "hostile"}),
+        (empty_pays, {"empty", "stuffed", "misplaced"}),
+        (anywhere, {"stuffed", "misplaced"}),
+        (longest, {"hostile", "stuffed"}),
+        (last_word, {"stuffed"}),
+        (tags_pay, {"wrong", "tags"}),
+    ],
+)
+def test_a_broken_reward_fails_with_what_fooled_it(function, kinds):
+    report = audit([named(function)], ROWS)
+    assert not report.passed
+    assert kinds <= {attempt.kind for _, attempt in report.failures}
+    failed, attempt = report.failures[0]
+    assert attempt.total >= failed.gold
+    assert attempt in failed.attempts
+    assert not failed.passed
+
+
+def test_a_good_reward_does_not_hide_a_strong_bad_one():
+    good = load_rewards(RewardArgs(), COLUMNS)
+    assert not audit([*good, named(longest, weight=50)], ROWS).passed
+
+
+def test_a_reward_that_fails_fails_the_audit():
+    def fragile(completion, answer):
+        if "<summary>" not in completion:
+            raise ValueError("no summary")
+        return float(f"<summary>{answer}<" in completion)
+
+    report = audit([named(fragile)], ROWS)
+    assert not report.passed
+    assert "no summary" in report.errors[0] or "failed on" in report.errors[0]
+
+
+def test_rows_without_a_gold_answer_are_skipped_and_none_is_no_pass():
+    rewards = load_rewards(RewardArgs(), COLUMNS)
+    report = audit(rewards, [row("", "math"), row("4", "math")])
+    assert [r.skipped for r in report] == [True, False]
+    assert report.passed
+    assert not audit(rewards, [row("", "math")]).passed
+    with pytest.raises(InputError, match="no rows"):
+        audit(rewards, [])
+
+
+def test_a_scorer_that_pays_everything_is_caught():
+    # game_of_life_halting of reasoning-gym 0.1.25 gives any text its full score.
+    rows = [gym("game_of_life_halting", "False")]
+    report = audit(load_rewards(RewardArgs(), COLUMNS), rows)
+    assert {"wrong", "misplaced"} <= {attempt.kind for _, attempt in report.failures}
+
+
+def test_token_rewards_can_be_audited():
+    specs = [{"fn": "accuracy_reward"}, {"fn": "get_repetition_penalty_reward", "weight": 0.1}]
+    assert audit(load_rewards(RewardArgs(specs), COLUMNS), ROWS[:2]).passed

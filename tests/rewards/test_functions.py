@@ -1,0 +1,159 @@
+"""Accuracy, format, language and the cosine: what they pay for."""
+
+import math
+
+import pytest
+
+from chainforge.core.errors import InputError
+from chainforge.core.transcript import PRESETS, write
+from chainforge.rewards.functions import (
+    accuracy_reward,
+    accuracy_rewards,
+    format_reward,
+    get_cosine_scaled_reward,
+    language_consistency_reward,
+)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_answer_part_is_judged(preset):
+    assert accuracy_reward(write("2 and 2 make 4.", "4", preset), "4", transcript=preset) == 1.0
+    assert accuracy_reward(write("2 and 2 make 4.", "5", preset), "4", transcript=preset) == 0.0
+    assert accuracy_reward(write("It is 5.", "4", preset), 4, transcript=preset) == 1.0
+
+
+R, S = "<reasoning_process>{}</reasoning_process>", "<summary>{}</summary>"
+UNREAD = [
+    "4",
+    r"\boxed{4}",
+    R.format("4") + S.format("I do not know."),
+    R.format(r"So \boxed{4}."),
+    r"<reasoning_process>So \boxed{4}",
+    R.format("Well.") + S.format("5") + S.format("4"),
+    R.format("Well.") + S.format("4") + S.format("4"),
+    R.format("") + S.format("4"),
+    R.format("Well.") + S.format(""),
+    S.format("4") + R.format("Well."),
+    R.format("Well.") + S.format("4") + " or 5",
+    "4 " + R.format("Well.") + S.format("4"),
+    "",
+]
+
+
+@pytest.mark.parametrize("completion", UNREAD)
+def test_what_is_no_transcript_earns_nothing(completion):
+    assert accuracy_reward(completion, "4") == 0.0
+
+
+@pytest.mark.parametrize("completion", ["4", r"\boxed{4}", "So the answer is 4.", "<summary>4"])
+def test_lenient_finds_an_answer_outside_of_a_transcript(completion):
+    assert accuracy_reward(completion, "4") == 0.0
+    assert accuracy_reward(completion, "4", lenient=True) == 1.0
+    assert accuracy_reward(completion, "5", lenient=True) == 0.0
+
+
+def test_no_gold_answer_is_no_verdict():
+    good = write("Well.", "4")
+    assert accuracy_reward(good, None) is None
+    assert accuracy_reward(good, "") is None
+    assert accuracy_reward("nothing", "{") is None
+
+
+def test_the_verifier_and_its_tolerance_are_arguments():
+    good = write("Well.", "2+2")
+    assert accuracy_reward(good, "4") == 1.0
+    assert accuracy_reward(good, "4", verifier="arithmetic") == 0.0
+    near = write("Well.", "4.1")
+    assert accuracy_reward(near, "4", verifier="numeric", tolerance=0.1) == 1.0
+    with pytest.raises(InputError, match="no verifier"):
+        accuracy_reward(near, "4", verifier="maths!")
+
+
+def test_a_batch_is_the_same_as_single_calls():
+    calls = [
+        {"completion": write("Well.", text), "answer": "4", "verifier": verifier}
+        for text in ("4", "5", "2+2", "x=4")
+        for verifier in ("math", "arithmetic", "exact")
+    ]
+    assert accuracy_rewards(calls) == [accuracy_reward(**call) for call in calls]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_format(preset):
+    assert format_reward(write("Well.", "4", preset), preset) == 1.0
+    assert format_reward("4", preset) == 0.0
+    assert format_reward("", preset) == 0.0
+
+
+def test_format_of_another_preset_is_none():
+    assert format_reward(write("Well.", "4", "think")) == 0.0
+    assert [format_reward(text) for text in UNREAD[4:]] == [0.0] * len(UNREAD[4:])
+
+
+LANGUAGES = [
+    ("We add two and two and get four.", "en", 1.0),
+    ("We add $2+2$ and get \\boxed{4}: `print(x)`.", "en", 1.0),
+    ("We add двa", "en", 2 / 3),
+    ("我们把二和二相加得到四", "zh", 1.0),
+    ("我们把 two 和 two 相加", "zh", 4 / 6),  # Two characters make about one word.
+    ("设x=5，则 $y = 10$。", "zh", 1.0),
+    ("Wir addieren zwei und zwei.", "de", 1.0),
+    ("C'est la vie à l'été", "fr", 1.0),
+    ("Складываем два и два", "ru", 1.0),
+    ("Складываем two и два", "ru", 3 / 4),
+    ("二と二を足すとヨンになります", "ja", 1.0),
+    ("둘에 둘을 더하면 넷", "ko", 1.0),
+    ("نجمع اثنين واثنين", "ar", 1.0),
+    ("दो और दो चार होते हैं", "hi", 1.0),
+    ("δύο και δύο", "el", 1.0),
+    ("สองบวกสองเท่ากับสี่", "th", 1.0),
+    ("We add two and two.", "zh", 0.0),
+    ("我们相加", "en", 0.0),
+    ("$$x^2$$ 3 + 4 = 7, \\[ y \\]", "en", 1.0),
+    ("```python\nобъект = 1\n``` is code", "en", 1.0),
+    ("x_1 and y2 and \\alpha", "en", 1.0),
+]
+
+
+@pytest.mark.parametrize(("reasoning", "language", "share"), LANGUAGES)
+def test_language_is_the_share_of_its_words(reasoning, language, share):
+    completion = write(reasoning, "4")
+    assert language_consistency_reward(completion, language) == pytest.approx(share)
+
+
+def test_only_the_reasoning_counts_for_language():
+    assert language_consistency_reward(write("We add.", "四"), "en") == 1.0
+    assert language_consistency_reward("We add.", "en") == 0.0
+    assert language_consistency_reward(write("We add.", "4", "think"), transcript="think") == 1.0
+
+
+def test_an_unknown_language_is_named_with_the_nearest():
+    with pytest.raises(InputError, match="no language 'eng'; did you mean 'en'"):
+        language_consistency_reward(write("We add.", "4"), "eng")
+
+
+@pytest.mark.parametrize("text", ["$" * 50_000, "\\(" * 50_000, "`$" * 30_000, "a'" * 50_000])
+def test_language_is_linear_in_hostile_text(text):
+    assert 0.0 <= language_consistency_reward(write(text + "a", "4"), "en") <= 1.0
+
+
+def test_the_cosine_is_trls_curve():
+    from trl.rewards import get_cosine_scaled_reward as trls
+
+    answers = ["4", "5", "4", "5", "4"]
+    ids = [[1] * n for n in (0, 10, 50, 100, 900)]
+    ours = [[{"role": "assistant", "content": write("Well.", a)}] for a in answers]
+    theirs = [[{"role": "assistant", "content": f"\\boxed{{{a}}}"}] for a in answers]
+    settings = {"max_len": 100, "min_value_wrong": -2.0}
+    expected = trls(**settings)(completions=theirs, solution=["4"] * 5, completion_ids=ids)
+    given = get_cosine_scaled_reward(**settings)(ours, ids, ["4"] * 5)
+    assert given == pytest.approx(expected)
+
+
+def test_the_cosine_leaves_out_what_cannot_be_judged():
+    completions = [[{"role": "assistant", "content": write("Well.", "4")}]] * 2
+    rewards = get_cosine_scaled_reward(10)(completions, [[1], [1]], ["", "4"])
+    assert rewards[0] is None
+    assert math.isfinite(rewards[1])
+    with pytest.raises(InputError, match="max_len"):
+        get_cosine_scaled_reward(0)

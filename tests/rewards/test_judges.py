@@ -1,0 +1,257 @@
+"""Hostile answers cost their own row a limit and nothing else, from any thread."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from chainforge.rewards.comparison import Claim
+from chainforge.rewards.functions import accuracy_reward
+from chainforge.rewards.judges import Judges
+from chainforge.rewards.verifier import COUNTS, verify, verify_all
+
+
+def entry(dataset, answer, **metadata):
+    metadata = {"source_dataset": dataset, **metadata}
+    return json.dumps({"question": "?", "answer": answer, "metadata": metadata})
+
+
+# What the filters of the trainer's own process know, and what only the kernel ends.
+FILTERED = [
+    r"\boxed{9^{9^{9}}}",
+    "9**9**9",
+    "10^{10^{10}}",
+    "3^{10^9}",
+    "2^{100000000}",
+    "(20!)!",
+    "1000000!",
+    "[" * 100_000,
+    "{" * 100_000,
+    "\\" * 100_000,
+    "(" * 50 + "4" + ")" * 50,
+    "\\frac{1}{" * 30 + "2" + "}" * 30,
+    "\\boxed{" * 5_000,
+    "\\boxed{4}" * 20_000,
+    "9" * 100_000,
+    "1 " * 50_000,
+    "+".join(f"x_{i}" for i in range(3_000)),
+    r"\sum_{n=1}^{10^9} n",
+    r"\int_0^1 \sin(x^x) dx",
+    "$" * 50_000,
+    "answer is " * 10_000,
+    "**a" * 30_000,
+    "=" * 50_000,
+    "a, " * 30_000,
+    "\ud800\x00\u202e" * 1_000,
+    "\\(" * 50_000,
+]
+BOMBS = [r"9^{9 \cdot 9^{9}}", r"\binom{999999}{500000}", "(x+y+z+1)^{60}"]
+
+
+@pytest.fixture(scope="module")
+def quick():
+    judges = Judges(workers=2, limit=1.0, memory=768 * 1024**2)
+    judges.judge([("math", "2+2", "4")])
+    yield judges
+    judges.close()
+
+
+@pytest.mark.parametrize("answer", FILTERED, ids=lambda answer: answer[:12])
+def test_the_filters_refuse_at_once(answer):
+    before = COUNTS["judged"]
+    start = time.process_time()
+    assert verify("math", answer, "4") is False
+    assert time.process_time() - start < 0.5
+    assert COUNTS["judged"] == before
+
+
+@pytest.mark.parametrize("answer", FILTERED, ids=lambda answer: answer[:12])
+@pytest.mark.parametrize("verifier", ["arithmetic", "numeric", "choice", "exact"])
+def test_the_other_verifiers_refuse_at_once(verifier, answer):
+    gold = "A" if verifier == "choice" else "4"
+    start = time.process_time()
+    assert verify(verifier, answer, gold) is False
+    assert time.process_time() - start < 0.5
+
+
+def test_a_bomb_scores_0_and_the_batch_is_unharmed(quick):
+    claims = [Claim("math", "4", "4"), Claim("math", r"\sqrt{16} + 0", "4")]
+    claims += [Claim("math", bomb, "4") for bomb in BOMBS]
+    claims += [Claim("math", "y^2+z", "z+y^2"), Claim("math", "5", "4")]
+    start = time.monotonic()
+    verdicts = verify_all(claims, quick)
+    assert verdicts == [True, True, False, False, False, True, False]
+    # Three bombs on two workers are two rounds of a second, and some forks on a busy machine.
+    assert time.monotonic() - start < 10
+    assert quick.judge([("math", "2+2", "4")]) == [True]
+
+
+def test_every_child_can_die_in_one_batch(quick):
+    bombs = [("math", rf"9^{{{n} \cdot 9^{{9}}}}", "4") for n in range(3, 5)]
+    good = [("math", f"{n}+0", str(n)) for n in range(4)]
+    mixed = [job for pair in zip(bombs, good, strict=False) for job in pair] + good[2:]
+    verdicts = quick.judge(mixed)
+    assert verdicts[:4:2] == ["timeout"] * 2
+    assert verdicts[1:4:2] + verdicts[4:] == [True] * 4
+
+
+def test_memory_is_limited(quick):
+    # countdown's scorer evaluates this list of 24 GB; unlimited, it would run into the time limit.
+    own = entry("countdown", "8 * 3", numbers=[3, 8], target=24)
+    quick.judge([("reasoning_gym", "3 + 8", own)])
+    jobs = [("reasoning_gym", "[0]*3000000000", own), ("reasoning_gym", "3*8", own)]
+    assert quick.judge(jobs) == [False, True]
+
+
+def test_a_gold_answer_that_kills_its_judge_is_nobodys_fault(quick):
+    verdict = quick.judge([("math", "x+4", r"9^{9 \cdot 9^{9}} + \sqrt{(1+x)^{9 \cdot 9^9}}")])
+    assert verdict in (["gold"], ["timeout"])
+    assert verify_all([Claim("math", "x+4", "{")], quick) == [None]
+
+
+def test_it_works_from_other_threads_and_from_several(quick):
+    def judge(number):
+        bomb = rf"8^{{{number} \cdot 9^{{9}}}}"
+        texts = [f"{number}+0", bomb, f"{number}+1"]
+        return verify_all([Claim("math", text, str(number)) for text in texts], quick)
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(judge, range(2, 5))) == [[True, False, False]] * 3
+
+
+def test_it_works_from_a_thread_whose_program_never_started():
+    judges = Judges(workers=1)
+    verdicts = []
+    thread = threading.Thread(target=lambda: verdicts.extend(judges.judge([("math", "2+2", "4")])))
+    thread.start()
+    thread.join()
+    judges.close()
+    assert verdicts == [True]
+
+
+def test_it_starts_again_after_the_program_was_killed(quick):
+    quick.judge([("math", "2+2", "4")])
+    os.kill(quick._process.pid, signal.SIGKILL)
+    quick._process.wait()
+    assert quick.judge([("math", "3+2", "5"), ("math", "3+3", "5")]) == [True, False]
+
+
+def test_an_alarm_of_the_trainer_stays_armed(quick):
+    before = signal.getsignal(signal.SIGALRM)
+    signal.setitimer(signal.ITIMER_REAL, 1000)
+    try:
+        claims = [Claim("math", text, "4") for text in ("1+1+2", r"7^{7 \cdot 9^{9}}", "[" * 1000)]
+        assert verify_all(claims, quick) == [True, False, False]
+        assert signal.getsignal(signal.SIGALRM) is before
+        assert 900 < signal.getitimer(signal.ITIMER_REAL)[0] <= 1000
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def test_an_interrupted_batch_does_not_answer_the_next(quick):
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            quick.judge([("math", r"5^{5 \cdot 9^{9}}", "4")])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert quick.judge([("math", "2+2", "4"), ("math", "2+5", "4")]) == [True, False]
+
+
+def test_the_main_module_is_not_run_again_nor_is_torch_there(tmp_path):
+    """No `if __name__ == "__main__"`, torch loaded: what breaks spawn and slows forkserver."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        textwrap.dedent(
+            f"""
+            open({str(tmp_path / "runs")!r}, "a").write("x")
+            import os
+            from chainforge.rewards.verifier import JUDGES, verify
+            from chainforge.rewards.comparison import Claim
+            assert verify("math", "2+2", "4") is True
+            assert verify("math", "2+3", "4") is False
+            maps = open(f"/proc/{{JUDGES._process.pid}}/maps").read()
+            assert "sympy" not in __import__("sys").modules, "the parser is in the trainer"
+            print("torch" in maps, JUDGES._process.pid)
+            """
+        )
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    loaded, pid = done.stdout.split()
+    assert (tmp_path / "runs").read_text() == "x"
+    assert loaded == "False"
+    assert not os.path.exists(f"/proc/{pid}")
+
+
+def test_a_killed_trainer_leaves_no_judges_behind(tmp_path):
+    code = (
+        "import os; from chainforge.rewards.verifier import JUDGES, verify; "
+        "verify('math', '2+2', '4'); print(JUDGES._process.pid, flush=True); os.kill(os.getpid(), 9)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
+    )
+    pid = int(done.stdout)
+    deadline = time.monotonic() + 10
+    while _alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _alive(pid)
+
+
+def _alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_starts_its_own(quick):
+    quick.judge([("math", "2+2", "4")])
+    parent = quick._process.pid
+    child = os.fork()
+    if child == 0:
+        good = quick.judge([("math", "2+3", "5")]) == [True] and quick._process.pid != parent
+        quick.close()
+        os._exit(0 if good else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert quick.judge([("math", "2+4", "6")]) == [True]
+    assert quick._process.pid == parent
+
+
+def test_a_program_that_cannot_start_says_why(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(RuntimeError, match="do not start"):
+        Judges(workers=1).judge([("math", "2+2", "4")])
+
+
+def test_the_default_limit_holds_through_the_reward():
+    start = time.monotonic()
+    text = (
+        r"<reasoning_process>Big.</reasoning_process><summary>\boxed{6^{8 \cdot 9^{9}}}</summary>"
+    )
+    assert accuracy_reward(text, "4") == 0.0
+    assert time.monotonic() - start < 2 + 10  # The limit, and starting on a busy machine.

@@ -1,0 +1,405 @@
+"""Rewards by configuration: how they are bound, called, limited, and what is refused up front."""
+
+import json
+import math
+import pickle
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from chainforge.core.errors import InputError
+from chainforge.core.records import example
+from chainforge.core.transcript import write
+from chainforge.rewards.scoring import RewardArgs, RewardFailed, load_rewards, score
+
+COLUMNS = {"id", "prompt", "answer", "task", "verifier"}
+
+
+def make(text, answer="4", task="sum", **extra):
+    return example([{"role": "user", "content": text}], answer, task=task, **extra)
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """Write a reward file and return a loader of its functions."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "reward.py").write_text(
+        """
+import math
+
+def concise(completion: str, max_words: int) -> float:
+    words = len(completion.split())
+    return min(1.0, max(0.0, 2 - words / max_words))
+
+def half(text, answer, prompt, weighting=0.5):
+    assert prompt[0]["role"] == "user"
+    return weighting if answer in text else 0.0
+
+def sometimes(text, answer):
+    values = {"nan": math.nan, "inf": -math.inf, "huge": 1e300, "text": "1.0", "list": [1],
+              "none": None, "true": True}
+    if answer == "raise":
+        raise KeyError("broken on purpose")
+    return values.get(answer, 1.0)
+
+def always(completions, **kwargs):
+    return [float(len(kwargs["answer"][i])) for i, _ in enumerate(completions)]
+
+def declared(completions, answer, prompts, trainer_state):
+    return [len(c[0]["content"]) + len(a) for c, a in zip(completions, answer)]
+
+def short(completions, **kwargs):
+    return [1.0]
+
+def explodes(completions, **kwargs):
+    raise RuntimeError("in a batch")
+
+def needs_ids(completion, completion_ids):
+    return len(completion_ids)
+
+async def later(completion):
+    return 1.0
+
+def nothing():
+    return 1.0
+
+def get_scaled(scale: float):
+    def scaled(completion):
+        return scale * len(completion)
+    return scaled
+
+class Length:
+    def __init__(self, power=1):
+        self.power = power
+    def __call__(self, completion):
+        return len(completion) ** self.power
+
+constant = 3
+"""
+    )
+
+    def load(*names, columns=COLUMNS, **settings):
+        specs = [{"fn": f"reward.py:{n}"} if isinstance(n, str) else n for n in names]
+        return load_rewards(RewardArgs(rewards=specs, **settings), columns)
+
+    return load
+
+
+def spec(function, **rest):
+    return {"fn": f"reward.py:{function}", **rest}
+
+
+def test_the_default_is_correctness_and_format():
+    accuracy, form = load_rewards(RewardArgs(), COLUMNS)
+    assert [(r.__name__, r.weight) for r in (accuracy, form)] == [
+        ("accuracy_reward", 1.0),
+        ("format_reward", 0.2),
+    ]
+    rows = [make("a"), make("b"), make("c"), make("d", "")]
+    texts = [write("Well.", "4"), write("Well.", "5"), "4", write("Well.", "4")]
+    scores = score([accuracy, form], rows, texts)
+    assert [s.rewards["accuracy_reward"] for s in scores] == [1.0, 0.0, 0.0, None]
+    assert [s.total for s in scores] == pytest.approx([1.2, 0.2, 0.0, 0.2])
+
+
+def test_the_form_is_trls():
+    accuracy, form = load_rewards(RewardArgs(), COLUMNS)
+    metrics = []
+    batch = {
+        "prompts": [[{"role": "user", "content": "?"}]] * 3,
+        "completions": [
+            [{"role": "assistant", "content": write("Well.", "4")}],
+            [{"role": "assistant", "content": "4"}],
+            write("Plain text.", "4"),
+        ],
+        "completion_ids": [[1], [2], [3]],
+        "trainer_state": object(),
+        "log_metric": lambda name, value: metrics.append((name, value)),
+        "log_extra": lambda name, values: None,
+        "environments": None,
+        "answer": ["4", "4", "5"],
+        "verifier": ["math", None, "exact"],
+        "task": ["a", "a", "a"],
+    }
+    assert accuracy(**batch) == [1.0, 0.0, 0.0]
+    assert form(**batch) == [1.0, 0.0, 1.0]
+    assert metrics == [("rewards/accuracy_reward/failed", 0), ("rewards/format_reward/failed", 0)]
+
+
+def test_arguments_come_from_columns_and_params_by_name(own):
+    concise, half = own(spec("concise", params={"max_words": 2}), "half")
+    rows = [make("a"), make("b")]
+    scores = score([concise, half], rows, ["one two three", "4"])
+    assert [s.rewards for s in scores] == [
+        {"concise": 0.5, "half": 0.0},
+        {"concise": 1.0, "half": 0.5},
+    ]
+
+
+def test_params_win_over_columns_and_absent_values_leave_the_default(own):
+    (accuracy,) = load_rewards(
+        RewardArgs([{"fn": "accuracy_reward", "params": {"verifier": "arithmetic"}}]), COLUMNS
+    )
+    assert score([accuracy], [make("a")], [write("Well.", "2+2")])[0].total == 0.0
+    (half,) = own("half", columns=COLUMNS | {"weighting"})
+    rows = [make("a", weighting=0.25), make("b", weighting=None), make("c")]
+    assert [s.total for s in score([half], rows, ["4"] * 3)] == [0.25, 0.5, 0.5]
+
+
+def test_the_transcript_of_the_configuration_reaches_the_rewards():
+    rewards = load_rewards(RewardArgs(transcript="think"), COLUMNS)
+    assert score(rewards, [make("a")], [write("Well.", "4", "think")])[0].total == 1.2
+    assert score(rewards, [make("a")], [write("Well.", "4")])[0].total == 0.0
+
+
+def test_a_task_limits_a_reward_to_its_rows(own):
+    rewards = own(spec("concise", params={"max_words": 1}, task="chat", weight=2))
+    rows = [make("a", task="chat"), make("b", task="sum"), make("c", task="chat")]
+    assert [s.total for s in score(rewards, rows, ["x", "x", "x y"])] == [2.0, None, 0.0]
+    batch = own(spec("declared", task="chat"))
+    rows = [make("a", "1", task="chat"), make("b", task="sum"), make("c", "333", task="chat")]
+    assert [s.total for s in score(batch, rows, ["x", "x", "xx"])] == [2.0, None, 5.0]
+
+
+def test_functions_in_trls_form_pass_through(own):
+    rewards = own("always", "declared")
+    scores = score(rewards, [make("a", "4"), make("b", "444")], ["x", "xx"])
+    assert [s.rewards for s in scores] == [
+        {"always": 1.0, "declared": 2.0},
+        {"always": 3.0, "declared": 5.0},
+    ]
+
+
+def test_trls_own_rewards_by_name_with_params():
+    specs = [
+        {"fn": "soft_overlong", "params": {"max_completion_len": 100, "soft_punish_cache": 20}},
+        {"fn": "get_repetition_penalty_reward", "params": {"ngram_size": 2}},
+        {"fn": "get_cosine_scaled_reward", "params": {"max_len": 100}},
+        {"fn": "think_format_reward"},
+        {"fn": "trl.rewards:get_soft_overlong_punishment", "name": "again",
+         "params": {"max_completion_len": 100, "soft_punish_cache": 20}},
+        {"fn": "trl.rewards:accuracy_reward", "name": "trls"},
+    ]  # fmt: skip
+    rewards = load_rewards(RewardArgs(specs, transcript="think"), COLUMNS)
+    assert [r.__name__ for r in rewards][:4] == [
+        "soft_overlong_punishment_reward",
+        "repetition_penalty_reward",
+        "cosine_scaled_reward",
+        "think_format_reward",
+    ]
+    text = write("Well.", "4", "think")
+    (got,) = score(rewards, [make("a")], [text], [[5] * 90])
+    assert got.rewards["soft_overlong_punishment_reward"] == got.rewards["again"] == -0.5
+    assert got.rewards["repetition_penalty_reward"] == pytest.approx(-(1 - 1 / 89))
+    expected = 0.5 + 0.25 * (1 + math.cos(0.9 * math.pi))
+    assert got.rewards["cosine_scaled_reward"] == pytest.approx(expected)
+    assert got.rewards["think_format_reward"] == 1.0
+
+
+def test_names_of_trl_are_not_imported_for_nothing():
+    code = (
+        "import sys; from chainforge.rewards.scoring import *; load_rewards(RewardArgs(), "
+        "{'answer'}); print({'trl', 'torch', 'sympy'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_a_factory_is_called_with_params(own):
+    rewards = own(
+        spec("get_scaled", params={"scale": 3}),
+        {"fn": "reward.py:Length", "params": {"power": 2}, "name": "square"},
+    )
+    assert score(rewards, [make("a")], ["xx"])[0].rewards == {"scaled": 6.0, "square": 4.0}
+
+
+def test_token_ids_are_asked_for_where_there_are_none(own):
+    rewards = own("needs_ids")
+    assert score(rewards, [make("a")], ["x"], [[1, 2, 3]])[0].total == 3.0
+    assert score(rewards, [make("a", completion_ids=[1, 2])], ["x"])[0].total == 2.0
+    with pytest.raises(InputError, match="needs the token ids"):
+        score(rewards, [make("a")], ["x"])
+
+
+REFUSED = [
+    ({"fn": "acuracy_reward"}, "did you mean 'accuracy_reward'"),
+    ({"fn": "accuracy_reward", "wieght": 1}, "unknown key 'wieght'.*did you mean 'weight'"),
+    ({"weight": 1}, "no `fn`"),
+    (["accuracy_reward"], "each entry is like"),
+    ({"fn": 3}, "named by a string"),
+    ({"fn": "accuracy_reward", "weight": "much"}, "weight is 'much', it must be a number"),
+    ({"fn": "accuracy_reward", "weight": True}, "must be a number"),
+    ({"fn": "accuracy_reward", "weight": math.nan}, "must be a number"),
+    ({"fn": "accuracy_reward", "params": [1]}, "params is"),
+    ({"fn": "accuracy_reward", "params": {"verifyer": 1}}, "did you mean 'verifier'"),
+    ({"fn": "accuracy_reward", "params": {"verifier": "mathe"}}, "did you mean 'math'"),
+    ({"fn": "accuracy_reward", "task": 3}, "task is 3"),
+    ({"fn": "language_consistency_reward", "params": {"language": "zhh"}}, "did you mean 'zh'"),
+    ({"fn": "soft_overlong"}, "params must give 'max_completion_len'"),
+    ({"fn": "soft_overlong", "params": {"max_len": 3}}, "no parameter 'max_len'"),
+    ({"fn": "get_repetition_penalty_reward", "params": {"max_penalty": 1}}, "not be positive"),
+    (spec("concise"), "needs 'max_words'.*columns: answer, id.*params: none"),
+    (spec("concise", params={"max_word": 3}), "no parameter 'max_word'; did you mean 'max_words'"),
+    (spec("later"), "async"),
+    (spec("nothing"), "takes no argument"),
+    (spec("constant"), "not a function"),
+    (spec("concize"), "did you mean 'concise'"),
+    ({"fn": "absent.py:f"}, "no such file"),
+    ({"fn": "absent.module:f"}, "does not import"),
+]
+
+
+@pytest.mark.parametrize(("entry", "message"), REFUSED)
+def test_what_is_wrong_is_said_before_a_model_is_loaded(own, entry, message):
+    with pytest.raises(InputError, match=message):
+        own(entry)
+
+
+def test_a_missing_column_is_named_with_what_there_is(own):
+    message = "half: needs 'answer'.*did you mean 'answers'.*columns: answers, prompt; params: "
+    with pytest.raises(InputError, match=message):
+        own(spec("half", params={"weighting": 1}), columns={"answers", "prompt"})
+
+
+def test_a_limit_to_a_task_needs_a_task_column(own):
+    with pytest.raises(InputError, match="rows have no `task`"):
+        own({"fn": "format_reward", "task": "chat"}, columns={"answer", "prompt"})
+
+
+def test_a_file_that_does_not_import_is_named_with_its_line(own, tmp_path):
+    (tmp_path / "bad.py").write_text("import math\n\nx = 1 / 0\n")
+    with pytest.raises(InputError, match=r"bad.py does not import: line 3: ZeroDivisionError"):
+        own({"fn": "bad.py:f"})
+    (tmp_path / "worse.py").write_text("def f(:\n")
+    with pytest.raises(InputError, match=r"worse.py does not import: line 1: SyntaxError"):
+        own({"fn": "worse.py:f"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rewards": []}, "at least one"),
+        ({"rewards": None}, "at least one"),
+        ({"rewards": [{"fn": "format_reward"}] * 2}, "'format_reward' stands 2 times.*`name:`"),
+        ({"transcript": "thinks"}, "no preset 'thinks'"),
+        ({"max_reward_failures": 2}, "max_reward_failures"),
+        ({"max_reward_failures": "often"}, "max_reward_failures"),
+    ],
+)
+def test_wrong_settings(settings, message):
+    with pytest.raises(InputError, match=message):
+        load_rewards(RewardArgs(**settings), COLUMNS)
+
+
+def test_two_of_one_function_have_two_names(own):
+    rewards = own(
+        spec("concise", params={"max_words": 1}, name="brief"),
+        spec("concise", params={"max_words": 9}),
+    )
+    assert list(score(rewards, [make("a")], ["x y z"])[0].rewards) == ["brief", "concise"]
+
+
+def test_a_failing_row_is_neutral_counted_and_logged(own, caplog):
+    (reward,) = own("sometimes")
+    kinds = ["raise", "nan", "inf", "huge", "text", "list", "none", "true", "4"]
+    metrics = {}
+    rewards = reward([None] * 9, ["x"] * 9, log_metric=metrics.__setitem__, answer=kinds)
+    assert rewards == [None, None, None, None, None, None, None, 1.0, 1.0]
+    assert (reward.failed, reward.seen) == (6, 9)
+    assert metrics == {"rewards/sometimes/failed": pytest.approx(6 / 9)}
+    assert "broken on purpose" in caplog.text
+
+
+def test_too_many_failures_stop_the_run(own):
+    (reward,) = own("sometimes", max_reward_failures=0.25)
+    good, bad = {"answer": ["4"] * 8}, {"answer": ["4"] * 5 + ["raise"] * 3}
+    for _ in range(7):
+        reward([None] * 8, ["x"] * 8, **bad)
+    with pytest.raises(RewardFailed, match="sometimes failed on 38% .*broken on purpose"):
+        reward([None] * 8, ["x"] * 8, **bad)
+    (reward,) = own("sometimes", max_reward_failures=0.25)
+    for _ in range(20):
+        reward([None] * 8, ["x"] * 8, **good)
+        reward([None] * 8, ["x"] * 8, **bad)
+
+
+@pytest.mark.parametrize(("name", "why"), [("short", "returned 1 rewards for"), ("explodes", "in")])
+def test_a_batch_that_fails_is_a_failure_of_each_row(own, name, why, caplog):
+    (reward,) = own(name)
+    assert reward([None] * 3, ["x"] * 3) == [None] * 3
+    assert reward.failed == 3
+    assert why in caplog.text
+
+
+def test_input_errors_are_not_swallowed():
+    rewards = load_rewards(RewardArgs(), COLUMNS)
+    with pytest.raises(InputError, match="no verifier"):
+        score(rewards, [make("a", verifier="mathh")], ["x"])
+
+
+def test_no_reward_applies_is_no_total(own):
+    rewards = own(spec("concise", params={"max_words": 1}, task="chat"))
+    assert score(rewards, [make("a")], ["x"])[0].total is None
+    assert score(rewards, [], []) == []
+    with pytest.raises(ValueError, match="1 rows"):
+        score(rewards, [make("a")], [])
+
+
+def test_random_rewards_are_coin_flips_that_a_resumed_run_repeats():
+    rows = [make(str(i)) for i in range(400)]
+    texts = [write("Well.", "4" if i % 2 else "5") for i in range(400)]
+
+    def flips(seed=0):
+        args = RewardArgs(random_rewards=True, random_rewards_seed=seed)
+        return [s.rewards for s in score(load_rewards(args, COLUMNS), rows, texts)]
+
+    first = flips()
+    assert first == flips() != flips(1)
+    accuracy = [r["accuracy_reward"] for r in first]
+    assert set(accuracy) == {0.0, 1.0}
+    assert accuracy != [r["format_reward"] for r in first]
+    for half in (accuracy[::2], accuracy[1::2]):  # Right and wrong answers earn the same.
+        assert 60 < sum(half) < 140
+
+
+def test_random_rewards_differ_within_a_group_and_keep_to_their_task():
+    specs = [{"fn": "format_reward", "task": "chat"}]
+    (reward,) = load_rewards(RewardArgs(specs, random_rewards=True), COLUMNS)
+    prompt = [{"role": "user", "content": "?"}]
+    texts = [f"completion {i}" for i in range(64)]
+    flips = reward([prompt] * 64, texts, [[1]] * 64, task=["chat"] * 63 + ["sum"])
+    assert set(flips[:-1]) == {0.0, 1.0}
+    assert flips[-1] is None
+
+
+def test_order_is_kept_whatever_the_order():
+    rewards = load_rewards(RewardArgs(), COLUMNS)
+    rows = [make(str(i), str(i), verifier=("math", "exact")[i % 2]) for i in range(60)]
+    texts = [write("Well.", f"{i}+0" if i % 3 else str(i)) for i in range(60)]
+    expected = [s.total for s in score(rewards, rows, texts)]
+    for step in (7, 11, 59):
+        order = [i * step % 60 for i in range(60)]
+        shuffled = score(rewards, [rows[i] for i in order], [texts[i] for i in order])
+        assert [s.total for s in shuffled] == [expected[i] for i in order]
+
+
+def test_rewards_travel_and_work_in_threads():
+    rewards = pickle.loads(pickle.dumps(load_rewards(RewardArgs(), COLUMNS)))
+
+    def once(index):
+        return score(rewards, [make("a", str(index))] * 2, [write("W.", str(index)), "x"])
+
+    with ThreadPoolExecutor(4) as pool:
+        for scores in pool.map(once, range(20)):
+            assert [s.total for s in scores] == pytest.approx([1.2, 0.0])
+
+
+def test_reasoning_gym_rows_from_end_to_end():
+    metadata = {"source_dataset": "countdown", "numbers": [3, 8], "target": 24}
+    entry = json.dumps({"question": "?", "answer": "8 * 3", "metadata": metadata})
+    row = make("24 from 3 and 8", "8 * 3", verifier="reasoning_gym", entry=entry)
+    rewards = load_rewards(RewardArgs(), set(row))
+    texts = [write("Well.", text) for text in ("8 * 3", "3*8", "3+8")]
+    assert [s.total for s in score(rewards, [row] * 3, texts)] == pytest.approx([1.2, 1.2, 0.2])
