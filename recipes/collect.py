@@ -28,7 +28,7 @@ def main() -> None:
     )
     with open_stage("collect", run.output_dir, *configs, seed=run.seed) as stage:
         examples = load_examples(tasks, judges.transcript, run.seed)
-        rewards = load_rewards(judges, set(examples[0]))
+        rewards = load_rewards(judges, set().union(*examples))
         collected = collect(
             teacher,
             examples,

@@ -28,7 +28,7 @@ def main() -> None:
         "grpo", training.output_dir, *configs, inputs={"model": base}, seed=training.seed
     ) as stage:
         examples = load_examples(tasks, judges.transcript, training.seed)
-        rewards = load_rewards(judges, set(examples[0]))
+        rewards = load_rewards(judges, set().union(*examples))
         check_batch(examples, training.generation_batch_size, training.num_generations)
         training.reward_weights = [reward.weight for reward in rewards]
         trainer = GRPOTrainer(

@@ -28,7 +28,7 @@ def main() -> None:
     inputs = {"model": policy}
     with open_stage("reject", run.output_dir, *configs, inputs=inputs, seed=run.seed) as stage:
         examples = load_examples(tasks, judges.transcript, run.seed)
-        rewards = load_rewards(judges, set(examples[0]))
+        rewards = load_rewards(judges, set().union(*examples))
         samples = roll_out(
             open_policy(policy, dtype=run.dtype),
             load_tokenizer(policy, judges.transcript),

@@ -10,8 +10,8 @@ from typing import Any
 from chainforge.core.errors import InputError
 from chainforge.core.records import Row, question
 from chainforge.core.references import hint
-from chainforge.data.splits import split_of
-from chainforge.data.tables import Columns, convert, draw, listed, same_question
+from chainforge.data.splits import same_question, split_of
+from chainforge.data.tables import Columns, convert, draw, listed
 
 logger = logging.getLogger(__name__)
 

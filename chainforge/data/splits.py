@@ -8,6 +8,11 @@ TEST_SHARE = 20
 VALIDATION_SHARE = 5
 
 
+def same_question(text: str) -> str:
+    """Return what equal questions share: case and white space do not count."""
+    return " ".join(text.lower().split())
+
+
 def split_of(question: str) -> str:
     """Return `train`, `validation` or `test` for a question.
 
@@ -15,8 +20,7 @@ def split_of(question: str) -> str:
     position: reasoning-gym's item `i` of seed `s` is item `0` of seed `s + i`, so rows drawn with
     neighbouring seeds are mostly the same rows.
     """
-    normalised = " ".join(question.lower().split())
-    bucket = int(hashlib.sha256(normalised.encode()).hexdigest()[:8], 16) % 100
+    bucket = int(hashlib.sha256(same_question(question).encode()).hexdigest()[:8], 16) % 100
     if bucket < TEST_SHARE:
         return "test"
     return "validation" if bucket < TEST_SHARE + VALIDATION_SHARE else "train"

@@ -16,11 +16,6 @@ from chainforge.core.transcript import lenient_answer
 EXTRACTS = ("text", "hashes", "boxed")
 
 
-def same_question(text: str) -> str:
-    """Return what equal questions share: case and white space do not count, as in `split_of`."""
-    return " ".join(text.lower().split())
-
-
 def wrong_turns(turns: Any) -> str | None:
     """Say what keeps a value from being a prompt; None when it is one."""
     if turns is None:

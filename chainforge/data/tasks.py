@@ -23,8 +23,8 @@ from chainforge.core.references import hint, resolve
 from chainforge.core.transcript import DEFAULT, system_prompt
 from chainforge.data.hub import hub
 from chainforge.data.procedural import reasoning_gym
-from chainforge.data.splits import split_of
-from chainforge.data.tables import jsonl, same_question, wrong_turns
+from chainforge.data.splits import same_question, split_of
+from chainforge.data.tables import jsonl, wrong_turns
 from chainforge.rewards.verifier import VERIFIERS
 
 logger = logging.getLogger(__name__)

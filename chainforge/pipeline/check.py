@@ -38,7 +38,7 @@ def check_reward(reward: str, task: str, *, params: Iterable[str] = (), rows: in
     few = [_at_most(item, rows) for item in settings["tasks"]]
     args = TaskArgs(tasks=few, system_prompt=settings.get("system_prompt"))
     examples = load_examples(args, transcript)[:rows]
-    return audit(load_rewards(judges, set(examples[0])), examples, transcript)
+    return audit(load_rewards(judges, set().union(*examples)), examples, transcript)
 
 
 def read_tasks(task: str) -> dict[str, Any]:

@@ -1,0 +1,185 @@
+"""The quickstart's own chain, with little data and few steps: cut, resumed, and as the README says.
+
+The tests share one folder and build on one another, because a chain is what goes on.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from chainforge.core.artifacts import read_manifest
+from chainforge.core.records import read_rows
+
+ROOT = Path(__file__).parents[2]
+CHAIN = "recipes/quickstart/chain.yaml"
+STAGES = ["traces", "cold", "reason", "picks", "mixed", "final", "lessons", "student", "scores"]
+ROWS = {"collect": 1600, "reason": 64, "picks": 40, "final": 64, "lessons": 64, "scores": 24}
+STEPS = {"cold": 100, "reason": 6, "mixed": 100, "final": 2, "student": 8}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A clone whose quickstart is small, with this environment as its `.venv`."""
+    path = tmp_path_factory.mktemp("clone")
+    for name in ("recipes", "accelerate_configs"):
+        shutil.copytree(ROOT / name, path / name)
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "README.md"):
+        shutil.copy2(ROOT / name, path)
+    for file in (path / "recipes/quickstart").glob("*.yaml"):
+        settings = yaml.safe_load(file.read_text())
+        shares = len(settings.get("tasks", [])) or 1
+        for task in settings.get("tasks", []):
+            task["size"] = ROWS[file.stem] // shares
+        if file.stem in STEPS:
+            settings |= {"max_steps": STEPS[file.stem], "save_steps": 2, "logging_steps": 1}
+            settings |= {"save_strategy": "steps", "save_total_limit": 2}
+        if "num_generations" in settings:
+            settings |= {"per_device_train_batch_size": 32}
+        file.write_text(yaml.safe_dump(settings))
+    (path / ".venv").mkdir()
+    (path / ".venv/bin").symlink_to(Path(sys.prefix) / "bin")
+    (path / ".venv/ready").touch()
+    return path
+
+
+@pytest.fixture(scope="module")
+def shell(folder):
+    def run(command, timeout=600):
+        path = f"{Path(sys.prefix) / 'bin'}:{os.environ['PATH']}"
+        environment = os.environ | {"PATH": path, "COLUMNS": "100"}
+        return subprocess.run(
+            ["bash", "-ec", command],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    return run
+
+
+def test_a_killed_rl_stage_is_resumed(folder, shell):
+    """Kill -9 while GRPO is under way, run again: it goes on from its last checkpoint."""
+    command = ["chainforge", "run", CHAIN, "--until", "reason"]
+    path = f"{Path(sys.prefix) / 'bin'}:{os.environ['PATH']}"
+    run = subprocess.Popen(command, cwd=folder, env=os.environ | {"PATH": path})
+    state = folder / "runs/quickstart/reason/checkpoints/checkpoint-4/trainer_state.json"
+    deadline = time.monotonic() + 400
+    while not state.exists() and run.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert run.poll() is None, "the chain ended before it could be killed"
+    os.kill(run.pid, signal.SIGKILL)
+    run.wait()
+    reason = folder / "runs/quickstart/reason"
+    assert read_manifest(reason) is None
+    plan = shell(f"chainforge plan {CHAIN} --json")
+    assert [stage["state"] for stage in json.loads(plan.stdout)["stages"][:3]] == [
+        "done",
+        "done",
+        "resumable",
+    ]
+    again = shell(f"chainforge run {CHAIN} --until reason")
+    assert again.returncode == 0, again.stderr
+    assert "resuming from" in (reason / "log.txt").read_text()
+    steps = [row["step"] for row in read_rows(reason / "metrics.jsonl") if "reward" in row]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_planned_line_pasted_by_hand_is_the_stage(folder, shell):
+    """The planned line makes the same stage with the same fingerprint."""
+    stages = json.loads(shell(f"chainforge plan {CHAIN} --json").stdout)["stages"]
+    (planned,) = [stage for stage in stages if stage["name"] == "reason"]
+    done = shell(planned["command"])
+    assert done.returncode == 0, done.stderr
+    assert "is done already" in done.stderr
+    shutil.rmtree(folder / "runs/quickstart/reason")
+    pasted = shell(planned["command"])
+    assert pasted.returncode == 0, pasted.stderr
+    manifest = read_manifest(folder / "runs/quickstart/reason")
+    assert manifest.fingerprint == planned["fingerprint"]
+
+
+def readme_commands():
+    """Every command of the README but the two that would run these tests from within."""
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line and line not in ("make test", "make lint")]
+
+
+def test_every_command_of_the_readme_runs(folder, shell):
+    commands = readme_commands()
+    assert "make demo" in commands
+    assert len(commands) >= 8
+    for command in commands:
+        done = shell(command)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    assert (folder / "scratch/model/model.safetensors").exists()
+
+
+def test_the_demo_leaves_what_it_says(folder, shell):
+    runs = folder / "runs/quickstart"
+    assert all(read_manifest(runs / name) for name in STAGES)
+    results = json.loads((runs / "scores/results.json").read_text())
+    assert [model["name"] for model in results["models"]] == [
+        "base", "cold", "reason", "mixed", "final", "student_base", "student"
+    ]  # fmt: skip
+    for name in ("traces", "picks", "lessons"):
+        funnel = json.loads((runs / name / "funnel.json").read_text())
+        assert funnel["in"] == funnel["kept"] + sum(funnel["dropped"].values())
+        assert funnel["in"] == len(read_rows(runs / name / "samples.jsonl"))
+    assert "<script" not in (runs / "report.html").read_text()
+
+
+def test_no_held_out_question_was_trained_on(folder):
+    runs = folder / "runs/quickstart"
+    asked = {
+        name: {row["prompt"][-1]["content"] for row in read_rows(runs / name / "samples.jsonl")}
+        for name in ("traces", "picks", "lessons", "scores")
+    }
+    held_out = asked.pop("scores")
+    assert held_out
+    assert not any(held_out & questions for questions in asked.values())
+
+
+def test_a_second_run_finds_everything_done(folder, shell):
+    before = {
+        name: (folder / f"runs/quickstart/{name}/manifest.json").read_bytes() for name in STAGES
+    }
+    again = shell("make demo")
+    assert again.returncode == 0
+    assert "all 9 stages are done" in again.stdout
+    assert "report: runs/quickstart/report.html" in again.stdout
+    assert before == {
+        name: (folder / f"runs/quickstart/{name}/manifest.json").read_bytes() for name in STAGES
+    }
+
+
+def test_a_changed_setting_makes_what_is_below_it_stale(folder, shell):
+    plan = shell(f"chainforge plan {CHAIN} --set picks.temperature=0.7 --json")
+    states = {stage["name"]: stage["state"] for stage in json.loads(plan.stdout)["stages"]}
+    fresh = {name for name, state in states.items() if state == "done"}
+    assert fresh == {"traces", "cold", "reason"}
+
+
+def test_a_misspelt_option_is_answered_with_the_right_one(shell):
+    config = "recipes/quickstart/reason.yaml"
+    done = shell(f"accelerate launch recipes/grpo.py --config {config} --learning_rat 1e-6")
+    assert done.returncode != 0
+    assert "unknown option --learning_rat; did you mean 'learning_rate'?" in done.stderr
+    assert "config.py" not in done.stderr
+
+
+def test_other_data_and_a_broken_reward(folder, shell):
+    (folder / "constant.py").write_text("def constant(completion):\n    return 1.0\n")
+    done = shell("chainforge check constant.py:constant --task recipes/quickstart/reason.yaml")
+    assert done.returncode == 1
