@@ -142,16 +142,29 @@ def _generate_batch(
         with torch.inference_mode(), torch.random.fork_rng(devices):
             torch.manual_seed(seed)
             ids, mask = ids.to(model.device), mask.to(model.device)
-            generated = _decode(model, ids, mask, args, tokenizer.eos_token_id, limit)
+            ends = end_tokens(model, tokenizer)
+            generated = _decode(model, ids, mask, args, ends, limit)
     finally:
         model.train(training)
-    return _records(tokenizer, generated.tolist(), batch, seed)
+    return _records(tokenizer, generated.tolist(), ends, batch, seed)
+
+
+def end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """Return the tokens that end a completion, the tokenizer's own first.
+
+    A model may name others too: a base model that was pretrained on documents ends with the token
+    that ended those, whatever ends a turn in its tokenizer's chat template.
+    """
+    own = model.generation_config.eos_token_id
+    named = own if isinstance(own, list) else [own]
+    tokens = [tokenizer.eos_token_id, *named]
+    return list(dict.fromkeys(token for token in tokens if token is not None))
 
 
 def _decode(
-    model: Any, ids: Tensor, mask: Tensor, args: SamplingArgs, end: int, limit: int
+    model: Any, ids: Tensor, mask: Tensor, args: SamplingArgs, ends: list[int], limit: int
 ) -> Tensor:
-    """Return up to `limit` new tokens of each line, shape (lines, tokens), `end` after the end.
+    """Return up to `limit` new tokens of each line, shape (lines, tokens), ends after the end.
 
     Lines that ended leave the batch when they are a quarter of it. `model.generate` keeps them to
     the last, and fills what its arguments leave open from the model's own generation config.
@@ -160,7 +173,8 @@ def _decode(
     from transformers import DynamicCache
 
     cache = DynamicCache(config=model.config)
-    generated = torch.full((len(ids), limit), end, device=ids.device)
+    generated = torch.full((len(ids), limit), ends[0], device=ids.device)
+    last = torch.tensor(ends, device=ids.device)
     lines = torch.arange(len(ids), device=ids.device)
     going = torch.ones_like(lines, dtype=torch.bool)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
@@ -173,9 +187,9 @@ def _decode(
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
-        token = _choose(ids, logits.float(), args).masked_fill(~going, end)
+        token = _choose(ids, logits.float(), args).masked_fill(~going, ends[0])
         generated[lines, step] = token
-        going &= token != end
+        going &= ~torch.isin(token, last)
         left = int(going.sum())
         if not left:
             break
@@ -204,10 +218,15 @@ def _choose(ids: Tensor, logits: Tensor, args: SamplingArgs) -> Tensor:
     return torch.multinomial(logits.softmax(-1), 1)[:, 0]
 
 
-def _records(tokenizer: Any, generated: list[list[int]], batch: list[Job], seed: int) -> list[Row]:
+def _records(
+    tokenizer: Any, generated: list[list[int]], ends: list[int], batch: list[Job], seed: int
+) -> list[Row]:
     """Cut each completion at its end token and decode it; the tags are no special tokens."""
-    end = tokenizer.eos_token_id
-    cut = [ids[: ids.index(end)] if end in ids else ids for ids in generated]
+    lengths = [
+        next((place for place, token in enumerate(ids) if token in ends), len(ids))
+        for ids in generated
+    ]
+    cut = [ids[:length] for ids, length in zip(generated, lengths, strict=True)]
     texts = tokenizer.batch_decode(
         cut, skip_special_tokens=True, clean_up_tokenization_spaces=False
     )
@@ -216,9 +235,9 @@ def _records(tokenizer: Any, generated: list[list[int]], batch: list[Job], seed:
             "index": index,
             "sample": sample,
             "completion": text,
-            "tokens": len(kept) + (end in ids),
-            "finish_reason": "stop" if end in ids else "length",
+            "tokens": length + (length < len(ids)),
+            "finish_reason": "stop" if length < len(ids) else "length",
             "seed": seed,
         }
-        for (index, sample), ids, kept, text in zip(batch, generated, cut, texts, strict=True)
+        for (index, sample), ids, length, text in zip(batch, generated, lengths, texts, strict=True)
     ]

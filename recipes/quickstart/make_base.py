@@ -66,6 +66,7 @@ SIZES = {
     "base": {"num_hidden_layers": 3, "hidden_size": 128, "intermediate_size": 384},
     "student_base": {"num_hidden_layers": 3, "hidden_size": 96, "intermediate_size": 256},
 }
+READS = {"base": 1.0, "student_base": 0.5}  # the share of the corpus that each model reads
 
 
 def equations(rng: random.Random) -> str:
@@ -187,7 +188,8 @@ def new_model(name: str, tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM
         temperature=1.0,
         top_p=1.0,
         top_k=0,
-        eos_token_id=tokenizer.eos_token_id,
+        # A turn's end, and the end of a document, which is all that the corpus has.
+        eos_token_id=[tokenizer.eos_token_id, tokenizer.pad_token_id],
         pad_token_id=tokenizer.pad_token_id,
     )
     return model
@@ -240,7 +242,7 @@ def main() -> None:
     )
     parser.add_argument("--output_dir", type=Path, default=HERE)
     parser.add_argument("--models", nargs="+", choices=list(SIZES), default=list(SIZES))
-    parser.add_argument("--documents", type=int, default=300_000)
+    parser.add_argument("--documents", type=int, default=400_000)
     parser.add_argument("--problem_share", type=float, default=0.5)
     parser.add_argument("--careful", type=float, default=0.65, help="share worked step by step")
     parser.add_argument("--vocab_size", type=int, default=640)
@@ -261,7 +263,7 @@ def main() -> None:
         model = new_model(name, tokenizer)
         print(f"{name}: {model.num_parameters():,} parameters", flush=True)
         tokenizer.save_pretrained(folder)
-        pretrain(model, rows, args, folder)
+        pretrain(model, rows[: int(len(rows) * READS[name])], args, folder)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from chainforge.core.errors import InputError
 from chainforge.core.records import example
@@ -110,6 +111,7 @@ class Speller(torch.nn.Module):
     def __init__(self, config, prompt, texts):
         super().__init__()
         self.config, self.device = config, torch.device("cpu")
+        self.generation_config = GenerationConfig()
         self.texts, self.length = texts, len(prompt)
         self.where = next(n for n, token in enumerate(prompt) if token in texts) - len(prompt)
         self.sizes = []
@@ -154,6 +156,18 @@ def test_finished_lines_leave_the_batch_and_tags_stay(model, tokenizer):
     assert speller.sizes[0] == 10
     assert speller.sizes[-1] == 2
     assert speller.sizes == sorted(speller.sizes, reverse=True)
+
+
+def test_a_model_may_name_further_ends(model, tokenizer, rows):
+    own = model.generation_config.eos_token_id
+    model.generation_config.eos_token_id = list(range(model.config.vocab_size))
+    try:
+        made = flat(generate(model, tokenizer, rows, sampling(), seed=0))
+    finally:
+        model.generation_config.eos_token_id = own
+    assert {(row["completion"], row["finish_reason"], row["tokens"]) for row in made} == {
+        ("", "stop", 1)
+    }
 
 
 def test_training_mode_is_kept(model, tokenizer, rows):
