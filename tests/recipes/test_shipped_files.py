@@ -45,7 +45,9 @@ def test_every_chain_plans_and_every_stage_parses(file, tmp_path):
                 load_rewards(args, {"answer", "verifier", "entry", "task", "id"})
 
 
-@pytest.mark.parametrize("file", sorted(ROOT.glob("accelerate_configs/*.yaml")), ids=lambda f: f.stem)
+@pytest.mark.parametrize(
+    "file", sorted(ROOT.glob("accelerate_configs/*.yaml")), ids=lambda f: f.stem
+)
 def test_every_launch_file_is_one_of_accelerate(file):
     from accelerate.commands.config.config_args import load_config_from_file
 
