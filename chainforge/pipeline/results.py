@@ -11,7 +11,7 @@ from rich.table import Table
 
 from chainforge.core.artifacts import read_json
 from chainforge.pipeline.chain import Chain
-from chainforge.pipeline.wording import count, p_value, percent, points
+from chainforge.pipeline.wording import count, p_value, points
 
 
 def print_results(chain: Chain, directory: Path, console: Console) -> None:
@@ -31,14 +31,14 @@ def models_table(models: list[dict[str, Any]]) -> Table:
     title = f"accuracy on {' to '.join(f'{n:,}' for n in rows)} held-out rows (95 % interval)"
     table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold")
     table.add_column("model", overflow="fold")
-    for name in ("strict", "lenient", "format", "tokens"):
+    for name in ("strict %", "lenient %", "format %", "tokens"):
         table.add_column(name, justify="right")
     for model in models:
         table.add_row(
             model["name"],
             _with_interval(model["strict"]),
             _with_interval(model["lenient"]),
-            percent(model["format"]),
+            f"{100 * model['format']:.1f}",
             count(model["tokens_mean"]),
         )
     return table
@@ -69,5 +69,6 @@ def pairs_table(pairs: list[dict[str, Any]]) -> Table:
 
 
 def _with_interval(share: dict[str, float]) -> str:
-    low, high = (f"{100 * share[key]:.1f}" for key in ("low", "high"))
-    return f"{percent(share['mean'])} ({low} to {high})"
+    """Write a share in percent with its interval, short enough for 80 columns."""
+    mean, low, high = (f"{100 * share[key]:.1f}" for key in ("mean", "low", "high"))
+    return f"{mean} ({low} to {high})"
