@@ -7,8 +7,7 @@ import pytest
 from chainforge.core.errors import InputError
 from chainforge.core.records import question
 from chainforge.core.transcript import system_prompt
-from chainforge.data.splits import split_of
-from chainforge.data.tables import same_question
+from chainforge.data.splits import same_question, split_of
 from chainforge.data.tasks import TaskArgs, load_examples
 
 CHAIN = {"dataset": "chain_sum", "min_terms": 2, "max_terms": 4, "max_digits": 1}
