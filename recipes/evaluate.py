@@ -8,6 +8,7 @@ maj@k, and McNemar's test between each model and the one before it) and every ju
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from rich.console import Console
 
@@ -16,13 +17,14 @@ from chainforge.core.config import parse
 from chainforge.core.errors import InputError
 from chainforge.core.references import hint
 from chainforge.core.transcript import DEFAULT
+from chainforge.data import shards
 from chainforge.data.measures import summarize
-from chainforge.data.rollouts import open_policy, roll_out
-from chainforge.data.sampling import SamplingArgs
+from chainforge.data.rollouts import roll_out
+from chainforge.data.sampling import SamplingArgs, open_engine
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.pipeline.results import models_table, pairs_table
 from chainforge.training.policy import check_model, load_tokenizer
-from chainforge.training.stage import RunArgs, open_stage
+from chainforge.training.stage import RunArgs, is_main_process, open_stage
 
 
 @dataclass
@@ -69,13 +71,17 @@ def main() -> None:
     models = named(args.models)
     pairs = paired(args.pairs, models)
     inputs = {f"models.{name}": path for name, path in models.items()}
-    with open_stage("evaluate", run.output_dir, *configs, inputs=inputs, seed=run.seed) as stage:
+    if sampling.adaptive:
+        raise InputError("max_samples: every model is measured on `num_samples` of each prompt")
+    with open_stage(
+        "evaluate", run.output_dir, *configs, inputs=inputs, seed=run.seed, shared=True
+    ) as stage:
         examples = load_examples(tasks, args.transcript, run.seed)
         judged = {}
         for number, (name, path) in enumerate(models.items()):
+            tokenizer = load_tokenizer(path, args.transcript)
             judged[name] = roll_out(
-                open_policy(path, dtype=run.dtype),
-                load_tokenizer(path, args.transcript),
+                partial(open_engine, sampling, path, tokenizer, dtype=run.dtype),
                 examples,
                 sampling,
                 path=stage.path("samples.jsonl"),
@@ -85,7 +91,11 @@ def main() -> None:
                 progress=lambda done, total, unit, note, number=number, name=name: stage.progress(
                     number * total + done, len(models) * total, unit, f"{name}: {note}"
                 ),
-            )
+            ).samples
+        if not is_main_process():
+            return
+        if shards.shards_of(stage.path("samples.jsonl")):
+            shards.merge(stage.path("samples.jsonl"), (row for s in judged.values() for row in s))
         results = summarize(judged, pairs, seed=run.seed)
         artifacts.write_json(stage.path("results.json"), results)
         stage.metrics |= {row["name"]: row["strict"]["mean"] for row in results["models"]}

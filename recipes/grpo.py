@@ -3,45 +3,60 @@
     accelerate launch recipes/grpo.py --config recipes/quickstart/reason.yaml \
         --model_name_or_path runs/quickstart/cold/model --output_dir runs/quickstart/reason
 
-Every option is TRL's own (GRPOConfig, ModelConfig) but for `tasks`, `rewards` and `transcript`.
-With `beta` above 0 the KL reference is the policy that the stage starts from. `--random_rewards`
-turns the stage into its own control: the same steps on rewards that mean nothing.
+Every option is TRL's own (GRPOConfig, ModelConfig) but for `tasks`, `rewards`, `transcript` and the
+gate. With `beta` above 0 the KL reference is the policy that the stage starts from. `gate_pool`
+leaves out prompts that were always or never solved before. Every completion is kept with its
+rewards in `rollouts.jsonl`. `--random_rewards` turns the stage into its own control: the same steps
+on rewards that mean nothing.
 """
 
 from chainforge.core import process
 from chainforge.core.config import parse
 from chainforge.data.datasets import check_batch, grpo_dataset
+from chainforge.data.gate import GateArgs, gate
+from chainforge.data.harvest import HarvestArgs, Recorder
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.rewards.scoring import RewardArgs, load_rewards
+from chainforge.training.callbacks import RolloutCallback
 from chainforge.training.checkpoints import check_save_steps
 from chainforge.training.policy import check_model, load_tokenizer, prepare, train
-from chainforge.training.stage import open_stage
+from chainforge.training.stage import is_main_process, open_stage
 
 
 def main() -> None:
     from trl import GRPOConfig, GRPOTrainer, ModelConfig, get_peft_config, get_quantization_config
 
-    tasks, judges, training, model = configs = parse(TaskArgs, RewardArgs, GRPOConfig, ModelConfig)
+    tasks, judges, gates, harvest, training, model = configs = parse(
+        TaskArgs, RewardArgs, GateArgs, HarvestArgs, GRPOConfig, ModelConfig
+    )
     base = check_model(model.model_name_or_path)
     check_save_steps(training)
+    inputs = {"model": base} | ({"data.0": gates.gate_pool} if gates.gate_pool else {})
     with open_stage(
-        "grpo", training.output_dir, *configs, inputs={"model": base}, seed=training.seed
+        "grpo", training.output_dir, *configs, inputs=inputs, seed=training.seed
     ) as stage:
-        examples = load_examples(tasks, judges.transcript, training.seed)
-        rewards = load_rewards(judges, set().union(*examples))
-        check_batch(examples, training.generation_batch_size, training.num_generations)
+        gated = gate(load_examples(tasks, judges.transcript, training.seed), gates)
+        rewards = load_rewards(judges, set().union(*gated.rows))
+        check_batch(gated.rows, training.generation_batch_size, training.num_generations)
         training.reward_weights = [reward.weight for reward in rewards]
+        tokenizer = load_tokenizer(base, judges.transcript)
+        recorder = Recorder(stage.directory, rewards, training, model=base,
+                            transcript=judges.transcript, end=tokenizer.eos_token_id)  # fmt: skip
         trainer = GRPOTrainer(
             model=base,
             args=prepare(training, model, stage),
-            reward_funcs=rewards,
-            train_dataset=grpo_dataset(examples),
-            processing_class=load_tokenizer(base, judges.transcript),
+            reward_funcs=recorder.rewards if harvest.log_rollouts else rewards,
+            train_dataset=grpo_dataset(gated.rows),
+            processing_class=tokenizer,
             quantization_config=get_quantization_config(model),
             peft_config=get_peft_config(model),
+            callbacks=[RolloutCallback(recorder)],
         )
         stage.notes["kl_reference"] = base if training.beta else None
+        stage.metrics |= {"gate": gated.counts} if gated.counts else {}
         train(trainer, stage)
+        if harvest.log_rollouts and is_main_process():
+            stage.metrics["rollouts"] = recorder.close()
 
 
 if __name__ == "__main__":

@@ -4,48 +4,95 @@
         --model_name_or_path runs/quickstart/reason/model --output_dir runs/quickstart/picks
 
 Leaves every scored sample (`samples.jsonl`), the kept rows ready for `sft.py` (`dataset/`), and
-what became of the others (`funnel.json`). A run that was cut goes on where it stopped.
+what became of the others (`funnel.json`). A run that was cut goes on where it stopped; under
+`accelerate launch` several processes share the prompts. `--pool runs/quickstart/reason` selects
+from the rollouts of a GRPO stage instead, and samples nothing; with `--dry_run` it prints the
+funnel that the settings give, and leaves nothing.
 """
 
-from chainforge.core import artifacts, process
+from functools import partial
+
+from rich.console import Console
+
+from chainforge.core import process
 from chainforge.core.config import parse
-from chainforge.core.records import write_rows
-from chainforge.data.datasets import save_dataset
-from chainforge.data.rollouts import open_policy, roll_out
-from chainforge.data.sampling import SamplingArgs
-from chainforge.data.selection import SelectionArgs, select_rows
+from chainforge.core.errors import InputError
+from chainforge.data import shards
+from chainforge.data.builder import BuildArgs, Rows, Source, build, pooled, rehearse
+from chainforge.data.filters import FilterArgs
+from chainforge.data.harvest import PoolArgs, origins, read_pool
+from chainforge.data.rollouts import judge, roll_out
+from chainforge.data.rounds import accepted_by
+from chainforge.data.sampling import SamplingArgs, open_engine
+from chainforge.data.selection import SelectionArgs
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.rewards.scoring import RewardArgs, load_rewards
 from chainforge.training.policy import check_model, load_tokenizer
-from chainforge.training.stage import RunArgs, open_stage
+from chainforge.training.stage import RunArgs, is_main_process, open_stage
 
 
 def main() -> None:
-    run, tasks, judges, sampling, selection = configs = parse(
-        RunArgs, TaskArgs, RewardArgs, SamplingArgs, SelectionArgs
+    run, tasks, judges, sampling, pool, selection, texts, output = configs = parse(
+        RunArgs, TaskArgs, RewardArgs, SamplingArgs, PoolArgs, SelectionArgs, FilterArgs, BuildArgs
     )
-    policy = check_model(run.model_name_or_path)
-    inputs = {"model": policy}
-    with open_stage("reject", run.output_dir, *configs, inputs=inputs, seed=run.seed) as stage:
-        examples = load_examples(tasks, judges.transcript, run.seed)
-        rewards = load_rewards(judges, set().union(*examples))
-        samples = roll_out(
-            open_policy(policy, dtype=run.dtype),
-            load_tokenizer(policy, judges.transcript),
-            examples,
-            sampling,
-            path=stage.path("samples.jsonl"),
-            transcript=judges.transcript,
-            seed=run.seed,
-            provenance={"model": policy, "stage": stage.directory.name},
-            rewards=rewards,
-            progress=stage.progress,
+    if output.dry_run:
+        Console().print(rehearse(pooled(pool.paths(), output), selection, texts, run.seed))
+        return
+    output.check()
+    if pool.paths() and run.model_name_or_path:
+        raise InputError("pool: nothing is sampled from it, so leave model_name_or_path out")
+    inputs = {f"data.{number}": path for number, path in enumerate(pool.paths())}
+    if not pool.paths():
+        inputs = {"model": check_model(run.model_name_or_path)}
+    with open_stage(
+        "reject", run.output_dir, *configs, inputs=inputs, seed=run.seed, shared=True
+    ) as stage:
+        source: Source
+        if pool.paths() and not output.rescore:
+            source, report = pooled(pool.paths(), output), {"pool": pool.paths()}
+        elif pool.paths():
+            rows = read_pool(pool.paths())
+            rewards = load_rewards(judges, set().union(*rows))
+            source, report = Rows(judge(rows, judges.transcript, rewards)), {"pool": origins(rows)}
+        else:
+            examples = load_examples(tasks, judges.transcript, run.seed)
+            policy = inputs["model"]
+            tokenizer = None
+            if sampling.engine != "api":
+                tokenizer = load_tokenizer(policy, judges.transcript)
+            rolled = roll_out(
+                partial(
+                    open_engine,
+                    sampling,
+                    policy,
+                    tokenizer,
+                    dtype=run.dtype,
+                    directory=stage.directory,
+                ),
+                examples,
+                sampling,
+                path=stage.path("samples.jsonl"),
+                transcript=judges.transcript,
+                seed=run.seed,
+                provenance={"model": policy, "stage": stage.directory.name},
+                rewards=load_rewards(judges, set().union(*examples)),
+                accept=accepted_by(selection, texts),
+                keep=selection.keep,
+                progress=stage.progress,
+            )
+            source, report = Rows(rolled.samples), rolled.report
+        if not is_main_process():
+            return
+        stage.metrics |= build(
+            source,
+            stage.directory,
+            selection,
+            texts,
+            output,
+            run.seed,
+            report={"sampling": report},
+            write=shards.merge,
         )
-        selected = select_rows(samples, selection, run.seed)
-        write_rows(stage.path("samples.jsonl"), selected.kept + selected.dropped)
-        artifacts.write_json(stage.path("funnel.json"), selected.funnel)
-        save_dataset(selected.kept, stage.path("dataset"))
-        stage.metrics |= selected.funnel
 
 
 if __name__ == "__main__":

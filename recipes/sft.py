@@ -4,13 +4,14 @@
         --model_name_or_path recipes/quickstart/base --data runs/quickstart/traces \
         --output_dir runs/quickstart/cold
 
-Every option is TRL's own (SFTConfig, ModelConfig) but for `data` and `transcript`. The loss is on
-the completion alone; a row that does not fit into `max_length` is an error, never cut in silence.
+Every option is TRL's own (SFTConfig, ModelConfig) but for `data`, `data_weights` (the ratio in
+which several sources stand) and `transcript`. The loss is on the completion alone; a row that does
+not fit into `max_length` is an error, never cut in silence.
 """
 
 from chainforge.core import process
 from chainforge.core.config import parse
-from chainforge.data.datasets import DataArgs, sft_dataset
+from chainforge.data.datasets import DataArgs, sft_mixture
 from chainforge.training.policy import check_lengths, check_model, load_tokenizer, prepare, train
 from chainforge.training.stage import open_stage
 
@@ -24,7 +25,7 @@ def main() -> None:
     with open_stage(
         "sft", training.output_dir, *configs, inputs=inputs, seed=training.seed
     ) as stage:
-        rows = sft_dataset(data.data, allow_offline_rows=data.allow_offline_rows)
+        rows, sources = sft_mixture(data, training.seed)
         tokenizer = load_tokenizer(base, data.transcript)
         check_lengths(rows, tokenizer, training.max_length)
         trainer = SFTTrainer(
@@ -35,7 +36,7 @@ def main() -> None:
             quantization_config=get_quantization_config(model),
             peft_config=get_peft_config(model),
         )
-        stage.metrics["rows"] = len(rows)
+        stage.metrics |= {"rows": len(rows), "sources": sources}
         train(trainer, stage)
 
 

@@ -35,7 +35,29 @@ PATH_KEYS = frozenset(
         "teacher_model_name_or_path",
         "data",
         "models",
+        "pool",
+        "gate_pool",
         "logging_dir",
+    }
+)
+
+# How fast, how patiently and at what cost answers are fetched says nothing of what they are: a
+# stage that a budget stopped goes on with a larger one.
+FREE_KEYS = frozenset(
+    {
+        "dry_run",
+        "drain",
+        "expected_tokens",
+        "longest_wait",
+        "max_concurrency",
+        "max_requests",
+        "max_retries",
+        "max_tokens_total",
+        "max_usd",
+        "patience",
+        "prices",
+        "retry_wait",
+        "timeout",
     }
 )
 
@@ -147,7 +169,8 @@ def fingerprint(recipe: str, given: Mapping[str, Any], inputs: Mapping[str, str]
 
 def canonical(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings without paths, numbers written one way (`1e-4` is text in YAML)."""
-    return {key: _number(value) for key, value in sorted(given.items()) if key not in PATH_KEYS}
+    left_out = PATH_KEYS | FREE_KEYS
+    return {key: _number(value) for key, value in sorted(given.items()) if key not in left_out}
 
 
 def _number(value: Any) -> Any:

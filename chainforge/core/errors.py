@@ -1,6 +1,9 @@
-"""The one error that is meant for users."""
+"""The errors that are meant for users."""
 
 from __future__ import annotations
+
+# A stage that a limit of its own ended: not done, not failed, and the same command goes on.
+PAUSED = 3
 
 
 class InputError(ValueError):
@@ -8,3 +11,15 @@ class InputError(ValueError):
 
     Command lines print it without a traceback and exit with code 2.
     """
+
+
+class Stopped(Exception):
+    """The work ended early and in good order: what was made is kept, and it can go on.
+
+    Command lines print it without a traceback and exit with `code`: `PAUSED` for a limit, 128 and
+    the signal's number where a signal asked for it.
+    """
+
+    def __init__(self, message: str, code: int = PAUSED) -> None:
+        super().__init__(message)
+        self.code = code

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
+import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from chainforge.core.errors import InputError
+from chainforge.core.errors import InputError, Stopped
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a recipe: wrong input is one message and exit code 2, any other failure exit code 1."""
+    """Run a recipe: wrong input is one message and exit code 2, any other failure exit code 1.
+
+    A run that stopped early in good order says so and exits with its own code.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
@@ -19,7 +25,26 @@ def run(main: Callable[[], None]) -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
+    except Stopped as error:
+        print(f"stopped: {error}", file=sys.stderr, flush=True)
+        sys.exit(error.code)
     except Exception as error:
         traceback.print_exc()
         print(f"failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
+
+
+@contextlib.contextmanager
+def heed_signals(heed: Callable[[int], None]) -> Iterator[None]:
+    """Give SIGINT and SIGTERM to a function, while an event loop runs in the main thread."""
+    loop = asyncio.get_running_loop()
+    heeded = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(ValueError, RuntimeError):  # not in the main thread
+            loop.add_signal_handler(number, heed, int(number))
+            heeded.append(number)
+    try:
+        yield
+    finally:
+        for number in heeded:
+            loop.remove_signal_handler(number)

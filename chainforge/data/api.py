@@ -1,27 +1,29 @@
-"""A teacher behind an OpenAI-compatible API: one request at a time, with retries and a deadline."""
+"""A teacher behind an OpenAI-compatible API: one request, its outcome, and what it cost.
+
+Retries, pauses and limits are the collector's business; the client's own would hide a 429.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
-import random
+import re
 import time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from chainforge.core.errors import InputError
 from chainforge.core.records import Row
 from chainforge.core.transcript import write
-from chainforge.data.replies import Rejected, Reply, Transient, read_reply
+from chainforge.data.endpoint import KEYS, Endpoint, price_of
+from chainforge.data.ledger import NOTHING, Amount
+from chainforge.data.prices import token_counts
+from chainforge.data.replies import Failure, Fatal, Rejected, Transient, read_reply
+from chainforge.data.validation import validate
 
 if TYPE_CHECKING:
-    from chainforge.data.teacher import TeacherArgs
-
-logger = logging.getLogger(__name__)
-
-DEEPSEEK_URL = "https://api.deepseek.com"
-DEEPSEEK_MODEL = "deepseek-flash"
-KEYS = {"deepseek": "DEEPSEEK_API_KEY", "openai": "OPENAI_API_KEY"}
+    from chainforge.data.settings import TeacherArgs
 
 # No other request would fare better: the run stops. What to do stands beside it.
 FATAL = {
@@ -30,122 +32,119 @@ FATAL = {
     403: "the account may not do this: check its rights and region",
     404: "no such model or address: check `model` and `base_url`",
 }
-LONGEST_WAIT = 60.0
+PASSING = (408, 409, 429)
+# Sure not to have been billed: refused before any work. Of other errors one cannot know.
+REFUSED = (400, 401, 402, 403, 404, 409, 422, 429, 503)
+_NO_MODEL = re.compile(r"model\W.{0,40}not (exist|found|available)|(no such|unknown) model", re.I)
+# A shorter "key", such as the EMPTY of a local server, is no secret, and is part of other words.
+SHORTEST_KEY = 8
 
 
 class ApiTeacher:
     """Ask a server, read the reasoning wherever it puts it, and write the transcript ourselves."""
 
+    metered = True
+
     def __init__(self, args: TeacherArgs, transcript: str) -> None:
-        self.args, self.transcript = args, transcript
+        self.args, self.transcript, self.kind = args, transcript, args.teacher
         self.variable = KEYS[args.teacher]
         self.key = os.environ.get(self.variable, "").strip()
-        own_server = args.teacher == "openai" and args.base_url is not None
+        self.endpoint = Endpoint.of(args)
+        self.price = price_of(args, self.endpoint)
+        own_server = self.kind == "openai" and self.args.base_url is not None
         if not self.key and not own_server:
             raise InputError(
-                f"teacher {args.teacher}: the environment variable {self.variable} is not set; "
+                f"teacher {self.kind}: the environment variable {self.variable} is not set; "
                 f"export {self.variable}=... (a key never goes into a file)"
             )
-        self.model = self._model()
         import openai
 
-        # The client's own retries would hide a 429, and its timeout is per read, not in all.
+        self.version = f"openai {openai.__version__}"
+        for name in ("httpx", "httpx2", "httpcore", "httpcore2"):  # a line for every request
+            logging.getLogger(name).setLevel(logging.WARNING)
+        # The client's timeout is per read, not in all; `ask` sets the deadline.
         self.client = openai.AsyncOpenAI(
             api_key=self.key or "none",
-            base_url=args.base_url or (DEEPSEEK_URL if args.teacher == "deepseek" else None),
+            base_url=self.endpoint.address,
             max_retries=0,
-            timeout=args.timeout,
+            timeout=self.args.timeout,
         )
-        self.address = str(self.client.base_url).rpartition("@")[2]  # without user and password
-
-    def _model(self) -> str:
-        args = self.args
-        if args.teacher == "deepseek":
-            if args.temperature is not None:
-                logger.warning("temperature: DeepSeek ignores it while thinking")
-            if args.model == "deepseek-reasoner":
-                logger.warning("model: deepseek-reasoner is retired; asking %s with thinking on, "
-                               "which replaced it", DEEPSEEK_MODEL)  # fmt: skip
-                return DEEPSEEK_MODEL
-            return args.model or DEEPSEEK_MODEL
-        if not args.model:
-            raise InputError("teacher openai: say which `model` to ask for")
-        return args.model
-
-    async def ask(self, row: Row, index: int) -> Row:
-        """Ask until there is an answer, the answer is useless, or the retries are used up."""
-        started = time.monotonic()
-        for attempt in range(self.args.max_retries + 1):
-            try:
-                reply = self._read(await self._request(row))
-                break
-            except Transient as error:
-                if attempt == self.args.max_retries:
-                    raise Transient(error.kind, f"{error} (asked {attempt + 1} times)") from None
-                pause = min(LONGEST_WAIT, self.args.retry_wait * 2**attempt)
-                wait = pause * random.uniform(0.75, 1.0) if error.wait is None else error.wait
-                logger.info("%s; again in %.1f s", error, wait)
-                await asyncio.sleep(wait)
-        return self._columns(reply, attempt + 1, time.monotonic() - started)
-
-    def _read(self, body: Any) -> Reply:
-        try:
-            return read_reply(body, self.transcript)
-        except (Transient, Rejected) as error:
-            raise type(error)(error.kind, self._clean(str(error))) from None
 
     async def close(self) -> None:
         """Close the connections."""
         await self.client.close()
 
-    def _columns(self, reply: Reply, attempts: int, seconds: float) -> Row:
+    def request_key(self, row: Row, index: int) -> str:
+        """Return the hash of the request and of the answer's number."""
+        return self.endpoint.request_key(row, index)
+
+    def worst(self, row: Row, *, longer: bool) -> Amount:
+        """Return the most that a request can cost."""
+        prompt, limit = self.endpoint.most_tokens(row, longer)
+        return Amount(self.price.worst(prompt, limit) if self.price else None, prompt + limit)
+
+    async def ask(self, row: Row, index: int, *, longer: bool = False) -> tuple[Row, Amount | None]:
+        """Send one request; return the Sample's columns and what it cost, None when unknown.
+
+        Raises `Transient`, `Rejected` or `Fatal`, each with what it cost.
+        """
+        sent, started = datetime.now(UTC), time.monotonic()
         try:
-            completion = write(reply.reasoning, reply.answer, self.transcript)
-        except InputError as error:  # the teacher wrote our tags into its text
-            raise Rejected("tags", str(error)) from None
-        return {
+            reply = read_reply(await self._request(row, longer), self.transcript)
+            validate(reply, row, self.args)
+            try:
+                completion = write(reply.reasoning, reply.answer, self.transcript)
+            except InputError as error:
+                raise Rejected("tags", str(error), usage=reply.usage) from None
+        except Failure as error:
+            if error.paid is None:
+                error.paid = self._paid(error.usage, sent)
+            error.args = (self._clean(str(error)),)
+            if isinstance(error, Rejected):
+                error.said = self._scrub((error.said or {}) | {"usage": error.usage})
+            raise
+        cost = self.price.cost(reply.usage, sent, datetime.now(UTC)) if self.price else None
+        columns = {
             "completion": completion,
-            "source": self.model,
+            "source": self.endpoint.model,
+            "teacher": self.kind,
             "model": reply.model,
-            "sampling": {key: value for key, value in self._parameters().items() if key != "model"},
+            "system_fingerprint": reply.fingerprint,
+            "response_id": reply.response,
+            "host": self.endpoint.host,
+            "sampling": self.endpoint.parameters(longer),
+            "prompt_hash": self.endpoint.prompt_hash(row),
             "finish_reason": reply.finish_reason,
             "tokens": (reply.usage or {}).get("completion_tokens"),
             "usage": reply.usage,
+            "cost": cost,
+            "price_date": self.price.date if self.price else None,
+            "latency": round(time.monotonic() - started, 3),
+            "time": sent.isoformat(timespec="seconds"),
+            "client": self.version,
             "reasoning_source": reply.found,
-            "response_id": reply.response,
-            "system_fingerprint": reply.fingerprint,
-            "attempts": attempts,
-            "seconds": round(seconds, 3),
         }
+        return self._scrub(columns), self._paid(reply.usage, sent)
 
-    def _parameters(self) -> dict[str, Any]:
-        """Return everything of a request but its messages."""
-        args = self.args
-        # OpenAI's own models refuse max_tokens; other servers do not all know the new name.
-        own = args.teacher == "openai" and args.base_url is None
-        given: dict[str, Any] = {"model": self.model}
-        given["max_completion_tokens" if own else "max_tokens"] = args.max_tokens
-        if args.temperature is not None:
-            given["temperature"] = args.temperature
-        thinking = {"thinking": {"type": "enabled"}} if args.teacher == "deepseek" else {}
-        if extra := thinking | (args.extra_body or {}):
-            given["extra_body"] = extra
-        return given
+    def _paid(self, usage: Row | None, sent: datetime) -> Amount | None:
+        counts = token_counts(usage)
+        if counts is None:
+            return None
+        usd = self.price.cost(usage, sent, datetime.now(UTC)) if self.price else None
+        return Amount(usd, sum(counts))
 
-    def _messages(self, row: Row) -> list[dict[str, str]]:
-        turns = [turn for turn in row["prompt"] if turn["role"] != "system"]
-        asked = self.args.instruction
-        return [{"role": "system", "content": asked}, *turns] if asked else turns
-
-    async def _request(self, row: Row) -> Any:
-        """Send one request; raise `Transient`, `Rejected` or `InputError` for what goes wrong."""
+    async def _request(self, row: Row, longer: bool) -> Any:
+        """Send one request; raise a `Failure` for what goes wrong on the way."""
         import openai
 
+        body = self.endpoint.parameters(longer)
+        named = {name: body.pop(name) for name in list(body) if name in ("model", "temperature")}
         try:
             async with asyncio.timeout(self.args.timeout):
                 return await self.client.chat.completions.create(
-                    messages=self._messages(row),  # type: ignore[arg-type]
-                    **self._parameters(),
+                    messages=self.endpoint.messages(row),  # type: ignore[arg-type]
+                    extra_body=body,
+                    **named,
                 )
         except TimeoutError:
             raise Transient("timeout", f"no answer within {self.args.timeout:g} s") from None
@@ -153,33 +152,58 @@ class ApiTeacher:
             raise self._judged(error) from None
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
-            said = self._clean(f"{type(cause).__name__}: {cause}")
             kind = "timeout" if isinstance(error, openai.APITimeoutError) else "connection"
-            raise Transient(kind, f"{self.address}: {said}") from None
+            said = f"{self.endpoint.address}: {type(cause).__name__}: {cause}"
+            lost = Transient(kind, said)
+            # Nothing was sent, so nothing can be billed.
+            lost.paid = NOTHING if "Connect" in type(cause).__name__ else None
+            raise lost from None
+        except UnicodeEncodeError as error:
+            failure = Rejected("unsendable", f"the prompt is no text: {error.reason}")
+            failure.paid = NOTHING
+            raise failure from None
         except (openai.OpenAIError, ValueError) as error:  # ValueError: a body that is no JSON
-            said = self._clean(f"{type(error).__name__}: {error}")
-            raise Transient("malformed", f"a reply that cannot be read: {said}") from None
+            said = f"a reply that cannot be read: {type(error).__name__}: {error}"
+            raise Transient("malformed", said) from None
 
-    def _judged(self, error: Any) -> Exception:
+    def _judged(self, error: Any) -> Failure:
         """Say by the status whether the run, this row, or only this try is lost."""
         status = int(error.status_code)
-        said = f"status {status}: {self._clean(error.message)}"
-        if status in FATAL:
-            advice = FATAL[status].format(variable=self.variable)
-            return InputError(f"{self.address}: {said}. {advice}. Rows so far are kept")
-        if status in (408, 409, 429) or status >= 500:
-            return Transient(f"status_{status}", said, _retry_after(error.response))
-        return Rejected(f"status_{status}", said)
+        said = f"status {status}: {error.message}"
+        kind = f"status_{status}"
+        fatal = 404 if status == 400 and _NO_MODEL.search(str(error.message)) else status
+        failure: Failure
+        if fatal in FATAL:
+            advice = FATAL[fatal].format(variable=self.variable)
+            failure = Fatal(kind, f"{self.endpoint.address}: {self._clean(said)}. {advice}")
+        elif status in PASSING or status >= 500:
+            wait = _retry_after(error.response)
+            failure = Transient(kind, said, wait=wait, refused=status == 429)
+        else:
+            failure = Rejected(kind, said)
+        failure.paid = NOTHING if status in REFUSED else None
+        return failure
 
     def _clean(self, text: str) -> str:
         """Return a foreign message on one line, cut, and without the key."""
-        text = text.replace(self.key, "***") if self.key else text
-        return " ".join(text.split())[:300]
+        return " ".join(self._without_key(text).split())[:400]
+
+    def _without_key(self, text: str) -> str:
+        return text.replace(self.key, "***") if len(self.key) >= SHORTEST_KEY else text
+
+    def _scrub(self, value: Any) -> Any:
+        """Take the key out of whatever a server sent back; some echo it."""
+        if isinstance(value, str):
+            return self._without_key(value)
+        if isinstance(value, dict):
+            return {self._without_key(str(key)): self._scrub(item) for key, item in value.items()}
+        return [self._scrub(item) for item in value] if isinstance(value, list) else value
 
 
 def _retry_after(response: Any) -> float | None:
     """Return the seconds that a server asks to wait for, where it says so in seconds."""
     try:
-        return min(600.0, max(0.0, float(response.headers["retry-after"])))
+        seconds = float(response.headers["retry-after"])
     except (KeyError, ValueError):
         return None
+    return seconds if 0 <= seconds < float("inf") else None

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from chainforge.core.errors import InputError
-from chainforge.core.records import Message, Row, read_rows
+from chainforge.core.records import Message, Row
 from chainforge.core.transcript import DEFAULT
-from chainforge.data.tables import listed, wrong_turns
+from chainforge.data.columns import columns_of
+from chainforge.data.mixing import mix
+from chainforge.data.salvage import SHARE, Salvage, salvage
+from chainforge.data.tables import wrong_turns
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -29,6 +31,21 @@ class DataArgs:
         default_factory=list,
         metadata={"help": "Directories of data stages, folders of parquet, or .jsonl files."},
     )
+    data_weights: list[float] = field(
+        default_factory=list,
+        metadata={
+            "help": "In which ratio the sources of `data` stand, such as 3 1; no row is taken "
+            "twice. Every row of each when left out."
+        },
+    )
+    data_repeat: bool = field(
+        default=False,
+        metadata={"help": "Reach data_weights by repeating rows instead of leaving rows out."},
+    )
+    max_bad_rows: float = field(
+        default=SHARE,
+        metadata={"help": "Share of malformed rows above which a source stops the run."},
+    )
     allow_offline_rows: bool = field(
         default=False,
         metadata={"help": "Also train on worked solutions that stood in for a failed teacher."},
@@ -37,68 +54,90 @@ class DataArgs:
 
 
 def sft_dataset(paths: Sequence[str | Path], *, allow_offline_rows: bool = False) -> Dataset:
-    """Return the kept rows of several stages as a data set of `prompt` and `completion` messages.
+    """Return the kept rows of several stages as `sft_mixture` does, every row of each."""
+    args = DataArgs([str(path) for path in paths], allow_offline_rows=allow_offline_rows)
+    return sft_mixture(args)[0]
 
-    A path is a stage's directory (its `dataset/`, or the rows of `samples.jsonl` without a reason
-    to drop them), a folder of parquet files, or a .jsonl or .parquet file; rows may have
-    `messages` instead of `prompt` and `completion`. Raises `InputError`, naming path and row, for
-    rows without a prompt or completion, for rows of the fallback teacher unless they are
-    allowed, and when nothing is left.
+
+def sft_mixture(args: DataArgs, seed: int = 0) -> tuple[Dataset, dict[str, dict[str, int]]]:
+    """Return a data set of `prompt` and `completion` messages, and each source's rows and use.
+
+    A source is a stage's directory (its `dataset/`, or the rows of `samples.jsonl` without a
+    reason to drop them), a folder of parquet files, or a .jsonl or .parquet file; rows may have
+    `messages` instead of `prompt` and `completion`. Malformed rows are left out and written to
+    the stage's rejects. Raises `InputError`, naming path and row, for too many of them, for rows
+    of the fallback teacher unless they are allowed, and when nothing is left.
     """
     from datasets import Dataset
 
-    if not paths:
+    if not args.data:
         raise InputError("data: none given; name the directory of a data stage or a .jsonl file")
-    prompts: list[list[Message]] = []
-    completions: list[list[Message]] = []
-    for path in paths:
-        rows = read_kept(path)
-        wrong: list[str] = []
-        fallback = [number for number, row in rows if row.get("source") == FALLBACK]
-        if fallback and not allow_offline_rows:
-            raise InputError(
-                f"{path}: {len(fallback)} of {len(rows)} rows (the first: row {fallback[0]}) are "
-                f"{FALLBACK}: worked solutions in place of a teacher that failed; collect again, "
-                "or set `allow_offline_rows: true`"
-            )
-        for number, row in rows:
-            try:
-                prompt, completion = _pair(row)
-            except InputError as error:
-                wrong.append(f"row {number}: {error}")
-                continue
-            prompts.append(prompt)
-            completions.append(completion)
-        if wrong:
-            raise InputError(
-                f"{path}: {len(wrong)} of {len(rows)} rows are malformed:{listed(wrong)}"
-            )
-    return Dataset.from_dict({"prompt": prompts, "completion": completions})
+    sources = [_source(path, args) for path in args.data]
+    sizes = [len(source) for source in sources]
+    chosen = [list(range(size)) for size in sizes]
+    if args.data_weights:
+        chosen = mix(sizes, args.data_weights, repeat=args.data_repeat, seed=seed)
+    pairs = [source[i] for source, picks in zip(sources, chosen, strict=True) for i in picks]
+    counts = {
+        str(path): {"rows": size, "used": len(picks)}
+        for path, size, picks in zip(args.data, sizes, chosen, strict=True)
+    }
+    columns = {"prompt": [pair[0] for pair in pairs], "completion": [pair[1] for pair in pairs]}
+    return Dataset.from_dict(columns), counts
+
+
+def _source(path: str, args: DataArgs) -> list[tuple[list[Message], list[Message]]]:
+    """Return the rows of one source as prompts and completions."""
+    found = _read(path)
+    fallback = [number for number, row in found.rows if row.get("source") == FALLBACK]
+    if fallback and not args.allow_offline_rows:
+        raise InputError(
+            f"{path}: {len(fallback)} of {len(found.rows)} rows (the first: row {fallback[0]}) are "
+            f"{FALLBACK}: worked solutions in place of a teacher that failed; collect again, "
+            "or set `allow_offline_rows: true`"
+        )
+    pairs = []
+    good = []
+    for number, row in found.rows:
+        try:
+            pairs.append(_pair(row))
+            good.append((number, row))
+        except InputError as error:
+            found.faults.append((number, str(error)))
+    found.rows = good
+    found.settle(args.max_bad_rows)
+    return pairs
 
 
 def read_kept(path: str | Path) -> list[tuple[int, Row]]:
     """Return a stage's kept rows, or a file's rows, each with its number in the file."""
+    return _read(path).settle(SHARE)
+
+
+def _read(path: str | Path) -> Salvage:
+    """Read what `read_kept` returns, with what is wrong with other rows."""
     path = Path(path)
     if path.is_file():
-        rows = _parquet([path]) if path.suffix == ".parquet" else read_rows(path)
-        kept = list(enumerate(rows, start=1))
+        parquet = path.suffix == ".parquet"
+        found = Salvage(path, list(enumerate(_parquet([path]), 1))) if parquet else salvage(path)
     elif not path.is_dir():
         raise InputError(f"{path}: no such file or directory")
     elif files := sorted((path / "dataset").glob("*.parquet")) or sorted(path.glob("*.parquet")):
-        kept = list(enumerate(_parquet(files), start=1))
+        found = Salvage(path, list(enumerate(_parquet(files), start=1)))
     elif (path / "samples.jsonl").is_file():
-        rows = read_rows(path / "samples.jsonl", torn_tail=True)
-        kept = [(number, row) for number, row in enumerate(rows, start=1) if not row.get("drop")]
+        found = salvage(path / "samples.jsonl")
+        found.rows = [(number, row) for number, row in found.rows if not row.get("drop")]
     else:
         raise InputError(
             f"{path}: holds no rows: neither dataset/*.parquet nor samples.jsonl; is it the "
             "directory of a finished collect or reject stage?"
         )
-    if not kept:
+    if not found.rows:
+        found.settle()
         raise InputError(
             f"{path}: no rows to train on; its funnel.json, if any, says where they went"
         )
-    return kept
+    return found
 
 
 def _parquet(files: list[Path]) -> list[Row]:
@@ -144,7 +183,7 @@ def grpo_dataset(rows: Sequence[Row]) -> Dataset:
     for number, row in enumerate(rows, start=1):
         if wrong := wrong_turns(row.get("prompt")):
             raise InputError(f"row {number}: {wrong}")
-    return Dataset.from_dict(_columns(rows))
+    return Dataset.from_dict(columns_of(rows))
 
 
 def check_batch(rows: Sequence[Row], generation_batch_size: int, num_generations: int) -> None:
@@ -187,40 +226,6 @@ def save_dataset(rows: Sequence[Row], path: str | Path) -> Path:
     temporary = folder / f".{FILE}.tmp"
     pairs = [dict(zip(("prompt", "completion"), _pair(row), strict=True)) for row in rows]
     whole = [row | pair for row, pair in zip(rows, pairs, strict=True)]
-    pq.write_table(pa.table(_columns(whole)), temporary)
+    pq.write_table(pa.table(columns_of(whole)), temporary)
     os.replace(temporary, folder / FILE)
     return folder / FILE
-
-
-def _columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
-    """Return rows as columns of one type each; what a row lacks is None."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    columns = {name: [row.get(name) for row in rows] for name in names}
-    messages = ("prompt", "completion")
-    return {
-        name: values if name in messages else _one_type(values) for name, values in columns.items()
-    }
-
-
-def _one_type(values: list[Any]) -> list[Any]:
-    """Return a column that Arrow holds without changing a value, else its values as JSON text."""
-    import pyarrow as pa
-
-    kinds = {type(value) for value in values if value is not None}
-    if kinds == {int, float}:
-        return [None if value is None else float(value) for value in values]
-    # Arrow would give every mapping the keys of all, so mappings are text too.
-    if len(kinds) <= 1 and dict not in kinds and not _holds_mappings(values):
-        try:
-            pa.array(values)
-            return values
-        except (pa.ArrowException, OverflowError, UnicodeEncodeError):
-            pass
-    return [None if value is None else json.dumps(value, default=str) for value in values]
-
-
-def _holds_mappings(values: list[Any]) -> bool:
-    return any(
-        isinstance(value, list) and any(isinstance(item, dict) for item in value)
-        for value in values
-    )

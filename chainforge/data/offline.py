@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 
@@ -9,6 +10,7 @@ from chainforge.core.errors import InputError
 from chainforge.core.records import Row
 from chainforge.core.references import hint
 from chainforge.core.transcript import write
+from chainforge.data.ledger import NOTHING, Amount
 
 
 class OfflineTeacher:
@@ -37,7 +39,22 @@ class OfflineTeacher:
                         "that it knows (chain_sum, gsm_symbolic, ...) or another teacher"
                     )
 
-    async def ask(self, row: Row, index: int) -> Row:
+    metered = False
+
+    def request_key(self, row: Row, index: int) -> str:
+        """Return a hash of what decides the solution."""
+        content = ["offline", row["id"], self.styles, self.seed, self.transcript, index]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
+
+    def worst(self, row: Row, *, longer: bool) -> Amount:
+        """Return what it costs: nothing."""
+        return NOTHING
+
+    async def ask(self, row: Row, index: int, *, longer: bool = False) -> tuple[Row, Amount | None]:
+        """Write a worked solution, as `answer` does."""
+        return self.answer(row, index), NOTHING
+
+    def answer(self, row: Row, index: int) -> Row:
         """Write a worked solution; the style is drawn by seed, row and index."""
         rng = random.Random(f"{self.seed}/{row['id']}/{index}")
         style = rng.choices(list(self.styles), list(self.styles.values()))[0]
@@ -48,6 +65,7 @@ class OfflineTeacher:
         return {
             "completion": write(reasoning, answer, self.transcript),
             "source": "offline",
+            "teacher": "offline",
             "model": "offline",
             "sampling": {"style": style},
             "finish_reason": "stop",

@@ -9,28 +9,62 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from chainforge.core.records import Row
 from chainforge.core.transcript import read
+from chainforge.data.ledger import Amount
 
 OPEN, CLOSE = "<think>", "</think>"
 
-# The server gave up in the middle; asking again may help.
-INTERRUPTED = ("insufficient_system_resource", "aborted")
 
+class Failure(Exception):
+    """A request without a usable answer; `paid` is None as long as nobody told what it cost."""
 
-class Transient(Exception):
-    """The request failed in a way that may pass: ask again."""
-
-    def __init__(self, kind: str, message: str, wait: float | None = None) -> None:
+    def __init__(self, kind: str, message: str, *, usage: Row | None = None) -> None:
         super().__init__(message)
-        self.kind, self.wait = kind, wait
+        self.kind, self.usage = kind, usage
+        self.paid: Amount | None = None
 
 
-class Rejected(Exception):
-    """The teacher answered, and the answer cannot be used: asking again would buy the same."""
+class Transient(Failure):
+    """It failed in a way that may pass: ask again, after `wait` seconds where the server said so.
 
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
+    `refused` is a 429: there are too many requests, which is nobody's fault but ours.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        message: str,
+        *,
+        wait: float | None = None,
+        refused: bool = False,
+        usage: Row | None = None,
+    ) -> None:
+        super().__init__(kind, message, usage=usage)
+        self.wait, self.refused = wait, refused
+
+
+class Rejected(Failure):
+    """The teacher answered, and the answer cannot be used: asking again would buy the same.
+
+    `too_short` is the exception: the limit of tokens cut it off. `said` keeps what was paid for.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        message: str,
+        *,
+        too_short: bool = False,
+        usage: Row | None = None,
+        said: Row | None = None,
+    ) -> None:
+        super().__init__(kind, message, usage=usage)
+        self.too_short, self.said = too_short, said
+
+
+class Fatal(Failure):
+    """No other request would fare better: the run stops. The message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -44,35 +78,44 @@ class Reply:
     model: str | None  # as served, which may not be the one that was asked for
     response: str | None
     fingerprint: str | None
-    usage: dict[str, Any] | None
+    usage: Row | None
 
 
 def read_reply(body: Any, transcript: str) -> Reply:
     """Take a chat completion apart.
 
     `body` is what the client returned, which for a proxy's page is a string and for an error in
-    a body of status 200 a completion without choices. Raises `Transient` for these and
-    `Rejected` for an answer that is cut off, empty, or without reasoning.
+    a body of status 200 a completion without choices. Raises `Transient` for these and for what
+    the server broke off, `Rejected` for an answer that is cut off, filtered, empty, or without
+    reasoning.
     """
+    usage = usage_of(body)
     choices = getattr(body, "choices", None)
-    if not choices:
-        said = getattr(body, "error", None) or (body if isinstance(body, str) else "no choices")
-        raise Transient("no_choices", f"a reply without choices: {said!s:.200}")
-    message, finish = choices[0].message, choices[0].finish_reason
+    if not isinstance(choices, list) or not choices:
+        words = getattr(body, "error", None) or (body if isinstance(body, str) else "none")
+        raise Transient("no_choices", f"a reply without choices: {words!s:.200}", usage=usage)
+    message = getattr(choices[0], "message", None)
+    finish = getattr(choices[0], "finish_reason", None)
     if message is None or finish is None:
-        raise Transient("unfinished", "a reply without message or finish reason")
-    if finish in INTERRUPTED:
-        raise Transient("unfinished", f"the server stopped: {finish}")
-    if finish != "stop":
-        kind = {"length": "truncated", "content_filter": "content_filter"}.get(finish)
-        raise Rejected(kind or "finish_reason", f"the reply ended with {finish!r}")
-    content = message.content if isinstance(message.content, str) else ""
+        raise Transient("unfinished", "a reply without message or finish reason", usage=usage)
+    content = getattr(message, "content", None)
+    content = content if isinstance(content, str) else ""
+    said = {"message": _plain(message)}
+    if finish == "length":
+        words = "the reply reached the limit of tokens"
+        raise Rejected("truncated", words, too_short=True, usage=usage, said=said)
+    if finish == "content_filter":
+        raise Rejected("content_filter", "the reply was filtered", usage=usage, said=said)
+    if finish != "stop":  # insufficient_system_resource, aborted, and whatever comes next
+        raise Transient("unfinished", f"the reply ended with {finish!r}", usage=usage)
     reasoning, answer, found = _divide(message, content, transcript)
+    if found == "unclosed":
+        words = f"the reasoning was opened by {OPEN} and never closed"
+        raise Rejected("unfinished_reasoning", words, usage=usage, said=said)
     if not reasoning.strip():
-        raise Rejected("no_reasoning", "the reply holds no reasoning")
+        raise Rejected("no_reasoning", "the reply holds no reasoning", usage=usage, said=said)
     if not answer.strip():
-        raise Rejected("empty", "the reply holds no answer")
-    usage = getattr(body, "usage", None)
+        raise Rejected("no_answer", "the reply holds no answer", usage=usage, said=said)
     return Reply(
         reasoning.strip(),
         answer.strip(),
@@ -81,8 +124,19 @@ def read_reply(body: Any, transcript: str) -> Reply:
         getattr(body, "model", None),
         getattr(body, "id", None),
         getattr(body, "system_fingerprint", None),
-        usage.model_dump(exclude_none=True) if usage is not None else None,
+        usage,
     )
+
+
+def usage_of(body: Any) -> Row | None:
+    """Return the usage that a body reports, also one that is no answer."""
+    usage = _plain(getattr(body, "usage", None))
+    return usage or None
+
+
+def _plain(value: Any) -> Row:
+    """Return one of the client's objects as a mapping."""
+    return dict(value.model_dump(exclude_none=True)) if hasattr(value, "model_dump") else {}
 
 
 def _divide(message: Any, content: str, transcript: str) -> tuple[str, str, str]:
@@ -99,14 +153,15 @@ def _divide(message: Any, content: str, transcript: str) -> tuple[str, str, str]
     }
     for found, text in fields.items():
         if isinstance(text, str) and text.strip():
-            # Some servers leave the tags in the content as well.
-            return text, content.rpartition(CLOSE)[2], found
+            # llama.cpp's deepseek-legacy leaves the block in the content as well.
+            twice = content.lstrip().startswith(OPEN) and CLOSE in content
+            return text, content.partition(CLOSE)[2] if twice else content, found
     if CLOSE in content:
         # A template that primes the opening tag leaves only the closing one.
         before, _, after = content.rpartition(CLOSE)
         return before.replace(OPEN, "", 1), after, "tags"
     if OPEN in content:
-        raise Rejected("truncated", f"the reasoning was opened by {OPEN} and never closed")
+        return "", "", "unclosed"
     if own := read(content, transcript):
         return own.reasoning, own.answer, "transcript"
     return "", content, "nowhere"

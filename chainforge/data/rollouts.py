@@ -1,42 +1,42 @@
 """Roll a policy out over Examples and judge what it wrote: the work of reject and of evaluate.
 
-Every batch is judged and on disk before the next is generated. A run that was cut goes on where
-it stopped and samples nothing twice.
+What was sampled is judged and on disk as soon as it is there. A run that was cut goes on where it
+stopped and samples nothing twice. Several processes of one launch share the prompts.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chainforge.core.errors import InputError
-from chainforge.core.records import JsonLines, Row, read_rows, sample
+from chainforge.core.records import Row, sample
 from chainforge.core.transcript import lenient_answer, read
-from chainforge.data.sampling import SamplingArgs, generate
+from chainforge.data.rounds import Accept, Rounds, pass_rates
+from chainforge.data.sampling import Drawn, Engine, SamplingArgs
+from chainforge.data.shards import Shards, rank, world_size
 from chainforge.rewards.functions import accuracy_rewards
 from chainforge.rewards.scoring import Reward, score
 
 Progress = Callable[[int, int, str, str], None]
+POLL_SECONDS = TELL_SECONDS = 0.2
 
 
-def open_policy(reference: str, **options: Any) -> Any:
-    """Load a policy for inference, on the GPU where there is one."""
-    import torch
-    from transformers import AutoModelForCausalLM
+@dataclass
+class Rolled:
+    """The Samples, in the order of the Examples, and what it took to get them.
 
-    try:
-        model = AutoModelForCausalLM.from_pretrained(reference, use_safetensors=True, **options)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{reference}: no model could be loaded: {reason}") from None
-    device: Any = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device).eval()
+    Each Sample has its prompt's `pass_rate`, `n_samples` and `n_correct` (see `pass_rates`).
+    """
+
+    samples: list[Row]
+    report: dict[str, Any] = field(default_factory=dict)
 
 
 def roll_out(
-    model: Any,
-    tokenizer: Any,
+    engine: Callable[[], Engine],
     examples: list[Row],
     sampling: SamplingArgs,
     *,
@@ -45,45 +45,79 @@ def roll_out(
     seed: int,
     provenance: Row,
     rewards: Sequence[Reward] = (),
+    accept: Accept | None = None,
+    keep: int = 1,
     progress: Progress = lambda done, total, unit, note: None,
-) -> list[Row]:
-    """Return `num_samples` judged Samples of each Example, in the order of the Examples.
+) -> Rolled:
+    """Return judged Samples of each Example: `num_samples`, or as many as it needs.
 
-    They are appended to `path` as they come; those that `path` holds already, for the model that
-    `provenance` names, are taken from there.
+    They are written down beside `path` as they come (`Shards`); those that are there already, for
+    the model that `provenance` names, are not sampled again. `engine` opens the policy, once
+    there is something to sample. With `max_samples` a prompt is done when `keep` different
+    completions are accepted; `accept` says of Samples which are, and means the right ones if left
+    out. Of several processes the first waits for the others and returns everything, the others
+    return nothing.
     """
-    total = len(examples) * sampling.num_samples
-    with JsonLines(path) as lines:
-        mine = [row for row in read_rows(path) if row["model"] == provenance["model"]]
-        rows = {(row["id"], row["sample"]): row for row in mine}
-        for batch in generate(model, tokenizer, examples, sampling, seed, done=set(rows)):
-            made = [_sample(examples[record["index"]], record, sampling) for record in batch]
-            made = judge([row | provenance for row in made], transcript, rewards, tokenizer)
-            lines.extend(made)
-            rows |= {(row["id"], row["sample"]): row for row in made}
-            right = sum(bool(row["correct"]) for row in rows.values())
-            progress(len(rows), total, "samples", f"{right / len(rows):.0%} right")
-    order = [(row["id"], index) for row in examples for index in range(sampling.num_samples)]
-    return [rows[key] for key in order]
+    sampling.check()
+    with Shards(path, provenance["model"]) as shards:
+        rounds = Rounds(examples, sampling, accept, keep)
+        rounds.note(list(shards.rows.values()))
+
+        told = 0.0
+
+        def tell(every: float = 0.0) -> None:
+            nonlocal told
+            if rank() == 0 and time.monotonic() - told >= every:
+                rounds.note(shards.refresh())
+                _tell(rounds, progress)
+                told = time.monotonic()
+
+        def take(batch: list[Drawn]) -> None:
+            rows = [_sample(drawn, sampling) | provenance for drawn in batch]
+            rows = judge(rows, transcript, rewards, opened.tokenizer)
+            shards.extend(rows)
+            rounds.note(rows)
+            tell(TELL_SECONDS)
+
+        mine = examples[rank() :: world_size()]
+        opened: Any = None
+        while draws := rounds.draws(mine, seed):
+            opened = opened or engine()
+            opened.sample(draws, take)
+        if rank() > 0:
+            return Rolled([])
+        tell()
+        while rounds.draws(examples, seed):  # what the other processes have not done yet
+            time.sleep(POLL_SECONDS)
+            tell()
+    samples = rounds.samples()
+    rates = pass_rates(samples)
+    return Rolled([row | rates[row["id"]] for row in samples], rounds.report())
 
 
-def _sample(row: Row, record: Row, sampling: SamplingArgs) -> Row:
-    """Make the Sample of one completion; its sampling parameters stand in it."""
-    parameters = {
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k,
-        "max_new_tokens": sampling.max_new_tokens,
-        "seed": record["seed"],
-    }
+def _tell(rounds: Rounds, progress: Progress) -> None:
+    right = rounds.right / max(rounds.count, 1)
+    if rounds.args.adaptive:
+        note = f"{right:.0%} right of {rounds.count:,} samples"
+        progress(rounds.settled(), len(rounds.examples), "prompts", note)
+    else:
+        total = len(rounds.examples) * rounds.args.most
+        progress(rounds.count, total, "samples", f"{right:.0%} right")
+
+
+def _sample(drawn: Drawn, sampling: SamplingArgs) -> Row:
+    """Make the Sample of one completion; its sampling parameters and its seed stand in it."""
+    draw, answer = drawn
+    columns = {key: value for key, value in answer.items() if key != "completion"}
+    if sampling.adaptive:
+        columns["round"] = draw.sample // sampling.round_size
     return sample(
-        row,
-        record["completion"],
-        record["sample"],
+        draw.row,
+        answer["completion"],
+        draw.sample,
         source="policy",
-        sampling=parameters,
-        tokens=record["tokens"],
-        finish_reason=record["finish_reason"],
+        sampling=sampling.parameters() | {"seed": draw.seed},
+        **columns,
     )
 
 

@@ -1,34 +1,51 @@
-"""Sample completions from a policy, in batches that waste little.
+"""How to sample from a policy: the parameters, what is drawn, and who draws it.
 
-Prompts are sorted by length, so that a batch is hardly padded, and every batch has a seed of its
-own, so that a run that was cut gives the same rest. The same command gives the same rows; another
-batch size does not.
+Every sample has a seed of its own, made of the run's seed, the prompt and the sample's number. So
+what is drawn does not depend on what it is drawn beside: a run that was cut, or that several
+processes share, draws the same as one that was not, up to the rounding of another batch shape.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 from chainforge.core.errors import InputError
 from chainforge.core.records import Row
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-Job = tuple[int, int]  # (index of the row, number of the sample)
-
-# Share of unfinished lines at which the finished ones leave a batch: moving the cache costs too.
-SHRINK = 0.75
 
 
 @dataclass
 class SamplingArgs:
     """How to sample. Nothing is inherited from the model's own generation config."""
 
+    engine: Literal["transformers", "vllm", "api"] = field(
+        default="transformers",
+        metadata={
+            "help": "transformers: here, in batches that are refilled. vllm: here, if installed. "
+            "api: OpenAI-compatible servers, see base_url."
+        },
+    )
     num_samples: int = field(default=8, metadata={"help": "Completions of each prompt."})
+    max_samples: int | None = field(
+        default=None,
+        metadata={
+            "help": "Sample in rounds, until a prompt has `keep` accepted completions or so many "
+            "in all; `num_samples` is not used then."
+        },
+    )
+    round_size: int = field(
+        default=4, metadata={"help": "Completions of a prompt in one round, with max_samples."}
+    )
+    give_up_after: int | None = field(
+        default=None,
+        metadata={
+            "help": "Leave a prompt alone after so many completions without an accepted one, with "
+            "max_samples. Saves tokens; what it costs are rows of the hardest prompts."
+        },
+    )
     temperature: float = field(default=1.0, metadata={"help": "0 takes the likeliest token."})
     top_p: float = field(default=1.0, metadata={"help": "Share of the probability kept; 1: all."})
     top_k: int = field(default=0, metadata={"help": "Number of likeliest tokens kept; 0: all."})
@@ -36,208 +53,139 @@ class SamplingArgs:
     generation_batch_size: int = field(
         default=64, metadata={"help": "Completions that are generated at once."}
     )
+    engine_options: dict[str, Any] | None = field(
+        default=None,
+        metadata={"help": "vllm: further arguments of `vllm.LLM`, such as tensor_parallel_size."},
+    )
+    base_url: list[str] | str = field(
+        default_factory=list,
+        metadata={"help": "api: address of the server, or of each of several that share the work."},
+    )
+    served_model: str | None = field(
+        default=None,
+        metadata={"help": "api: the policy's name at the server; model_name_or_path if left out."},
+    )
+    extra_body: dict[str, Any] | None = field(
+        default=None,
+        metadata={
+            "help": "api: further fields of a request. Left out: min_p 0, repetition_penalty 1 and "
+            "top_k, so that vLLM and SGLang take nothing from the model's generation config; "
+            "{} for a server that does not know these."
+        },
+    )
+    max_concurrency: int = field(
+        default=256, metadata={"help": "api: most requests at a time; the number is found below."}
+    )
+    timeout: float = field(default=1800.0, metadata={"help": "api: seconds for one request."})
+    max_retries: int = field(default=8, metadata={"help": "api: retries of a passing error."})
+    retry_wait: float = field(
+        default=1.0, metadata={"help": "api: seconds before the first retry, doubled each time."}
+    )
+    patience: float = field(
+        default=600.0,
+        metadata={"help": "api: seconds without any answer before the servers count as gone."},
+    )
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether prompts are sampled in rounds until they have enough."""
+        return self.max_samples is not None
+
+    @property
+    def most(self) -> int:
+        """The most samples of one prompt."""
+        return self.num_samples if self.max_samples is None else self.max_samples
+
+    def parameters(self) -> Row:
+        """Return what a completion was sampled with, for its row."""
+        names = ("temperature", "top_p", "top_k", "max_new_tokens")
+        return {"engine": self.engine} | {name: getattr(self, name) for name in names}
 
     def check(self) -> None:
         """Raise `InputError` for values that nothing can be sampled with."""
-        for name in ("num_samples", "max_new_tokens", "generation_batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}: expected 1 or more, found {getattr(self, name)}")
+        least = {"num_samples": 1, "max_new_tokens": 1, "generation_batch_size": 1, "round_size": 1,
+                 "max_samples": 1, "give_up_after": 1, "max_concurrency": 1,
+                 "max_retries": 0}  # fmt: skip
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                raise InputError(f"{name}: expected {bound} or more, found {value}")
         if not 0 <= self.temperature < float("inf"):
             raise InputError(f"temperature: expected 0 or more, found {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p: expected above 0 and at most 1, found {self.top_p}")
         if self.top_k < 0:
             raise InputError(f"top_k: expected 0 (all) or more, found {self.top_k}")
-        if self.temperature == 0 and self.num_samples > 1:
+        if self.temperature == 0 and self.most > 1:
+            name = "max_samples" if self.adaptive else "num_samples"
             raise InputError(
-                f"temperature: 0 would give the same completion {self.num_samples} times; "
-                "set `num_samples: 1` or a temperature above 0"
+                f"temperature: 0 would give the same completion {self.most} times; "
+                f"set `{name}: 1` or a temperature above 0"
             )
+        if self.give_up_after is not None and self.max_samples is None:
+            raise InputError("give_up_after: goes with max_samples, which is not set")
+        if (self.engine == "api") != bool(self.base_url):
+            raise InputError("base_url: goes with `engine: api`, and `engine: api` needs one")
 
 
-def generate(
-    model: Any,
-    tokenizer: Any,
-    rows: list[Row],
+@dataclass(frozen=True)
+class Draw:
+    """One completion to sample: the `sample`-th of a row's prompt, with its own seed."""
+
+    row: Row
+    sample: int
+    seed: int
+
+
+# A draw, with `completion` (text without the end token), `tokens` (generated ones, the end token
+# included), `finish_reason` (`stop`, `length`, or why there is no completion), and what more the
+# engine knows of it.
+Drawn = tuple[Draw, Row]
+Take = Callable[[list[Drawn]], None]
+
+
+class Engine(Protocol):
+    """Who samples."""
+
+    tokenizer: Any  # None where the policy's tokenizer is not here
+
+    def sample(self, draws: Sequence[Draw], take: Take) -> None:
+        """Sample every draw once, and hand them over as they are done, in any order.
+
+        `take` is called from one thread at a time, not always this one, and what it was given is
+        safe once it returns. Raises `InputError` for a prompt that cannot be sampled from, and
+        when not every draw was made.
+        """
+        ...
+
+
+def seed_of(seed: int, identity: str, sample: int) -> int:
+    """Derive a sample's seed, the same in every process and Python."""
+    content = f"{seed}/{identity}/{sample}"
+    return int(hashlib.sha256(content.encode()).hexdigest()[:15], 16) % 2**31
+
+
+def open_engine(
     args: SamplingArgs,
-    seed: int,
-    done: Collection[tuple[str, int]] = (),
-) -> Iterator[list[Row]]:
-    """Yield the completions of each batch as it is done.
+    policy: str,
+    tokenizer: Any,
+    *,
+    dtype: str = "auto",
+    directory: Path | None = None,
+) -> Engine:
+    """Open the engine that `engine` names on a policy; `directory` is for its accounts.
 
-    A record holds `index` (of the row), `sample`, `completion` (text without the end token),
-    `tokens` (generated ones, the end token included), `finish_reason` (`stop` or `length`) and
-    `seed` (of its batch). `done` holds (row id, sample) of completions that are there already:
-    they are not yielded again, and a batch of which all are there is not generated again.
-    Raises `InputError` for wrong parameters, a tokenizer without chat template and a prompt that
-    does not fit the model's context.
+    Only that engine's libraries are imported.
     """
     args.check()
-    prompts = encode(tokenizer, rows, _context(model))
-    jobs = [(index, sample) for index in range(len(rows)) for sample in range(args.num_samples)]
-    jobs.sort(key=lambda job: (len(prompts[job[0]]), job))
-    size = args.generation_batch_size
-    for number, start in enumerate(range(0, len(jobs), size)):
-        batch = jobs[start : start + size]
-        wanted = [(rows[index]["id"], sample) not in done for index, sample in batch]
-        if not any(wanted):
-            continue
-        made = _generate_batch(model, tokenizer, prompts, batch, args, _batch_seed(seed, number))
-        yield [record for record, want in zip(made, wanted, strict=True) if want]
+    if args.engine == "vllm":
+        from chainforge.data.vllm_engine import VllmEngine
 
+        return VllmEngine(args, policy, tokenizer, dtype)
+    if args.engine == "api":
+        from chainforge.data.api_engine import ApiEngine
 
-def encode(tokenizer: Any, rows: list[Row], context: int | None = None) -> list[list[int]]:
-    """Return the token ids of each row's prompt, as the chat template writes it for an answer."""
-    if not getattr(tokenizer, "chat_template", None):
-        raise InputError("the tokenizer has no chat template, so prompts cannot be written")
-    if not rows:
-        raise InputError("no prompts to sample from")
-    texts = [
-        tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
-        for row in rows
-    ]
-    prompts: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    for row, prompt in zip(rows, prompts, strict=True):
-        if context is not None and len(prompt) >= context:
-            raise InputError(
-                f"row {row['id']}: its prompt has {len(prompt)} tokens, the model's context is "
-                f"{context}; leave the row out or take a model with a longer context"
-            )
-    return prompts
+        return ApiEngine(args, policy, directory or Path())
+    from chainforge.data.local_engine import LocalEngine, open_policy
 
-
-def _context(model: Any) -> int | None:
-    length = getattr(model.config, "max_position_embeddings", None)
-    return length if isinstance(length, int) else None
-
-
-def _batch_seed(seed: int, number: int) -> int:
-    """Derive a batch's seed, the same in every process and Python."""
-    return int(hashlib.sha256(f"{seed}/{number}".encode()).hexdigest()[:15], 16) % 2**31
-
-
-def _generate_batch(
-    model: Any,
-    tokenizer: Any,
-    prompts: list[list[int]],
-    batch: list[Job],
-    args: SamplingArgs,
-    seed: int,
-) -> list[Row]:
-    """Generate one completion for each job; global random state and model mode are kept."""
-    import torch
-
-    chosen = [prompts[index] for index, _ in batch]
-    width = max(map(len, chosen))
-    limit = min(args.max_new_tokens, (_context(model) or 2**31) - width)
-    ids = torch.full((len(batch), width), tokenizer.eos_token_id)
-    mask = torch.zeros_like(ids)
-    for line, prompt in enumerate(chosen):
-        ids[line, width - len(prompt) :] = torch.tensor(prompt)
-        mask[line, width - len(prompt) :] = 1
-    devices = [model.device] if model.device.type == "cuda" else []
-    training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode(), torch.random.fork_rng(devices):
-            torch.manual_seed(seed)
-            ids, mask = ids.to(model.device), mask.to(model.device)
-            ends = end_tokens(model, tokenizer)
-            generated = _decode(model, ids, mask, args, ends, limit)
-    finally:
-        model.train(training)
-    return _records(tokenizer, generated.tolist(), ends, batch, seed)
-
-
-def end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """Return the tokens that end a completion, the tokenizer's own first.
-
-    A model may name others too: a base model that was pretrained on documents ends with the token
-    that ended those, whatever ends a turn in its tokenizer's chat template.
-    """
-    own = model.generation_config.eos_token_id
-    named = own if isinstance(own, list) else [own]
-    tokens = [tokenizer.eos_token_id, *named]
-    return list(dict.fromkeys(token for token in tokens if token is not None))
-
-
-def _decode(
-    model: Any, ids: Tensor, mask: Tensor, args: SamplingArgs, ends: list[int], limit: int
-) -> Tensor:
-    """Return up to `limit` new tokens of each line, shape (lines, tokens), ends after the end.
-
-    Lines that ended leave the batch when they are a quarter of it. `model.generate` keeps them to
-    the last, and fills what its arguments leave open from the model's own generation config.
-    """
-    import torch
-    from transformers import DynamicCache
-
-    cache = DynamicCache(config=model.config)
-    generated = torch.full((len(ids), limit), ends[0], device=ids.device)
-    last = torch.tensor(ends, device=ids.device)
-    lines = torch.arange(len(ids), device=ids.device)
-    going = torch.ones_like(lines, dtype=torch.bool)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    for step in range(limit):
-        logits = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        token = _choose(ids, logits.float(), args).masked_fill(~going, ends[0])
-        generated[lines, step] = token
-        going &= ~torch.isin(token, last)
-        left = int(going.sum())
-        if not left:
-            break
-        ids, positions = token[:, None], positions[:, -1:] + 1
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        if left <= SHRINK * len(lines):
-            stay = going.nonzero()[:, 0]
-            cache.batch_select_indices(stay)
-            lines, going = lines[stay], going[stay]
-            ids, mask, positions = ids[stay], mask[stay], positions[stay]
-    return generated
-
-
-def _choose(ids: Tensor, logits: Tensor, args: SamplingArgs) -> Tensor:
-    """Return the next token of each line."""
-    import torch
-    from transformers import TopKLogitsWarper, TopPLogitsWarper
-
-    if args.temperature == 0:
-        return logits.argmax(-1)
-    logits = logits / args.temperature
-    if args.top_k:
-        logits = TopKLogitsWarper(args.top_k)(ids, logits)
-    if args.top_p < 1:
-        logits = TopPLogitsWarper(args.top_p)(ids, logits)
-    return torch.multinomial(logits.softmax(-1), 1)[:, 0]
-
-
-def _records(
-    tokenizer: Any, generated: list[list[int]], ends: list[int], batch: list[Job], seed: int
-) -> list[Row]:
-    """Cut each completion at its end token and decode it; the tags are no special tokens."""
-    lengths = [
-        next((place for place, token in enumerate(ids) if token in ends), len(ids))
-        for ids in generated
-    ]
-    cut = [ids[:length] for ids, length in zip(generated, lengths, strict=True)]
-    texts = tokenizer.batch_decode(
-        cut, skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )
-    return [
-        {
-            "index": index,
-            "sample": sample,
-            "completion": text,
-            "tokens": length + (length < len(ids)),
-            "finish_reason": "stop" if length < len(ids) else "length",
-            "seed": seed,
-        }
-        for (index, sample), ids, length, text in zip(batch, generated, lengths, texts, strict=True)
-    ]
+    return LocalEngine(open_policy(policy, dtype=dtype), tokenizer, args)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from chainforge.core.errors import InputError
-from chainforge.core.records import Row, read_rows
+from chainforge.core.records import Row
 from chainforge.core.references import hint
 from chainforge.core.transcript import lenient_answer
+from chainforge.data.salvage import SHARE, salvage, settle
 
 EXTRACTS = ("text", "hashes", "boxed")
 
@@ -95,22 +96,27 @@ def jsonl(
     verifier: str | None = None,
     extract: str = "text",
     keep: list[str] | None = None,
+    max_bad_rows: float = SHARE,
 ) -> list[Row]:
     """Read a file of JSON lines; `question` (or `prompt`, messages) and `answer` name its columns.
 
     A column `verifier` counts unless one is given here; other columns are kept (`keep`: only
-    these). With a `size` the rows are drawn by `seed`. Raises `InputError` naming each bad line.
+    these). With a `size` the rows are drawn by `seed`. Malformed rows, and rows with the `id` of
+    an earlier one, are left out and written to the stage's rejects; more than the share
+    `max_bad_rows` of them raises `InputError`.
     """
     columns = Columns(question, answer, prompt, verifier, extract, keep)
-    raws = read_rows(path)
-    with open(path, "rb") as file:
-        numbers = [number for number, line in enumerate(file, start=1) if line.strip()]
-    if not raws:
+    found = salvage(path, unique="id")
+    if not found.rows and not found.faults:
         raise InputError(f"{path} is empty: expected one JSON object a line")
-    labels = (f"line {number}" for number in numbers)
-    rows, wrong = convert(zip(labels, raws, strict=True), columns)
-    if wrong:
-        raise InputError(f"{path}: {len(wrong)} of {len(raws)} rows are malformed:{listed(wrong)}")
+    rows: list[Row] = []
+    for number, raw in found.rows:
+        try:
+            rows.append(columns.row(raw))
+        except InputError as error:
+            found.faults.append((number, str(error)))
+    total = len(rows) + len(found.faults)
+    settle(Path(path), found.faults, total, max_bad_rows)
     name = Path(path).stem
     return draw([{"task": name} | row for row in rows], size, seed)
 

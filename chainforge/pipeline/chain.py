@@ -158,13 +158,16 @@ def _stage(given: Any, folder: Path) -> Stage:
         launch=_launch(given, folder),
         settings=_settings(given),
     )
-    if stage.launch and not stage.kind.launched:
+    if stage.launch and stage.kind.launched == "never":
         raise InputError(f"recipe {recipe} runs in one process; leave the key 'launch' out")
     for key in REFERENCES:
         if key in stage.kind.needs and not given.get(key):
             raise InputError(f"recipe {recipe} needs the key {key!r}")
-        if given.get(key) and key not in stage.kind.needs + stage.kind.takes:
+        if given.get(key) and key not in stage.kind.needs + stage.kind.takes + stage.kind.one_of:
             raise InputError(f"recipe {recipe} takes no {key!r}; leave the key out")
+    if stage.kind.one_of and sum(bool(given.get(key)) for key in stage.kind.one_of) != 1:
+        keys = " or ".join(map(repr, stage.kind.one_of))
+        raise InputError(f"recipe {recipe} needs the key {keys}, and not both")
     return stage
 
 

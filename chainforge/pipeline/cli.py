@@ -1,6 +1,7 @@
 """The command line: `chainforge plan | run | show | check | report`.
 
-Exit codes: 0 done, 1 a stage failed (or a reward did not stand its check), 2 wrong input. What a
+Exit codes: 0 done, 1 a stage failed (or a reward did not stand its check), 2 wrong input, 3 a
+stage stopped at a limit of its own (`max_usd`) and can go on, 128 and a signal's number. What a
 command needs is imported when it runs, so that `chainforge --help` answers at once.
 """
 
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from chainforge import __version__
-from chainforge.core.errors import InputError
+from chainforge.core.errors import InputError, Stopped
 
 if TYPE_CHECKING:
     from chainforge.pipeline.chain import Chain
@@ -58,6 +59,9 @@ def main() -> None:
     except StageFailed as error:
         print(f"failed: {error}", file=sys.stderr)
         sys.exit(1)
+    except Stopped as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        sys.exit(error.code)
     except Interrupted as error:
         print(f"stopped by {error}; run the same command again to go on from here", file=sys.stderr)
         sys.exit(128 + error.signal)

@@ -11,10 +11,14 @@ from typing import Any
 
 import yaml
 
+from chainforge.core.config import read_yaml
 from chainforge.core.errors import InputError
 from chainforge.pipeline import places
 from chainforge.pipeline.chain import Chain
 from chainforge.pipeline.stages import Stage, check_setting
+
+# The recipes whose rows are trained on, and so must not give away what is evaluated.
+DECONTAMINATED = ("collect", "reject")
 
 
 def references(stage: Stage, chain: Chain, directory: Path) -> dict[str, tuple[str, str]]:
@@ -57,7 +61,10 @@ def recipe_words(
     if stage.models:
         words += ["--models", *(f"{name}={inputs[f'models.{name}'][1]}" for name in stage.models)]
     if stage.data:
-        words += ["--data", *(inputs[f"data.{i}"][1] for i in range(len(stage.data)))]
+        words += [
+            f"--{stage.kind.data_option}",
+            *(inputs[f"data.{i}"][1] for i in range(len(stage.data))),
+        ]
     words += ["--output_dir", places.short(output)]
     for key, value in settings.items():
         words += option_words(key, value)
@@ -67,11 +74,12 @@ def recipe_words(
 def launcher_words(stage: Stage, chain: Chain, launch: str | None) -> list[str]:
     """Return what stands before the recipe's script: `accelerate launch …`, or `python`.
 
-    The command line's `launch` wins over the stage's, and that over the chain's. Recipes that
-    train nothing run in one process, whatever the launch file says.
+    The command line's `launch` wins over the stage's, and that over the chain's. What samples
+    runs in one process unless its own stage says `launch`, and needs no launcher's start-up time.
     """
     name = launch or stage.launch or chain.launch
-    if not stage.kind.launched or name == places.NO_LAUNCHER:
+    asked = stage.kind.launched == "always" or (stage.kind.launched == "asked" and stage.launch)
+    if not asked or name == places.NO_LAUNCHER:
         return ["python"]
     if name is None:
         return ["accelerate", "launch"]
@@ -101,12 +109,29 @@ def option_words(key: str, value: Any) -> list[str]:
 def settings_of(
     stage: Stage, chain: Chain, sets: Mapping[str, Mapping[str, Any]], seed: int | None
 ) -> dict[str, Any]:
-    """Return the stage's overrides: the chain's, then the stage's own, then the command line's."""
+    """Return the stage's overrides: the chain's, then the stage's own, then the command line's.
+
+    What makes data looks out for the questions of the chain's own evaluations, beside those that
+    the stage names itself.
+    """
     common = {"seed": chain.seed, "transcript": chain.transcript}
     settings = {key: value for key, value in common.items() if value is not None} | stage.settings
     if seed is not None:
         settings["seed"] = seed
-    return settings | dict(sets.get(stage.name, {}))
+    settings |= dict(sets.get(stage.name, {}))
+    if stage.recipe in DECONTAMINATED:
+        evaluations = [
+            places.short(other.config)
+            for other in chain.stages
+            if other.recipe == "evaluate" and other.config is not None
+        ]
+        own = read_yaml(stage.config).get("decontaminate") if stage.config else None
+        entries = settings.get("decontaminate", own) or []
+        entries = entries if isinstance(entries, list) else [entries]
+        if entries or evaluations:
+            more = [file for file in evaluations if file not in entries]
+            settings["decontaminate"] = [*entries, *more]
+    return settings
 
 
 def read_sets(chain: Chain, texts: Iterable[str]) -> dict[str, dict[str, Any]]:

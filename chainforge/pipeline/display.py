@@ -17,6 +17,7 @@ from chainforge.core.artifacts import PROGRESS
 
 # How often a stage's progress is told where there is no terminal to draw a bar on.
 LINE_SECONDS = 30.0
+BAR, PERCENT_AND_TIME = 16, 17  # columns of the terminal
 
 
 def read_progress(directory: Path) -> dict[str, Any]:
@@ -60,7 +61,7 @@ class Display:
     def _bar(self, name: str, directory: Path) -> Iterator[Callable[[], None]]:
         progress = Progress(
             TextColumn(f"{escape(name):<{self.width}} "),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=BAR),
             TaskProgressColumn(),
             TextColumn("{task.fields[note]}", markup=False),
             TimeElapsedColumn(),
@@ -68,11 +69,14 @@ class Display:
             transient=True,
         )
         task = progress.add_task("", total=None, note="starting")
+        room = max(20, self.console.width - self.width - BAR - PERCENT_AND_TIME)
 
         def look() -> None:
             told = read_progress(directory)
             if told["total"]:
                 note = told["note"] or f"{told['done']}/{told['total']} {told['unit']}"
+                if len(note) > room:  # a line that does not fit would push out the name and bar
+                    note = f"{note[: room - 1]}…"
                 progress.update(task, completed=told["done"], total=told["total"], note=note)
 
         with progress:

@@ -169,12 +169,13 @@ def traces_of_work(directory: Path) -> str:
     ]
     if checkpoints:
         return f"from checkpoint {max(checkpoints)}"
-    samples = directory / "samples.jsonl"
-    if samples.is_file():
+    rows = 0
+    for samples in directory.glob(
+        "samples*.jsonl"
+    ):  # one for each process, while there are several
         with open(samples, "rb") as file:
-            rows = sum(1 for _ in file)
-        return f"from {rows} rows" if rows else ""
-    return ""
+            rows += sum(1 for _ in file)
+    return f"from {rows} rows" if rows else ""
 
 
 def contracts(step: Step) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from chainforge.core import artifacts
-from chainforge.core.errors import InputError
+from chainforge.core.errors import PAUSED, InputError, Stopped
 from chainforge.pipeline import commands, places
 from chainforge.pipeline.chain import Chain
 from chainforge.pipeline.display import Display, read_progress, seconds_in_words
@@ -50,7 +50,7 @@ def run_chain(
     """Bring the stages from `from_` to `until` up to date; return those that ran.
 
     Stages before `from_` are taken as they are. Raises `InputError` for wrong input, the chain's
-    or a stage's, `StageFailed`, or `Interrupted`.
+    or a stage's, `StageFailed`, `Interrupted`, or `Stopped` when a stage reached its budget.
     """
     low, high = _range(chain, from_, until)
     overrides = Overrides(launch=launch, sets=commands.read_sets(chain, sets), seed=seed)
@@ -116,6 +116,9 @@ def _run_stage(step: Step, display: Display, force: bool) -> None:
     log = places.short(directory / LOG)
     if code == 2:
         raise InputError(f"stage {name}: {error_message(text) or f'see {log}'}")
+    if code == PAUSED:  # by a limit of its own: not signed, and it goes on from there
+        display.line(name, f"stopped  {seconds}")
+        raise Stopped(f"stage {name} {error_message(text, 'stopped: ') or f'see {log}'}")
     if code != 0:
         display.line(name, f"failed  {seconds}")
         raise StageFailed(f"stage {name} {ending(code)}. {log} ends:\n{tail(text)}")
@@ -178,12 +181,12 @@ def _signed(directory: Path) -> str:
     return manifest.fingerprint
 
 
-def error_message(text: str) -> str:
+def error_message(text: str, mark: str = "error: ") -> str:
     """Return the last `error: …` that a recipe printed, with its indented further lines."""
     lines = text.splitlines()
     for number in range(len(lines) - 1, -1, -1):
-        if lines[number].startswith("error: "):
-            message = [lines[number].removeprefix("error: ")]
+        if lines[number].startswith(mark):
+            message = [lines[number].removeprefix(mark)]
             for line in lines[number + 1 :]:
                 if not line.startswith("  "):
                     break

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from chainforge.core.artifacts import PATH_KEYS
 from chainforge.core.errors import InputError
@@ -22,21 +22,41 @@ REFERENCES = ("model", "models", "data", "teacher_model")
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a recipe must be given, what it may be given besides, and what it leaves behind."""
+    """What a recipe must be given, what it may be given besides, and what it leaves behind.
+
+    What stands under `data` must be left by a stage as one of `reads`, and reaches the recipe as
+    the option `data_option`. `launched` by `accelerate launch`: always, when the stage itself asks
+    for it with `launch`, or never.
+    """
 
     needs: tuple[str, ...] = ()
     takes: tuple[str, ...] = ()
     leaves: tuple[str, ...] = ()
-    launched: bool = True  # by `accelerate launch`; what trains nothing needs one process only
+    one_of: tuple[str, ...] = ()  # exactly one of these
+    reads: tuple[str, ...] = ("data",)
+    data_option: str = "data"
+    launched: Literal["always", "asked", "never"] = "always"
 
 
 RECIPES = {
-    "collect": Recipe(leaves=("data",), launched=False),
+    "collect": Recipe(leaves=("data",), launched="never"),
     "sft": Recipe(needs=("model", "data"), leaves=("model",)),
-    "grpo": Recipe(needs=("model",), leaves=("model",)),
-    "reject": Recipe(needs=("model",), leaves=("data",), launched=False),
+    "grpo": Recipe(
+        needs=("model",),
+        takes=("data",),
+        leaves=("model", "rollouts"),
+        reads=("data", "rollouts"),
+        data_option="gate_pool",
+    ),
+    "reject": Recipe(
+        one_of=("model", "data"),
+        leaves=("data",),
+        reads=("data", "rollouts"),
+        data_option="pool",
+        launched="asked",
+    ),
     "distill": Recipe(needs=("model", "teacher_model"), leaves=("model",)),
-    "evaluate": Recipe(needs=("models",), launched=False),
+    "evaluate": Recipe(needs=("models",), launched="asked"),
 }
 OWN_RECIPE = Recipe(takes=REFERENCES, leaves=("model", "data"))
 
@@ -127,25 +147,25 @@ def check_references(stages: list[Stage], models: dict[str, str], folder: Path) 
                 value = getattr(stage, key)
                 for name in value if isinstance(value, tuple) else (value,) if value else ():
                     if name not in models:
-                        _check_leaves(key, name, "model", by_name, models)
+                        _check_leaves(key, name, ("model",), by_name, models)
             for name in stage.data:
                 if name not in by_name and ("/" in name or name.endswith(".jsonl")):
                     places.data_path(name, folder)
                 else:
-                    _check_leaves("data", name, "data", by_name, {})
+                    _check_leaves("data", name, stage.kind.reads, by_name, {})
 
 
 def _check_leaves(
-    key: str, name: str, what: str, stages: dict[str, Stage], models: dict[str, str]
+    key: str, name: str, what: tuple[str, ...], stages: dict[str, Stage], models: dict[str, str]
 ) -> None:
-    """Check that `name` is a stage that leaves `what`."""
-    leaving = [other for other, stage in stages.items() if what in stage.kind.leaves]
+    """Check that `name` is a stage that leaves one of `what`."""
+    leaving = [other for other, stage in stages.items() if set(what) & set(stage.kind.leaves)]
     if name not in stages:
         known = hint(name, [*models, *leaving])
         raise InputError(f"key {key!r}: no stage or model {name!r}: {known}")
     if name not in leaving:
         raise InputError(
-            f"key {key!r}: stage {name!r} ({stages[name].recipe}) leaves no {what}; "
+            f"key {key!r}: stage {name!r} ({stages[name].recipe}) leaves no {what[0]}; "
             f"these do: {', '.join([*models, *leaving]) or 'none'}"
         )
 

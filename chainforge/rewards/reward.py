@@ -12,6 +12,7 @@ from typing import Any
 
 from chainforge.core.errors import InputError
 from chainforge.rewards.binding import BATCH_NAMES, Bound
+from chainforge.rewards.functions import accuracy_reward
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,12 @@ class Reward:
         self._max_failures = max_failures
         self._coin_seed = coin_seed
         self._recent: deque[bool] = deque(maxlen=_WINDOW)
+
+    @property
+    def judges_correctness(self) -> bool:
+        """Whether its value says if the answer is right: strictly, and nothing else."""
+        strict = not self._bound.constants.get("lenient")
+        return self._bound.function is accuracy_reward and strict and self._coin_seed is None
 
     def __repr__(self) -> str:
         return f"Reward({self.__name__!r}, weight={self.weight}, task={self.task!r})"

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from chainforge.core.records import JsonLines, read_rows
+from chainforge.data.harvest import Recorder
 from chainforge.training.stage import Stage, is_main_process
 
 
@@ -60,3 +61,16 @@ class StageCallback(TrainerCallback):
     ) -> None:
         """Move the bar."""
         self.stage.progress(state.global_step, state.max_steps, "steps", self.note)
+
+
+class RolloutCallback(TrainerCallback):
+    """Forget the rollouts of steps that a resumed run will take again."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Cut the recorder's files to the step that training goes on from."""
+        self.recorder.resume(state.global_step)

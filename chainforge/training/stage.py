@@ -26,6 +26,7 @@ from chainforge.core import artifacts
 from chainforge.core.artifacts import Manifest
 from chainforge.core.config import given, resolved
 from chainforge.core.errors import InputError
+from chainforge.data.salvage import rejects_in
 
 logger = logging.getLogger(__name__)
 
@@ -87,11 +88,13 @@ def open_stage(
     *configs: Any,
     inputs: Mapping[str, str] | None = None,
     seed: int = 42,
+    shared: bool = False,
 ) -> Iterator[Stage]:
     """Open a stage's directory for work; sign it when the work ends well.
 
     `configs` are the parsed dataclasses, kept in `config.yaml`; `inputs` maps roles to paths or
-    Hub ids. Exits with code 0 when the same stage is done already; raises `InputError` when the
+    Hub ids; `shared` says that every process of a launch writes into the directory, and not only
+    the first. Exits with code 0 when the same stage is done already; raises `InputError` when the
     directory is in use, holds a stage made otherwise, or is not a stage's.
     """
     if not output_dir:
@@ -115,7 +118,10 @@ def open_stage(
         _leave_if_done(stage)
         if is_main_process():
             _begin(stage)
-        yield stage
+        elif shared:
+            _wait_for_main(stage)
+        with rejects_in(directory) if is_main_process() else contextlib.nullcontext():
+            yield stage
         if is_main_process():
             _sign(stage, time.monotonic() - started)
 
@@ -157,6 +163,13 @@ def _begin(stage: Stage) -> None:
     artifacts.write_json(marker, value | {"given": stage.given, "inputs": stage.inputs})
     with open(stage.path("config.yaml"), "w", encoding="utf-8") as file:
         yaml.safe_dump(stage.config, file, sort_keys=False, allow_unicode=True)
+
+
+def _wait_for_main(stage: Stage) -> None:
+    """Wait until the first process has made the directory this stage's."""
+    marker = stage.path(artifacts.STARTED)
+    while not marker.exists() or artifacts.read_json(marker)["fingerprint"] != stage.fingerprint:
+        time.sleep(0.1)
 
 
 def _difference(given_before: dict[str, Any], inputs_before: dict[str, str], stage: Stage) -> str:

@@ -1,4 +1,5 @@
 import json
+from collections import Counter
 
 import pytest
 
@@ -6,12 +7,15 @@ from chainforge.core.errors import InputError
 from chainforge.core.records import JsonLines, example, sample
 from chainforge.core.transcript import write
 from chainforge.data.datasets import (
+    DataArgs,
     check_batch,
     grpo_dataset,
     read_kept,
     save_dataset,
     sft_dataset,
+    sft_mixture,
 )
+from chainforge.data.salvage import rejects_in
 
 
 def samples(n, source="offline", **columns):
@@ -60,6 +64,48 @@ def test_sft_rows_of_files(tmp_path):
     assert made[0] == {"prompt": turns[:1], "completion": turns[1:]}
 
 
+@pytest.mark.parametrize(
+    ("weights", "repeat", "used"),
+    [([3, 1], False, [30, 10]), ([1, 1], False, [12, 12]), ([1, 1], True, [30, 30]),
+     ([1, 3], False, [4, 12]), ([3, 1], True, [36, 12]), ([], False, [30, 12])],
+)  # fmt: skip
+def test_sources_stand_in_the_ratio_of_their_weights(tmp_path, weights, repeat, used):
+    paths = [stage(tmp_path / "picks", samples(30)), stage(tmp_path / "general", samples(12))]
+    args = DataArgs(paths, weights, repeat)
+    made, counts = sft_mixture(args, seed=1)
+    assert [count["used"] for count in counts.values()] == used
+    assert [count["rows"] for count in counts.values()] == [30, 12]
+    assert len(made) == sum(used)
+    assert made[:] == sft_mixture(args, seed=1)[0][:]
+    texts = [row[0]["content"] for row in made["prompt"][: used[0]]]
+    times = Counter(texts).values()
+    assert max(times) - min(times) <= 1
+    if not repeat:
+        assert max(times) == 1
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"), [([1], "1 for 2 sources"), ([1, 0], "more than 0")]
+)
+def test_weights_that_say_nothing(tmp_path, weights, message):
+    paths = [stage(tmp_path / "a", samples(3)), stage(tmp_path / "b", samples(3))]
+    with pytest.raises(InputError, match=message):
+        sft_mixture(DataArgs(paths, weights))
+
+
+def test_few_bad_rows_are_left_out_and_written_down(tmp_path):
+    path = tmp_path / "general.jsonl"
+    good = [json.dumps(row) for row in samples(300)]
+    path.write_text("\n".join([*good[:100], '{"prompt": 3}', *good[100:], '{"prompt": [']))
+    with rejects_in(tmp_path):
+        assert len(sft_dataset([path])) == 300
+    rejects = [json.loads(line) for line in (tmp_path / "rejects.jsonl").read_text().splitlines()]
+    assert [row["row"] for row in rejects] == [101, 302]
+    assert "torn" in rejects[1]["reason"]
+    with pytest.raises(InputError, match="2 of 302 rows are malformed, max_bad_rows is 0.50%"):
+        sft_mixture(DataArgs([str(path)], max_bad_rows=0.005))
+
+
 def test_fallback_rows_are_refused_unless_allowed(tmp_path):
     rows = samples(3) + samples(2, "offline-fallback")
     path = stage(tmp_path / "traces", rows)
@@ -72,17 +118,17 @@ def test_fallback_rows_are_refused_unless_allowed(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"prompt": "text", "completion": "x"}, "row 2: prompt: the prompt must be a list"),
-        ({"completion": "x"}, "row 2: prompt: neither"),
-        ({"prompt": [{"role": "user", "content": "a"}]}, "row 2: completion: expected text"),
-        ({"prompt": [{"role": "user", "content": "a"}], "completion": " "}, "row 2: completion"),
+        ({"prompt": "text", "completion": "x"}, "line 2: prompt: the prompt must be a list"),
+        ({"completion": "x"}, "line 2: prompt: neither"),
+        ({"prompt": [{"role": "user", "content": "a"}]}, "line 2: completion: expected text"),
+        ({"prompt": [{"role": "user", "content": "a"}], "completion": " "}, "line 2: completion"),
         (
             {"prompt": [{"role": "user", "content": "a"}],
              "completion": [{"role": "user", "content": "b"}]},
             "not the assistant's",
         ),
         ({"prompt": [{"role": "user", "content": None}], "completion": "b"}, "must be text"),
-        ({"messages": [{"role": "user", "content": "a"}]}, "row 2: prompt"),
+        ({"messages": [{"role": "user", "content": "a"}]}, "line 2: prompt"),
     ],
 )  # fmt: skip
 def test_malformed_sft_rows_are_named(tmp_path, row, message):

@@ -4,7 +4,9 @@ from collections import Counter
 import pytest
 
 from chainforge.core.errors import InputError
-from chainforge.data.selection import REASONS, SelectionArgs, select_rows
+from chainforge.data.contamination import Screen
+from chainforge.data.decisions import REASONS
+from chainforge.data.selection import SelectionArgs, select_rows
 
 
 def scored(prompt="p", index=0, **columns):
@@ -103,6 +105,104 @@ def test_all_keeps_whatever_is_good():
     assert why([scored(index=i) for i in range(5)], select="all", keep=1) == [None] * 5
 
 
+def test_median_keeps_the_usual_length():
+    rows = [scored(index=i, tokens=tokens) for i, tokens in enumerate([9, 5, 7, 100, 8])]
+    lost = "not_selected"
+    assert why(rows, select="median") == [lost, lost, lost, lost, None]
+    assert why(rows, select="median", keep=3) == [None, lost, None, lost, None]
+
+
+def test_diverse_keeps_what_differs_most():
+    same = "we add the first number to the second one and then look at the sum we have got so far"
+    other = "count backwards from a hundred in steps of seven until nothing more can be taken away"
+    rows = [
+        scored(index=i, completion=f"{text} {i}") for i, text in enumerate([same] * 4 + [other])
+    ]
+    for seed in range(5):
+        kept = select_rows(rows, SelectionArgs(select="diverse", keep=2), seed=seed).kept
+        assert 4 in {row["sample"] for row in kept}
+        assert len(kept) == 2
+    best = [row | {"reward": 2.0 if row["sample"] == 2 else 1.0} for row in rows]
+    assert why(best, select="diverse", keep=2)[2] is None
+
+
+def test_the_pass_rate_band_is_of_correctness():
+    rows = [scored("always", i) for i in range(4)]
+    rows += [scored("half", i, correct=i < 2, reward=1.2) for i in range(4)]
+    rows += [scored("rarely", i, correct=i < 1) for i in range(4)]
+    fates = why(rows, select="all", min_pass_rate=0.3, max_pass_rate=0.9)
+    assert (
+        fates == ["pass_rate"] * 4 + [None, None, "wrong", "wrong"] + ["pass_rate"] + ["wrong"] * 3
+    )
+
+
+def test_quotas_are_spread_evenly_and_what_one_leaves_goes_to_the_others():
+    rows = [scored(f"a{p}", task="big") for p in range(80)]
+    rows += [scored(f"b{p}", task="middle") for p in range(30)]
+    rows += [scored(f"c{p}", task="small") for p in range(5)]
+    args = SelectionArgs(max_rows=45, balance=["task"])
+    kept = select_rows(rows, args, seed=3).kept
+    assert Counter(row["task"] for row in kept) == {"big": 20, "middle": 20, "small": 5}
+    assert kept == select_rows(rows, args, seed=3).kept
+    assert kept != select_rows(rows, args, seed=4).kept
+    capped = select_rows(rows, SelectionArgs(max_per_task=7)).kept
+    assert Counter(row["task"] for row in capped) == {"big": 7, "middle": 7, "small": 5}
+    assert len(select_rows(rows, SelectionArgs(max_rows=50)).kept) == 50
+    fewer = select_rows(rows[40:], SelectionArgs(max_per_task=7)).kept
+    assert {row["id"] for row in capped if row["id"] >= "b"} <= {row["id"] for row in fewer}
+
+
+def test_balance_over_difficulty():
+    rows = [scored(f"easy{p}", i, correct=i < 7) for p in range(40) for i in range(8)]
+    rows += [scored(f"hard{p}", i, correct=i < 1) for p in range(10) for i in range(8)]
+    kept = select_rows(rows, SelectionArgs(max_rows=20, balance=["difficulty"])).kept
+    assert Counter(row["id"][:4] for row in kept) == {"easy": 10, "hard": 10}
+
+
+def test_near_duplicates_of_a_prompt():
+    text = " ".join(f"word{i}" for i in range(60))
+    rows = [
+        scored(index=0, completion=text),
+        scored(index=1, completion=text.replace("word30", "other")),
+        scored(index=2, completion=" ".join(f"term{i}" for i in range(60))),
+        scored("q", 0, completion=text),
+    ]
+    fates = why(rows, select="all", near_duplicates=0.7)
+    assert fates == [None, "near_duplicate", None, None]
+
+
+def test_prompts_that_ask_the_same_are_one():
+    rows = [
+        scored(p) | {"prompt": [{"role": "user", "content": p}]}
+        for p in ("1 + 1?", " 1 +  1?", "2?")
+    ]
+    assert why(rows) == [None, "duplicate_prompt", None]
+    bad = [rows[0] | {"correct": False}, *rows[1:]]
+    assert why(bad) == ["wrong", None, None]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("Calculate 3 * ( 4 + 5 ).", "Calculate 3 * 4 + 5."), ("What is 8 + 9 - 7?", "What is 8 + 9 - 7 - 4?"),
+     ("How many legs do you have with 1 cat?", "How many legs do you have with 1 cat, 2 dogs?"),
+     ("Ana has 3 red hats and 5 blue ones. How many hats has she got in all?",
+      "Ana has 3 red hats and 6 blue ones. How many hats has she got in all?")],
+)  # fmt: skip
+def test_another_problem_in_the_same_words_is_no_leak(one, other):
+    assert Screen([("exam", one)]).screen([("", other)]) == [None]
+    (hit,) = Screen([("exam", one)]).screen([("", f"Solve this.\n{one} Show your work, please.")])
+    assert hit.source == "exam"
+
+
+def test_boilerplate_gives_nothing_away():
+    task = (
+        "Read the following puzzle with care and answer with one number and nothing else please. "
+    )
+    rows = [("t", f"{task}How many letters has {'a' * i}b{'c' * i}?") for i in range(1, 60)]
+    held_out = [("exam", f"{task}How many letters has {'x' * i}y?") for i in range(1, 30)]
+    assert Screen(held_out).screen(rows) == [None] * 59
+
+
 def test_pass_rate_counts_verified_samples():
     rows = [scored(index=i, correct=value) for i, value in enumerate([True, False, None, True])]
     rows += [scored("q", 0, correct=None)]
@@ -132,7 +232,8 @@ def test_the_funnel_adds_up():
     assert funnel["in"] == 2400 == funnel["kept"] + sum(funnel["dropped"].values())
     assert len(selected.kept) == funnel["kept"]
     assert Counter(row["drop"] for row in selected.dropped) == funnel["dropped"]
-    assert list(funnel["dropped"]) == list(REASONS)
+    assert list(funnel["dropped"]) == [name for name in REASONS if name in funnel["dropped"]]
+    assert {row["drop"] for row in selected.dropped if not row["drop_detail"]} == set()
     everything = {(row["id"], row["sample"]) for row in selected.kept + selected.dropped}
     assert len(everything) == 2400
     assert max(Counter(row["id"] for row in selected.kept).values()) == 2
@@ -148,6 +249,14 @@ def test_the_funnel_adds_up():
         ([{"id": "p", "completion": "x", "reward": 1.0, "formatted": True}], {}, "'correct'"),
         ([{"id": "p", "completion": "x", "correct": True, "formatted": True}], {}, "'reward'"),
         ([scored(reward=None)], {"min_reward": 1.0}, "no sample has a reward"),
+        ([scored()], {"max_rows": 0}, "max_rows: expected 1"),
+        ([scored()], {"near_duplicates": 2}, "near_duplicates: expected a share"),
+        ([scored()], {"min_pass_rate": 0.9, "max_pass_rate": 0.1}, "is more than"),
+        ([scored()], {"balance": ["tasks"], "max_rows": 3}, "balance: 'tasks' is none of"),
+        ([scored()], {"balance": ["task"]}, "say how many rows"),
+        ([scored()], {"decontaminate": ["nowhere.yaml"]}, r"decontaminate\[0\]: nowhere.yaml"),
+        ([scored()], {"decontaminate": ["gsm9k"]}, "neither a file nor a folder nor a Hub id"),
+        ([scored()], {"decontaminate": ["{fn: hug}"]}, "decontaminate.*no built-in function 'hug'"),
     ],
 )
 def test_bad_input(rows, settings, message):

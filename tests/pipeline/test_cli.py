@@ -68,7 +68,7 @@ def test_a_run_ends_with_the_table_and_the_report(workplace):
         assert "all 4 stages are done" in text
         flat = " ".join(text.replace("\u00a0", " ").split())
         assert "500 held-out rows" in flat
-        assert "reason 50.0 % (48.0 to 52.0) 55.0 % (53.0 to 57.0) 99.0 % 83.4" in flat
+        assert "reason 50.0 (48.0 to 52.0) 55.0 (53.0 to 57.0) 99.0 83.4" in flat
         assert "cold reason +30.0 +25.0 to +35.0 < 0.0001" in flat
         assert text.rstrip().endswith("report: runs/fake/report.html")
         assert all(len(line) <= 80 for line in text.splitlines())

@@ -58,6 +58,62 @@ def test_commands_are_what_one_would_type(real):
     assert "--models base=base reason=runs/fake/reason/model " in lines["scores"]
 
 
+def test_what_rl_leaves_is_a_pool_and_what_is_measured_a_gate(real):
+    more = [
+        {"name": "harvest", "recipe": "reject", "data": "reason"},
+        {"name": "picks", "recipe": "reject", "model": "reason"},
+        {"name": "final", "recipe": "grpo", "model": "reason", "data": "picks"},
+    ]
+    real.chain["stages"] = STAGES + more
+    real.save()
+    lines = command_lines()
+    assert "reject.py --pool runs/fake/reason --output_dir runs/fake/harvest" in lines["harvest"]
+    assert (
+        "grpo.py --model_name_or_path runs/fake/reason/model --gate_pool runs/fake/picks "
+        in (lines["final"])
+    )
+    steps = {step.stage.name: step for step in plan_chain(load_chain("chain.yaml"), "runs")}
+    assert steps["harvest"].inputs["data.0"].fingerprint == steps["reason"].fingerprint
+    assert steps["final"].inputs["data.0"].fingerprint == steps["picks"].fingerprint
+
+
+def test_what_samples_is_launched_only_when_its_own_stage_says_so(real):
+    picks = {"name": "picks", "recipe": "reject", "model": "reason"}
+    real.chain |= {"stages": [*STAGES, picks], "launch": "ddp"}
+    real.save()
+    lines = command_lines()
+    assert lines["reason"].startswith("accelerate launch --config_file ")
+    assert lines["picks"].startswith("python ")
+    assert lines["scores"].startswith("python ")
+    picks["launch"] = "ddp"
+    real.chain["stages"] = [*STAGES, picks]
+    real.save()
+    assert "ddp.yaml" in command_lines()["picks"]
+
+
+def test_what_makes_data_looks_out_for_what_the_chain_evaluates(real):
+    real.configure("scores")
+    (real.folder / "picks.yaml").write_text("decontaminate: [mine.jsonl, scores.yaml]\n")
+    scores = {"name": "scores", "recipe": "evaluate", "config": "scores.yaml", "models": ["base"]}
+    picks = {"name": "picks", "recipe": "reject", "config": "picks.yaml", "model": "reason"}
+    plain = {"name": "plain", "recipe": "reject", "model": "reason", "set": {"decontaminate": "x"}}
+    real.chain["stages"] = [*STAGES[:-1], picks, plain, scores]
+    real.save()
+    lines = command_lines()
+    assert lines["traces"].endswith("--decontaminate scores.yaml")
+    assert lines["picks"].endswith("--decontaminate mine.jsonl scores.yaml")
+    assert lines["plain"].endswith("--decontaminate x scores.yaml")
+    assert "decontaminate" not in lines["cold"] + lines["reason"] + lines["scores"]
+    before = {
+        step.stage.name: step.fingerprint for step in plan_chain(load_chain("chain.yaml"), "runs")
+    }
+    (real.folder / "scores.yaml").write_text("steps: 9\n")
+    after = {
+        step.stage.name: step.fingerprint for step in plan_chain(load_chain("chain.yaml"), "runs")
+    }
+    assert before["traces"] != after["traces"]
+
+
 def test_paths_are_short_in_a_checkout(real, monkeypatch):
     monkeypatch.chdir(shipped("recipes").parent)
     step = plan_chain(load_chain(real.folder / "chain.yaml"), "runs")[1]

@@ -79,8 +79,13 @@ def test_a_long_run_is_thinned_and_keeps_its_course() -> None:
     assert course(metrics, "kl") is None
 
 
-def test_shares_are_written_in_percent() -> None:
-    metrics = [{"step": i, "reward": 1.0, "frac_reward_zero_std": i / 10} for i in range(10)]
+@pytest.mark.parametrize("ours", [{}, {"groups/alike": 0.0}])
+def test_shares_are_written_in_percent(ours: dict[str, float]) -> None:
+    trl = "frac_reward_zero_std"
+    metrics = [
+        {"step": i, "reward": 1.0, trl: 0.0 if ours else i / 10} | dict.fromkeys(ours, i / 10)
+        for i in range(10)
+    ]
     plot = next(p for p in training_plots(metrics) if p.title == "Groups without spread")
     assert plot.lines[0].course == "0 % → 90 %"
     assert all(tick.text.endswith(" %") for tick in plot.y_ticks)

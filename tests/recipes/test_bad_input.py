@@ -66,7 +66,7 @@ CASES = {
     "no data": ("sft", SFT | {"data": []}, "data: none given"),
     "empty data file": ("sft", SFT | {"data": ["empty.jsonl"]}, "empty.jsonl: no rows"),
     "malformed data file": ("sft", SFT | {"data": ["torn.jsonl"]}, "torn.jsonl.*line 2"),
-    "a row without completion": ("sft", SFT | {"data": ["half.jsonl"]}, "row 2: completion"),
+    "a row without completion": ("sft", SFT | {"data": ["half.jsonl"]}, "line 2: completion"),
     "rows that do not fit": ("sft", SFT | {"max_length": 4}, "have more than 4 tokens"),
     "an empty task file": (
         "collect",

@@ -5,7 +5,11 @@ from pathlib import Path
 import pytest
 
 from chainforge.core.config import parse, read_yaml
+from chainforge.data.builder import BuildArgs
 from chainforge.data.datasets import DataArgs
+from chainforge.data.filters import FilterArgs
+from chainforge.data.gate import GateArgs
+from chainforge.data.harvest import HarvestArgs, PoolArgs
 from chainforge.data.sampling import SamplingArgs
 from chainforge.data.selection import SelectionArgs
 from chainforge.data.tasks import TaskArgs
@@ -25,8 +29,17 @@ def dataclasses_of(recipe):
     return {
         "collect": (RunArgs, TaskArgs, RewardArgs, TeacherArgs, SelectionArgs),
         "sft": (DataArgs, SFTConfig, ModelConfig),
-        "grpo": (TaskArgs, RewardArgs, GRPOConfig, ModelConfig),
-        "reject": (RunArgs, TaskArgs, RewardArgs, SamplingArgs, SelectionArgs),
+        "grpo": (TaskArgs, RewardArgs, GateArgs, HarvestArgs, GRPOConfig, ModelConfig),
+        "reject": (
+            RunArgs,
+            TaskArgs,
+            RewardArgs,
+            SamplingArgs,
+            PoolArgs,
+            SelectionArgs,
+            FilterArgs,
+            BuildArgs,
+        ),
         "distill": (TaskArgs, DistillationConfig, ModelConfig),
     }[recipe]
 

@@ -1,0 +1,31 @@
+"""Find blocks of code in a text, fenced or not, and tell them from equations and inline names."""
+
+from __future__ import annotations
+
+import re
+
+_FENCE = re.compile(r"^[ \t]*(?:```|~~~)", re.MULTILINE)
+_CODE_LINE = re.compile(
+    r"[ \t]*(?:(?:def|class)\s+\w+.*:|(?:from\s+[\w.]+\s+)?import\s+[\w., *]+|#include\s*<.*"
+    r"|(?:if|elif|for|while|with|try|except|else)\b.*:|return\b.*[\w)\]]|print\(.*\)"
+    r"|[\w.\[\]]+\s*[-+*/]?=\s*[^=].*[\w)\]'\"]|.*[;{}])[ \t]*"
+)
+_CODE_MARK = re.compile(
+    r"^[ \t]*(?:def \w+\(|class \w+[(:]|import \w+|from \w+ import|print\(|return\b|#include"
+    r"|for \w+ in .*:|while .*:|(?:int|void|public|static|const|let|var|function) )", re.MULTILINE
+)  # fmt: skip
+CODE_LINES = 3
+
+
+def code_block(text: str) -> str | None:
+    """Say what block of code a text holds: a fence, or three lines of code in a row."""
+    if _FENCE.search(text):
+        return "a fenced block"
+    if not _CODE_MARK.search(text):
+        return None
+    lines = 0
+    for line in text.splitlines():
+        lines = lines + 1 if _CODE_LINE.fullmatch(line) else 0 if line.strip() else lines
+        if lines >= CODE_LINES:
+            return f"{lines} lines of code"
+    return None

@@ -1,0 +1,136 @@
+"""Read JSON lines that others wrote: bad rows are set aside, with their number and what is wrong.
+
+Few bad rows cost nothing but themselves; more than a stated share means that the file is not what
+it should be, and stops the run. What was set aside is in `rejects.jsonl` of the stage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from chainforge.core.errors import InputError
+from chainforge.core.records import JsonLines, Row
+
+logger = logging.getLogger(__name__)
+
+MAX_LINE = 1_000_000  # bytes; a longer line is a file in a file, or two files glued together
+SHARE = 0.01
+NAME = "rejects.jsonl"
+
+Fault = tuple[int, str]  # the row's number in its file, and what is wrong with it
+
+_folder: contextvars.ContextVar[Path | None] = contextvars.ContextVar("rejects", default=None)
+
+
+@contextlib.contextmanager
+def rejects_in(directory: str | Path) -> Iterator[None]:
+    """Let bad rows that are found meanwhile be written to `directory`/rejects.jsonl."""
+    token = _folder.set(Path(directory))
+    (Path(directory) / NAME).unlink(missing_ok=True)
+    try:
+        yield
+    finally:
+        _folder.reset(token)
+
+
+@dataclass
+class Salvage:
+    """Good rows with their numbers, and what was wrong with the others."""
+
+    path: Path
+    rows: list[tuple[int, Row]] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+
+    def settle(self, most: float = SHARE) -> list[tuple[int, Row]]:
+        """Return the good rows; raise `InputError` when more than `most` (a share) are bad."""
+        settle(self.path, self.faults, len(self.rows) + len(self.faults), most)
+        return self.rows
+
+
+def settle(path: Path, faults: list[Fault], total: int, most: float) -> None:
+    """Write bad rows down, and raise `InputError` when they are more than a share of `total`."""
+    if not 0 <= most <= 1:
+        raise InputError(f"max_bad_rows: expected a share from 0 to 1, found {most}")
+    if not faults:
+        return
+    faults = sorted(faults)
+    folder = _folder.get()
+    if folder is not None:
+        with JsonLines(folder / NAME) as file:
+            file.extend({"file": str(path), "row": n, "reason": why} for n, why in faults)
+    unit = "line" if path.suffix == ".jsonl" else "row"
+    shown = "".join(f"\n  {unit} {number}: {why}" for number, why in faults[:5])
+    shown += f"\n  and {len(faults) - 5} more" if len(faults) > 5 else ""
+    what = f"{len(faults)} of {total} rows are malformed"
+    if len(faults) > most * total:
+        raise InputError(f"{path}: {what}, max_bad_rows is {most:.2%}:{shown}")
+    where = f"; all of them are in {folder / NAME}" if folder is not None else ""
+    logger.warning("%s: %s and left out%s:%s", path, what, where, shown)
+
+
+def salvage(path: str | Path, *, unique: str | None = None) -> Salvage:
+    """Read a file of JSON lines, good rows and bad; `unique` names a column that must differ."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    found = Salvage(path)
+    seen: dict[Any, int] = {}
+    with open(path, "rb") as file:
+        for number, row, fault in read_lines(file):
+            if row is not None and unique is not None and row.get(unique) is not None:
+                key = json.dumps(row[unique])
+                if key in seen:
+                    fault = f"the {unique} {key[:60]} is that of row {seen[key]}"
+                seen.setdefault(key, number)
+            if fault:
+                found.faults.append((number, fault))
+            elif row is not None:
+                found.rows.append((number, row))
+    return found
+
+
+def read_lines(
+    lines: Iterable[bytes], head: bool = True
+) -> Iterator[tuple[int, Row | None, str | None]]:
+    """Yield the number of each line that is not blank, and its row, or what is wrong with it.
+
+    A byte order mark at the `head` of a file and carriage returns do not count.
+    """
+    for number, line in enumerate(lines, start=1):
+        if head and number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        if not line.strip():
+            continue
+        row, fault = _parse(line)
+        yield number, row, fault
+
+
+def _parse(line: bytes) -> tuple[Row | None, str | None]:
+    if len(line) > MAX_LINE:
+        return None, f"{len(line):,} bytes long, more than {MAX_LINE:,}"
+    if b"\0" in line or b"\\u0000" in line:
+        return None, "holds a NUL character"
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return None, f"not UTF-8: {error.reason} at byte {error.start}"
+    except (ValueError, RecursionError) as error:
+        torn = "" if line.endswith(b"\n") else " (torn: the last line has no end)"
+        return None, f"not JSON: {error}{torn}"
+    if not isinstance(row, dict):
+        return None, f"a {type(row).__name__}, not an object"
+    if not row:
+        return None, "an empty object"
+    if b"\\ud" in line.lower():
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            return None, "holds half a character (a lone surrogate)"
+    return row, None

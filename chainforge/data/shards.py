@@ -1,0 +1,109 @@
+"""Samples on disk, written by one process or by several that share the work.
+
+One process appends to `samples.jsonl`. Of several, each appends to `samples.rank-N.jsonl`, and all
+may read all of them; what counts is the union, so that a run may go on with another number of
+processes than it was begun with. The first process makes one file of them at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+
+from chainforge.core.errors import InputError
+from chainforge.core.records import JsonLines, Row, write_rows
+
+Key = tuple[str, int]  # id of the row, number of the sample
+_RANK = re.compile(r"\.rank-\d+$")
+
+
+def rank() -> int:
+    """Return the number of this process in its launch."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """Return how many processes share the work."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def own_file(path: Path) -> Path:
+    """Return the file that this process appends to."""
+    name = f"{path.stem}.rank-{rank()}{path.suffix}"
+    return path if world_size() == 1 else path.with_name(name)
+
+
+def shards_of(path: Path) -> list[Path]:
+    """Return the files of single processes that belong to a file."""
+    beside = path.parent.glob(f"{path.stem}.rank-*{path.suffix}")
+    return sorted(file for file in beside if _RANK.search(file.stem))
+
+
+def merge(path: Path, rows: Iterable[Row]) -> None:
+    """Write the rows of all files as one, and remove those of single processes."""
+    write_rows(path, rows)
+    for shard in shards_of(path):
+        shard.unlink()
+
+
+class Shards:
+    """The Samples of one model in a stage's files, those of other processes included."""
+
+    def __init__(self, path: Path, model: str) -> None:
+        self.path, self.model = path, model
+        self.rows: dict[Key, Row] = {}
+        self._own = own_file(path)
+        self._lines = JsonLines(self._own)
+        self._read: dict[Path, int] = {}  # bytes of each file that were taken in
+        self.refresh()
+
+    def extend(self, rows: list[Row]) -> None:
+        """Write Samples down."""
+        self._lines.extend(rows)
+        self._note(rows)
+
+    def refresh(self) -> list[Row]:
+        """Take in what the files hold by now; return what is new."""
+        new: list[Row] = []
+        for file in (self.path, *shards_of(self.path)):
+            if file.exists() and not (file == self._own and file in self._read):
+                new += self._note(self._whole_lines(file))
+        return new
+
+    def _whole_lines(self, file: Path) -> list[Row]:
+        """Read on in a file, up to its last whole line: another process may be writing."""
+        start = self._read.get(file, 0)
+        with open(file, "rb") as lines:
+            lines.seek(start)
+            data = lines.read()
+        end = data.rfind(b"\n") + 1
+        self._read[file] = start + end
+        rows = []
+        for line in data[:end].splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                raise InputError(f"{file}: a line is not JSON: {error}: {line[:80]!r}") from None
+        return rows
+
+    def _note(self, rows: list[Row]) -> list[Row]:
+        mine = [row for row in rows if row.get("model") == self.model]
+        new = {(row["id"], row["sample"]): row for row in mine}
+        new = {key: row for key, row in new.items() if key not in self.rows}
+        self.rows |= new
+        return list(new.values())
+
+    def __enter__(self) -> Shards:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._lines.close()
