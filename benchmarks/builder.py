@@ -14,7 +14,9 @@ is alike within a prompt; on `--peer_rows` rows, and extrapolated linearly. Need
 
 import argparse
 import json
+import os
 import random
+import resource
 import shutil
 import statistics
 import subprocess
@@ -63,6 +65,7 @@ def main() -> None:
         "rows": args.rows,
         "bytes": samples.stat().st_size,
         "seconds": spread([run["seconds"] for run in runs]),
+        "cpu_seconds": spread([run["cpu_seconds"] for run in runs]),
         "peak_bytes": spread([run["peak_bytes"] for run in runs]),
         "limits": {"seconds": LIMIT_SECONDS, "bytes": LIMIT_BYTES},
         "funnel": runs[0]["funnel"],
@@ -74,6 +77,7 @@ def main() -> None:
         },
         "versions": versions() | packages("rensa", "py3langid", "datasketch", "numpy"),
         "hardware": device(),
+        "load": os.getloadavg(),  # above the cores' number: others were at work too
     }
     write_json(ROOT / "benchmarks/results/builder.json", result)
     print(json.dumps(result, indent=2))
@@ -156,6 +160,7 @@ def build(samples: Path, held_out: Path, out: Path) -> dict[str, Any]:
     shutil.rmtree(out, ignore_errors=True)
     command = [sys.executable, str(ROOT / "recipes/reject.py"), "--pool", str(samples)]
     command += ["--decontaminate", str(held_out), "--output_dir", str(out), *SETTINGS]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.monotonic()
     child = subprocess.Popen(command)
     tree = psutil.Process(child.pid)
@@ -171,9 +176,11 @@ def build(samples: Path, held_out: Path, out: Path) -> dict[str, Any]:
         time.sleep(0.1)
     seconds = time.monotonic() - started
     assert child.returncode == 0, child.returncode
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     funnel = read_json(out / "funnel.json")
     assert funnel["in"] == funnel["kept"] + sum(funnel["dropped"].values())
-    return {"seconds": seconds, "peak_bytes": peak, "funnel": funnel}
+    return {"seconds": seconds, "cpu_seconds": cpu, "peak_bytes": peak, "funnel": funnel}
 
 
 def peer(samples: Path, rows: int) -> float:

@@ -1,6 +1,6 @@
 """Compare the collector with a client that was told the server's limit.
 
-    python benchmarks/collector.py --requests 600 --limit 20 --repeats 3
+    python benchmarks/collector.py --requests 240 --limit 20 --repeats 3
 
 A server on the loopback, in a process of its own, answers 20 requests at a time and refuses more
 with 429. The peer is a plain AsyncOpenAI client with a semaphore of 20: as fast as the server
@@ -36,10 +36,10 @@ KEY = "sk-benchmark-0000"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--requests", type=int, default=600)
+    parser.add_argument("--requests", type=int, default=240)
     parser.add_argument("--limit", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--seconds", type=float, nargs=2, default=(0.6, 1.4), help="of an answer")
+    parser.add_argument("--seconds", type=float, nargs=2, default=(4.0, 8.0), help="of an answer")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:

@@ -51,7 +51,9 @@ class Facts:
             self.questions.append(asked(row))
         reward, tokens, correct = row.get("reward"), row.get("tokens"), row.get("correct")
         self.prompt.append(number)
-        self.verdict.append(UNKNOWN if correct is None else RIGHT if correct else WRONG)
+        # Later rounds go to prompts that lacked successes: counted in, they would bias the rate.
+        unknown = correct is None or row.get("round")
+        self.verdict.append(UNKNOWN if unknown else RIGHT if correct else WRONG)
         self.reward.append(float("-inf") if reward is None else float(reward))
         self.length.append(len(row["completion"]) if tokens is None else int(tokens))
         self.key.append(0 if finding else text_key(row["completion"]))

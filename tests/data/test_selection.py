@@ -262,3 +262,10 @@ def test_the_funnel_adds_up():
 def test_bad_input(rows, settings, message):
     with pytest.raises(InputError, match=message):
         select_rows(rows, SelectionArgs(**settings))
+
+
+def test_the_pass_rate_is_that_of_the_first_round():
+    """Later rounds go to prompts that lacked successes; with them the rate would be biased."""
+    rows = [scored(index=0, correct=False, round=0), scored(index=1, round=1)]
+    selected = select_rows(rows, SelectionArgs(require_correct=False, keep=2))
+    assert {one["pass_rate"] for one in selected.kept} == {0.0}
