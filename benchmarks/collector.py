@@ -27,8 +27,8 @@ import openai
 
 from chainforge.core.artifacts import write_json
 from chainforge.core.records import Row, example
-from chainforge.data.settings import TeacherArgs
-from chainforge.data.teacher import collect
+from chainforge.data.collection.settings import TeacherArgs
+from chainforge.data.collection.teacher import collect
 
 ROOT = Path(__file__).parents[1]
 KEY = "sk-benchmark-0000"
@@ -69,7 +69,7 @@ def main() -> None:
 
 def serve(limit: int, least: float, most: float) -> None:
     """Answer until standard input ends."""
-    sys.path.insert(0, str(ROOT / "tests/data"))
+    sys.path.insert(0, str(ROOT / "tests"))
     from server import GOOD, Answer, Server  # type: ignore[import-not-found]
 
     draw = random.Random(0)

@@ -23,11 +23,11 @@ import torch
 from chainforge.core.artifacts import write_json
 from chainforge.core.config import read_yaml
 from chainforge.core.records import Row
-from chainforge.data.local_engine import LocalEngine, open_policy
-from chainforge.data.rollouts import judge
-from chainforge.data.rounds import Rounds, accepted_by
-from chainforge.data.sampling import Drawn, SamplingArgs, seed_of
-from chainforge.data.selection import SelectionArgs, select_rows
+from chainforge.data.sampling.engine import Drawn, SamplingArgs, seed_of
+from chainforge.data.sampling.local_engine import LocalEngine, open_policy
+from chainforge.data.sampling.rollouts import judge
+from chainforge.data.sampling.rounds import Rounds, accepted_by
+from chainforge.data.selection.rejection import SelectionArgs, select_rows
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.training.policy import load_tokenizer
 from chainforge.training.stage import device, versions

@@ -13,15 +13,15 @@ from collections import Counter
 from chainforge.core import artifacts, process
 from chainforge.core.config import parse
 from chainforge.core.records import write_rows
-from chainforge.data.budget import estimate
-from chainforge.data.card import write_card
+from chainforge.data.collection.budget import estimate
+from chainforge.data.collection.card import write_card
+from chainforge.data.collection.progress import watched
+from chainforge.data.collection.settings import TeacherArgs
+from chainforge.data.collection.teacher import collect
 from chainforge.data.datasets import save_dataset
-from chainforge.data.progress import watched
-from chainforge.data.rollouts import judge
-from chainforge.data.selection import SelectionArgs, select_rows
-from chainforge.data.settings import TeacherArgs
+from chainforge.data.sampling.rollouts import judge
+from chainforge.data.selection.rejection import SelectionArgs, select_rows
 from chainforge.data.tasks import TaskArgs, load_examples
-from chainforge.data.teacher import collect
 from chainforge.rewards.scoring import RewardArgs, load_rewards
 from chainforge.training.stage import RunArgs, open_stage
 

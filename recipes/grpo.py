@@ -13,8 +13,8 @@ on rewards that mean nothing.
 from chainforge.core import process
 from chainforge.core.config import parse
 from chainforge.data.datasets import check_batch, grpo_dataset
-from chainforge.data.gate import GateArgs, gate
-from chainforge.data.harvest import HarvestArgs, Recorder
+from chainforge.data.sampling.gate import GateArgs, gate
+from chainforge.data.sampling.harvest import HarvestArgs, Recorder
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.rewards.scoring import RewardArgs, load_rewards
 from chainforge.training.callbacks import RolloutCallback

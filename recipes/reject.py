@@ -17,14 +17,14 @@ from rich.console import Console
 from chainforge.core import process
 from chainforge.core.config import parse
 from chainforge.core.errors import InputError
-from chainforge.data import shards
-from chainforge.data.builder import BuildArgs, Rows, Source, build, pooled, rehearse
-from chainforge.data.filters import FilterArgs
-from chainforge.data.harvest import PoolArgs, origins, read_pool
-from chainforge.data.rollouts import judge, roll_out
-from chainforge.data.rounds import accepted_by
-from chainforge.data.sampling import SamplingArgs, open_engine
-from chainforge.data.selection import SelectionArgs
+from chainforge.data.sampling import shards
+from chainforge.data.sampling.engine import SamplingArgs, open_engine
+from chainforge.data.sampling.harvest import PoolArgs, origins, read_pool
+from chainforge.data.sampling.rollouts import judge, roll_out
+from chainforge.data.sampling.rounds import accepted_by
+from chainforge.data.selection.builder import BuildArgs, Rows, Source, build, pooled, rehearse
+from chainforge.data.selection.filters import FilterArgs
+from chainforge.data.selection.rejection import SelectionArgs
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.rewards.scoring import RewardArgs, load_rewards
 from chainforge.training.policy import check_model, load_tokenizer

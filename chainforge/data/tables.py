@@ -12,7 +12,7 @@ from chainforge.core.errors import InputError
 from chainforge.core.records import Row
 from chainforge.core.references import hint
 from chainforge.core.transcript import lenient_answer
-from chainforge.data.salvage import SHARE, salvage, settle
+from chainforge.data.selection.salvage import SHARE, salvage, settle
 
 EXTRACTS = ("text", "hashes", "boxed")
 

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from chainforge.core.records import JsonLines, read_rows
-from chainforge.data.harvest import Recorder
+from chainforge.data.sampling.harvest import Recorder
 from chainforge.training.stage import Stage, is_main_process
 
 

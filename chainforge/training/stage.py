@@ -26,7 +26,7 @@ from chainforge.core import artifacts
 from chainforge.core.artifacts import Manifest
 from chainforge.core.config import given, resolved
 from chainforge.core.errors import InputError
-from chainforge.data.salvage import rejects_in
+from chainforge.data.selection.salvage import rejects_in
 
 logger = logging.getLogger(__name__)
 

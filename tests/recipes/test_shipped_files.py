@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 
 from chainforge.core.config import parse, read_yaml
-from chainforge.data.builder import BuildArgs
+from chainforge.data.collection.teacher import TeacherArgs
 from chainforge.data.datasets import DataArgs
-from chainforge.data.filters import FilterArgs
-from chainforge.data.gate import GateArgs
-from chainforge.data.harvest import HarvestArgs, PoolArgs
-from chainforge.data.sampling import SamplingArgs
-from chainforge.data.selection import SelectionArgs
+from chainforge.data.sampling.engine import SamplingArgs
+from chainforge.data.sampling.gate import GateArgs
+from chainforge.data.sampling.harvest import HarvestArgs, PoolArgs
+from chainforge.data.selection.builder import BuildArgs
+from chainforge.data.selection.filters import FilterArgs
+from chainforge.data.selection.rejection import SelectionArgs
 from chainforge.data.tasks import TaskArgs
-from chainforge.data.teacher import TeacherArgs
 from chainforge.pipeline.chain import load_chain
 from chainforge.pipeline.plan import plan_chain
 from chainforge.rewards.scoring import RewardArgs, load_rewards

@@ -1,0 +1,1 @@
+"""Stage 0: collect chain-of-thought from a teacher."""

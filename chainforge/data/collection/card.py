@@ -1,0 +1,148 @@
+"""The data set's card: what the rows are, who wrote them, and where the others went."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from chainforge import __version__
+from chainforge.core.records import Row
+from chainforge.data.collection.progress import usd
+from chainforge.data.datasets import FALLBACK
+
+if TYPE_CHECKING:
+    from chainforge.data.collection.settings import TeacherArgs
+
+NAME = "README.md"
+SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
+OFFLINE = (
+    "Worked solutions by ChainForge's built-in solver, from the problems' own metadata; no "
+    "language model wrote them."
+)
+TERMS = {
+    "deepseek": "DeepSeek's Open Platform Terms of Service (effective 2026-04-29), section 4.2, "
+    "assign the rights in outputs to the user and allow training other models with them, "
+    "distillation by name. They ask to imply no endorsement by DeepSeek and to say that content "
+    "was made by AI. Read the terms that are in force before publishing.",
+    "openai": "The rights in these rows are what the terms of the server and the license of the "
+    "model at {hosts} give; many forbid training other models. Read them before training or "
+    "publishing.",
+    "offline": "The rows are ChainForge's own; the problems have the license of their source.",
+}
+
+
+def write_card(
+    folder: Path, args: TeacherArgs, rows: list[Row], funnel: dict[str, Any], spending: Row
+) -> None:
+    """Write `folder`/README.md about the kept `rows` of a collection."""
+    head = {
+        "license": "other",
+        "task_categories": ["text-generation"],
+        "size_categories": [_size(len(rows))],
+        "tags": ["chainforge", "reasoning", "chain-of-thought", "synthetic"],
+        "configs": [{"config_name": "default", "data_files": "train.parquet"}],
+    }
+    parts = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
+        "# Reasoning traces",
+        f"{len(rows):,} worked answers, collected by ChainForge {__version__} to train a model to "
+        "reason. `prompt` and `completion` are messages; the other columns say where a row is "
+        "from and how it was judged.",
+        _section("Teacher", _teacher(args, rows)),
+        _section("Terms", _terms(args, rows)),
+        _section("Where the answers went", _funnel(funnel)),
+        _section("Rows", _counts("task", rows), _verdicts(rows)),
+    ]
+    if spending:
+        parts.insert(-1, _section("Cost", _cost(spending)))
+    temporary = folder / f".{NAME}.tmp"
+    temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    os.replace(temporary, folder / NAME)
+
+
+def _section(title: str, *paragraphs: str) -> str:
+    return "\n\n".join([f"## {title}", *(text for text in paragraphs if text)])
+
+
+def _teacher(args: TeacherArgs, rows: list[Row]) -> str:
+    asked = [row for row in rows if row.get("teacher") != "offline"]
+    lines = []
+    for (source, model, host), count in _groups(asked, "source", "model", "host"):
+        lines.append(f"- {count:,} rows: asked for `{source}` at `{host}`, answered by `{model}`")
+    own = Counter(row["source"] for row in rows if row.get("teacher") == "offline")
+    for source, count in own.items():
+        why = " They stand in for a teacher that did not answer." if source == FALLBACK else ""
+        lines.append(f"- {count:,} rows: `{source}`. {OFFLINE}{why}")
+    if asked:
+        days = sorted(row["time"][:10] for row in asked)
+        lines.append(f"- collected from {days[0]} to {days[-1]}")
+        first = asked[0]
+        lines.append(f"- sent with each prompt: `{_code(first['sampling'])}`")
+        if args.instruction:
+            lines.append(f"- under the instruction: `{_code(args.instruction)}`")
+        if args.teacher == "deepseek":
+            lines.append("- temperature has no effect on a model that thinks")
+    return "\n".join(lines)
+
+
+def _groups(rows: list[Row], *columns: str) -> list[tuple[tuple[str, ...], int]]:
+    return Counter(tuple(_code(row.get(name)) for name in columns) for row in rows).most_common()
+
+
+def _terms(args: TeacherArgs, rows: list[Row]) -> str:
+    hosts = ", ".join(sorted({f"`{_code(row['host'])}`" for row in rows if row.get("host")}))
+    return TERMS[args.teacher].format(hosts=hosts or "the server")
+
+
+def _funnel(funnel: dict[str, Any]) -> str:
+    lines = ["| | answers |", "|---|---:|", f"| asked for | {funnel['in']:,} |"]
+    for reason, count in sorted(funnel["dropped"].items(), key=lambda item: -item[1]):
+        lines.append(f"| left out: `{_code(reason)}` | {count:,} |")
+    lines.append(f"| **in this data set** | **{funnel['kept']:,}** |")
+    return "\n".join(lines)
+
+
+def _counts(column: str, rows: list[Row]) -> str:
+    lines = [f"| {column} | rows |", "|---|---:|"]
+    counts = Counter(_code(row.get(column)) for row in rows).most_common()
+    return "\n".join(lines + [f"| `{name}` | {count:,} |" for name, count in counts])
+
+
+def _verdicts(rows: list[Row]) -> str:
+    right = sum(row.get("correct") is True for row in rows)
+    unknown = sum(row.get("correct") is None for row in rows)
+    lengths = sorted(row["tokens"] for row in rows if row.get("tokens") is not None)
+    words = f"Checked against the gold answer and right: {right:,} of {len(rows):,}"
+    words += f" ({unknown:,} could not be checked)." if unknown else "."
+    if lengths:
+        words += f" Tokens of an answer: {lengths[len(lengths) // 2]:,} in the middle, "
+        words += f"{lengths[0]:,} to {lengths[-1]:,}."
+    return words
+
+
+def _cost(spending: Row) -> str:
+    if spending["usd"] is None:
+        return f"{spending['requests']:,} requests, {spending['tokens']:,} tokens; price unknown."
+    text = (
+        f"{usd(spending['usd'])} for {spending['requests']:,} requests and "
+        f"{spending['tokens']:,} tokens"
+    )
+    if spending["untold_requests"]:
+        text += (
+            f", and at most {usd(spending['untold_usd_at_most'] or 0)} for "
+            f"{spending['untold_requests']:,} requests that were cut off before they said"
+        )
+    return text + "."
+
+
+def _size(rows: int) -> str:
+    return next((name for most, name in SIZES.items() if rows < most), "n>1M")
+
+
+def _code(value: Any) -> str:
+    """Return text for a code span: on one line, with nothing that would end it."""
+    return " ".join(str(value).replace("`", "'").replace("|", "/").split())

@@ -1,0 +1,140 @@
+"""Which server is asked, for which model, and with what: everything that makes up a request."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from chainforge.core.errors import InputError
+from chainforge.core.records import Message, Row
+from chainforge.data.collection.prices import Price, find_price
+
+if TYPE_CHECKING:
+    from chainforge.data.collection.settings import TeacherArgs
+
+logger = logging.getLogger(__name__)
+
+DEEPSEEK_URL = "https://api.deepseek.com"
+OPENAI_URL = "https://api.openai.com/v1"
+DEEPSEEK_MODEL = "deepseek-flash"
+RETIRED = "deepseek-reasoner"
+KEYS = {"deepseek": "DEEPSEEK_API_KEY", "openai": "OPENAI_API_KEY"}
+BILLED_BY = {"deepseek": "api.deepseek.com", "openai": "api.openai.com"}
+LONGER = 2  # an answer that was cut off is asked for once more, with so many times the tokens
+# A tokenizer makes at most one token of a byte; a chat template adds its own around each turn.
+TURN_TOKENS, TEMPLATE_TOKENS = 16, 256
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A server, a model, and what is sent with every prompt."""
+
+    address: str
+    host: str
+    model: str
+    billed_by: str  # the host under which the price table has the model
+    instruction: str
+    limit: str  # what this server calls the limit of tokens
+    max_tokens: int
+    further: Row
+
+    @classmethod
+    def of(cls, args: TeacherArgs) -> Endpoint:
+        """Read it from the settings; raise `InputError` for what can be no server."""
+        address = _address(args)
+        host = urlsplit(address).netloc
+        own = args.teacher == "openai" and args.base_url is None
+        further: Row = {} if args.temperature is None else {"temperature": args.temperature}
+        if args.teacher == "deepseek":
+            further["thinking"] = {"type": "enabled"}
+        return cls(
+            address=address,
+            host=host,
+            model=_model(args),
+            # DeepSeek bills what is asked for through a proxy, too.
+            billed_by=BILLED_BY[args.teacher] if own or args.teacher == "deepseek" else host,
+            instruction=args.instruction,
+            # OpenAI's own models refuse max_tokens; other servers do not all know the new name.
+            limit="max_completion_tokens" if own else "max_tokens",
+            max_tokens=args.max_tokens,
+            further=further | (args.extra_body or {}),
+        )
+
+    def messages(self, row: Row) -> list[Message]:
+        """Return the turns to send: the prompt's, under the teacher's own instruction."""
+        turns = [turn for turn in row["prompt"] if turn["role"] != "system"]
+        return (
+            [{"role": "system", "content": self.instruction}, *turns] if self.instruction else turns
+        )
+
+    def parameters(self, longer: bool = False) -> Row:
+        """Return everything of a request but its messages."""
+        limit = self.max_tokens * (LONGER if longer else 1)
+        return {"model": self.model, self.limit: limit} | self.further
+
+    def most_tokens(self, row: Row, longer: bool = False) -> tuple[int, int]:
+        """Return the most tokens that a prompt and its answer can have."""
+        turns = self.messages(row)
+        size = sum(len(turn["content"].encode("utf-8", "replace")) for turn in turns)
+        prompt = size + TURN_TOKENS * len(turns) + TEMPLATE_TOKENS
+        return prompt, self.max_tokens * (LONGER if longer else 1)
+
+    def request_key(self, row: Row, index: int) -> str:
+        """Return the hash of the request and of the answer's number: what makes it the same one."""
+        request = [self.address, self.messages(row), self.parameters()]
+        return _hash([row["id"], request, index])[:24]
+
+    def prompt_hash(self, row: Row) -> str:
+        """Return the hash of the messages as they are sent."""
+        return _hash(self.messages(row))[:16]
+
+
+def price_of(args: TeacherArgs, endpoint: Endpoint) -> Price | None:
+    """Return the model's price; raise `InputError` where a limit needs it and it is unknown."""
+    price = find_price(endpoint.billed_by, endpoint.model, args.prices)
+    if price is None and args.max_usd is not None:
+        raise InputError(
+            f"max_usd: the price of {endpoint.model!r} at {endpoint.billed_by} is not known; name "
+            "a file with it as `prices`, or use max_tokens_total or max_requests"
+        )
+    return price
+
+
+def _model(args: TeacherArgs) -> str:
+    if args.teacher != "deepseek":
+        if not args.model:
+            raise InputError(f"teacher {args.teacher}: say which `model` to ask for")
+        return args.model
+    if args.temperature is not None:
+        logger.warning("temperature: DeepSeek ignores it while thinking")
+    if args.model == RETIRED:
+        logger.warning("model: %s is retired; asking %s with thinking on, which replaced it",
+                       RETIRED, DEEPSEEK_MODEL)  # fmt: skip
+        return DEEPSEEK_MODEL
+    return args.model or DEEPSEEK_MODEL
+
+
+def _address(args: TeacherArgs) -> str:
+    if args.base_url is None:
+        return DEEPSEEK_URL if args.teacher == "deepseek" else OPENAI_URL
+    parts = urlsplit(args.base_url)
+    if "@" in parts.netloc or parts.query:
+        raise InputError(
+            f"base_url: leave user, password and parameters out of the address (of "
+            f"{parts.hostname}); a key is read from {KEYS[args.teacher]}"
+        )
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise InputError(
+            "base_url: expected an address such as http://localhost:8000/v1, "
+            f"found {args.base_url!r}"
+        )
+    return args.base_url.rstrip("/")
+
+
+def _hash(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()

@@ -1,0 +1,104 @@
+"""What an answer must be like before it may teach: each check has a name, and is counted by it.
+
+After DeepSeek-R1, appendix B.3: reasoning that repeats itself or mixes languages is left out.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from chainforge.core.errors import InputError
+from chainforge.core.records import Row, question
+from chainforge.core.transcript import PRESETS
+from chainforge.data.collection.replies import Rejected, Reply
+from chainforge.rewards.language import LANGUAGES, count_words, scripts_of, share
+
+TAGS = tuple(dict.fromkeys(tag for preset in PRESETS.values() for tag in preset.all))
+NGRAM = 20
+# A word, a number, a mark, or one character of a script that is written without spaces.
+_PIECES = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f]|\w+|[^\w\s]")
+
+
+@dataclass
+class ValidationArgs:
+    """What a teacher's answer must be like."""
+
+    min_reasoning_chars: int = field(
+        default=20, metadata={"help": "A shorter reasoning is rejected as short_reasoning."}
+    )
+    language: str | None = field(
+        default=None,
+        metadata={
+            "help": "Language of the reasoning, such as en; when left out, one that is written in "
+            "the same script as the question."
+        },
+    )
+    min_language: float = field(
+        default=0.8,
+        metadata={"help": "Least share of the reasoning's words in that script; 0: no check."},
+    )
+    max_repetition: float = field(
+        default=0.3,
+        metadata={
+            "help": "Most of the reasoning's runs of 20 words that may be repetitions of an "
+            "earlier one, as a share; 1: no check."
+        },
+    )
+
+
+def check_settings(args: ValidationArgs) -> None:
+    """Raise `InputError` for a setting that can mean nothing."""
+    for name in ("min_language", "max_repetition"):
+        if not 0 <= getattr(args, name) <= 1:
+            raise InputError(f"{name}: expected a share from 0 to 1, found {getattr(args, name)}")
+    if args.language is not None:
+        scripts_of(args.language)
+
+
+def validate(reply: Reply, row: Row, args: ValidationArgs) -> None:
+    """Raise `Rejected`, with the name of the first check that a reply does not pass."""
+    fault = _fault(reply, row, args)
+    if fault is not None:
+        said = {"reasoning": reply.reasoning, "answer": reply.answer}
+        raise Rejected(*fault, usage=reply.usage, said=said)
+
+
+def _fault(reply: Reply, row: Row, args: ValidationArgs) -> tuple[str, str] | None:
+    if len(reply.reasoning) < args.min_reasoning_chars:
+        return "short_reasoning", f"the reasoning has {len(reply.reasoning)} characters"
+    for part, text in (("reasoning", reply.reasoning), ("answer", reply.answer)):
+        for tag in TAGS:
+            if tag in text:
+                return "tags", f"the {part} contains the tag {tag}"
+    right = _share(reply.reasoning, row, args.language)
+    if right < args.min_language:
+        return "language", f"{right:.0%} of the reasoning's words are in the language asked for"
+    repeated = repetition(reply.reasoning)
+    if repeated > args.max_repetition:
+        return "repetition", f"{repeated:.0%} of the reasoning repeats itself"
+    return None
+
+
+def _share(reasoning: str, row: Row, language: str | None) -> float:
+    """Return the share of words in the language, or in the script of the question."""
+    if language is not None:
+        return share(reasoning, language)
+    asked = count_words(question(row))
+    if not asked:
+        return 1.0
+    main = asked.most_common(1)[0][0]
+    scripts = {main}
+    for known in LANGUAGES.values():  # Japanese is written in two
+        if main in known and len(known) > 1 and any(asked[other] for other in known - {main}):
+            scripts |= known
+    counts = count_words(reasoning)
+    total = sum(counts.values())
+    return sum(counts[script] for script in scripts) / total if total else 1.0
+
+
+def repetition(text: str) -> float:
+    """Return the share of runs of 20 words that occurred before, 0.0 in a text of fewer."""
+    pieces = _PIECES.findall(text)
+    runs = [tuple(pieces[start : start + NGRAM]) for start in range(len(pieces) - NGRAM + 1)]
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0

@@ -1,0 +1,236 @@
+"""Sample from OpenAI-compatible servers, such as a cluster of vLLM or SGLang servers.
+
+Requests go out by the collector's own loop: its limiter finds how many the servers bear, its
+breaker notices when they are gone, and what fails in passing is asked again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from chainforge.core.errors import InputError
+from chainforge.core.records import Message, Row
+from chainforge.data.collection.api import ApiTeacher
+from chainforge.data.collection.collector import Collector
+from chainforge.data.collection.endpoint import Endpoint
+from chainforge.data.collection.intake import Intake
+from chainforge.data.collection.jobs import Job, Jobs
+from chainforge.data.collection.ledger import Amount, Ledger, Limits
+from chainforge.data.collection.outcomes import Outcomes
+from chainforge.data.collection.replies import Failure, Fatal, Transient, usage_of
+from chainforge.data.collection.results import Results
+from chainforge.data.collection.settings import TeacherArgs
+from chainforge.data.collection.teacher import REQUESTS
+from chainforge.data.sampling.engine import Draw, SamplingArgs, Take
+from chainforge.data.sampling.shards import rank
+
+# vLLM and SGLang else fill these from the model's generation config.
+NEUTRAL = {"min_p": 0.0, "repetition_penalty": 1.0}
+
+
+@dataclass(frozen=True)
+class PolicyEndpoint(Endpoint):
+    """A server whose model gets the prompt as it is, with its own system turn."""
+
+    def messages(self, row: Row) -> list[Message]:
+        """Return the prompt's turns."""
+        return [{"role": turn["role"], "content": turn["content"]} for turn in row["prompt"]]
+
+
+class PolicyServer(ApiTeacher):
+    """One server; answers as a model says them, cut off or not, are Samples."""
+
+    def __init__(self, args: TeacherArgs) -> None:
+        super().__init__(args, transcript="")
+        self.endpoint = PolicyEndpoint(**vars(self.endpoint))
+        self.under_way = 0
+        self.faults = 0  # in a row
+
+    async def draw(self, row: Row, seed: int) -> tuple[Row, Amount | None]:
+        """Send one request with a seed; return the Sample's columns and what it cost."""
+        sent = datetime.now(UTC)
+        one = copy.copy(self)
+        one.endpoint = replace(self.endpoint, further=self.endpoint.further | {"seed": seed})
+        try:
+            body = await one._request(row, longer=False)
+            return self._scrub(_columns(body)), self._paid(usage_of(body), sent)
+        except Failure as error:
+            error.args = (self._clean(str(error)),)
+            error.paid = error.paid or self._paid(error.usage, sent)
+            raise
+
+
+def _columns(body: Any) -> Row:
+    """Take a completion out of a reply; raise `Transient` for what is none."""
+    choices = getattr(body, "choices", None)
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    finish, message = getattr(choice, "finish_reason", None), getattr(choice, "message", None)
+    if message is None or finish is None:
+        words = getattr(body, "error", None) or (body if isinstance(body, str) else "none")
+        raise Transient("no_choices", f"a reply without choices: {words!s:.200}")
+    usage = usage_of(body)
+    content = getattr(message, "content", None)
+    if reasoning := next(
+        (text for name in ("reasoning_content", "reasoning")
+         if isinstance(text := getattr(message, name, None), str) and text),
+        None,
+    ):  # fmt: skip
+        raise Fatal(
+            "reasoning_parser",
+            "the server took the reasoning out of the completion "
+            f"({reasoning!r:.60}): start it without a reasoning parser",
+        )
+    return {
+        "completion": content if isinstance(content, str) else "",
+        "tokens": (usage or {}).get("completion_tokens"),
+        "finish_reason": finish,
+        "source": "policy",
+        "served": getattr(body, "model", None),
+    }
+
+
+class Cluster:
+    """Servers that share the requests: each goes where the fewest are under way."""
+
+    metered = True
+
+    def __init__(self, servers: list[PolicyServer], seeds: dict[tuple[str, int], int]) -> None:
+        self.servers, self.seeds = servers, seeds
+
+    def request_key(self, row: Row, index: int) -> str:
+        """Return what makes the `index`-th completion of a prompt the same one in another run."""
+        return f"{row['id']}/{index}/{self.seeds[row['id'], index]}"
+
+    def worst(self, row: Row, *, longer: bool) -> Amount:
+        """Return the most that a request can cost."""
+        return self.servers[0].worst(row, longer=longer)
+
+    async def ask(self, row: Row, index: int, *, longer: bool = False) -> tuple[Row, Amount | None]:
+        """Ask the server that is least busy; one that failed is passed over for a while."""
+        server = min(self.servers, key=lambda one: one.under_way + (2**one.faults - 1))
+        server.under_way += 1
+        try:
+            answer = await server.draw(row, self.seeds[row["id"], index])
+        except Transient as error:
+            server.faults = min(server.faults + (not error.refused), 16)
+            raise
+        else:
+            server.faults = 0
+            for other in self.servers:  # one that is passed over must be tried again some day
+                other.faults = max(0, other.faults - 1) if other is not server else 0
+            return answer
+        finally:
+            server.under_way -= 1
+
+    async def close(self) -> None:
+        """Close the connections."""
+        for server in self.servers:
+            await server.close()
+
+
+class Answers(Results):
+    """What came of every request; the Samples themselves are written down by `take`."""
+
+    def keep(self, rows: list[Row]) -> None:
+        """Count Samples."""
+        for row in rows:
+            self._keep(row)
+
+
+class ApiEngine:
+    """A policy behind one or several servers."""
+
+    tokenizer = None
+
+    def __init__(self, args: SamplingArgs, policy: str, directory: Path) -> None:
+        self.args = args
+        self.directory = directory / f"requests.rank-{rank()}"
+        extra = (
+            NEUTRAL | {"top_k": args.top_k or -1} if args.extra_body is None else args.extra_body
+        )
+        urls = [args.base_url] if isinstance(args.base_url, str) else args.base_url
+        self.settings = [
+            TeacherArgs(
+                teacher="openai",
+                model=args.served_model or policy,
+                base_url=url,
+                temperature=args.temperature,
+                max_tokens=args.max_new_tokens,
+                extra_body={"top_p": args.top_p, "n": 1} | extra,
+                max_concurrency=args.max_concurrency,
+                timeout=args.timeout,
+                max_retries=args.max_retries,
+                retry_wait=args.retry_wait,
+                patience=args.patience,
+            )
+            for url in urls
+        ]
+
+    def sample(self, draws: Sequence[Draw], take: Take) -> None:
+        """Sample every draw; answers that an interrupted run paid for are taken first."""
+        by_key = {(draw.row["id"], draw.sample): draw for draw in draws}
+        seeds = {key: draw.seed for key, draw in by_key.items()}
+
+        def finish(rows: list[Row]) -> list[Row]:
+            names = ("completion", "tokens", "finish_reason", "served")
+            take(
+                [
+                    (by_key[row["id"], row["sample"]], {name: row.get(name) for name in names})
+                    for row in rows
+                ]
+            )
+            return rows
+
+        cluster = Cluster([PolicyServer(settings) for settings in self.settings], seeds)
+        jobs = [
+            Job(draw.row, draw.sample, cluster.request_key(draw.row, draw.sample)) for draw in draws
+        ]
+        answers = Answers(self.directory, jobs)
+        try:
+            with Ledger(self.directory / REQUESTS, Limits()) as ledger:
+                asyncio.run(self._work(cluster, jobs, answers, ledger, finish))
+                ledger.forget_answers()
+        finally:
+            answers.close()
+        self._settle(jobs, answers, finish)
+
+    async def _work(
+        self, cluster: Cluster, jobs: list[Job], answers: Answers, ledger: Ledger, finish: Any
+    ) -> None:
+        fresh = [job for job in jobs if job.key not in ledger.answers]
+        waiting = Jobs(fresh, None, Counter())
+        intake = Intake(waiting, answers, finish)
+        outcomes = Outcomes(waiting, answers, intake, None)
+        collector = Collector(self.settings[0], cluster, outcomes, ledger)
+        for job in jobs:
+            if job.key in ledger.answers:  # it came before a kill
+                waiting.started(job)
+                intake.arrive(job, ledger.answers[job.key])
+        await collector.run(lambda run: None)
+
+    def _settle(self, jobs: list[Job], answers: Answers, finish: Any) -> None:
+        """Make Samples of what was refused for good, without completion; raise for the rest."""
+        refused = [job for job in jobs if (row := answers.lost.get(job.key)) and row["rejected"]]
+        empty = {"completion": "", "tokens": 0}
+        if refused:
+            finish(
+                [
+                    job.row
+                    | {"sample": job.index, "finish_reason": answers.lost[job.key]["class"]}
+                    | empty
+                    for job in refused
+                ]
+            )
+        if missing := len(answers.lost) - len(refused):
+            raise InputError(
+                f"{missing} of {len(jobs)} completions could not be had, the last for: "
+                f"{answers.last_fault}; see {answers.failures_path}. The same command goes on "
+                "from here"
+            )

@@ -1,0 +1,1 @@
+"""Decide which scored samples are worth training on, and write them as a data set."""

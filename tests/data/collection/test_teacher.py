@@ -1,0 +1,452 @@
+"""Collecting from a real server on the loopback, whose faults are chosen per request."""
+
+import json
+import logging
+import time
+from pathlib import Path
+
+import pytest
+from server import FAULTS, REASONING, Answer, Server, chat
+
+from chainforge.core.errors import InputError
+from chainforge.core.records import example, read_rows
+from chainforge.core.transcript import read, write
+from chainforge.data.collection.outcomes import PATIENCE
+from chainforge.data.collection.settings import TeacherArgs
+from chainforge.data.collection.teacher import collect
+from chainforge.data.tasks import TaskArgs, load_examples
+
+KEY = "sk-secret-0123456789"
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("DEEPSEEK_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with Server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def sums():
+    params = {"dataset": "chain_sum", "max_digits": 1}
+    return load_examples(TaskArgs([{"fn": "reasoning_gym", "params": params, "size": 30}]))
+
+
+def asking(server, **settings):
+    quick = {"max_retries": 2, "retry_wait": 0.01, "patience": 0.1, "longest_wait": 0.05}
+    common = {"teacher": "deepseek", "base_url": server.url, "drain": 5}
+    return TeacherArgs(**common | quick | settings)
+
+
+def failures(directory):
+    return [(row["class"], row["message"]) for row in read_rows(directory / "failures.jsonl")]
+
+
+def test_a_deepseek_row(server, sums, tmp_path):
+    collected = collect(asking(server), sums[:1], tmp_path, stage="traces")
+    (row,) = collected.rows
+    assert row["completion"] == write(REASONING, "4")
+    (asked,) = server.asked
+    expected = {
+        "source": "deepseek-flash",
+        "teacher": "deepseek",
+        "model": "served-model",
+        "system_fingerprint": "fp-1",
+        "response_id": "r-1",
+        "host": server.url.removeprefix("http://").removesuffix("/v1"),
+        "stage": "traces",
+        "sample": 0,
+        "reasoning_source": "reasoning_content",
+        "finish_reason": "stop",
+        "tokens": 60,
+        "attempts": 1,
+        "price_date": "2026-11-15",
+        # What was really sent, but for the messages.
+        "sampling": {key: value for key, value in asked.body.items() if key != "messages"},
+    }
+    assert {key: row[key] for key in expected} == expected
+    assert row["usage"]["prompt_tokens"] == 40
+    # 40 tokens in that missed the cache and 60 out, off-peak or at peak.
+    assert row["cost"] in (pytest.approx(42e-6), pytest.approx(84e-6))
+    assert row["latency"] >= 0
+    assert row["time"].endswith("+00:00")
+    assert row["client"].startswith("openai 3.")
+    assert len(row["prompt_hash"]) == 16
+    assert {key: row[key] for key in sums[0]} == sums[0]
+    assert asked.body["model"] == "deepseek-flash"
+    assert asked.body["thinking"] == {"type": "enabled"}
+    # Our tags are ours to write: the teacher is not asked for them.
+    assert [turn["role"] for turn in asked.body["messages"]] == ["system", "user"]
+    assert "<summary>" not in json.dumps(asked.body["messages"])
+    assert collected.funnel == {"in": 1, "kept": 1, "dropped": {}}
+    assert collected.sources == {"deepseek-flash": 1}
+    assert collected.spending["usd"] == pytest.approx(row["cost"])
+    assert read_rows(tmp_path / "samples.jsonl") == collected.rows
+
+
+@pytest.mark.parametrize(
+    ("message", "found"),
+    [
+        ({"reasoning_details": [{"text": REASONING[:9]}, {"text": REASONING[9:]}]},
+         "reasoning_details"),
+        ({"reasoning_details": [{"type": "reasoning.encrypted", "data": "x"}],
+          "reasoning": REASONING}, "reasoning"),
+        ({"reasoning": REASONING}, "reasoning"),
+        ({"reasoning_content": REASONING, "reasoning": "No."}, "reasoning_content"),
+        ({"content": f"<think>\n{REASONING}\n</think>\n\n4"}, "tags"),
+        ({"content": f"{REASONING}</think>4"}, "tags"),
+        ({"content": f"<think>{REASONING}</think>4", "reasoning": REASONING}, "reasoning"),
+        ({"content": write(REASONING, "4")}, "transcript"),
+    ],
+)  # fmt: skip
+def test_where_the_reasoning_is(server, sums, tmp_path, message, found):
+    server.script = [chat(**({"content": "4"} | message))]
+    (row,) = collect(asking(server), sums[:1], tmp_path).rows
+    assert (row["completion"], row["reasoning_source"]) == (write(REASONING, "4"), found)
+
+
+SAID = {"reasoning_content": REASONING}
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (chat(), "no_reasoning"),
+        (chat(reasoning_content="  "), "no_reasoning"),
+        (chat(reasoning_content="2 + 2 = 4."), "short_reasoning"),
+        (chat("", **SAID), "no_answer"),
+        (chat(None, **SAID), "no_answer"),
+        (chat("<think>Two and"), "unfinished_reasoning"),
+        (chat("4", "content_filter", **SAID), "content_filter"),
+        (chat("<summary>4</summary>", **SAID), "tags"),
+        (chat("4</think>", **SAID), "tags"),
+        (chat(reasoning_content="二加二等于四，所以答案是四。" * 3), "language"),
+        (chat(reasoning_content="So I add two and two and I get four once more. " * 30),
+         "repetition"),
+        (Answer({"error": {"message": "bad"}}, 400), "status_400"),
+        (Answer({"error": {"message": "bad"}}, 422), "status_422"),
+    ],
+)  # fmt: skip
+def test_unusable_answers_are_rejected_never_invented(server, sums, tmp_path, answer, kind):
+    worded = [row | {"prompt": [{"role": "user", "content": "What is two and two?"}]}
+              for row in sums[:2]]  # fmt: skip
+    server.script = [answer]
+    args = asking(server, fallback="offline", max_concurrency=1)
+    collected = collect(args, worded, tmp_path)
+    assert collected.funnel == {"in": 2, "kept": 1, "dropped": {kind: 1}}
+    assert [name for name, _ in failures(tmp_path)] == [kind]
+    again = collect(args, worded, tmp_path)
+    assert (again, len(server.asked)) == (collected, 2)
+
+
+def test_a_rejected_answer_keeps_what_was_paid_for(server, sums, tmp_path):
+    server.script = [chat("<think>4", **SAID)]
+    collect(asking(server, max_concurrency=1), sums[:2], tmp_path)
+    (row,) = read_rows(tmp_path / "failures.jsonl")
+    assert (row["reasoning"], row["answer"]) == (REASONING, "<think>4")
+    assert row["usage"]["completion_tokens"] == 60
+
+
+def test_a_cut_off_answer_is_asked_for_once_more_with_a_larger_limit(server, sums, tmp_path):
+    server.script = [chat("", "length", reasoning_content="Two")]
+    (row,) = collect(asking(server), sums[:1], tmp_path / "a").rows
+    assert [asked.body["max_tokens"] for asked in server.asked] == [32768, 65536]
+    assert (row["sampling"]["max_tokens"], row["attempts"]) == (65536, 2)
+    for second in (chat("", "length"), Answer({"error": {"message": "too large"}}, 400)):
+        server.asked.clear()
+        server.script = [chat("", "length", reasoning_content="Two"), second]
+        folder = tmp_path / f"b{second!r:.5}"
+        with pytest.raises(InputError, match="nothing was collected .*'truncated': 1"):
+            collect(asking(server), sums[:1], folder)
+        assert len(server.asked) == 2
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_passing_errors_are_retried(server, sums, tmp_path, name):
+    server.script = [FAULTS[name]]
+    collected = collect(asking(server, timeout=1.0 if name == "hang" else 30.0), sums[:1], tmp_path)
+    assert collected.funnel["kept"] == 1
+    assert collected.rows[0]["attempts"] == len(server.asked) == 1 + (name != "drip")
+    assert failures(tmp_path) == []
+
+
+def test_the_deadline_counts_the_whole_request(server, sums, tmp_path):
+    server.drip = 0.1  # each read is well within the timeout
+    server.script = [FAULTS["drip"]]
+    begun = time.monotonic()
+    collected = collect(asking(server, timeout=0.5), sums[:1], tmp_path)
+    assert collected.rows[0]["attempts"] == 2
+    assert time.monotonic() - begun < 1.9
+
+
+def test_used_up_retries_are_a_recorded_failure_and_asked_again(server, sums, tmp_path):
+    first = sums[0]["prompt"][-1]["content"]
+    server.script = lambda request: FAULTS["500"] if request.prompt == first else None
+    collected = collect(asking(server), sums[:2], tmp_path)
+    assert collected.funnel == {"in": 2, "kept": 1, "dropped": {"status_500": 1}}
+    assert [kind for kind, _ in failures(tmp_path)] == ["status_500"]
+    assert len(server.asked) == 3 + 1
+    server.script = []
+    again = collect(asking(server), sums[:2], tmp_path)
+    assert again.funnel == {"in": 2, "kept": 2, "dropped": {}}
+    assert len(server.asked) == 5
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (401, "key is not accepted: check DEEPSEEK_API_KEY"),
+        (402, "no balance"),
+        (403, "rights"),
+        (404, "no such model"),
+        (400, "no such model"),
+    ],
+)
+def test_fatal_statuses_stop_the_run_and_keep_the_rows(server, sums, tmp_path, status, message):
+    said = "Model Not Exist" if status == 400 else f"refused {KEY}"
+    fatal = Answer({"error": {"message": said}}, status)
+    server.script = lambda request: fatal if request.number >= 7 else None
+    with pytest.raises(InputError, match=message):
+        collect(asking(server, fallback="offline"), sums, tmp_path)
+    assert len(read_rows(tmp_path / "samples.jsonl")) == 7
+    assert len(server.asked) < 30
+    server.script = []
+    collect(asking(server), sums, tmp_path)
+    assert len({row["id"] for row in read_rows(tmp_path / "samples.jsonl")}) == 30
+
+
+def test_an_absent_server_stops_the_run(server, sums, tmp_path):
+    args = asking(server, base_url="http://127.0.0.1:9/v1", max_retries=50)
+    with pytest.raises(InputError, match="requests in a row failed.*127.0.0.1:9"):
+        collect(args, sums, tmp_path)
+    assert not read_rows(tmp_path / "samples.jsonl")
+
+
+def test_an_outage_is_waited_for_one_request_at_a_time(server, sums, tmp_path):
+    server.script = lambda request: FAULTS["503"] if 5 <= request.number < 32 else None
+    args = asking(server, retry_wait=0.005, patience=20, max_retries=20)
+    collected = collect(args, sums, tmp_path)
+    assert collected.funnel["kept"] == 30
+    # Once everything fails, a single request finds out whether it still does.
+    assert max(request.under_way for request in server.asked[29:32]) == 1
+
+
+def test_nothing_but_useless_answers_stops_the_run(server, sums, tmp_path):
+    server.script = lambda request: chat()
+    with pytest.raises(InputError, match=f"{PATIENCE} answers in a row were of no use"):
+        collect(asking(server), sums, tmp_path)
+    assert len(server.asked) < 30
+
+
+def test_nothing_collected_is_an_error(server, sums, tmp_path):
+    server.script = [chat()]
+    with pytest.raises(InputError, match="nothing was collected"):
+        collect(asking(server), sums[:1], tmp_path)
+
+
+def test_fallback_rows_say_that_they_are(server, sums, tmp_path):
+    second = sums[1]["prompt"][-1]["content"]
+    server.script = lambda request: FAULTS["500"] if request.prompt == second else None
+    collected = collect(asking(server, fallback="offline"), sums[:3], tmp_path)
+    assert [row["source"] for row in collected.rows] == [
+        "deepseek-flash",
+        "offline-fallback",
+        "deepseek-flash",
+    ]
+    assert collected.sources == {"deepseek-flash": 2, "offline-fallback": 1}
+    assert collected.funnel == {"in": 3, "kept": 3, "dropped": {}}
+    assert [kind for kind, _ in failures(tmp_path)] == ["status_500"]
+
+
+def test_fallback_stops_asking_a_server_that_is_gone(server, sums, tmp_path):
+    server.script = lambda request: FAULTS["500"]
+    collected = collect(asking(server, fallback="offline", max_retries=0), sums, tmp_path)
+    assert collected.sources == {"offline-fallback": 30}
+    assert PATIENCE <= len(server.asked) < 30
+
+
+def test_a_cut_run_asks_only_for_what_is_missing(server, sums, tmp_path):
+    server.script = lambda request: Answer({}, 401) if request.number == 7 else None
+    args = asking(server, samples_per_prompt=2, max_concurrency=1)
+    with pytest.raises(InputError):
+        collect(args, sums[:10], tmp_path)
+    for name in ("samples.jsonl", "failures.jsonl", "requests.jsonl"):
+        with open(tmp_path / name, "ab") as file:
+            file.write(b'{"id": "torn')
+    collected = collect(args, sums[:10], tmp_path)
+    assert len(server.asked) == 8 + 13
+    assert [(row["id"], row["sample"]) for row in collected.rows] == [
+        (row["id"], index) for row in sums[:10] for index in range(2)
+    ]
+    written = read_rows(tmp_path / "samples.jsonl")
+    assert len(written) == 20
+    assert {row["request"]: row for row in written} == {r["request"]: r for r in collected.rows}
+
+
+def test_another_request_is_another_row(server, sums, tmp_path):
+    collect(asking(server), sums[:2], tmp_path)
+    collected = collect(asking(server, max_tokens=99), sums[:2], tmp_path)
+    assert {row["sampling"]["max_tokens"] for row in collected.rows} == {99}
+    assert len(server.asked) == 4
+
+
+def test_rows_are_scored_as_they_arrive(server, sums, tmp_path):
+    seen, told = [], []
+
+    def score(rows):
+        seen.append(len(read_rows(tmp_path / "samples.jsonl")))
+        return [row | {"reward": 1.0, "correct": True} for row in rows]
+
+    def progress(done, total, note):
+        told.append((done, total, note))
+
+    args = asking(server, max_concurrency=1)
+    collected = collect(args, sums[:3], tmp_path, score=score, progress=progress)
+    assert seen == [0, 1, 2]
+    assert [row["reward"] for row in collected.rows] == [1.0] * 3
+    assert told[0][:2] == (0, 3)
+    assert told[-1][:2] == (3, 3)
+    assert "100% right" in told[-1][2]
+
+
+def test_until_correct_stops_asking_for_a_prompt(server, sums, tmp_path):
+    easy = {row["prompt"][-1]["content"] for row in sums[:5]}
+    server.script = lambda request: None if request.prompt in easy else chat("5", **SAID)
+
+    def score(rows):
+        return [row | {"correct": row["completion"] == write(REASONING, "4")} for row in rows]
+
+    args = asking(server, samples_per_prompt=4, until_correct=2)
+    collected = collect(args, sums[:10], tmp_path, score=score)
+    counts = [sum(row["id"] == example["id"] for row in collected.rows) for example in sums[:10]]
+    assert counts == [2] * 5 + [4] * 5
+    assert len(server.asked) == 30 == collected.funnel["in"]
+    assert collect(args, sums[:10], tmp_path, score=score).rows == collected.rows
+    assert len(server.asked) == 30
+
+
+def test_an_answer_that_was_not_yet_judged_is_not_asked_for_again(server, sums, tmp_path):
+    def fails(rows):
+        raise RuntimeError("the judge is gone")
+
+    with pytest.raises(RuntimeError, match="judge is gone"):
+        collect(asking(server), sums[:3], tmp_path, score=fails)
+    asked = len(server.asked)
+    assert not read_rows(tmp_path / "samples.jsonl")
+    assert collect(asking(server), sums[:3], tmp_path).funnel["kept"] == 3
+    assert len(server.asked) == 3
+    assert asked == 3
+
+
+def test_the_key_is_nowhere(server, sums, tmp_path, caplog):
+    caplog.set_level(logging.DEBUG, "chainforge")
+    echo = {"error": {"message": f"wrong key {KEY}", KEY: KEY}}
+    told = chat(KEY, reasoning_content=f"The key {KEY} was sent to me", extra={KEY: KEY})
+    told |= {"id": KEY, "model": KEY, "system_fingerprint": KEY}
+    server.script = [Answer(echo, 500), Answer(echo, 400), echo, Answer(KEY, 503), told,
+                     chat(f"<think>{KEY}", **SAID), Answer(echo, 401)]  # fmt: skip
+    with pytest.raises(InputError) as caught:
+        collect(asking(server, max_concurrency=1), sums, tmp_path)
+    assert {row.headers["authorization"] for row in server.asked} == {f"Bearer {KEY}"}
+    written = [path.read_text() for path in Path(tmp_path).rglob("*") if path.is_file()]
+    assert len(written) == 3
+    assert all("***" in text for text in written)
+    assert not any(KEY in text for text in [*written, caplog.text, str(caught.value)])
+    assert "***" in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize("teacher", ["deepseek", "openai"])
+def test_a_missing_key_is_said_before_any_work(monkeypatch, sums, tmp_path, teacher):
+    name = f"{teacher.upper()}_API_KEY"
+    monkeypatch.delenv(name, raising=False)
+    with pytest.raises(InputError, match=name):
+        collect(TeacherArgs(teacher=teacher, model="m"), sums, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_server_of_ones_own_needs_no_key_and_has_no_price(server, sums, tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY")
+    extra = {"reasoning": {"enabled": True}}
+    args = asking(server, teacher="openai", model="qwen", temperature=0.6, extra_body=extra)
+    collected = collect(args, sums[:1], tmp_path)
+    (row,) = collected.rows
+    (asked,) = server.asked
+    sent = asked.body
+    assert (sent["model"], sent["temperature"], sent["max_tokens"]) == ("qwen", 0.6, 32768)
+    assert sent["reasoning"] == {"enabled": True}
+    assert "thinking" not in sent
+    assert row["source"] == "qwen"
+    # Unknown is not nothing.
+    assert (row["cost"], row["price_date"], collected.spending["usd"]) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"teacher": "openai"}, "which `model`"),
+        ({"base_url": "http://me:secret@host/v1"}, "leave user, password"),
+        ({"base_url": "localhost:8000"}, "expected an address such as"),
+        ({"teacher": "openai", "model": "m", "max_usd": 1.0}, "price of 'm' .* is not known"),
+        ({"max_usd": 0.0}, "max_usd: expected more than 0"),
+        ({"until_correct": 2}, "can never be reached"),
+        ({"language": "klingon"}, "no language"),
+        ({"max_repetition": 2.0}, "expected a share"),
+        ({"timeout": 0.0}, "timeout: expected more"),
+    ],
+)
+def test_bad_settings_of_an_api_teacher(server, sums, tmp_path, settings, message):
+    with pytest.raises(InputError, match=message) as caught:
+        collect(asking(server, **settings), sums, tmp_path)
+    assert "secret" not in str(caught.value)
+    assert not server.asked
+
+
+def test_the_retired_reasoner_is_an_alias(server, sums, tmp_path, caplog):
+    (row,) = collect(asking(server, model="deepseek-reasoner"), sums[:1], tmp_path).rows
+    assert server.asked[0].body["model"] == row["source"] == "deepseek-flash"
+    assert "deepseek-reasoner is retired" in caplog.text
+
+
+def test_offline_rows(sums, tmp_path):
+    args = TeacherArgs(samples_per_prompt=4)
+    collected = collect(args, sums, tmp_path / "a", seed=3)
+    assert collected.sources == {"offline": 120}
+    for row in collected.rows:
+        assert read(row["completion"]).answer == row["answer"]
+    styles = [row["sampling"]["style"] for row in collected.rows]
+    assert 30 < styles.count("careful") < 90
+    again = collect(args, sums, tmp_path / "b", seed=3)
+    assert again == collected
+    assert collect(args, sums, tmp_path / "c", seed=4) != collected
+    careful = collect(TeacherArgs(styles={"careful": 1.0}), sums, tmp_path / "d")
+    assert {row["sampling"]["style"] for row in careful.rows} == {"careful"}
+
+
+def test_offline_in_the_think_form(sums, tmp_path):
+    (row,) = collect(TeacherArgs(), sums[:1], tmp_path, transcript="think").rows
+    assert row["completion"].startswith("<think>\n")
+
+
+def test_offline_names_the_task_that_it_cannot_solve(sums, tmp_path):
+    riddle = example([{"role": "user", "content": "Why?"}], "Because", task="riddles")
+    with pytest.raises(InputError, match="no solver for the task 'riddles'"):
+        collect(TeacherArgs(), [*sums, riddle], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"styles": {"carefull": 1.0}}, "did you mean 'careful'"),
+        ({"styles": {"careful": -1}}, "expected a share"),
+        ({"styles": {"careful": "much"}}, "expected a share"),
+        ({"styles": {"careful": 0}}, "at least one"),
+        ({"samples_per_prompt": 0}, "samples_per_prompt: expected 1"),
+        ({"max_retries": -1}, "max_retries: expected 0"),
+    ],
+)
+def test_bad_settings(sums, tmp_path, settings, message):
+    with pytest.raises(InputError, match=message):
+        collect(TeacherArgs(**settings), sums, tmp_path)
