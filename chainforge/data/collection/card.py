@@ -79,7 +79,8 @@ def _teacher(args: TeacherArgs, rows: list[Row]) -> str:
         lines.append(f"- {count:,} rows: `{source}`. {OFFLINE}{why}")
     if asked:
         days = sorted(row["time"][:10] for row in asked)
-        lines.append(f"- collected from {days[0]} to {days[-1]}")
+        when = f"from {days[0]} to {days[-1]}" if days[0] != days[-1] else f"on {days[0]}"
+        lines.append(f"- collected {when}")
         first = asked[0]
         lines.append(f"- sent with each prompt: `{_code(first['sampling'])}`")
         if args.instruction:

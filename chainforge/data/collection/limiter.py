@@ -4,11 +4,14 @@ Additive increase, multiplicative decrease. A provider tells its limit only by r
 the level climbs by one with each clean answer until the first refusal, as TCP's slow start does.
 From then on it knows about where the limit is: it returns there at once, and goes beyond it by
 one at first, further with each step that is granted, more seldom with each that is refused.
+A busy provider also refuses at random: a refusal where most others were granted just before takes
+one off the level, and says nothing about where the limit is.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import dataclass
 
 CUT = 0.8
@@ -16,6 +19,9 @@ SATURATED = 0.8  # an answer says something about the level only when about so m
 STEP = 0.25  # most by which the level goes at once beyond what is known to be granted
 MOST_ROUNDS = 64
 LONGEST_HOLD = 60.0
+REMEMBERED = 64  # answers and refusals by which a refusal at random is known
+FEW = 8
+RANDOM = 0.25  # at a real limit more of the requests are refused
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,7 @@ class Ticket:
 
     cut: int  # the number of cuts before it was sent
     full: int  # how often the level was in use before
+    used: int = 0  # how many were under way with it
 
 
 class Limiter:
@@ -48,6 +55,7 @@ class Limiter:
         self._debt = 0  # answers that do not count, for requests that failed otherwise
         self._frozen_until = 0.0
         self._held_until = 0.0
+        self._lately: deque[tuple[int, bool]] = deque(maxlen=REMEMBERED)  # used, granted
 
     def wait(self, now: float) -> float | None:
         """Return None when one more may be sent, else in how many seconds to look again."""
@@ -57,8 +65,8 @@ class Limiter:
 
     def send(self) -> Ticket:
         """Count a request as under way."""
-        ticket = Ticket(self._cuts, self._full)
         self.under_way += 1
+        ticket = Ticket(self._cuts, self._full, self.under_way)
         if self.under_way >= SATURATED * self.level:
             self._full += 1
         return ticket
@@ -66,6 +74,7 @@ class Limiter:
     def answered(self, ticket: Ticket, now: float) -> None:
         """Count an answer; grow when it was clean and the level was in use."""
         self.under_way -= 1
+        self._lately.append((ticket.used, True))
         if ticket.cut == self._cuts:
             self._in_vain = 0
         if self._debt > 0:
@@ -93,9 +102,15 @@ class Limiter:
         used = self.under_way if self.under_way >= SATURATED * self.level else self.level
         self.under_way -= 1
         granted = max(1, used - 1)
+        self._lately.append((ticket.used, False))
         if ticket.cut < self._cuts:  # of the same burst as the one that was answered by a cut
             if self.refused_at is not None:
                 self.refused_at = min(self.refused_at, max(granted, self.level))
+            return
+        if self._at_random(ticket.used):
+            self.refused_at = max(granted, self.refused_at or self.level)
+            self._set(max(1, self.level - 1), now)
+            self._frozen_until = max(self._frozen_until, now + (asked or 0.0))
             return
         if self.refused_at is None:
             self.refused_at = granted
@@ -115,6 +130,11 @@ class Limiter:
         if self._in_vain > 1:
             pause = self.cool_down * 2 ** min(self._in_vain - 2, 10) if asked is None else asked
             self._held_until = now + (min(LONGEST_HOLD, pause) if asked is None else pause)
+
+    def _at_random(self, used: int) -> bool:
+        """True when most of those that had as many beside them were granted lately."""
+        alike = [granted for others, granted in self._lately if others >= used]
+        return len(alike) >= FEW and alike.count(False) < RANDOM * len(alike)
 
     def _grow(self, now: float) -> None:
         if self.refused_at is None or self.level < self.refused_at:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -36,8 +37,11 @@ def describe(run: Collector, done: int, total: int) -> str:
     unsure = run.ledger.spending.unsure.usd
     if unsure:
         words.append(f"{usd(unsure)} at most for lost requests")
+    held = run.limiter.wait(time.monotonic()) or 0.0
     if run.breaker.open_since is not None:
         words.insert(1, "waiting for the server")
+    elif 1 <= held < math.inf:
+        words.insert(1, f"refused (429), waiting {held:.0f} s")
     return ", ".join(words)
 
 

@@ -66,17 +66,20 @@ def validate(reply: Reply, row: Row, args: ValidationArgs) -> None:
 
 def _fault(reply: Reply, row: Row, args: ValidationArgs) -> tuple[str, str] | None:
     if len(reply.reasoning) < args.min_reasoning_chars:
-        return "short_reasoning", f"the reasoning has {len(reply.reasoning)} characters"
+        found = f"the reasoning has {len(reply.reasoning)} characters"
+        return "short_reasoning", f"{found}, min_reasoning_chars is {args.min_reasoning_chars}"
     for part, text in (("reasoning", reply.reasoning), ("answer", reply.answer)):
         for tag in TAGS:
             if tag in text:
                 return "tags", f"the {part} contains the tag {tag}"
     right = _share(reply.reasoning, row, args.language)
     if right < args.min_language:
-        return "language", f"{right:.0%} of the reasoning's words are in the language asked for"
+        found = f"{right:.0%} of the reasoning's words are in the language asked for"
+        return "language", f"{found}, min_language is {args.min_language:.0%}"
     repeated = repetition(reply.reasoning)
     if repeated > args.max_repetition:
-        return "repetition", f"{repeated:.0%} of the reasoning repeats itself"
+        found = f"{repeated:.0%} of the reasoning repeats itself"
+        return "repetition", f"{found}, max_repetition is {args.max_repetition:.0%}"
     return None
 
 

@@ -269,6 +269,15 @@ def test_the_limit_of_a_server_is_found_and_kept_to(folder):
         assert len(server.asked) < 440
 
 
+def test_a_wait_that_the_server_asked_for_is_told(folder):
+    busy = Answer({}, 429, {"retry-after": "3"})
+    notes = []
+    with Server(lambda request: busy if request.number < 8 else None) as server:
+        args = TeacherArgs(**QUICK | {"longest_wait": 9.0}, base_url=server.url, max_concurrency=4)
+        collect(args, examples(6), "out", progress=lambda done, total, note: notes.append(note))
+    assert any("refused (429), waiting" in note for note in notes), notes
+
+
 def recipe(folder, server, *flags, **settings):
     prompts = [[{"role": "user", "content": f"What is {n} and two?"}] for n in range(40)]
     rows = [

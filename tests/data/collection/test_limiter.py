@@ -1,4 +1,5 @@
 import math
+import random
 
 import pytest
 
@@ -12,13 +13,14 @@ class World:
         self.limit, self.limiter = limit, Limiter(ceiling, **options)
         self.now, self.under_way, self.answered, self.refused = 0.0, [], 0, 0
 
-    def run(self, seconds, failing=0.0):
+    def run(self, seconds, failing=0.0, moody=0.0):
+        draw = random.Random(0)
         end = self.now + seconds
         count = 0
         while self.now < end:
             while self.limiter.wait(self.now) is None:
                 ticket = self.limiter.send()
-                if len(self.under_way) >= self.limit:
+                if len(self.under_way) >= self.limit or draw.random() < moody:
                     self.limiter.refused(ticket, self.now, None)
                     self.refused += 1
                     break
@@ -64,6 +66,14 @@ def test_a_limit_that_falls_is_followed():
     world.run(40)
     assert world.limiter.level <= 8
     assert world.refused - refused < 60
+
+
+def test_a_server_that_refuses_at_random_is_not_taken_for_a_small_one():
+    world = World(limit=100, ceiling=30).run(20)
+    before = world.answered
+    world.run(100, moody=0.03)
+    assert (world.answered - before) / (100 * 30) > 0.75
+    assert world.run(20).limiter.level == 30
 
 
 def test_other_failures_pause_growth_and_cut_nothing():
