@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=240)
     parser.add_argument("--limit", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--seconds", type=float, nargs=2, default=(4.0, 8.0), help="of an answer")
+    parser.add_argument("--seconds", type=float, nargs=2, default=(0.5, 1.5), help="of an answer")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
