@@ -154,9 +154,9 @@ def test_files_give_what_rows_in_memory_give(tmp_path, monkeypatch):
     files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
     selection = SelectionArgs(keep=2, near_duplicates=0.9, max_rows=40, balance=["task"])
     expected = select_rows(rows, selection, 1, FilterArgs())
-    monkeypatch.setattr("chainforge.data.pool.PART", 20_000)
+    monkeypatch.setattr("chainforge.data.selection.pool.PART", 20_000)
     for alone in (2**40, 0):  # in this process, and in several
-        monkeypatch.setattr("chainforge.data.pool.ALONE", alone)
+        monkeypatch.setattr("chainforge.data.selection.pool.ALONE", alone)
         out = tmp_path / f"out-{alone}"
         out.mkdir()
         funnel = build(Pool(files), out, selection, FilterArgs(), BuildArgs(), seed=1)
