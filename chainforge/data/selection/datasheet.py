@@ -114,11 +114,17 @@ def code(value: Any) -> str:
     return " ".join(str(value).replace("`", "'").replace("|", "/").split())
 
 
+def _public(model: str) -> str:
+    """Name a model as others may read it: of a path on this machine only its end."""
+    path = Path(model)
+    return "/".join(path.parts[-3:]) if path.is_absolute() else model
+
+
 def _provenance(rows: Sequence[Row]) -> str:
     columns = ("source", "model", "stage")
     groups = Counter(tuple(code(row.get(name)) for name in columns) for row in rows).most_common()
     lines = [
-        f"- {count:,} rows by `{model}` (source `{source}`, stage `{stage}`)"
+        f"- {count:,} rows by `{_public(model)}` (source `{source}`, stage `{stage}`)"
         for (source, model, stage), count in groups
     ]
     sampled = Counter(code(_sampling(row["sampling"])) for row in rows if row.get("sampling"))

@@ -80,7 +80,7 @@ def test_what_is_left_behind(tmp_path):
 
 
 def test_the_card_says_where_the_rows_are_from(tmp_path):
-    rows = pool()
+    rows = [row | {"model": "/home/me/runs/q/reason/model"} for row in pool()]
     funnel = made(tmp_path, rows, preference_pairs=1, dataset_license="mit")
     card = (tmp_path / "dataset/README.md").read_text()
     _, head, text = card.split("---\n", 2)
@@ -94,6 +94,8 @@ def test_the_card_says_where_the_rows_are_from(tmp_path):
     for words in ("keep: 2", "temperature", "`policy`", "**not** checked", "paraphrase"):
         assert words in text
     assert "'seed'" not in text  # of every row another
+    assert "by `q/reason/model`" in text
+    assert "/home/me" not in text
 
 
 def test_pairs_set_right_against_wrong_of_one_prompt(tmp_path):
