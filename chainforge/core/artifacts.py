@@ -41,13 +41,15 @@ PATH_KEYS = frozenset(
     }
 )
 
-# How fast, how patiently and at what cost answers are fetched says nothing of what they are: a
-# stage that a budget stopped goes on with a larger one.
+# How fast, how patiently and at what cost answers are fetched says nothing of what they are, nor
+# does who watches: a stage that a budget or a rule of health stopped goes on with another.
 FREE_KEYS = frozenset(
     {
         "dry_run",
         "drain",
         "expected_tokens",
+        "health",
+        "health_rules",
         "longest_wait",
         "max_concurrency",
         "max_requests",

@@ -2,7 +2,7 @@
 
 `parse` is TrlParser made strict. TrlParser takes YAML values as they are and argparse takes
 prefixes as names; here a misspelt key, a wrong type and an abbreviation are errors that name the
-key and what to write instead.
+key and what to write instead. `preset: NAME` puts a file of settings below the recipe's own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import yaml
 
 from chainforge.core.errors import InputError
-from chainforge.core.references import hint
+from chainforge.core.references import find_preset, hint
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -56,12 +56,16 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def given(argv: Sequence[str]) -> dict[str, Any]:
-    """Return the settings as given: the YAML of `--config`, overridden by the command line.
+    """Return the settings as given: preset, the YAML of `--config`, the command line over both.
 
-    Values of the command line are read as YAML; `--flag` alone is True and `--key a b` a list.
+    Values of the command line are read as YAML; `--flag` alone is True and `--key a b` a list. What
+    a preset says stands in for its name.
     """
     config, flags = _split(argv)
-    settings = read_yaml(config) if config else {}
+    layers, flags = _layers(config, flags)
+    settings: dict[str, Any] = {}
+    for _, layer in layers:
+        settings |= layer
     for name, words in flags:
         values = [_word(word) for word in words]
         settings[name] = True if not values else values[0] if len(values) == 1 else values
@@ -79,11 +83,13 @@ def parse(*kinds: Any, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
     config, flags = _split(argv)
     source = config or "command line"
     hints = _hints(kinds)
-    values = read_yaml(config) if config else {}
-    for key in values:
-        if key not in hints:
-            raise InputError(f"{config}: unknown key {key!r}; {hint(key, hints)}")
-    values = {key: _checked(value, hints[key], f"{config}: {key}") for key, value in values.items()}
+    layers, flags = _layers(config, flags)
+    values: dict[str, Any] = {}
+    for file, layer in layers:
+        for key, value in layer.items():
+            if key not in hints:
+                raise InputError(f"{file}: unknown key {key!r}; {hint(key, hints)}")
+            values[key] = _checked(value, hints[key], f"{file}: {key}")
     words: list[str] = []
     for name, given_words in flags:
         _check_flag(name, hints)
@@ -169,6 +175,22 @@ def _split(argv: Sequence[str]) -> tuple[str | None, list[tuple[str, list[str]]]
     return config, others
 
 
+def _layers(
+    config: str | None, flags: list[tuple[str, list[str]]]
+) -> tuple[list[tuple[str, dict[str, Any]]], list[tuple[str, list[str]]]]:
+    """Return `(file, settings)` of the preset, if any, and of the YAML; and the other flags."""
+    own = read_yaml(config) if config else {}
+    chosen = own.pop("preset", None)
+    for name, words in flags:
+        if name == "preset":
+            chosen = words[0] if len(words) == 1 else words
+    layers = [(config or "command line", own)]
+    if chosen is not None:
+        path = find_preset(chosen, Path(config or ".").parent)
+        layers.insert(0, (str(path), read_yaml(path)))
+    return layers, [flag for flag in flags if flag[0] != "preset"]
+
+
 def _word(word: str) -> Any:
     """Read one word of the command line as YAML; text that is not YAML stays text."""
     try:
@@ -234,6 +256,8 @@ def _fit(value: Any, kind: Any, where: str) -> tuple[bool, Any]:
     """Say whether `value` is a `kind`, and return it as one."""
     origin = typing.get_origin(kind) or kind
     if origin is typing.Literal:
+        if value is False and "off" in typing.get_args(kind):
+            return True, "off"  # as YAML reads a bare off
         return value in typing.get_args(kind), value
     if origin is list:
         if not isinstance(value, list):

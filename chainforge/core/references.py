@@ -1,4 +1,7 @@
-"""Turn a name in a YAML into a function: built-in name, `pkg.mod:fn` or `path/file.py:fn`."""
+"""Turn a name in a YAML into what it names.
+
+A function is a built-in name, `pkg.mod:fn` or `path/file.py:fn`; a preset a name or a path.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import chainforge
 from chainforge.core.errors import InputError
 
 
@@ -26,6 +30,28 @@ def hint(word: str, words: Iterable[str]) -> str:
     words = sorted(words)
     near = nearest(word, words)
     return f"did you mean {near!r}?" if near else f"there are: {', '.join(words)}"
+
+
+def shipped(folder: str) -> Path:
+    """Return a shipped folder, `recipes` or `accelerate_configs`."""
+    package = Path(chainforge.__file__).resolve().parent
+    inside = package / folder
+    return inside if inside.is_dir() else package.parent / folder
+
+
+def find_preset(reference: Any, beside: Path) -> Path:
+    """Return the file of a preset: a shipped one's name, or a path from `beside` or from here."""
+    presets = {path.stem: path for path in (shipped("recipes") / "presets").glob("*.yaml")}
+    if not isinstance(reference, str):
+        raise InputError(f"preset: expected one name or path, found {reference!r}")
+    if reference in presets:
+        return presets[reference]
+    for root in (beside, Path()):
+        if reference.endswith((".yaml", ".yml")) and (root / reference).is_file():
+            return root / reference
+    raise InputError(
+        f"preset: no {reference!r} (or give a path to a .yaml); {hint(reference, presets)}"
+    )
 
 
 def resolve(reference: str, builtins: Mapping[str, str | Callable[..., Any]]) -> Callable[..., Any]:

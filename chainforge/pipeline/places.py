@@ -10,19 +10,11 @@ import os
 import re
 from pathlib import Path
 
-import chainforge
 from chainforge.core.errors import InputError
-from chainforge.core.references import hint
+from chainforge.core.references import hint, shipped
 
 NO_LAUNCHER = "none"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-
-
-def shipped(folder: str) -> Path:
-    """Return a shipped folder, `recipes` or `accelerate_configs`."""
-    package = Path(chainforge.__file__).resolve().parent
-    inside = package / folder
-    return inside if inside.is_dir() else package.parent / folder
 
 
 def short(path: str | Path) -> str:

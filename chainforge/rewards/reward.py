@@ -51,6 +51,11 @@ class Reward:
         strict = not self._bound.constants.get("lenient")
         return self._bound.function is accuracy_reward and strict and self._coin_seed is None
 
+    @property
+    def longest(self) -> int | None:
+        """The length at which its penalty is largest, for TRL's soft overlong punishment."""
+        return getattr(self._bound.function, "max_completion_len", None)
+
     def __repr__(self) -> str:
         return f"Reward({self.__name__!r}, weight={self.weight}, task={self.task!r})"
 

@@ -16,7 +16,8 @@ from chainforge.rewards.binding import BATCH_NAMES, bind
 from chainforge.rewards.functions import BUILTINS
 from chainforge.rewards.reward import Reward, RewardFailed
 
-__all__ = ["Reward", "RewardArgs", "RewardFailed", "Score", "load_rewards", "score"]
+__all__ = ["Reward", "RewardArgs", "RewardFailed", "Score", "check_overlong", "load_rewards",
+           "score"]  # fmt: skip
 
 
 def _default_rewards() -> list[dict[str, Any]]:
@@ -86,6 +87,20 @@ def load_rewards(args: RewardArgs, columns: Collection[str]) -> list[Reward]:
                 f"rewards: {name!r} stands {names.count(name)} times; give each its own `name:`"
             )
     return [Reward(item, share, seed) for item in bound]
+
+
+def check_overlong(rewards: Sequence[Reward], longest: int) -> None:
+    """Raise `InputError` for a penalty of length that has another end than the completions.
+
+    It would never fall due, or make every completion pay.
+    """
+    for reward in rewards:
+        end = reward.longest
+        if end is not None and end != longest:
+            raise InputError(
+                f"reward {reward.__name__}: max_completion_len is {end}, but max_completion_length "
+                f"of this stage is {longest}; make them the same"
+            )
 
 
 def score(

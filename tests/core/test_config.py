@@ -132,3 +132,43 @@ def test_yaml_cannot_run_code(tmp_path):
     (tmp_path / "x.yaml").write_text("a: !!python/object/apply:os.system ['touch /tmp/owned']")
     with pytest.raises(InputError, match="is not YAML"):
         read_yaml(tmp_path / "x.yaml")
+
+
+def test_a_preset_lies_below_the_yaml_and_the_yaml_below_the_command_line(tmp_path):
+    (tmp_path / "mine.yaml").write_text("max_steps: 1\nlearning_rate: 1\nbatch: 16\n")
+    (tmp_path / "x.yaml").write_text("preset: mine.yaml\nmax_steps: 2\nlearning_rate: 2\n")
+    argv = ["--config", str(tmp_path / "x.yaml"), "--max_steps", "3"]
+    args, other = parse(Args, Other, argv=argv)
+    assert (args.max_steps, args.learning_rate, other.batch) == (3, 2, 16)
+    # What it says is what the stage is made from, whatever it is called.
+    assert given(argv) == {"max_steps": 3, "learning_rate": 2, "batch": 16}
+    (tmp_path / "mine.yaml").write_text("batch: 32\n")
+    assert given(argv) == {"max_steps": 3, "learning_rate": 2, "batch": 32}
+    (tmp_path / "other.yaml").write_text("batch: 64\n")
+    assert given([*argv, "--preset", str(tmp_path / "other.yaml")])["batch"] == 64
+
+
+@pytest.mark.parametrize(
+    ("preset", "text", "words"),
+    [
+        ("modren", "", "preset: no 'modren' .*did you mean 'modern'"),
+        ("[modern]", "", "preset: expected one name or path"),
+        ("mine.yaml", "batch: 8\nbath: 8\n", "mine.yaml: unknown key 'bath'; did you mean 'batch'"),
+        ("mine.yaml", "batch: many\n", "mine.yaml: batch: expected int, found 'many'"),
+        ("mine.yaml", "preset: modern\n", "mine.yaml: unknown key 'preset'"),
+        ("gspo", "", "gspo.yaml: unknown key 'importance_sampling_level'"),
+    ],
+)
+def test_a_preset_is_read_as_strictly_as_the_rest(tmp_path, preset, text, words):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(InputError, match=words):
+        run(tmp_path, f"preset: {preset}\n")
+
+
+def test_a_bare_off_is_off_where_that_is_a_choice(tmp_path):
+    @dataclasses.dataclass
+    class Switch:
+        health: Literal["warn", "off"] = "warn"
+
+    (tmp_path / "x.yaml").write_text("health: off\n")
+    assert parse(Switch, argv=["--config", str(tmp_path / "x.yaml")])[0].health == "off"

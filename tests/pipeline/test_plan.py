@@ -5,9 +5,9 @@ import json
 import pytest
 
 from chainforge.core.errors import InputError
+from chainforge.core.references import shipped
 from chainforge.pipeline.chain import load_chain
 from chainforge.pipeline.commands import option_words, read_sets
-from chainforge.pipeline.places import shipped
 from chainforge.pipeline.plan import Overrides, contracts, plan_chain
 
 STAGES = [
