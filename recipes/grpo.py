@@ -3,11 +3,13 @@
     accelerate launch recipes/grpo.py --config recipes/quickstart/reason.yaml \
         --model_name_or_path runs/quickstart/cold/model --output_dir runs/quickstart/reason
 
-Every option is TRL's own (GRPOConfig, ModelConfig) but for `tasks`, `rewards`, `transcript` and the
-gate. With `beta` above 0 the KL reference is the policy that the stage starts from. `gate_pool`
-leaves out prompts that were always or never solved before. Every completion is kept with its
-rewards in `rollouts.jsonl`. `--random_rewards` turns the stage into its own control: the same steps
-on rewards that mean nothing.
+Every option is TRL's own (GRPOConfig, ModelConfig) but for those of the other classes below.
+`preset: modern` puts a file of `recipes/presets/` under the stage's own keys. With `beta` above 0
+the KL reference is the policy that the stage starts from. `gate_pool` leaves out prompts that were
+always or never solved before, `dynamic_sampling` groups without right and wrong answers.
+`heldout_size` rows are evaluated meanwhile, and rules of `health` warn or stop. Every completion is
+kept with its rewards in `rollouts.jsonl`. `--random_rewards` turns the stage into its own control:
+the same steps on rewards that mean nothing.
 """
 
 from chainforge.core import process
@@ -16,9 +18,12 @@ from chainforge.data.datasets import check_batch, grpo_dataset
 from chainforge.data.sampling.gate import GateArgs, gate
 from chainforge.data.sampling.harvest import HarvestArgs, Recorder
 from chainforge.data.tasks import TaskArgs, load_examples
-from chainforge.rewards.scoring import RewardArgs, load_rewards
+from chainforge.rewards.scoring import RewardArgs, check_overlong, load_rewards
 from chainforge.training.callbacks import RolloutCallback
 from chainforge.training.checkpoints import check_save_steps
+from chainforge.training.dynamic import DynamicArgs, check_dynamic, train_on_mixed_groups
+from chainforge.training.health import HealthArgs, HealthCallback
+from chainforge.training.heldout import HeldoutArgs, HeldoutCallback, chosen_step, hold_out
 from chainforge.training.policy import check_model, load_tokenizer, prepare, train
 from chainforge.training.stage import is_main_process, open_stage
 
@@ -26,9 +31,10 @@ from chainforge.training.stage import is_main_process, open_stage
 def main() -> None:
     from trl import GRPOConfig, GRPOTrainer, ModelConfig, get_peft_config, get_quantization_config
 
-    tasks, judges, gates, harvest, training, model = configs = parse(
-        TaskArgs, RewardArgs, GateArgs, HarvestArgs, GRPOConfig, ModelConfig
-    )
+    tasks, judges, gates, harvest, dynamic, heldout, health, training, model = configs = parse(
+        TaskArgs, RewardArgs, GateArgs, HarvestArgs, DynamicArgs, HeldoutArgs, HealthArgs,
+        GRPOConfig, ModelConfig,
+    )  # fmt: skip
     base = check_model(model.model_name_or_path)
     check_save_steps(training)
     inputs = {"model": base} | ({"data.0": gates.gate_pool} if gates.gate_pool else {})
@@ -36,25 +42,33 @@ def main() -> None:
         "grpo", training.output_dir, *configs, inputs=inputs, seed=training.seed
     ) as stage:
         gated = gate(load_examples(tasks, judges.transcript, training.seed), gates)
+        unseen = hold_out(heldout, tasks, judges.transcript, training)
         rewards = load_rewards(judges, set().union(*gated.rows))
+        check_dynamic(dynamic, rewards)
+        check_overlong(rewards, training.max_completion_length)
         check_batch(gated.rows, training.generation_batch_size, training.num_generations)
         training.reward_weights = [reward.weight for reward in rewards]
         tokenizer = load_tokenizer(base, judges.transcript)
         recorder = Recorder(stage.directory, rewards, training, model=base,
-                            transcript=judges.transcript, end=tokenizer.eos_token_id)  # fmt: skip
+                            transcript=judges.transcript, end=tokenizer.eos_token_id,
+                            keep=harvest.log_rollouts)  # fmt: skip
         trainer = GRPOTrainer(
             model=base,
             args=prepare(training, model, stage),
-            reward_funcs=recorder.rewards if harvest.log_rollouts else rewards,
+            reward_funcs=recorder.rewards,
             train_dataset=grpo_dataset(gated.rows),
+            eval_dataset=grpo_dataset(unseen) if unseen else None,
             processing_class=tokenizer,
             quantization_config=get_quantization_config(model),
             peft_config=get_peft_config(model),
-            callbacks=[RolloutCallback(recorder)],
-        )
+            callbacks=[RolloutCallback(recorder), HeldoutCallback(recorder),
+                       HealthCallback(health, stage)],
+        )  # fmt: skip
+        train_on_mixed_groups(trainer, dynamic, rewards)
         stage.notes["kl_reference"] = base if training.beta else None
         stage.metrics |= {"gate": gated.counts} if gated.counts else {}
         train(trainer, stage)
+        stage.notes |= chosen_step(trainer)
         if harvest.log_rollouts and is_main_process():
             stage.metrics["rollouts"] = recorder.close()
 

@@ -88,6 +88,7 @@ def training_plots(metrics: list[Row]) -> list[Plot]:
         }
         wanted = [
             ("Reward", "weighted sum", _number, {"reward": "training", "eval_reward": "held out"}),
+            ("Held-out accuracy", "strict", _percent, {"eval_accuracy": ""}),
             ("Reward by function", "before weights", _number, functions),
             ("Completion length", "tokens", _number, {"completions/mean_length": ""}),
             ("Entropy", "nats a token", _number, {"entropy": ""}),

@@ -16,7 +16,11 @@ from chainforge.data.selection.rejection import SelectionArgs
 from chainforge.data.tasks import TaskArgs
 from chainforge.pipeline.chain import load_chain
 from chainforge.pipeline.plan import plan_chain
-from chainforge.rewards.scoring import RewardArgs, load_rewards
+from chainforge.rewards.scoring import RewardArgs, check_overlong, load_rewards
+from chainforge.training.checkpoints import check_save_steps
+from chainforge.training.dynamic import DynamicArgs
+from chainforge.training.health import HealthArgs
+from chainforge.training.heldout import HeldoutArgs
 from chainforge.training.stage import RunArgs
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +33,17 @@ def dataclasses_of(recipe):
     return {
         "collect": (RunArgs, TaskArgs, RewardArgs, TeacherArgs, SelectionArgs),
         "sft": (DataArgs, SFTConfig, ModelConfig),
-        "grpo": (TaskArgs, RewardArgs, GateArgs, HarvestArgs, GRPOConfig, ModelConfig),
+        "grpo": (
+            TaskArgs,
+            RewardArgs,
+            GateArgs,
+            HarvestArgs,
+            DynamicArgs,
+            HeldoutArgs,
+            HealthArgs,
+            GRPOConfig,
+            ModelConfig,
+        ),
         "reject": (
             RunArgs,
             TaskArgs,
@@ -56,6 +70,29 @@ def test_every_chain_plans_and_every_stage_parses(file, tmp_path):
         for args in parsed:
             if isinstance(args, RewardArgs):
                 load_rewards(args, {"answer", "verifier", "entry", "task", "id"})
+
+
+PRESETS = {
+    "r1-paper": {"learning_rate": 3e-6, "beta": 0.001, "epsilon": 10, "num_generations": 16},
+    "modern": {"epsilon": 0.2, "epsilon_high": 0.28, "beta": 0, "loss_type": "dapo",
+               "mask_truncated_completions": True},
+    "dr-grpo": {"loss_type": "dr_grpo", "scale_rewards": "none"},
+    "gspo": {"importance_sampling_level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("recipes/presets/*")), ids=lambda file: file.stem)
+def test_every_preset_is_one_of_grpo_and_says_why(file):
+    words = ["--preset", file.stem, "--use_cpu", "--bf16", "false"]
+    parsed = parse(*dataclasses_of("grpo"), argv=words)
+    rewards, training = parsed[1], parsed[-2]
+    values = {key: getattr(training, key) for key in PRESETS[file.stem]}
+    assert values == PRESETS[file.stem]
+    check_save_steps(training)
+    bound = load_rewards(rewards, {"answer", "verifier", "entry", "task", "id"})
+    check_overlong(bound, training.max_completion_length)
+    for line in file.read_text().splitlines():
+        assert "#" in line or line[0] == " " or line == "rewards:", f"no reason: {line}"
 
 
 @pytest.mark.parametrize(

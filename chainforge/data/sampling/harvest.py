@@ -18,6 +18,7 @@ from chainforge.core.records import JsonLines, Row, read_rows, write_rows
 from chainforge.core.transcript import read
 from chainforge.data.sampling.shards import merge, own_file, rank, shards_of, world_size
 from chainforge.data.selection.pool import MARKS, find_samples
+from chainforge.rewards.functions import accuracy_rewards
 from chainforge.rewards.reward import text_of
 from chainforge.rewards.scoring import Reward
 
@@ -71,7 +72,8 @@ class Recorder:
     """Writes the rollouts of one process of a GRPO stage.
 
     A row is a Sample with `step`, the first step that trains on it, and `policy`, the stage and
-    how many updates it had made by then.
+    how many updates it had made by then. While `held_out` is set the completions are an
+    evaluation's: they are no rollouts, and only their strict accuracy is logged.
     """
 
     def __init__(
@@ -83,8 +85,10 @@ class Recorder:
         model: str,
         transcript: str,
         end: int,
+        keep: bool = True,
     ) -> None:
         self.path = directory / ROLLOUTS
+        self.keep, self.held_out = keep, False
         self.values: dict[str, list[float | None]] = {}
         self.rewards = [Recorded(reward, self, last=reward is rewards[-1]) for reward in rewards]
         self._stage, self._model, self._transcript = directory.name, model, transcript
@@ -123,13 +127,18 @@ class Recorder:
         updates = int(getattr(trainer_state, "global_step", 0) or 0)
         size = len(completions)
         columns = {key: value for key, value in given.items() if isinstance(value, list)}
+        log = given.get("log_metric") or (lambda name, value: None)
+        texts = [text_of(completion) for completion in completions]
+        if self.held_out:
+            self.values = {}
+            self._log_accuracy(texts, columns, log)
+            return
         rows = []
-        for place in range(size):
+        for place, (text, ids) in enumerate(zip(texts, completion_ids, strict=True)):
             scores = {name: values[place] for name, values in self.values.items()}
             parts = [self._weights[name] * value for name, value in scores.items()
                      if value is not None]  # fmt: skip
             verdict = next((v for name in self._verdicts if (v := scores[name]) is not None), None)
-            text, ids = text_of(completions[place]), completion_ids[place]
             rows.append(
                 {key: values[place] for key, values in columns.items()}
                 | {
@@ -151,26 +160,45 @@ class Recorder:
                     "finish_reason": "stop" if len(ids) and ids[-1] == self._end else "length",
                 }
             )
-        self._lines = self._lines or JsonLines(own_file(self.path))
-        self._lines.extend(rows)
         self.values = {}
-        if log := given.get("log_metric"):
-            self._log_groups(rows, log)
+        if self.keep:
+            self._lines = self._lines or JsonLines(own_file(self.path))
+            self._lines.extend(rows)
+        self._log_groups(rows, log)
+
+    def _log_accuracy(
+        self, texts: list[str], columns: dict[str, list[Any]], log: Callable[[str, float], None]
+    ) -> None:
+        """Log the strict accuracy of an evaluation's completions, whatever the rewards are."""
+        names = [name for name in ("answer", "verifier", "entry") if name in columns]
+        calls = [
+            {name: columns[name][place] for name in names}
+            | {"completion": text, "transcript": self._transcript}
+            for place, text in enumerate(texts)
+        ]
+        for verdict in accuracy_rewards(calls):
+            if verdict is not None:
+                log("accuracy", verdict)
 
     def _log_groups(self, rows: list[Row], log: Callable[[str, float], None]) -> None:
-        """Log which share of the prompts had completions that all scored alike.
+        """Log the shares of right and of well-formed completions, and of groups without a signal.
 
-        TRL's `frac_reward_zero_std` misses them: in float32 the mean of eight rewards of 1.2 is not
-        1.2, so their deviation is not quite zero.
+        TRL takes the mean of what is logged; every completion and every group counts once, in
+        however many parts a batch is generated. TRL's own `frac_reward_zero_std` misses groups: in
+        float32 the mean of eight rewards of 1.2 is not 1.2, so their deviation is not quite zero.
         """
+        for row in rows:
+            log("formatted", row["formatted"])
+            if row["correct"] is not None:
+                log("accuracy", row["correct"])
         if len(rows) % self._group:
             return  # groups that are spread over processes
         groups = [rows[start : start + self._group] for start in range(0, len(rows), self._group)]
-        alike = [len({row["reward"] for row in group}) == 1 for group in groups]
-        log("groups/alike", sum(alike) / len(alike))
-        if self._verdicts:
-            mixed = [len({row["correct"] for row in group}) > 1 for group in groups]
-            log("groups/mixed_correctness", sum(mixed) / len(mixed))
+        for group in groups:
+            log("groups/alike", len({row["reward"] for row in group}) == 1)
+            if self._verdicts:
+                mixed = len({row["correct"] for row in group} - {None}) > 1
+                log("groups/mixed_correctness", mixed)
 
     def close(self) -> int:
         """Make one file of all processes' rows, in the order of the steps; return how many.

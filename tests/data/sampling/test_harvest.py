@@ -1,3 +1,4 @@
+from collections import defaultdict
 from types import SimpleNamespace
 
 import pytest
@@ -47,10 +48,23 @@ def test_groups_that_score_alike_are_counted(tmp_path):
     """Two of 1.2 do; in float32 TRL's own share of such groups stays at 0."""
     (stage := tmp_path / "reason").mkdir()
     first, second = prompts()
-    told = {}
+    told = defaultdict(list)
     texts = [FORM.format(1), FORM.format(1), "", FORM.format(2)]
-    roll(recorder(stage), 0, [first, first, second, second], texts, told.__setitem__)
-    assert (told["groups/alike"], told["groups/mixed_correctness"]) == (0.5, 0.5)
+    roll(recorder(stage), 0, [first, first, second, second], texts,
+         lambda name, value: told[name].append(value))  # fmt: skip
+    assert (told["groups/alike"], told["groups/mixed_correctness"]) == ([1, 0], [0, 1])
+    assert (told["accuracy"], told["formatted"]) == ([1, 1, 0, 1], [1, 1, 0, 1])
+
+
+@pytest.mark.parametrize("settings", [{}, {"random_rewards": True}])
+def test_an_evaluation_logs_its_strict_accuracy_and_no_rollouts(tmp_path, settings):
+    log = recorder(tmp_path, **settings)
+    log.held_out = True
+    told = []
+    texts = [FORM.format(1), FORM.format(7)]
+    roll(log, 0, prompts(), texts, lambda name, value: told.append((name, value)))
+    assert [pair for pair in told if pair[0] == "accuracy"] == [("accuracy", 1), ("accuracy", 0)]
+    assert not (tmp_path / "rollouts.jsonl").exists()
 
 
 def test_every_rollout_is_kept_with_its_rewards_step_and_policy(tmp_path):

@@ -1,0 +1,225 @@
+"""GRPO with held-out rows, dynamic sampling and rules of health, on a model that is half right.
+
+The tiny writer answers every question in the right form with 0 or 1, as a coin falls: a group of a
+question whose answer is one of these is mixed nearly always, and of one whose answer is 7 never.
+"""
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+import yaml
+
+from chainforge.core.artifacts import read_manifest
+from chainforge.core.records import read_rows, write_rows
+
+ROWS = [
+    {"question": f"{n}?", "answer": "7" if n % 3 == 0 else str(n % 2), "verifier": "exact"}
+    for n in range(100, 400)
+]
+RUN = {
+    "system_prompt": "",
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "learning_rate": 1e-3,
+    "logging_steps": 1,
+    "per_device_train_batch_size": 16,
+    "num_generations": 4,
+    "max_completion_length": 12,
+    "max_steps": 4,
+    "save_steps": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def writer(tiny_model, tokenizer, tmp_path_factory):
+    """A model that writes the transcript's form, with an answer of 0 or 1."""
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    texts = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": row["question"]}], tokenize=False,
+            add_generation_prompt=True,
+        ) + f"<reasoning_process>a</reasoning_process>\n<summary>{digit}</summary><|im_end|>"
+        for row in ROWS[::12] for digit in "01"
+    ]  # fmt: skip
+    batch = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(50):
+        model(**batch, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    path = tmp_path_factory.mktemp("models") / "writer"
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def rl(recipe, writer, tmp_path):
+    """Run a GRPO stage; return its exit code and what it said."""
+
+    def run(name, *flags, **settings):
+        write_rows(tmp_path / "rows.jsonl", ROWS)
+        task = {"fn": "jsonl", "params": {"path": str(tmp_path / "rows.jsonl")}, "split": "train"}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(RUN | {"tasks": [task]} | settings))
+        return recipe("grpo", "--config", tmp_path / f"{name}.yaml", "--model_name_or_path", writer,
+                      "--output_dir", tmp_path / name, *flags)  # fmt: skip
+
+    return run
+
+
+def weights(stage):
+    from safetensors.torch import load_file
+
+    return load_file(stage / "model/model.safetensors")
+
+
+def same(one, other):
+    one, other = weights(one), weights(other)
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def logs(stage, key):
+    return [row for row in read_rows(stage / "metrics.jsonl") if key in row]
+
+
+def cut(whole, stage, step):
+    """Leave a finished stage as a kill after the checkpoint of a step would."""
+    shutil.copytree(whole, stage)
+    (stage / "manifest.json").unlink()
+    shutil.rmtree(stage / "model")
+    for path in (stage / "checkpoints").glob("checkpoint-*"):
+        if int(path.name.rpartition("-")[2]) > step:
+            shutil.rmtree(path)
+
+
+def test_only_mixed_groups_train_and_a_cut_run_ends_the_same(rl, tmp_path):
+    assert rl("whole", dynamic_sampling=True)[0] == 0
+    stage = tmp_path / "whole"
+    rows, steps = read_rows(stage / "rollouts.jsonl"), logs(stage, "dynamic/kept")
+    assert len(steps) == 4
+    tokens = 0
+    for log in steps:
+        of_step = [row for row in rows if row["step"] == log["step"]]
+        groups = [of_step[at : at + 4] for at in range(0, len(of_step), 4)]
+        assert all(len({row["id"] for row in group}) == 1 for group in groups)
+        assert len({group[0]["id"] for group in groups}) == len(groups)
+        mixed = [len({row["correct"] for row in group}) == 2 for group in groups]
+        # Four groups make a batch; a third of the questions has no right answer in reach.
+        assert log["dynamic/generated"] == len(groups) >= 4
+        assert log["dynamic/kept"] == min(sum(mixed), 4) == 4
+        assert log["dynamic/filled"] == 1
+        assert log["groups/mixed_correctness"] == pytest.approx(sum(mixed) / len(mixed))
+        right = sum(row["correct"] for row in of_step) / len(of_step)
+        assert log["accuracy"] == pytest.approx(right)
+        assert log["rewards/accuracy_reward/mean"] == pytest.approx(right)
+        mean = sum(row["tokens"] for row in of_step) / len(of_step)
+        assert log["completions/mean_length"] == pytest.approx(mean)
+        tokens += sum(row["tokens"] for row in of_step)
+        assert log["num_tokens"] > tokens
+    assert max(log["dynamic/rounds"] for log in steps) > 1
+    # Prompts have at least 8 tokens: those of discarded groups are counted too.
+    assert steps[-1]["num_tokens"] >= tokens + 8 * len(rows)
+    cut(stage, tmp_path / "cut", 2)
+    assert rl("cut", dynamic_sampling=True)[0] == 0
+    assert same(stage, tmp_path / "cut")
+    assert read_rows(tmp_path / "cut/rollouts.jsonl") == [row | {"stage": "cut", "policy": row["policy"].replace("whole", "cut")} if row["step"] > 2 else row for row in rows]  # fmt: skip
+
+
+def test_places_that_stay_empty_train_nothing(rl, tmp_path):
+    """With one round at most the batch is what TRL drew, less what its unmixed groups teach."""
+    code, error = rl("one", dynamic_sampling=True, dynamic_max_rounds=1, max_steps=2)
+    assert code == 0, error
+    for log in logs(tmp_path / "one", "dynamic/kept"):
+        assert (log["dynamic/rounds"], log["dynamic/generated"]) == (1, 4)
+        assert log["dynamic/kept"] == log["groups/mixed_correctness"] * 4
+    hopeless = [row | {"answer": "7"} for row in ROWS]
+    write_rows(tmp_path / "hopeless.jsonl", hopeless)
+    tasks = [{"fn": "jsonl", "params": {"path": str(tmp_path / "hopeless.jsonl")}}]
+    rl("none", tasks=tasks, dynamic_sampling=True, dynamic_max_rounds=2, max_steps=2)
+    first, _ = logs(tmp_path / "none", "dynamic/kept")
+    assert (first["dynamic/kept"], first["dynamic/generated"]) == (0, 8)
+    assert (first["loss"], first["grad_norm"], first["accuracy"]) == (0, 0, 0)
+
+
+def test_held_out_rows_change_nothing_and_the_best_is_kept(rl, tmp_path):
+    held_out = {"heldout_size": 8, "heldout_steps": 2}
+    assert rl("plain")[0] == 0
+    assert rl("watched", **held_out)[0] == 0
+    assert same(tmp_path / "plain", tmp_path / "watched")
+    rows = read_rows(tmp_path / "watched/rollouts.jsonl")
+    assert len(rows) == 4 * 16  # an evaluation's completions are no rollouts
+    measured = logs(tmp_path / "watched", "eval_accuracy")
+    assert [log["step"] for log in measured] == [0, 2, 4]
+    assert all(0 <= log["eval_accuracy"] <= 1 for log in measured)
+    cut(tmp_path / "watched", tmp_path / "cut", 2)
+    assert rl("cut", **held_out)[0] == 0
+    assert same(tmp_path / "plain", tmp_path / "cut")
+    again = logs(tmp_path / "cut", "eval_accuracy")
+    assert [(log["step"], log["eval_accuracy"]) for log in again] == [
+        (log["step"], log["eval_accuracy"]) for log in measured
+    ]
+    assert rl("best", **held_out, keep_best=True, learning_rate=0.1)[0] == 0
+    notes = read_manifest(tmp_path / "best").notes
+    by_step = {
+        log["step"]: log["eval_accuracy"] for log in logs(tmp_path / "best", "eval_accuracy")
+    }
+    best = max((2, 4), key=by_step.get)
+    assert (notes["model_step"], notes["best_accuracy"]) == (best, by_step[best])
+    assert read_manifest(tmp_path / "watched").notes["model_step"] == 4
+    saved = tmp_path / f"best/checkpoints/checkpoint-{best}"
+    shutil.copytree(saved, tmp_path / "kept/model")
+    assert same(tmp_path / "kept", tmp_path / "best")
+
+
+def test_rules_warn_once_or_stop(rl, tmp_path, caplog):
+    rules = {"zero_variance": {"window": 2, "least_mixed": 1.0}}
+    code, error = rl("warned", health_rules=rules)
+    assert code == 0, error
+    assert caplog.text.count("health, step 2, zero_variance: groups/mixed_correctness is") == 1
+    (found,) = read_rows(tmp_path / "warned/health.jsonl")
+    assert (found["step"], found["rule"], found["action"]) == (2, "zero_variance", "warn")
+    assert read_manifest(tmp_path / "warned").notes["health"] == [found]
+    stopping = {"zero_variance": rules["zero_variance"] | {"action": "stop"}}
+    code, error = rl("stopped", health_rules=stopping)
+    assert code == 1
+    assert "stopped: step 2, zero_variance" in error
+    assert read_manifest(tmp_path / "stopped") is None
+    # Who watches is no part of what is made: the same stage goes on without the rule.
+    assert "To go on: `health_rules: {zero_variance: warn}`" in error
+    code, error = rl("stopped", "--health", "off")
+    assert code == 0, error
+    assert same(tmp_path / "warned", tmp_path / "stopped")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"dynamic_sampling": True, "rewards": [{"fn": "format_reward"}]}, "no reward says whether"),
+        ({"dynamic_sampling": True, "random_rewards": True}, "goes with no `random_rewards`"),
+        ({"dynamic_sampling": True, "dynamic_max_rounds": 0}, "expected 1 or more"),
+        ({"keep_best": True}, "go with heldout_size"),
+        ({"heldout_size": 8, "heldout_steps": 3, "keep_best": True}, "multiple of save_steps .2"),
+        ({"heldout_size": 500}, "heldout_size: the validation split: .*lower `size`"),
+        ({"heldout_size": 4, "tasks": [{"fn": "jsonl", "split": "all"}]}, "tasks.0. trains on split"),
+        ({"health_rules": {"truncate": "stop"}}, "did you mean 'truncated'"),
+        ({"health_rules": {"truncated": {"least": 1}}}, "no such threshold; there are: most, window"),
+        ({"health_rules": {"truncated": "halt"}}, "'halt' is none of warn, stop, off"),
+        ({"preset": "modern", "save_steps": 16}, "max_completion_len is 20480, but max_completion_length .* is 12"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together_is_said_before_a_model_is_loaded(rl, tmp_path, settings, words):
+    if "tasks" in settings:
+        path = tmp_path / "rows.jsonl"
+        settings["tasks"][0]["params"] = {"path": str(path)}
+    code, error = rl("wrong", **settings)
+    assert code == 2, error
+    assert re.search(words, error), error
+    assert json.loads((tmp_path / "wrong/stage.json").read_text())["recipe"] == "grpo"
