@@ -12,6 +12,7 @@ from typing import Any
 
 from chainforge.core.errors import InputError
 from chainforge.core.records import Row
+from chainforge.data.sampling.shards import gathered
 
 # What `_generate` returns: lists with an entry a completion, and what only tools and images have.
 PARTS = ("prompt_ids", "completion_ids", "tool_mask", "completions", "logprobs", "extra_fields",
@@ -98,8 +99,6 @@ class MixedGroups:
 
     def _roll(self, rows: list[Row]) -> list[Group]:
         """Generate and judge completions of this process's rows; return all processes' groups."""
-        from accelerate.utils import gather_object
-
         made = self.trainer._generate([row["prompt"] for row in rows])
         if len(made) != len(PARTS):
             raise InputError(
@@ -113,7 +112,7 @@ class MixedGroups:
             rows, [row["prompt"] for row in rows], parts["completions"], parts["completion_ids"]
         )
         columns = [parts[name] or [None] * len(rows) for name in KEPT]
-        everyone = gather_object(list(zip(rows, zip(*columns, strict=True), strict=True)))
+        everyone = gathered(list(zip(rows, zip(*columns, strict=True), strict=True)))
         rolled = [
             Rollout(row, kept, scores)
             for (row, kept), scores in zip(everyone, rewards.cpu(), strict=True)

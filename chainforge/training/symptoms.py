@@ -21,8 +21,10 @@ def zero_variance(
     """Find batches in which hardly a group teaches.
 
     axolotl: `frac_reward_zero_std` is healthy below 0.8. DAPO, section 3.2: groups that are all
-    right, or all wrong, have no advantage.
+    right, or all wrong, have no advantage. Dynamic sampling trains on none of these: see `starved`.
     """
+    if values_of(history, "dynamic/kept"):
+        return None
     alike = latest(history, "groups/alike", window)
     mixed = latest(history, "groups/mixed_correctness", window)
     if alike and alike.mean > most_alike:
@@ -46,19 +48,27 @@ def zero_variance(
     )
 
 
-def starved(history: History, *, window: int = 8, least: float = 0.9) -> Finding | None:
-    """Find dynamic sampling that gives up before its batches are full."""
-    filled = latest(history, "dynamic/filled", window)
-    rounds = latest(history, "dynamic/rounds", window)
-    if not filled or not rounds or filled.mean >= least:
+def starved(
+    history: History, *, window: int = 8, least: float = 0.9, most: float = 5.0
+) -> Finding | None:
+    """Find dynamic sampling that gives up before its batches are full, or pays dearly for them.
+
+    Below `least` of a batch, or above `most` groups generated for one that is trained on.
+    """
+    filled, rounds, made, kept = (
+        latest(history, f"dynamic/{name}", window)
+        for name in ("filled", "rounds", "generated", "kept")
+    )
+    if not (filled and rounds and made and kept):
+        return None
+    if filled.mean >= least and made.mean <= most * kept.mean:
         return None
     return Finding(
-        f"dynamic/filled is {filled} after dynamic/rounds of {rounds.mean:.3g}: that share of a "
-        "batch is trained on",
-        "mixed groups are too rare for the rounds allowed: the prompts are nearly all solved, or "
-        "nearly all out of reach",
+        f"dynamic/filled is {filled}, with {made.mean:.3g} groups generated in {rounds.mean:.3g} "
+        f"rounds for the {kept.mean:.3g} that are trained on",
+        "mixed groups are rare: the prompts are nearly all solved, or nearly all out of reach",
         "`tasks` of another difficulty, or a `gate_pool`; a larger `num_generations`; a larger "
-        "`dynamic_max_rounds`, which costs tokens",
+        "`dynamic_max_rounds` fills the batch, and costs tokens",
     )
 
 

@@ -21,8 +21,13 @@ def named(rows, **names):
     return [{names.get(key, key): value for key, value in row.items()} for row in rows]
 
 
+def dynamic(**values):
+    return [{"step": n} | {f"dynamic/{key}": value for key, value in values.items()}
+            for n in range(1, 9)]  # fmt: skip
+
+
 ALIKE, MIXED, CUT = "groups/alike", "groups/mixed_correctness", "completions/clipped_ratio"
-LENGTH, FILLED, ROUNDS = "completions/mean_length", "dynamic/filled", "dynamic/rounds"
+LENGTH = "completions/mean_length"
 EVALS = [{"step": 6 * n, "eval_accuracy": value} for n, value in enumerate([0.5, 0.5, 0.49, 0.5])]
 LEARNT = [{"step": 6 * n, "eval_accuracy": value} for n, value in enumerate([0.5, 0.5, 0.6, 0.7])]
 
@@ -31,8 +36,9 @@ FIRES = {
               r"groups/alike is 0.9 \(steps 1-8\).*prompts are too easy.*`dynamic_sampling"),
     "unmixed": ("zero_variance", named(rows(a=[0.1] * 8, accuracy=[0.02] * 8), a=MIXED),
                 r"groups/mixed_correctness is 0.1 .*with an accuracy of 2% .* too hard"),
-    "starved": ("starved", named(rows(a=[0.5] * 8, b=[10.0] * 8), a=FILLED, b=ROUNDS),
-                r"0.5 \(steps 1-8\) after dynamic/rounds of 10.*`dynamic_max_rounds`"),
+    "starved": ("starved", dynamic(filled=0.5, rounds=10.0, generated=100.0, kept=8.0),
+                r"filled is 0.5 \(steps 1-8\), with 100 groups .* in 10 rounds for the 8 .*`gate_pool`"),
+    "dear": ("starved", dynamic(filled=1.0, rounds=7.0, generated=90.0, kept=16.0), "with 90 groups"),
     "truncated": ("truncated", named(rows(a=line(0.2, 0.9)), a=CUT),
                   r"clipped_ratio is 0.79.*\(steps 17-24\).*`max_completion_length`"),
     "collapse": ("entropy_collapse", rows(entropy=line(0.5, 0.001)[:12] + [0.02] * 12),
@@ -52,7 +58,7 @@ FIRES = {
 
 SOUND = {
     "zero_variance": named(rows(a=line(0.1, 0.8), b=line(0.9, 0.3)), a=ALIKE, b=MIXED),
-    "starved": named(rows(a=[1.0] * 8, b=[3.0] * 8), a=FILLED, b=ROUNDS),
+    "starved": dynamic(filled=1.0, rounds=3.0, generated=24.0, kept=16.0),
     "truncated": named(rows(a=[0.9] * 16 + [0.1] * 8), a=CUT),
     "entropy_collapse": rows(entropy=line(0.16, 0.045)),  # as the quickstart's, which learns
     "entropy_rise": rows(entropy=line(0.3, 0.9)),
@@ -100,3 +106,9 @@ def test_thresholds_decide():
     history = FIRES["truncated"][1]
     assert RULES["truncated"](history, most=0.95) is None
     assert RULES["truncated"](history, window=24, most=0.5) is not None
+
+
+def test_groups_that_dynamic_sampling_leaves_out_are_no_fault():
+    history = FIRES["unmixed"][1]
+    assert RULES["zero_variance"](history) is not None
+    assert RULES["zero_variance"]([row | {"dynamic/kept": 16} for row in history]) is None

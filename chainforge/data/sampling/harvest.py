@@ -16,7 +16,7 @@ from typing import Any
 from chainforge.core.errors import InputError
 from chainforge.core.records import JsonLines, Row, read_rows, write_rows
 from chainforge.core.transcript import read
-from chainforge.data.sampling.shards import merge, own_file, rank, shards_of, world_size
+from chainforge.data.sampling.shards import gathered, merge, own_file, rank, shards_of, world_size
 from chainforge.data.selection.pool import MARKS, find_samples
 from chainforge.rewards.functions import accuracy_rewards
 from chainforge.rewards.reward import text_of
@@ -191,14 +191,14 @@ class Recorder:
             log("formatted", row["formatted"])
             if row["correct"] is not None:
                 log("accuracy", row["correct"])
-        if len(rows) % self._group:
-            return  # groups that are spread over processes
-        groups = [rows[start : start + self._group] for start in range(0, len(rows), self._group)]
-        for group in groups:
-            log("groups/alike", len({row["reward"] for row in group}) == 1)
+        scores = [(row["reward"], row["correct"]) for row in rows]
+        if len(scores) % self._group:  # groups are spread over processes
+            scores = gathered(scores)
+        for start in range(0, len(scores), self._group):
+            rewards, verdicts = zip(*scores[start : start + self._group])
+            log("groups/alike", len(set(rewards)) == 1)
             if self._verdicts:
-                mixed = len({row["correct"] for row in group} - {None}) > 1
-                log("groups/mixed_correctness", mixed)
+                log("groups/mixed_correctness", len(set(verdicts) - {None}) > 1)
 
     def close(self) -> int:
         """Make one file of all processes' rows, in the order of the steps; return how many.

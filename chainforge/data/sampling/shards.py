@@ -13,10 +13,12 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 from chainforge.core.errors import InputError
 from chainforge.core.records import JsonLines, Row, write_rows
 
+T = TypeVar("T")
 Key = tuple[str, int]  # id of the row, number of the sample
 _RANK = re.compile(r"\.rank-\d+$")
 
@@ -29,6 +31,15 @@ def rank() -> int:
 def world_size() -> int:
     """Return how many processes share the work."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def gathered(items: list[T]) -> list[T]:
+    """Return the items of all processes, in their order; every process must call it."""
+    if world_size() == 1:
+        return items
+    from accelerate.utils import gather_object
+
+    return list(gather_object(items))
 
 
 def own_file(path: Path) -> Path:
