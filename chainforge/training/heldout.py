@@ -8,6 +8,7 @@ trains, resumes and ends exactly as one without (but with vLLM, whose numbers ar
 
 from __future__ import annotations
 
+import logging
 import random
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,6 +21,8 @@ from chainforge.core.errors import InputError
 from chainforge.core.records import Row
 from chainforge.data.sampling.harvest import Recorder
 from chainforge.data.tasks import TaskArgs, load_examples
+
+logger = logging.getLogger(__name__)
 
 ACCURACY = "eval_accuracy"
 
@@ -127,7 +130,21 @@ def chosen_step(trainer: Any) -> dict[str, Any]:
     state = trainer.state
     if not trainer.args.load_best_model_at_end or not state.best_model_checkpoint:
         return {"model_step": state.global_step}
-    return {"model_step": state.best_global_step, "best_accuracy": state.best_metric}
+    logs = (row[ACCURACY] for row in state.log_history if row["step"] == 0 and ACCURACY in row)
+    start = next(logs, None)
+    if start is not None and state.best_metric <= start:
+        logger.warning(
+            "keep_best: no checkpoint (best: step %d, %.3f) is better on the held-out rows than "
+            "the model that the stage started from (%.3f)",
+            state.best_global_step,
+            state.best_metric,
+            start,
+        )
+    return {
+        "model_step": state.best_global_step,
+        "best_accuracy": state.best_metric,
+        "start_accuracy": start,
+    }
 
 
 class HeldoutCallback(TrainerCallback):

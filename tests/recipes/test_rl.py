@@ -149,7 +149,7 @@ def test_places_that_stay_empty_train_nothing(rl, tmp_path):
     assert (first["loss"], first["grad_norm"], first["accuracy"]) == (0, 0, 0)
 
 
-def test_held_out_rows_change_nothing_and_the_best_is_kept(rl, tmp_path):
+def test_held_out_rows_change_nothing_and_the_best_is_kept(rl, tmp_path, caplog):
     held_out = {"heldout_size": 8, "heldout_steps": 2}
     assert rl("plain")[0] == 0
     assert rl("watched", **held_out)[0] == 0
@@ -173,6 +173,8 @@ def test_held_out_rows_change_nothing_and_the_best_is_kept(rl, tmp_path):
     }
     best = max((2, 4), key=by_step.get)
     assert (notes["model_step"], notes["best_accuracy"]) == (best, by_step[best])
+    assert notes["start_accuracy"] == by_step[0]
+    assert ("no checkpoint (best" in caplog.text) == (by_step[best] <= by_step[0])
     assert read_manifest(tmp_path / "watched").notes["model_step"] == 4
     saved = tmp_path / f"best/checkpoints/checkpoint-{best}"
     shutil.copytree(saved, tmp_path / "kept/model")
