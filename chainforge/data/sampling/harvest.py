@@ -171,11 +171,9 @@ class Recorder:
     ) -> None:
         """Log the strict accuracy of an evaluation's completions, whatever the rewards are."""
         names = [name for name in ("answer", "verifier", "entry") if name in columns]
-        calls = [
-            {name: columns[name][place] for name in names}
-            | {"completion": text, "transcript": self._transcript}
-            for place, text in enumerate(texts)
-        ]
+        given: dict[str, list[Any]] = {name: columns[name] for name in names}
+        given |= {"completion": texts, "transcript": [self._transcript] * len(texts)}
+        calls = [dict(zip(given, values)) for values in zip(*given.values(), strict=True)]
         for verdict in accuracy_rewards(calls):
             if verdict is not None:
                 log("accuracy", verdict)
@@ -183,9 +181,9 @@ class Recorder:
     def _log_groups(self, rows: list[Row], log: Callable[[str, float], None]) -> None:
         """Log the shares of right and of well-formed completions, and of groups without a signal.
 
-        TRL takes the mean of what is logged; every completion and every group counts once, in
-        however many parts a batch is generated. TRL's own `frac_reward_zero_std` misses groups: in
-        float32 the mean of eight rewards of 1.2 is not 1.2, so their deviation is not quite zero.
+        TRL takes the mean of what is logged, so that every completion and group counts once. Its
+        own `frac_reward_zero_std` misses groups: in float32 the mean of eight rewards of 1.2 is
+        not 1.2, so their deviation is not quite zero.
         """
         for row in rows:
             log("formatted", row["formatted"])
