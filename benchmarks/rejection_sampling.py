@@ -29,8 +29,8 @@ from chainforge.data.sampling.rollouts import judge
 from chainforge.data.sampling.rounds import Rounds, accepted_by
 from chainforge.data.selection.rejection import SelectionArgs, select_rows
 from chainforge.data.tasks import TaskArgs, load_examples
-from chainforge.training.policy import load_tokenizer
 from chainforge.training.stage import device, versions
+from chainforge.training.templates import load_tokenizer
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "recipes/quickstart"

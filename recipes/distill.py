@@ -4,7 +4,8 @@
         --model_name_or_path runs/quickstart/student/model \
         --teacher_model_name_or_path runs/quickstart/final/model --output_dir runs/quickstart/pupil
 
-Every option is TRL's own (DistillationConfig, ModelConfig) but for `tasks` and `transcript`.
+Every option is TRL's own (DistillationConfig, ModelConfig) but for `tasks`, `transcript`,
+`adapter` and `keep`.
 Student and teacher need one tokenizer. Distillation from written traces, which is what DeepSeek-R1
 did (section 2.4), is `sft.py` on the student.
 """
@@ -17,14 +18,11 @@ from chainforge.core.transcript import DEFAULT
 from chainforge.data.datasets import grpo_dataset
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.training.loop import train
-from chainforge.training.policy import (
-    check_model,
-    check_vocabulary,
-    load_tokenizer,
-    model_options,
-    prepare,
-)
+from chainforge.training.methods import PolicyArgs, check_policy, model_options
+from chainforge.training.policy import open_policy, prepare
+from chainforge.training.sources import check_model
 from chainforge.training.stage import open_stage
+from chainforge.training.templates import check_vocabulary, load_tokenizer
 
 
 @dataclass
@@ -35,38 +33,33 @@ class DistillArgs:
 
 
 def main() -> None:
-    from trl import (
-        DistillationConfig,
-        DistillationTrainer,
-        ModelConfig,
-        get_peft_config,
-        get_quantization_config,
-    )
+    from trl import DistillationConfig, DistillationTrainer, ModelConfig
 
-    tasks, form, training, model = configs = parse(
-        TaskArgs, DistillArgs, DistillationConfig, ModelConfig
+    tasks, form, policy, training, model = configs = parse(
+        TaskArgs, DistillArgs, PolicyArgs, DistillationConfig, ModelConfig
     )
-    student = check_model(model.model_name_or_path)
+    start = check_policy(policy, training, model)
     teacher = check_model(training.teacher_model_name_or_path)
     with open_stage(
         "distill",
         training.output_dir,
         *configs,
-        inputs={"model": student, "teacher": teacher},
+        inputs={"model": start.reference, "teacher": teacher},
         seed=training.seed,
     ) as stage:
         examples = load_examples(tasks, form.transcript, training.seed)
-        tokenizer = load_tokenizer(student, form.transcript)
+        tokenizer = load_tokenizer(
+            start.tokenizer, form.transcript, trust_remote_code=training.trust_remote_code
+        )
         check_vocabulary(tokenizer, load_tokenizer(teacher, form.transcript))
         training.teacher_model_init_kwargs = model_options(model, training)
         trainer = DistillationTrainer(
-            model=student,
+            model=open_policy(start, stage),
             teacher_model=teacher,
             args=prepare(training, model, stage),
             train_dataset=grpo_dataset(examples).select_columns(["prompt"]),
             processing_class=tokenizer,
-            quantization_config=get_quantization_config(model),
-            peft_config=get_peft_config(model),
+            peft_config=start.peft_config,
         )
         train(trainer, stage)
 

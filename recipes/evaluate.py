@@ -17,14 +17,15 @@ from chainforge.core.config import parse
 from chainforge.core.errors import InputError
 from chainforge.core.references import hint
 from chainforge.core.transcript import DEFAULT
-from chainforge.data.sampling import shards
 from chainforge.data.measures import summarize
+from chainforge.data.sampling import shards
 from chainforge.data.sampling.engine import SamplingArgs, open_engine
 from chainforge.data.sampling.rollouts import roll_out
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.pipeline.results import models_table, pairs_table
-from chainforge.training.policy import check_model, load_tokenizer
+from chainforge.training.sources import check_model
 from chainforge.training.stage import RunArgs, is_main_process, open_stage
+from chainforge.training.templates import load_tokenizer
 
 
 @dataclass

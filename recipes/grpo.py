@@ -5,11 +5,12 @@
 
 Every option is TRL's own (GRPOConfig, ModelConfig) but for those of the other classes below.
 `preset: modern` puts a file of `recipes/presets/` under the stage's own keys. With `beta` above 0
-the KL reference is the policy that the stage starts from. `gate_pool` leaves out prompts that were
-always or never solved before, `dynamic_sampling` groups without right and wrong answers.
-`heldout_size` rows are evaluated meanwhile, and rules of `health` warn or stop. Every completion is
-kept with its rewards in `rollouts.jsonl`. `--random_rewards` turns the stage into its own control:
-the same steps on rewards that mean nothing.
+the KL reference is the policy that the stage starts from, whatever `adapter` does with a LoRA
+adapter that it is given. `gate_pool` leaves out prompts that were always or never solved before,
+`dynamic_sampling` groups without right and wrong answers. `heldout_size` rows are evaluated
+meanwhile, and rules of `health` warn or stop. Every completion is kept with its rewards in
+`rollouts.jsonl`. `--random_rewards` turns the stage into its own control: the same steps on rewards
+that mean nothing.
 """
 
 from chainforge.core import process
@@ -25,18 +26,21 @@ from chainforge.training.dynamic import DynamicArgs, check_dynamic, train_on_mix
 from chainforge.training.health import HealthArgs, HealthCallback
 from chainforge.training.heldout import HeldoutArgs, HeldoutCallback, chosen_step, hold_out
 from chainforge.training.loop import train
-from chainforge.training.policy import check_model, load_tokenizer, prepare
+from chainforge.training.methods import PolicyArgs, check_policy
+from chainforge.training.policy import open_policy, prepare
 from chainforge.training.stage import is_main_process, open_stage
+from chainforge.training.templates import load_tokenizer
 
 
 def main() -> None:
-    from trl import GRPOConfig, GRPOTrainer, ModelConfig, get_peft_config, get_quantization_config
+    from trl import GRPOConfig, GRPOTrainer, ModelConfig
 
-    tasks, judges, gates, harvest, dynamic, heldout, health, training, model = configs = parse(
-        TaskArgs, RewardArgs, GateArgs, HarvestArgs, DynamicArgs, HeldoutArgs, HealthArgs,
-        GRPOConfig, ModelConfig,
+    tasks, judges, gates, harvest, dynamic, heldout, health, policy, training, model = configs = (
+        parse(TaskArgs, RewardArgs, GateArgs, HarvestArgs, DynamicArgs, HeldoutArgs, HealthArgs,
+              PolicyArgs, GRPOConfig, ModelConfig)
     )  # fmt: skip
-    base = check_model(model.model_name_or_path)
+    start = check_policy(policy, training, model)
+    base = start.reference
     check_save_steps(training)
     inputs = {"model": base} | ({"data.0": gates.gate_pool} if gates.gate_pool else {})
     with open_stage(
@@ -49,24 +53,25 @@ def main() -> None:
         check_overlong(rewards, training.max_completion_length)
         check_batch(gated.rows, training.generation_batch_size, training.num_generations)
         training.reward_weights = [reward.weight for reward in rewards]
-        tokenizer = load_tokenizer(base, judges.transcript)
+        tokenizer = load_tokenizer(
+            start.tokenizer, judges.transcript, trust_remote_code=training.trust_remote_code
+        )
         recorder = Recorder(stage.directory, rewards, training, model=base,
                             transcript=judges.transcript, end=tokenizer.eos_token_id,
                             keep=harvest.log_rollouts)  # fmt: skip
         trainer = GRPOTrainer(
-            model=base,
+            model=open_policy(start, stage),
             args=prepare(training, model, stage),
             reward_funcs=recorder.rewards,
             train_dataset=grpo_dataset(gated.rows),
             eval_dataset=grpo_dataset(unseen) if unseen else None,
             processing_class=tokenizer,
-            quantization_config=get_quantization_config(model),
-            peft_config=get_peft_config(model),
+            peft_config=start.peft_config,
             callbacks=[RolloutCallback(recorder), HeldoutCallback(recorder),
                        HealthCallback(health, stage)],
         )  # fmt: skip
         train_on_mixed_groups(trainer, dynamic, rewards)
-        stage.notes["kl_reference"] = base if training.beta else None
+        stage.notes["kl_reference"] = stage.notes["starts_from"] if training.beta else None
         stage.metrics |= {"gate": gated.counts} if gated.counts else {}
         train(trainer, stage)
         stage.notes |= chosen_step(trainer)

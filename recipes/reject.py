@@ -27,8 +27,9 @@ from chainforge.data.selection.filters import FilterArgs
 from chainforge.data.selection.rejection import SelectionArgs
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.rewards.scoring import RewardArgs, load_rewards
-from chainforge.training.policy import check_model, load_tokenizer
+from chainforge.training.sources import check_model
 from chainforge.training.stage import RunArgs, is_main_process, open_stage
+from chainforge.training.templates import load_tokenizer
 
 
 def main() -> None:

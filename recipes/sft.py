@@ -5,37 +5,41 @@
         --output_dir runs/quickstart/cold
 
 Every option is TRL's own (SFTConfig, ModelConfig) but for `data`, `data_weights` (the ratio in
-which several sources stand) and `transcript`. The loss is on the completion alone; a row that does
-not fit into `max_length` is an error, never cut in silence.
+which several sources stand), `transcript`, `adapter` (what becomes of a LoRA adapter that the stage
+is given) and `keep`. The loss is on the completion alone; a row that does not fit into `max_length`
+is an error, never cut in silence.
 """
 
 from chainforge.core import process
 from chainforge.core.config import parse
 from chainforge.data.datasets import DataArgs, sft_mixture
 from chainforge.training.loop import train
-from chainforge.training.policy import check_lengths, check_model, load_tokenizer, prepare
+from chainforge.training.methods import PolicyArgs, check_policy
+from chainforge.training.policy import open_policy, prepare
 from chainforge.training.stage import open_stage
+from chainforge.training.templates import check_lengths, load_tokenizer
 
 
 def main() -> None:
-    from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
+    from trl import ModelConfig, SFTConfig, SFTTrainer
 
-    data, training, model = configs = parse(DataArgs, SFTConfig, ModelConfig)
-    base = check_model(model.model_name_or_path)
-    inputs = {"model": base} | {f"data.{i}": path for i, path in enumerate(data.data)}
+    data, policy, training, model = configs = parse(DataArgs, PolicyArgs, SFTConfig, ModelConfig)
+    start = check_policy(policy, training, model)
+    inputs = {"model": start.reference} | {f"data.{i}": p for i, p in enumerate(data.data)}
     with open_stage(
         "sft", training.output_dir, *configs, inputs=inputs, seed=training.seed
     ) as stage:
         rows, sources = sft_mixture(data, training.seed)
-        tokenizer = load_tokenizer(base, data.transcript)
+        tokenizer = load_tokenizer(
+            start.tokenizer, data.transcript, trust_remote_code=training.trust_remote_code
+        )
         check_lengths(rows, tokenizer, training.max_length)
         trainer = SFTTrainer(
-            model=base,
+            model=open_policy(start, stage),
             args=prepare(training, model, stage),
             train_dataset=rows,
             processing_class=tokenizer,
-            quantization_config=get_quantization_config(model),
-            peft_config=get_peft_config(model),
+            peft_config=start.peft_config,
         )
         stage.metrics |= {"rows": len(rows), "sources": sources}
         train(trainer, stage)

@@ -5,30 +5,39 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from chainforge.core.config import read_yaml
+from chainforge.core.config import given, read_yaml
 from chainforge.core.errors import InputError
-from chainforge.pipeline import places
+from chainforge.pipeline import handover, places
 from chainforge.pipeline.chain import Chain
+from chainforge.pipeline.handover import Settings
 from chainforge.pipeline.stages import Stage, check_setting
 
 # The recipes whose rows are trained on, and so must not give away what is evaluated.
 DECONTAMINATED = ("collect", "reject")
 
 
-def references(stage: Stage, chain: Chain, directory: Path) -> dict[str, tuple[str, str]]:
+def references(
+    stage: Stage, chain: Chain, directory: Path, settled: Callable[[Stage], Settings]
+) -> dict[str, tuple[str, str]]:
     """Map each input's role (`model`, `data.0`, `models.base`) to its name and where it lies.
 
-    `directory` holds the stages' directories.
+    `directory` holds the stages' directories; `settled` gives a stage's settings. Raises
+    `InputError` when a stage wants of another what that one does not leave.
     """
 
-    def model(name: str) -> str:
-        return chain.models[name] if name in chain.models else str(directory / name / "model")
+    def model(name: str, role: str) -> str:
+        if name in chain.models:
+            handover.check_path(chain.models[name], name, stage, settled(stage), role)
+            return chain.models[name]
+        giver = chain.stage(name)
+        part = handover.part_of(giver, settled(giver), stage, settled(stage), role)
+        return str(directory / name / part)
 
     def data(name: str) -> str:
         path = directory / name if chain.is_stage(name) else places.data_path(name, chain.folder)
@@ -37,9 +46,9 @@ def references(stage: Stage, chain: Chain, directory: Path) -> dict[str, tuple[s
     found: dict[str, tuple[str, str]] = {}
     for role, name in (("model", stage.model), ("teacher", stage.teacher_model)):
         if name is not None:
-            found[role] = (name, _here(model(name)))
+            found[role] = (name, _here(model(name, role)))
     for name in stage.models:
-        found[f"models.{name}"] = (name, _here(model(name)))
+        found[f"models.{name}"] = (name, _here(model(name, "models")))
     for number, name in enumerate(stage.data):
         found[f"data.{number}"] = (name, _here(data(name)))
     return found
@@ -132,6 +141,14 @@ def settings_of(
             more = [file for file in evaluations if file not in entries]
             settings["decontaminate"] = [*entries, *more]
     return settings
+
+
+def settled(stage: Stage, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a stage's settings as its recipe will read them: its YAML, then the overrides."""
+    words = ["--config", str(stage.config)] if stage.config else []
+    for key, value in settings.items():
+        words += option_words(key, value)
+    return given(words)
 
 
 def read_sets(chain: Chain, texts: Iterable[str]) -> dict[str, dict[str, Any]]:

@@ -61,7 +61,7 @@ def model_path(name: str, folder: Path) -> str:
     """Return a model's directory, looked up from the chain file and from here, or its Hub id."""
     found = _look(name, folder)
     if found is not None:
-        if not (found / "config.json").is_file():
+        if not any((found / name).is_file() for name in ("config.json", "adapter_config.json")):
             raise InputError(f"{found} is not a model directory: it has no config.json")
         return str(found)
     if _HUB_ID.fullmatch(name):

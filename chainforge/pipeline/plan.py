@@ -13,7 +13,7 @@ from typing import Any
 
 from chainforge.core import artifacts
 from chainforge.core.config import given
-from chainforge.pipeline import commands, places
+from chainforge.pipeline import commands, handover, places
 from chainforge.pipeline.chain import Chain
 from chainforge.pipeline.stages import RECIPES, Stage
 
@@ -79,9 +79,14 @@ def plan_stage(
     """Plan one stage. `known` holds the fingerprints of the stages before it, and of models."""
     parent = chain_directory(chain, runs)
     directory = parent / stage.name
-    places_of = commands.references(stage, chain, parent)
-    settings = commands.settings_of(stage, chain, overrides.sets, overrides.seed)
-    words = commands.recipe_words(stage, places_of, directory, settings)
+
+    def settings(one: Stage) -> dict[str, Any]:
+        return commands.settings_of(one, chain, overrides.sets, overrides.seed)
+
+    places_of = commands.references(
+        stage, chain, parent, lambda one: commands.settled(one, settings(one))
+    )
+    words = commands.recipe_words(stage, places_of, directory, settings(stage))
     script = places.short(places.recipe_script(stage.recipe, chain.folder))
     inputs = {}
     for role, (name, path) in places_of.items():
@@ -184,10 +189,15 @@ def contracts(step: Step) -> list[tuple[str, str]]:
     model = step.inputs.get("model")
     if model is not None:
         lines.append(("starts from", f"{model.name}: {model.path}"))
+        adapter = handover.adapter_of(step.stage, step.given)
+        if step.stage.recipe in handover.TRAINING:
+            lines.append(("trains", handover.in_words(step.stage, step.given)))
         beta = _beta(step)
         if step.stage.recipe == "grpo" and beta > 0:
-            text = f"the policy it starts from: {model.path} (beta {beta:g})"
-            lines.append(("KL reference", text))
+            what = f"a frozen copy of {model.path}" if adapter == "continue" else model.path
+            lines.append(("KL reference", f"the policy it starts from: {what} (beta {beta:g})"))
+    if kept := step.given.get("keep"):
+        lines.append(("keeps", ", ".join(kept) if isinstance(kept, list) else str(kept)))
     teacher = step.inputs.get("teacher")
     if teacher is not None:
         lines.append(("teacher", f"{teacher.name}: {teacher.path}"))

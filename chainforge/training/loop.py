@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from chainforge.training.policy import save
+from chainforge.training.policy import unround
+from chainforge.training.saving import save
 from chainforge.training.stage import Stage
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ def train(trainer: Any, stage: Stage) -> None:
     from chainforge.training.callbacks import StageCallback
     from chainforge.training.checkpoints import last_good
 
+    unround(trainer, stage)
     before = weight_sums(trainer.model)
     if not before:
         raise NothingTrained("no parameter of the model requires a gradient")

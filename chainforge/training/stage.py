@@ -12,12 +12,13 @@ import importlib.metadata
 import logging
 import os
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -27,6 +28,9 @@ from chainforge.core.artifacts import Manifest
 from chainforge.core.config import given, resolved
 from chainforge.core.errors import InputError
 from chainforge.data.selection.salvage import rejects_in
+
+if TYPE_CHECKING:
+    from chainforge.training.methods import Start
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +74,7 @@ class Stage:
     config: dict[str, Any]
     metrics: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    policy: Start | None = None  # how its policy was opened, where it trains one
 
     def path(self, name: str) -> Path:
         """Return the path of a file of this stage."""
@@ -124,6 +129,8 @@ def open_stage(
             yield stage
         if is_main_process():
             _sign(stage, time.monotonic() - started)
+            if stage.policy and "checkpoints" not in stage.policy.keep:
+                shutil.rmtree(stage.path("checkpoints"), ignore_errors=True)
 
 
 def _leave_if_done(stage: Stage) -> None:

@@ -127,8 +127,8 @@ def test_an_adapter_is_no_model(folder, tiny_model, recipe):
     shutil.copytree(tiny_model, "adapter")
     (folder / "adapter/config.json").unlink()
     (folder / "adapter/adapter_config.json").write_text("{}")
-    (folder / "c.yaml").write_text(yaml.safe_dump(GRPO | {"model_name_or_path": "adapter"}))
-    code, error = recipe("grpo", "--config", "c.yaml", "--output_dir", "out")
+    (folder / "c.yaml").write_text(yaml.safe_dump(REJECT | {"model_name_or_path": "adapter"}))
+    code, error = recipe("reject", "--config", "c.yaml", "--output_dir", "out")
     assert code == 2
     assert "is a LoRA adapter" in error
 

@@ -21,6 +21,7 @@ from chainforge.training.checkpoints import check_save_steps
 from chainforge.training.dynamic import DynamicArgs
 from chainforge.training.health import HealthArgs
 from chainforge.training.heldout import HeldoutArgs
+from chainforge.training.methods import PolicyArgs
 from chainforge.training.stage import RunArgs
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +33,7 @@ def dataclasses_of(recipe):
 
     return {
         "collect": (RunArgs, TaskArgs, RewardArgs, TeacherArgs, SelectionArgs),
-        "sft": (DataArgs, SFTConfig, ModelConfig),
+        "sft": (DataArgs, PolicyArgs, SFTConfig, ModelConfig),
         "grpo": (
             TaskArgs,
             RewardArgs,
@@ -41,6 +42,7 @@ def dataclasses_of(recipe):
             DynamicArgs,
             HeldoutArgs,
             HealthArgs,
+            PolicyArgs,
             GRPOConfig,
             ModelConfig,
         ),
@@ -54,7 +56,7 @@ def dataclasses_of(recipe):
             FilterArgs,
             BuildArgs,
         ),
-        "distill": (TaskArgs, DistillationConfig, ModelConfig),
+        "distill": (TaskArgs, PolicyArgs, DistillationConfig, ModelConfig),
     }[recipe]
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from chainforge.core.config import parse
-from chainforge.core.errors import InputError
 from chainforge.training import loop, policy
 from chainforge.training.stage import open_stage
+from chainforge.training.templates import load_tokenizer
 
 TEXT = "<reasoning_process>1 + 1 = 2</reasoning_process>\n<summary>2</summary>"
 
@@ -42,7 +42,7 @@ def sft(tiny_model, directory, monkeypatch, *flags):
             model=model.model_name_or_path,
             args=policy.prepare(training, model, stage),
             train_dataset=rows(),
-            processing_class=policy.load_tokenizer(model.model_name_or_path),
+            processing_class=load_tokenizer(model.model_name_or_path),
             quantization_config=get_quantization_config(model),
             peft_config=get_peft_config(model),
         )
@@ -111,88 +111,3 @@ def test_a_cut_run_goes_on_and_ends_the_same(tiny_model, tmp_path, monkeypatch):
         json.loads(line)["step"] for line in again.path("metrics.jsonl").read_text().splitlines()
     ]
     assert steps == [1, 2, 3, 4, 4]
-
-
-@pytest.mark.parametrize(
-    ("make", "words"),
-    [
-        (lambda path: path.mkdir(), "not a model directory: it has no config.json"),
-        (lambda path: (path / "model").mkdir(parents=True), "not a model directory"),
-        (lambda path: path.write_text(""), "no such model directory"),
-        (lambda path: None, "no such model directory"),
-    ],
-)
-def test_a_path_that_is_no_model_is_refused(tmp_path, make, words):
-    make(tmp_path / "m")
-    with pytest.raises(InputError, match=words):
-        policy.check_model(str(tmp_path / "m"))
-
-
-def test_a_model_is_found(tiny_model, tmp_path):
-    assert policy.check_model(tiny_model) == tiny_model
-    assert policy.check_model("Qwen/Qwen2.5-0.5B") == "Qwen/Qwen2.5-0.5B"
-    shutil.copytree(tiny_model, tmp_path / "cold/model")
-    with pytest.raises(InputError, match="its model/ is one: give that"):
-        policy.check_model(str(tmp_path / "cold"))
-    (tmp_path / "adapter").mkdir()
-    (tmp_path / "adapter/adapter_config.json").write_text("{}")
-    with pytest.raises(InputError, match="is a LoRA adapter"):
-        policy.check_model(str(tmp_path / "adapter"))
-    with pytest.raises(InputError, match="name a model"):
-        policy.check_model(None)
-
-
-def changed(tokenizer, **changes):
-    import copy
-
-    other = copy.deepcopy(tokenizer)
-    for name, value in changes.items():
-        setattr(other, name, value)
-    return other
-
-
-def test_a_good_template_passes(tokenizer):
-    policy.check_template(tokenizer, "r1-cold-start", "tiny")
-    policy.check_template(tokenizer, "think", "tiny")
-
-
-def test_templates_that_break_the_transcript_are_found(tokenizer):
-    template = tokenizer.chat_template
-    prefills = template.replace("assistant\n' }}", "assistant\n<think>\n' }}")
-    eats = template.replace("m['content']", "m['content'].split('</think>')[-1]")
-    doubles = template.replace("m['content']", "m['content'] + m['content']")
-    dates = template.replace("'<|im_start|>' +", "messages | length ~ '<|im_start|>' +")
-    cases = [
-        (None, "has no chat template"),
-        (prefills, "itself writes <think>"),
-        (eats, "keeps <think> 0 times"),
-        (doubles, "keeps <think> 2 times"),
-        (dates, "renders a prompt otherwise"),
-    ]
-    for broken, words in cases:
-        with pytest.raises(InputError, match=words):
-            policy.check_template(changed(tokenizer, chat_template=broken), "think", "tiny")
-
-
-def test_tags_that_are_special_tokens_are_found(tokenizer):
-    broken = changed(tokenizer)
-    broken.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
-    with pytest.raises(InputError, match="the tags are lost in decoding"):
-        policy.check_template(broken, "think", "tiny")
-
-
-def test_rows_that_do_not_fit_are_named(tokenizer):
-    policy.check_lengths(rows(2), tokenizer, 200)
-    policy.check_lengths(rows(2), tokenizer, None)
-    with pytest.raises(
-        InputError, match="max_length: 2 of 2 rows have more than 20 tokens .*row 0"
-    ):
-        policy.check_lengths(rows(2), tokenizer, 20)
-
-
-def test_vocabularies_are_compared_by_their_tokens(tokenizer):
-    policy.check_vocabulary(tokenizer, changed(tokenizer))
-    other = changed(tokenizer)
-    other.add_tokens(["<extra>"])
-    with pytest.raises(InputError, match="differ in 1 tokens"):
-        policy.check_vocabulary(tokenizer, other)

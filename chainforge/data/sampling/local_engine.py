@@ -30,7 +30,9 @@ def open_policy(reference: str, **options: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(reference, use_safetensors=True, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            reference, use_safetensors=True, trust_remote_code=False, **options
+        )
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{reference}: no model could be loaded: {reason}") from None

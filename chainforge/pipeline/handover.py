@@ -1,0 +1,86 @@
+"""Decide what a stage hands on: its `model/`, or its `adapter/` where the next one asks for that.
+
+`adapter: continue` and `adapter: new` take the adapter of the stage before, and everything else
+takes the merged model. A stage that does not keep what the next one needs is found out here, before
+anything runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from chainforge.core.errors import InputError
+from chainforge.pipeline.stages import Stage
+
+TRAINING = ("sft", "grpo", "distill")
+ADAPTER = "adapter_config.json"
+Settings = Mapping[str, Any]
+
+
+def adapter_of(stage: Stage, settings: Settings) -> str:
+    """Return what a stage does with an adapter that it is given: `merge` if it does not say."""
+    return str(settings.get("adapter") or "merge") if stage.recipe in TRAINING else "merge"
+
+
+def trains_adapter(stage: Stage, settings: Settings) -> bool:
+    """Whether a stage trains a LoRA adapter, and not all weights."""
+    return stage.recipe in TRAINING and _true(settings.get("use_peft"))
+
+
+def part_of(
+    giver: Stage, given: Settings, taker: Stage, asked: Settings, role: str = "model"
+) -> str:
+    """Return which directory of `giver` goes to `taker`: `model` or `adapter`.
+
+    Raises `InputError` when `giver` makes or keeps no such thing.
+    """
+    how = adapter_of(taker, asked) if role == "model" else "merge"
+    known = giver.recipe in TRAINING  # what one's own recipe leaves, only it knows
+    if how == "continue" and known and not trains_adapter(giver, given):
+        raise InputError(
+            f"stage {taker.name}: adapter: continue: stage {giver.name} trains all weights, so "
+            f"there is no adapter; set use_peft: true in {giver.name}, or adapter: merge here"
+        )
+    wants = how == "continue" or (how == "new" and trains_adapter(giver, given))
+    part = "adapter" if wants else "model"
+    kept = given.get("keep")
+    if known and kept is not None and part not in (kept if isinstance(kept, list) else [kept]):
+        raise InputError(
+            f"stage {taker.name} needs {giver.name}/{part}, which {giver.name} does not keep "
+            f"(keep: {kept}); add {part} to it"
+        )
+    return part
+
+
+def check_path(path: str, name: str, taker: Stage, asked: Settings, role: str = "model") -> None:
+    """Raise `InputError` when a model that no stage made cannot serve as `taker` wants it."""
+    if not Path(path).is_dir():
+        return  # a Hub id: the stage itself will see
+    adapter = (Path(path) / ADAPTER).exists()
+    if adapter and (taker.recipe not in TRAINING or role != "model"):
+        raise InputError(
+            f"stage {taker.name}: {name} is a LoRA adapter ({path}); only {', '.join(TRAINING)} "
+            "open one, as their model; give a model that it is merged into"
+        )
+    if not adapter and role == "model" and adapter_of(taker, asked) == "continue":
+        raise InputError(
+            f"stage {taker.name}: adapter: continue: {name} is a plain model ({path}); give an "
+            "adapter, or say adapter: merge"
+        )
+
+
+def in_words(stage: Stage, settings: Settings) -> str:
+    """Say what a training stage trains."""
+    if not trains_adapter(stage, settings):
+        return "all weights"
+    quantised = _true(settings.get("load_in_4bit")) or _true(settings.get("load_in_8bit"))
+    kind = "QLoRA" if quantised else "LoRA"
+    if adapter_of(stage, settings) == "continue":
+        return f"the {kind} adapter that it is given"
+    return f"a fresh {kind} adapter"
+
+
+def _true(value: Any) -> bool:
+    return value is True or str(value).lower() in ("true", "1", "yes")

@@ -1,0 +1,191 @@
+"""Find the policy that a stage is given, and see that it is safe to open, before anything loads.
+
+A policy is a plain model (a Hub id, a directory, a stage's `model/`) or a LoRA adapter on one (a
+directory, a stage's `adapter/`, a Hub id). Weights are read from safetensors only, since other
+formats can run code, and a model's own code is run only with `trust_remote_code: true`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from chainforge.core.artifacts import read_json
+from chainforge.core.errors import InputError
+
+ADAPTER = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+# All that an adapter's repository is asked for: no pickled file among it.
+_ADAPTER_FILES = [ADAPTER, ADAPTER_WEIGHTS, "*token*.json", "vocab.*", "merges.txt", "*.jinja"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a policy comes from: a plain model, or an adapter and the model under it."""
+
+    reference: str
+    model: str  # an absolute directory or a Hub id
+    revision: str | None = None
+    adapter: Path | None = None
+    config: dict[str, Any] = field(default_factory=dict)  # the model's
+    lora: dict[str, Any] = field(default_factory=dict)  # the adapter's
+
+    @property
+    def tokenizer(self) -> str:
+        """Where the tokenizer is: an adapter brings its own, or has its model's."""
+        if self.adapter and (self.adapter / "tokenizer_config.json").exists():
+            return str(self.adapter)
+        return self.model
+
+
+def check_model(reference: str | None, trust_remote_code: bool = False) -> str:
+    """Return the path or Hub id of a plain model; raise `InputError` for a path that is none.
+
+    Nothing is loaded: a directory is a model when it has a `config.json` and safetensors.
+    """
+    if not reference:
+        raise InputError("model_name_or_path: name a model, as --model_name_or_path PATH_OR_HUB_ID")
+    path = Path(reference)
+    if path.is_dir():
+        if (path / ADAPTER).exists():
+            raise InputError(
+                f"{path} is a LoRA adapter; give the stage's model/, where it is merged"
+            )
+        _check_directory(path, trust_remote_code)
+    elif path.exists() or reference.startswith(("/", "./", "../")) or reference.count("/") > 1:
+        raise InputError(f"{path}: no such model directory (looked from {Path.cwd()})")
+    return reference
+
+
+def find_source(
+    reference: str | None, revision: str | None = None, trust_remote_code: bool = False
+) -> Source:
+    """Return what a policy is made of; raise `InputError` for what cannot be opened, or must not.
+
+    No weights are loaded. Of a Hub id the configuration is fetched, and an adapter whole.
+    """
+    path = Path(reference or "")
+    if reference and path.is_dir() and (path / ADAPTER).exists():
+        return _adapter(reference, path, trust_remote_code)
+    reference = check_model(reference, trust_remote_code)
+    if path.is_dir():
+        return Source(reference, str(path.resolve()), config=read_json(path / "config.json"))
+    if adapter := _adapter_on_hub(reference, revision):
+        return _adapter(reference, adapter, trust_remote_code)
+    config = _config_on_hub(reference, revision, trust_remote_code)
+    return Source(reference, reference, revision, config=config)
+
+
+def _check_directory(path: Path, trust_remote_code: bool) -> None:
+    """Raise `InputError` unless a directory holds a model that may be opened."""
+    if not (path / "config.json").exists():
+        inside = [name for name in ("model/config.json", f"adapter/{ADAPTER}")
+                  if (path / name).exists()]  # fmt: skip
+        hint = f" (its {Path(inside[0]).parent}/ is one: give that)" if inside else ""
+        raise InputError(f"{path} is not a model directory: it has no config.json{hint}")
+    if not any(path.glob("*.safetensors")):
+        _no_safetensors(str(path), [file.name for file in path.iterdir()])
+    for name in ("config.json", "tokenizer_config.json"):
+        if (path / name).exists():
+            _check_code(read_json(path / name), f"{path / name}", trust_remote_code)
+
+
+def _no_safetensors(where: str, names: list[str]) -> None:
+    """Raise the `InputError` that says which weights there are instead."""
+    others = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt")))
+    found = f"only {others[0]}, which is a pickle and may run code" if others else "no weights"
+    raise InputError(
+        f"{where}: found {found}; ChainForge opens safetensors only. Convert it once, where you "
+        "trust it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)"
+    )
+
+
+def _check_code(config: dict[str, Any], where: str, trust_remote_code: bool) -> None:
+    if config.get("auto_map") and not trust_remote_code:
+        raise InputError(
+            f"{where} has an auto_map: this model brings code of its own. Read it, then set "
+            "trust_remote_code: true; or delete the auto_map if transformers knows the model type"
+        )
+
+
+def _adapter(reference: str, path: Path, trust_remote_code: bool) -> Source:
+    """Return a LoRA adapter with its base."""
+    lora = read_json(path / ADAPTER)
+    if (kind := lora.get("peft_type")) != "LORA":
+        raise InputError(f"{path} is an adapter of type {kind}; only LoRA can be trained or merged")
+    if not (path / ADAPTER_WEIGHTS).exists():
+        _no_safetensors(f"{path}: {ADAPTER_WEIGHTS} is missing", [f.name for f in path.iterdir()])
+    if any(file.name != ADAPTER_WEIGHTS for file in path.glob("*.safetensors")):
+        raise InputError(
+            f"{path} holds a model and an adapter, and which one is meant cannot be told; give the "
+            "model without adapter_*, or the adapter alone"
+        )
+    base, revision = lora.get("base_model_name_or_path"), lora.get("revision")
+    if not base:
+        raise InputError(f"{path / ADAPTER} names no base model: set base_model_name_or_path")
+    where = f"{path / ADAPTER}: base_model_name_or_path: {base}"
+    if Path(base).is_dir():
+        if (Path(base) / ADAPTER).exists():
+            raise InputError(f"{where} is itself an adapter; merge it into its base first")
+        _check_directory(Path(base), trust_remote_code)
+        base, config = str(Path(base).resolve()), read_json(Path(base) / "config.json")
+    elif _HUB_ID.fullmatch(base):
+        config = _config_on_hub(base, revision, trust_remote_code, where)
+    else:
+        raise InputError(f"{where}: no such directory (looked from {Path.cwd()}); put it right")
+    return Source(reference, base, revision, path.resolve(), config, lora)
+
+
+def _config_on_hub(
+    reference: str, revision: str | None, trust_remote_code: bool, where: str = ""
+) -> dict[str, Any]:
+    """Fetch a model's configuration from the Hub, or from the cache."""
+    from transformers import PretrainedConfig
+
+    try:
+        config, _ = PretrainedConfig.get_config_dict(reference, revision=revision)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{where or reference}: neither a directory (looked from {Path.cwd()}) nor to be had "
+            f"from the Hub: {first_line(error)}"
+        ) from None
+    _check_code(config, f"{reference}: its config.json", trust_remote_code)
+    names = _names_on_hub(reference, revision)
+    if names and not any(name.endswith(".safetensors") for name in names):
+        _no_safetensors(reference, names)
+    return dict(config)
+
+
+def _names_on_hub(reference: str, revision: str | None) -> list[str]:
+    """List a repository's files; nothing when the Hub is out of reach and the cache must do."""
+    import httpx
+    from huggingface_hub import list_repo_files
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return list(list_repo_files(reference, revision=revision))
+    except (HfHubHTTPError, httpx.HTTPError, OSError):
+        return []
+
+
+def _adapter_on_hub(reference: str, revision: str | None) -> Path | None:
+    """Fetch an adapter from the Hub, or from the cache; None when the id is no adapter's."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    try:
+        if find_adapter_config_file(reference, revision=revision) is None:
+            return None
+        folder = snapshot_download(reference, revision=revision, allow_patterns=_ADAPTER_FILES)
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise InputError(f"{reference}: {first_line(error)}") from None
+    return Path(folder)
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an exception says."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,88 @@
+"""See that a tokenizer leaves transcripts, rows and tokens as they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from chainforge.core.errors import InputError
+from chainforge.core.transcript import DEFAULT, read, tags_of, write
+from chainforge.training.sources import first_line
+
+
+def load_tokenizer(reference: str, transcript: str = DEFAULT, **options: Any) -> Any:
+    """Load a tokenizer and prove that transcripts survive its chat template.
+
+    Raises `InputError` when the template is missing, eats, doubles or pre-fills the tags.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            reference, **{"trust_remote_code": False} | options
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{reference}: no tokenizer could be loaded: {first_line(error)}"
+        ) from None
+    check_template(tokenizer, transcript, reference)
+    return tokenizer
+
+
+def check_template(tokenizer: Any, transcript: str, name: str) -> None:
+    """Send a transcript through the chat template and back; raise `InputError` if it changed."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise InputError(f"{name}: the tokenizer has no chat template; set chat_template_path")
+    prompt = [{"role": "user", "content": "1 + 1 ="}]
+    text = write("1 + 1 = 2", "2", transcript)
+    turn = {"role": "assistant", "content": text}
+    before = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+    whole = tokenizer.apply_chat_template([*prompt, turn], tokenize=False)
+    for tag in tags_of(transcript).all:
+        if before.count(tag):
+            raise InputError(f"{name}: the chat template itself writes {tag} before the completion")
+        if whole.count(tag) != 1:
+            raise InputError(
+                f"{name}: the chat template keeps {tag} {whole.count(tag)} times, not once; "
+                "use a template that leaves the assistant's text as it is"
+            )
+    if not whole.startswith(before):
+        raise InputError(
+            f"{name}: the chat template renders a prompt otherwise once it is answered"
+        )
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    decoded = tokenizer.decode(ids, skip_special_tokens=True)
+    if read(decoded, transcript) != read(text, transcript):
+        raise InputError(
+            f"{name}: the tags are lost in decoding ({decoded!r}); "
+            "add them as ordinary tokens, not as special ones"
+        )
+
+
+def check_lengths(rows: Any, tokenizer: Any, max_length: int | None) -> None:
+    """Raise `InputError` when rows do not fit: TRL would cut them, or drop them, in silence.
+
+    `rows` has conversational `prompt` and `completion` columns; `max_length` is in tokens.
+    """
+    if max_length is None:
+        return
+    conversations = [prompt + done for prompt, done in zip(rows["prompt"], rows["completion"])]
+    texts = [tokenizer.apply_chat_template(turns, tokenize=False) for turns in conversations]
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    lengths = [len(one) for one in ids]
+    if long := [index for index, length in enumerate(lengths) if length > max_length]:
+        raise InputError(
+            f"max_length: {len(long)} of {len(lengths)} rows have more than {max_length} tokens "
+            f"(the first is row {long[0]}, the longest has {max(lengths)}) and would be cut; "
+            "raise max_length, or drop them when the rows are made"
+        )
+
+
+def check_vocabulary(student: Any, teacher: Any) -> None:
+    """Raise `InputError` unless two tokenizers mean the same by each token."""
+    mine, theirs = student.get_vocab(), teacher.get_vocab()
+    if mine != theirs:
+        different = len(set(mine.items()) ^ set(theirs.items()))
+        raise InputError(
+            f"teacher and student differ in {different} tokens: distillation by logits needs one "
+            "tokenizer; distil by traces instead (recipes/reject.py, then recipes/sft.py)"
+        )

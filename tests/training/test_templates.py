@@ -1,0 +1,61 @@
+import pytest
+from stages import rows
+
+from chainforge.core.errors import InputError
+from chainforge.training.templates import check_lengths, check_template, check_vocabulary
+
+
+def changed(tokenizer, **changes):
+    import copy
+
+    other = copy.deepcopy(tokenizer)
+    for name, value in changes.items():
+        setattr(other, name, value)
+    return other
+
+
+def test_a_good_template_passes(tokenizer):
+    check_template(tokenizer, "r1-cold-start", "tiny")
+    check_template(tokenizer, "think", "tiny")
+
+
+def test_templates_that_break_the_transcript_are_found(tokenizer):
+    template = tokenizer.chat_template
+    prefills = template.replace("assistant\n' }}", "assistant\n<think>\n' }}")
+    eats = template.replace("m['content']", "m['content'].split('</think>')[-1]")
+    doubles = template.replace("m['content']", "m['content'] + m['content']")
+    dates = template.replace("'<|im_start|>' +", "messages | length ~ '<|im_start|>' +")
+    cases = [
+        (None, "has no chat template"),
+        (prefills, "itself writes <think>"),
+        (eats, "keeps <think> 0 times"),
+        (doubles, "keeps <think> 2 times"),
+        (dates, "renders a prompt otherwise"),
+    ]
+    for broken, words in cases:
+        with pytest.raises(InputError, match=words):
+            check_template(changed(tokenizer, chat_template=broken), "think", "tiny")
+
+
+def test_tags_that_are_special_tokens_are_found(tokenizer):
+    broken = changed(tokenizer)
+    broken.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
+    with pytest.raises(InputError, match="the tags are lost in decoding"):
+        check_template(broken, "think", "tiny")
+
+
+def test_rows_that_do_not_fit_are_named(tokenizer):
+    check_lengths(rows(2), tokenizer, 200)
+    check_lengths(rows(2), tokenizer, None)
+    with pytest.raises(
+        InputError, match="max_length: 2 of 2 rows have more than 20 tokens .*row 0"
+    ):
+        check_lengths(rows(2), tokenizer, 20)
+
+
+def test_vocabularies_are_compared_by_their_tokens(tokenizer):
+    check_vocabulary(tokenizer, changed(tokenizer))
+    other = changed(tokenizer)
+    other.add_tokens(["<extra>"])
+    with pytest.raises(InputError, match="differ in 1 tokens"):
+        check_vocabulary(tokenizer, other)
