@@ -71,8 +71,24 @@ def check_path(path: str, name: str, taker: Stage, asked: Settings, role: str = 
         )
 
 
-def in_words(stage: Stage, settings: Settings) -> str:
-    """Say what a training stage trains."""
+def contract(stage: Stage, settings: Settings, path: str) -> list[tuple[str, str]]:
+    """Say what a training stage trains and, in RL with a KL penalty, what it is held to."""
+    if stage.recipe not in TRAINING:
+        return []
+    lines = [("trains", _in_words(stage, settings))]
+    try:
+        beta = float(settings.get("beta") or 0)
+    except (TypeError, ValueError):
+        beta = 0.0  # the recipe itself will refuse it, by name
+    if stage.recipe == "grpo" and beta > 0:
+        copy = "a frozen copy of " if adapter_of(stage, settings) == "continue" else ""
+        moves = ", brought up to date on the way" if _true(settings.get("sync_ref_model")) else ""
+        text = f"the policy it starts from: {copy}{path}{moves} (beta {beta:g})"
+        lines.append(("KL reference", text))
+    return lines
+
+
+def _in_words(stage: Stage, settings: Settings) -> str:
     if not trains_adapter(stage, settings):
         return "all weights"
     quantised = _true(settings.get("load_in_4bit")) or _true(settings.get("load_in_8bit"))

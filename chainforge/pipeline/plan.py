@@ -189,13 +189,7 @@ def contracts(step: Step) -> list[tuple[str, str]]:
     model = step.inputs.get("model")
     if model is not None:
         lines.append(("starts from", f"{model.name}: {model.path}"))
-        adapter = handover.adapter_of(step.stage, step.given)
-        if step.stage.recipe in handover.TRAINING:
-            lines.append(("trains", handover.in_words(step.stage, step.given)))
-        beta = _beta(step)
-        if step.stage.recipe == "grpo" and beta > 0:
-            what = f"a frozen copy of {model.path}" if adapter == "continue" else model.path
-            lines.append(("KL reference", f"the policy it starts from: {what} (beta {beta:g})"))
+        lines += handover.contract(step.stage, step.given, model.path)
     if kept := step.given.get("keep"):
         lines.append(("keeps", ", ".join(kept) if isinstance(kept, list) else str(kept)))
     teacher = step.inputs.get("teacher")
@@ -207,13 +201,6 @@ def contracts(step: Step) -> list[tuple[str, str]]:
     if step.stage.models:
         lines.append(("models", ", ".join(step.stage.models)))
     return lines
-
-
-def _beta(step: Step) -> float:
-    try:
-        return float(step.given.get("beta") or 0)
-    except (TypeError, ValueError):
-        return 0.0  # the recipe itself will refuse it, by name
 
 
 def to_json(chain: Chain, runs: str | Path, steps: Iterable[Step]) -> dict[str, Any]:

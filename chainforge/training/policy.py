@@ -19,8 +19,10 @@ def open_policy(start: Start, stage: Stage) -> Any:
     What the stage starts from, and so what its KL is measured against, is noted in its manifest.
     """
     stage.policy, source = start, start.source
-    model = source.model if start.continues or not source.adapter else _merged(start, stage)
-    stage.notes["starts_from"] = str(source.adapter) if start.continues else model
+    model, stage.notes["starts_from"] = source.model, start.reference
+    if source.adapter and not start.continues:
+        merged = _merged(start, stage)
+        model, stage.notes["starts_from"] = str(merged.resolve()), str(merged)
     if not start.opened_here:
         return model
     from accelerate import PartialState
@@ -41,7 +43,7 @@ def open_policy(start: Start, stage: Stage) -> Any:
     return opened
 
 
-def _merged(start: Start, stage: Stage) -> str:
+def _merged(start: Start, stage: Stage) -> Path:
     """Return the directory of the given adapter's base with the adapter merged in."""
     from accelerate import PartialState
     from transformers import AutoTokenizer
@@ -49,7 +51,7 @@ def _merged(start: Start, stage: Stage) -> str:
     source, target = start.source, stage.path(START)
     assert source.adapter is not None
     if beside := _beside(source.adapter):
-        return str(beside)
+        return beside
     with PartialState().main_process_first():
         if is_main_process() and not target.exists():
             part = stage.path(f"{START}.part")
@@ -57,14 +59,16 @@ def _merged(start: Start, stage: Stage) -> str:
             merge(source.model, source.adapter, start.options).save_pretrained(str(part))
             AutoTokenizer.from_pretrained(source.tokenizer).save_pretrained(str(part))
             part.rename(target)
-    return str(target.resolve())
+    return target
 
 
 def _beside(adapter: Path) -> Path | None:
     """Return the `model/` of the finished stage that left an adapter: it is merged there."""
-    manifest = read_manifest(adapter.parent)
-    signed = manifest is not None and "model/config.json" in manifest.outputs
-    return adapter.with_name("model") if signed and adapter.name == "adapter" else None
+    manifest, model = read_manifest(adapter.parent), adapter.with_name("model")
+    if manifest is None or adapter.name != "adapter":
+        return None
+    names = [name for name in manifest.outputs if name.startswith("model/")]
+    return model if names and all((adapter.parent / name).exists() for name in names) else None
 
 
 def unround(trainer: Any, stage: Stage) -> None:

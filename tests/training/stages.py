@@ -15,6 +15,7 @@ from chainforge.training.templates import load_tokenizer
 
 TEXT = "<reasoning_process>1 + 1 = 2</reasoning_process>\n<summary>2</summary>"
 PROMPT = [{"role": "user", "content": "1 + 1 ="}]
+ROW = {"prompt": PROMPT, "completion": TEXT}
 COMMON = ["--use_cpu", "--max_steps", "2", "--report_to", "none", "--bf16", "false"]
 COMMON += ["--learning_rate", "0.01", "--gradient_checkpointing", "false", "--logging_steps", "1"]
 SFT = [*COMMON, "--per_device_train_batch_size", "4", "--save_strategy", "no"]

@@ -74,6 +74,8 @@ def test_every_way_from_one_stage_to_the_next(
     part = "model" if how == "merge" else "adapter"
     flags = [*METHODS[method], "--adapter", how]
     stage = stage_of(monkeypatch, "grpo", before.path(part), tmp_path / "rl", *flags)
+    start = before.path("adapter" if how == "continue" else "model")
+    assert stage.notes["starts_from"] == str(start)
     assert stage.kl[0] == 0
     assert stage.kl[1] > 0.01
     assert distance(stage.ended, stage.begun) > 0.01
@@ -122,6 +124,17 @@ def test_after_qlora_only_the_bases_rounding_is_missing(made, wide_model):
     left = distance(logits(opened(stage.path("model"))), stage.ended)
     assert left < 1.2 * apart  # 0.45 and 0.46 here, on a network of random weights
     same(logits(PeftModel.from_pretrained(rounded, stage.path("adapter"))), stage.ended)
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_the_merged_model_has_its_bases_own_precision(method, wide_model, tmp_path, monkeypatch):
+    base = Path(shutil.copytree(wide_model, tmp_path / "base"))
+    opened(wide_model).bfloat16().save_pretrained(base)
+    stage = stage_of(monkeypatch, "sft", base, tmp_path / "cold", *METHODS[method])
+    left = opened(stage.path("model"))
+    assert {weight.dtype for weight in left.parameters()} == {torch.bfloat16}
+    if method == "lora":
+        assert distance(logits(left), stage.ended) < 0.03
 
 
 def test_all_weights_train_from_an_adapter_merged_on_disk(bare, made, tmp_path, monkeypatch):
