@@ -204,6 +204,7 @@ def test_dropout_of_attention_is_refused_with_a_reference(wide_model, tmp_path, 
     assert stage_of(monkeypatch, "grpo", model, tmp_path / "rl", *off).kl[0] == 0
 
 
+@pytest.mark.filterwarnings("ignore:Found missing adapter keys")
 def test_an_adapter_of_another_model_is_refused(bare, tmp_path, monkeypatch):
     """PEFT warns, and trains a fresh adapter under the given one's name."""
     from safetensors.torch import load_file, save_file
