@@ -16,13 +16,13 @@ from chainforge.core.config import parse
 from chainforge.core.transcript import DEFAULT
 from chainforge.data.datasets import grpo_dataset
 from chainforge.data.tasks import TaskArgs, load_examples
+from chainforge.training.loop import train
 from chainforge.training.policy import (
     check_model,
     check_vocabulary,
     load_tokenizer,
     model_options,
     prepare,
-    train,
 )
 from chainforge.training.stage import open_stage
 

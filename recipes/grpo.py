@@ -24,7 +24,8 @@ from chainforge.training.checkpoints import check_save_steps
 from chainforge.training.dynamic import DynamicArgs, check_dynamic, train_on_mixed_groups
 from chainforge.training.health import HealthArgs, HealthCallback
 from chainforge.training.heldout import HeldoutArgs, HeldoutCallback, chosen_step, hold_out
-from chainforge.training.policy import check_model, load_tokenizer, prepare, train
+from chainforge.training.loop import train
+from chainforge.training.policy import check_model, load_tokenizer, prepare
 from chainforge.training.stage import is_main_process, open_stage
 
 

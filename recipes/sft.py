@@ -12,7 +12,8 @@ not fit into `max_length` is an error, never cut in silence.
 from chainforge.core import process
 from chainforge.core.config import parse
 from chainforge.data.datasets import DataArgs, sft_mixture
-from chainforge.training.policy import check_lengths, check_model, load_tokenizer, prepare, train
+from chainforge.training.loop import train
+from chainforge.training.policy import check_lengths, check_model, load_tokenizer, prepare
 from chainforge.training.stage import open_stage
 
 

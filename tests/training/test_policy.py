@@ -8,7 +8,7 @@ import torch
 
 from chainforge.core.config import parse
 from chainforge.core.errors import InputError
-from chainforge.training import policy
+from chainforge.training import loop, policy
 from chainforge.training.stage import open_stage
 
 TEXT = "<reasoning_process>1 + 1 = 2</reasoning_process>\n<summary>2</summary>"
@@ -46,7 +46,7 @@ def sft(tiny_model, directory, monkeypatch, *flags):
             quantization_config=get_quantization_config(model),
             peft_config=get_peft_config(model),
         )
-        policy.train(trainer, stage)
+        loop.train(trainer, stage)
     stage.trainer = trainer
     return stage
 
@@ -87,7 +87,7 @@ def test_lora_leaves_an_adapter_and_the_merged_model(tiny_model, tmp_path, monke
 
 
 def test_training_that_changes_nothing_is_an_error(tiny_model, tmp_path, monkeypatch):
-    with pytest.raises(policy.NothingTrained, match="no weight changed in 2 steps"):
+    with pytest.raises(loop.NothingTrained, match="no weight changed in 2 steps"):
         sft(tiny_model, tmp_path / "cold", monkeypatch, "--learning_rate", "0")
     assert not (tmp_path / "cold/manifest.json").exists()
     assert not (tmp_path / "cold/model").exists()
