@@ -16,6 +16,7 @@ from chainforge.core.config import parse
 from chainforge.core.transcript import DEFAULT
 from chainforge.data.datasets import grpo_dataset
 from chainforge.data.tasks import TaskArgs, load_examples
+from chainforge.training.checkpoints import check_saving
 from chainforge.training.loop import train
 from chainforge.training.policy import (
     check_model,
@@ -47,6 +48,7 @@ def main() -> None:
         TaskArgs, DistillArgs, DistillationConfig, ModelConfig
     )
     student = check_model(model.model_name_or_path)
+    check_saving(training)
     teacher = check_model(training.teacher_model_name_or_path)
     with open_stage(
         "distill",

@@ -12,6 +12,7 @@ not fit into `max_length` is an error, never cut in silence.
 from chainforge.core import process
 from chainforge.core.config import parse
 from chainforge.data.datasets import DataArgs, sft_mixture
+from chainforge.training.checkpoints import check_saving
 from chainforge.training.loop import train
 from chainforge.training.policy import check_lengths, check_model, load_tokenizer, prepare
 from chainforge.training.stage import open_stage
@@ -22,6 +23,7 @@ def main() -> None:
 
     data, training, model = configs = parse(DataArgs, SFTConfig, ModelConfig)
     base = check_model(model.model_name_or_path)
+    check_saving(training)
     inputs = {"model": base} | {f"data.{i}": path for i, path in enumerate(data.data)}
     with open_stage(
         "sft", training.output_dir, *configs, inputs=inputs, seed=training.seed

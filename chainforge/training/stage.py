@@ -25,6 +25,7 @@ from chainforge import __version__
 from chainforge.core import artifacts
 from chainforge.core.artifacts import Manifest
 from chainforge.core.config import given, resolved
+from chainforge.core.disk import writing
 from chainforge.core.errors import InputError
 from chainforge.data.selection.salvage import rejects_in
 
@@ -120,10 +121,11 @@ def open_stage(
             _begin(stage)
         elif shared:
             _wait_for_main(stage)
-        with rejects_in(directory) if is_main_process() else contextlib.nullcontext():
-            yield stage
-        if is_main_process():
-            _sign(stage, time.monotonic() - started)
+        with writing(directory):
+            with rejects_in(directory) if is_main_process() else contextlib.nullcontext():
+                yield stage
+            if is_main_process():
+                _sign(stage, time.monotonic() - started)
 
 
 def _leave_if_done(stage: Stage) -> None:
