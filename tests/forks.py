@@ -2,12 +2,14 @@
 
 torch and TRL take ten seconds to import, a run of the tiny model one. A `Warm` process imports
 them once, runs nothing itself, and forks a child for each run, which is the recipe's own command
-line from then on: its own arguments, files and exit code. A fault is one of
+line from then on: its own arguments, files and exit code. With `ranks` it is a launch of several
+processes, which are killed when one of them fails, as torchrun does it. A fault, of the last rank
+of a launch, is one of
 
-    {"step": n}            SIGKILL when n steps are taken and the next one begins
-    {"save": n, "file": i} SIGKILL in the middle of the i-th file that checkpoint n saves by torch
-    {"signal": s, "step": n} send itself a signal there instead
-    {"file_size": bytes}   no file may grow beyond this (RLIMIT_FSIZE), as on a full disk
+    {"step": n}              SIGKILL when n steps are taken and the next one begins, or the last ends
+    {"step": n, "signal": s} another signal there
+    {"save": n, "file": i}   SIGKILL in the middle of the i-th file that torch saves in checkpoint n
+    {"file_size": bytes}     no file may grow beyond this (RLIMIT_FSIZE), as on a full disk
 """
 
 import importlib
@@ -16,6 +18,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +32,7 @@ class Warm:
     """The warm process, from the outside."""
 
     def __init__(self):
+        self.seconds = 0.0  # of CPU time that the runs took
         self._process = subprocess.Popen(
             [sys.executable, __file__],
             stdin=subprocess.PIPE,
@@ -37,14 +41,15 @@ class Warm:
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
 
-    def run(self, recipe, *argv, log, fault=None):
-        """Run a recipe to its end; return its exit code, as a shell or `Popen` would, and words."""
+    def run(self, recipe, *argv, log, fault=None, ranks=1):
+        """Run a recipe to its end; return its exit code, as `Popen` would, and its words."""
         before = log.stat().st_size if log.exists() else 0
         job = {"recipe": recipe, "argv": [str(word) for word in argv], "log": str(log)}
-        self._process.stdin.write(json.dumps(job | {"fault": fault or {}}) + "\n")
+        self._process.stdin.write(json.dumps(job | {"fault": fault or {}, "ranks": ranks}) + "\n")
         self._process.stdin.flush()
-        code = json.loads(self._process.stdout.readline())["code"]
-        return code, log.read_bytes()[before:].decode()
+        answer = json.loads(self._process.stdout.readline())
+        self.seconds += answer["seconds"]
+        return answer["code"], log.read_bytes()[before:].decode()
 
     def close(self):
         self._process.stdin.close()
@@ -62,12 +67,37 @@ def serve():
     os.dup2(2, 1)
     while line := sys.stdin.readline():
         job = json.loads(line)
+        code, seconds = _launch(job.pop("ranks"), job.pop("fault"), job)
+        answers.write(json.dumps({"code": code, "seconds": seconds}) + "\n")
+        answers.flush()
+
+
+def _launch(ranks, fault, job):
+    """Fork a run; return the exit code of the first process that failed, and the CPU time."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    children = set()
+    for rank in range(ranks):
         child = os.fork()
         if child == 0:
-            _work(**job)
-        _, status = os.waitpid(child, 0)
-        answers.write(json.dumps({"code": os.waitstatus_to_exitcode(status)}) + "\n")
-        answers.flush()
+            if ranks > 1:
+                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                os.environ |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            _work(fault=fault if rank == ranks - 1 else {}, **job)
+        children.add(child)
+    failed, seconds = 0, 0.0
+    while children:
+        child, status, used = os.wait3(0)
+        children.discard(child)
+        seconds += used.ru_utime + used.ru_stime
+        code = os.waitstatus_to_exitcode(status)
+        if code and not failed:
+            failed = code
+            if code not in (130, 143):  # the others stop by themselves
+                for other in children:
+                    os.kill(other, signal.SIGKILL)
+    return failed, seconds
 
 
 def _work(recipe, argv, log, fault):
@@ -106,14 +136,21 @@ def _arm(fault):
 def _signal_at(step, number):
     from transformers import Trainer
 
-    train = Trainer.training_step
+    sent = []
 
-    def training_step(self, *args, **kwargs):
-        if self.state.global_step == step:
-            os.kill(os.getpid(), number)
-        return train(self, *args, **kwargs)
+    def faulty(name):
+        method = getattr(Trainer, name)
 
-    Trainer.training_step = training_step
+        def signalled(self, *args, **kwargs):
+            if self.state.global_step == step and not sent:
+                sent.append(number)
+                os.kill(os.getpid(), number)
+            return method(self, *args, **kwargs)
+
+        setattr(Trainer, name, signalled)
+
+    faulty("training_step")
+    faulty("_finalize_training")
 
 
 def _kill_while_saving(step, count):

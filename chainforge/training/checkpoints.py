@@ -51,12 +51,13 @@ def last_good(directory: Path, processes: int = 1) -> Path | None:
     Raises `InputError` when it was made by another number of processes, which would go on with
     other batches and other random numbers.
     """
-    for path in reversed(_all(directory)):
+    newest_first = _all(directory)[::-1]
+    for path in newest_first:
         fault = damage(path)
         if fault is None:
             _check_processes(path, processes)
             return path
-        if path == _all(directory)[-1]:
+        if path is newest_first[0]:
             forget_asides(directory)  # of earlier runs: they are as large as a checkpoint
         aside = path.with_name(f"{ASIDE}{path.name}")
         path.rename(aside)
