@@ -107,6 +107,13 @@ def rotate(directory: Path, limit: int | None, best: str | None) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def cut_short(directory: Path) -> Path | None:
+    """Return the file written last of a checkpoint that was not written to its end."""
+    cut = [path for path in _all(directory) if not is_sealed(path)]
+    files = [file for path in cut for file in path.rglob("*") if file.is_file()]
+    return max(files, key=lambda file: file.stat().st_mtime_ns, default=None)
+
+
 def forget_unsealed(directory: Path) -> None:
     """Remove checkpoints that were not written to their end."""
     for path in _all(directory):

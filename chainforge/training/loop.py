@@ -103,10 +103,15 @@ def _run(trainer: Any, checkpoint: Path | None) -> None:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except _Over:
         logger.info("%s is the end of the run: nothing is left to train", checkpoint)
-    except disk.DiskFull:
-        if is_main_process():
-            checkpoints.forget_unsealed(directory)  # gives back some room, and is of no use
-        raise
+    except disk.DiskFull as error:
+        if not is_main_process() or (cut := checkpoints.cut_short(directory)) is None:
+            raise
+        words = (
+            f"{disk.message(cut.parent)}. The last file begun there is {cut.name}; "
+            "`save_total_limit: 1` keeps the newest checkpoint only"
+        )
+        checkpoints.forget_unsealed(directory)  # it is of no use, and its room may be
+        raise disk.DiskFull(words) from error
     except RuntimeError as error:
         # Sampling from NaN fails in its own words, a step before the loss is logged.
         known = isinstance(error, Failed | torch.OutOfMemoryError)

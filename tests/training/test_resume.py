@@ -256,9 +256,11 @@ def test_a_full_disk_is_named_and_leaves_the_last_good_state(runs):
     runs.run("sft", "full", fault={"step": 5})
     code, text = runs.run("sft", "full", fault={"file_size": 150_000})
     assert code == 1
-    assert "failed: no room to write a file, probably in " in text
-    assert "/stage/checkpoints: " in text
+    folder = runs.place("sft", "full") / "checkpoints/checkpoint-6"
+    assert f"failed: no room to write a file, probably in {folder}: " in text
+    assert "The last file begun there is optimizer.pt; " in text
     assert "are free on its disk" in text
+    assert "save_total_limit: 1" in text
     assert "Traceback" not in text
     assert runs.checkpoints("sft", "full") == ["checkpoint-2", "checkpoint-4"]
     assert "checkpoint-4" in runs.finish("sft", "full").partition("resuming from")[2]
