@@ -68,14 +68,10 @@ class JsonLines:
             while data:
                 data = data[self._file.write(data) :]
 
-    def sync(self) -> None:
-        """Force the rows to disk."""
-        os.fsync(self._file.fileno())
-
     def close(self) -> None:
         """Force the rows to disk and close the file."""
         if not self._file.closed:
-            self.sync()
+            os.fsync(self._file.fileno())
             self._file.close()
 
     def __enter__(self) -> JsonLines:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from chainforge.core.records import JsonLines, read_rows, write_rows
 from chainforge.data.sampling.harvest import Recorder
+from chainforge.data.sampling.shards import own_file
 from chainforge.training import checkpoints
 from chainforge.training.stage import Stage, is_main_process
 
@@ -81,7 +83,10 @@ class RolloutCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """See that a checkpoint never outlasts the rollouts it was trained on."""
-        self.recorder.sync()
+        path = own_file(self.recorder.path)
+        if path.exists():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
 
 
 class ResumeCallback(TrainerCallback):

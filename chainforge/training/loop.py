@@ -103,6 +103,8 @@ def _run(trainer: Any, checkpoint: Path | None) -> None:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except _Over:
         logger.info("%s is the end of the run: nothing is left to train", checkpoint)
+        if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
+            trainer._load_best_model()  # as transformers does after the last step
     except disk.DiskFull as error:
         if not is_main_process() or (cut := checkpoints.cut_short(directory)) is None:
             raise

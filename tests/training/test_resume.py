@@ -4,6 +4,7 @@ By default a few steps of each kind of stage are tried; `--every-step` tries all
 """
 
 import json
+import re
 import shutil
 import signal
 
@@ -36,10 +37,17 @@ KINDS = {
         | {"save_strategy": "epoch"},
     ),
     "two": ("grpo", {"per_device_train_batch_size": 4, "steps_per_generation": 2}),
+    # the best of several checkpoints becomes the policy, and only the newest is kept beside it
+    "best": (
+        "grpo",
+        {"per_device_train_batch_size": 8, "heldout_size": 4, "keep_best": True}
+        | {"save_total_limit": 1},
+    ),
 }
 # Killed when so many steps are taken; after 12 only the policy is left to save.
-FEW = {"sft": [0, 5, 12], "packed": [7], "grpo": [3, 10, 12], "lora": [6], "distill": [9]}
-FEW |= {"grouped": [7], "two": [7]}
+FEW = {"sft": [0], "packed": [7], "grpo": [5, 12], "lora": [3], "distill": [9]}
+FEW |= {"grouped": [7], "two": [7], "best": [12]}
+TIMES = re.compile("_(time|runtime|per_second)$")
 FILES_SAVED_BY_TORCH = 3  # optimizer, scheduler, random numbers
 
 
@@ -60,13 +68,13 @@ class Runs:
 
     def __init__(self, folder, model, teacher):
         self.folder, self.warm, self.model, self.done = folder, Warm(), model, set()
-        questions = [{"question": f"{n} + {n + 1} =", "answer": str(2 * n + 1)} for n in range(20)]
+        questions = [self._question(n) for n in range(100)]
         traces = [self._trace(n) for n in range(22)]
         for name, rows in (("questions", questions), ("traces", traces)):
             text = "".join(json.dumps(row) + "\n" for row in rows)
             (folder / f"{name}.jsonl").write_text(text)
         (folder / "reward.py").write_text("def short(completion):\n    return -len(completion)\n")
-        task = {"fn": "jsonl", "params": {"path": str(folder / "questions.jsonl")}}
+        task = {"fn": "jsonl", "params": {"path": str(folder / "questions.jsonl")}, "size": 14}
         own = {
             "sft": {"data": [str(folder / "traces.jsonl")]},
             "grpo": {"tasks": [task], "rewards": [{"fn": f"{folder}/reward.py:short"}]}
@@ -77,6 +85,10 @@ class Runs:
         for kind, (recipe, settings) in KINDS.items():
             text = yaml.safe_dump(FIXED | own[recipe] | settings)
             (folder / f"{kind}.yaml").write_text(text)
+
+    @staticmethod
+    def _question(n):
+        return {"question": f"{n} + {n + 1} =", "answer": str(2 * n + 1), "verifier": "exact"}
 
     @staticmethod
     def _trace(n):
@@ -120,7 +132,7 @@ class Runs:
         rollouts = stage / "rollouts.jsonl"
         return {
             "model": sha256(stage / "model/model.safetensors"),
-            "logs": [{k: v for k, v in log.items() if k != "step_time"} for log in logs],
+            "logs": [{k: v for k, v in log.items() if not TIMES.search(k)} for log in logs],
             "rollouts": read_rows(rollouts) if rollouts.exists() else None,
             "metrics": read_manifest(stage).metrics,
         }

@@ -198,11 +198,6 @@ class Recorder:
             if self._verdicts:
                 log("groups/mixed_correctness", len(set(verdicts) - {None}) > 1)
 
-    def sync(self) -> None:
-        """Force what was written to disk."""
-        if self._lines:
-            self._lines.sync()
-
     def close(self) -> int:
         """Make one file of all processes' rows, in the order of the steps; return how many.
 
