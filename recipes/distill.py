@@ -17,6 +17,7 @@ from chainforge.core.config import parse
 from chainforge.core.transcript import DEFAULT
 from chainforge.data.datasets import grpo_dataset
 from chainforge.data.tasks import TaskArgs, load_examples
+from chainforge.training.checkpoints import check_saving
 from chainforge.training.loop import train
 from chainforge.training.methods import PolicyArgs, check_policy, model_options
 from chainforge.training.policy import open_policy, prepare
@@ -39,6 +40,7 @@ def main() -> None:
         TaskArgs, DistillArgs, PolicyArgs, DistillationConfig, ModelConfig
     )
     start = check_policy(policy, training, model)
+    check_saving(training)
     teacher = check_model(training.teacher_model_name_or_path)
     with open_stage(
         "distill",

@@ -8,9 +8,9 @@ Every option is TRL's own (GRPOConfig, ModelConfig) but for those of the other c
 the KL reference is the policy that the stage starts from, whatever `adapter` does with a LoRA
 adapter that it is given. `gate_pool` leaves out prompts that were always or never solved before,
 `dynamic_sampling` groups without right and wrong answers. `heldout_size` rows are evaluated
-meanwhile, and rules of `health` warn or stop. Every completion is kept with its rewards in
-`rollouts.jsonl`. `--random_rewards` turns the stage into its own control: the same steps on rewards
-that mean nothing.
+meanwhile, and rules of `health` warn or stop; after `max_idle_steps` that teach nothing the stage
+ends. Every completion is kept with its rewards in `rollouts.jsonl`. `--random_rewards` turns the
+stage into its own control: the same steps on rewards that mean nothing.
 """
 
 from chainforge.core import process
@@ -21,8 +21,9 @@ from chainforge.data.sampling.harvest import HarvestArgs, Recorder
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.rewards.scoring import RewardArgs, check_overlong, load_rewards
 from chainforge.training.callbacks import RolloutCallback
-from chainforge.training.checkpoints import check_save_steps
+from chainforge.training.checkpoints import check_saving
 from chainforge.training.dynamic import DynamicArgs, check_dynamic, train_on_mixed_groups
+from chainforge.training.guards import GuardArgs, LearningGuard
 from chainforge.training.health import HealthArgs, HealthCallback
 from chainforge.training.heldout import HeldoutArgs, HeldoutCallback, chosen_step, hold_out
 from chainforge.training.loop import train
@@ -35,13 +36,15 @@ from chainforge.training.templates import load_tokenizer
 def main() -> None:
     from trl import GRPOConfig, GRPOTrainer, ModelConfig
 
-    tasks, judges, gates, harvest, dynamic, heldout, health, policy, training, model = configs = (
-        parse(TaskArgs, RewardArgs, GateArgs, HarvestArgs, DynamicArgs, HeldoutArgs, HealthArgs,
-              PolicyArgs, GRPOConfig, ModelConfig)
+    (
+        tasks, judges, gates, harvest, dynamic, heldout, health, guards, policy, training, model,
+    ) = configs = parse(
+        TaskArgs, RewardArgs, GateArgs, HarvestArgs, DynamicArgs, HeldoutArgs, HealthArgs,
+        GuardArgs, PolicyArgs, GRPOConfig, ModelConfig,
     )  # fmt: skip
     start = check_policy(policy, training, model)
     base = start.reference
-    check_save_steps(training)
+    check_saving(training)
     inputs = {"model": base} | ({"data.0": gates.gate_pool} if gates.gate_pool else {})
     with open_stage(
         "grpo", training.output_dir, *configs, inputs=inputs, seed=training.seed
@@ -73,7 +76,7 @@ def main() -> None:
         train_on_mixed_groups(trainer, dynamic, rewards)
         stage.notes["kl_reference"] = stage.notes["starts_from"] if training.beta else None
         stage.metrics |= {"gate": gated.counts} if gated.counts else {}
-        train(trainer, stage)
+        train(trainer, stage, LearningGuard(guards, rewards))
         stage.notes |= chosen_step(trainer)
         if harvest.log_rollouts and is_main_process():
             stage.metrics["rollouts"] = recorder.close()

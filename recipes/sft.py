@@ -13,6 +13,7 @@ is an error, never cut in silence.
 from chainforge.core import process
 from chainforge.core.config import parse
 from chainforge.data.datasets import DataArgs, sft_mixture
+from chainforge.training.checkpoints import check_saving
 from chainforge.training.loop import train
 from chainforge.training.methods import PolicyArgs, check_policy
 from chainforge.training.policy import open_policy, prepare
@@ -25,6 +26,7 @@ def main() -> None:
 
     data, policy, training, model = configs = parse(DataArgs, PolicyArgs, SFTConfig, ModelConfig)
     start = check_policy(policy, training, model)
+    check_saving(training)
     inputs = {"model": start.reference} | {f"data.{i}": p for i, p in enumerate(data.data)}
     with open_stage(
         "sft", training.output_dir, *configs, inputs=inputs, seed=training.seed

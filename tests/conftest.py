@@ -10,6 +10,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--every-step",
+        action="store_true",
+        help="Kill runs at every step and in every file (10 minutes), not at a few of them.",
+    )
+
+
 TAGS = [
     "<reasoning_process>",
     "</reasoning_process>",

@@ -42,7 +42,8 @@ PATH_KEYS = frozenset(
 )
 
 # How fast, how patiently and at what cost answers are fetched says nothing of what they are, nor
-# does who watches: a stage that a budget or a rule of health stopped goes on with another.
+# do who watches and how many checkpoints are kept: a stage that a budget, a rule of health, steps
+# in vain or a full disk stopped goes on with another setting.
 FREE_KEYS = frozenset(
     {
         "dry_run",
@@ -52,13 +53,16 @@ FREE_KEYS = frozenset(
         "health_rules",
         "longest_wait",
         "max_concurrency",
+        "max_idle_steps",
         "max_requests",
         "max_retries",
         "max_tokens_total",
         "max_usd",
+        "nonfinite_rewards",
         "patience",
         "prices",
         "retry_wait",
+        "save_total_limit",
         "timeout",
     }
 )

@@ -13,6 +13,13 @@ class InputError(ValueError):
     """
 
 
+class Failed(RuntimeError):
+    """The work failed for a reason that is known: the message says what was seen, what to do.
+
+    Command lines print it without a traceback and exit with code 1.
+    """
+
+
 class Stopped(Exception):
     """The work ended early and in good order: what was made is kept, and it can go on.
 

@@ -9,25 +9,35 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
-from chainforge.core.errors import InputError, Stopped
+from chainforge.core.disk import writing
+from chainforge.core.errors import Failed, InputError, Stopped
 
 
 def run(main: Callable[[], None]) -> None:
     """Run a recipe: wrong input is one message and exit code 2, any other failure exit code 1.
 
-    A run that stopped early in good order says so and exits with its own code.
+    A run that stopped early in good order says so and exits with its own code. A failure whose
+    reason is known, a full disk for one, is one message too; any other shows its traceback.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        main()
+        with writing(Path.cwd()):
+            main()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
     except Stopped as error:
         print(f"stopped: {error}", file=sys.stderr, flush=True)
         sys.exit(error.code)
+    except KeyboardInterrupt:
+        print("stopped: by SIGINT", file=sys.stderr, flush=True)
+        sys.exit(128 + signal.SIGINT)
+    except Failed as error:
+        print(f"failed: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
     except Exception as error:
         traceback.print_exc()
         print(f"failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from chainforge.core.disk import writing
 from chainforge.core.errors import InputError
 
 Row = dict[str, Any]
@@ -63,8 +64,9 @@ class JsonLines:
     def extend(self, rows: Iterable[Row]) -> None:
         """Write several rows with one call; a kill in between may tear only the last one."""
         data = memoryview(b"".join(_line(row) for row in rows))
-        while data:
-            data = data[self._file.write(data) :]
+        with writing(self.path):
+            while data:
+                data = data[self._file.write(data) :]
 
     def close(self) -> None:
         """Force the rows to disk and close the file."""

@@ -16,13 +16,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
+from chainforge.core.errors import PAUSED
 from chainforge.pipeline import commands
 
 POLL_SECONDS = 0.2
 # How long what is left of a group may take to end after its leader has.
 GRACE_SECONDS = 20
+STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 # accelerate and torchrun end with 1 whatever the recipe ended with, but their last words say it.
-_WRONG_INPUT = re.compile(r"returned non-zero exit status 2\.|exitcode\s*: 2\b")
+_WORDS = re.compile(r"returned non-zero exit status (\d+)\.|exitcode\s*: (\d+)\b")
+_TOLD = (2, 1, PAUSED, *STOPPED)  # of several processes the one that failed, not those it ended
 
 
 class StageFailed(RuntimeError):
@@ -58,6 +61,7 @@ def execute(command: list[str], log: Path, watch: Callable[[], None]) -> tuple[i
         watchdog = _watchdog(process.pid)
         try:
             _wait(process, asked, watch)
+            _let_end(process.pid, asked, watch)
         finally:
             _end_group(process)
             watchdog.kill()
@@ -67,8 +71,7 @@ def execute(command: list[str], log: Path, watch: Callable[[], None]) -> tuple[i
     with open(log, "rb") as written:
         written.seek(start)
         text = written.read().decode("utf-8", "replace")
-    code = process.returncode
-    return (2 if code == 1 and _WRONG_INPUT.search(text) else code), text
+    return _code(process.returncode, text), text
 
 
 def _wait(process: subprocess.Popen[bytes], asked: list[int], watch: Callable[[], None]) -> None:
@@ -82,6 +85,39 @@ def _wait(process: subprocess.Popen[bytes], asked: list[int], watch: Callable[[]
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(POLL_SECONDS)
     watch()
+
+
+def _let_end(group: int, asked: list[int], watch: Callable[[], None]) -> None:
+    """After a signal let the stage save what it has, until a second one, however long it takes.
+
+    A launcher dies of the signal at once, while the recipe that it launched is still at work.
+    """
+    heard = len(asked)
+    while heard and len(asked) == heard and _works(group):
+        watch()
+        time.sleep(POLL_SECONDS)
+    if len(asked) > heard:
+        _signal_group(group, signal.SIGKILL)
+
+
+def _works(group: int) -> bool:
+    """Whether a process of the group is alive, and not only waits to be reaped by its parent."""
+    if not _signal_group(group, 0) or not Path("/proc/self/stat").exists():
+        return _signal_group(group, 0)
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, number = path.read_text().rpartition(")")[2].split()[:3]
+            if number == str(group) and state not in "ZX":
+                return True
+    return False
+
+
+def _code(code: int, text: str) -> int:
+    """Return the exit code of the recipe, where its launcher hides it."""
+    if code != 1:
+        return code
+    told = {int(number) for match in _WORDS.findall(text) for number in match if number}
+    return next((number for number in _TOLD if number in told), code)
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:

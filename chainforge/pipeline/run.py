@@ -19,7 +19,7 @@ from chainforge.core.errors import PAUSED, InputError, Stopped
 from chainforge.pipeline import commands, places
 from chainforge.pipeline.chain import Chain
 from chainforge.pipeline.display import Display, read_progress, seconds_in_words
-from chainforge.pipeline.execute import StageFailed, execute
+from chainforge.pipeline.execute import STOPPED, StageFailed, execute
 from chainforge.pipeline.plan import (
     DONE,
     RESUMABLE,
@@ -116,9 +116,10 @@ def _run_stage(step: Step, display: Display, force: bool) -> None:
     log = places.short(directory / LOG)
     if code == 2:
         raise InputError(f"stage {name}: {error_message(text) or f'see {log}'}")
-    if code == PAUSED:  # by a limit of its own: not signed, and it goes on from there
+    if code == PAUSED or code in STOPPED:  # not signed, and it goes on from there
         display.line(name, f"stopped  {seconds}")
-        raise Stopped(f"stage {name} {error_message(text, 'stopped: ') or f'see {log}'}")
+        words = error_message(text, "stopped: ") or f"see {log}"
+        raise Stopped(f"stage {name} {words}", code)
     if code != 0:
         display.line(name, f"failed  {seconds}")
         raise StageFailed(f"stage {name} {ending(code)}. {log} ends:\n{tail(text)}")

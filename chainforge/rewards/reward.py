@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
-from chainforge.core.errors import InputError
+from chainforge.core.errors import Failed, InputError
 from chainforge.rewards.binding import BATCH_NAMES, Bound
 from chainforge.rewards.functions import accuracy_reward
 
@@ -22,14 +21,19 @@ _FEWEST, _WINDOW = 64, 256
 _LARGEST = 1e12
 
 
-class RewardFailed(RuntimeError):
+class RewardFailed(Failed):
     """A reward failed on more rows than `max_reward_failures` allows; says which and why."""
+
+
+class NotFinite(ValueError):
+    """A reward that is NaN, infinite, or too large to compare."""
 
 
 class Reward:
     """A reward function in TRL's batch form, named for TRL's metrics by `__name__`.
 
     None is "does not apply": rows of another task, and rows where the function failed.
+    `nonfinite` says which value of which row was the first that was NaN or infinite.
     """
 
     def __init__(
@@ -40,6 +44,7 @@ class Reward:
         self.task = bound.task
         self.failed = 0
         self.seen = 0
+        self.nonfinite: str | None = None
         self._bound = bound
         self._max_failures = max_failures
         self._coin_seed = coin_seed
@@ -87,7 +92,10 @@ class Reward:
             values = self._call_batch(chosen | extras | {"log_extra": log_extra}, len(rows))
         else:
             values = self._call_rows(texts, chosen)
-        checked = self._check(values, log_metric)
+        finite = [self._finite(value) for value in values]
+        names = chosen.get("id") or [f"number {i + 1}" for i in rows]
+        self._note_nonfinite(finite, values, names)
+        checked = self._check(finite, log_metric)
         rewards: list[float | None] = [None] * len(completions)
         for i, value in zip(rows, checked, strict=True):
             rewards[i] = value
@@ -157,11 +165,30 @@ class Reward:
                 "do not have (column `completion_ids`); leave it out of this stage's rewards"
             )
 
+    def _finite(self, value: Any) -> float | Exception | None:
+        """Return a reward as a float, None as it is, or why it is no reward."""
+        if value is None or isinstance(value, Exception):
+            return value
+        wrong = f"it returned {value!r:.80}, which is no finite number"
+        try:
+            if isinstance(value, str | bytes):
+                return ValueError(wrong)
+            number = float(value)
+        except OverflowError:
+            return NotFinite(wrong)
+        except (TypeError, ValueError):
+            return ValueError(wrong)
+        return number if abs(number) * max(1.0, abs(self.weight)) <= _LARGEST else NotFinite(wrong)
+
+    def _note_nonfinite(self, finite: list[Any], values: list[Any], names: Sequence[Any]) -> None:
+        for value, given, name in zip(finite, values, names, strict=True):
+            if isinstance(value, NotFinite) and self.nonfinite is None:
+                self.nonfinite = f"{given!r:.80} for a completion of row {name}"
+
     def _check(
-        self, values: list[Any], log_metric: Callable[[str, float], None] | None
+        self, checked: list[Any], log_metric: Callable[[str, float], None] | None
     ) -> list[float | None]:
         """Make what failed neutral, count and log it; raise when it is too much."""
-        checked = [_finite(value) for value in values]
         failures = [value for value in checked if isinstance(value, Exception)]
         self.seen += len(checked)
         self.failed += len(failures)
@@ -185,19 +212,6 @@ class Reward:
                     f"{self._max_failures}; the last: {why}"
                 )
         return [None if isinstance(value, Exception) else value for value in checked]
-
-
-def _finite(value: Any) -> float | Exception | None:
-    """Return a reward as a float, None as it is, or why it is no reward."""
-    if value is None or isinstance(value, Exception):
-        return value
-    try:
-        number = math.nan if isinstance(value, str | bytes) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not abs(number) <= _LARGEST:
-        return ValueError(f"it returned {value!r}, which is no finite number")
-    return number
 
 
 def _pick(value: Any, rows: list[int], size: int) -> Any:

@@ -1,15 +1,18 @@
-"""What is written down while a trainer trains."""
+"""What is written down while a trainer trains, and what a run that goes on takes up again."""
 
 from __future__ import annotations
 
-import json
 import math
+import os
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from chainforge.core.records import JsonLines, read_rows
+from chainforge.core.records import JsonLines, read_rows, write_rows
 from chainforge.data.sampling.harvest import Recorder
+from chainforge.data.sampling.shards import own_file
+from chainforge.training import checkpoints
 from chainforge.training.stage import Stage, is_main_process
 
 
@@ -28,10 +31,8 @@ class StageCallback(TrainerCallback):
         if not is_main_process():
             return
         if path.exists():
-            kept = [
-                row for row in read_rows(path, torn_tail=True) if row["step"] <= state.global_step
-            ]
-            path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+            rows = read_rows(path, torn_tail=True)
+            write_rows(path, [row for row in rows if row["step"] <= state.global_step])
         self.stage.progress(state.global_step, state.max_steps, "steps")
 
     def on_log(
@@ -42,8 +43,11 @@ class StageCallback(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Write the numbers down; what is not finite is written as null."""
-        if not is_main_process() or not logs:
+        """Write the numbers down; what is not finite is written as null.
+
+        Not those of the whole run, which a resumed run would have for its own part only.
+        """
+        if not is_main_process() or not logs or "train_runtime" in logs:
             return
         row: dict[str, Any] = {"step": state.global_step}
         for key, value in logs.items():
@@ -74,3 +78,89 @@ class RolloutCallback(TrainerCallback):
     ) -> None:
         """Cut the recorder's files to the step that training goes on from."""
         self.recorder.resume(state.global_step)
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """See that a checkpoint never outlasts the rollouts it was trained on."""
+        path = own_file(self.recorder.path)
+        if path.exists():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+
+
+class ResumeCallback(TrainerCallback):
+    """Take up what transformers and TRL leave behind when a run goes on.
+
+    TRL's samplers draw each epoch's order from a generator of their own, which a resumed run
+    begins anew: it would take the first epoch's order again. The tokens that SFT has seen are
+    counted from 0 again.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Draw, and drop, the orders of the epochs that are over; count tokens on."""
+        batches: Any = getattr(kwargs.get("train_dataloader"), "batch_sampler", None)
+        while hasattr(batches, "batch_sampler"):  # several processes share one sampler's batches
+            batches = batches.batch_sampler
+        sampler: Any = getattr(batches, "sampler", None)
+        if hasattr(sampler, "generator") and not hasattr(sampler, "set_epoch"):
+            if sampler.generator is None:  # it would draw from what training itself draws from
+                sampler.generator = _seeded(args.seed if args.data_seed is None else args.data_seed)
+            for _ in range(int(state.epoch or 0)):
+                next(iter(sampler), None)
+        counts = [log["num_tokens"] for log in state.log_history if "num_tokens" in log]
+        if counts and hasattr(self.trainer, "_total_train_tokens"):
+            self.trainer._total_train_tokens = int(counts[-1])
+
+
+def _seeded(seed: int) -> Any:
+    import torch
+
+    return torch.Generator().manual_seed(seed)
+
+
+class CheckpointCallback(TrainerCallback):
+    """Make checkpoints count once they are whole, and remove old ones only then.
+
+    Each comes with a log, so that what is summed up between logs is never cut in two.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.limit = trainer.args.save_total_limit
+        self.wait = trainer.accelerator.wait_for_everyone
+        trainer.args.save_total_limit = None  # transformers would remove the last whole one first
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Log before saving, before evaluating, which may save, and at the end."""
+        ending = control.should_training_stop
+        control.should_log |= control.should_save or control.should_evaluate or ending
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Do not write a checkpoint twice that the epoch's last step has just made."""
+        if checkpoints.is_sealed(_place(args, state)):
+            control.should_save = False
+        self.on_step_end(args, state, control)
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Seal the checkpoint when every process has written its part."""
+        self.wait()
+        if is_main_process():
+            place = _place(args, state)
+            checkpoints.seal(place)
+            checkpoints.rotate(place.parent, self.limit, state.best_model_checkpoint)
+        self.wait()
+
+
+def _place(args: TrainingArguments, state: TrainerState) -> Path:
+    return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"

@@ -1,37 +1,65 @@
-"""Find the checkpoint to go on from, and see that going on from it is exact."""
+"""Checkpoints that count only when they are whole, and settings under which going on is exact.
+
+transformers takes the checkpoint with the highest number, whole or not, and would go on from one
+whose optimizer is missing or whose weights have a flipped bit. Here a checkpoint counts once
+`sealed.json` is in it, which is written last and holds the SHA-256 of every other file.
+"""
 
 from __future__ import annotations
 
-import json
+import hashlib
 import logging
+import os
 import re
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from chainforge.core.artifacts import read_json, write_json
 from chainforge.core.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-_NAME = re.compile(r"^checkpoint-(\d+)$")
+SEAL = "sealed.json"
+ASIDE = "damaged-"
+_NAME = re.compile(r"checkpoint-(\d+)")
 
 
-def last_good(directory: Path) -> Path | None:
-    """Return the newest whole checkpoint; set newer ones that a kill tore aside, and say so.
+def seal(checkpoint: Path) -> None:
+    """Write down what every file of a checkpoint holds; from now on it counts.
 
-    transformers takes the highest number, whole or not, and fails on a torn one.
+    Every file is forced to disk first, so that not even a power cut leaves a seal without them.
     """
-    if not directory.is_dir():
-        return None
-    found = [path for path in directory.iterdir() if _NAME.match(path.name)]
-    for path in sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
+    paths = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != SEAL)
+    names = [str(path.relative_to(checkpoint)) for path in paths]
+    files = dict(zip(names, _digests(paths, to_disk=True), strict=True))
+    for folder in {checkpoint, *(path.parent for path in paths)}:
+        _force(folder)
+    write_json(checkpoint / SEAL, {"files": files})
+    _force(checkpoint)
+
+
+def is_sealed(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written to its end."""
+    return (checkpoint / SEAL).is_file()
+
+
+def last_good(directory: Path, processes: int = 1) -> Path | None:
+    """Return the newest whole checkpoint; set newer ones that are not whole aside, and say so.
+
+    Raises `InputError` when it was made by another number of processes, which would go on with
+    other batches and other random numbers.
+    """
+    newest_first = _all(directory)[::-1]
+    for path in newest_first:
         fault = damage(path)
         if fault is None:
+            _check_processes(path, processes)
             return path
-        aside = path.with_name(f"{path.name}.torn")
-        number = 1
-        while aside.exists():
-            number += 1
-            aside = path.with_name(f"{path.name}.torn-{number}")
+        if path is newest_first[0]:
+            forget_asides(directory)  # of earlier runs: they are as large as a checkpoint
+        aside = path.with_name(f"{ASIDE}{path.name}")
         path.rename(aside)
         logger.warning("%s is not whole (%s): set aside as %s", path, fault, aside.name)
     return None
@@ -40,48 +68,166 @@ def last_good(directory: Path) -> Path | None:
 def damage(checkpoint: Path) -> str | None:
     """Say what is wrong with a checkpoint, or None when it is whole.
 
-    `trainer_state.json` is written last by transformers; the other files are what resuming reads.
+    The best checkpoint so far, which a run may end with, must be whole too.
     """
-    from safetensors import SafetensorError, safe_open
-
+    if not is_sealed(checkpoint):
+        return f"it was cut while it was written: it has no {SEAL}"
     try:
-        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return "trainer_state.json is missing or torn"
-    if "global_step" not in state:
-        return "trainer_state.json has no global_step"
-    weights = list(checkpoint.glob("*.safetensors"))
-    sharded = (checkpoint / "pytorch_model_fsdp_0").exists() or any(checkpoint.glob("global_step*"))
-    if not weights and not sharded:
-        return "it has no weights"
-    for path in weights:
-        try:
-            with safe_open(str(path), "pt") as file:
-                file.keys()
-        except (SafetensorError, OSError):
-            return f"{path.name} is torn"
-    if not sharded:
-        for name in ("optimizer.pt", "scheduler.pt"):
-            path = checkpoint / name
-            if not path.exists() or path.stat().st_size == 0:
-                return f"{name} is missing or empty"
-    if not any(checkpoint.glob("rng_state*.pth")):
-        return "rng_state.pth is missing"
+        files = read_json(checkpoint / SEAL)["files"]
+        for name in files:
+            if not (checkpoint / name).is_file():
+                return f"{name} is missing"
+        found = _digests([checkpoint / name for name in files])
+        for (name, digest), other in zip(files.items(), found, strict=True):
+            if digest != other:
+                return f"{name} is not what was written"
+        state = read_json(checkpoint / "trainer_state.json")
+        best = state.get("best_model_checkpoint")
+    except (InputError, KeyError, AttributeError, TypeError, OSError):
+        return f"{SEAL} cannot be read"
+    if best and Path(best).name != checkpoint.name:
+        fault = damage(checkpoint.with_name(Path(best).name))
+        return f"the best checkpoint before it, {Path(best).name}: {fault}" if fault else None
     return None
 
 
+def rotate(directory: Path, limit: int | None, best: str | None) -> None:
+    """Remove all but the newest `limit` whole checkpoints and the best one.
+
+    For after the newest is sealed: transformers' own rotation comes before that, and so may
+    remove the only whole one; it also counts what is not whole.
+    """
+    if not limit:
+        return
+    whole = [path for path in _all(directory) if is_sealed(path)]
+    keep = {path.name for path in whole[-limit:]} | {Path(best).name if best else ""}
+    for path in _all(directory):
+        if path.name not in keep:
+            (path / SEAL).unlink(missing_ok=True)  # what a cut removal leaves does not count
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def cut_short(directory: Path) -> Path | None:
+    """Return the file written last of a checkpoint that was not written to its end."""
+    cut = [path for path in _all(directory) if not is_sealed(path)]
+    files = [file for path in cut for file in path.rglob("*") if file.is_file()]
+    return max(files, key=lambda file: file.stat().st_mtime_ns, default=None)
+
+
+def forget_unsealed(directory: Path) -> None:
+    """Remove checkpoints that were not written to their end."""
+    for path in _all(directory):
+        if not is_sealed(path):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def forget_asides(directory: Path) -> None:
+    """Remove what `last_good` set aside."""
+    for path in directory.glob(f"{ASIDE}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def progress_of(checkpoint: Path) -> tuple[int, int]:
+    """Return the step that a checkpoint was made after, and the last one of the run."""
+    state = read_json(checkpoint / "trainer_state.json")
+    return state["global_step"], state["max_steps"]
+
+
+def _all(directory: Path) -> list[Path]:
+    """Return the checkpoints of a directory, in the order of their steps."""
+    names = os.listdir(directory) if directory.is_dir() else []
+    numbered = [(int(match[1]), name) for name in names if (match := _NAME.fullmatch(name))]
+    return [directory / name for _, name in sorted(numbered)]
+
+
+def _digests(paths: list[Path], to_disk: bool = False) -> list[str]:
+    """Return the SHA-256 of each file, several at a time; force them to disk if asked to."""
+
+    def digest(path: Path) -> str:
+        with open(path, "rb") as file:
+            if to_disk:
+                os.fsync(file.fileno())
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    with ThreadPoolExecutor(4) as pool:
+        return list(pool.map(digest, paths))
+
+
+def _force(folder: Path) -> None:
+    """Force the names in a folder to disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _check_processes(checkpoint: Path, processes: int) -> None:
+    made_by = max(1, len(list(checkpoint.glob("rng_state_*.pth"))))
+    if made_by != processes:
+        raise InputError(
+            f"{checkpoint} was made by {made_by} processes, and this run has {processes}: it would "
+            f"not go on as it began. Launch {made_by} processes, or delete {checkpoint.parent} to "
+            "begin anew"
+        )
+
+
+def check_saving(args: Any) -> None:
+    """Refuse settings under which a run that was cut cannot go on, or not to the same end."""
+    for name, why in {
+        "save_only_model": "leaves out the optimizer, so that a run could not go on",
+        "ignore_data_skip": "begins the data anew when a run goes on",
+    }.items():
+        if getattr(args, name, False):
+            raise InputError(f"{name}: it {why}; leave it out")
+    if getattr(args, "resume_from_checkpoint", None):
+        raise InputError(
+            "resume_from_checkpoint: leave it out; a stage finds its last whole checkpoint itself"
+        )
+    check_save_steps(args)
+
+
 def check_save_steps(args: Any) -> None:
-    """Refuse checkpoints inside a generation window of GRPO, where resuming is not exact.
+    """Refuse checkpoints inside a generation window of GRPO, where going on is not exact.
 
     A checkpoint does not hold the completions that are still to be trained on.
     """
-    if str(getattr(args.save_strategy, "value", args.save_strategy)) != "steps":
+    steps = window(args)
+    if steps == 1:
         return
-    per_generation = args.steps_per_generation or args.gradient_accumulation_steps
-    window = max(1, per_generation * args.num_iterations // args.gradient_accumulation_steps)
-    if args.save_steps < 1 or int(args.save_steps) % window:
-        below = max(window, int(args.save_steps) // window * window)
+    strategy = _word(args.save_strategy)
+    key = {"steps": "save_steps", "best": "eval_steps"}.get(strategy)
+    if key is None or (strategy == "best" and _word(args.eval_strategy) != "steps"):
+        return  # the end of an epoch is the end of a window
+    value = getattr(args, key) or 0
+    if value < 1 or int(value) % steps:
+        near = max(steps, int(value) // steps * steps)
         raise InputError(
-            f"save_steps: {args.save_steps} falls inside a generation window of {window} steps, "
-            f"where a resumed run would differ; use a multiple of {window}, such as {below}"
+            f"{key}: {value} falls inside a generation window of {steps} steps, where a run that "
+            f"goes on would differ (steps_per_generation {args.steps_per_generation} x "
+            f"num_iterations {args.num_iterations} / gradient_accumulation_steps "
+            f"{args.gradient_accumulation_steps}); use a multiple of {steps}, such as {near}"
         )
+
+
+def window(args: Any) -> int:
+    """Return how many steps train on one generation: a run goes on exactly from between two.
+
+    1 where generations do not outlast a step. Raises `InputError` for settings of GRPO under which
+    steps and generations do not end together.
+    """
+    if not hasattr(args, "num_iterations"):
+        return 1
+    accumulated = args.gradient_accumulation_steps
+    used = (args.steps_per_generation or accumulated) * args.num_iterations
+    if used % accumulated and accumulated % used:
+        raise InputError(
+            f"gradient_accumulation_steps ({accumulated}) and steps_per_generation x num_iterations"
+            f" ({used}): neither divides the other, so that a step may train on two generations "
+            "and a run that was cut could not go on exactly; make one a multiple of the other"
+        )
+    return int(max(1, used // accumulated))
+
+
+def _word(strategy: Any) -> str:
+    return str(getattr(strategy, "value", strategy))

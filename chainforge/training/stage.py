@@ -26,6 +26,7 @@ from chainforge import __version__
 from chainforge.core import artifacts
 from chainforge.core.artifacts import Manifest
 from chainforge.core.config import given, resolved
+from chainforge.core.disk import writing
 from chainforge.core.errors import InputError
 from chainforge.data.selection.salvage import rejects_in
 
@@ -125,10 +126,11 @@ def open_stage(
             _begin(stage)
         elif shared:
             _wait_for_main(stage)
-        with rejects_in(directory) if is_main_process() else contextlib.nullcontext():
-            yield stage
-        if is_main_process():
-            _sign(stage, time.monotonic() - started)
+        with writing(directory):
+            with rejects_in(directory) if is_main_process() else contextlib.nullcontext():
+                yield stage
+            if is_main_process():
+                _sign(stage, time.monotonic() - started)
             if stage.policy and "checkpoints" not in stage.policy.keep:
                 shutil.rmtree(stage.path("checkpoints"), ignore_errors=True)
 

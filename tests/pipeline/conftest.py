@@ -23,7 +23,7 @@ import time
 from chainforge.core import process
 from chainforge.core.artifacts import write_json
 from chainforge.core.config import given
-from chainforge.core.errors import InputError
+from chainforge.core.errors import InputError, Stopped
 from chainforge.core.records import JsonLines, read_rows
 from chainforge.training.stage import open_stage
 
@@ -49,6 +49,8 @@ def main():
                 stage.progress(step + 1, steps, "steps", f"loss {1 / (step + 1):.2f}")
                 if os.environ.get("FAKE_STOP_AT") == f"{name}:{step + 1}":
                     time.sleep(60)
+        if os.environ.get("FAKE_SIGNAL") == name:
+            raise Stopped("by SIGTERM after step 2 of 3; run the same command again", 143)
         if os.environ.get("FAKE_FAIL") == name:
             raise RuntimeError("the loss is not a number")
         write_json(stage.path("model") / "config.json", {"steps": steps})

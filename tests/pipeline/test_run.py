@@ -131,6 +131,14 @@ def test_a_stop_reaches_the_stage_and_says_how_to_go_on(workplace, number, code)
     workplace.run()
 
 
+def test_a_stage_that_a_signal_stopped_by_itself_has_not_failed(workplace):
+    """A scheduler may signal the processes of a job one by one, the stage before the chain."""
+    text = workplace.chainforge("run", "chain.yaml", expect=143, FAKE_SIGNAL="cold")
+    assert "stopped: stage cold by SIGTERM after step 2 of 3" in text
+    assert workplace.states()["cold"] == "resumable"
+    workplace.run()
+
+
 def test_a_second_run_is_refused_while_the_first_works(workplace):
     chain = workplace.start("run", "chain.yaml", FAKE_STOP_AT="cold:1")
     workplace.wait_for_rows("cold", 1)

@@ -73,7 +73,7 @@ def test_a_killed_rl_stage_is_resumed(folder, shell):
     command = ["chainforge", "run", CHAIN, "--until", "reason"]
     path = f"{Path(sys.prefix) / 'bin'}:{os.environ['PATH']}"
     run = subprocess.Popen(command, cwd=folder, env=os.environ | {"PATH": path})
-    state = folder / "runs/quickstart/reason/checkpoints/checkpoint-4/trainer_state.json"
+    state = folder / "runs/quickstart/reason/checkpoints/checkpoint-4/sealed.json"
     deadline = time.monotonic() + 400
     while not state.exists() and run.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -110,4 +110,4 @@ def test_a_cut_run_goes_on_and_ends_the_same(tiny_model, tmp_path, monkeypatch):
     steps = [
         json.loads(line)["step"] for line in again.path("metrics.jsonl").read_text().splitlines()
     ]
-    assert steps == [1, 2, 3, 4, 4]
+    assert steps == [1, 2, 3, 4]

@@ -1,0 +1,89 @@
+import contextlib
+import resource
+
+import pytest
+
+from chainforge.core.disk import DiskFull, is_full, size_in_words, writing
+from chainforge.core.records import JsonLines
+
+
+@contextlib.contextmanager
+def largest_file(size):
+    """Let no file of this process grow beyond a size: the kernel refuses as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def save_json_lines(path):
+    with JsonLines(path) as lines:
+        for _ in range(1000):
+            lines.append({"text": "x" * 100})
+
+
+def save_bytes(path):
+    path.write_bytes(bytes(100_000))
+
+
+def save_by_torch(path):
+    import torch
+
+    torch.save({"one": torch.zeros(20_000), "two": torch.ones(20_000)}, path)
+
+
+def save_by_safetensors(path):
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({"weight": torch.zeros(20_000)}, path)
+
+
+def save_parquet(path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"column": list(range(30_000))}), path)
+
+
+WRITERS = [save_json_lines, save_bytes, save_by_torch, save_by_safetensors, save_parquet]
+
+
+@pytest.mark.parametrize("save", WRITERS)
+def test_whoever_writes_the_want_of_room_is_named(tmp_path, save):
+    path = tmp_path / "file"
+    save(tmp_path / "other")  # what it imports it may have to write, too
+    with pytest.raises(DiskFull) as full, writing(path), largest_file(20_000):
+        save(path)
+    assert f"no room to write {path}: " in str(full.value)
+    assert "are free on its disk" in str(full.value)
+    assert "run the same command again" in str(full.value)
+
+
+def test_the_innermost_name_is_told_and_a_folder_where_none_is_known(tmp_path):
+    named = pytest.raises(DiskFull, match="no room to write .*/rows.jsonl: ")
+    with named, writing(tmp_path), largest_file(20_000):
+        save_json_lines(tmp_path / "rows.jsonl")
+    with pytest.raises(DiskFull, match=f"a file, probably in {tmp_path}: "), writing(tmp_path):
+        raise OSError(28, "No space left on device")
+    with pytest.raises(DiskFull, match="/cache/x: "), writing(tmp_path):
+        raise OSError(28, "No space left on device", str(tmp_path / "cache/x"))
+
+
+def test_other_errors_are_left_alone(tmp_path):
+    for error in (FileNotFoundError(2, "No such file"), RuntimeError("shapes differ"), KeyError(1)):
+        assert not is_full(error)
+        with pytest.raises(type(error)), writing(tmp_path):
+            raise error
+
+
+def test_sizes_are_for_people():
+    assert [size_in_words(size) for size in (0, 1023, 2048, 5 * 2**30, 3 * 2**40)] == [
+        "0 bytes",
+        "1023 bytes",
+        "2.0 KiB",
+        "5.0 GiB",
+        "3.0 TiB",
+    ]

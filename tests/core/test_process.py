@@ -1,0 +1,30 @@
+import signal
+
+import pytest
+
+from chainforge.core import process
+from chainforge.core.errors import Failed, InputError, Stopped
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (InputError("seed: no number"), 2, "error: seed: no number\n"),
+        (Stopped("by max_usd"), 3, "stopped: by max_usd\n"),
+        (Stopped("by SIGTERM", 143), 143, "stopped: by SIGTERM\n"),
+        (KeyboardInterrupt(), 128 + signal.SIGINT, "stopped: by SIGINT\n"),
+        (Failed("nothing was learnt"), 1, "failed: nothing was learnt\n"),
+        (OSError(28, "No space left on device"), 1, "failed: no room to write a file, probably"),
+        (KeyError("x"), 1, "Traceback"),
+    ],
+)
+def test_a_recipe_ends_with_one_message_and_its_own_code(capsys, error, code, words):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as leaving:
+        process.run(main)
+    assert leaving.value.code == code
+    text = capsys.readouterr().err
+    assert text.startswith(words)
+    assert ("Traceback" in text) == isinstance(error, KeyError)
