@@ -13,6 +13,7 @@ from pathlib import Path
 
 from chainforge.core.disk import writing
 from chainforge.core.errors import Failed, InputError, Stopped
+from chainforge.core.launch import check_started
 
 
 def run(main: Callable[[], None]) -> None:
@@ -24,6 +25,7 @@ def run(main: Callable[[], None]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
+        check_started()
         with writing(Path.cwd()):
             main()
     except InputError as error:

@@ -110,4 +110,6 @@ def test_every_launch_file_is_one_of_accelerate(file):
 
 def test_the_launch_files_that_the_design_names_are_there():
     names = {file.stem for file in ROOT.glob("accelerate_configs/*.yaml")}
-    assert names == {"cpu", "single_gpu", "ddp", "fsdp2", "zero2", "zero3", "multi_node"}
+    assert names == {
+        "cpu", "cpu_ddp", "single_gpu", "ddp", "fsdp2", "zero2", "zero3", "multi_node"
+    }  # fmt: skip
