@@ -5,9 +5,10 @@
         --teacher_model_name_or_path runs/quickstart/final/model --output_dir runs/quickstart/pupil
 
 Every option is TRL's own (DistillationConfig, ModelConfig) but for `tasks`, `transcript`,
-`adapter` and `keep`.
-Student and teacher need one tokenizer. Distillation from written traces, which is what DeepSeek-R1
-did (section 2.4), is `sft.py` on the student.
+`adapter` and `keep`. Student and teacher need one tokenizer; their embeddings may be padded to
+different sizes, as those of Qwen2.5-7B and 1.5B are. Distillation from written traces, which is
+what DeepSeek-R1 did (section 2.4), is `sft.py` on the student. It may well come first: what a
+student writes before it can do anything teaches it little.
 """
 
 from dataclasses import dataclass, field
@@ -19,11 +20,12 @@ from chainforge.data.datasets import grpo_dataset
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.training.checkpoints import check_saving
 from chainforge.training.loop import train
-from chainforge.training.methods import PolicyArgs, check_policy, model_options
+from chainforge.training.methods import PolicyArgs, check_policy
 from chainforge.training.policy import open_policy, prepare
 from chainforge.training.sources import check_model
 from chainforge.training.stage import open_stage
-from chainforge.training.templates import check_vocabulary, load_tokenizer
+from chainforge.training.templates import load_tokenizer
+from chainforge.training.vocabulary import bar_unshared, check_teacher, open_teacher, sizes_of
 
 
 @dataclass
@@ -41,7 +43,7 @@ def main() -> None:
     )
     start = check_policy(policy, training, model)
     check_saving(training)
-    teacher = check_model(training.teacher_model_name_or_path)
+    teacher = check_model(training.teacher_model_name_or_path, training.trust_remote_code)
     with open_stage(
         "distill",
         training.output_dir,
@@ -53,16 +55,18 @@ def main() -> None:
         tokenizer = load_tokenizer(
             start.tokenizer, form.transcript, trust_remote_code=training.trust_remote_code
         )
-        check_vocabulary(tokenizer, load_tokenizer(teacher, form.transcript))
-        training.teacher_model_init_kwargs = model_options(model, training)
+        check_teacher(tokenizer, teacher, training, form.transcript)
+        sizes = sizes_of(tokenizer, start.source, teacher, training)
         trainer = DistillationTrainer(
             model=open_policy(start, stage),
-            teacher_model=teacher,
+            teacher_model=open_teacher(teacher, training, model, sizes),
             args=prepare(training, model, stage),
             train_dataset=grpo_dataset(examples).select_columns(["prompt"]),
             processing_class=tokenizer,
             peft_config=start.peft_config,
         )
+        bar_unshared(trainer, sizes)
+        stage.notes["vocabulary"] = vars(sizes)
         train(trainer, stage)
 
 

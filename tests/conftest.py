@@ -121,3 +121,38 @@ def wide_model(tmp_path_factory, tokenizer):
     Qwen2ForCausalLM(config).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def padded_models(tmp_path_factory, tokenizer):
+    """Paths by role and rows: embeddings padded beyond the 306 tokens, as those of Qwen2.5 are.
+
+    The student's head is tied to its embeddings, the teacher's is not.
+    """
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    folder = tmp_path_factory.mktemp("padded")
+    paths = {}
+    for seed, role in enumerate(("student", "teacher")):
+        for rows in (320, 384):
+            torch.manual_seed(seed)
+            config = Qwen2Config(
+                vocab_size=rows,
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=256,
+                tie_word_embeddings=role == "student",
+                initializer_range=0.3,
+                bos_token_id=None,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+            path = folder / f"{role}-{rows}"
+            Qwen2ForCausalLM(config).save_pretrained(path)
+            tokenizer.save_pretrained(path)
+            paths[role, rows] = str(path)
+    return paths

@@ -1,4 +1,4 @@
-"""How a stage is spread over processes: as a launch file says, or as the launcher told this process.
+"""How a stage is spread over processes, as a launch file or the launcher of this process says.
 
 accelerate checks the outermost keys of a launch file only; what stands in `fsdp_config` and
 `deepspeed_config` is taken as it is, and a misspelt key is forgotten. Here it is an error.
@@ -18,27 +18,31 @@ from chainforge.core.references import hint
 
 # accelerate 1.15: the fields of ClusterConfig, and the options of `accelerate launch` that the
 # nested keys become. A test holds them to what is installed.
-KEYS = frozenset(
-    "command_file commands compute_environment debug deepspeed_config distributed_type "
-    "downcast_bf16 dynamo_config enable_cpu_affinity fp8_config fsdp_config gpu_ids machine_rank "
-    "main_process_ip main_process_port main_training_function megatron_lm_config mixed_precision "
-    "mpirun_config num_machines num_processes parallelism_config rdzv_backend same_network tpu_env "
-    "tpu_name tpu_use_cluster tpu_use_sudo tpu_vm tpu_zone use_cpu".split()
-)
-FSDP_KEYS = frozenset(
-    "fsdp_activation_checkpointing fsdp_activation_checkpointing_offload fsdp_auto_wrap_policy "
-    "fsdp_backward_prefetch fsdp_cpu_ram_efficient_loading fsdp_forward_prefetch "
-    "fsdp_min_num_params fsdp_offload_params fsdp_reshard_after_forward fsdp_sharding_strategy "
-    "fsdp_state_dict_type fsdp_sync_module_states fsdp_transformer_layer_cls_to_wrap "
-    "fsdp_use_orig_params fsdp_version".split()
-)
-DEEPSPEED_KEYS = frozenset(
-    "deepspeed_config_file deepspeed_exclusion_filter deepspeed_hostfile "
-    "deepspeed_inclusion_filter deepspeed_moe_layer_cls_names deepspeed_multinode_launcher "
-    "gradient_accumulation_steps gradient_clipping offload_optimizer_device "
-    "offload_optimizer_nvme_path offload_param_device offload_param_nvme_path zero3_init_flag "
-    "zero3_save_16bit_model zero_stage".split()
-)
+# fmt: off
+KEYS = {
+    "command_file", "commands", "compute_environment", "debug", "deepspeed_config",
+    "distributed_type", "downcast_bf16", "dynamo_config", "enable_cpu_affinity", "fp8_config",
+    "fsdp_config", "gpu_ids", "machine_rank", "main_process_ip", "main_process_port",
+    "main_training_function", "megatron_lm_config", "mixed_precision", "mpirun_config",
+    "num_machines", "num_processes", "parallelism_config", "rdzv_backend", "same_network",
+    "tpu_env", "tpu_name", "tpu_use_cluster", "tpu_use_sudo", "tpu_vm", "tpu_zone", "use_cpu",
+}
+FSDP_KEYS = {
+    "fsdp_activation_checkpointing", "fsdp_activation_checkpointing_offload",
+    "fsdp_auto_wrap_policy", "fsdp_backward_prefetch", "fsdp_cpu_ram_efficient_loading",
+    "fsdp_forward_prefetch", "fsdp_min_num_params", "fsdp_offload_params",
+    "fsdp_reshard_after_forward", "fsdp_sharding_strategy", "fsdp_state_dict_type",
+    "fsdp_sync_module_states", "fsdp_transformer_layer_cls_to_wrap", "fsdp_use_orig_params",
+    "fsdp_version",
+}
+DEEPSPEED_KEYS = {
+    "deepspeed_config_file", "deepspeed_exclusion_filter", "deepspeed_hostfile",
+    "deepspeed_inclusion_filter", "deepspeed_moe_layer_cls_names", "deepspeed_multinode_launcher",
+    "gradient_accumulation_steps", "gradient_clipping", "offload_optimizer_device",
+    "offload_optimizer_nvme_path", "offload_param_device", "offload_param_nvme_path",
+    "zero3_init_flag", "zero3_save_16bit_model", "zero_stage",
+}
+# fmt: on
 # Keys of FSDP 1 that FSDP 2 has no use for, and the one that it refuses.
 FSDP1_ONLY = (
     "fsdp_backward_prefetch",
@@ -129,9 +133,10 @@ def layout_here(environment: Mapping[str, str] = os.environ) -> Layout:
 def faults(file: str | Path) -> Iterator[str]:
     """Say what is wrong with a launch file, and what to write instead."""
     given = read_yaml(file)
-    sections = ((given, KEYS, ""), (_section(given, "fsdp_config"), FSDP_KEYS, "fsdp_config: "),
-                (_section(given, "deepspeed_config"), DEEPSPEED_KEYS, "deepspeed_config: "))  # fmt: skip
-    for section, known, where in sections:
+    nested = {"fsdp_config": FSDP_KEYS, "deepspeed_config": DEEPSPEED_KEYS}
+    sections = [("", given, KEYS)]
+    sections += [(f"{name}: ", _section(given, name), known) for name, known in nested.items()]
+    for where, section, known in sections:
         for key in section:
             if key not in known:
                 yield f"{where}unknown key {key!r}; {hint(str(key), known)}"

@@ -75,14 +75,3 @@ def check_lengths(rows: Any, tokenizer: Any, max_length: int | None) -> None:
             f"(the first is row {long[0]}, the longest has {max(lengths)}) and would be cut; "
             "raise max_length, or drop them when the rows are made"
         )
-
-
-def check_vocabulary(student: Any, teacher: Any) -> None:
-    """Raise `InputError` unless two tokenizers mean the same by each token."""
-    mine, theirs = student.get_vocab(), teacher.get_vocab()
-    if mine != theirs:
-        different = len(set(mine.items()) ^ set(theirs.items()))
-        raise InputError(
-            f"teacher and student differ in {different} tokens: distillation by logits needs one "
-            "tokenizer; distil by traces instead (recipes/reject.py, then recipes/sft.py)"
-        )

@@ -2,7 +2,7 @@ import pytest
 from stages import rows
 
 from chainforge.core.errors import InputError
-from chainforge.training.templates import check_lengths, check_template, check_vocabulary
+from chainforge.training.templates import check_lengths, check_template
 
 
 def changed(tokenizer, **changes):
@@ -51,11 +51,3 @@ def test_rows_that_do_not_fit_are_named(tokenizer):
         InputError, match="max_length: 2 of 2 rows have more than 20 tokens .*row 0"
     ):
         check_lengths(rows(2), tokenizer, 20)
-
-
-def test_vocabularies_are_compared_by_their_tokens(tokenizer):
-    check_vocabulary(tokenizer, changed(tokenizer))
-    other = changed(tokenizer)
-    other.add_tokens(["<extra>"])
-    with pytest.raises(InputError, match="differ in 1 tokens"):
-        check_vocabulary(tokenizer, other)

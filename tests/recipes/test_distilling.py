@@ -1,0 +1,63 @@
+"""Distillation by probabilities where the padded vocabularies differ, from the recipe to the files."""
+
+import pytest
+import yaml
+
+from chainforge.core import artifacts
+from chainforge.core.records import read_rows
+
+SMALL, LARGE = 320, 384  # as in `padded_models`
+SETTINGS = {
+    "tasks": [{"fn": "reasoning_gym", "size": 32, "split": "train",
+               "params": {"dataset": "chain_sum", "max_digits": 1}}],
+    "use_cpu": True, "bf16": False, "report_to": "none", "gradient_checkpointing": False,
+    "max_steps": 16, "logging_steps": 1, "save_strategy": "no", "per_device_train_batch_size": 16,
+    "max_completion_length": 12, "learning_rate": 5e-3, "beta": 0.5,
+}  # fmt: skip
+LORA = ["--use_peft", "true", "--lora_target_modules", "all-linear", "--learning_rate", "0.02"]
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "flags"),
+    [(SMALL, LARGE, []), (LARGE, SMALL, LORA)],
+    ids=["larger teacher", "smaller teacher, LoRA"],
+)
+def test_the_student_learns_and_nothing_is_resized_on_disk(
+    padded_models, tmp_path, recipe, student, teacher, flags
+):
+    from safetensors.torch import load_file
+
+    before = {path: artifacts.sha256(path) for path in padded_models.values()}
+    (tmp_path / "distill.yaml").write_text(yaml.safe_dump(SETTINGS))
+    code, error = recipe(
+        "distill", "--config", tmp_path / "distill.yaml", "--output_dir", tmp_path / "pupil",
+        "--model_name_or_path", padded_models["student", student],
+        "--teacher_model_name_or_path", padded_models["teacher", teacher], *flags,
+    )  # fmt: skip
+    assert code == 0, error
+    losses = [row["loss"] for row in read_rows(tmp_path / "pupil/metrics.jsonl") if "loss" in row]
+    assert sum(losses[-4:]) < 0.9 * sum(losses[:4]), losses
+    assert {path: artifacts.sha256(path) for path in padded_models.values()} == before
+    weights = load_file(tmp_path / "pupil/model/model.safetensors")
+    assert weights["model.embed_tokens.weight"].shape[0] == student
+    assert not [name for name in weights if name.endswith("head.bias")]
+    notes = artifacts.read_manifest(tmp_path / "pupil").notes["vocabulary"]
+    assert (notes["student"], notes["teacher"]) == (student, teacher)
+
+
+def test_a_real_mismatch_says_what_to_do(padded_models, tiny_model, tokenizer, tmp_path, recipe):
+    import copy
+    import shutil
+
+    shutil.copytree(padded_models["teacher", LARGE], tmp_path / "teacher")
+    other = copy.deepcopy(tokenizer)
+    other.add_tokens(["<extra>"])
+    other.save_pretrained(tmp_path / "teacher")
+    (tmp_path / "distill.yaml").write_text(yaml.safe_dump(SETTINGS))
+    code, error = recipe(
+        "distill", "--config", tmp_path / "distill.yaml", "--output_dir", tmp_path / "pupil",
+        "--model_name_or_path", tiny_model, "--teacher_model_name_or_path", tmp_path / "teacher",
+    )  # fmt: skip
+    assert code == 2
+    assert "differ in 1 tokens" in error
+    assert "recipes/sft.py on the student" in error
