@@ -20,6 +20,7 @@ from chainforge.data.datasets import grpo_dataset
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.training.checkpoints import check_saving
 from chainforge.training.loop import train
+from chainforge.training.matrix import check_supported
 from chainforge.training.methods import PolicyArgs, check_policy
 from chainforge.training.policy import open_policy, prepare
 from chainforge.training.sources import check_model
@@ -41,6 +42,7 @@ def main() -> None:
     tasks, form, policy, training, model = configs = parse(
         TaskArgs, DistillArgs, PolicyArgs, DistillationConfig, ModelConfig
     )
+    check_supported("distill", training, model)
     start = check_policy(policy, training, model)
     check_saving(training)
     teacher = check_model(training.teacher_model_name_or_path, training.trust_remote_code)

@@ -27,6 +27,7 @@ from chainforge.training.guards import GuardArgs, LearningGuard
 from chainforge.training.health import HealthArgs, HealthCallback
 from chainforge.training.heldout import HeldoutArgs, HeldoutCallback, chosen_step, hold_out
 from chainforge.training.loop import train
+from chainforge.training.matrix import check_supported
 from chainforge.training.methods import PolicyArgs, check_policy
 from chainforge.training.policy import open_policy, prepare
 from chainforge.training.stage import is_main_process, open_stage
@@ -42,6 +43,7 @@ def main() -> None:
         TaskArgs, RewardArgs, GateArgs, HarvestArgs, DynamicArgs, HeldoutArgs, HealthArgs,
         GuardArgs, PolicyArgs, GRPOConfig, ModelConfig,
     )  # fmt: skip
+    check_supported("grpo", training, model)
     start = check_policy(policy, training, model)
     base = start.reference
     check_saving(training)

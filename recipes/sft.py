@@ -15,6 +15,7 @@ from chainforge.core.config import parse
 from chainforge.data.datasets import DataArgs, sft_mixture
 from chainforge.training.checkpoints import check_saving
 from chainforge.training.loop import train
+from chainforge.training.matrix import check_supported
 from chainforge.training.methods import PolicyArgs, check_policy
 from chainforge.training.policy import open_policy, prepare
 from chainforge.training.stage import open_stage
@@ -25,6 +26,7 @@ def main() -> None:
     from trl import ModelConfig, SFTConfig, SFTTrainer
 
     data, policy, training, model = configs = parse(DataArgs, PolicyArgs, SFTConfig, ModelConfig)
+    check_supported("sft", training, model)
     start = check_policy(policy, training, model)
     check_saving(training)
     inputs = {"model": start.reference} | {f"data.{i}": p for i, p in enumerate(data.data)}

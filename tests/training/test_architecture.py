@@ -33,7 +33,9 @@ def built(config):
 
     values = {key: value for key, value in config.items() if key != "model_type"}
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **values))
+        return AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(config["model_type"], **values)
+        )
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -69,7 +71,8 @@ def test_what_is_not_known_is_said():
 
 def test_a_config_is_read_where_it_is(tiny_model, tmp_path):
     assert shape_of(tiny_model).parameters == sum(
-        weight.numel() for weight in built(json.load(open(f"{tiny_model}/config.json"))).parameters()
+        weight.numel()
+        for weight in built(json.load(open(f"{tiny_model}/config.json"))).parameters()
     )
     assert shape_of("Qwen/Qwen2.5-0.5B") is None
     assert shape_of(str(tmp_path / "later/model")) is None

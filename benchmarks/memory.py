@@ -1,0 +1,255 @@
+"""The memory estimate against what stages really hold, on models of random weights.
+
+    python benchmarks/memory.py                     # all cases, a table, results/memory.json
+    python benchmarks/memory.py --only mini-lora
+
+On the CPU the peak is the sum of all tensors alive at a time, which no allocator blurs; the growth
+of the process beside it is what the operating system saw. On a GPU it is torch's own count. Each
+case is a process of its own that trains two steps with TRL's trainer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import weakref
+from pathlib import Path
+from typing import Any
+
+from chainforge.training.architecture import read_shape
+from chainforge.training.layout import Layout
+from chainforge.training.memory import CUDA, INTERPRETER, estimate
+from chainforge.training.settings import settings_of
+
+RESULTS = Path(__file__).parent / "results/memory.json"
+MINI = {
+    "model_type": "qwen2", "vocab_size": 32000, "hidden_size": 384, "intermediate_size": 1536,
+    "num_hidden_layers": 12, "num_attention_heads": 6, "num_key_value_heads": 2,
+    "tie_word_embeddings": True,
+}  # fmt: skip
+SMOL = {  # SmolLM2-135M
+    "model_type": "llama", "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536,
+    "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
+    "tie_word_embeddings": True,
+}  # fmt: skip
+FEW_WORDS = MINI | {"vocab_size": 2048, "num_hidden_layers": 8}  # blocks weigh more than the head
+LORA = {"use_peft": True}
+BATCH = {"per_device_train_batch_size": 4}
+CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "mini-full": ("sft", MINI, BATCH | {"max_length": 256, "bf16": False}),
+    "mini-full-no-checkpointing": (
+        "sft", MINI, BATCH | {"max_length": 256, "bf16": False, "gradient_checkpointing": False}),
+    "mini-full-mixed": (
+        "sft", MINI, BATCH | {"max_length": 256, "gradient_checkpointing": False}),
+    "mini-lora": (
+        "sft", MINI, BATCH | LORA
+        | {"max_length": 256, "bf16": False, "gradient_checkpointing": False}),
+    "mini-lora-all-half": (
+        "sft", MINI, BATCH | LORA
+        | {"max_length": 256, "dtype": "bfloat16", "lora_target_modules": ["all-linear"],
+           "gradient_checkpointing": False}),
+    "mini-qlora": (
+        "sft", MINI, BATCH | LORA
+        | {"max_length": 256, "load_in_4bit": True, "dtype": "bfloat16"}),
+    "mini-grpo": (
+        "grpo", MINI, {"per_device_train_batch_size": 8, "num_generations": 4, "bf16": False,
+                       "max_completion_length": 96, "gradient_checkpointing": False}),
+    "mini-grpo-reference": (
+        "grpo", MINI, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 8,
+                       "num_generations": 4, "beta": 0.05, "max_completion_length": 96}),
+    "mini-grpo-lora": (
+        "grpo", MINI, LORA | {"per_device_train_batch_size": 8, "num_generations": 4,
+                              "beta": 0.05, "bf16": False, "max_completion_length": 96}),
+    "mini-distill": (
+        "distill", MINI, BATCH | {"bf16": False, "max_completion_length": 96}),
+    "blocks-full": ("sft", FEW_WORDS, BATCH | {"max_length": 512, "bf16": False}),
+    "blocks-mixed-no-checkpointing": (
+        "sft", FEW_WORDS, BATCH | {"max_length": 512, "gradient_checkpointing": False}),
+    "blocks-lora-half": (
+        "sft", FEW_WORDS, BATCH | LORA | {"max_length": 512, "dtype": "bfloat16",
+                                          "gradient_checkpointing": False}),
+    "blocks-accumulated": (
+        "sft", FEW_WORDS, {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2,
+                           "max_length": 256, "bf16": False}),
+    "cache-grpo": (
+        "grpo", FEW_WORDS, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 16,
+                            "num_generations": 8, "max_completion_length": 256, "bf16": False}),
+    "smollm2-full": (
+        "sft", SMOL, {"per_device_train_batch_size": 2, "max_length": 256, "bf16": False}),
+    "smollm2-lora": (
+        "sft", SMOL, LORA | {"per_device_train_batch_size": 2, "max_length": 256, "bf16": False,
+                             "gradient_checkpointing": False}),
+}  # fmt: skip
+PROMPT = 32  # tokens
+
+
+class Alive:
+    """Counts the bytes of all tensors that are alive, and their peak."""
+
+    def __init__(self) -> None:
+        from torch.utils._python_dispatch import TorchDispatchMode
+        from torch.utils.weak import WeakIdKeyDictionary
+
+        self.bytes = self.peak = 0
+        self.seen = WeakIdKeyDictionary()
+        counter = self
+
+        class Mode(TorchDispatchMode):
+            def __torch_dispatch__(
+                self, function: Any, kinds: Any, args: Any = (), kwargs: Any = None
+            ) -> Any:
+                from torch.utils._pytree import tree_map_only
+
+                result = function(*args, **(kwargs or {}))
+                tree_map_only(counter.tensor, counter.note, result)
+                return result
+
+        import torch
+
+        self.tensor = torch.Tensor
+        self.mode = Mode()
+
+    def note(self, tensor: Any) -> Any:
+        """Take a tensor into the count, until its storage goes."""
+        if tensor.device.type != "meta":
+            storage = tensor.untyped_storage()
+            if storage not in self.seen:
+                size = storage.nbytes()
+                self.seen[storage] = size
+                self.bytes += size
+                self.peak = max(self.peak, self.bytes)
+                weakref.finalize(storage, self._gone, size)
+        return tensor
+
+    def _gone(self, size: int) -> None:
+        self.bytes -= size
+
+    def take_all(self) -> None:
+        """Take in what was made without an operation, such as weights that were read."""
+        for thing in gc.get_objects():
+            if isinstance(thing, self.tensor) and not thing.is_meta:
+                self.note(thing)
+        self.peak = self.bytes
+
+
+def tokenizer_of(size: int) -> Any:
+    """A tokenizer of whole words, `w0` to the last."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {f"w{number}": number for number in range(size - 2)}
+    words |= {"<end>": size - 2, "<pad>": size - 1}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<end>", pad_token="<pad>", unk_token="w0"
+    )
+
+
+def trainer_of(recipe: str, path: str, settings: dict[str, Any], folder: str, size: int) -> Any:
+    """Build TRL's trainer as the recipe does."""
+    import torch
+    import trl
+    from datasets import Dataset
+
+    names = {"sft": "SFT", "grpo": "GRPO", "distill": "Distillation"}
+    kind, config = (getattr(trl, names[recipe] + end) for end in ("Trainer", "Config"))
+    on_cpu = not torch.cuda.is_available()
+    mine = {key for key in settings if hasattr(trl.ModelConfig(), key)}
+    model = trl.ModelConfig(model_name_or_path=path, **{key: settings[key] for key in mine})
+    common = {"max_steps": 2, "report_to": "none", "save_strategy": "no", "disable_tqdm": True}
+    training = config(
+        output_dir=folder, use_cpu=on_cpu, **common,
+        model_init_kwargs={"dtype": model.dtype},
+        **{key: value for key, value in settings.items() if key not in mine},
+    )  # fmt: skip
+    prompt = " ".join(f"w{number}" for number in range(PROMPT))
+    rows: dict[str, list[Any]] = {"prompt": [prompt] * 64}
+    options: dict[str, Any] = {}
+    if recipe == "sft":
+        full = settings["max_length"]  # every other row is shorter, so that batches are padded
+        rows = {"text": [" ".join(["w1"] * length) for length in (full, 3 * full // 4)] * 32}
+    if recipe == "grpo":
+        options["reward_funcs"] = lambda completions, **_: [float(len(c)) for c in completions]
+    if recipe == "distill":
+        options["teacher_model"] = path
+    return kind(
+        model=path, args=training, train_dataset=Dataset.from_dict(rows),
+        processing_class=tokenizer_of(size), peft_config=trl.get_peft_config(model),
+        quantization_config=trl.get_quantization_config(model), **options,
+    )  # fmt: skip
+
+
+def run_case(name: str) -> dict[str, Any]:
+    """Train two steps of a case in this process; return the peaks in bytes."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    recipe, config, settings = CASES[name]
+    torch.manual_seed(0)
+    values = {key: value for key, value in config.items() if key != "model_type"}
+    # No token ends a completion, so that all are as long as they may be.
+    made = AutoConfig.for_model(config["model_type"], **values, eos_token_id=None)
+    with tempfile.TemporaryDirectory() as folder:
+        AutoModelForCausalLM.from_config(made).save_pretrained(f"{folder}/model")
+        gc.collect()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        trainer = trainer_of(
+            recipe, f"{folder}/model", dict(settings), f"{folder}/out", config["vocab_size"]
+        )
+        if recipe != "sft":  # the end token is never drawn
+            trainer.generation_config.suppress_tokens = [config["vocab_size"] - 2]
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+            trainer.train()
+            return {"allocated": torch.cuda.max_memory_allocated(),
+                    "reserved": torch.cuda.max_memory_reserved()}  # fmt: skip
+        alive = Alive()
+        alive.take_all()
+        with alive.mode:
+            trainer.train()
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        return {"tensors": alive.peak, "process_grew": grown * 1024}
+
+
+def expected(name: str, on_cpu: bool) -> dict[str, Any]:
+    """Return the estimate of a case, without what the interpreter or CUDA itself take."""
+    recipe, config, given = CASES[name]
+    shape = read_shape(config)
+    found = estimate(
+        recipe, settings_of(recipe, given | {"use_cpu": on_cpu}), shape, Layout(),
+        prompt_tokens=PROMPT, teacher=shape if recipe == "distill" else None,
+    )  # fmt: skip
+    return {"estimate": found.peak - (INTERPRETER if on_cpu else CUDA), "parts": found.parts}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=CASES, help="Cases to run; all if left out.")
+    parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.case:
+        print(json.dumps(run_case(args.case)))
+        return
+    results = {}
+    print(f"{'case':<28}{'estimate':>10}{'measured':>10}{'ratio':>7}   MiB")
+    for name in args.only or CASES:
+        command = [sys.executable, __file__, "--case", name]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        measured = json.loads(done.stdout.splitlines()[-1])
+        row = measured | expected(name, "tensors" in measured)
+        peak = measured.get("tensors") or measured["allocated"]
+        results[name] = row | {"ratio": round(row["estimate"] / peak, 3)}
+        mib = [value / 2**20 for value in (row["estimate"], peak)]
+        print(f"{name:<28}{mib[0]:>10.0f}{mib[1]:>10.0f}{results[name]['ratio']:>7.2f}")
+    if not args.only:
+        RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
