@@ -243,6 +243,24 @@ def lock(directory: str | Path) -> Iterator[None]:
             file.truncate(0)
 
 
+def holder(directory: str | Path) -> str | None:
+    """Say who holds a directory just now (`process 12 on host`); None when nobody does.
+
+    A free directory is never locked by asking, so that whoever wants it gets it.
+    """
+    try:
+        with open(Path(directory) / ".lock", encoding="utf-8") as file:
+            name = file.read().strip()
+            if not name:  # a holder that ended in order has wiped its name out
+                return None
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return None
+    except BlockingIOError:
+        return name
+    return None
+
+
 def report_progress(
     directory: str | Path, done: int, total: int, unit: str, note: str = ""
 ) -> None:
