@@ -46,8 +46,8 @@ PATH_KEYS = frozenset(
 # in vain or a full disk stopped goes on with another setting.
 FREE_KEYS = frozenset(
     {
-        "dry_run",
         "drain",
+        "dry_run",
         "expected_tokens",
         "health",
         "health_rules",
@@ -61,9 +61,15 @@ FREE_KEYS = frozenset(
         "nonfinite_rewards",
         "patience",
         "prices",
+        "project",
+        "report_to",
         "retry_wait",
+        "run_name",
         "save_total_limit",
         "timeout",
+        "trackio_bucket_id",
+        "trackio_space_id",
+        "trackio_static_space_id",
     }
 )
 

@@ -125,9 +125,17 @@ def run(
 
     loaded = load_chain(chain)
     directory = chain_directory(loaded, runs)
-    options = {"from_": from_, "until": until, "force": force, "launch": launch, "seed": seed}
     try:
-        run_chain(loaded, runs, sets=sets or (), **options)
+        run_chain(
+            loaded,
+            runs,
+            from_=from_,
+            until=until,
+            force=force,
+            launch=launch,
+            sets=sets or (),
+            seed=seed,
+        )
     except StageFailed:
         print(f"report: {directory / 'report.html'}")
         raise

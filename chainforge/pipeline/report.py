@@ -60,8 +60,7 @@ def _counted(chain: ChainEvidence) -> str:
     words = [f"{sum(s.state == 'done' for s in chain.stages)} of {len(chain.stages)} stages done"]
     for stage in chain.stages:
         if stage.state in ("running", "failed"):
-            how_far = "{done:,} of {total:,} {unit}".format(**stage.progress) if stage.progress else ""
-            words.append(f"{stage.name} {stage.state} {how_far}".rstrip())
+            words.append(f"{stage.name} {stage.state} {stage.how_far}".rstrip())
     if not chain.running and not _done(chain):
         words.append("nobody runs it just now")
     return ", ".join(words)

@@ -53,6 +53,13 @@ class StageEvidence:
         return self.directory / "samples.jsonl"
 
     @property
+    def how_far(self) -> str:
+        """Say how far an unfinished stage is; empty where it has not said so."""
+        if self.manifest or not self.progress.get("total"):
+            return ""
+        return "{done:,} of {total:,} {unit}".format(**self.progress)
+
+    @property
     def seconds(self) -> float | None:
         """How long the stage took, or has taken so far."""
         return self.manifest.seconds if self.manifest else self.elapsed

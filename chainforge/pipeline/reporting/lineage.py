@@ -20,7 +20,7 @@ COLOURS = 6  # that the style sheet has
 
 @dataclass(frozen=True)
 class Rail:
-    """A line of one row, from `top` to `bottom`: `whole` row, `down` from its node, or `in`to it."""
+    """A line of one row: through the `whole` row, `down` from its node, or `in`to it."""
 
     shape: str
     path: str
@@ -164,4 +164,3 @@ def _rail(number: int, at: int, lane: _Lane, taken: bool, ends: bool) -> Rail:
     a, b = _x(number), _x(at)
     path = f"M{a} 0C{a} {NODE * 2 // 3} {b} {NODE // 3} {b} {NODE}"
     return Rail("in", path, a, lane.colour, lane.data)
-

@@ -109,7 +109,7 @@ def _stage(stage: StageEvidence) -> dict[str, Any]:
         "name": stage.name,
         "recipe": stage.recipe,
         "state": stage.state,
-        "note": stage.note or _progress(stage),
+        "note": stage.note or stage.how_far,
         "inputs": stage.inputs,
         "seconds": stage.seconds,
         "spending": stage.spending,
@@ -121,20 +121,14 @@ def _stage(stage: StageEvidence) -> dict[str, Any]:
     }
 
 
-def _progress(stage: StageEvidence) -> str:
-    if stage.manifest or not stage.progress.get("total"):
-        return ""
-    return "{done:,} of {total:,} {unit}".format(**stage.progress)
-
-
 def _headline(stage: StageEvidence) -> str:
     """Say in a few words what a stage did."""
     if stage.funnel:
         return f"kept {stage.funnel['kept']:,} of {stage.funnel['in']:,} rows"
     if stage.results and stage.results["models"]:
         best = max(stage.results["models"], key=lambda model: model["strict"]["mean"])
-        models = len(stage.results["models"])
-        return f"measured {models} models, best: {best['name']}, {wording.percent(best['strict']['mean'])}"
+        share = wording.percent(best["strict"]["mean"])
+        return f"measured {len(stage.results['models'])} models, best: {best['name']}, {share}"
     for key in ("reward", "loss"):
         if ends := plots.course(stage.metrics, key):
             return f"{key} {ends[0]:.2f} → {ends[1]:.2f}".replace("-", wording.MINUS)

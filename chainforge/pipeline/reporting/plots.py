@@ -99,9 +99,8 @@ def training_plots(metrics: list[Row], alarms: Sequence[Alarm] = ()) -> list[Plo
 def _of_rl(series: Series) -> list[Wanted]:
     # Our own count, where the stage kept it: TRL's misses groups for rounding.
     alike = "groups/alike" if "groups/alike" in series else "frac_reward_zero_std"
-    functions = {
-        key: match[1] for key in sorted(series) if (match := re.fullmatch(r"rewards/(.+)/mean", key))
-    }
+    found = ((key, re.fullmatch(r"rewards/(.+)/mean", key)) for key in sorted(series))
+    functions = {key: match[1] for key, match in found if match}
     cut = "completions/clipped_ratio"
     return [
         ("Reward", "weighted sum", number, {"reward": "training", "eval_reward": "held out"}),
@@ -110,7 +109,7 @@ def _of_rl(series: Series) -> list[Wanted]:
         ("Completion length", "tokens", number, {"completions/mean_length": ""}),
         ("Entropy", "nats a token", number, {"entropy": ""}),
         ("KL to the reference", "nats a token", number, {"kl": ""}),
-        ("Groups without spread", "prompts whose completions all scored alike", percent, {alike: ""}),
+        ("Groups without spread", "prompts whose completions scored alike", percent, {alike: ""}),
         ("Truncated", "completions cut at the length limit", percent, {cut: ""}),
     ]  # fmt: skip
 
@@ -125,7 +124,7 @@ def _of_losses() -> list[Wanted]:
 
 def alarms_of(health: list[Row]) -> list[Alarm]:
     """Read `health.jsonl`: what was seen (or a `message`), what it means, what to change."""
-    found = []
+    found: list[Alarm] = []
     for row in health:
         step = row.get("step")
         text = row.get("seen") or row.get("message")

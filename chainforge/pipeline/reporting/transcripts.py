@@ -10,8 +10,9 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
+from chainforge.core.records import Row
 from chainforge.pipeline.reporting.rows import Entry, fetch, index
-from chainforge.pipeline.reporting.texts import Case, case_of, text_of
+from chainforge.pipeline.reporting.texts import Case, Text, case_of, text_of
 
 SAMPLES = 4  # of one prompt and one stage
 GROUPS = 6  # of rollouts, from the start and from the end of each RL stage
@@ -73,7 +74,7 @@ def held_out(
 
 
 def of_data(stages: Sequence[tuple[str, Path]], budget: int) -> list[Case]:
-    """Show prompts with all that data stages wrote for them; every stage and fate takes its turn."""
+    """Show prompts with all that data stages wrote for them; each stage and fate has its turn."""
     written: dict[str, list[tuple[str, Path, Entry]]] = {}
     for stage, path in stages:
         for entry in sorted(index(path), key=lambda entry: (entry.id, entry.sample)):
@@ -84,7 +85,8 @@ def of_data(stages: Sequence[tuple[str, Path]], budget: int) -> list[Case]:
         wanted.setdefault(key, (stage, fate))
 
     def show(key: str) -> Case:
-        texts, row = [], {}
+        texts: list[Text] = []
+        row: Row = {}
         for stage, path in stages:
             mine = [entry for name, _, entry in written[key] if name == stage]
             # What the prompt is shown for comes first, lest it be left out.

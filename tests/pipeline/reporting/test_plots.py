@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from chainforge.pipeline.plots import HEIGHT, WIDTH, Plot, course, training_plots
+from chainforge.pipeline.reporting.axes import HEIGHT, WIDTH
+from chainforge.pipeline.reporting.plots import Plot, course, training_plots
 
 
 def points(path: str) -> list[tuple[float, float]]:

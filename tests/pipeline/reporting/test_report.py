@@ -2,67 +2,24 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
+import contextlib
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from chains import HOSTILE, answered, evaluation, grpo, hostile, question, rows, sign
+from pages import Page, assert_harmless
 
-from chainforge.core.artifacts import Manifest, write_json
+from chainforge.core import artifacts
+from chainforge.core.artifacts import write_json
 from chainforge.core.errors import InputError
-from chainforge.core.records import JsonLines, Row, example, sample
-from chainforge.core.transcript import write
-from chainforge.data.measures import compare, summarize
+from chainforge.core.records import Row, sample
+from chainforge.data.measures import compare
 from chainforge.pipeline import wording
-from chainforge.pipeline.report import write_report
-
-HOSTILE = (
-    "<script>alert(1)</script></textarea></style></title><img src=x onerror=alert(2)>"
-    "<a href=\"javascript:alert(3)\" onclick='alert(4)'>x</a>{{ 7 * 7 }}{% raw %}&lt;b&gt;"
-    '"\' onmouseover="alert(5)<svg/onload=alert(6)><!-- ]]>'
-)
-TAGS = """html head meta title style body header main footer section nav article h1 h2 h3 h4 p
-small strong bdi ul li a dl dt dd div span table thead tbody tr th td details summary pre code
-figure figcaption svg line circle rect polyline text"""
-
-
-class Page(HTMLParser):
-    """What a browser would make of the page: its elements and its text."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.words: list[str] = []
-        self.comments: list[str] = []
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in ("meta", "line", "circle", "rect", "polyline"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag, f"{tag} closes what it did not open"
-
-    def handle_data(self, data: str) -> None:
-        if not self.open or self.open[-1] != "style":
-            self.words.append(data)
-
-    def handle_comment(self, data: str) -> None:
-        self.comments.append(data)
-
-    @property
-    def text(self) -> str:
-        return re.sub(r"\s+", " ", " ".join(self.words))
+from chainforge.pipeline.report import watch, write_report
+from chainforge.pipeline.reporting.rows import index
 
 
 def report(chain: Path, **options: Any) -> Page:
@@ -71,143 +28,6 @@ def report(chain: Path, **options: Any) -> Page:
     page = Page(path.read_text(encoding="utf-8"))
     assert_harmless(page)
     return page
-
-
-def assert_harmless(page: Page) -> None:
-    """No element, attribute or address that could run or fetch anything."""
-    assert {tag for tag, _ in page.elements} <= set(TAGS.split())
-    assert page.comments == []
-    assert page.open == []
-    for tag, attributes in page.elements:
-        for name, value in attributes.items():
-            assert not name.startswith("on")
-            assert name not in ("src", "style", "srcdoc", "xlink:href", "action")
-            if name == "href":
-                assert re.fullmatch("#[a-z]+", value or ""), value
-        if tag == "meta" and "http-equiv" in attributes:
-            assert attributes["http-equiv"] == "Content-Security-Policy"
-
-
-def sign(directory: Path, recipe: str, finished: str = "2026-01-01T00:00:00Z", **more: Any) -> None:
-    values: dict[str, Any] = {
-        "recipe": recipe,
-        "fingerprint": "ab" * 32,
-        "given": {"learning_rate": 1e-4},
-        "inputs": {"model": "cd" * 32},
-        "outputs": {},
-        "config": {},
-        "metrics": {},
-        "versions": {"trl": "1.16.0"},
-        "device": "cpu (2 cores)",
-        "seed": 7,
-        "seconds": 61.2,
-        "finished": finished,
-    }
-    write_json(directory / "manifest.json", Manifest(**(values | more)).__dict__)
-
-
-def rows(directory: Path, name: str, values: list[Row]) -> None:
-    with JsonLines(directory / name) as file:
-        file.extend(values)
-
-
-def question(number: int, task: str = "sums", text: str = "") -> Row:
-    prompt = [{"role": "user", "content": text or f"What is {number} + {number}?"}]
-    return example(prompt, str(2 * number), task=task)
-
-
-def answered(row: Row, model: str, right: bool, index: int = 0, **more: Any) -> Row:
-    answer = row["answer"] if right else "wrong"
-    values = {
-        "model": model,
-        "correct": right,
-        "lenient_correct": right,
-        "formatted": True,
-        "tokens": 12,
-        "finish_reason": "stop",
-        "extracted": answer,
-    }
-    text = write(f"{model} thinks", answer)
-    return sample(row, text, index, source="policy", **(values | more))
-
-
-def grpo(directory: Path, steps: int = 40) -> None:
-    rows(
-        directory,
-        "metrics.jsonl",
-        [
-            {
-                "step": step,
-                "reward": 0.5 + step / 100,
-                "rewards/accuracy_reward/mean": 0.4 + step / 100,
-                "rewards/format_reward/mean": 1.0,
-                "completions/mean_length": 40.0 + step,
-                "completions/clipped_ratio": 0.25,
-                "entropy": 0.3,
-                "kl": 0.001 * step,
-                "frac_reward_zero_std": 0.5,
-                "loss": None,
-            }
-            for step in range(1, steps + 1)
-        ],
-    )
-
-
-def evaluation(directory: Path, right: dict[str, int], n: int = 40) -> dict[str, list[Row]]:
-    """Models that get the first so many of n questions right, two samples each."""
-    models = {
-        name: [
-            answered(question(i, "sums" if i % 2 else "chains"), name, i < most, index)
-            for i in range(n)
-            for index in range(2)
-        ]
-        for name, most in right.items()
-    }
-    rows(directory, "samples.jsonl", [row for part in models.values() for row in part])
-    write_json(directory / "results.json", summarize(models))
-    sign(directory, "evaluate", finished="2026-01-01T09:00:00Z")
-    return models
-
-
-@pytest.fixture
-def chain(tmp_path: Path) -> Path:
-    """A finished chain of five stages."""
-    root = tmp_path / "tiny"
-    traces = [
-        sample(
-            question(i),
-            write("add", str(2 * i)),
-            0,
-            source="offline" if i % 4 else "some-teacher",
-            drop="duplicate" if i % 5 == 0 else None,
-            reward=1.2,
-        )
-        for i in range(20)
-    ]
-    rows(root / "traces", "samples.jsonl", traces)
-    write_json(root / "traces" / "funnel.json", {"in": 20, "kept": 16, "dropped": {"duplicate": 4}})
-    sign(root / "traces", "collect", finished="2026-01-01T01:00:00Z")
-    losses = [{"step": i, "loss": 2 / i, "eval_loss": 3 / i} for i in range(1, 30)]
-    rows(root / "cold", "metrics.jsonl", losses)
-    sign(root / "cold", "sft", finished="2026-01-01T02:00:00Z")
-    (root / "cold" / "config.yaml").write_text("max_steps: 29\n")
-    grpo(root / "reason")
-    sign(root / "reason", "grpo", finished="2026-01-01T03:00:00Z")
-    grpo(root / "final")
-    sign(root / "final", "grpo", finished="2026-01-01T04:00:00Z")
-    evaluation(root / "scores", {"base": 2, "cold": 10, "reason": 25, "final": 34})
-    stages = [
-        {"name": name, "recipe": recipe}
-        for name, recipe in [
-            ("traces", "collect"),
-            ("cold", "sft"),
-            ("reason", "grpo"),
-            ("final", "grpo"),
-            ("scores", "evaluate"),
-        ]
-    ]
-    write_json(root / "chain.json", {"name": "tiny chain", "stages": stages})
-    return root
 
 
 def test_the_headline_compares_the_last_rl_stage_with_the_cold_start(chain: Path) -> None:
@@ -250,21 +70,21 @@ def test_every_section_holds_its_numbers(chain: Path) -> None:
     assert "not accounted for" not in page.text
     ids = {attributes.get("id") for _, attributes in page.elements}
     targets = {a["href"] for tag, a in page.elements if tag == "a"}
-    assert {f"#{name}" for name in ids if name} == targets
+    assert targets == {
+        "#chain",
+        "#accuracy",
+        "#training",
+        "#data",
+        "#transcripts",
+        "#configuration",
+    }
+    assert {target[1:] for target in targets} <= ids
 
 
 def test_the_page_needs_and_allows_nothing_from_elsewhere(chain: Path) -> None:
     html = write_report(chain).read_text(encoding="utf-8")
-    css = re.search(r"<style>(.*?)</style>", html, re.DOTALL)
-    assert css is not None
-    digest = base64.b64encode(hashlib.sha256(css[1].encode()).digest()).decode()
-    policy = next(a["content"] for t, a in Page(html).elements if "http-equiv" in a)
-    assert policy == (
-        f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    )
-    assert "url(" not in css[1]
-    assert "@import" not in css[1]
-    assert "://" not in html
+    for way_out in ("url(", "@import", "://", "fetch(", "XMLHttpRequest", "innerHTML", "eval("):
+        assert way_out not in html
 
 
 def test_the_same_files_give_the_same_bytes(chain: Path) -> None:
@@ -274,32 +94,7 @@ def test_the_same_files_give_the_same_bytes(chain: Path) -> None:
 
 
 def test_hostile_text_stays_text(tmp_path: Path) -> None:
-    root = tmp_path / "hostile"
-    row = question(1, task=HOSTILE, text=HOSTILE) | {"answer": HOSTILE}
-    models = {}
-    for name, right in (("cold", False), ("final" + HOSTILE, True)):
-        written = answered(row, name, right, extracted=HOSTILE)
-        well_formed = HOSTILE + write(HOSTILE, HOSTILE) if right else write(HOSTILE, HOSTILE)
-        models[name] = [written | {"completion": well_formed, "finish_reason": HOSTILE}]
-    rows(root / "scores", "samples.jsonl", [row for part in models.values() for row in part])
-    write_json(root / "scores" / "results.json", summarize(models))
-    sign(root / "scores", "evaluate", versions={HOSTILE: HOSTILE}, device=HOSTILE)
-    dropped = sample(row, HOSTILE, 0, source=HOSTILE, drop=HOSTILE, reward=0.0)
-    kept = sample(row, HOSTILE, 0, source="offline" + HOSTILE, drop=None)
-    rows(root / "picks", "samples.jsonl", [dropped, kept])
-    write_json(root / "picks" / "funnel.json", {"in": 2, "kept": 1, "dropped": {HOSTILE: 1}})
-    (root / "picks" / "config.yaml").write_text(f"key: {HOSTILE}\n")
-    (root / "picks" / "log.txt").write_text(f"{HOSTILE}\nfailed: {HOSTILE}\n")
-    metrics = [{"step": i, "reward": i, f"rewards/{HOSTILE}/mean": i} for i in range(3)]
-    rows(root / "final", "metrics.jsonl", metrics)
-    sign(root / "final", HOSTILE, given={HOSTILE: HOSTILE}, inputs={HOSTILE: f"hub:{HOSTILE}"})
-    stages = [
-        {"name": "picks", "recipe": HOSTILE, "state": HOSTILE, "note": HOSTILE},
-        {"name": "final", "recipe": "grpo"},
-        {"name": "scores", "recipe": "evaluate"},
-    ]
-    write_json(root / "chain.json", {"name": HOSTILE, "stages": stages})
-    page = report(root)
+    page = report(hostile(tmp_path / "hostile"))
     raw = "".join(page.words)
     assert raw.count(HOSTILE) >= 25
     assert "49" not in page.text  # nothing evaluated it as a template
@@ -315,7 +110,7 @@ def test_text_that_is_no_text_does_not_cost_the_report(chain: Path) -> None:
     page = report(chain)
     assert "\x00" not in page.text
     assert "\x1b" not in page.text
-    assert "a?b\ufffd\ufffd\ufffd[31m" in page.text
+    assert "a?b\ufffd\ufffd\ufffd[31m[U+202E]c" in page.text
 
 
 def test_reasoning_and_answer_are_told_apart(chain: Path) -> None:
@@ -372,7 +167,10 @@ def test_without_chain_json_stages_stand_in_the_order_they_finished(chain: Path)
     grpo(chain / "aborted")
     page = report(chain)
     html = (chain / "report.html").read_text(encoding="utf-8")
-    rows_of_table = re.findall(r'<th scope="row">(\w+)</th>.*?class="state (\w+)"', html, re.DOTALL)
+    rows_of_table = re.findall(
+        r"<strong><bdi>(\w+)</bdi></strong>\s+<span class=.soft.>\w*</span>\s+<span class=.state (\w+).>",
+        html,
+    )
     assert rows_of_table == [
         ("traces", "done"),
         ("cold", "done"),
@@ -409,7 +207,7 @@ def test_a_long_run_stays_small(chain: Path) -> None:
     rows(chain / "traces", "samples.jsonl", long)
     html = write_report(chain).read_bytes()
     assert len(html) < 2_000_000
-    assert b"297,000 characters left out" in html
+    assert b"296,000 characters left out" in html
 
 
 @pytest.mark.parametrize(
@@ -438,3 +236,109 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         write_report(tmp_path / "nowhere")
     with pytest.raises(InputError, match="holds no stage"):
         write_report(tmp_path)
+
+
+def test_a_chain_of_several_states_says_each(chain: Path) -> None:
+    for name in ("reason", "final"):
+        (chain / name / "manifest.json").unlink()
+    (chain / "reason" / "log.txt").write_text("stopped: step 12, truncated: too long\n")
+    (chain / "final" / "log.txt").write_text("$ old\nfailed: long ago\n$ new\nstep 3\n")
+    assert_state = report(chain).text
+    assert "reason grpo stopped" in assert_state
+    assert "reason stopped: step 12, truncated: too long" in assert_state
+    assert "final grpo unfinished" in assert_state
+    with artifacts.lock(chain), artifacts.lock(chain / "final"):
+        page = report(chain)
+    assert "final grpo running" in page.text
+    assert "while the chain runs" in page.text
+    assert ("body", {"data-running": None}) in page.elements
+    assert "while the chain runs" not in report(chain).text
+
+
+def test_a_stage_made_from_what_was_made_anew_since_is_stale(chain: Path) -> None:
+    entry = [{"name": "cold", "recipe": "sft"}]
+    entry.append({"name": "reason", "recipe": "grpo", "inputs": {"model": "cold"}})
+    for print_, state in (("cd" * 32, "done"), ("ef" * 32, "stale made from an earlier cold")):
+        sign(chain / "cold", "sft", fingerprint=print_)
+        assert f"reason grpo {state}" in report(chain, stages=entry).text
+
+
+def test_health_messages_are_marked_where_they_arose(chain: Path) -> None:
+    found = {"rule": "kl_growth", "action": "stop", "means": "it runs `away`", "change": "a `beta`"}
+    rows(
+        chain / "final",
+        "health.jsonl",
+        [{"step": 9, "seen": "kl is 0.9"} | found, {"step": 20, "message": "all is odd"}],
+    )
+    page = report(chain)
+    html = (chain / "report.html").read_text()
+    assert "step 9, kl growth: stopped the stage kl is 0.9." in page.text
+    assert "It usually means that it runs away ." in page.text
+    assert "<code>away</code>" in html
+    labels = [str(a.get("aria-label")) for tag, a in page.elements if tag == "svg"]
+    assert [label.split(";")[0] for label in labels if "warning 1 at step 9" in label] == [
+        "KL to the reference"
+    ]
+    assert sum("warning 2 at step 20" in label for label in labels) == 7
+    assert "final: 2 warnings of RL's health, below." in page.text
+
+
+def test_the_teacher_s_bill_is_shown_signed_or_not(chain: Path) -> None:
+    assert "teacher" not in report(chain).text.split("stages done")[1].split("The chain")[0]
+    spent = {"requests": 20, "tokens": 1234, "usd": 0.5, "untold_requests": 2,
+             "untold_usd_at_most": 0.1}  # fmt: skip
+    sign(chain / "traces", "collect", metrics={"spending": spent})
+    text = report(chain).text
+    assert "teacher $0.50 20 requests, 1,234 tokens" in text
+    assert "and at most $0.10 more for 2 requests whose cost nobody told" in text
+    (chain / "traces" / "manifest.json").unlink()
+    rows(
+        chain / "traces",
+        "requests.jsonl",
+        [
+            {"request": 1, "key": "a", "usd": 0.9, "tokens": 900},
+            {"request": 1, "key": "a", "outcome": "ok", "usd": 0.2, "tokens": 10, "told": True},
+            {"request": 2, "key": "b", "usd": 0.9, "tokens": 900},
+        ],
+    )
+    text = report(chain).text
+    assert "teacher $0.20 2 requests, 10 tokens" in text
+    assert "and an unknown amount for 1 requests" in text
+
+
+def test_watching_rewrites_the_page_until_the_run_ends(chain: Path) -> None:
+    (chain / "scores" / "manifest.json").unlink()
+    told: list[str] = []
+    seen: list[bool] = []
+
+    def tell(text: str) -> None:
+        """Move the chain on, as a run does, each time that something is said."""
+        told.append(text)
+        seen.append("while the chain runs" in (chain / "report.html").read_text())
+        if len(told) == 1:
+            run.enter_context(artifacts.lock(chain))
+        elif len(told) == 2:
+            (chain / "cold" / "metrics.jsonl").write_text("{\n{}\n")
+        elif len(told) == 3:
+            (chain / "cold" / "metrics.jsonl").unlink()
+            sign(chain / "scores", "evaluate", finished="2026-01-01T09:00:00Z")
+            run.close()
+
+    with contextlib.ExitStack() as run:
+        assert watch(chain, 0.01, tell) == chain / "report.html"
+    assert told[:2] == [
+        "4 of 5 stages done, nobody runs it just now",
+        "4 of 5 stages done",
+    ]
+    assert told[2].startswith("not written: ")
+    assert told[3] == "5 of 5 stages done"
+    assert seen == [False, True, True, False]
+    with pytest.raises(InputError, match="no such run"):
+        watch(chain / "nowhere", 0.01, tell)
+
+
+def test_a_file_of_samples_is_not_held_in_memory_and_not_read_twice(chain: Path) -> None:
+    first = index(chain / "scores" / "samples.jsonl")
+    assert index(chain / "scores" / "samples.jsonl") is first
+    evaluation(chain / "scores", {"cold": 10, "final": 34})
+    assert len(index(chain / "scores" / "samples.jsonl")) != len(first)
