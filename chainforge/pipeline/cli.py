@@ -7,6 +7,7 @@ command needs is imported when it runs, so that `chainforge --help` answers at o
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -197,11 +198,9 @@ def check(
 def report(
     run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="Such as runs/quickstart.")],
     watch: Annotated[
-        bool, typer.Option("--watch", help="Write it anew while the chain runs.")
+        bool, typer.Option("--watch", help="Rewrite it while the chain runs.")
     ] = False,
-    every: Annotated[
-        float, typer.Option(metavar="SECONDS", min=0.1, help="How often, with --watch.")
-    ] = 10.0,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between, with --watch.")] = 10.0,
 ) -> None:
     """Write a chain's report, one HTML page, and print its path."""
     from chainforge.pipeline import report as pages
@@ -210,10 +209,8 @@ def report(
         print(pages.write_report(run_directory))
         return
     print(f"{run_directory / 'report.html'}; Ctrl-C ends this, not the chain", flush=True)
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         pages.watch(run_directory, every, lambda text: print(text, flush=True))
-    except KeyboardInterrupt:
-        print("no longer watching")
 
 
 def _planned(
@@ -234,12 +231,11 @@ def _finish(chain: Chain, directory: Path, first: str | None) -> None:
 
     from chainforge.pipeline.results import print_results
 
-    path = directory / "report.html"
-    if not path.is_file():
+    if not (path := directory / "report.html").is_file():
         from chainforge.pipeline.report import write_report
 
-        path = write_report(directory)
-    # What is before `first` was taken as it is, and may be stale or missing.
+        write_report(directory)
+    # What is before `first` may be stale or missing.
     which = f"the stages from {first} on" if first else f"all {len(chain.stages)} stages"
     print(f"{which} are done\n")
     print_results(chain, directory, Console(highlight=False))

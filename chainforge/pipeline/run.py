@@ -34,7 +34,6 @@ from chainforge.pipeline.plan import (
 )
 
 LOG = "log.txt"
-TAIL_LINES = 15
 
 
 def run_chain(
@@ -149,7 +148,8 @@ def _run_stage(step: Step, display: Display, report: LiveReport, force: bool) ->
         if not logs.ending(directory / LOG).outcome:  # killed, or a recipe that says nothing
             with open(directory / LOG, "a", encoding="utf-8") as file:
                 file.write(f"\nfailed: {ending(code)}\n")
-        raise StageFailed(f"stage {name} {ending(code)}. {log} ends:\n{tail(text)}")
+        last = "\n".join(f"  {line}" for line in logs.ending(directory / LOG).lines)
+        raise StageFailed(f"stage {name} {ending(code)}. {log} ends:\n{last}")
     if artifacts.read_manifest(directory) is None:
         raise StageFailed(f"stage {name} ended well but left no manifest.json; see {log}")
     for aside in asides(directory):
@@ -229,13 +229,3 @@ def ending(code: int) -> str:
         return f"failed with exit code {code}"
     name = signal.Signals(-code).name
     return f"was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-
-
-def tail(text: str) -> str:
-    """Return the end of a log as a terminal would show it, without the launcher's own traceback."""
-    lines = [line.rpartition("\r")[2].rstrip() for line in text.splitlines()]
-    for number, line in enumerate(lines):
-        if line.startswith("failed: "):
-            lines = lines[: number + 1]
-            break
-    return "\n".join(f"  {line}" for line in lines[-TAIL_LINES:] if line)

@@ -35,6 +35,7 @@ class Line:
     smooth: str
     raw: str
     course: str
+    lone: bool  # one point only
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,8 @@ def _plot(
     y_low, y_high = axes.span(y for _, ys in thin for y in ys)
     if 0 < y_low < 0.6 * y_high:  # near enough to zero to show it
         y_low = 0.0
+    if write is percent:
+        y_low, y_high = max(y_low, 0.0), min(y_high, 1.0)
     frame = Frame(x_low, x_high, y_low, y_high)
     lines = [
         Line(
@@ -187,6 +190,7 @@ def _plot(
             # Several noisy lines over one another hide each other.
             raw=frame.path(xs, ys) if len(series) == 1 and axes.window(ys) > 1 else "",
             course=courses[index],
+            lone=len(xs) == 1,
         )
         for index, (label, (xs, ys)) in enumerate(zip(series, thin, strict=True))
     ]
