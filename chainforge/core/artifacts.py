@@ -46,8 +46,8 @@ PATH_KEYS = frozenset(
 # in vain or a full disk stopped goes on with another setting.
 FREE_KEYS = frozenset(
     {
-        "dry_run",
         "drain",
+        "dry_run",
         "expected_tokens",
         "health",
         "health_rules",
@@ -61,9 +61,15 @@ FREE_KEYS = frozenset(
         "nonfinite_rewards",
         "patience",
         "prices",
+        "project",
+        "report_to",
         "retry_wait",
+        "run_name",
         "save_total_limit",
         "timeout",
+        "trackio_bucket_id",
+        "trackio_space_id",
+        "trackio_static_space_id",
     }
 )
 
@@ -241,6 +247,24 @@ def lock(directory: str | Path) -> Iterator[None]:
             yield
         finally:
             file.truncate(0)
+
+
+def holder(directory: str | Path) -> str | None:
+    """Say who holds a directory just now (`process 12 on host`); None when nobody does.
+
+    A free directory is never locked by asking, so that whoever wants it gets it.
+    """
+    try:
+        with open(Path(directory) / ".lock", encoding="utf-8") as file:
+            name = file.read().strip()
+            if not name:  # a holder that ended in order has wiped its name out
+                return None
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return None
+    except BlockingIOError:
+        return name
+    return None
 
 
 def report_progress(

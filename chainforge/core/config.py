@@ -97,6 +97,8 @@ def parse(*kinds: Any, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
             value = [_word(word) for word in given_words]
             one = value[0] if len(value) == 1 and not isinstance(value[0], str) else value
             values[name] = _checked(one, hints[name], f"--{name}")
+        elif len(given_words) > 1 and _is_one_or_more(hints.get(name)):
+            values[name] = _checked(given_words, hints[name], f"--{name}")
         else:
             words += [f"--{name}", *given_words]
 
@@ -230,6 +232,12 @@ def _is_structured(kind: Any) -> bool:
         or typing.get_origin(kind) is dict
         or any(_is_structured(part) for part in typing.get_args(kind))
     )
+
+
+def _is_one_or_more(kind: Any) -> bool:
+    """True for `str | list[str]`, of which argparse takes one word only: `report_to`, say."""
+    parts = _parts(kind)
+    return str in parts and any(typing.get_origin(part) is list for part in parts)
 
 
 def _checked(value: Any, kind: Any, where: str) -> Any:

@@ -26,7 +26,7 @@ from chainforge.pipeline.stages import (
     safe_name,
 )
 
-CHAIN_KEYS = ("name", "base", "models", "seed", "transcript", "launch", "stages")
+CHAIN_KEYS = ("name", "base", "models", "seed", "transcript", "launch", "report_to", "stages")
 STAGE_KEYS = ("name", "recipe", "config", *REFERENCES, "launch", "set")
 
 
@@ -41,6 +41,7 @@ class Chain:
     seed: int | None = None
     transcript: str | None = None
     launch: str | None = None
+    report_to: tuple[str, ...] = ()  # trackers, of the stages that train
 
     @property
     def folder(self) -> Path:
@@ -78,6 +79,7 @@ def load_chain(reference: str | Path) -> Chain:
             seed=_seed(given.get("seed")),
             transcript=_transcript(given.get("transcript")),
             launch=_launch(given, file.parent),
+            report_to=_names(given, "report_to"),
         )
     except InputError as error:
         raise InputError(f"{places.short(file)}: {error}") from None

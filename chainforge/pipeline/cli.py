@@ -7,6 +7,7 @@ command needs is imported when it runs, so that `chainforge --help` answers at o
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -119,22 +120,28 @@ def run(
 ) -> None:
     """Run a chain: skip what is done, make anew what is stale, go on with what was cut."""
     from chainforge.pipeline.chain import load_chain
+    from chainforge.pipeline.execute import StageFailed
     from chainforge.pipeline.plan import chain_directory
     from chainforge.pipeline.run import run_chain
 
     loaded = load_chain(chain)
-    ran = run_chain(
-        loaded,
-        runs,
-        from_=from_,
-        until=until,
-        force=force,
-        launch=launch,
-        sets=sets or (),
-        seed=seed,
-    )
+    directory = chain_directory(loaded, runs)
+    try:
+        run_chain(
+            loaded,
+            runs,
+            from_=from_,
+            until=until,
+            force=force,
+            launch=launch,
+            sets=sets or (),
+            seed=seed,
+        )
+    except StageFailed:
+        print(f"report: {directory / 'report.html'}")
+        raise
     if until in (None, loaded.stages[-1].name):
-        _finish(loaded, chain_directory(loaded, runs), from_, anew=bool(ran))
+        _finish(loaded, directory, from_)
 
 
 @app.command()
@@ -147,7 +154,6 @@ def show(
 ) -> None:
     """Show each stage of a chain: what it was made from, and whether it still holds."""
     from chainforge.pipeline import show as lineage
-    from chainforge.pipeline.plan import chain_directory
 
     loaded, steps = _planned(chain, runs, None, sets, seed)
     if as_json:
@@ -155,10 +161,7 @@ def show(
         return
     from rich.console import Console
 
-    console = Console(highlight=False)
-    console.print(lineage.table(loaded, runs, steps))
-    if holder := lineage.holder(chain_directory(loaded, runs)):
-        console.print(holder, markup=False)
+    lineage.print_chain(loaded, runs, steps, Console(highlight=False))
 
 
 @app.command()
@@ -194,11 +197,20 @@ def check(
 @app.command()
 def report(
     run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="Such as runs/quickstart.")],
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Rewrite it while the chain runs.")
+    ] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between, with --watch.")] = 10.0,
 ) -> None:
     """Write a chain's report, one HTML page, and print its path."""
-    from chainforge.pipeline.report import write_report
+    from chainforge.pipeline import report as pages
 
-    print(write_report(run_directory))
+    if not watch:
+        print(pages.write_report(run_directory))
+        return
+    print(f"{run_directory / 'report.html'}; Ctrl-C ends this, not the chain", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        pages.watch(run_directory, every, lambda text: print(text, flush=True))
 
 
 def _planned(
@@ -213,18 +225,17 @@ def _planned(
     return loaded, plan_chain(loaded, runs, overrides)
 
 
-def _finish(chain: Chain, directory: Path, first: str | None, anew: bool) -> None:
-    """Print what the chain was worth and where its report is; write that if anything is new."""
+def _finish(chain: Chain, directory: Path, first: str | None) -> None:
+    """Print what the chain was worth and where its report is, which running it has written."""
     from rich.console import Console
 
     from chainforge.pipeline.results import print_results
 
-    path = directory / "report.html"
-    if anew or not path.is_file():
+    if not (path := directory / "report.html").is_file():
         from chainforge.pipeline.report import write_report
 
-        path = write_report(directory)
-    # What is before `first` was taken as it is, and may be stale or missing.
+        write_report(directory)
+    # What is before `first` may be stale or missing.
     which = f"the stages from {first} on" if first else f"all {len(chain.stages)} stages"
     print(f"{which} are done\n")
     print_results(chain, directory, Console(highlight=False))

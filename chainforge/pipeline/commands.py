@@ -20,6 +20,8 @@ from chainforge.pipeline.stages import Stage, check_setting
 
 # The recipes whose rows are trained on, and so must not give away what is evaluated.
 DECONTAMINATED = ("collect", "reject")
+# The recipes that train, and so can report to a tracker.
+TRACKED = ("sft", "grpo", "distill")
 
 
 def references(
@@ -123,7 +125,9 @@ def settings_of(
     What makes data looks out for the questions of the chain's own evaluations, beside those that
     the stage names itself.
     """
-    common = {"seed": chain.seed, "transcript": chain.transcript}
+    common: dict[str, Any] = {"seed": chain.seed, "transcript": chain.transcript}
+    if chain.report_to and stage.recipe in TRACKED:
+        common["report_to"] = list(chain.report_to)
     settings = {key: value for key, value in common.items() if value is not None} | stage.settings
     if seed is not None:
         settings["seed"] = seed

@@ -57,6 +57,7 @@ def execute(command: list[str], log: Path, watch: Callable[[], None]) -> tuple[i
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            env=os.environ | {"CHAINFORGE_CHAIN": "1"},  # a stage then draws no bars of its own
         )
         watchdog = _watchdog(process.pid)
         try:

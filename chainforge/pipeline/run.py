@@ -16,10 +16,11 @@ from pathlib import Path
 
 from chainforge.core import artifacts
 from chainforge.core.errors import PAUSED, InputError, Stopped
-from chainforge.pipeline import commands, places
+from chainforge.pipeline import commands, logs, places
 from chainforge.pipeline.chain import Chain
 from chainforge.pipeline.display import Display, read_progress, seconds_in_words
 from chainforge.pipeline.execute import STOPPED, StageFailed, execute
+from chainforge.pipeline.live import LiveReport
 from chainforge.pipeline.plan import (
     DONE,
     RESUMABLE,
@@ -33,7 +34,6 @@ from chainforge.pipeline.plan import (
 )
 
 LOG = "log.txt"
-TAIL_LINES = 15
 
 
 def run_chain(
@@ -55,22 +55,39 @@ def run_chain(
     low, high = _range(chain, from_, until)
     overrides = Overrides(launch=launch, sets=commands.read_sets(chain, sets), seed=seed)
     parent = chain_directory(chain, runs)
-    with artifacts.lock(parent):
-        plan_chain(chain, runs, overrides)  # so that wrong input shows before any work is done
-        known = _taken_as_they_are(chain, parent, low, high)
-        stages = [{"name": stage.name, "recipe": stage.recipe} for stage in chain.stages]
-        artifacts.write_json(parent / "chain.json", {"name": chain.name, "stages": stages})
-        display = Display([stage.name for stage in chain.stages])
-        ran = []
-        for stage in chain.stages[low : high + 1]:
-            step = plan_stage(chain, stage, runs, known, overrides)
-            if step.state != DONE or force:
-                _run_stage(step, display, force)
-                ran.append(step)
-            else:
-                display.line(stage.name, "done")
-            known[stage.name] = _signed(step.directory)
+    display = Display([stage.name for stage in chain.stages])
+    report = LiveReport(parent, lambda text: display.line("report", text))
+    ran: list[Step] = []
+    try:
+        with artifacts.lock(parent):
+            # The whole plan first, so that wrong input shows before any work is done.
+            _describe(chain, parent, plan_chain(chain, runs, overrides))
+            known = _taken_as_they_are(chain, parent, low, high)
+            for stage in chain.stages[low : high + 1]:
+                step = plan_stage(chain, stage, runs, known, overrides)
+                if step.state != DONE or force:
+                    ran.append(step)
+                    _run_stage(step, display, report, force)
+                else:
+                    display.line(stage.name, "done")
+                known[stage.name] = _signed(step.directory)
+    finally:
+        if ran:  # the page of a stage that failed is wanted most
+            report.write()
     return ran
+
+
+def _describe(chain: Chain, parent: Path, steps: list[Step]) -> None:
+    """Leave word of the chain's stages and of what they are made from, for who looks at them."""
+    stages = [
+        {
+            "name": step.stage.name,
+            "recipe": Path(step.stage.recipe).stem,
+            "inputs": {role: item.name for role, item in step.inputs.items()},
+        }
+        for step in steps
+    ]
+    artifacts.write_json(parent / "chain.json", {"name": chain.name, "stages": stages})
 
 
 def _range(chain: Chain, first: str | None, last: str | None) -> tuple[int, int]:
@@ -100,7 +117,7 @@ def _taken_as_they_are(chain: Chain, parent: Path, low: int, high: int) -> dict[
     return known
 
 
-def _run_stage(step: Step, display: Display, force: bool) -> None:
+def _run_stage(step: Step, display: Display, report: LiveReport, force: bool) -> None:
     """Run one stage and see that it is signed."""
     name, directory = step.stage.name, step.directory
     if step.state in (STALE, RESUMABLE) or step.why:
@@ -110,8 +127,14 @@ def _run_stage(step: Step, display: Display, force: bool) -> None:
         return
     directory.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
+    report.begin()
     with display.stage(name, directory) as look:
-        code, text = execute(step.command, directory / LOG, look)
+
+        def watch() -> None:
+            look()
+            report.look()
+
+        code, text = execute(step.command, directory / LOG, watch)
     seconds = seconds_in_words(time.monotonic() - started)
     log = places.short(directory / LOG)
     if code == 2:
@@ -122,7 +145,11 @@ def _run_stage(step: Step, display: Display, force: bool) -> None:
         raise Stopped(f"stage {name} {words}", code)
     if code != 0:
         display.line(name, f"failed  {seconds}")
-        raise StageFailed(f"stage {name} {ending(code)}. {log} ends:\n{tail(text)}")
+        if not logs.ending(directory / LOG).outcome:  # killed, or a recipe that says nothing
+            with open(directory / LOG, "a", encoding="utf-8") as file:
+                file.write(f"\nfailed: {ending(code)}\n")
+        last = "\n".join(f"  {line}" for line in logs.ending(directory / LOG).lines)
+        raise StageFailed(f"stage {name} {ending(code)}. {log} ends:\n{last}")
     if artifacts.read_manifest(directory) is None:
         raise StageFailed(f"stage {name} ended well but left no manifest.json; see {log}")
     for aside in asides(directory):
@@ -202,13 +229,3 @@ def ending(code: int) -> str:
         return f"failed with exit code {code}"
     name = signal.Signals(-code).name
     return f"was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-
-
-def tail(text: str) -> str:
-    """Return the end of a log as a terminal would show it, without the launcher's own traceback."""
-    lines = [line.rpartition("\r")[2].rstrip() for line in text.splitlines()]
-    for number, line in enumerate(lines):
-        if line.startswith("failed: "):
-            lines = lines[: number + 1]
-            break
-    return "\n".join(f"  {line}" for line in lines[-TAIL_LINES:] if line)

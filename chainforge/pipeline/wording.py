@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from chainforge.data.collection.progress import usd
+
 MINUS = "\u2212"
 NBSP = "\u00a0"
 
@@ -38,6 +40,11 @@ def count(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:,.0f}" if value == int(value) or abs(value) >= 1000 else f"{value:,.1f}"
+
+
+def money(value: float | None) -> str:
+    """Write US dollars; None is an unknown price."""
+    return "price not known" if value is None else usd(value)
 
 
 def duration(seconds: float | None) -> str:

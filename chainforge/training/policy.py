@@ -11,6 +11,7 @@ from chainforge.core.artifacts import read_manifest
 from chainforge.training.methods import Start, model_options
 from chainforge.training.saving import START, attach, merge
 from chainforge.training.stage import Stage, is_main_process
+from chainforge.training.trackers import name_run
 
 
 def open_policy(start: Start, stage: Stage) -> Any:
@@ -93,6 +94,7 @@ def unround(trainer: Any, stage: Stage) -> None:
 def prepare(training_args: Any, model_args: Any, stage: Stage) -> Any:
     """Point a TRL configuration at the stage: checkpoints inside it, the model as asked for."""
     start = stage.policy
+    name_run(training_args, stage.directory)
     training_args.output_dir = str(stage.path("checkpoints"))
     if start is None:
         training_args.model_init_kwargs = model_options(model_args, training_args)

@@ -29,6 +29,7 @@ from chainforge.core.config import given, resolved
 from chainforge.core.disk import writing
 from chainforge.core.errors import InputError
 from chainforge.data.selection.salvage import rejects_in
+from chainforge.training.trackers import TENSORBOARD
 
 if TYPE_CHECKING:
     from chainforge.training.methods import Start
@@ -37,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes")
 WORKING_FILES = {"log.txt", ".lock", artifacts.PROGRESS, artifacts.STARTED, artifacts.MANIFEST}
-UNSIGNED = {"checkpoints"}
+UNSIGNED = {"checkpoints", TENSORBOARD}
 
 
 @dataclass

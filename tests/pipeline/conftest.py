@@ -12,6 +12,7 @@ import yaml
 
 from chainforge.pipeline.chain import load_chain
 from chainforge.pipeline.plan import Step, plan_chain
+from chainforge.pipeline.report import write_report
 from chainforge.pipeline.run import run_chain
 
 RECIPE = '''
@@ -133,6 +134,12 @@ class Workplace:
         subprocess.run(
             line, shell=True, cwd=self.folder, check=True, env=os.environ | {"PATH": path}
         )
+
+    def report(self, write: bool = False) -> str:
+        """Return the report as it is, or as it would be written now."""
+        if write:
+            write_report(self.folder / "runs/fake")
+        return (self.folder / "runs/fake/report.html").read_text()
 
     def rows(self, stage: str) -> list[dict]:
         lines = (self.folder / "runs/fake" / stage / "samples.jsonl").read_text().splitlines()

@@ -105,3 +105,18 @@ def test_planning_needs_no_torch(workplace):
     )
     loaded = set(json.loads(done.stdout.splitlines()[-1]))
     assert not loaded & {"torch", "transformers", "trl", "datasets", "scipy", "matplotlib"}
+
+
+def test_the_report_is_watched_from_another_terminal(workplace):
+    chain = workplace.start("run", "chain.yaml", FAKE_STOP_AT="cold:2")
+    workplace.wait_for_rows("cold", 2)
+    watching = workplace.start("report", "runs/fake", "--watch", "--every", "0.1")
+    assert "Ctrl-C ends this, not the chain" in watching.stdout.readline()
+    assert watching.stdout.readline() == "1 of 3 stages done, cold running 2 of 3 steps\n"
+    assert "while the chain runs" in workplace.report()
+    chain.kill()
+    out, err = watching.communicate(timeout=60)
+    assert (watching.returncode, err) == (0, "")
+    assert out.splitlines()[-1].endswith("nobody runs it just now")
+    assert "while the chain runs" not in workplace.report()
+    chain.communicate()

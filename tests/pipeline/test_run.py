@@ -83,6 +83,9 @@ def test_a_stage_that_was_killed_goes_on_and_ends_like_an_undisturbed_one(workpl
     _, err = chain.communicate(timeout=30)
     assert chain.returncode == 1
     assert "SIGKILL" in err
+    assert "failed: was ended by SIGKILL (out of memory?)" in workplace.chainforge(
+        "show", "chain.yaml"
+    )
     assert "log.txt" in err
     assert workplace.states() == {"traces": "done", "cold": "resumable", "reason": "to run"}
     workplace.run()
@@ -144,7 +147,7 @@ def test_a_second_run_is_refused_while_the_first_works(workplace):
     workplace.wait_for_rows("cold", 1)
     text = workplace.chainforge("run", "chain.yaml", expect=2)
     assert str(chain.pid) in text
-    assert "in use" in workplace.chainforge("show", "chain.yaml")
+    assert f"process {chain.pid}" in workplace.chainforge("show", "chain.yaml")
     chain.kill()
     chain.communicate()
 

@@ -7,49 +7,62 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chainforge.core.artifacts import (
-    MANIFEST,
-    PROGRESS,
-    STARTED,
-    Manifest,
-    read_json,
-    read_manifest,
-)
+from chainforge.core import artifacts
+from chainforge.core.artifacts import MANIFEST, PROGRESS, STARTED, Manifest, read_manifest
 from chainforge.core.errors import InputError
 from chainforge.core.records import Row, read_rows
+from chainforge.pipeline import logs
+from chainforge.pipeline.reporting.lineage import name_inputs
+from chainforge.pipeline.reporting.rows import rows_of
 
 CHAIN = "chain.json"
-LOG_LINES = 20
-LAUNCHER_LINES = 60  # more than a launcher's own traceback takes
 MODEL_KEYS = ("name", "n", "strict", "lenient", "format", "tokens_mean", "truncated")
 PAIR_KEYS = ("from", "to", "difference", "low", "high", "p")
-# As `chainforge.core.process.run` ends a recipe that did not end well.
-ERRORS = ("error: ", "failed: ")
 # Any of these in a folder makes it a stage, when no chain.json lists the stages.
 MARKS = (MANIFEST, STARTED, PROGRESS, "config.yaml", "metrics.jsonl", "samples.jsonl")
 
 
 @dataclass
 class StageEvidence:
-    """One stage's directory, read; what is not there is None or empty."""
+    """One stage's directory, read; what is not there is None or empty.
+
+    `inputs` maps roles (`model`, `data.0`) to the names of stages and models.
+    """
 
     name: str
     recipe: str
     directory: Path
     state: str
     note: str = ""
+    inputs: dict[str, str] = field(default_factory=dict)
+    prints: dict[str, str] = field(default_factory=dict)  # their fingerprints when it started
     manifest: Manifest | None = None
     progress: dict[str, Any] = field(default_factory=dict)
+    elapsed: float | None = None  # seconds from the start to the last word of progress
     metrics: list[Row] = field(default_factory=list)
+    health: list[Row] = field(default_factory=list)
+    spending: dict[str, Any] = field(default_factory=dict)
     funnel: dict[str, Any] | None = None
     results: dict[str, Any] | None = None
     config: str = ""
-    log: list[str] = field(default_factory=list)
+    log: logs.Ending = field(default_factory=logs.Ending)
 
-    def samples(self) -> list[Row]:
-        """Read the stage's scored rows; a last line that is just being written is left out."""
-        path = self.directory / "samples.jsonl"
-        return read_rows(path, torn_tail=True) if path.is_file() else []
+    @property
+    def samples(self) -> Path:
+        """Where the stage's scored rows are, if it has any."""
+        return self.directory / "samples.jsonl"
+
+    @property
+    def how_far(self) -> str:
+        """Say how far an unfinished stage is; empty where it has not said so."""
+        if self.manifest or not self.progress.get("total"):
+            return ""
+        return "{done:,} of {total:,} {unit}".format(**self.progress)
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the stage took, or has taken so far."""
+        return self.manifest.seconds if self.manifest else self.elapsed
 
 
 @dataclass
@@ -58,6 +71,7 @@ class ChainEvidence:
 
     name: str
     stages: list[StageEvidence]
+    running: bool = False
 
     def last_results(self) -> StageEvidence | None:
         """Return the last stage that measured models, whose numbers stand for the chain."""
@@ -67,15 +81,15 @@ class ChainEvidence:
 def read_chain(directory: Path, stages: Sequence[Mapping[str, Any]] | None = None) -> ChainEvidence:
     """Read `runs/<chain>`; `stages` (or chain.json) gives order and what is not there yet.
 
-    Each entry has `name` and `recipe`, and may say `state` and `note` where the caller knows more
-    than the files do (running, failed, stale). Without either, the folders count, in the order in
-    which they finished.
+    Each entry has `name` and `recipe`, and may say `inputs` (names by role), and `state` and `note`
+    where the caller knows more than the files do. Without either, the folders count, in the order
+    in which they finished.
     """
     if not directory.is_dir():
         raise InputError(f"{directory}: no such run; give the folder that holds a chain's stages")
     name, listed = directory.resolve().name, stages
     if (directory / CHAIN).is_file():
-        chain = read_json(directory / CHAIN)
+        chain = artifacts.read_json(directory / CHAIN)
         if not isinstance(chain, dict) or not isinstance(chain.get("stages"), list):
             raise InputError(f"{directory / CHAIN}: need an object with a list `stages`")
         name = str(chain.get("name") or name)
@@ -84,7 +98,9 @@ def read_chain(directory: Path, stages: Sequence[Mapping[str, Any]] | None = Non
         listed = _found(directory)
     if not listed:
         raise InputError(f"{directory} holds no stage; give the folder that holds a chain's stages")
-    return ChainEvidence(name, [_read_stage(directory, entry) for entry in listed])
+    read = [_read_stage(directory, entry) for entry in listed]
+    name_inputs(read)
+    return ChainEvidence(name, read, running=artifacts.holder(directory) is not None)
 
 
 def _found(directory: Path) -> list[dict[str, Any]]:
@@ -103,20 +119,27 @@ def _read_stage(chain: Path, entry: Mapping[str, Any]) -> StageEvidence:
         raise InputError(f"{chain / CHAIN}: each stage needs a `name`; got {entry!r}") from None
     directory = chain / name
     manifest = read_manifest(directory)
-    log = _tail(directory / "log.txt")
+    log = logs.ending(directory / "log.txt")
+    given = entry.get("inputs")
     stage = StageEvidence(
         name=name,
         recipe=str(entry.get("recipe") or _recipe(directory)),
         directory=directory,
         state=str(entry.get("state") or _state(directory, manifest, log)),
         note=str(entry.get("note") or ""),
+        inputs={str(k): str(v) for k, v in given.items()} if isinstance(given, dict) else {},
         manifest=manifest,
+        metrics=_lines(directory / "metrics.jsonl"),
+        health=_lines(directory / "health.jsonl"),
+        spending=_spending(directory, manifest),
         log=log,
+        prints=manifest.inputs if manifest else _started(directory),
     )
     if (directory / PROGRESS).is_file():
         stage.progress = _object(directory / PROGRESS, "done", "total", "unit")
-    if (directory / "metrics.jsonl").is_file():
-        stage.metrics = read_rows(directory / "metrics.jsonl", torn_tail=True)
+        if (directory / STARTED).is_file():
+            started, told = ((directory / name).stat().st_mtime for name in (STARTED, PROGRESS))
+            stage.elapsed = max(0.0, told - started)
     if (directory / "funnel.json").is_file():
         stage.funnel = _object(directory / "funnel.json", "in", "kept", "dropped")
     if (directory / "results.json").is_file():
@@ -134,13 +157,45 @@ def _recipe(directory: Path) -> str:
     return ""
 
 
-def _state(directory: Path, manifest: Manifest | None, log: list[str]) -> str:
-    """Tell done, failed (the log ends in an error), unfinished and not started apart."""
+def _started(directory: Path) -> dict[str, str]:
+    """Return the fingerprints that an unfinished stage is being made from."""
+    path = directory / STARTED
+    prints = _object(path).get("inputs") if path.is_file() else None
+    return prints if isinstance(prints, dict) else {}
+
+
+def _state(directory: Path, manifest: Manifest | None, log: logs.Ending) -> str:
+    """Tell done, running, failed, stopped, unfinished and not started apart."""
     if manifest:
         return "done"
     if not any((directory / mark).is_file() for mark in (*MARKS, "log.txt")):
         return "not started"
-    return "failed" if any(line.startswith(ERRORS) for line in log) else "unfinished"
+    if artifacts.holder(directory):
+        return "running"
+    return log.outcome or "unfinished"
+
+
+def _spending(directory: Path, manifest: Manifest | None) -> dict[str, Any]:
+    """Return what a teacher cost: as signed, or as the account of an unfinished stage has it."""
+    if manifest:
+        spending = manifest.metrics.get("spending")
+        return spending if isinstance(spending, dict) else {}
+    account = directory / "requests.jsonl"
+    if not account.is_file():
+        return {}
+    sent, told = 0, []
+    for _, line in rows_of(account):
+        if "outcome" not in line:
+            sent += 1
+        elif line.get("told"):
+            told.append(line)
+    prices = [line.get("usd") for line in told]
+    return {
+        "requests": sent,
+        "tokens": sum(line.get("tokens") or 0 for line in told),
+        "usd": None if None in prices else sum(price for price in prices if price),
+        "untold_requests": sent - len(told),
+    }
 
 
 def _results(path: Path) -> dict[str, Any]:
@@ -155,28 +210,12 @@ def _results(path: Path) -> dict[str, Any]:
 
 def _object(path: Path, *keys: str) -> dict[str, Any]:
     """Read a JSON object that has these keys."""
-    value = read_json(path)
+    value = artifacts.read_json(path)
     if not isinstance(value, dict) or any(key not in value for key in keys):
         raise InputError(f"{path}: need a JSON object with the keys {', '.join(keys)}")
     return value
 
 
-def _tail(path: Path) -> list[str]:
-    """Return the end of a log as a terminal would show it, up to the error that ended it.
-
-    What a launcher adds of its own after that error, its traceback, is left out.
-    """
-    if not path.is_file():
-        return []
-    with open(path, "rb") as file:
-        file.seek(max(0, path.stat().st_size - 65_536))
-        text = file.read().decode("utf-8", "replace")
-    lines = [line.rstrip().rpartition("\r")[2] for line in text.split("\n")]
-    for number in range(len(lines) - 1, max(-1, len(lines) - LAUNCHER_LINES), -1):
-        if lines[number].startswith(ERRORS):
-            end = number + 1
-            while end < len(lines) and lines[end].startswith("  "):  # the message goes on
-                end += 1
-            lines = lines[:end]
-            break
-    return [line for line in lines if line][-LOG_LINES:]
+def _lines(path: Path) -> list[Row]:
+    """Read a file of JSON lines; a last line that is just being written is left out."""
+    return read_rows(path, torn_tail=True) if path.is_file() else []

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from chainforge.pipeline.plots import HEIGHT, WIDTH, Plot, course, training_plots
+from chainforge.pipeline.reporting.axes import HEIGHT, WIDTH
+from chainforge.pipeline.reporting.plots import Plot, alarms_of, course, training_plots
 
 
 def points(path: str) -> list[tuple[float, float]]:
@@ -89,3 +90,25 @@ def test_shares_are_written_in_percent(ours: dict[str, float]) -> None:
     plot = next(p for p in training_plots(metrics) if p.title == "Groups without spread")
     assert plot.lines[0].course == "0 % → 90 %"
     assert all(tick.text.endswith(" %") for tick in plot.y_ticks)
+
+
+def test_a_share_is_never_drawn_beyond_all_and_a_lone_point_is_seen() -> None:
+    plots = training_plots([{"step": 1, "reward": 1.0, "groups/alike": 1.0}])
+    assert all(line.lone for plot in plots for line in plot.lines)
+    assert [tick.text for tick in plots[-1].y_ticks][-1] == "100 %"
+
+
+def test_warnings_are_marked_in_the_plots_that_they_speak_of() -> None:
+    metrics = [{"step": i, "reward": i, "kl": 0.1, "entropy": 0.2} for i in range(9)]
+    health = [
+        {"step": 3, "rule": "kl_growth", "seen": "kl is 0.9, from 0.1"},
+        {"step": 99, "message": "the reward/kl_like number is odd", "level": "stop"},
+        {"step": None, "seen": "no step"},
+        {"step": 4},
+    ]
+    alarms = alarms_of(health)
+    assert [(alarm.number, alarm.level) for alarm in alarms] == [(1, "warn"), (2, "stop")]
+    marks = {plot.title: plot.marks for plot in training_plots(metrics, alarms)}
+    assert [mark.alarm.number for mark in marks["KL to the reference"]] == [1, 2]
+    assert [mark.alarm.number for mark in marks["Entropy"]] == [2]
+    assert max(mark.at for mark in marks["Entropy"]) <= WIDTH

@@ -1,0 +1,67 @@
+"""Have a tracker (`report_to`) show the stages of a chain as runs of one project.
+
+TRL and transformers do the reporting. What a stage adds is names: the project is the chain, the run
+`<chain>/<stage>`. A name that the user has given, in the settings or the environment, stays.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+from chainforge.core.artifacts import read_json
+from chainforge.core.errors import InputError
+from chainforge.core.references import hint
+
+CHAIN = "chain.json"  # beside the stages; `run` writes it
+TENSORBOARD = "tensorboard"  # the folder in the stage that its curves are written to
+
+
+def name_run(training: Any, directory: Path) -> None:
+    """Name the run of a stage that is to be tracked; do nothing for one that is not.
+
+    `training` is a TRL configuration. Raises `InputError` for a tracker that is not there.
+    """
+    trackers = [name for name in training.report_to or [] if name != "none"]
+    if not trackers:
+        return
+    check_trackers(trackers)
+    chain = chain_of(directory)
+    name = f"{chain}/{directory.name}" if chain else directory.name
+    training.run_name = training.run_name or name
+    if chain and training.project == _default(training, "project"):
+        training.project = chain
+    if chain:
+        os.environ.setdefault("WANDB_PROJECT", training.project)
+        os.environ.setdefault("TRACKIO_PROJECT", training.project)
+    if TENSORBOARD in trackers:
+        given = os.environ.get("TENSORBOARD_LOGGING_DIR")
+        # One folder for each run: TensorBoard would draw several in one as one line.
+        folder = Path(given, training.run_name) if given else directory / TENSORBOARD
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder)
+
+
+def check_trackers(trackers: list[str]) -> None:
+    """Raise `InputError` for a tracker that is not known or not installed."""
+    from transformers.integrations import integration_utils as known
+
+    for name in trackers:
+        if name not in known.INTEGRATION_TO_CALLBACK:
+            names = sorted(known.INTEGRATION_TO_CALLBACK)
+            raise InputError(f"report_to: no tracker {name!r}; {hint(name, names)}")
+        there = getattr(known, f"is_{name}_available", None)
+        if there is not None and not there():
+            raise InputError(f"report_to: {name} is not installed; pip install {name}")
+
+
+def chain_of(directory: Path) -> str | None:
+    """Return the name of the chain that a stage's directory belongs to."""
+    path = directory.resolve().parent / CHAIN
+    chain = read_json(path) if path.is_file() else None
+    return str(chain["name"]) if isinstance(chain, dict) and chain.get("name") else None
+
+
+def _default(training: Any, name: str) -> Any:
+    return next(f.default for f in dataclasses.fields(training) if f.name == name)

@@ -1,0 +1,175 @@
+"""Chains as stages leave them on disk, made by hand, and text that means no good."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from chainforge.core.artifacts import Manifest, write_json
+from chainforge.core.records import JsonLines, Row, example, sample
+from chainforge.core.transcript import write
+from chainforge.data.measures import summarize
+
+# Each of these would set `hacked` if the page took it for more than text.
+HOSTILE = (
+    "<script>top.hacked=1</script></script></textarea></style></title></template></noscript>"
+    "<img src=x onerror=top.hacked=2>{{ 7 * 7 }}{% raw %}&lt;b&gt;&#60;script&#62;"
+    "<a href=\"javascript:top.hacked=3\" onclick='top.hacked=4'>x</a><base href=//example.invalid>"
+    '"\' autofocus onfocus="top.hacked=5" onmouseover="top.hacked=5" style="position:fixed'
+    "<svg/onload=top.hacked=6><math><mtext></form><!-- ]]><![CDATA[</bdi></div></details>"
+    "<iframe srcdoc='<script>top.hacked=7</script>'></iframe><meta http-equiv=refresh content=0>"
+    "\uff1cscript\uff1etop.hacked=8\uff1c/script\uff1e\u2028\u2029\ufeff"
+)
+
+
+def sign(directory: Path, recipe: str, finished: str = "2026-01-01T00:00:00Z", **more: Any) -> None:
+    values: dict[str, Any] = {
+        "recipe": recipe,
+        "fingerprint": "ab" * 32,
+        "given": {"learning_rate": 1e-4},
+        "inputs": {"model": "cd" * 32},
+        "outputs": {},
+        "config": {},
+        "metrics": {},
+        "versions": {"trl": "1.16.0"},
+        "device": "cpu (2 cores)",
+        "seed": 7,
+        "seconds": 61.2,
+        "finished": finished,
+    }
+    write_json(directory / "manifest.json", Manifest(**(values | more)).__dict__)
+
+
+def rows(directory: Path, name: str, values: list[Row]) -> None:
+    with JsonLines(directory / name) as file:
+        file.extend(values)
+
+
+def question(number: int, task: str = "sums", text: str = "") -> Row:
+    prompt = [{"role": "user", "content": text or f"What is {number} + {number}?"}]
+    return example(prompt, str(2 * number), task=task)
+
+
+def answered(row: Row, model: str, right: bool, index: int = 0, **more: Any) -> Row:
+    answer = row["answer"] if right else "wrong"
+    values = {
+        "model": model,
+        "correct": right,
+        "lenient_correct": right,
+        "formatted": True,
+        "tokens": 12,
+        "finish_reason": "stop",
+        "extracted": answer,
+    }
+    text = write(f"{model} thinks", answer)
+    return sample(row, text, index, source="policy", **(values | more))
+
+
+def grpo(directory: Path, steps: int = 40) -> None:
+    rows(
+        directory,
+        "metrics.jsonl",
+        [
+            {
+                "step": step,
+                "reward": 0.5 + step / 100,
+                "rewards/accuracy_reward/mean": 0.4 + step / 100,
+                "rewards/format_reward/mean": 1.0,
+                "completions/mean_length": 40.0 + step,
+                "completions/clipped_ratio": 0.25,
+                "entropy": 0.3,
+                "kl": 0.001 * step,
+                "frac_reward_zero_std": 0.5,
+                "loss": None,
+            }
+            for step in range(1, steps + 1)
+        ],
+    )
+
+
+def evaluation(directory: Path, right: dict[str, int], n: int = 40) -> dict[str, list[Row]]:
+    """Models that get the first so many of n questions right, two samples each."""
+    models = {
+        name: [
+            answered(question(i, "sums" if i % 2 else "chains"), name, i < most, index)
+            for i in range(n)
+            for index in range(2)
+        ]
+        for name, most in right.items()
+    }
+    rows(directory, "samples.jsonl", [row for part in models.values() for row in part])
+    write_json(directory / "results.json", summarize(models))
+    sign(directory, "evaluate", finished="2026-01-01T09:00:00Z")
+    return models
+
+
+def tiny(root: Path) -> Path:
+    """A finished chain of five stages."""
+    traces = [
+        sample(
+            question(i),
+            write("add", str(2 * i)),
+            0,
+            source="offline" if i % 4 else "some-teacher",
+            drop="duplicate" if i % 5 == 0 else None,
+            reward=1.2,
+        )
+        for i in range(20)
+    ]
+    rows(root / "traces", "samples.jsonl", traces)
+    write_json(root / "traces" / "funnel.json", {"in": 20, "kept": 16, "dropped": {"duplicate": 4}})
+    sign(root / "traces", "collect", finished="2026-01-01T01:00:00Z")
+    losses = [{"step": i, "loss": 2 / i, "eval_loss": 3 / i} for i in range(1, 30)]
+    rows(root / "cold", "metrics.jsonl", losses)
+    sign(root / "cold", "sft", finished="2026-01-01T02:00:00Z")
+    (root / "cold" / "config.yaml").write_text("max_steps: 29\n")
+    grpo(root / "reason")
+    sign(root / "reason", "grpo", finished="2026-01-01T03:00:00Z")
+    grpo(root / "final")
+    sign(root / "final", "grpo", finished="2026-01-01T04:00:00Z")
+    evaluation(root / "scores", {"base": 2, "cold": 10, "reason": 25, "final": 34})
+    stages = [
+        {"name": name, "recipe": recipe}
+        for name, recipe in [
+            ("traces", "collect"),
+            ("cold", "sft"),
+            ("reason", "grpo"),
+            ("final", "grpo"),
+            ("scores", "evaluate"),
+        ]
+    ]
+    write_json(root / "chain.json", {"name": "tiny chain", "stages": stages})
+    return root
+
+
+def hostile(root: Path) -> Path:
+    """A chain whose every text, name and number that can be a text is `HOSTILE`."""
+    row = question(1, task=HOSTILE, text=HOSTILE) | {"answer": HOSTILE}
+    models = {}
+    for name, right in (("cold", False), ("final" + HOSTILE, True)):
+        written = answered(row, name, right, extracted=HOSTILE)
+        well_formed = HOSTILE + write(HOSTILE, HOSTILE) if right else write(HOSTILE, HOSTILE)
+        models[name] = [written | {"completion": well_formed, "finish_reason": HOSTILE}]
+    rows(root / "scores", "samples.jsonl", [row for part in models.values() for row in part])
+    write_json(root / "scores" / "results.json", summarize(models))
+    sign(root / "scores", "evaluate", versions={HOSTILE: HOSTILE}, device=HOSTILE)
+    dropped = sample(row, HOSTILE, 0, source=HOSTILE, drop=HOSTILE, reward=0.0)
+    kept = sample(row, HOSTILE, 0, source="offline" + HOSTILE, drop=None)
+    rows(root / "picks", "samples.jsonl", [dropped, kept])
+    write_json(root / "picks" / "funnel.json", {"in": 2, "kept": 1, "dropped": {HOSTILE: 1}})
+    (root / "picks" / "config.yaml").write_text(f"key: {HOSTILE}\n")
+    (root / "picks" / "log.txt").write_text(f"{HOSTILE}\nfailed: {HOSTILE}\n")
+    metrics = [{"step": i, "reward": i, f"rewards/{HOSTILE}/mean": i} for i in range(3)]
+    rows(root / "final", "metrics.jsonl", metrics)
+    sign(root / "final", HOSTILE, given={HOSTILE: HOSTILE}, inputs={HOSTILE: f"hub:{HOSTILE}"})
+    stages = [
+        {"name": "picks", "recipe": HOSTILE, "state": HOSTILE, "note": HOSTILE},
+        {"name": "final", "recipe": "grpo"},
+        {"name": "scores", "recipe": "evaluate"},
+    ]
+    write_json(root / "chain.json", {"name": HOSTILE, "stages": stages})
+    alarm = {"step": 1, "rule": HOSTILE, "action": HOSTILE, "seen": HOSTILE}
+    rows(root / "final", "health.jsonl", [alarm | {"means": HOSTILE, "change": f"`{HOSTILE}`"}])
+    rolled = sample(row, HOSTILE, 0, source="policy", step=1, policy=HOSTILE, correct=False)
+    rows(root / "final", "rollouts.jsonl", [rolled])
+    return root
