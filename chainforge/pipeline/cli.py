@@ -1,6 +1,6 @@
 """The command line: `chainforge plan | run | show | check | report`.
 
-Exit codes: 0 done, 1 a stage failed (or a reward did not stand its check), 2 wrong input, 3 a
+Exit codes: 0 done, 1 a stage failed (or a reward its check, or a model a gate), 2 wrong input, 3 a
 stage stopped at a limit of its own (`max_usd`) and can go on, 128 and a signal's number. What a
 command needs is imported when it runs, so that `chainforge --help` answers at once.
 """
@@ -116,6 +116,9 @@ def run(
     launch: Launch = None,
     sets: Sets = None,
     seed: Seed = None,
+    ignore_gates: Annotated[
+        bool, typer.Option("--ignore-gates", help="Go on where a stage's gate is not passed.")
+    ] = False,
 ) -> None:
     """Run a chain: skip what is done, make anew what is stale, go on with what was cut."""
     from chainforge.pipeline.chain import load_chain
@@ -132,6 +135,7 @@ def run(
         launch=launch,
         sets=sets or (),
         seed=seed,
+        ignore_gates=ignore_gates,
     )
     if until in (None, loaded.stages[-1].name):
         _finish(loaded, chain_directory(loaded, runs), from_, anew=bool(ran))

@@ -20,6 +20,7 @@ from chainforge.pipeline import commands, places
 from chainforge.pipeline.chain import Chain
 from chainforge.pipeline.display import Display, read_progress, seconds_in_words
 from chainforge.pipeline.execute import STOPPED, StageFailed, execute
+from chainforge.pipeline.gates import judge
 from chainforge.pipeline.plan import (
     DONE,
     RESUMABLE,
@@ -36,6 +37,10 @@ LOG = "log.txt"
 TAIL_LINES = 15
 
 
+class GateShut(StageFailed):
+    """A stage did what it should, and found a model that may not go on."""
+
+
 def run_chain(
     chain: Chain,
     runs: str | Path = "runs",
@@ -46,11 +51,13 @@ def run_chain(
     launch: str | None = None,
     sets: Iterable[str] = (),
     seed: int | None = None,
+    ignore_gates: bool = False,
 ) -> list[Step]:
     """Bring the stages from `from_` to `until` up to date; return those that ran.
 
     Stages before `from_` are taken as they are. Raises `InputError` for wrong input, the chain's
-    or a stage's, `StageFailed`, `Interrupted`, or `Stopped` when a stage reached its budget.
+    or a stage's, `StageFailed`, `Interrupted`, `Stopped` when a stage reached its budget, or
+    `GateShut` when one found a model that may not go on, unless `ignore_gates`.
     """
     low, high = _range(chain, from_, until)
     overrides = Overrides(launch=launch, sets=commands.read_sets(chain, sets), seed=seed)
@@ -70,7 +77,25 @@ def run_chain(
             else:
                 display.line(stage.name, "done")
             known[stage.name] = _signed(step.directory)
+            _pass_gates(step, display, ignore_gates)
     return ran
+
+
+def _pass_gates(step: Step, display: Display, ignore: bool) -> None:
+    """Go on when a stage's gates are open, or are to be ignored; else raise `GateShut`."""
+    if not step.stage.gates:
+        return
+    name = step.stage.name
+    opened, shut = judge(step.stage.gates, step.directory)
+    for words in opened:
+        display.line(name, f"gate passed: {words}")
+    if shut and not ignore:
+        raise GateShut(
+            f"stage {name}: gate not passed: {'; '.join(shut)}. The chain stops here; "
+            "--ignore-gates goes on in spite of it"
+        )
+    for words in shut:
+        display.line(name, f"gate not passed, ignored: {words}")
 
 
 def _range(chain: Chain, first: str | None, last: str | None) -> tuple[int, int]:
