@@ -168,28 +168,52 @@ def show(
 @app.command()
 def check(
     reward: Annotated[
-        str, typer.Argument(help="A built-in reward, pkg.mod:function or path/file.py:function.")
+        str, typer.Argument(help="A reward or a verifier: built in, pkg.mod:fn or path/file.py:fn.")
     ],
     task: Annotated[
-        str,
+        str | None,
         typer.Option(metavar="FILE", help="A YAML with `tasks:`, a .jsonl, or one task as YAML."),
-    ],
+    ] = None,
+    samples: Annotated[
+        Path | None,
+        typer.Option(metavar="STAGE", help="Compare on the completions that a stage saved."),
+    ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="With --samples: another judge; may be repeated."),
+    ] = None,
     params: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="A parameter of the reward; may be repeated."),
     ] = None,
-    rows: Annotated[int, typer.Option(min=1, help="How many rows to try.")] = 16,
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="How many rows: 16 of a task, all samples.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Audit a reward: gold answers must beat wrong, empty and stuffed ones."""
+    """Audit a reward or verifier: gold must beat wrong, empty and stuffed answers.
+
+    With --samples: list the saved completions on which verifiers do not agree.
+    """
+    if (task is None) == (samples is None) or (against and task):
+        raise InputError("give --task to audit, or --samples (and --against) to compare")
+    from rich.console import Console
+
+    if samples is not None:
+        from chainforge.pipeline import agreement
+
+        compared = agreement.compare_judges(reward, samples, against or (), params or (), rows)
+        if as_json:
+            _print_json(agreement.to_json(*compared))
+        else:
+            agreement.print_agreement(*compared, Console(highlight=False))
+        return
     from chainforge.pipeline import check as audits
 
-    audit = audits.check_reward(reward, task, params=params or (), rows=rows)
+    audit = audits.check_reward(reward, str(task), params=params or (), rows=rows or 16)
     if as_json:
         _print_json(audits.to_json(audit))
     else:
-        from rich.console import Console
-
         audits.print_audit(audit, Console(highlight=False))
     if not audit.passed:
         raise typer.Exit(1)
