@@ -1,4 +1,4 @@
-"""The command line: `chainforge plan | run | show | check | report`.
+"""The command line: `chainforge plan | run | show | check | merge | report`.
 
 Exit codes: 0 done, 1 a stage failed (or a reward its check, or a model a gate), 2 wrong input, 3 a
 stage stopped at a limit of its own (`max_usd`) and can go on, 128 and a signal's number. What a
@@ -227,6 +227,33 @@ def report(
     from chainforge.pipeline.report import write_report
 
     print(write_report(run_directory))
+
+
+@app.command()
+def merge(
+    results: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="A run, an evaluation's folder or its results.json."),
+    ],
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where to write the merged results.json.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Merge the results of several seeds: means, and intervals that know of the seeds too."""
+    from rich.console import Console
+
+    from chainforge.core.artifacts import write_json
+    from chainforge.pipeline.merge import merge_results
+    from chainforge.pipeline.results import show_results
+
+    merged = merge_results(results)
+    if output is not None:
+        write_json(output, merged)
+    if as_json:
+        _print_json(merged)
+    else:
+        show_results(merged, Console(highlight=False))
 
 
 def _planned(

@@ -37,7 +37,9 @@ def show_results(results: dict[str, Any], console: Console) -> None:
 def models_table(models: list[dict[str, Any]]) -> Table:
     """One row for each model."""
     rows = sorted({model["n"] for model in models})
+    over = len(models[0]["strict"].get("seeds") or {}) if models else 0
     title = f"accuracy on {' to '.join(f'{n:,}' for n in rows)} held-out rows (95 % interval)"
+    title += f", mean of {over} seeds" if over else ""
     table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold")
     table.add_column("model", overflow="fold")
     for name in ("strict %", "lenient %", "format %", "tokens"):

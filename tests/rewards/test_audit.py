@@ -116,9 +116,9 @@ def test_the_clock_stands_by_kind():
 def test_a_reward_that_remembers_is_not_deterministic():
     seen = []
 
-    def novelty(completion, answer):
+    def novelty(completion, answer, verifier):
         seen.append(completion)
-        return (accuracy_reward(completion, answer) or 0.0) / seen.count(completion)
+        return (accuracy_reward(completion, answer, verifier) or 0.0) / seen.count(completion)
 
     report = audit([named(novelty)], ROWS[4:5])
     assert not report.failures
