@@ -83,10 +83,10 @@ def hub(
     """Read a data set of the Hub, or a local folder of parquet or JSON lines.
 
     `dataset` is an id, a folder, or a preset (gsm8k, math, math-500, aime24, aime25,
-    open-r1-math); `preset` gives its columns to a copy in another place. Columns as in `jsonl`, but only those in `keep` are kept.
-    The data set's own splits count; what it lacks is set aside from its train rows by content, and
-    train rows that stand in another of its splits are left out. `source_split` takes one split
-    of the data set as if it were all of it.
+    open-r1-math); `preset` gives its columns to a copy in another place. Columns as in `jsonl`,
+    but only those in `keep` are kept. The data set's own splits count; what it lacks is set aside
+    from its train rows by content, and train rows that stand in another of its splits are left out.
+    `source_split` takes one split of the data set as if it were all of it.
     """
     preset = dataset if preset is None and dataset in PRESETS else preset
     if preset is not None and preset not in PRESETS:

@@ -300,7 +300,13 @@ def test_all_of_a_benchmark_is_test_rows(tmp_path):
 
 def test_math_500_is_judged_as_mathematics(tmp_path):
     rows = [
-        {"problem": "p?", "answer": "\\frac{1}{2}", "subject": "Algebra", "level": 2, "solution": ""}
+        {
+            "problem": "p?",
+            "answer": "\\frac{1}{2}",
+            "subject": "Algebra",
+            "level": 2,
+            "solution": "",
+        }
     ]
     write_jsonl(tmp_path / "test.jsonl", rows)
     params = {"dataset": str(tmp_path), "preset": "math-500"}
