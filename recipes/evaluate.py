@@ -3,12 +3,15 @@
     python recipes/evaluate.py --config recipes/quickstart/scores.yaml --output_dir scores \
         --models base=recipes/quickstart/base cold=runs/quickstart/cold/model
 
-Leaves `results.json` (accuracy strict and lenient with Wilson intervals, format, lengths, pass@k,
-maj@k, and McNemar's test between each model and the one before it) and every judged sample.
+Leaves `results.json` (accuracy strict and lenient with Wilson intervals, format, language, lengths,
+pass@k, maj@k, all of them by task too, what McNemar's test and a paired bootstrap say of each two
+models, and how it was sampled) and every judged sample. `recipes/evals` holds configurations for
+published benchmarks. `chainforge merge` joins the results of several seeds.
 """
 
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from rich.console import Console
 
@@ -16,13 +19,14 @@ from chainforge.core import artifacts, process
 from chainforge.core.config import parse
 from chainforge.core.errors import InputError
 from chainforge.core.references import hint
-from chainforge.core.transcript import DEFAULT
+from chainforge.core.transcript import DEFAULT, system_prompt
 from chainforge.data.measures import summarize
 from chainforge.data.sampling import shards
 from chainforge.data.sampling.engine import SamplingArgs, open_engine
 from chainforge.data.sampling.rollouts import roll_out
 from chainforge.data.tasks import TaskArgs, load_examples
-from chainforge.pipeline.results import models_table, pairs_table
+from chainforge.pipeline.results import show_results
+from chainforge.rewards.language import scripts_of
 from chainforge.training.sources import check_model
 from chainforge.training.stage import RunArgs, is_main_process, open_stage
 from chainforge.training.templates import load_tokenizer
@@ -40,6 +44,9 @@ class EvaluateArgs:
         metadata={"help": "first:second of each comparison; each model with the next if left out."},
     )
     transcript: str = field(default=DEFAULT, metadata={"help": "Preset of the transcript's tags."})
+    language: str = field(
+        default="en", metadata={"help": "What the reasoning should be in, for its consistency."}
+    )
 
 
 def named(models: list[str]) -> dict[str, str]:
@@ -67,10 +74,28 @@ def paired(pairs: list[str], models: dict[str, str]) -> list[tuple[str, str]] | 
     return found or None
 
 
+def settings(
+    run: RunArgs, tasks: TaskArgs, args: EvaluateArgs, sampling: SamplingArgs
+) -> dict[str, Any]:
+    """Return what every number hangs on, for the result file."""
+    asked = system_prompt(args.transcript) if tasks.system_prompt is None else tasks.system_prompt
+    return {
+        "sampling": sampling.parameters() | {"num_samples": sampling.num_samples},
+        "extra_body": sampling.extra_body,
+        "seed": run.seed,
+        "dtype": run.dtype,
+        "tasks": tasks.tasks,
+        "transcript": args.transcript,
+        "system_prompt": asked,
+        "language": args.language,
+    }
+
+
 def main() -> None:
     run, tasks, args, sampling = configs = parse(RunArgs, TaskArgs, EvaluateArgs, SamplingArgs)
     models = named(args.models)
     pairs = paired(args.pairs, models)
+    scripts_of(args.language)  # so that an unknown one is refused before anything is sampled
     inputs = {f"models.{name}": path for name, path in models.items()}
     if sampling.adaptive:
         raise InputError("max_samples: every model is measured on `num_samples` of each prompt")
@@ -97,10 +122,11 @@ def main() -> None:
             return
         if shards.shards_of(stage.path("samples.jsonl")):
             shards.merge(stage.path("samples.jsonl"), (row for s in judged.values() for row in s))
-        results = summarize(judged, pairs, seed=run.seed)
+        results = summarize(judged, pairs, run.seed, args.language, args.transcript)
+        results["settings"] = settings(run, tasks, args, sampling)
         artifacts.write_json(stage.path("results.json"), results)
         stage.metrics |= {row["name"]: row["strict"]["mean"] for row in results["models"]}
-        Console().print(models_table(results["models"]), pairs_table(results["pairs"]))
+        show_results(results, Console())
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
+from math import sqrt
 
 from chainforge.core.errors import InputError
 
@@ -30,6 +31,54 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     interval = binomtest(successes, n).proportion_ci(confidence_level=confidence, method="wilson")
     # Rounding may leave the point estimate outside by 1e-17 at 0 and at n.
     return max(0.0, float(interval.low)), min(1.0, float(interval.high))
+
+
+def macro(parts: Sequence[tuple[int, int]], confidence: float = 0.95) -> tuple[float, float, float]:
+    """Return (mean, low, high) of the plain mean of several (successes, n) proportions.
+
+    Each part counts alike, however many rows it has. The interval recovers each part's variance
+    from its Wilson limits (MOVER: Zou, Huang and Zhang 2009, "A note on confidence interval
+    estimation for a linear function of binomial proportions"); of one part it is the Wilson one.
+    """
+    if not parts:
+        raise InputError("macro: no parts to average; need at least one")
+    shares = [successes / n if n else 0.0 for successes, n in parts]
+    limits = [wilson(successes, n, confidence) for successes, n in parts]
+    mean = sum(shares) / len(parts)
+    below = sqrt(sum((p - low) ** 2 for p, (low, _) in zip(shares, limits, strict=True)))
+    above = sqrt(sum((high - p) ** 2 for p, (_, high) in zip(shares, limits, strict=True)))
+    return mean, max(0.0, mean - below / len(parts)), min(1.0, mean + above / len(parts))
+
+
+def over_seeds(
+    estimates: Sequence[tuple[float, float, float]], confidence: float = 0.95
+) -> tuple[float, float, float, float, float]:
+    """Return (mean, low, high, p, sd) of (value, low, high) estimates, one a seed.
+
+    Two things are uncertain: which rows were asked, half a seed's interval, which more seeds on
+    the same rows do not narrow; and what another seed gives, the spread over the seeds, with
+    Student's t. Their variances add, with the degrees of freedom of Welch and Satterthwaite, the
+    rows' taken as known. p is two-sided, of a mean of 0. One estimate keeps its own interval.
+    """
+    from scipy.stats import norm, t
+
+    if not estimates:
+        raise InputError("over_seeds: no estimates to average; need at least one")
+    seeds = len(estimates)
+    values = [value for value, _, _ in estimates]
+    mean = sum(values) / seeds
+    z = float(norm.ppf((1 + confidence) / 2))
+    rows = sum(((high - low) / (2 * z)) ** 2 for _, low, high in estimates) / seeds
+    spread = sum((value - mean) ** 2 for value in values) / (seeds - 1) if seeds > 1 else 0.0
+    variance = spread / seeds + rows
+    if variance == 0:
+        return mean, mean, mean, float(mean == 0), 0.0
+    known = spread == 0  # the seeds agree: what is left is the rows' share
+    freedom = float("inf") if known else variance**2 * (seeds - 1) / (spread / seeds) ** 2
+    half = float(t.ppf((1 + confidence) / 2, freedom)) * sqrt(variance)
+    p = 2 * float(t.sf(abs(mean) / sqrt(variance), freedom))
+    low, high = estimates[0][1:] if seeds == 1 else (mean - half, mean + half)
+    return mean, low, high, p, sqrt(spread)
 
 
 def mcnemar(b: int, c: int) -> float:

@@ -15,6 +15,7 @@ from chainforge.data.tables import Columns, convert, draw, listed
 
 logger = logging.getLogger(__name__)
 
+# `benchmark`: all of it is test rows, whatever its publisher calls its only split.
 PRESETS: dict[str, dict[str, Any]] = {
     "gsm8k": {
         "dataset": "openai/gsm8k",
@@ -28,6 +29,25 @@ PRESETS: dict[str, dict[str, Any]] = {
         "answer": "solution",
         "extract": "boxed",
         "keep": ["level", "type"],
+    },
+    "math-500": {
+        "dataset": "HuggingFaceH4/MATH-500",
+        "question": "problem",
+        "keep": ["level", "subject"],
+        "benchmark": True,
+    },
+    "aime24": {
+        "dataset": "HuggingFaceH4/aime_2024",
+        "question": "problem",
+        "verifier": "numeric",
+        "benchmark": True,
+    },
+    "aime25": {
+        "dataset": "yentinglin/aime_2025",
+        "config": "default",
+        "question": "problem",
+        "verifier": "numeric",
+        "benchmark": True,
     },
     "open-r1-math": {
         "dataset": "open-r1/OpenR1-Math-220k",
@@ -62,11 +82,11 @@ def hub(
 ) -> list[Row]:
     """Read a data set of the Hub, or a local folder of parquet or JSON lines.
 
-    `dataset` is an id, a folder, or a preset (gsm8k, math, open-r1-math); `preset` gives its
-    columns to a copy in another place. Columns as in `jsonl`, but only those in `keep` are kept.
-    The data set's own splits count; what it lacks is set aside from its train rows by content, and
-    train rows that stand in another of its splits are left out. `source_split` takes one split
-    of the data set as if it were all of it.
+    `dataset` is an id, a folder, or a preset (gsm8k, math, math-500, aime24, aime25,
+    open-r1-math); `preset` gives its columns to a copy in another place. Columns as in `jsonl`,
+    but only those in `keep` are kept. The data set's own splits count; what it lacks is set aside
+    from its train rows by content, and train rows that stand in another of its splits are left out.
+    `source_split` takes one split of the data set as if it were all of it.
     """
     preset = dataset if preset is None and dataset in PRESETS else preset
     if preset is not None and preset not in PRESETS:
@@ -77,10 +97,13 @@ def hub(
             raise InputError(f"hub takes no param {key!r}; {hint(key, known)}")
     chosen = dict(PRESETS.get(preset or "", {}))
     source, own_config = chosen.pop("dataset", None), chosen.pop("config", None)
+    benchmark = chosen.pop("benchmark", False)
     if dataset == preset:
         dataset, config = source, config or own_config
     mapping = Columns(**({"keep": []} | chosen | columns))
     parts = _load(dataset, config, revision, source_split)
+    if benchmark and "test" not in parts:
+        parts = {"test": next(iter(parts.values()))}
     if split in parts and split != "train":
         parts = {split: parts[split]}
     name = preset or Path(dataset).name

@@ -12,58 +12,97 @@ from typing import Any
 
 from chainforge.core.errors import InputError
 from chainforge.core.records import Row
-from chainforge.core.statistics import maj_at_k, paired_difference, pass_at_k, wilson
+from chainforge.core.statistics import macro, maj_at_k, paired_difference, pass_at_k, wilson
+from chainforge.core.transcript import DEFAULT, read
+from chainforge.rewards.language import share
+
+# What an accuracy is called, and the column of a Sample that it counts.
+ACCURACIES = {"strict": "correct", "lenient": "lenient_correct"}
 
 
 def summarize(
     models: Mapping[str, list[Row]],
     pairs: Iterable[tuple[str, str]] | None = None,
     seed: int = 0,
+    language: str = "en",
+    transcript: str = DEFAULT,
 ) -> dict[str, Any]:
     """Return `{"models": [...], "pairs": [...]}`, what `results.json` holds.
 
     `models` maps names to rows; `pairs` says who is compared with whom, by default each model
-    with the one before it.
+    with the one before it. `language` and `transcript` say what the reasoning should be written
+    in, and where it stands.
     """
     return {
-        "models": [measure(name, rows) for name, rows in models.items()],
+        "models": [measure(name, rows, language, transcript) for name, rows in models.items()],
         "pairs": [compare(a, models[a], b, models[b], seed) for a, b in pairs or pairwise(models)],
     }
 
 
-def measure(name: str, rows: list[Row]) -> dict[str, Any]:
+def measure(
+    name: str, rows: list[Row], language: str = "en", transcript: str = DEFAULT
+) -> dict[str, Any]:
     """Return one model's numbers from its Sample rows, k of them per example id.
 
-    `strict` and `lenient` are {"mean", "low", "high"}, shares in [0, 1]; `format` and `truncated`
-    are shares and `tokens_mean` and `reasoning_tokens_mean` counts over the n first samples (None
-    when no row has them). A row without a verdict counts as wrong and in `unjudged`.
+    All rows together, then `tasks` with the same numbers by task, and `macro`, the mean over the
+    tasks. A row without a verdict counts as wrong and in `unjudged`.
     """
     prompts = _by_prompt(name, rows)
-    first = [samples[0] for samples in prompts.values()]
-    by_task: dict[str, list[Row]] = {}
-    for row in first:
-        by_task.setdefault(str(row.get("task", "")), []).append(row)
-    steps = _steps(min(len(samples) for samples in prompts.values()))
-    result = {
+    by_task: dict[str, dict[str, list[Row]]] = {}
+    for key, samples in prompts.items():
+        by_task.setdefault(str(samples[0].get("task", "")), {})[key] = samples
+    read_as = (language, transcript)
+    tasks = {task: _numbers(part, *read_as) for task, part in sorted(by_task.items())}
+    return {
         "name": name,
+        **_numbers(prompts, *read_as),
+        "samples_per_prompt": min(len(samples) for samples in prompts.values()),
+        "tasks": tasks,
+        "macro": {kind: _macro(list(by_task.values()), key) for kind, key in ACCURACIES.items()},
+    }
+
+
+def _numbers(prompts: Mapping[str, list[Row]], language: str, transcript: str) -> dict[str, Any]:
+    """Return the numbers of some prompts; see the README of `recipes/evals` for each.
+
+    `strict` and `lenient` are {"mean", "low", "high"}, shares in [0, 1]; `format`, `truncated`
+    and `language` are shares, `tokens_mean` and `reasoning_tokens_mean` counts, over the n first
+    samples (None when no row has them); `tokens_per_solved` is what a right answer costs, wrong
+    ones included (None when there is none).
+    """
+    first = [samples[0] for samples in prompts.values()]
+    strict = _accuracy(first, "correct")
+    tokens = _mean([row.get("tokens") for row in first])
+    steps = steps_to(min(len(samples) for samples in prompts.values()))
+    result = {
         "n": len(first),
-        "strict": _accuracy(first, "correct"),
+        "strict": strict,
         "lenient": _accuracy(first, "lenient_correct"),
         "format": _share([bool(row.get("formatted")) for row in first]),
-        "tokens_mean": _mean([row.get("tokens") for row in first]),
+        "language": _mean([_consistency(row, language, transcript) for row in first]),
+        "tokens_mean": tokens,
+        "tokens_per_solved": tokens / strict["mean"] if tokens and strict["mean"] else None,
         "truncated": _share([row.get("finish_reason") == "length" for row in first]),
         "unjudged": sum(row.get("correct") is None for row in first),
-        "samples_per_prompt": steps[-1],
         "pass_at_k": {str(k): _share([_pass(s, k) for s in prompts.values()]) for k in steps},
         "maj_at_k": {str(k): _share([_vote(s, k) for s in prompts.values()]) for k in steps},
-        "tasks": {
-            task: {"n": len(part), "strict": _accuracy(part, "correct")}
-            for task, part in sorted(by_task.items())
-        },
     }
     if any("reasoning_tokens" in row for row in first):
         result["reasoning_tokens_mean"] = _mean([row.get("reasoning_tokens") for row in first])
     return result
+
+
+def _consistency(row: Row, language: str, transcript: str) -> float | None:
+    """Return the share of a reasoning's words in the language's script; None without any."""
+    parts = read(str(row.get("completion", "")), transcript)
+    return share(parts.reasoning, language) if parts else None
+
+
+def _macro(parts: list[dict[str, list[Row]]], key: str) -> dict[str, float]:
+    """Average an accuracy over tasks, each counting alike."""
+    firsts = [[samples[0] for samples in part.values()] for part in parts]
+    mean, low, high = macro([(sum(bool(r.get(key)) for r in rows), len(rows)) for rows in firsts])
+    return {"mean": mean, "low": low, "high": high}
 
 
 def compare(
@@ -106,8 +145,8 @@ def _by_prompt(name: str, rows: list[Row]) -> dict[str, list[Row]]:
     return prompts
 
 
-def _steps(most: int) -> list[int]:
-    """Return 1, 2, 4, ... up to `most`, which every prompt has samples for."""
+def steps_to(most: int) -> list[int]:
+    """Return the k of pass@k and maj@k: 1, 2, 4, ... and `most`, the samples of a prompt."""
     powers = [2**i for i in range(most.bit_length())]
     return powers if powers[-1] == most else [*powers, most]
 

@@ -15,6 +15,7 @@ from chainforge.core.errors import InputError
 from chainforge.core.references import hint
 from chainforge.core.transcript import PRESETS
 from chainforge.pipeline import places
+from chainforge.pipeline.gates import read_gates
 from chainforge.pipeline.stages import (
     RECIPES,
     REFERENCES,
@@ -27,7 +28,7 @@ from chainforge.pipeline.stages import (
 )
 
 CHAIN_KEYS = ("name", "base", "models", "seed", "transcript", "launch", "report_to", "stages")
-STAGE_KEYS = ("name", "recipe", "config", *REFERENCES, "launch", "set")
+STAGE_KEYS = ("name", "recipe", "config", *REFERENCES, "launch", "set", "gate")
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,7 @@ def _stage(given: Any, folder: Path) -> Stage:
         data=_names(given, "data"),
         launch=_launch(given, folder),
         settings=_settings(given),
+        gates=read_gates(given.get("gate"), _names(given, "models")),
     )
     if stage.launch and stage.kind.launched == "never":
         raise InputError(f"recipe {recipe} runs in one process; leave the key 'launch' out")

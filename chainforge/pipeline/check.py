@@ -1,4 +1,8 @@
-"""Audit a reward before it trains anything: gold answers must beat every answer that is none."""
+"""Audit a reward or a verifier before it trains anything, and compare verifiers after.
+
+Gold answers must beat every answer that is none, in any order of scoring, at a known speed. Over
+saved completions, what two verifiers judge differently is listed.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +23,11 @@ if TYPE_CHECKING:
 
 # So much of a completion that fools the reward is shown; some are 100,000 characters long.
 SHOWN_CHARACTERS = 50
+SHOWN_CHANGES = 5
 
 
 def check_reward(reward: str, task: str, *, params: Iterable[str] = (), rows: int = 16) -> Audit:
-    """Audit a reward, named as in a configuration, on the first rows of a task.
+    """Audit a reward, named as in a configuration, or a verifier, on the first rows of a task.
 
     `task` is a YAML with `tasks:` (a recipe's configuration serves), a .jsonl, or one task written
     as a YAML mapping. Raises `InputError` for anything that cannot be read.
@@ -30,14 +35,18 @@ def check_reward(reward: str, task: str, *, params: Iterable[str] = (), rows: in
     from chainforge.data.tasks import TaskArgs, load_examples
     from chainforge.rewards.audit import audit
     from chainforge.rewards.scoring import RewardArgs, load_rewards
+    from chainforge.rewards.verifier import VERIFIERS
 
     settings = read_tasks(task)
     transcript = settings.get("transcript", DEFAULT)
-    spec = {"fn": reward, "params": read_params(params)}
+    verifier = reward in VERIFIERS
+    spec = {"fn": "accuracy_reward" if verifier else reward, "params": read_params(params)}
     judges = RewardArgs(rewards=[spec], transcript=transcript)
     few = [_at_most(item, rows) for item in settings["tasks"]]
     args = TaskArgs(tasks=few, system_prompt=settings.get("system_prompt"))
     examples = load_examples(args, transcript)[:rows]
+    if verifier:
+        examples = [row | {"verifier": reward} for row in examples]
     return audit(load_rewards(judges, set().union(*examples)), examples, transcript)
 
 
@@ -86,15 +95,20 @@ def print_audit(audit: Audit, console: Console) -> None:
     table.add_column("answer")
     table.add_column("reward", justify="right")
     table.add_column("as good as gold", justify="right")
+    table.add_column("ms each", justify="right")
     for kind, mean in audit.means.items():
         fooled = sum(attempt.kind == kind for _, attempt in audit.failures)
         beaten = "" if kind == "gold" else f"{fooled} times" if fooled else "never"
-        table.add_row(kind, "-" if mean is None else f"{mean:.3f}", beaten)
+        took = f"{audit.speed[kind].milliseconds:.2f}" if kind in audit.speed else "-"
+        table.add_row(kind, "-" if mean is None else f"{mean:.3f}", beaten, took)
     console.print(table)
     # One example of each kind says more than many of the first.
     for row, attempt in {attempt.kind: (row, attempt) for row, attempt in audit.failures}.values():
         text = f"{attempt.kind}: {attempt.total:g}, gold: {row.gold:g}  {_end(attempt.completion)}"
         console.print(text, markup=False, soft_wrap=True)
+    for name, attempt, second in audit.changed[:SHOWN_CHANGES]:
+        text = f"row {name}, {attempt.kind}: {attempt.total}, then {second}"
+        console.print(f"{text}  {_end(attempt.completion)}", markup=False, soft_wrap=True)
     for error in audit.errors:
         console.print(error, markup=False, soft_wrap=True)
     console.print(f"{'passed' if audit.passed else 'failed'}: {verdict(audit)}", markup=False)
@@ -106,6 +120,11 @@ def verdict(audit: Audit) -> str:
         return "the reward itself failed"
     if all(row.skipped for row in audit):
         return "the reward judged none of the gold answers"
+    if audit.changed:
+        return (
+            f"{len(audit.changed)} completions got another reward when they were scored again in "
+            "another order"
+        )
     if audit.failures:
         rows = len({row.id for row, _ in audit.failures})
         return f"on {rows} of {len(audit)} rows something beat or equalled the gold answer"
@@ -120,6 +139,17 @@ def to_json(audit: Audit) -> dict[str, Any]:
         "rows": len(audit),
         "means": audit.means,
         "errors": audit.errors,
+        "milliseconds": {kind: speed.milliseconds for kind, speed in audit.speed.items()},
+        "changed": [
+            {
+                "row": name,
+                "kind": attempt.kind,
+                "completion": attempt.completion[:1000],
+                "reward": attempt.total,
+                "again": second,
+            }
+            for name, attempt, second in audit.changed
+        ],
         "failures": [
             {
                 "row": row.id,

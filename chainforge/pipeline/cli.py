@@ -1,6 +1,6 @@
-"""The command line: `chainforge plan | run | show | check | report`.
+"""The command line: `chainforge plan | run | show | check | merge | report`.
 
-Exit codes: 0 done, 1 a stage failed (or a reward did not stand its check), 2 wrong input, 3 a
+Exit codes: 0 done, 1 a stage failed (or a reward its check, or a model a gate), 2 wrong input, 3 a
 stage stopped at a limit of its own (`max_usd`) and can go on, 128 and a signal's number. What a
 command needs is imported when it runs, so that `chainforge --help` answers at once.
 """
@@ -117,6 +117,9 @@ def run(
     launch: Launch = None,
     sets: Sets = None,
     seed: Seed = None,
+    ignore_gates: Annotated[
+        bool, typer.Option("--ignore-gates", help="Go on where a stage's gate is not passed.")
+    ] = False,
 ) -> None:
     """Run a chain: skip what is done, make anew what is stale, go on with what was cut."""
     from chainforge.pipeline.chain import load_chain
@@ -136,6 +139,7 @@ def run(
             launch=launch,
             sets=sets or (),
             seed=seed,
+            ignore_gates=ignore_gates,
         )
     except StageFailed:
         print(f"report: {directory / 'report.html'}")
@@ -167,28 +171,52 @@ def show(
 @app.command()
 def check(
     reward: Annotated[
-        str, typer.Argument(help="A built-in reward, pkg.mod:function or path/file.py:function.")
+        str, typer.Argument(help="A reward or a verifier: built in, pkg.mod:fn or path/file.py:fn.")
     ],
     task: Annotated[
-        str,
+        str | None,
         typer.Option(metavar="FILE", help="A YAML with `tasks:`, a .jsonl, or one task as YAML."),
-    ],
+    ] = None,
+    samples: Annotated[
+        Path | None,
+        typer.Option(metavar="STAGE", help="Compare on the completions that a stage saved."),
+    ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="With --samples: another judge; may be repeated."),
+    ] = None,
     params: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="A parameter of the reward; may be repeated."),
     ] = None,
-    rows: Annotated[int, typer.Option(min=1, help="How many rows to try.")] = 16,
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="How many rows: 16 of a task, all samples.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Audit a reward: gold answers must beat wrong, empty and stuffed ones."""
+    """Audit a reward or verifier: gold must beat wrong, empty and stuffed answers.
+
+    With --samples: list the saved completions on which verifiers do not agree.
+    """
+    if (task is None) == (samples is None) or (against and task):
+        raise InputError("give --task to audit, or --samples (and --against) to compare")
+    from rich.console import Console
+
+    if samples is not None:
+        from chainforge.pipeline import agreement
+
+        compared = agreement.compare_judges(reward, samples, against or (), params or (), rows)
+        if as_json:
+            _print_json(agreement.to_json(*compared))
+        else:
+            agreement.print_agreement(*compared, Console(highlight=False))
+        return
     from chainforge.pipeline import check as audits
 
-    audit = audits.check_reward(reward, task, params=params or (), rows=rows)
+    audit = audits.check_reward(reward, str(task), params=params or (), rows=rows or 16)
     if as_json:
         _print_json(audits.to_json(audit))
     else:
-        from rich.console import Console
-
         audits.print_audit(audit, Console(highlight=False))
     if not audit.passed:
         raise typer.Exit(1)
@@ -211,6 +239,33 @@ def report(
     print(f"{run_directory / 'report.html'}; Ctrl-C ends this, not the chain", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         pages.watch(run_directory, every, lambda text: print(text, flush=True))
+
+
+@app.command()
+def merge(
+    results: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="A run, an evaluation's folder or its results.json."),
+    ],
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where to write the merged results.json.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Merge the results of several seeds: means, and intervals that know of the seeds too."""
+    from rich.console import Console
+
+    from chainforge.core.artifacts import write_json
+    from chainforge.pipeline.merge import merge_results
+    from chainforge.pipeline.results import show_results
+
+    merged = merge_results(results)
+    if output is not None:
+        write_json(output, merged)
+    if as_json:
+        _print_json(merged)
+    else:
+        show_results(merged, Console(highlight=False))
 
 
 def _planned(

@@ -15,7 +15,8 @@ from chainforge.core import artifacts
 from chainforge.core.config import given
 from chainforge.pipeline import commands, handover, places
 from chainforge.pipeline.chain import Chain
-from chainforge.pipeline.stages import RECIPES, Stage
+from chainforge.pipeline.gates import check_samples
+from chainforge.pipeline.stages import RECIPES, Stage, at
 
 DONE, STALE, RESUMABLE, TO_RUN = "done", "stale", "resumable", "to run"
 
@@ -94,6 +95,8 @@ def plan_stage(
             known[name] = artifacts.input_fingerprint(path)
         inputs[role] = Input(name, path, known[name])
     settled = given(words)
+    with at(f"stage {stage.name}"):
+        check_samples(stage.gates, settled)
     prints = {role: item.fingerprint for role, item in inputs.items()}
     fingerprint = artifacts.fingerprint(_recipe_name(stage, directory), settled, prints)
     state, why = _state(directory, fingerprint, settled, inputs)
@@ -200,6 +203,8 @@ def contracts(step: Step) -> list[tuple[str, str]]:
             lines.append(("data", f"{item.name}: {item.path}"))
     if step.stage.models:
         lines.append(("models", ", ".join(step.stage.models)))
+    if step.stage.gates:
+        lines.append(("gate", ", and ".join(map(str, step.stage.gates))))
     return lines
 
 

@@ -19,16 +19,27 @@ def print_results(chain: Chain, directory: Path, console: Console) -> None:
     for stage in chain.stages:
         path = directory / stage.name / "results.json"
         if path.is_file():
-            results = read_json(path)
-            console.print(models_table(results["models"]))
-            if results["pairs"]:
-                console.print(pairs_table(results["pairs"]))
+            show_results(read_json(path), console)
+
+
+def show_results(results: dict[str, Any], console: Console) -> None:
+    """Print the tables of one results.json; of an earlier version's what there is of them."""
+    models = results["models"]
+    console.print(models_table(models))
+    if all("language" in model for model in models):
+        console.print(lengths_table(models))
+    if any(len(model.get("tasks") or {}) > 1 for model in models):
+        console.print(tasks_table(models))
+    if results["pairs"]:
+        console.print(pairs_table(results["pairs"]))
 
 
 def models_table(models: list[dict[str, Any]]) -> Table:
     """One row for each model."""
     rows = sorted({model["n"] for model in models})
+    over = len(models[0]["strict"].get("seeds") or {}) if models else 0
     title = f"accuracy on {' to '.join(f'{n:,}' for n in rows)} held-out rows (95 % interval)"
+    title += f", mean of {over} seeds" if over else ""
     table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold")
     table.add_column("model", overflow="fold")
     for name in ("strict %", "lenient %", "format %", "tokens"):
@@ -40,6 +51,53 @@ def models_table(models: list[dict[str, Any]]) -> Table:
             _with_interval(model["lenient"]),
             f"{100 * model['format']:.1f}",
             count(model["tokens_mean"]),
+        )
+    return table
+
+
+def lengths_table(models: list[dict[str, Any]]) -> Table:
+    """One row for each model: what an answer costs, and what more samples of a prompt give."""
+    table = Table(
+        title="length, form and more samples of a prompt",
+        box=SIMPLE_HEAD,
+        title_justify="left",
+        title_style="bold",
+    )
+    most = max((max(model["pass_at_k"], key=int) for model in models), key=int)
+    table.add_column("model", overflow="fold")
+    names = ("tokens/solved", "cut %", "language %", "pass@1", f"pass@{most}")
+    for name in (*names, f"maj@{most}"):
+        table.add_column(name, justify="right")
+    for model in models:
+        shares = (model["truncated"], model["language"], model["pass_at_k"]["1"])
+        more = (model["pass_at_k"].get(most), model["maj_at_k"].get(most))
+        table.add_row(
+            model["name"],
+            count(model["tokens_per_solved"]),
+            *("–" if share is None else f"{100 * share:.1f}" for share in (*shares, *more)),
+        )
+    return table
+
+
+def tasks_table(models: list[dict[str, Any]]) -> Table:
+    """One row for each model, one column for each task; the mean of the tasks has an interval."""
+    table = Table(
+        title="strict accuracy by task, in %",
+        box=SIMPLE_HEAD,
+        title_justify="left",
+        title_style="bold",
+    )
+    tasks = list(dict.fromkeys(task for model in models for task in model["tasks"]))
+    table.add_column("model", overflow="fold")
+    for task in tasks:
+        table.add_column(task, justify="right", overflow="fold")
+    table.add_column("mean", justify="right", no_wrap=True)
+    for model in models:
+        shares = [model["tasks"].get(task, {}).get("strict") for task in tasks]
+        table.add_row(
+            model["name"],
+            *("–" if share is None else f"{100 * share['mean']:.1f}" for share in shares),
+            _with_interval(model["macro"]["strict"]) if "macro" in model else "–",
         )
     return table
 
@@ -63,7 +121,7 @@ def pairs_table(pairs: list[dict[str, Any]]) -> Table:
             pair["to"],
             points(pair["difference"]),
             f"{points(pair['low'])} to {points(pair['high'])}",
-            p_value(pair["p"]).removeprefix("= "),
+            p_value(pair["p"]),
         )
     return table
 

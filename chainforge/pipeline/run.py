@@ -20,6 +20,7 @@ from chainforge.pipeline import commands, logs, places
 from chainforge.pipeline.chain import Chain
 from chainforge.pipeline.display import Display, read_progress, seconds_in_words
 from chainforge.pipeline.execute import STOPPED, StageFailed, execute
+from chainforge.pipeline.gates import judge
 from chainforge.pipeline.live import LiveReport
 from chainforge.pipeline.plan import (
     DONE,
@@ -36,6 +37,10 @@ from chainforge.pipeline.plan import (
 LOG = "log.txt"
 
 
+class GateShut(StageFailed):
+    """A stage did what it should, and found a model that may not go on."""
+
+
 def run_chain(
     chain: Chain,
     runs: str | Path = "runs",
@@ -46,11 +51,13 @@ def run_chain(
     launch: str | None = None,
     sets: Iterable[str] = (),
     seed: int | None = None,
+    ignore_gates: bool = False,
 ) -> list[Step]:
     """Bring the stages from `from_` to `until` up to date; return those that ran.
 
     Stages before `from_` are taken as they are. Raises `InputError` for wrong input, the chain's
-    or a stage's, `StageFailed`, `Interrupted`, or `Stopped` when a stage reached its budget.
+    or a stage's, `StageFailed`, `Interrupted`, `Stopped` when a stage reached its budget, or
+    `GateShut` when one found a model that may not go on, unless `ignore_gates`.
     """
     low, high = _range(chain, from_, until)
     overrides = Overrides(launch=launch, sets=commands.read_sets(chain, sets), seed=seed)
@@ -71,6 +78,7 @@ def run_chain(
                 else:
                     display.line(stage.name, "done")
                 known[stage.name] = _signed(step.directory)
+                _pass_gates(step, display, ignore_gates)
     finally:
         if ran:  # the page of a stage that failed is wanted most
             report.write()
@@ -88,6 +96,23 @@ def _describe(chain: Chain, parent: Path, steps: list[Step]) -> None:
         for step in steps
     ]
     artifacts.write_json(parent / "chain.json", {"name": chain.name, "stages": stages})
+
+
+def _pass_gates(step: Step, display: Display, ignore: bool) -> None:
+    """Go on when a stage's gates are open, or are to be ignored; else raise `GateShut`."""
+    if not step.stage.gates:
+        return
+    name = step.stage.name
+    opened, shut = judge(step.stage.gates, step.directory)
+    for words in opened:
+        display.line(name, f"gate passed: {words}")
+    if shut and not ignore:
+        raise GateShut(
+            f"stage {name}: gate not passed: {'; '.join(shut)}. The chain stops here; "
+            "--ignore-gates goes on in spite of it"
+        )
+    for words in shut:
+        display.line(name, f"gate not passed, ignored: {words}")
 
 
 def _range(chain: Chain, first: str | None, last: str | None) -> tuple[int, int]:

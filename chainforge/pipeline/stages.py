@@ -13,6 +13,7 @@ from chainforge.core.artifacts import PATH_KEYS
 from chainforge.core.errors import InputError
 from chainforge.core.references import hint
 from chainforge.pipeline import places
+from chainforge.pipeline.gates import Gate
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # What lies beside the stages, and what a stage is called while it is made anew.
@@ -74,6 +75,7 @@ class Stage:
     data: tuple[str, ...] = ()
     launch: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    gates: tuple[Gate, ...] = ()
 
     @property
     def kind(self) -> Recipe:

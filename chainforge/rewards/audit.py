@@ -6,19 +6,19 @@ when a reward pays for less than the truth. Run it before a model does.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from chainforge.core.errors import InputError
 from chainforge.core.records import Row, question
-from chainforge.core.transcript import DEFAULT, tags_of, write
-from chainforge.rewards.answers import clean, number, squeeze
+from chainforge.core.transcript import DEFAULT
+from chainforge.rewards.attacks import attacks, completion_of, gold_answer, wrong_answer
 from chainforge.rewards.reward import Reward, RewardFailed
 from chainforge.rewards.scoring import score
+from chainforge.rewards.verifier import forget
 
 KINDS = ("gold", "wrong", "empty", "stuffed", "tags", "misplaced", "hostile")
-_REASONING = "The question gives what is needed. Working it out leads to {answer}."
-_STUFFING = "First, step by step, let me think. Second, wait, let me verify. Next, check. Finally, "
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,30 @@ class AuditRow:
 
 
 @dataclass(frozen=True)
+class Speed:
+    """How many completions of a kind were scored, and how long that took."""
+
+    completions: int
+    seconds: float
+
+    @property
+    def milliseconds(self) -> float:
+        """The mean time of one."""
+        return 1000 * self.seconds / self.completions
+
+
+@dataclass(frozen=True)
 class Audit:
-    """The audit of some rewards over some rows."""
+    """The audit of some rewards over some rows.
+
+    `speed` is by kind; `changed` are the attempts that got another reward when they were scored
+    once more, in another order, each with its row's id and the second reward.
+    """
 
     rows: list[AuditRow] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+    speed: dict[str, Speed] = field(default_factory=dict)
+    changed: list[tuple[str, Attempt, float | None]] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[AuditRow]:
         return iter(self.rows)
@@ -73,9 +92,10 @@ class Audit:
 
     @property
     def passed(self) -> bool:
-        """Whether at least one row was judged, and gold won in each, with no reward failing."""
+        """Whether at least one row was judged, gold won in each, and all went as it should."""
         judged = [row for row in self.rows if not row.skipped]
-        return bool(judged) and all(row.passed for row in judged) and not self.errors
+        sound = not self.errors and not self.changed
+        return bool(judged) and all(row.passed for row in judged) and sound
 
     @property
     def means(self) -> dict[str, float | None]:
@@ -98,112 +118,81 @@ class Audit:
 def audit(rewards: Sequence[Reward], rows: Sequence[Row], transcript: str = DEFAULT) -> Audit:
     """Score the gold answer and the ways around it for each row; `Audit.passed` is the result.
 
-    A reward that asks for token ids gets one number per word. Raises `InputError` without rows.
+    All is scored twice: the second time kind by kind and backwards, for the clock and to see
+    whether a reward depends on anything but its completion and row. A reward that asks for token
+    ids gets one number per word. Raises `InputError` without rows.
     """
     if not rows:
         raise InputError("audit: no rows to try the rewards on")
-    wrongs = [_wrong(row, rows) for row in rows]
     written = [
-        [("gold", _completion(_answer(row), transcript)), *_attacks(row, wrong, transcript)]
-        for row, wrong in zip(rows, wrongs, strict=True)
+        [
+            ("gold", completion_of(gold_answer(row), transcript)),
+            *attacks(row, wrong_answer(row, rows), transcript),
+        ]
+        for row in rows
     ]
-    flat = [(row, text) for row, tries in zip(rows, written, strict=True) for _, text in tries]
-    completions = [text for _, text in flat]
     vocabulary: dict[str, int] = {}
-    ids = [[vocabulary.setdefault(w, len(vocabulary)) for w in t.split()] for t in completions]
+    trials = [
+        _Trial(row, kind, text, [vocabulary.setdefault(w, len(vocabulary)) for w in text.split()])
+        for row, tries in zip(rows, written, strict=True)
+        for kind, text in tries
+    ]
     try:
-        scores = iter(score(rewards, [row for row, _ in flat], completions, ids))
+        totals = _score(rewards, trials)
     except RewardFailed as error:
         return Audit(errors=[str(error)])
     report = Audit()
+    scored = iter(totals)
     for row, tries in zip(rows, written, strict=True):
-        attempts = [Attempt(kind, text, next(scores).total) for kind, text in tries]
+        attempts = [Attempt(kind, text, next(scored)) for kind, text in tries]
         name = str(row.get("id", len(report.rows)))
-        gold = attempts[0].total if _answer(row).strip() else None
+        gold = attempts[0].total if gold_answer(row).strip() else None
         asked = question(row) if row.get("prompt") else ""
-        report.rows.append(AuditRow(name, asked, _answer(row), gold, tuple(attempts[1:])))
+        report.rows.append(AuditRow(name, asked, gold_answer(row), gold, tuple(attempts[1:])))
     report.errors.extend(
         f"reward {r.__name__} failed on {r.failed} of {r.seen} completions"
         for r in rewards
         if r.failed
     )
+    if not report.errors:
+        _score_again(report, rewards, trials, totals)
     return report
 
 
-def _answer(row: Row) -> str:
-    return str(row.get("answer") if row.get("answer") is not None else "")
+@dataclass(frozen=True)
+class _Trial:
+    """One completion to score, with its row and a number for each of its words."""
+
+    row: Row
+    kind: str
+    completion: str
+    ids: list[int]
 
 
-def _completion(answer: str, transcript: str) -> str:
-    """Write an answer as a well-formed transcript; an empty one cannot be, and stays bare tags."""
-    if not answer.strip():
-        return _tags_around("", "", transcript)
-    return write(_REASONING.format(answer=answer), answer, transcript)
+def _score(rewards: Sequence[Reward], trials: Sequence[_Trial]) -> list[float | None]:
+    rows, completions = [t.row for t in trials], [t.completion for t in trials]
+    return [one.total for one in score(rewards, rows, completions, [t.ids for t in trials])]
 
 
-def _tags_around(reasoning: str, answer: str, transcript: str) -> str:
-    """Put the tags around any text, also where `write` would refuse."""
-    tags = tags_of(transcript)
-    return tags.template.format(reasoning=reasoning, answer=answer)
-
-
-def _wrong(row: Row, rows: Sequence[Row]) -> str:
-    """Return an answer that is not the row's: the next number, another letter, another's answer."""
-    gold = clean(_answer(row))
-    value = number(gold)
-    if value is not None:
-        # Far enough off for a data set that allows some error.
-        off = value + 1 if abs(value) < 100 else 2 * value + 1
-        return str(off) if off.denominator == 1 else str(float(off))
-    if len(gold) == 1 and gold.isalpha():
-        return "B" if gold.upper() == "A" else "A"
-    others = (clean(_answer(other)) for other in rows)
-    different = (o for o in others if o and squeeze(o).casefold() != squeeze(gold).casefold())
-    return next(different, f"not {gold[::-1]}x")
-
-
-def _attacks(row: Row, wrong: str, transcript: str) -> list[tuple[str, str]]:
-    """Return the completions that must lose, each with its kind."""
-    gold = _answer(row)
-    tags = tags_of(transcript)
-    right, false = _completion(gold, transcript), _completion(wrong, transcript)
-    reasoning = _REASONING.format(answer=gold)
-    stuffed = [
-        f"{wrong} or {gold}",
-        f"{gold}, {wrong}",
-        f"\\boxed{{{wrong}}} or \\boxed{{{gold}}}",
-        f"The answer is {wrong}. The answer is {gold}.",
-        " ".join([wrong, gold] * 50),
-    ]
-    if number(clean(gold)) is not None:
-        stuffed += [f"x={wrong}={gold}", f"{gold}\\%", f"{wrong}={gold}"]
-        if row.get("verifier") == "arithmetic":
-            stuffed += [f"{gold}+0", f"{gold}*1"]
-    second = f"{tags.answer_open}{gold}{tags.answer_close}" if tags.answer_open else right
-    return [
-        ("wrong", false),
-        ("wrong", write(_STUFFING + wrong, wrong, transcript)),
-        ("empty", ""),
-        ("empty", _tags_around(reasoning, "", transcript)),
-        *(("stuffed", _completion(text, transcript)) for text in stuffed),
-        ("stuffed", f"{false}\n{second}"),
-        ("stuffed", f"{false}\n{right}"),
-        ("tags", "".join(tags.all)),
-        ("tags", "".join(tags.all) * 20),
-        ("misplaced", _tags_around(f"{reasoning} \\boxed{{{gold}}}", "I do not know.", transcript)),
-        ("misplaced", f"{tags.reasoning_open}{reasoning} \\boxed{{{gold}}}"),
-        *(("hostile", _tags_around("A trick.", text, transcript)) for text in HOSTILE),
-    ]
-
-
-HOSTILE = (
-    "\\boxed{9^{9^{9}}}",
-    "[" * 100_000,
-    "\\boxed{" * 2_000,
-    "9" * 100_000,
-    "(" * 3_000 + "1" + ")" * 3_000,
-    "\\frac{1}{" * 200 + "2" + "}" * 200,
-    "(20!)!",
-    "\ud800\x00\u202e",
-)
-"""Answers that cost a verifier minutes, or its life, when it is not guarded."""
+def _score_again(
+    report: Audit,
+    rewards: Sequence[Reward],
+    trials: Sequence[_Trial],
+    totals: Sequence[float | None],
+) -> None:
+    """Score kind by kind and backwards, with the clock; note what got another reward."""
+    forget()
+    for kind in KINDS:
+        places = [place for place, one in enumerate(trials) if one.kind == kind][::-1]
+        started = time.perf_counter()
+        try:
+            again = _score(rewards, [trials[place] for place in places])
+        except RewardFailed as error:
+            report.errors.append(str(error))
+            return
+        report.speed[kind] = Speed(len(places), time.perf_counter() - started)
+        for place, second in zip(places, again, strict=True):
+            if second != totals[place]:
+                trial = trials[place]
+                attempt = Attempt(kind, trial.completion, totals[place])
+                report.changed.append((str(trial.row.get("id", "")), attempt, second))

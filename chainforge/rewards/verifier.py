@@ -60,6 +60,11 @@ def verify_all(claims: Sequence[Claim], judges: Judges | None = None) -> list[bo
     return [_settle(verdicts[item]) if isinstance(item, tuple) else item for item in decisions]
 
 
+def forget() -> None:
+    """Forget every verdict of a judging process, so that the next one is found anew."""
+    _cache.clear()
+
+
 def _settle(verdict: bool | str) -> bool | None:
     return _VERDICTS[verdict] if isinstance(verdict, str) else verdict
 

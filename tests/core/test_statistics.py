@@ -10,7 +10,15 @@ import pytest
 import scipy.stats
 
 from chainforge.core.errors import InputError
-from chainforge.core.statistics import maj_at_k, mcnemar, paired_difference, pass_at_k, wilson
+from chainforge.core.statistics import (
+    macro,
+    maj_at_k,
+    mcnemar,
+    over_seeds,
+    paired_difference,
+    pass_at_k,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(
@@ -33,6 +41,28 @@ def test_wilson_agrees_with_published_intervals(
     successes: int, n: int, low: float, high: float
 ) -> None:
     assert wilson(successes, n) == pytest.approx((low, high), abs=5.1e-5)
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [
+        # statsmodels 0.15.0, proportion_confint(successes, n, alpha=0.05, method="wilson").
+        (0, 1, 0.0, 0.793450686),
+        (0, 30, 0.0, 0.113513393),
+        (3, 30, 0.034599889, 0.256210826),
+        (15, 30, 0.331541256, 0.668458744),
+        (29, 30, 0.83329609, 0.99409141),
+        (0, 600, 0.0, 0.006361701),
+        (13, 100, 0.077571674, 0.209803514),
+        (247, 500, 0.450390131, 0.537701361),
+        (499, 500, 0.988759293, 0.999646864),
+        (500, 500, 0.99237566, 1.0),
+        (871, 1319, 0.63435787, 0.685408341),
+        (1, 100_000, 0.000001765, 0.000056647),
+    ],
+)
+def test_wilson_agrees_with_statsmodels(successes: int, n: int, low: float, high: float) -> None:
+    assert wilson(successes, n) == pytest.approx((low, high), abs=6e-10)
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 1), (1, 1), (250, 500), (499, 500), (500, 500)])
@@ -68,6 +98,28 @@ def test_mcnemar_is_exact(b: int, c: int, p: float) -> None:
 
 
 @pytest.mark.parametrize(
+    ("b", "c", "p"),
+    [
+        # statsmodels 0.15.0, mcnemar([[50, b], [c, 70]], exact=True).pvalue.
+        (0, 1, 1.0),
+        (1, 1, 1.0),
+        (0, 5, 0.0625),
+        (2, 3, 1.0),
+        (1, 9, 0.021484375),
+        (5, 15, 0.04138946533203125),
+        (6, 16, 0.052478790283203125),
+        (10, 25, 0.016673847800120715),
+        (33, 12, 0.002458900322096724),
+        (59, 101, 0.0011229051962340462),
+        (150, 86, 3.7159361395713866e-05),
+        (121, 121, 1.0),
+    ],
+)
+def test_mcnemar_agrees_with_statsmodels(b: int, c: int, p: float) -> None:
+    assert mcnemar(b, c) == pytest.approx(p, rel=1e-9)
+
+
+@pytest.mark.parametrize(
     ("n", "c", "k", "expected"),
     [
         (1, 0, 1, 0.0),
@@ -86,6 +138,61 @@ def test_pass_at_k_is_one_minus_a_ratio_of_binomials(
     n: int, c: int, k: int, expected: float
 ) -> None:
     assert pass_at_k(n, c, k) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("k", [1, 5, 10, 100])
+@pytest.mark.parametrize(("n", "c"), [(200, 1), (200, 57), (100, 3), (128, 128)])
+def test_pass_at_k_agrees_with_scipys_hypergeometric(n: int, c: int, k: int) -> None:
+    # The chance that k samples drawn without replacement hold at least one of the c right ones.
+    assert pass_at_k(n, c, k) == pytest.approx(scipy.stats.hypergeom(n, c, k).sf(0), abs=1e-12)
+
+
+def test_macro_of_one_part_is_wilson_and_of_several_is_narrower_than_its_worst() -> None:
+    assert macro([(13, 100)]) == pytest.approx((0.13, *wilson(13, 100)))
+    mean, low, high = macro([(100, 100), (0, 100)])
+    assert mean == 0.5
+    assert 0.47 < low < 0.5 < high < 0.53  # at 0 and 1 there is room on one side only
+    assert macro([(30, 30), (30, 30)])[2] == 1.0
+
+
+def test_macro_of_two_parts_is_the_interval_of_newcombe() -> None:
+    # Newcombe 1998, "Interval estimation for the difference between independent proportions",
+    # table II, method 10: 56/70 - 48/80 has the interval 0.0524 to 0.3339. A difference is twice
+    # the mean with the second part's complement, less 1.
+    _, low, high = macro([(56, 70), (80 - 48, 80)])
+    assert (2 * low - 1, 2 * high - 1) == pytest.approx((0.0524, 0.3339), abs=5.1e-5)
+
+
+def test_macro_covers_the_truth_about_as_often_as_it_says() -> None:
+    random = numpy.random.default_rng(5)
+    shares, rows = (0.9, 0.4, 0.05), (200, 30, 60)
+    covered = 0
+    for _ in range(300):
+        drawn = [(int(random.binomial(n, p)), n) for n, p in zip(rows, shares, strict=True)]
+        _, low, high = macro(drawn)
+        covered += low <= sum(shares) / 3 <= high
+    assert 0.91 <= covered / 300 <= 0.99
+
+
+def test_over_seeds_is_students_t_where_the_rows_are_certain() -> None:
+    values = [0.61, 0.66, 0.59, 0.64]
+    mean, low, high, p, sd = over_seeds([(v, v, v) for v in values])
+    reference = scipy.stats.ttest_1samp(values, 0)
+    assert (low, high) == pytest.approx(tuple(reference.confidence_interval()))
+    assert (mean, p, sd) == pytest.approx(
+        (numpy.mean(values), reference.pvalue, numpy.std(values, ddof=1))
+    )
+
+
+def test_over_seeds_never_forgets_the_rows() -> None:
+    mean, low, high, p, sd = over_seeds([(0.5, 0.4, 0.6)] * 5)
+    assert (mean, low, high, sd) == pytest.approx((0.5, 0.4, 0.6, 0))
+    assert p < 1e-6
+    _, low, high, _, _ = over_seeds([(0.45, 0.35, 0.55), (0.55, 0.45, 0.65)])
+    assert low < 0.4
+    assert high > 0.6
+    assert over_seeds([(0.2, 0.1, 0.4)])[:3] == (0.2, 0.1, 0.4)
+    assert over_seeds([(0.0, 0.0, 0.0)] * 2) == (0.0, 0.0, 0.0, 1.0, 0.0)
 
 
 def test_pass_at_k_is_the_share_of_draws_with_a_right_one() -> None:
@@ -154,6 +261,8 @@ def test_paired_difference_is_the_same_for_the_same_seed_and_turns_round() -> No
         lambda: wilson(-1, 2),
         lambda: wilson(1, 2, confidence=95),
         lambda: mcnemar(-1, 2),
+        lambda: macro([]),
+        lambda: over_seeds([]),
         lambda: paired_difference([], []),
         lambda: paired_difference([True], [True, False]),
         lambda: paired_difference([True], [True], resamples=0),

@@ -51,14 +51,46 @@ def test_accuracy_counts_the_first_sample_of_each_prompt() -> None:
     assert result["samples_per_prompt"] == 2
     assert result["pass_at_k"] == {"1": pytest.approx((0.5 + 0.5 + 0 + 1) / 4), "2": 0.75}
     assert result["maj_at_k"]["1"] == 0.5
-    assert result["tasks"]["chains"] == {"n": 1, "strict": {"mean": 1.0, **interval(1, 1)}}
-    assert result["tasks"]["sums"]["n"] == 3
+    assert result["tokens_per_solved"] == pytest.approx(40 / 3 / 0.5)
+    chains, sums = result["tasks"]["chains"], result["tasks"]["sums"]
+    assert chains["strict"] == {"mean": 1.0, **interval(1, 1)}
+    assert (chains["n"], sums["n"]) == (1, 3)
+    assert (chains["truncated"], sums["truncated"]) == (0, pytest.approx(1 / 3))
+    assert (chains["pass_at_k"]["2"], sums["pass_at_k"]["2"]) == (1.0, pytest.approx(2 / 3))
+    assert chains["tokens_per_solved"] == 10
     assert "reasoning_tokens_mean" not in result
 
 
 def interval(successes: int, n: int) -> dict[str, float]:
     low, high = wilson(successes, n)
     return {"low": low, "high": high}
+
+
+def test_each_task_counts_alike_in_the_macro_average() -> None:
+    rows = [row(f"s{i}", 0, i < 9) for i in range(9)] + [row("c", 0, False, task="chains")]
+    result = measure("m", rows)
+    assert result["strict"]["mean"] == 0.9
+    assert result["macro"]["strict"]["mean"] == 0.5
+    one = measure("m", rows[:9])
+    assert one["macro"] == {"strict": one["strict"], "lenient": one["lenient"]}
+
+
+def test_language_is_that_of_readable_reasoning_alone() -> None:
+    texts = [
+        "<reasoning_process>two and two</reasoning_process>\n<summary>4</summary>",
+        "<reasoning_process>two and \u4e8c\u52a0\u4e8c\u4e00</reasoning_process>\n<summary>4</summary>",
+        "\u4e8c\u52a0\u4e8c",
+    ]
+    rows = [row(str(i), 0, True, completion=text) for i, text in enumerate(texts)]
+    assert measure("m", rows)["language"] == pytest.approx((1 + 1 / 2) / 2)
+    assert measure("m", rows, language="zh")["language"] == pytest.approx((0 + 1 / 2) / 2)
+    assert measure("m", rows[2:])["language"] is None
+    assert measure("m", rows, transcript="think")["language"] is None
+
+
+def test_nothing_solved_has_no_price() -> None:
+    assert measure("m", [row("a", 0, False)])["tokens_per_solved"] is None
+    assert measure("m", [row("a", 0, True, tokens=None)])["tokens_per_solved"] is None
 
 
 @pytest.mark.parametrize(

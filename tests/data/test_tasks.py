@@ -9,6 +9,7 @@ from chainforge.core.records import question
 from chainforge.core.transcript import system_prompt
 from chainforge.data.splits import same_question, split_of
 from chainforge.data.tasks import TaskArgs, load_examples
+from chainforge.rewards.verifier import verify
 
 CHAIN = {"dataset": "chain_sum", "min_terms": 2, "max_terms": 4, "max_digits": 1}
 
@@ -281,6 +282,36 @@ def test_hub_takes_the_boxed_answer(tmp_path):
     assert len(made) == 40
     assert made[0]["answer"] == "\\frac{1}{2}"
     assert made[0]["level"] == "Level 1"
+
+
+def test_all_of_a_benchmark_is_test_rows(tmp_path):
+    rows = [{"id": i, "problem": f"{i}?", "answer": f"{i:03d}", "url": ""} for i in range(30)]
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    for preset in ("aime24", "aime25"):
+        params = {"dataset": str(tmp_path), "preset": preset}
+        made = load({"fn": "hub", "params": params, "split": "test"})
+        assert len(made) == 30
+        assert {(row["task"], row["verifier"]) for row in made} == {(preset, "numeric")}
+        assert made[7]["answer"] == "007"
+        assert verify("numeric", "7", made[7]["answer"])
+        with pytest.raises(InputError, match="no train rows"):
+            load({"fn": "hub", "params": params, "split": "train"})
+
+
+def test_math_500_is_judged_as_mathematics(tmp_path):
+    rows = [
+        {
+            "problem": "p?",
+            "answer": "\\frac{1}{2}",
+            "subject": "Algebra",
+            "level": 2,
+            "solution": "",
+        }
+    ]
+    write_jsonl(tmp_path / "test.jsonl", rows)
+    params = {"dataset": str(tmp_path), "preset": "math-500"}
+    (row,) = load({"fn": "hub", "params": params, "split": "test"})
+    assert (row["verifier"], row["level"], row["answer"]) == ("math", 2, "\\frac{1}{2}")
 
 
 def test_hub_says_what_cannot_be_read(tmp_path, folder):

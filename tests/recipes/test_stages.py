@@ -141,6 +141,11 @@ def test_evaluate_compares_models_on_the_same_rows(tmp_path, tiny_model, recipe,
     (pair,) = results["pairs"]
     assert (pair["from"], pair["to"], pair["difference"], pair["p"]) == ("first", "second", 0, 1)
     assert len(read_rows(tmp_path / "scores/samples.jsonl")) == 40
+    settings = results["settings"]
+    assert settings["sampling"] == {"engine": "transformers", "temperature": 1.0, "top_p": 1.0,
+                                    "top_k": 0, "max_new_tokens": 6, "num_samples": 2}  # fmt: skip
+    assert settings["tasks"] == [held_out]
+    assert "<summary>" in settings["system_prompt"]
 
 
 def test_distill_learns_from_a_teachers_probabilities(tmp_path, tiny_model, recipe):

@@ -8,8 +8,10 @@ from chainforge.core.errors import InputError
 from chainforge.core.records import example
 from chainforge.rewards.audit import KINDS, audit
 from chainforge.rewards.binding import bind
+from chainforge.rewards.functions import accuracy_reward
 from chainforge.rewards.reward import Reward
 from chainforge.rewards.scoring import RewardArgs, load_rewards
+from chainforge.rewards.verifier import COUNTS, verify
 
 
 def row(answer, verifier, **extra):
@@ -101,6 +103,39 @@ def test_a_broken_reward_fails_with_what_fooled_it(function, kinds):
     assert attempt.total >= failed.gold
     assert attempt in failed.attempts
     assert not failed.passed
+
+
+def test_the_clock_stands_by_kind():
+    report = audit([named(anywhere)], ROWS[:2])
+    assert set(report.speed) == set(KINDS)
+    assert report.speed["gold"].completions == 2
+    assert report.speed["hostile"].completions == 16
+    assert all(speed.seconds > 0 for speed in report.speed.values())
+
+
+def test_a_reward_that_remembers_is_not_deterministic():
+    seen = []
+
+    def novelty(completion, answer, verifier):
+        seen.append(completion)
+        return (accuracy_reward(completion, answer, verifier) or 0.0) / seen.count(completion)
+
+    report = audit([named(novelty)], ROWS[4:5])
+    assert not report.failures
+    assert not report.passed
+    (name, attempt, second), *_ = report.changed
+    assert (name, attempt.kind, attempt.total, second) == (ROWS[4]["id"], "gold", 1.0, 0.5)
+
+
+def test_a_verifier_is_asked_again_not_remembered():
+    verify("math", "2*a", "a+a")
+    before = COUNTS["judged"]
+    assert audit(load_rewards(RewardArgs([{"fn": "accuracy_reward"}]), COLUMNS), ROWS[1:2]).passed
+    first = COUNTS["judged"] - before
+    assert first > 0
+    audit(load_rewards(RewardArgs([{"fn": "accuracy_reward"}]), COLUMNS), ROWS[1:2])
+    # What the last pass found is still known to this one's first, but not to its second.
+    assert COUNTS["judged"] - before == first + first // 2
 
 
 def test_a_good_reward_does_not_hide_a_strong_bad_one():
