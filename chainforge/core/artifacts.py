@@ -42,7 +42,8 @@ PATH_KEYS = frozenset(
 )
 
 # How fast, how patiently and at what cost answers are fetched says nothing of what they are, nor
-# does who watches: a stage that a budget or a rule of health stopped goes on with another.
+# do who watches and where they are sent: a stage that a budget or a rule of health stopped goes on
+# with another.
 FREE_KEYS = frozenset(
     {
         "dry_run",
@@ -50,6 +51,12 @@ FREE_KEYS = frozenset(
         "expected_tokens",
         "health",
         "health_rules",
+        "hub_dataset_id",
+        "hub_model_id",
+        "hub_private",
+        "hub_private_repo",
+        "hub_strategy",
+        "hub_token",
         "longest_wait",
         "max_concurrency",
         "max_requests",
@@ -58,6 +65,7 @@ FREE_KEYS = frozenset(
         "max_usd",
         "patience",
         "prices",
+        "push_to_hub",
         "retry_wait",
         "timeout",
     }

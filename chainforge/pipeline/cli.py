@@ -1,4 +1,4 @@
-"""The command line: `chainforge plan | run | show | check | report`.
+"""The command line: `chainforge plan | run | show | check | report | export | new`.
 
 Exit codes: 0 done, 1 a stage failed (or a reward did not stand its check), 2 wrong input, 3 a
 stage stopped at a limit of its own (`max_usd`) and can go on, 128 and a signal's number. What a
@@ -16,6 +16,7 @@ import typer
 
 from chainforge import __version__
 from chainforge.core.errors import InputError, Stopped
+from chainforge.pipeline.cli_share import export, new
 
 if TYPE_CHECKING:
     from chainforge.pipeline.chain import Chain
@@ -199,6 +200,10 @@ def report(
     from chainforge.pipeline.report import write_report
 
     print(write_report(run_directory))
+
+
+app.command()(export)
+app.command()(new)
 
 
 def _planned(

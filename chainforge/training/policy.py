@@ -10,6 +10,7 @@ from typing import Any
 
 from chainforge.core.errors import InputError
 from chainforge.core.transcript import DEFAULT, read, tags_of, write
+from chainforge.training.hub import take_over
 from chainforge.training.stage import Stage, is_main_process
 
 logger = logging.getLogger(__name__)
@@ -103,6 +104,7 @@ def model_options(model_args: Any, training_args: Any) -> dict[str, Any]:
 
 def prepare(training_args: Any, model_args: Any, stage: Stage) -> Any:
     """Point a TRL configuration at the stage: checkpoints inside it, the model as asked for."""
+    take_over(training_args, model_args, stage)
     training_args.output_dir = str(stage.path("checkpoints"))
     training_args.model_init_kwargs = model_options(model_args, training_args)
     if os.environ.get("CHAINFORGE_CHAIN"):

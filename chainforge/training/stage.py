@@ -14,7 +14,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,7 @@ class Stage:
     config: dict[str, Any]
     metrics: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    afterwards: list[Callable[[], None]] = field(default_factory=list)  # once it is signed
 
     def path(self, name: str) -> Path:
         """Return the path of a file of this stage."""
@@ -124,6 +125,8 @@ def open_stage(
             yield stage
         if is_main_process():
             _sign(stage, time.monotonic() - started)
+            for act in stage.afterwards:
+                act()
 
 
 def _leave_if_done(stage: Stage) -> None:
