@@ -6,7 +6,7 @@ A chain is data, so that it can be checked whole before anything starts. Every m
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from chainforge.pipeline import places
 from chainforge.pipeline.stages import (
     RECIPES,
     REFERENCES,
+    TRAINING,
     Stage,
     at,
     check_references,
@@ -26,7 +27,7 @@ from chainforge.pipeline.stages import (
     safe_name,
 )
 
-CHAIN_KEYS = ("name", "base", "models", "seed", "transcript", "launch", "stages")
+CHAIN_KEYS = ("name", "base", "models", "seed", "transcript", "launch", "set", "stages")
 STAGE_KEYS = ("name", "recipe", "config", *REFERENCES, "launch", "set")
 
 
@@ -41,6 +42,7 @@ class Chain:
     seed: int | None = None
     transcript: str | None = None
     launch: str | None = None
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)  # by kind of stage
 
     @property
     def folder(self) -> Path:
@@ -78,6 +80,7 @@ def load_chain(reference: str | Path) -> Chain:
             seed=_seed(given.get("seed")),
             transcript=_transcript(given.get("transcript")),
             launch=_launch(given, file.parent),
+            settings=_settings_by_kind(given, stages),
         )
     except InputError as error:
         raise InputError(f"{places.short(file)}: {error}") from None
@@ -210,6 +213,20 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
         with at("key 'set'"):
             check_setting(str(key), value)
     return settings
+
+
+def _settings_by_kind(given: dict[str, Any], stages: list[Stage]) -> dict[str, dict[str, Any]]:
+    """Return the chain's own `set`: settings for every stage of a recipe, or for all training."""
+    kinds = given.get("set") or {}
+    known = {TRAINING, *(stage.recipe for stage in stages)}
+    if not isinstance(kinds, dict):
+        raise InputError(f"key 'set' must map recipes, or {TRAINING}, to settings")
+    for kind, settings in kinds.items():
+        if kind not in known:
+            raise InputError(f"key 'set': no stage is of {kind!r}; {hint(str(kind), known)}")
+        with at(f"key 'set', {kind}"):
+            _settings({"set": settings})
+    return {str(kind): settings or {} for kind, settings in kinds.items()}
 
 
 def _names(given: dict[str, Any], key: str) -> tuple[str, ...]:

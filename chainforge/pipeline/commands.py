@@ -111,11 +111,14 @@ def settings_of(
 ) -> dict[str, Any]:
     """Return the stage's overrides: the chain's, then the stage's own, then the command line's.
 
-    What makes data looks out for the questions of the chain's own evaluations, beside those that
-    the stage names itself.
+    Of the chain's, those for its recipe win over those for all training. What makes data looks out
+    for the questions of the chain's own evaluations, beside those that the stage names itself.
     """
     common = {"seed": chain.seed, "transcript": chain.transcript}
-    settings = {key: value for key, value in common.items() if value is not None} | stage.settings
+    settings = {key: value for key, value in common.items() if value is not None}
+    for kind in stage.kinds:
+        settings |= chain.settings.get(kind, {})
+    settings |= stage.settings
     if seed is not None:
         settings["seed"] = seed
     settings |= dict(sets.get(stage.name, {}))
