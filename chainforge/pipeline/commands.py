@@ -115,7 +115,7 @@ def settings_of(
     for the questions of the chain's own evaluations, beside those that the stage names itself.
     """
     common = {"seed": chain.seed, "transcript": chain.transcript}
-    settings = {key: value for key, value in common.items() if value is not None}
+    settings: dict[str, Any] = {k: value for k, value in common.items() if value is not None}
     for kind in stage.kinds:
         settings |= chain.settings.get(kind, {})
     settings |= stage.settings
@@ -138,17 +138,23 @@ def settings_of(
 
 
 def read_sets(chain: Chain, texts: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Read `STAGE.KEY=VALUE` texts; lists and mappings are written as in YAML."""
+    """Read `STAGE.KEY=VALUE` texts; lists and mappings are written as in YAML.
+
+    In a stage's place may stand what a chain's `set` takes: a recipe, or `training` for all that
+    train.
+    """
     sets: dict[str, dict[str, Any]] = {}
     for text in texts:
         target, equals, value = text.partition("=")
         name, dot, key = target.rpartition(".")
         if not (equals and dot and name):
             raise InputError(f"--set {text}: write it as STAGE.KEY=VALUE, reason.max_steps=20")
-        stage = chain.stage(name)
         parsed = _value(text, value)
         check_setting(key, parsed)
-        sets.setdefault(stage.name, {})[key] = parsed
+        named = [stage for stage in chain.stages if stage.name == name]
+        kind = [stage for stage in chain.stages if name in stage.kinds]
+        for stage in named or kind or [chain.stage(name)]:
+            sets.setdefault(stage.name, {})[key] = parsed
     return sets
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from chainforge.core.config import read_yaml
 from chainforge.core.errors import InputError
-from chainforge.core.references import nearest
+from chainforge.core.references import nearest, shipped
 from chainforge.pipeline import places
 from chainforge.pipeline.chain import load_chain
 from chainforge.pipeline.stages import safe_name
@@ -51,15 +51,14 @@ def _moved(text: str, recipe: str, here: str, chain: str, name: str) -> str:
     end = r"(?![\w.-]*\w)"
     text = re.sub(rf"recipes/{re.escape(recipe)}{end}", here, text)
     text = re.sub(rf"\bruns/{re.escape(chain)}{end}", f"runs/{name}", text)
-    text = re.sub(rf"(chainforge (?:plan|run|show) ){re.escape(recipe)}{end}", rf"\g<1>{here}", text)
+    command = r"(chainforge (?:plan|run|show|doctor) )"
+    text = re.sub(rf"{command}{re.escape(recipe)}{end}", rf"\g<1>{here}", text)
     return re.sub(rf"(?m)^name: {re.escape(chain)}\b", f"name: {name}", text)
 
 
 def _recipe(recipe: str) -> Path:
     """Return the folder of a recipe; raise `InputError` listing all when there is none."""
-    folders = {
-        file.parent.name: file.parent for file in places.shipped("recipes").glob("*/chain.yaml")
-    }
+    folders = {file.parent.name: file.parent for file in shipped("recipes").glob("*/chain.yaml")}
     if recipe in folders:
         return folders[recipe]
     width = max(map(len, folders))

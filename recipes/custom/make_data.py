@@ -16,29 +16,26 @@ from chainforge.core.transcript import write
 from chainforge.data.splits import split_of
 
 HERE = Path(__file__).parent
-QUESTIONS, WORKED = 500, 200
+QUESTIONS, WORKED = 600, 300
 
 
 def game(rng: random.Random) -> tuple[str, str, list[tuple[int, int, int]]]:
     """Return a question, its answer, and the steps from one to the other."""
     total = rng.randint(0, 9)
     words, steps = [str(total)], []
-    for _ in range(rng.randint(1, 4)):
+    for _ in range(rng.randint(1, 3)):
         change = rng.choice([number for number in range(-9, 10) if number])
         words.append(f"{'+' if change > 0 else '-'} {abs(change)}")
         steps.append((total, change, total + change))
         total += change
-    return f"The points of a game: {' '.join(words)}. What is the total?", str(total), steps
+    return f"Points of a game: {' '.join(words)}. What is the total?", str(total), steps
 
 
 def reasoning(steps: list[tuple[int, int, int]], wordy: bool) -> str:
-    """Write the steps; in half of the answers with words around them, of which RL will be rid."""
-    told = [f"{before}{change:+d}={after} so that the total is {after}"
-            for before, change, after in steps]  # fmt: skip
-    if wordy:
-        told = ["First we see the list of points that is given", *told]
-        told += ["That was the final step of the problem, and it must be the answer"]
-    return ". ".join(told)
+    """Write the steps; in half of the answers with words after them, of which RL will be rid."""
+    told = "Step by step: " + ", ".join(f"{a}{change:+d}={b}" for a, change, b in steps) + "."
+    end = f" That was the final step of the problem, and so it must be {steps[-1][2]}."
+    return told + end if wordy else told
 
 
 def main() -> None:

