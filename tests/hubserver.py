@@ -1,95 +1,229 @@
-"""As much of the Hub as an upload of a data set's folder needs, on the loopback."""
+"""As much of the Hub as uploads and downloads need, on the loopback, over real HTTP."""
 
 import base64
 import hashlib
 import json
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
+
+import yaml
+
+LARGE = (".safetensors", ".parquet", ".bin")
+API = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(\w[\w-]*)(?:/([^/]+)(?:/(.*))?)?)?")
+FILE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
+
+
+class Repository:
+    """Files by name, who may see them, and a number of commits."""
+
+    def __init__(self, private):
+        self.private, self.files, self.commits = private, {}, 0
+
+    @property
+    def sha(self):
+        return f"{self.commits:040x}"
+
+    def card(self):
+        parts = self.files.get("README.md", b"").decode().split("---")
+        return yaml.safe_load(parts[1]) if len(parts) > 2 else {}
+
+    def entry(self, name):
+        content = self.files[name]
+        oid = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+        entry = {"type": "file", "path": name, "rfilename": name, "size": len(content)}
+        entry |= {"oid": oid, "blobId": oid}
+        if name.endswith(LARGE):
+            digest = hashlib.sha256(content).hexdigest()
+            entry["lfs"] = {
+                "oid": digest,
+                "sha256": digest,
+                "size": len(content),
+                "pointerSize": 134,
+            }
+        return entry
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args):
+        pass
+
+    @property
+    def hub(self):
+        return self.server.hub
+
+    def body(self):
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            data = b""
+            while size := int(self.rfile.readline(), 16):
+                data += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+        else:
+            data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.hub.requests.append((self.command, self.path, dict(self.headers), data))
+        return data
+
+    def reply(self, value, status=200, **headers):
+        data = value if isinstance(value, bytes) else json.dumps(value).encode()
+        self.send_response(status)
+        for name, text in headers.items():
+            self.send_header(name.replace("_", "-"), text)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def missing(self, what="RepoNotFound"):
+        self.reply({"error": what}, 404, X_Error_Code=what)
+
+    def repository(self, kind, identity):
+        """Return a repository, if there is one and the caller may see it."""
+        found = self.hub.repositories.get((kind, identity))
+        token = self.headers.get("Authorization")
+        return found if found and (token == self.hub.token or not found.private) else None
+
+    def do_PUT(self):
+        data = self.body()
+        self.hub.blobs[hashlib.sha256(data).hexdigest()] = data
+        self.reply({})
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        self.body()
+        path = unquote(urlsplit(self.path).path)
+        if match := FILE.fullmatch(path):
+            self.send_file(*match.groups())
+        elif match := API.fullmatch(path):
+            kind, identity, verb, _, rest = match.groups()
+            repository = self.repository(kind, identity)
+            if repository is None:
+                self.missing()
+            elif verb == "tree":
+                folder = f"{rest}/" if rest else ""
+                names = [name for name in repository.files if name.startswith(folder)]
+                self.reply([repository.entry(name) for name in names])
+            else:
+                self.reply(
+                    {"id": identity, "sha": repository.sha, "private": repository.private, "tags": [],
+                     "cardData": repository.card(),
+                     "siblings": [repository.entry(name) for name in repository.files]}
+                )  # fmt: skip
+        else:
+            self.missing("EntryNotFound")
+
+    def send_file(self, datasets, identity, revision, name):
+        repository = self.repository("datasets" if datasets else "models", identity)
+        if repository is None:
+            self.missing()
+        elif name not in repository.files:
+            self.missing("EntryNotFound")
+        else:
+            tag = repository.entry(name)
+            etag = tag["lfs"]["sha256"] if "lfs" in tag else tag["oid"]
+            self.reply(
+                repository.files[name],
+                ETag=f'"{etag}"',
+                X_Repo_Commit=repository.sha,
+                Accept_Ranges="none",
+            )
+
+    def do_POST(self):
+        data = self.body()
+        path = unquote(urlsplit(self.path).path)
+        if path == "/api/validate-yaml":
+            self.reply({"errors": [], "warnings": []})
+        elif path.startswith("/verify/"):
+            self.reply({})
+        elif self.headers.get("Authorization") != self.hub.token:
+            self.reply({"error": "Invalid credentials"}, 401)
+        elif path == "/api/repos/create":
+            self.create(json.loads(data))
+        elif path.endswith("/objects/batch"):
+            objects = [one | {"actions": {
+                "upload": {"href": f"{self.hub.url}/put/{one['oid']}"},
+                "verify": {"href": f"{self.hub.url}/verify/{one['oid']}"}}}
+                for one in json.loads(data)["objects"]]  # fmt: skip
+            self.reply({"objects": objects, "transfer": "basic"})
+        elif match := API.fullmatch(path):
+            kind, identity, verb, _, _ = match.groups()
+            repository = self.repository(kind, identity)
+            if repository is None:
+                self.missing()
+            elif verb == "preupload":
+                files = [{"path": file["path"], "shouldIgnore": False,
+                          "uploadMode": "lfs" if file["path"].endswith(LARGE) else "regular"}
+                         for file in json.loads(data)["files"]]  # fmt: skip
+                self.reply({"files": files})
+            elif verb == "paths-info":
+                asked = json.loads(data)["paths"] if data.startswith(b"{") else []
+                self.reply([repository.entry(name) for name in asked if name in repository.files])
+            else:
+                self.commit(repository, identity, data)
+        else:
+            self.missing()
+
+    def create(self, asked):
+        identity = f"{asked['organization']}/{asked['name']}"
+        kind = "datasets" if asked.get("type") == "dataset" else "models"
+        if (kind, identity) in self.hub.repositories:
+            self.reply({"error": "You already created this repo"}, 409)
+            return
+        private = asked.get("private") is True or asked.get("visibility") == "private"
+        self.hub.repositories[kind, identity] = Repository(private)
+        prefix = "datasets/" if kind == "datasets" else ""
+        self.reply({"url": f"{self.hub.url}/{prefix}{identity}"})
+
+    def commit(self, repository, identity, data):
+        for line in data.splitlines():
+            entry = json.loads(line)
+            value = entry["value"]
+            if entry["key"] == "file":
+                repository.files[value["path"]] = base64.b64decode(value["content"])
+            elif entry["key"] == "lfsFile":
+                repository.files[value["path"]] = self.hub.blobs[value["oid"]]
+        repository.commits += 1
+        url = f"{self.hub.url}/{identity}/commit/{repository.sha}"
+        self.reply({"commitUrl": url, "commitOid": repository.sha, "success": True})
 
 
 class HubServer:
-    """Takes repositories and files in; `files` holds what was committed."""
+    """A Hub of one user; `requests` keeps what was asked of it: method, path, headers, body."""
 
-    def __init__(self):
-        self.created, self.files, self.blobs, self.tokens = [], {}, {}, []
-        hub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *args):
-                pass
-
-            def body(self):
-                if self.headers.get("Transfer-Encoding") == "chunked":
-                    data = b""
-                    while size := int(self.rfile.readline(), 16):
-                        data += self.rfile.read(size)
-                        self.rfile.readline()
-                    self.rfile.readline()
-                    return data
-                return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-
-            def reply(self, value, status=200):
-                data = json.dumps(value).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def do_PUT(self):
-                data = self.body()
-                hub.blobs[hashlib.sha256(data).hexdigest()] = data
-                self.reply({})
-
-            def do_GET(self):
-                info = {"id": "me/data", "sha": "0" * 40, "siblings": [], "private": True}
-                self.reply(info)
-
-            def do_POST(self):
-                data = self.body()
-                token = self.headers.get("Authorization")
-                if token and token not in hub.tokens:
-                    hub.tokens.append(token)
-                if self.path == "/api/repos/create":
-                    hub.created.append(json.loads(data))
-                    self.reply({"url": f"{hub.url}/datasets/me/data"})
-                elif "/preupload/" in self.path:
-                    files = json.loads(data)["files"]
-                    modes = [
-                        {
-                            "path": file["path"],
-                            "uploadMode": "lfs" if file["path"].endswith(".parquet") else "regular",
-                            "shouldIgnore": False,
-                        }
-                        for file in files
-                    ]
-                    self.reply({"files": modes})
-                elif self.path.endswith("/objects/batch"):
-                    objects = [
-                        {
-                            **one,
-                            "actions": {"upload": {"href": f"{hub.url}/put/{one['oid']}"}},
-                        }
-                        for one in json.loads(data)["objects"]
-                    ]
-                    self.reply({"objects": objects, "transfer": "basic"})
-                elif "/commit/" in self.path:
-                    for line in data.splitlines():
-                        entry = json.loads(line)
-                        value = entry["value"]
-                        if entry["key"] == "file":
-                            hub.files[value["path"]] = base64.b64decode(value["content"])
-                        elif entry["key"] == "lfsFile":
-                            hub.files[value["path"]] = hub.blobs[value["oid"]]
-                    url = f"{hub.url}/datasets/me/data/commit/{'0' * 40}"
-                    self.reply({"commitUrl": url, "commitOid": "0" * 40, "success": True})
-                else:
-                    self.reply({})
-
+    def __init__(self, token="hf_loopback-token"):
+        self.secret, self.token = token, f"Bearer {token}"
+        self.repositories, self.blobs, self.requests = {}, {}, []
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.hub = self
         self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def files(self, identity, kind="models"):
+        return self.repositories[kind, identity].files
+
+    def environment(self, home):
+        """What a process needs to take this for the Hub; it is read once, on import."""
+        return {
+            "HF_ENDPOINT": self.url, "HF_TOKEN": self.secret, "HF_HOME": str(home),
+            "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1",
+        }  # fmt: skip
+
+    def carried(self, text):
+        """Say in which requests a text went out, apart from the Authorization header."""
+        wanted = text.encode()
+        return [
+            f"{method} {path}"
+            for method, path, headers, body in self.requests
+            if wanted in body
+            or wanted in path.encode()
+            or any(
+                text in value for name, value in headers.items() if name.lower() != "authorization"
+            )
+        ]
 
     def __enter__(self):
         threading.Thread(target=self.server.serve_forever, daemon=True).start()

@@ -42,8 +42,8 @@ PATH_KEYS = frozenset(
 )
 
 # How fast, how patiently and at what cost answers are fetched says nothing of what they are, nor
-# do who watches and how many checkpoints are kept: a stage that a budget, a rule of health, steps
-# in vain or a full disk stopped goes on with another setting.
+# do who watches, where they are sent and how many checkpoints are kept: a stage that a budget, a
+# rule of health, steps in vain or a full disk stopped goes on with another setting.
 FREE_KEYS = frozenset(
     {
         "drain",
@@ -51,6 +51,12 @@ FREE_KEYS = frozenset(
         "expected_tokens",
         "health",
         "health_rules",
+        "hub_dataset_id",
+        "hub_model_id",
+        "hub_private",
+        "hub_private_repo",
+        "hub_strategy",
+        "hub_token",
         "longest_wait",
         "max_concurrency",
         "max_idle_steps",
@@ -63,6 +69,7 @@ FREE_KEYS = frozenset(
         "prices",
         "project",
         "report_to",
+        "push_to_hub",
         "retry_wait",
         "run_name",
         "save_total_limit",

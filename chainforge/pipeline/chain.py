@@ -6,7 +6,7 @@ A chain is data, so that it can be checked whole before anything starts. Every m
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from chainforge.pipeline.gates import read_gates
 from chainforge.pipeline.stages import (
     RECIPES,
     REFERENCES,
+    TRAINING,
     Stage,
     at,
     check_references,
@@ -27,7 +28,9 @@ from chainforge.pipeline.stages import (
     safe_name,
 )
 
-CHAIN_KEYS = ("name", "base", "models", "seed", "transcript", "launch", "report_to", "stages")
+CHAIN_KEYS = (
+    "name", "base", "models", "seed", "transcript", "launch", "report_to", "set", "stages",
+)  # fmt: skip
 STAGE_KEYS = ("name", "recipe", "config", *REFERENCES, "launch", "set", "gate")
 
 
@@ -43,6 +46,7 @@ class Chain:
     transcript: str | None = None
     launch: str | None = None
     report_to: tuple[str, ...] = ()  # trackers, of the stages that train
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)  # by kind of stage
 
     @property
     def folder(self) -> Path:
@@ -81,6 +85,7 @@ def load_chain(reference: str | Path) -> Chain:
             transcript=_transcript(given.get("transcript")),
             launch=_launch(given, file.parent),
             report_to=_names(given, "report_to"),
+            settings=_settings_by_kind(given, stages),
         )
     except InputError as error:
         raise InputError(f"{places.short(file)}: {error}") from None
@@ -214,6 +219,20 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
         with at("key 'set'"):
             check_setting(str(key), value)
     return settings
+
+
+def _settings_by_kind(given: dict[str, Any], stages: list[Stage]) -> dict[str, dict[str, Any]]:
+    """Return the chain's own `set`: settings for every stage of a recipe, or for all training."""
+    kinds = given.get("set") or {}
+    known = {TRAINING, *(stage.recipe for stage in stages)}
+    if not isinstance(kinds, dict):
+        raise InputError(f"key 'set' must map recipes, or {TRAINING}, to settings")
+    for kind, settings in kinds.items():
+        if kind not in known:
+            raise InputError(f"key 'set': no stage is of {kind!r}; {hint(str(kind), known)}")
+        with at(f"key 'set', {kind}"):
+            _settings({"set": settings})
+    return {str(kind): settings or {} for kind, settings in kinds.items()}
 
 
 def _names(given: dict[str, Any], key: str) -> tuple[str, ...]:

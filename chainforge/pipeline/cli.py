@@ -1,4 +1,4 @@
-"""The command line: `chainforge plan | run | show | check | merge | report`.
+"""The command line: `chainforge plan | run | show | check | merge | report | export | new`.
 
 Exit codes: 0 done, 1 a stage failed (or a reward its check, or a model a gate), 2 wrong input, 3 a
 stage stopped at a limit of its own (`max_usd`) and can go on, 128 and a signal's number. What a
@@ -17,6 +17,7 @@ import typer
 
 from chainforge import __version__
 from chainforge.core.errors import InputError, Stopped
+from chainforge.pipeline.cli_share import export, new
 
 if TYPE_CHECKING:
     from chainforge.pipeline.chain import Chain
@@ -266,6 +267,10 @@ def merge(
         _print_json(merged)
     else:
         show_results(merged, Console(highlight=False))
+
+
+app.command()(export)
+app.command()(new)
 
 
 def _planned(

@@ -122,13 +122,16 @@ def settings_of(
 ) -> dict[str, Any]:
     """Return the stage's overrides: the chain's, then the stage's own, then the command line's.
 
-    What makes data looks out for the questions of the chain's own evaluations, beside those that
-    the stage names itself.
+    Of the chain's, those for its recipe win over those for all training. What makes data looks out
+    for the questions of the chain's own evaluations, beside those that the stage names itself.
     """
     common: dict[str, Any] = {"seed": chain.seed, "transcript": chain.transcript}
     if chain.report_to and stage.recipe in TRACKED:
         common["report_to"] = list(chain.report_to)
-    settings = {key: value for key, value in common.items() if value is not None} | stage.settings
+    settings = {key: value for key, value in common.items() if value is not None}
+    for kind in stage.kinds:
+        settings |= chain.settings.get(kind, {})
+    settings |= stage.settings
     if seed is not None:
         settings["seed"] = seed
     settings |= dict(sets.get(stage.name, {}))
@@ -156,17 +159,23 @@ def settled(stage: Stage, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_sets(chain: Chain, texts: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Read `STAGE.KEY=VALUE` texts; lists and mappings are written as in YAML."""
+    """Read `STAGE.KEY=VALUE` texts; lists and mappings are written as in YAML.
+
+    In a stage's place may stand what a chain's `set` takes: a recipe, or `training` for all that
+    train.
+    """
     sets: dict[str, dict[str, Any]] = {}
     for text in texts:
         target, equals, value = text.partition("=")
         name, dot, key = target.rpartition(".")
         if not (equals and dot and name):
             raise InputError(f"--set {text}: write it as STAGE.KEY=VALUE, reason.max_steps=20")
-        stage = chain.stage(name)
         parsed = _value(text, value)
         check_setting(key, parsed)
-        sets.setdefault(stage.name, {})[key] = parsed
+        named = [stage for stage in chain.stages if stage.name == name]
+        kind = [stage for stage in chain.stages if name in stage.kinds]
+        for stage in named or kind or [chain.stage(name)]:
+            sets.setdefault(stage.name, {})[key] = parsed
     return sets
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from chainforge.core.artifacts import changes, read_json
 from chainforge.core.errors import InputError
 from chainforge.core.statistics import over_seeds
-from chainforge.pipeline.evidence import read_chain
 from chainforge.pipeline.places import short
+from chainforge.pipeline.reporting.evidence import read_chain
 
 RESULTS = "results.json"
 
@@ -24,7 +24,8 @@ def find_results(place: Path) -> Path:
     stage = read_chain(place).last_results()
     if stage is None:
         raise InputError(f"{place}: no stage of this run has a {RESULTS}; evaluate first")
-    return stage.directory / RESULTS
+    directory: Path = stage.directory
+    return directory / RESULTS
 
 
 def merge_results(places: Iterable[Path]) -> dict[str, Any]:

@@ -59,6 +59,7 @@ RECIPES = {
     "distill": Recipe(needs=("model", "teacher_model"), leaves=("model",)),
     "evaluate": Recipe(needs=("models",), launched="asked"),
 }
+TRAINING = "training"  # what a chain's `set` calls sft, grpo and distill together
 OWN_RECIPE = Recipe(takes=REFERENCES, leaves=("model", "data"))
 
 
@@ -81,6 +82,12 @@ class Stage:
     def kind(self) -> Recipe:
         """What its recipe needs, takes and leaves."""
         return RECIPES.get(self.recipe, OWN_RECIPE)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What a chain's `set` may call it, the widest word first."""
+        trains = self.recipe in RECIPES and "model" in self.kind.leaves
+        return (TRAINING, self.recipe) if trains else (self.recipe,)
 
     @property
     def references(self) -> tuple[str, ...]:

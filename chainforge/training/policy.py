@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from chainforge.core.artifacts import read_manifest
+from chainforge.training.hub import take_over
 from chainforge.training.methods import Start, model_options
 from chainforge.training.saving import START, attach, merge
 from chainforge.training.stage import Stage, is_main_process
@@ -95,6 +96,7 @@ def prepare(training_args: Any, model_args: Any, stage: Stage) -> Any:
     """Point a TRL configuration at the stage: checkpoints inside it, the model as asked for."""
     start = stage.policy
     name_run(training_args, stage.directory)
+    take_over(training_args, model_args, stage)
     training_args.output_dir = str(stage.path("checkpoints"))
     if start is None:
         training_args.model_init_kwargs = model_options(model_args, training_args)

@@ -66,7 +66,10 @@ def _changes(recipe: str, settings: Mapping[str, Any], layout: Layout) -> Iterat
     while batch > 1:
         batch, steps = batch // 2, steps * 2
         words = f"per_device_train_batch_size: {batch} with gradient_accumulation_steps: {steps}"
-        changes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": steps}
+        changes: dict[str, Any] = {
+            "per_device_train_batch_size": batch,
+            "gradient_accumulation_steps": steps,
+        }
         yield words, changes, layout
     if method != "full" and settings["dtype"] == "float32":
         yield "dtype: bfloat16", {"dtype": "bfloat16"}, layout

@@ -15,7 +15,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,6 +77,7 @@ class Stage:
     metrics: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     policy: Start | None = None  # how its policy was opened, where it trains one
+    afterwards: list[Callable[[], None]] = field(default_factory=list)  # once it is signed
 
     def path(self, name: str) -> Path:
         """Return the path of a file of this stage."""
@@ -134,6 +135,9 @@ def open_stage(
                 _sign(stage, time.monotonic() - started)
             if stage.policy and "checkpoints" not in stage.policy.keep:
                 shutil.rmtree(stage.path("checkpoints"), ignore_errors=True)
+            if is_main_process():
+                for act in stage.afterwards:
+                    act()
 
 
 def _leave_if_done(stage: Stage) -> None:

@@ -5,6 +5,7 @@ import yaml
 
 from chainforge.core.errors import InputError
 from chainforge.pipeline.chain import load_chain
+from chainforge.pipeline.commands import read_sets, settings_of
 
 STAGES = [
     {"name": "traces", "recipe": "collect", "config": "any.yaml"},
@@ -55,6 +56,29 @@ def test_a_chain_is_read_whole(write, tmp_path):
     assert chain.models == {"base": str(tmp_path / "base"), "small": str(tmp_path / "small")}
     assert chain.stage("mixed").data == ("picks", "traces")
     assert chain.stage("cold").config == tmp_path / "any.yaml"
+
+
+def test_settings_for_all_stages_of_a_kind(write):
+    kinds = {"training": {"use_peft": True, "lora_r": 8}, "grpo": {"lora_r": 32}}
+    chain = load_chain(write(set=kinds, change={"mixed": {"set": {"lora_r": 16}}}))
+    ranks = {
+        stage.name: settings_of(stage, chain, {"reason": {"beta": "0.1"}}, None).get("lora_r")
+        for stage in chain.stages
+    }
+    assert ranks == {
+        "traces": None, "cold": 8, "reason": 32, "picks": None, "mixed": 16, "pupil": 8, "scores": None
+    }  # fmt: skip
+    given = read_sets(chain, ["training.lora_r=4", "mixed.lora_r=2", "reject.keep=2"])
+    assert {name: dict(values) for name, values in given.items()} == {
+        "cold": {"lora_r": "4"}, "reason": {"lora_r": "4"}, "mixed": {"lora_r": "2"},
+        "pupil": {"lora_r": "4"}, "picks": {"keep": "2"},
+    }  # fmt: skip
+    assert "did you mean 'training'" in message(write(set={"trainng": {}}))
+    assert "no stage is of 'count.py'" in message(write(set={"count.py": {}}))
+    assert "key 'set', grpo: key 'set': 'output_dir'" in message(
+        write(set={"grpo": {"output_dir": "x"}})
+    )
+    assert "key 'set' must map recipes" in message(write(set=["use_peft"]))
 
 
 def test_a_folder_with_a_chain_may_stand_for_it(write):

@@ -10,8 +10,8 @@ from chainforge.core.artifacts import write_json
 from chainforge.core.errors import InputError
 from chainforge.data.measures import summarize
 from chainforge.pipeline.cli import main
-from chainforge.pipeline.evidence import read_chain
 from chainforge.pipeline.merge import merge_results
+from chainforge.pipeline.reporting.evidence import read_chain
 
 RIGHT = {1: (40, 60), 2: (44, 70), 3: (36, 62)}  # of 100 rows, by seed: cold and final
 

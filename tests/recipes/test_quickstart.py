@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hubserver import HubServer
 
 from chainforge.core.artifacts import read_manifest
 from chainforge.core.records import read_rows
@@ -34,28 +35,39 @@ def folder(tmp_path_factory):
         shutil.copytree(ROOT / name, path / name)
     for name in ("Makefile", "pyproject.toml", "constraints.txt", "README.md"):
         shutil.copy2(ROOT / name, path)
-    for file in (path / "recipes/quickstart").glob("*.yaml"):
-        settings = yaml.safe_load(file.read_text())
-        shares = len(settings.get("tasks", [])) or 1
-        for task in settings.get("tasks", []):
-            task["size"] = ROWS[file.stem] // shares
-        if file.stem in STEPS:
-            settings |= {"max_steps": STEPS[file.stem], "save_steps": 2, "logging_steps": 1}
-            settings |= {"save_strategy": "steps", "save_total_limit": 2}
-        if "num_generations" in settings:
-            settings |= {"per_device_train_batch_size": 32}
-        file.write_text(yaml.safe_dump(settings))
+    shrink(path / "recipes/quickstart", STEPS)
     (path / ".venv").mkdir()
     (path / ".venv/bin").symlink_to(Path(sys.prefix) / "bin")
     (path / ".venv/ready").touch()
     return path
 
 
+def shrink(recipe, steps):
+    """Give a recipe little data and few steps."""
+    for file in recipe.glob("*.yaml"):
+        settings = yaml.safe_load(file.read_text())
+        shares = len(settings.get("tasks", [])) or 1
+        for task in settings.get("tasks", []):
+            task["size"] = ROWS[file.stem] // shares
+        if file.stem in steps:
+            settings |= {"max_steps": steps[file.stem], "save_steps": 2, "logging_steps": 1}
+            settings |= {"save_strategy": "steps", "save_total_limit": 2}
+        if "max_completion_length" in settings:
+            settings |= {"per_device_train_batch_size": 32}
+        file.write_text(yaml.safe_dump(settings))
+
+
 @pytest.fixture(scope="module")
-def shell(folder):
+def hub():
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def shell(folder, hub):
     def run(command, timeout=600):
         path = f"{Path(sys.prefix) / 'bin'}:{os.environ['PATH']}"
-        environment = os.environ | {"PATH": path, "COLUMNS": "100"}
+        environment = os.environ | {"PATH": path, "COLUMNS": "100"} | hub.environment(folder / "hf")
         return subprocess.run(
             ["bash", "-ec", command],
             cwd=folder,
@@ -123,7 +135,36 @@ def test_every_command_of_the_readme_runs(folder, shell):
     for command in commands:
         done = shell(command)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        if command.startswith("chainforge new my-project"):
+            shrink(folder / "my-project", {"cold": 20, "reason": 2})
     assert (folder / "scratch/model/model.safetensors").exists()
+
+
+def test_a_project_of_ones_own_was_trained_and_measured(folder):
+    """The README's second journey: own questions, own reward."""
+    runs = folder / "runs/my-project"
+    logs = [row for row in read_rows(runs / "reason/metrics.jsonl") if "reward" in row]
+    assert all("rewards/concise/mean" in row for row in logs)
+    results = json.loads((runs / "scores/results.json").read_text())
+    assert [model["name"] for model in results["models"]] == ["base", "cold", "reason"]
+    asked = {row["prompt"][-1]["content"] for row in read_rows(runs / "scores/samples.jsonl")}
+    trained = {row["prompt"][-1]["content"] for row in read_rows(runs / "reason/rollouts.jsonl")}
+    traces = (folder / "my-project/traces.jsonl").read_text()
+    assert asked
+    assert not asked & trained
+    assert not any(question in traces for question in asked)
+    assert "recipes/custom" not in (folder / "my-project/reason.yaml").read_text()
+
+
+def test_an_adapter_went_to_the_hub(folder, hub):
+    """The README's third journey; tests/pipeline/test_export.py loads such a one back."""
+    config = json.loads(hub.files("me/small-adapter")["adapter_config.json"])
+    assert config["base_model_name_or_path"] == "me/small-base"
+    adapter = (folder / "runs-lora/quickstart/cold/adapter/adapter_model.safetensors").read_bytes()
+    assert hub.files("me/small-adapter")["adapter_model.safetensors"] == adapter
+    assert (folder / "my-adapter/adapter_model.safetensors").read_bytes() == adapter
+    assert all(repository.private for repository in hub.repositories.values())
+    assert not hub.carried(hub.secret)
 
 
 def test_the_demo_leaves_what_it_says(folder, shell):

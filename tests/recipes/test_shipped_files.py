@@ -1,21 +1,26 @@
 """Everything that ships is read as strictly as a user's own files."""
 
+import importlib.util
+import re
 from pathlib import Path
 
 import pytest
 
 from chainforge.core.config import parse, read_yaml
-from chainforge.data.collection.teacher import TeacherArgs
+from chainforge.data import hub
+from chainforge.data.collection import settings
+from chainforge.data.collection.settings import TeacherArgs
 from chainforge.data.datasets import DataArgs
 from chainforge.data.sampling.engine import SamplingArgs
 from chainforge.data.sampling.gate import GateArgs
 from chainforge.data.sampling.harvest import HarvestArgs, PoolArgs
 from chainforge.data.selection.builder import BuildArgs
-from chainforge.data.selection.filters import FilterArgs
+from chainforge.data.selection.filters import FilterArgs, filters
 from chainforge.data.selection.rejection import SelectionArgs
 from chainforge.data.tasks import TaskArgs
 from chainforge.pipeline.chain import load_chain
 from chainforge.pipeline.plan import plan_chain
+from chainforge.pipeline.stages import TRAINING
 from chainforge.rewards.scoring import RewardArgs, check_overlong, load_rewards
 from chainforge.training.checkpoints import check_save_steps
 from chainforge.training.dynamic import DynamicArgs
@@ -60,18 +65,75 @@ def dataclasses_of(recipe):
     }[recipe]
 
 
+def evaluate_args():
+    """What evaluate.py alone takes; it lives in the recipe."""
+    spec = importlib.util.spec_from_file_location("evaluate", ROOT / "recipes/evaluate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.EvaluateArgs
+
+
 @pytest.mark.parametrize("file", CHAINS, ids=lambda file: file.parent.name)
-def test_every_chain_plans_and_every_stage_parses(file, tmp_path):
-    chain = load_chain(file)
-    steps = plan_chain(chain, tmp_path)
+def test_every_chain_plans_and_every_stage_parses_as_planned(file, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    steps = plan_chain(load_chain(file), tmp_path)
     assert {step.state for step in steps} == {"to run"}
-    for stage in chain.stages:
-        if stage.recipe == "evaluate":
-            continue  # its dataclass lives in the recipe, and tests/recipes/test_stages.py runs it
-        parsed = parse(*dataclasses_of(stage.recipe), argv=["--config", str(stage.config)])
+    for step in steps:
+        recipe = step.stage.recipe
+        script = next(i for i, word in enumerate(step.command) if word.endswith(".py"))
+        words = step.command[script + 1 :]
+        if step.stage.kinds[0] == TRAINING:
+            words += ["--use_cpu", "true", "--bf16", "false"]  # as there is no GPU here
+        if recipe == "evaluate":
+            parsed = parse(RunArgs, TaskArgs, evaluate_args(), SamplingArgs, argv=words)
+        else:
+            parsed = parse(*dataclasses_of(recipe), argv=words)
         for args in parsed:
-            if isinstance(args, RewardArgs):
-                load_rewards(args, {"answer", "verifier", "entry", "task", "id"})
+            check_settings(args, {type(args): args for args in parsed})
+
+
+def check_settings(args, others):
+    """See what a recipe would, before it loads a model."""
+    if isinstance(args, RewardArgs):
+        rewards = load_rewards(args, {"answer", "verifier", "entry", "task", "id"})
+        for training in others.values():
+            if hasattr(training, "max_completion_length"):
+                check_overlong(rewards, training.max_completion_length)
+                check_save_steps(training)
+    elif isinstance(args, SamplingArgs | SelectionArgs | BuildArgs):
+        args.check()
+    elif isinstance(args, FilterArgs):
+        filters(args)
+    elif isinstance(args, TeacherArgs):
+        settings.check(args)
+    elif isinstance(args, TaskArgs):
+        for task in args.tasks:
+            assert task["fn"] != "hub" or task["params"]["dataset"] in hub.PRESETS
+
+
+OWN_WORDS = re.compile(r"^(?!tasks|pairs|rewards|stages|set|models|name|base|seed|launch)(\w+):")
+
+
+@pytest.mark.parametrize(
+    "file",
+    [path for path in sorted(ROOT.glob("recipes/*/*.yaml"))
+     if path.parent.name.startswith(("custom", "qwen", "smollm"))],
+    ids=lambda file: f"{file.parent.name}/{file.stem}",
+)  # fmt: skip
+def test_every_setting_of_a_model_recipe_says_why(file):
+    lines = file.read_text().splitlines()
+    assert lines[0].startswith("# ")
+    for line in lines:
+        assert not OWN_WORDS.match(line) or "#" in line, f"no reason: {line}"
+
+
+@pytest.mark.parametrize("file", CHAINS, ids=lambda file: file.parent.name)
+def test_every_recipe_folder_says_what_it_is(file):
+    readme = (file.parent / "README.md").read_text()
+    assert readme.startswith("# ")
+    if file.parent.name.startswith(("qwen", "smollm")):
+        for word in ("memory", "hours", "estimated", f"chainforge plan {file.parent.name}"):
+            assert word in readme, word
 
 
 PRESETS = {

@@ -240,7 +240,7 @@ def recipe_main(monkeypatch):
         ({"push_to_hub": True}, "say where to"),
         ({"push_to_hub": True, "hub_dataset_id": "name"}, "expected owner/name"),
         ({"hub_dataset_id": "me/data"}, "push_to_hub is not true"),
-        ({"push_to_hub": True, "hub_dataset_id": "me/data"}, "HF_TOKEN is not set"),
+        ({"push_to_hub": True, "hub_dataset_id": "me/data"}, "set HF_TOKEN"),
     ],
 )
 def test_a_push_that_can_go_nowhere_is_refused_before_any_work(
@@ -264,20 +264,15 @@ def test_a_push_puts_the_folder_on_the_hub(tmp_path):
     made(tmp_path, pool(), preference_pairs=1)
     (tmp_path / "dataset/.hidden").write_text("secret")
     with HubServer() as hub:
-        env = os.environ | {
-            "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_x", "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1",
-        }  # fmt: skip
         done = subprocess.run(
             [sys.executable, "-c", code, str(tmp_path / "dataset")],
-            env=env, capture_output=True, text=True,
+            env=os.environ | hub.environment(tmp_path / "home"), capture_output=True, text=True,
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith("/datasets/me/data")
-    (created,) = hub.created
-    assert (created["organization"], created["name"], created["type"]) == ("me", "data", "dataset")
-    assert created.get("visibility") == "private" or created.get("private") is True
-    assert set(hub.files) == {"README.md", "train.parquet", "pairs/train.parquet"}
-    for name, content in hub.files.items():
+    assert hub.repositories["datasets", "me/data"].private
+    files = hub.files("me/data", "datasets")
+    assert set(files) == {"README.md", "train.parquet", "pairs/train.parquet"}
+    for name, content in files.items():
         assert content == (tmp_path / "dataset" / name).read_bytes()
-    assert hub.tokens == ["Bearer hf_x"]
+    assert not hub.carried(hub.secret)

@@ -1,0 +1,243 @@
+"""Put files on the Hub, or into a folder: what was named and nothing else, and no secret in it."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from chainforge.core.artifacts import sha256
+from chainforge.core.errors import InputError
+
+Files = Mapping[str, Path | bytes]  # contents by their names there
+Kind = Literal["model", "dataset"]
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_SECRET = re.compile(r"(?:^|_)(?:TOKEN|KEY|SECRET|PASSWORD)$", re.IGNORECASE)
+# A shorter value, such as the EMPTY of a local server, is no secret, and is part of other words.
+SHORTEST = 8
+# What a loader would take for a part of a repository, though it is from an earlier upload.
+_LOADED = re.compile(
+    r"(?:adapter_|generation_)?config\.json|.*\.(?:safetensors|bin|pt|gguf|parquet)"
+)
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """Where files went; `private` as the repository is, which may have been there before."""
+
+    address: str
+    private: bool
+
+
+def check_id(identity: str, where: str) -> None:
+    """Raise `InputError` unless `identity` can name a repository."""
+    if not HUB_ID.fullmatch(identity) or ".." in identity or "--" in identity:
+        raise InputError(f"{where}: expected owner/name, found {identity!r}")
+
+
+def token() -> str:
+    """Return the Hub's token, from HF_TOKEN or a login; raise `InputError` when there is none."""
+    from huggingface_hub import get_token
+
+    found = get_token()
+    if not found:
+        raise InputError("no token for the Hub: set HF_TOKEN, or run `hf auth login`")
+    return found
+
+
+def check_secrets(files: Files) -> None:
+    """Raise `InputError` when a file holds the value of a secret environment variable.
+
+    Those are the ones called TOKEN, KEY, SECRET or PASSWORD, or *_TOKEN and so on, and the token
+    of a Hub login. Of parquet files the values are read, since their bytes are compressed.
+    """
+    known = _secrets()
+    for name, content in files.items() if known else ():
+        for part in _parts(content):
+            for variable, value in known.items():
+                if part.find(value) >= 0:
+                    raise InputError(
+                        f"{name} holds the value of {variable}, so nothing was sent. If that is a "
+                        "secret, change it where it was issued, and make the file without it; if "
+                        f"it is none, unset {variable} for this command"
+                    )
+
+
+def write_folder(files: Files, folder: Path) -> None:
+    """Write files into a new or empty folder, which appears whole or not at all."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} is there and not empty; name a new folder")
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    for name, content in files.items():
+        path = part / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            shutil.copyfile(content, path)
+    if folder.exists():
+        folder.rmdir()
+    part.rename(folder)
+
+
+def push(files: Files, identity: str, kind: Kind, *, private: bool, message: str) -> Pushed:
+    """Put files into a repository of the Hub, in one commit; make it if it is not there.
+
+    Raises `InputError` when a file holds a secret, when a private upload would go to a public
+    repository, when files of another upload would be loaded with these, and when the Hub refuses.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    check_id(identity, "to")
+    check_secrets(files)
+    api = HfApi(token=token(), library_name="chainforge")
+    try:
+        there = repository(api, identity, kind)
+        if there is None:
+            api.create_repo(identity, repo_type=kind, private=private)
+        else:
+            _check_there(there, identity, files, private)
+        operations = [
+            CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
+            for name, content in files.items()
+        ]
+        api.create_commit(identity, operations, commit_message=message, repo_type=kind)
+    except _failures() as error:
+        raise InputError(f"{identity}: the Hub did not take it: {_told(error)}") from None
+    address = f"{api.endpoint}/{'datasets/' if kind == 'dataset' else ''}{identity}"
+    return Pushed(address, private if there is None else bool(there.private))
+
+
+def repository(api: Any, identity: str, kind: Kind) -> Any | None:
+    """Return what the Hub says of a repository and its files; None when there is none."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        return api.repo_info(identity, repo_type=kind, files_metadata=True)
+    except RepositoryNotFoundError:
+        return None
+
+
+def other_weights(folder: Path, identity: str) -> str | None:
+    """Name a weights file of a local model that is another one, or none, in a repository.
+
+    None when all are the same, by their SHA-256. Raises `InputError` without such a repository.
+    """
+    from huggingface_hub import HfApi, get_token
+
+    try:
+        there = repository(HfApi(token=get_token() or False), identity, "model")
+    except _failures() as error:
+        raise InputError(f"{identity}: the Hub does not show it: {_told(error)}") from None
+    if there is None:
+        raise InputError(f"{identity}: no such model on the Hub, or none that you may see")
+    prints = {file.rfilename: file for file in there.siblings or ()}
+    for path in sorted(folder.glob("*.safetensors")):
+        file = prints.get(path.name)
+        if file is None or not _same(path, file):
+            return path.name
+    return None
+
+
+def licence_of(identity: str) -> dict[str, str]:
+    """Return what a model's card on the Hub says of its licence; nothing where it cannot be had."""
+    from huggingface_hub import HfApi, get_token
+
+    try:
+        found = repository(HfApi(token=get_token() or False), identity, "model")
+    except _failures():
+        return {}
+    card = found.card_data.to_dict() if found is not None and found.card_data else {}
+    return licence_keys(card)
+
+
+def licence_keys(card: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a card's head says of the licence."""
+    names = ("license", "license_name", "license_link")
+    return {name: str(card[name]) for name in names if card.get(name)}
+
+
+def _same(path: Path, file: Any) -> bool:
+    """Compare a file with the Hub's: its SHA-256 where it is large, else git's own hash."""
+    if file.lfs is not None:
+        return bool(file.lfs.sha256 == sha256(path))
+    content = path.read_bytes()
+    return bool(file.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest())
+
+
+def _check_there(there: Any, identity: str, files: Files, private: bool) -> None:
+    """Raise `InputError` when a repository that is there is not fit for these files."""
+    if private and not there.private:
+        raise InputError(
+            f"{identity} is there and is public: say --public if everybody may have this, or give "
+            "another name"
+        )
+    names = [file.rfilename for file in there.siblings or ()]
+    for name in names:
+        if name not in files and _LOADED.fullmatch(name.rpartition("/")[2]):
+            raise InputError(
+                f"{identity} holds {name} of another upload, which would be loaded with this one: "
+                "delete it there, or give another name"
+            )
+
+
+def _secrets() -> dict[str, bytes]:
+    """Return the values that must not leave this machine, by what they are called."""
+    from huggingface_hub import get_token
+
+    found = {name: value for name, value in os.environ.items() if _SECRET.search(name)}
+    if (login := get_token()) and login not in found.values():
+        found["the Hub login"] = login
+    return {
+        name: value.strip().encode()
+        for name, value in found.items()
+        if len(value.strip()) >= SHORTEST
+    }
+
+
+def _parts(content: Path | bytes) -> Iterator[Any]:
+    """Yield a file's contents to search in: whole, or batches of a parquet file's rows."""
+    if isinstance(content, bytes):
+        yield content
+    elif content.suffix == ".parquet":
+        yield from _rows(content)
+    elif content.stat().st_size:
+        with (
+            open(content, "rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view,
+        ):
+            yield view
+
+
+def _rows(path: Path) -> Iterator[bytes]:
+    """Yield a parquet file's rows in Arrow's plain form, where every text stands as it is."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as table:
+        for batch in table.iter_batches():
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_stream(sink, batch.schema) as stream:
+                stream.write_batch(batch)
+            yield sink.getvalue().to_pybytes()
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """Return what a call to the Hub may raise: what its client is built on, or no network."""
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+
+    return HTTPError, OSError
+
+
+def _told(error: Exception) -> str:
+    """Return what the Hub said, on one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines)[:300] or type(error).__name__

@@ -1,0 +1,118 @@
+"""`chainforge export`: put an adapter, a model or a data set on the Hub, or into a folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from chainforge.core.errors import InputError
+from chainforge.core.references import hint
+from chainforge.core.upload import HUB_ID, check_id, check_secrets, push, write_folder
+from chainforge.pipeline import places
+from chainforge.training.package import CARD, Package, What, pack
+
+ON_HUB = "hub:"
+UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What to export, where to, and how; as the command line has it."""
+
+    path: Path
+    to: str
+    what: str | None = None
+    base: str | None = None
+    licence: str | None = None
+    public: bool = False
+    dry_run: bool = False
+
+
+def export(wish: Wish) -> list[str]:
+    """Export as wished; return what to say of it, line by line."""
+    if wish.what is not None and wish.what not in get_args(What):
+        raise InputError(f"what: {wish.what!r}; {hint(wish.what, get_args(What))}")
+    identity = hub_id(wish.to)
+    title = identity or Path(wish.to).expanduser().name
+    online = identity is not None and not wish.dry_run
+    package = pack(
+        wish.path,
+        wish.what,  # type: ignore[arg-type]
+        title=title,
+        base=wish.base,
+        licence={"license": wish.licence} if wish.licence else None,
+        upload=identity is not None,
+        online=online,
+    )
+    check_secrets(package.files)
+    lines = _listed(package)
+    if wish.dry_run:
+        to = f"{identity} ({_seen(wish.public)})" if identity else wish.to
+        card = package.files[CARD]
+        assert isinstance(card, bytes)
+        return [*lines, f"dry run: nothing went to {to}; its card would be", "", card.decode()]
+    if identity is None:
+        folder = Path(wish.to).expanduser()
+        write_folder(package.files, folder)
+        lines.append(f"written: {places.short(folder)}")
+    else:
+        message = f"Add the {package.what} that ChainForge made"
+        done = push(package.files, identity, package.kind, private=not wish.public, message=message)
+        lines.append(f"uploaded: {done.address} ({_seen(not done.private)})")
+    return [*lines, *_for_llama_cpp(package)]
+
+
+def hub_id(to: str) -> str | None:
+    """Return the repository that `--to` names; None for a folder.
+
+    `owner/name` is a repository, and what begins with a dot, a slash or `~` a folder. Where a
+    folder `owner` is here, either may be meant, and nothing is uploaded by mistake.
+    """
+    if to.startswith(ON_HUB):
+        check_id(to.removeprefix(ON_HUB), "to")
+        return to.removeprefix(ON_HUB)
+    if not HUB_ID.fullmatch(to):
+        return None
+    if Path(to).parent.exists():
+        raise InputError(
+            f"to: {to} may be a folder or a repository of the Hub; say ./{to} or {ON_HUB}{to}"
+        )
+    check_id(to, "to")
+    return to
+
+
+def _seen(public: bool) -> str:
+    return "public" if public else "private"
+
+
+def _listed(package: Package) -> list[str]:
+    """Say what goes out, and what does not."""
+    lines = [f"{package.what} from {places.short(package.folder)}"]
+    width = max(map(len, package.files))
+    for name, content in sorted(package.files.items()):
+        size = len(content) if isinstance(content, bytes) else content.stat().st_size
+        lines.append(f"  {name:<{width}}  {_size(size):>9}")
+    if package.left_out:
+        lines.append(f"left out: {', '.join(package.left_out)}")
+    if package.what == "adapter":
+        lines.append(f"goes on: {package.base}")
+    return [*lines, *(f"note: {note}" for note in package.notes)]
+
+
+def _size(size: int) -> str:
+    for unit, factor in UNITS:
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size} B"
+
+
+def _for_llama_cpp(package: Package) -> list[str]:
+    """Say how llama.cpp's own scripts turn it into GGUF, which Ollama and LM Studio read too."""
+    folder = places.short(package.folder)
+    scripts: dict[str, Any] = {
+        "model": f"convert_hf_to_gguf.py {folder} --outtype q8_0",
+        "adapter": f"convert_lora_to_gguf.py {folder} --base-model-id {package.base}",
+    }
+    script = scripts.get(package.what)
+    return [f"as GGUF: python llama.cpp/{script}"] if script else []

@@ -1,0 +1,75 @@
+"""`chainforge new`: copy a recipe folder out, to make it one's own."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+from chainforge.core.config import read_yaml
+from chainforge.core.errors import InputError
+from chainforge.core.references import nearest, shipped
+from chainforge.pipeline import places
+from chainforge.pipeline.chain import load_chain
+from chainforge.pipeline.stages import safe_name
+
+TEXTS = (".yaml", ".md", ".py")
+
+
+def make_project(folder: Path, recipe: str) -> list[str]:
+    """Copy the recipe folder `recipe` to `folder`; return what to say of it, line by line.
+
+    What the files say of where they are is put right: paths are those from the current folder, as
+    all paths of a recipe are, or absolute when the project lies elsewhere. The chain, and so the
+    folder of its runs, is named after the project.
+    """
+    source = _recipe(recipe)
+    name = safe_name(folder.resolve().name, "DIR")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} is there and not empty; name a new folder")
+    here = places.short(folder)
+    chain = str(read_yaml(source / "chain.yaml").get("name"))
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(source, part, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    for file in part.rglob("*"):
+        if file.suffix in TEXTS:
+            text = file.read_text(encoding="utf-8")
+            file.write_text(_moved(text, recipe, here, chain, name), encoding="utf-8")
+    if folder.exists():
+        folder.rmdir()
+    part.rename(folder)
+    load_chain(folder)  # it is as sound as what it was copied from
+    files = ", ".join(sorted(file.name for file in folder.iterdir()))
+    return [f"{here}, from the recipe {recipe}: {files}", f"read {here}/README.md, then:",
+            f"  chainforge plan {here}", f"  chainforge run {here}"]  # fmt: skip
+
+
+def _moved(text: str, recipe: str, here: str, chain: str, name: str) -> str:
+    """Return a file's text for its new place: the paths in it, and the chain's name."""
+    end = r"(?![\w.-]*\w)"
+    text = re.sub(rf"recipes/{re.escape(recipe)}{end}", here, text)
+    text = re.sub(rf"\bruns/{re.escape(chain)}{end}", f"runs/{name}", text)
+    command = r"(chainforge (?:plan|run|show|doctor) )"
+    text = re.sub(rf"{command}{re.escape(recipe)}{end}", rf"\g<1>{here}", text)
+    return re.sub(rf"(?m)^name: {re.escape(chain)}\b", f"name: {name}", text)
+
+
+def _recipe(recipe: str) -> Path:
+    """Return the folder of a recipe; raise `InputError` listing all when there is none."""
+    folders = {file.parent.name: file.parent for file in shipped("recipes").glob("*/chain.yaml")}
+    if recipe in folders:
+        return folders[recipe]
+    width = max(map(len, folders))
+    listed = "\n".join(f"  {name:<{width}}  {_title(folders[name])}" for name in sorted(folders))
+    near = nearest(recipe, folders)
+    hint = f"did you mean {near!r}? There are" if near else "there are"
+    raise InputError(f"--from: no recipe {recipe!r}; {hint}\n{listed}")
+
+
+def _title(folder: Path) -> str:
+    """Return what a recipe's README calls it."""
+    readme = folder / "README.md"
+    lines = readme.read_text(encoding="utf-8").splitlines() if readme.is_file() else []
+    return next((line.lstrip("# ") for line in lines if line.startswith("# ")), "")

@@ -1,0 +1,66 @@
+"""`push_to_hub: true` in a training stage: once it is signed, and as `chainforge export` does it.
+
+TRL's own upload sends `training_args.bin`, a pickle that holds the token, and makes a public
+repository before anything is trained. So TRL is told not to push, and the finished stage is sent:
+its adapter where it has one, else its model, private unless `hub_private_repo: false`.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from chainforge.core.errors import InputError
+from chainforge.core.upload import check_id, push, token
+from chainforge.training.package import CARD, pack
+from chainforge.training.stage import Stage
+
+logger = logging.getLogger(__name__)
+
+
+def take_over(training_args: Any, model_args: Any, stage: Stage) -> None:
+    """Have the stage uploaded by ChainForge and not by TRL; raise `InputError` where it cannot be.
+
+    To be called before the trainer is made, which would make the repository.
+    """
+    if training_args.hub_token is not None:
+        raise InputError("hub_token: a token goes into no file; set HF_TOKEN in the environment")
+    if not training_args.push_to_hub:
+        return
+    identity = training_args.hub_model_id
+    if identity is None:
+        raise InputError("push_to_hub: say where to, as `hub_model_id: me/my-model`")
+    check_id(identity, "hub_model_id")
+    strategy = str(getattr(training_args.hub_strategy, "value", training_args.hub_strategy))
+    if "checkpoint" in strategy:
+        raise InputError(f"hub_strategy: {strategy}: checkpoints stay here; leave it out")
+    if model_args.use_peft and Path(model_args.model_name_or_path).exists():
+        raise InputError(
+            "push_to_hub: the adapter would go on a model that is only here "
+            f"({model_args.model_name_or_path}); leave push_to_hub out, and when the stage is done "
+            f"send the merged model: chainforge export {stage.directory} --what model --to "
+            f"{identity}"
+        )
+    token()
+    training_args.push_to_hub = False
+    private = training_args.hub_private_repo is not False
+    stage.afterwards.append(lambda: send(stage, identity, private))
+
+
+def send(stage: Stage, identity: str, private: bool) -> None:
+    """Upload a signed stage; an `InputError` says that the stage is done all the same."""
+    what = "adapter" if stage.path("adapter").is_dir() else "model"
+    try:
+        package = pack(stage.directory, what, title=identity, upload=True, online=True)  # type: ignore[arg-type]
+        done = push(
+            package.files, identity, "model", private=private, message="Add what ChainForge trained"
+        )
+    except InputError as error:
+        raise InputError(
+            f"push_to_hub: {error}\n  {stage.directory} is done; send it with: chainforge export "
+            f"{stage.directory} --what {what} --to {identity}"
+        ) from None
+    seen = "private" if done.private else "public"
+    logger.info("uploaded %d files and %s to %s (%s)", len(package.files) - 1, CARD,
+                done.address, seen)  # fmt: skip

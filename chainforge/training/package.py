@@ -1,0 +1,244 @@
+"""Choose what of a stage's directory goes out: an adapter, a model or a data set, and its card.
+
+Only files that a loader reads are taken, by their names: no `training_args.bin`, which holds the
+token, no `ref/`, no checkpoints, and no pickle. Each must be the one that the stage signed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from chainforge.core import upload as hub
+from chainforge.core.artifacts import STARTED, read_json, read_manifest, sha256
+from chainforge.core.errors import InputError
+from chainforge.core.upload import HUB_ID, Kind
+from chainforge.training.lineage import Ancestor, base_of, lineage
+from chainforge.training.modelcard import data_card, model_card
+
+What = Literal["adapter", "model", "dataset"]
+PARTS: tuple[What, ...] = ("adapter", "model", "dataset")
+ADAPTER, CONFIG, CARD = "adapter_config.json", "config.json", "README.md"
+
+_TOKENIZER = (
+    r"tokenizer\.(?:json|model)|(?:tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
+    r"|vocab\.txt|merges\.txt|chat_template\.(?:jinja|json)"
+)
+TAKEN = {
+    "adapter": re.compile(rf"adapter_config\.json|adapter_model\.safetensors|{_TOKENIZER}"),
+    "model": re.compile(
+        r"(?:generation_)?config\.json|model.*\.safetensors|model\.safetensors\.index\.json"
+        rf"|LICEN[CS]E.*|NOTICE.*|{_TOKENIZER}"
+    ),
+    "dataset": re.compile(r"(?:.*/)?[^./][^/]*\.parquet"),
+}
+
+
+@dataclass(frozen=True)
+class Package:
+    """What goes out: contents by name, what stays behind, and what to know of it."""
+
+    what: What
+    folder: Path
+    files: dict[str, Path | bytes]
+    left_out: list[str]
+    base: str | None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of repository."""
+        return "dataset" if self.what == "dataset" else "model"
+
+
+def pack(
+    path: Path,
+    what: What | None = None,
+    *,
+    title: str | None = None,
+    base: str | None = None,
+    licence: Mapping[str, str] | None = None,
+    upload: bool = False,
+    online: bool = False,
+) -> Package:
+    """Choose the files of a stage, or of a folder that is one of its parts, and write the card.
+
+    `title` is what the card is called and loaded by; `base` the Hub id of an adapter's base, which
+    for an `upload` must be one. `online` asks the Hub for the base's licence, and whether its
+    weights are those that were trained on. Raises `InputError` for what is not there, not finished
+    or changed.
+    """
+    what, folder = _part(path, what)
+    stage = _signed(folder)
+    stages = lineage(stage) if stage else []
+    files: dict[str, Path | bytes] = {}
+    left_out = []
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = file.relative_to(folder).as_posix()
+        if TAKEN[what].fullmatch(name):
+            files[name] = file
+        elif name != CARD:
+            left_out.append(name)
+    if stage:
+        _check_signed(stage, folder, files)
+    notes: list[str] = []
+    if what == "adapter":
+        base = _adapter_base(folder, base, notes, upload, online)
+        config = read_json(folder / ADAPTER) | {"base_model_name_or_path": base}
+        files[ADAPTER] = _json(config)
+    elif base is not None:
+        raise InputError(f"base: goes with an adapter, and this is a {what}")
+    elif what == "model":
+        base = base_of(stages)
+        files[CONFIG] = _json(_as_used(read_json(folder / CONFIG)))
+    known = dict(licence or {})
+    if not known and what != "dataset":
+        known = _licence(folder, base, online)
+    files[CARD] = _card(what, folder, title or path.resolve().name, base, stages, known).encode()
+    return Package(what, folder, files, left_out, base, notes)
+
+
+def _part(path: Path, what: What | None) -> tuple[What, Path]:
+    """Return which part of a stage goes out, and where it lies."""
+    if not path.is_dir():
+        raise InputError(f"{path}: no such directory; give a finished stage, as runs/NAME/STAGE")
+    if read_manifest(path) is None:
+        return _plain(path, what)
+    there = [part for part in PARTS if _is_part(path / part, part)]
+    if what is None and "adapter" in there:
+        what = "adapter"
+    if what is None and there:
+        raise InputError(f"{path} has no adapter/ to export; say --what {there[0]}")
+    if what is None or what not in there:
+        has = " and ".join(f"{part}/" for part in there) or "nothing to export"
+        raise InputError(f"{path} has no {what or 'adapter'}/; it has {has}")
+    return what, path / what
+
+
+def _plain(path: Path, what: What | None) -> tuple[What, Path]:
+    """Return what a folder is that is no stage: a part of one, or somebody's model."""
+    if (path / STARTED).exists():
+        raise InputError(f"{path}: this stage is not finished; run it first")
+    for part in PARTS:
+        if _is_part(path, part):
+            if what not in (None, part):
+                raise InputError(f"{path} is one {part}, not a stage with a {what}")
+            return part, path
+    inside = [child.name for child in sorted(path.iterdir()) if read_manifest(child)]
+    hint = f"; give one of its stages: {', '.join(inside)}" if inside else ""
+    raise InputError(f"{path} is neither a finished stage, nor an adapter, model or data set{hint}")
+
+
+def _is_part(folder: Path, part: What) -> bool:
+    if part == "dataset":
+        return folder.is_dir() and any(folder.glob("*.parquet"))
+    return (folder / (ADAPTER if part == "adapter" else CONFIG)).is_file()
+
+
+def _signed(folder: Path) -> Path | None:
+    """Return the finished stage that a folder is a part of."""
+    stage = folder.resolve().parent
+    manifest = read_manifest(stage)
+    inside = manifest and any(name.startswith(f"{folder.name}/") for name in manifest.outputs)
+    return stage if inside else None
+
+
+def _check_signed(stage: Path, folder: Path, files: Mapping[str, Path | bytes]) -> None:
+    """Raise `InputError` when a file is not the one that the stage signed, or is missing."""
+    manifest = read_manifest(stage)
+    assert manifest is not None
+    prefix = f"{folder.name}/"
+    outputs = {
+        name.removeprefix(prefix): digest
+        for name, digest in manifest.outputs.items()
+        if name.startswith(prefix)
+    }
+    for name in outputs.keys() - {CARD}:
+        if not (folder / name).is_file():
+            raise InputError(f"{folder / name} is gone, which the stage signed; run it again")
+    for name in files:
+        if outputs.get(name) != sha256(folder / name):
+            raise InputError(f"{folder / name} is not what the stage signed; run it again")
+
+
+def _adapter_base(
+    folder: Path, base: str | None, notes: list[str], upload: bool, online: bool
+) -> str:
+    """Return the base to name in an adapter's configuration; a Hub id where it is uploaded."""
+    own = str(read_json(folder / ADAPTER).get("base_model_name_or_path") or "")
+    local = Path(own).is_dir() or not HUB_ID.fullmatch(own)
+    if base is None:
+        if local and upload:
+            raise InputError(_mend_base(folder, own))
+        if local:
+            notes.append(f"its base is the folder {own}: give --base HUB_ID before it is uploaded")
+        return own
+    if not HUB_ID.fullmatch(base):
+        raise InputError(f"base: expected a Hub id, as owner/name, found {base!r}")
+    if not local and base != own:
+        raise InputError(f"base: the adapter was trained on {own}, and would not fit {base}")
+    if local and online:
+        if not any(Path(own).glob("*.safetensors")):
+            notes.append(f"{own} is gone, so nobody saw whether {base} is the same model")
+        elif name := hub.other_weights(Path(own), base):
+            raise InputError(
+                f"base: {base} has another {name} than {own}, on which the adapter was trained; "
+                "on other weights it is worth nothing"
+            )
+    return base
+
+
+def _mend_base(folder: Path, own: str) -> str:
+    stage = _signed(Path(own)) if Path(own).is_dir() else None
+    source = f"{stage} --what model" if stage else own
+    return (
+        f"the adapter in {folder} goes on {own}, which is no model of the Hub. Export the merged "
+        "model instead (--what model). Or, if that base is on the Hub, say where: --base HUB_ID; "
+        f"it can be put there first: chainforge export {source} --to owner/base"
+    )
+
+
+def _as_used(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a model's configuration without what only training wanted: no cache, slow answers."""
+    return {key: value for key, value in config.items() if (key, value) != ("use_cache", False)}
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _licence(folder: Path, base: str | None, online: bool) -> dict[str, str]:
+    """Return the licence that a model's own card says, or its base's, here or on the Hub."""
+    for place in (folder, Path(base)) if base else (folder,):
+        card = place / CARD
+        text = card.read_text(encoding="utf-8") if card.is_file() else ""
+        head = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+        with contextlib.suppress(yaml.YAMLError):
+            found = yaml.safe_load(head[1]) if head else None
+            if isinstance(found, dict) and found.get("license"):
+                return hub.licence_keys(found)
+    return hub.licence_of(base) if online and base and HUB_ID.fullmatch(base) else {}
+
+
+def _card(
+    what: What,
+    folder: Path,
+    title: str,
+    base: str | None,
+    stages: list[Ancestor],
+    licence: Mapping[str, str],
+) -> str:
+    own = folder / CARD
+    if what == "dataset":
+        text = own.read_text(encoding="utf-8") if own.is_file() else f"# {title}\n"
+        return data_card(text, stages, licence)
+    if own.is_file() and not stages:
+        return own.read_text(encoding="utf-8")  # somebody's model with a card of its own
+    return model_card(what, title, base, stages, licence)
