@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from chainforge.core.records import JsonLines, read_rows, write_rows
+from chainforge.core.records import JsonLines, Row, read_rows, write_rows
 from chainforge.data.sampling.harvest import Recorder
 from chainforge.data.sampling.shards import own_file
 from chainforge.training import checkpoints
@@ -31,8 +31,7 @@ class StageCallback(TrainerCallback):
         if not is_main_process():
             return
         if path.exists():
-            rows = read_rows(path, torn_tail=True)
-            write_rows(path, [row for row in rows if row["step"] <= state.global_step])
+            write_rows(path, rows_until(path, state.global_step))
         self.stage.progress(state.global_step, state.max_steps, "steps")
 
     def on_log(
@@ -65,6 +64,15 @@ class StageCallback(TrainerCallback):
     ) -> None:
         """Move the bar."""
         self.stage.progress(state.global_step, state.max_steps, "steps", self.note)
+
+
+def rows_until(path: Path, step: int) -> list[Row]:
+    """Return the rows of the steps that a checkpoint holds; none where a run begins anew.
+
+    What is evaluated before the first step is logged as step 0, and will be again.
+    """
+    rows = read_rows(path, torn_tail=True) if step and path.exists() else []
+    return [row for row in rows if row["step"] <= step]
 
 
 class RolloutCallback(TrainerCallback):

@@ -16,9 +16,10 @@ from typing import Any, Literal
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from chainforge.core.errors import InputError, Stopped
-from chainforge.core.records import JsonLines, Row, read_rows, write_rows
+from chainforge.core.records import JsonLines, Row, write_rows
 from chainforge.core.references import hint
 from chainforge.data.sampling.shards import world_size
+from chainforge.training.callbacks import rows_until
 from chainforge.training.stage import Stage, is_main_process
 from chainforge.training.symptoms import RULES
 from chainforge.training.trends import Finding
@@ -107,17 +108,12 @@ class HealthCallback(TrainerCallback):
         """Take up the logs of steps before; forget what was found in steps to be taken again."""
         if not is_main_process():
             return
-        self.history = self._read("metrics.jsonl", state.global_step)
-        found = self._read(HEALTH, state.global_step)
+        self.history = rows_until(self.stage.path("metrics.jsonl"), state.global_step)
+        found = rows_until(self.stage.path(HEALTH), state.global_step)
         if found or self.stage.path(HEALTH).exists():
             write_rows(self.stage.path(HEALTH), found)
         self.stage.notes["health"] = found
         self.silent = {watch.name: 0 for watch in self.watches if watch.look(self.history)}
-
-    def _read(self, name: str, step: int) -> list[Row]:
-        path = self.stage.path(name)
-        rows = read_rows(path, torn_tail=True) if path.exists() else []
-        return [row for row in rows if row["step"] <= step]
 
     def on_log(
         self,
