@@ -37,7 +37,7 @@ process.run(main)
 
 def test_help_and_version(workplace):
     text = workplace.chainforge("--help")
-    for command in ("plan", "run", "show", "check", "report"):
+    for command in ("plan", "run", "show", "check", "report", "export", "new"):
         assert command in text
     assert workplace.chainforge("--version").strip() == f"chainforge {chainforge.__version__}"
 
