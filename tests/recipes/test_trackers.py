@@ -6,6 +6,7 @@ what transformers' own callbacks tell them.
 
 import importlib.util
 import json
+import sys
 import os
 from pathlib import Path
 
@@ -86,7 +87,9 @@ def place(tmp_path, monkeypatch):
     with JsonLines(tmp_path / "rows.jsonl") as file:
         file.extend(rows)
     write_json(tmp_path / "runs/sums/chain.json", {"name": "sums", "stages": []})
-    return tmp_path
+    yield tmp_path
+    for name in ("trackio", "tensorboardX"):  # else later tests would find them imported
+        sys.modules.pop(name, None)
 
 
 def sft(place, recipe, tiny_model, output, *flags):
