@@ -6,8 +6,8 @@ what transformers' own callbacks tell them.
 
 import importlib.util
 import json
-import sys
 import os
+import sys
 from pathlib import Path
 
 import pytest
