@@ -14,6 +14,7 @@ from typing import Any
 
 from chainforge.core.artifacts import read_json
 from chainforge.core.errors import InputError
+from chainforge.core.upload import hub_failures
 
 ADAPTER = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -161,13 +162,11 @@ def _config_on_hub(
 
 def _names_on_hub(reference: str, revision: str | None) -> list[str]:
     """List a repository's files; nothing when the Hub is out of reach and the cache must do."""
-    import httpx
     from huggingface_hub import list_repo_files
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         return list(list_repo_files(reference, revision=revision))
-    except (HfHubHTTPError, httpx.HTTPError, OSError):
+    except hub_failures():
         return []
 
 
