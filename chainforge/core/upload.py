@@ -110,10 +110,17 @@ def push(files: Files, identity: str, kind: Kind, *, private: bool, message: str
             for name, content in files.items()
         ]
         api.create_commit(identity, operations, commit_message=message, repo_type=kind)
-    except _failures() as error:
+    except hub_failures() as error:
         raise InputError(f"{identity}: the Hub did not take it: {_told(error)}") from None
     address = f"{api.endpoint}/{'datasets/' if kind == 'dataset' else ''}{identity}"
     return Pushed(address, private if there is None else bool(there.private))
+
+
+def hub_failures() -> tuple[type[Exception], ...]:
+    """Return what a call to the Hub may raise: what its client is built on, or no network."""
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+
+    return HTTPError, OSError
 
 
 def repository(api: Any, identity: str, kind: Kind) -> Any | None:
@@ -135,7 +142,7 @@ def other_weights(folder: Path, identity: str) -> str | None:
 
     try:
         there = repository(HfApi(token=get_token() or False), identity, "model")
-    except _failures() as error:
+    except hub_failures() as error:
         raise InputError(f"{identity}: the Hub does not show it: {_told(error)}") from None
     if there is None:
         raise InputError(f"{identity}: no such model on the Hub, or none that you may see")
@@ -153,7 +160,7 @@ def licence_of(identity: str) -> dict[str, str]:
 
     try:
         found = repository(HfApi(token=get_token() or False), identity, "model")
-    except _failures():
+    except hub_failures():
         return {}
     card = found.card_data.to_dict() if found is not None and found.card_data else {}
     return licence_keys(card)
@@ -228,13 +235,6 @@ def _rows(path: Path) -> Iterator[bytes]:
             with pa.ipc.new_stream(sink, batch.schema) as stream:
                 stream.write_batch(batch)
             yield sink.getvalue().to_pybytes()
-
-
-def _failures() -> tuple[type[Exception], ...]:
-    """Return what a call to the Hub may raise: what its client is built on, or no network."""
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
-
-    return HTTPError, OSError
 
 
 def _told(error: Exception) -> str:

@@ -35,17 +35,26 @@ def take_over(training_args: Any, model_args: Any, stage: Stage) -> None:
     strategy = str(getattr(training_args.hub_strategy, "value", training_args.hub_strategy))
     if "checkpoint" in strategy:
         raise InputError(f"hub_strategy: {strategy}: checkpoints stay here; leave it out")
-    if model_args.use_peft and Path(model_args.model_name_or_path).exists():
+    if model_args.use_peft and not _base_on_hub(model_args, stage):
         raise InputError(
-            "push_to_hub: the adapter would go on a model that is only here "
-            f"({model_args.model_name_or_path}); leave push_to_hub out, and when the stage is done "
-            f"send the merged model: chainforge export {stage.directory} --what model --to "
+            "push_to_hub: the adapter would go on a model that is only here, as the stage starts "
+            f"from {model_args.model_name_or_path}; leave push_to_hub out, and when the stage is "
+            f"done send the merged model: chainforge export {stage.directory} --what model --to "
             f"{identity}"
         )
     token()
     training_args.push_to_hub = False
     private = training_args.hub_private_repo is not False
     stage.afterwards.append(lambda: send(stage, identity, private))
+
+
+def _base_on_hub(model_args: Any, stage: Stage) -> bool:
+    """Whether the adapter that the stage leaves goes on a model of the Hub."""
+    start = stage.policy
+    if start is None:
+        return not Path(model_args.model_name_or_path).exists()
+    merged = start.source.adapter is not None and start.adapter == "merge"
+    return not merged and not Path(start.source.model).exists()
 
 
 def send(stage: Stage, identity: str, private: bool) -> None:

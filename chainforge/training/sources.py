@@ -14,6 +14,7 @@ from typing import Any
 
 from chainforge.core.artifacts import read_json
 from chainforge.core.errors import InputError
+from chainforge.core.upload import hub_failures
 
 ADAPTER = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -165,7 +166,7 @@ def _names_on_hub(reference: str, revision: str | None) -> list[str]:
 
     try:
         return list(list_repo_files(reference, revision=revision))
-    except Exception:  # no network, no such id, gated: loading says so, or finds it in the cache
+    except hub_failures():
         return []
 
 
