@@ -58,6 +58,7 @@ def remedies(
 def _changes(recipe: str, settings: Mapping[str, Any], layout: Layout) -> Iterator[Change]:
     """Yield changes of a recipe: first those that change nothing of what is learnt."""
     method = method_of(settings)
+    changes: dict[str, Any]
     if not settings["gradient_checkpointing"]:
         yield "gradient_checkpointing: true", {"gradient_checkpointing": True}, layout
     batch = int(settings["per_device_train_batch_size"])
