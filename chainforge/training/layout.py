@@ -60,7 +60,7 @@ class Layout:
     """The processes of a stage, and which state each of them holds whole.
 
     `kind` is single, ddp, fsdp1, fsdp2, zero1, zero2 or zero3. `whole_model` is False when the
-    trainer cannot write the model at the end.
+    weights cannot be gathered to be saved.
     """
 
     kind: str = SINGLE
@@ -104,9 +104,7 @@ def layout_of(file: str | Path | None) -> Layout:
         or zero.get("offload_param_device") in ("cpu", "nvme"),
         offload_optimizer=_true(fsdp.get("fsdp_offload_params"))
         or zero.get("offload_optimizer_device") in ("cpu", "nvme"),
-        whole_model=_writes_whole(
-            name, fsdp.get("fsdp_state_dict_type"), zero.get("zero3_save_16bit_model")
-        ),
+        whole_model=name != ZERO3 or _true(zero.get("zero3_save_16bit_model")),
     )
 
 
@@ -122,11 +120,8 @@ def layout_here(environment: Mapping[str, str] = os.environ) -> Layout:
         kind=name if processes > 1 else SINGLE,
         processes=processes,
         machines=max(1, processes // int(environment.get("LOCAL_WORLD_SIZE", str(processes)))),
-        whole_model=_writes_whole(
-            name,
-            environment.get("FSDP_STATE_DICT_TYPE"),
-            environment.get("ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL"),
-        ),
+        whole_model=name != ZERO3
+        or _true(environment.get("ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL")),
     )
 
 
@@ -154,17 +149,14 @@ def faults(file: str | Path) -> Iterator[str]:
     if kind in ("FSDP", "DEEPSPEED") and _true(given.get("use_cpu")):
         yield f"use_cpu: {kind} runs as plain DDP on the CPU, in silence; write MULTI_GPU instead"
     yield from _fsdp_faults(_section(given, "fsdp_config"))
-    layout = layout_of(file)
-    if not layout.whole_model:
-        yield NO_MODEL[layout.kind]
+    if not layout_of(file).whole_model:
+        yield NO_MODEL
 
 
-NO_MODEL = {
-    FSDP2: "fsdp_state_dict_type: only with FULL_STATE_DICT does the trainer write the model at "
-    "the end; with any other it writes none, and says nothing",
-    ZERO3: "zero3_save_16bit_model: only with true does DeepSpeed gather the model at the end",
-}
-NO_MODEL["fsdp1"] = NO_MODEL[FSDP2]
+NO_MODEL = (
+    "zero3_save_16bit_model: only with true can the weights be gathered when the stage ends, to be "
+    "saved; write it under deepspeed_config"
+)
 
 
 def _fsdp_faults(section: dict[str, Any]) -> Iterator[str]:
@@ -174,14 +166,6 @@ def _fsdp_faults(section: dict[str, Any]) -> Iterator[str]:
         yield f"fsdp_config: {', '.join(needless)}: of FSDP 1; leave out with fsdp_version: 2"
     if not isinstance(section.get("fsdp_reshard_after_forward", True), bool):
         yield "fsdp_config: fsdp_reshard_after_forward: true or false with fsdp_version: 2"
-
-
-def _writes_whole(kind: str, state_dict_type: Any, gathers: Any) -> bool:
-    """Whether `Trainer.save_model` leaves a model (transformers 5.23, `save_model`)."""
-    if kind.startswith("fsdp"):
-        default = "SHARDED_STATE_DICT" if kind == FSDP2 else "FULL_STATE_DICT"
-        return str(state_dict_type or default).upper() in ("FULL_STATE_DICT", "1")
-    return kind != ZERO3 or _true(gathers)
 
 
 def _section(given: dict[str, Any], key: str) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def refusals(settings: Mapping[str, Any], layout: Layout) -> Iterator[str]:
     if layout.kind in (FSDP2, ZERO2, ZERO3) and settings["use_cpu"]:
         yield f"use_cpu: {LAYOUTS[layout.kind]} runs as plain DDP on the CPU; launch with cpu_ddp"
     if not layout.whole_model:
-        yield NO_MODEL[layout.kind]
+        yield NO_MODEL
 
 
 def check_supported(

@@ -135,8 +135,8 @@ class _Plan:
 
     @property
     def trained_size(self) -> int:
-        """Bytes of a trained number: peft keeps adapters in float32, TRL those of QLoRA in bf16."""
-        return {"full": self.size, "LoRA": 4, "QLoRA": 2}[self.method]
+        """Bytes of a trained number: adapters are in float32, whatever the base is in."""
+        return self.size if self.method == "full" else 4
 
     def weights(self) -> int:
         shape = self.shape

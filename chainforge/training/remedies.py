@@ -58,6 +58,7 @@ def remedies(
 def _changes(recipe: str, settings: Mapping[str, Any], layout: Layout) -> Iterator[Change]:
     """Yield changes of a recipe: first those that change nothing of what is learnt."""
     method = method_of(settings)
+    changes: dict[str, Any]
     if not settings["gradient_checkpointing"]:
         yield "gradient_checkpointing: true", {"gradient_checkpointing": True}, layout
     batch = int(settings["per_device_train_batch_size"])
@@ -66,10 +67,7 @@ def _changes(recipe: str, settings: Mapping[str, Any], layout: Layout) -> Iterat
     while batch > 1:
         batch, steps = batch // 2, steps * 2
         words = f"per_device_train_batch_size: {batch} with gradient_accumulation_steps: {steps}"
-        changes: dict[str, Any] = {
-            "per_device_train_batch_size": batch,
-            "gradient_accumulation_steps": steps,
-        }
+        changes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": steps}
         yield words, changes, layout
     if method != "full" and settings["dtype"] == "float32":
         yield "dtype: bfloat16", {"dtype": "bfloat16"}, layout

@@ -71,9 +71,8 @@ def test_what_is_not_known_is_said():
 
 
 def test_a_config_is_read_where_it_is(tiny_model, tmp_path):
-    assert shape_of(tiny_model).parameters == sum(
-        weight.numel()
-        for weight in built(json.loads(Path(tiny_model, "config.json").read_text())).parameters()
-    )
+    config = json.loads(Path(tiny_model, "config.json").read_text())
+    weights = built(config).parameters()
+    assert shape_of(tiny_model).parameters == sum(weight.numel() for weight in weights)
     assert shape_of("Qwen/Qwen2.5-0.5B") is None
     assert shape_of(str(tmp_path / "later/model")) is None

@@ -61,7 +61,7 @@ def test_a_layout_says_what_each_process_holds(tmp_path):
 
 FSDP = TWO | {"distributed_type": "FSDP"}
 ZERO = TWO | {"distributed_type": "DEEPSPEED"}
-FULL = {"fsdp_version": 2, "fsdp_state_dict_type": "FULL_STATE_DICT"}
+FULL = {"fsdp_version": 2}
 
 
 @pytest.mark.parametrize(
@@ -75,10 +75,9 @@ FULL = {"fsdp_version": 2, "fsdp_state_dict_type": "FULL_STATE_DICT"}
         ({"distributed_type": "MULTI_CPU", "num_processes": 2}, "starts one process"),
         (TWO | {"num_machines": 3}, "not a multiple of num_machines"),
         (FSDP | {"fsdp_config": FULL, "use_cpu": True}, "runs as plain DDP"),
-        (FSDP | {"fsdp_config": {"fsdp_version": 2}}, "only with FULL_STATE_DICT"),
         (FSDP | {"fsdp_config": FULL | {"fsdp_use_orig_params": True}}, "leave out"),
         (FSDP | {"fsdp_config": FULL | {"fsdp_reshard_after_forward": "FULL_SHARD"}}, "true or"),
-        (ZERO | {"deepspeed_config": {"zero_stage": 3}}, "gather the model at the end"),
+        (ZERO | {"deepspeed_config": {"zero_stage": 3}}, "can the weights be gathered"),
     ],
 )
 def test_faults_of_a_launch_file(tmp_path, values, words):
@@ -96,11 +95,11 @@ def test_the_layout_of_this_process():
     ddp = {"WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"}
     assert layout_here(ddp) == Layout("ddp", 16, 2)
     fsdp = ddp | {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-    assert layout_here(fsdp).kind == "fsdp2"
-    assert not layout_here(fsdp).whole_model
-    assert layout_here(fsdp | {"FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}).whole_model
+    assert layout_here(fsdp) == Layout("fsdp2", 16, 2)
     zero = ddp | {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
     assert layout_here(zero).shards_weights
+    assert not layout_here(zero).whole_model
+    assert layout_here(zero | {"ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true"}).whole_model
     assert layout_here(zero | {"WORLD_SIZE": "1"}).kind == "single"
 
 

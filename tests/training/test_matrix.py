@@ -86,7 +86,7 @@ def test_what_may_work_is_let_through(settings, kind):
 
 
 def test_a_layout_that_leaves_no_model_is_refused():
-    assert any("FULL_STATE_DICT" in reason for reason in refused({}, "fsdp2", whole_model=False))
+    assert any("16bit_model" in reason for reason in refused({}, "zero3", whole_model=False))
 
 
 def configs(**settings):
@@ -96,8 +96,7 @@ def configs(**settings):
 
 def test_a_recipe_is_refused_where_it_was_launched():
     ddp = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    fsdp = ddp | {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2",
-                  "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}  # fmt: skip
+    fsdp = ddp | {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     check_supported("sft", configs(use_peft=True), environment=fsdp)
     with pytest.raises(InputError, match="cannot shard 4-bit"):
         check_supported("sft", configs(**QLORA), environment=fsdp)
