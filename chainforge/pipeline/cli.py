@@ -1,8 +1,9 @@
-"""The command line: `chainforge plan | run | show | check | merge | report | export | new`.
+"""The command line: `chainforge plan | run | show | check | doctor | merge | report | export | new`.
 
-Exit codes: 0 done, 1 a stage failed (or a reward its check, or a model a gate), 2 wrong input, 3 a
-stage stopped at a limit of its own (`max_usd`) and can go on, 128 and a signal's number. What a
-command needs is imported when it runs, so that `chainforge --help` answers at once.
+Exit codes: 0 done, 1 a stage failed (or a reward its check, or a model a gate, or the doctor found
+an error), 2 wrong input, 3 a stage stopped at a limit of its own (`max_usd`) and can go on, 128 and
+a signal's number. What a command needs is imported when it runs, so that `chainforge --help`
+answers at once.
 """
 
 from __future__ import annotations
@@ -220,6 +221,39 @@ def check(
     else:
         audits.print_audit(audit, Console(highlight=False))
     if not audit.passed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(
+    chain: Annotated[
+        str | None,
+        typer.Argument(metavar="[CHAIN]", help="A chain to look over; the machine alone if none."),
+    ] = None,
+    runs: Runs = Path("runs"),
+    launch: Launch = None,
+    sets: Sets = None,
+    seed: Seed = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look a chain over before it runs: versions, launch, batches, memory, vocabularies."""
+    from chainforge.pipeline import doctor as doctors
+    from chainforge.pipeline.checkup.findings import Context, this_machine, worst
+
+    context = Context(this_machine())
+    if chain is not None:
+        loaded, steps = _planned(chain, runs, launch, sets, seed)
+        context = Context(this_machine(), loaded, tuple(steps))
+    elif launch or sets:
+        raise InputError("--launch and --set change a chain: name one, as chainforge doctor CHAIN")
+    findings = doctors.examine(context)
+    if as_json:
+        _print_json(doctors.to_json(findings))
+    else:
+        from rich.console import Console
+
+        doctors.print_findings(findings, Console(highlight=False))
+    if worst(findings) == "error":
         raise typer.Exit(1)
 
 

@@ -44,7 +44,10 @@ class Cell:
 
 
 RUN = Cell("run")
-SMOKE = Cell("configured", "TRL's own tests train this way on two GPUs")
+BY_TRL = Cell("configured", "TRL's own tests run SFT and GRPO this way on two GPUs")
+SFT_BY_TRL = Cell(
+    "configured", "TRL's own tests run SFT this way on two GPUs; nobody's tests are known for GRPO"
+)
 CONFIGURED = Cell("configured")
 STORAGE = Cell(
     "configured", "with bnb_4bit_quant_storage set to the model's dtype (PEFT's guide to DeepSpeed)"
@@ -52,14 +55,14 @@ STORAGE = Cell(
 FSDP_4BIT = Cell(
     "refused",
     "FSDP 2 cannot shard 4-bit weights: stored as bytes they stay whole on every GPU, stored as "
-    "floats they lose their scales (accelerate#3983, #3874). Launch with ddp or zero2, where each "
-    "GPU holds the 4-bit base, or with zero3",
+    "floats they lose their scales (accelerate#3983, #3874, axolotl#2992). Launch with ddp or "
+    "zero2, where each GPU holds the 4-bit base, or with zero3",
 )
 VLLM_4BIT = Cell(
     "refused",
-    "vLLM is sent the merged weights, and an adapter does not merge into 4-bit ones: vLLM refuses "
-    "their shape, or samples from rounded weights (trl#4973, #3466). Leave use_vllm out, or use "
-    "LoRA on the unquantised base",
+    "An adapter does not merge into the 4-bit weights that TRL would send: vLLM refuses their "
+    "shape, or samples from rounded ones (trl#4973, #3466). Leave use_vllm out, or use LoRA on the "
+    "unquantised base",
 )
 GATHERS = Cell("configured", "each sync gathers the whole model on every GPU (trl#3133)")
 MERGES = Cell("configured", "TRL merges the adapter in sharded weights, and doubts it in a comment")
@@ -68,14 +71,14 @@ MATRIX: dict[tuple[str, str], tuple[Cell, Cell]] = {
     # method, layout: generation by transformers (and SFT), generation by vLLM
     ("full", SINGLE): (RUN, CONFIGURED),
     ("full", DDP): (RUN, CONFIGURED),
-    ("full", FSDP2): (SMOKE, CONFIGURED),
-    ("full", ZERO2): (SMOKE, CONFIGURED),
-    ("full", ZERO3): (SMOKE, CONFIGURED),
+    ("full", FSDP2): (BY_TRL, CONFIGURED),
+    ("full", ZERO2): (BY_TRL, CONFIGURED),
+    ("full", ZERO3): (BY_TRL, CONFIGURED),
     ("LoRA", SINGLE): (RUN, CONFIGURED),
     ("LoRA", DDP): (RUN, CONFIGURED),
-    ("LoRA", FSDP2): (SMOKE, MERGES),
-    ("LoRA", ZERO2): (SMOKE, CONFIGURED),
-    ("LoRA", ZERO3): (SMOKE, GATHERS),
+    ("LoRA", FSDP2): (SFT_BY_TRL, MERGES),
+    ("LoRA", ZERO2): (SFT_BY_TRL, CONFIGURED),
+    ("LoRA", ZERO3): (SFT_BY_TRL, GATHERS),
     ("QLoRA", SINGLE): (RUN, VLLM_4BIT),
     ("QLoRA", DDP): (CONFIGURED, VLLM_4BIT),
     ("QLoRA", FSDP2): (FSDP_4BIT, FSDP_4BIT),
@@ -154,7 +157,13 @@ def table() -> str:
             cells = [MATRIX[method, layout][number] for layout in LAYOUTS]
             words = [_marked(cell, notes) for cell in cells]
             lines.append(f"| {method}, {engine} | " + " | ".join(words) + " |")
-    return "\n".join([*lines, "", *(f"{place}. {note}." for place, note in enumerate(notes, 1))])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            *(f"{place}. {note[0].upper()}{note[1:]}." for place, note in enumerate(notes, 1)),
+        ]
+    )
 
 
 def _marked(cell: Cell, notes: list[str]) -> str:

@@ -32,9 +32,12 @@ def remedies(
     def tried(changed: Mapping[str, Any], where: Layout) -> Estimate:
         return estimate(recipe, changed, shape, where, device_bytes=device_bytes, **known)
 
+    before = set(refusals(settings, layout))  # what is wrong already is no change's fault
     for words, changes, where in _changes(recipe, settings, layout):
         found = tried({**settings, **changes}, where)
-        if found.peak <= device_bytes and not any(refusals({**settings, **changes}, where)):
+        if found.peak <= device_bytes and before.issuperset(
+            refusals({**settings, **changes}, where)
+        ):
             return [words], found
     added: list[str] = []
     now, at = dict(settings), layout
@@ -43,7 +46,7 @@ def remedies(
         better = None
         for words, changes, where in _changes(recipe, now, at):
             candidate = {**now, **changes}
-            if not any(refusals(candidate, where)):
+            if before.issuperset(refusals(candidate, where)):
                 new = tried(candidate, where)
                 if new.peak < 0.98 * found.peak:
                     better = (words, candidate, where, new)

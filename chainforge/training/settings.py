@@ -57,6 +57,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "generation_batch_size": None,
         "steps_per_generation": None,
         "num_iterations": 1,
+        "save_strategy": "steps",
+        "save_steps": 500,
     },
     "distill": _MODEL | _TRAINING | _GENERATION | {"beta": 1.0, "teacher_model_init_kwargs": None},
 }

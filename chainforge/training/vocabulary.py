@@ -123,7 +123,7 @@ def sizes_of(tokenizer: Any, student: Source, teacher: str, training: Any) -> Si
     """
     trust = training.trust_remote_code
     sizes = Sizes(
-        tokens=1 + max(int(number) for number in tokenizer.get_vocab().values()),
+        tokens=tokens_of(tokenizer),
         student=rows_of(student.model, revision=student.revision, trust_remote_code=trust),
         teacher=rows_of(teacher, **_given(training)),
     )
@@ -140,6 +140,11 @@ def ends_of(reference: str, **options: Any) -> set[int]:
     except OSError:
         return set()
     return set(ends) if isinstance(ends, list) else set() if ends is None else {ends}
+
+
+def tokens_of(tokenizer: Any) -> int:
+    """Return how many ids a tokenizer can write."""
+    return 1 + max(int(number) for number in tokenizer.get_vocab().values())
 
 
 def rows_of(reference: str, **options: Any) -> int:

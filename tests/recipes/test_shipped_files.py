@@ -142,6 +142,8 @@ PRESETS = {
                "mask_truncated_completions": True},
     "dr-grpo": {"loss_type": "dr_grpo", "scale_rewards": "none"},
     "gspo": {"importance_sampling_level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4},
+    "vllm-colocate": {"use_vllm": True, "vllm_mode": "colocate", "vllm_enable_sleep_mode": True},
+    "vllm-server": {"use_vllm": True, "vllm_mode": "server"},
 }  # fmt: skip
 
 
