@@ -30,7 +30,13 @@ from chainforge.training.methods import PolicyArgs
 from chainforge.training.stage import RunArgs
 
 ROOT = Path(__file__).parents[2]
-CHAINS = sorted(ROOT.glob("recipes/*/chain.yaml"))
+CHAINS = sorted(
+    [
+        *ROOT.glob("recipes/*/chain.yaml"),
+        ROOT / "recipes/quickstart/control.yaml",
+        ROOT / "recipes/quickstart/distillation.yaml",
+    ]
+)
 
 
 def dataclasses_of(recipe):

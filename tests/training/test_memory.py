@@ -1,15 +1,9 @@
-import json
-from pathlib import Path
-
-import pytest
-
 from chainforge.training.architecture import read_shape
 from chainforge.training.layout import Layout
 from chainforge.training.memory import GIB, PROMPT_TOKENS, estimate
 from chainforge.training.remedies import remedies
 from chainforge.training.settings import settings_of
 
-ROOT = Path(__file__).parents[2]
 SEVEN = read_shape(
     {
         "model_type": "qwen2", "vocab_size": 152064, "hidden_size": 3584, "num_hidden_layers": 28,
@@ -19,26 +13,12 @@ SEVEN = read_shape(
 )  # fmt: skip
 LORA = {"use_peft": True, "dtype": "bfloat16"}
 QLORA = LORA | {"load_in_4bit": True}
-MEASURED = json.loads((ROOT / "benchmarks/results/memory.json").read_text())
 
 
 def need(recipe="sft", kind="single", processes=1, device=None, teacher=None, **given):
     settings = settings_of(recipe, given)
     layout = Layout(kind, processes)
     return estimate(recipe, settings, SEVEN, layout, device_bytes=device, teacher=teacher)
-
-
-@pytest.mark.parametrize("name", MEASURED)
-def test_the_estimate_is_near_what_was_measured(name, monkeypatch):
-    """Against the recorded measurements of `benchmarks/memory.py`, on the same cases."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    import memory as benchmark
-
-    row = MEASURED[name]
-    expected = benchmark.expected(name, "tensors" in row)
-    assert expected["estimate"] == row["estimate"], "run benchmarks/memory.py again"
-    peak = row.get("tensors") or row["allocated"]
-    assert 0.9 < expected["estimate"] / peak < 1.1
 
 
 def test_the_parts_are_what_one_would_say_by_hand():
@@ -98,7 +78,7 @@ def test_the_setting_that_costs_least_is_named():
     assert words[0].startswith("per_device_train_batch_size: ")
     assert "gradient_accumulation_steps" in words[0]
     assert advised(24)[0] == ["use_peft: true, dtype: bfloat16 (LoRA)"]
-    assert advised(10)[0] == ["use_peft: true, load_in_4bit: true, dtype: bfloat16 (QLoRA)"]
+    assert advised(11)[0] == ["use_peft: true, load_in_4bit: true, dtype: bfloat16 (QLoRA)"]
     assert advised(80, kind="ddp", processes=8)[0] == ["launch: fsdp2"]
 
 
