@@ -1,4 +1,4 @@
-"""The command line: `chainforge plan | run | show | check | doctor | merge | report | export | new`.
+"""The command line: `chainforge plan | run | show | check | doctor | report`, and more.
 
 Exit codes: 0 done, 1 a stage failed (or a reward its check, or a model a gate, or the doctor found
 an error), 2 wrong input, 3 a stage stopped at a limit of its own (`max_usd`) and can go on, 128 and

@@ -57,7 +57,7 @@ def test_a_recipe_finds_its_cell(settings, method):
     ("settings", "kind", "words"),
     [
         (QLORA, "fsdp2", "FSDP 2 cannot shard 4-bit weights"),
-        (QLORA | VLLM, "single", "does not merge into 4-bit"),
+        (QLORA | VLLM, "single", "does not merge into the 4-bit"),
         (QLORA, "zero3", "`bnb_4bit_quant_storage: bfloat16`"),
         ({"load_in_4bit": True}, "single", "quantised weights cannot be trained"),
         (LORA | {"load_in_4bit": True, "load_in_8bit": True}, "single", "not both"),
