@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import os
 import sys
 import types
 import typing
@@ -20,6 +21,9 @@ import yaml
 
 from chainforge.core.errors import InputError
 from chainforge.core.references import find_preset, hint
+
+
+ON_CPU = " Several processes on a CPU count only with `use_cpu: true`."
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -138,6 +142,7 @@ def _advice(message: str) -> str:
         return (
             " A step draws per_device_train_batch_size x processes x gradient_accumulation_steps "
             "completions; make that a multiple of num_generations."
+            + (ON_CPU if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "")
         )
     if "gpu" in message.lower() and "use_cpu" in message:
         return " On a machine without a GPU add `use_cpu: true`."

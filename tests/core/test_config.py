@@ -172,3 +172,9 @@ def test_a_bare_off_is_off_where_that_is_a_choice(tmp_path):
 
     (tmp_path / "x.yaml").write_text("health: off\n")
     assert parse(Switch, argv=["--config", str(tmp_path / "x.yaml")])[0].health == "off"
+
+
+def test_several_processes_on_a_cpu_are_told_what_they_need(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="count only with `use_cpu: true`"):
+        run(tmp_path, "batch: 6")
