@@ -22,7 +22,6 @@ import yaml
 from chainforge.core.errors import InputError
 from chainforge.core.references import find_preset, hint
 
-
 ON_CPU = " Several processes on a CPU count only with `use_cpu: true`."
 
 
