@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 CHAIN = "recipes/quickstart/chain.yaml"
 STAGES = ["traces", "cold", "reason", "picks", "mixed", "final", "lessons", "student", "scores"]
 ROWS = {"collect": 1600, "reason": 64, "picks": 40, "final": 64, "lessons": 64, "scores": 24}
+ROWS |= {"pupil": 64}
 STEPS = {"cold": 100, "reason": 6, "mixed": 100, "final": 2, "student": 8}
 
 
