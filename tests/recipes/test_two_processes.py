@@ -1,4 +1,4 @@
-"""The quickstart's chain on two processes, and where its result is that of one.
+"""The quickstart's whole chain on two processes, and where its result is that of one.
 
 One process and two see the same batches in SFT, so the weights agree up to rounding. Rejection
 sampling and evaluation give every sample a seed of its own, so the texts agree. In RL each process
@@ -20,8 +20,8 @@ from chainforge.core.artifacts import read_manifest
 from chainforge.core.records import read_rows
 
 ROOT = Path(__file__).parents[2]
-STAGES = ("traces", "cold", "reason", "picks", "scores")
-ROWS = {"collect": 480, "reason": 24, "picks": 24, "scores": 12}
+STAGES = ("traces", "cold", "reason", "picks", "mixed", "final", "lessons", "student", "scores")
+ROWS = {"collect": 480, "reason": 24, "picks": 24, "final": 24, "lessons": 24, "scores": 12}
 GRPO = {"per_device_train_batch_size": 16, "num_generations": 4, "max_steps": 2, "save_steps": 2,
         "beta": 0.05, "max_completion_length": 24, "use_peft": True, "lora_r": 4}  # fmt: skip
 SFT = {"per_device_train_batch_size": 16, "max_steps": 6, "save_strategy": "no"}
@@ -40,7 +40,8 @@ def quickstart(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     (folder / "reward.py").write_text("def long(completion):\n    return len(completion) / 20\n")
     reward = {"rewards": [{"fn": f"{folder}/reward.py:long"}]}
-    changes = {"cold": SFT, "reason": GRPO | reward, "picks": SAMPLED | reward,
+    changes = {"cold": SFT, "mixed": SFT, "student": SFT, "reason": GRPO | reward,
+               "final": GRPO | reward, "picks": SAMPLED | reward, "lessons": SAMPLED | reward,
                "scores": {"num_samples": 2, "max_new_tokens": 24}}  # fmt: skip
     for processes in (1, 2):
         shutil.copytree(ROOT / "recipes/quickstart", folder / f"{processes}")
@@ -51,12 +52,10 @@ def quickstart(tmp_path_factory):
             more = changes.get(file.stem, {})
             settings |= halved(more) if processes == 2 else more
             if file.stem == "chain":
-                settings["stages"] = [s for s in settings["stages"] if s["name"] in STAGES]
+                assert tuple(stage["name"] for stage in settings["stages"]) == STAGES
                 for stage in settings["stages"]:
                     if stage["recipe"] in ("reject", "evaluate"):  # they ask for it, or run alone
                         stage["launch"] = "cpu_ddp" if processes == 2 else "none"
-                    if stage["recipe"] == "evaluate":
-                        stage |= {"models": ["cold", "reason"], "set": {"pairs": ["cold:reason"]}}
             file.write_text(yaml.safe_dump(settings))
     return folder
 
@@ -82,7 +81,10 @@ def test_every_stage_is_signed_once_and_whole(two):
         manifest = read_manifest(two / name)
         assert manifest, name
         assert not list((two / name).glob("*rank*")), name
-    assert (two / "reason/adapter/adapter_model.safetensors").exists()
+    for name in ("reason", "final"):
+        assert (two / name / "adapter/adapter_model.safetensors").exists()
+        first = next(row for row in read_rows(two / name / "metrics.jsonl") if "kl" in row)
+        assert first["kl"] == 0
 
 
 def one(quickstart, recipe, name, *words):
@@ -118,7 +120,6 @@ def test_rl_trains_on_the_prompts_of_one_process(quickstart, two, recipe):
     assert asked(mine) == asked(theirs)
     assert len(theirs) == 2 * 16
     logs = [row for row in read_rows(two / "reason/metrics.jsonl") if "kl" in row]
-    assert logs[0]["kl"] == 0
     rewards = [row["reward"] for row in theirs if row["step"] == logs[0]["step"]]
     assert sum(rewards) / len(rewards) == pytest.approx(logs[0]["reward"], abs=1e-4)
 
@@ -140,13 +141,16 @@ def test_sampling_draws_what_one_process_draws(quickstart, two, recipe, monkeypa
 
 
 def test_evaluation_measures_what_one_process_measures(quickstart, two, recipe):
-    models = [f"{name}={two / name / 'model'}" for name in ("cold", "reason")]
-    alone = one(quickstart, recipe, "scores", "evaluate", "--models", *models,
-                "--pairs", "cold:reason")  # fmt: skip
+    trained = ("cold", "reason", "mixed", "final", "student")
+    bases = [f"{name}={quickstart / '2' / name}" for name in ("base", "student_base")]
+    models = bases + [f"{name}={two / name / 'model'}" for name in trained]
+    alone = one(quickstart, recipe, "scores", "evaluate", "--models", *models)
     mine, theirs = (
         json.loads((path / "results.json").read_text()) for path in (alone, two / "scores")
     )
-    for here, there in zip(mine["models"], theirs["models"], strict=True):
-        assert (here["name"], here["n"]) == (there["name"], there["n"])
-        assert here["strict"]["mean"] == pytest.approx(there["strict"]["mean"], abs=0.1)
-    assert mine["pairs"][0]["to"] == theirs["pairs"][0]["to"] == "reason"
+    mine_by, theirs_by = ({m["name"]: m for m in side["models"]} for side in (mine, theirs))
+    assert mine_by.keys() == theirs_by.keys() == {"base", "student_base", *trained}
+    for name, here in mine_by.items():
+        assert here["n"] == theirs_by[name]["n"]
+        assert here["strict"]["mean"] == pytest.approx(theirs_by[name]["strict"]["mean"], abs=0.1)
+    assert [pair["to"] for pair in mine["pairs"]] == [pair["to"] for pair in theirs["pairs"]]
