@@ -12,7 +12,7 @@ demo: setup
 	$(BIN)/chainforge run recipes/quickstart/chain.yaml
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check .

@@ -11,7 +11,6 @@ import dataclasses
 import enum
 import os
 import sys
-import types
 import typing
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any, NoReturn
 import yaml
 
 from chainforge.core.errors import InputError
+from chainforge.core.fields import checked, is_one_or_more, is_structured, parts_of
 from chainforge.core.references import find_preset, hint
 
 ON_CPU = " Several processes on a CPU count only with `use_cpu: true`."
@@ -92,16 +92,16 @@ def parse(*kinds: Any, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
         for key, value in layer.items():
             if key not in hints:
                 raise InputError(f"{file}: unknown key {key!r}; {hint(key, hints)}")
-            values[key] = _checked(value, hints[key], f"{file}: {key}")
+            values[key] = checked(value, hints[key], f"{file}: {key}")
     words: list[str] = []
     for name, given_words in flags:
         _check_flag(name, hints)
-        if _is_structured(hints.get(name)) and given_words:
+        if is_structured(hints.get(name)) and given_words:
             value = [_word(word) for word in given_words]
             one = value[0] if len(value) == 1 and not isinstance(value[0], str) else value
-            values[name] = _checked(one, hints[name], f"--{name}")
-        elif len(given_words) > 1 and _is_one_or_more(hints.get(name)):
-            values[name] = _checked(given_words, hints[name], f"--{name}")
+            values[name] = checked(one, hints[name], f"--{name}")
+        elif len(given_words) > 1 and is_one_or_more(hints.get(name)):
+            values[name] = checked(given_words, hints[name], f"--{name}")
         else:
             words += [f"--{name}", *given_words]
 
@@ -216,7 +216,7 @@ def _hints(kinds: Iterable[Any]) -> dict[str, Any]:
 
 def _check_flag(name: str, hints: dict[str, Any]) -> None:
     positive = name.removeprefix("no_")
-    if name not in hints and name != "help" and bool not in _parts(hints.get(positive)):
+    if name not in hints and name != "help" and bool not in parts_of(hints.get(positive)):
         raise InputError(f"unknown option --{name}; {hint(name, hints)}")
 
 
@@ -227,90 +227,3 @@ def _check_choices(parser: Any, values: dict[str, Any], source: str) -> None:
         if action.choices and value is not None and value not in list(action.choices):
             choices = ", ".join(str(choice) for choice in action.choices)
             raise InputError(f"{source}: {action.dest}: {value!r} is none of: {choices}")
-
-
-def _is_structured(kind: Any) -> bool:
-    """True for fields that hold mappings, which argparse cannot read."""
-    return (
-        kind is dict
-        or typing.get_origin(kind) is dict
-        or any(_is_structured(part) for part in typing.get_args(kind))
-    )
-
-
-def _is_one_or_more(kind: Any) -> bool:
-    """True for `str | list[str]`, of which argparse takes one word only: `report_to`, say."""
-    parts = _parts(kind)
-    return str in parts and any(typing.get_origin(part) is list for part in parts)
-
-
-def _checked(value: Any, kind: Any, where: str) -> Any:
-    """Return `value` as a `kind`; raise `InputError` when it is none.
-
-    Text is left to argparse, which converts `1e-4` (text in YAML) to the field's type.
-    """
-    if kind is Any or (value is None and _allows_none(kind)):
-        return value
-    options = _parts(kind)
-    for option in options:
-        fits, result = _fit(value, option, where)
-        if fits:
-            return result
-    wanted = " or ".join(_name(option) for option in options if option is not type(None))
-    found = f"{value!r} ({type(value).__name__})"
-    tip = ""
-    if isinstance(value, bool) and str in options:
-        tip = "; YAML reads a bare no, off, yes or on as true or false: put it in quotes"
-    raise InputError(f"{where}: expected {wanted}, found {found}{tip}")
-
-
-def _fit(value: Any, kind: Any, where: str) -> tuple[bool, Any]:
-    """Say whether `value` is a `kind`, and return it as one."""
-    origin = typing.get_origin(kind) or kind
-    if origin is typing.Literal:
-        if value is False and "off" in typing.get_args(kind):
-            return True, "off"  # as YAML reads a bare off
-        return value in typing.get_args(kind), value
-    if origin is list:
-        if not isinstance(value, list):
-            return False, None
-        (inner,) = typing.get_args(kind) or (Any,)
-        return True, [_checked(item, inner, f"{where}[{i}]") for i, item in enumerate(value)]
-    if origin is dict:
-        return isinstance(value, dict), value
-    if not isinstance(origin, type) or issubclass(origin, enum.Enum):
-        return isinstance(value, str), value
-    if origin is bool:
-        return isinstance(value, bool), value
-    if origin in (int, float):
-        return _fit_number(value, origin)
-    return isinstance(value, origin), value
-
-
-def _fit_number(value: Any, kind: type) -> tuple[bool, Any]:
-    if isinstance(value, bool):
-        return False, None
-    if isinstance(value, str):
-        try:
-            return True, kind(value)
-        except ValueError:
-            return False, None
-    if kind is float and isinstance(value, int):
-        return True, float(value)
-    return isinstance(value, kind), value
-
-
-def _parts(kind: Any) -> tuple[Any, ...]:
-    return typing.get_args(kind) if _is_union(kind) else (kind,)
-
-
-def _is_union(kind: Any) -> bool:
-    return typing.get_origin(kind) in (typing.Union, types.UnionType)
-
-
-def _allows_none(kind: Any) -> bool:
-    return kind is type(None) or (_is_union(kind) and type(None) in typing.get_args(kind))
-
-
-def _name(kind: Any) -> str:
-    return getattr(kind, "__name__", str(kind)) if not typing.get_args(kind) else str(kind)

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from chainforge.core.artifacts import changes, read_json
+from chainforge.core.artifacts import read_json
 from chainforge.core.errors import InputError
+from chainforge.core.fingerprints import changes
 from chainforge.core.statistics import over_seeds
 from chainforge.pipeline.places import short
 from chainforge.pipeline.reporting.evidence import read_chain

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chainforge.core import artifacts
+from chainforge.core import artifacts, fingerprints
 from chainforge.core.config import given
 from chainforge.pipeline import commands, handover, places
 from chainforge.pipeline.chain import Chain
@@ -92,13 +92,13 @@ def plan_stage(
     inputs = {}
     for role, (name, path) in places_of.items():
         if name not in known:
-            known[name] = artifacts.input_fingerprint(path)
+            known[name] = fingerprints.input_fingerprint(path)
         inputs[role] = Input(name, path, known[name])
     settled = given(words)
     with at(f"stage {stage.name}"):
         check_samples(stage.gates, settled)
     prints = {role: item.fingerprint for role, item in inputs.items()}
-    fingerprint = artifacts.fingerprint(_recipe_name(stage, directory), settled, prints)
+    fingerprint = fingerprints.fingerprint(_recipe_name(stage, directory), settled, prints)
     state, why = _state(directory, fingerprint, settled, inputs)
     return Step(
         stage=stage,
@@ -156,7 +156,7 @@ def _changes(
     inputs: dict[str, Input],
 ) -> list[str]:
     """Say which settings and inputs differ."""
-    words = artifacts.changes(old_given, settled)
+    words = fingerprints.changes(old_given, settled)
     for role in sorted(old_inputs.keys() | inputs.keys()):
         if role not in inputs:
             words.append(f"{role}: no longer an input")

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from chainforge.core.artifacts import PATH_KEYS
 from chainforge.core.errors import InputError
+from chainforge.core.fingerprints import PATH_KEYS
 from chainforge.core.references import hint
 from chainforge.pipeline import places
 from chainforge.pipeline.gates import Gate

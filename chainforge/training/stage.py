@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from chainforge import __version__
-from chainforge.core import artifacts
+from chainforge.core import artifacts, fingerprints
 from chainforge.core.artifacts import Manifest
 from chainforge.core.config import given, resolved
 from chainforge.core.disk import writing
@@ -110,13 +110,14 @@ def open_stage(
     directory = Path(output_dir)
     settings = given(sys.argv[1:])
     prints = {
-        role: artifacts.input_fingerprint(reference) for role, reference in (inputs or {}).items()
+        role: fingerprints.input_fingerprint(reference)
+        for role, reference in (inputs or {}).items()
     }
     stage = Stage(
         recipe=recipe,
         directory=directory,
-        fingerprint=artifacts.fingerprint(recipe, settings, prints),
-        given=artifacts.canonical(settings),
+        fingerprint=fingerprints.fingerprint(recipe, settings, prints),
+        given=fingerprints.canonical(settings),
         inputs=prints,
         seed=seed,
         config=resolved(*configs),
@@ -187,7 +188,7 @@ def _wait_for_main(stage: Stage) -> None:
 
 
 def _difference(given_before: dict[str, Any], inputs_before: dict[str, str], stage: Stage) -> str:
-    words = artifacts.changes(given_before, stage.given)
+    words = fingerprints.changes(given_before, stage.given)
     words += [
         f"the input {role} changed"
         for role in sorted(inputs_before.keys() | stage.inputs.keys())

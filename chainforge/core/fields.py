@@ -1,0 +1,101 @@
+"""Hold a YAML value to the type of the dataclass field that it is for.
+
+argparse looks at the words of a command line only; what a YAML says goes past it as it is.
+"""
+
+from __future__ import annotations
+
+import enum
+import types
+import typing
+from typing import Any
+
+from chainforge.core.errors import InputError
+
+
+def is_structured(kind: Any) -> bool:
+    """True for fields that hold mappings, which argparse cannot read."""
+    return (
+        kind is dict
+        or typing.get_origin(kind) is dict
+        or any(is_structured(part) for part in typing.get_args(kind))
+    )
+
+
+def is_one_or_more(kind: Any) -> bool:
+    """True for `str | list[str]`, of which argparse takes one word only: `report_to`, say."""
+    parts = parts_of(kind)
+    return str in parts and any(typing.get_origin(part) is list for part in parts)
+
+
+def checked(value: Any, kind: Any, where: str) -> Any:
+    """Return `value` as a `kind`; raise `InputError` when it is none.
+
+    Text is left to argparse, which converts `1e-4` (text in YAML) to the field's type.
+    """
+    if kind is Any or (value is None and _allows_none(kind)):
+        return value
+    options = parts_of(kind)
+    for option in options:
+        fits, result = _fit(value, option, where)
+        if fits:
+            return result
+    wanted = " or ".join(_name(option) for option in options if option is not type(None))
+    found = f"{value!r} ({type(value).__name__})"
+    tip = ""
+    if isinstance(value, bool) and str in options:
+        tip = "; YAML reads a bare no, off, yes or on as true or false: put it in quotes"
+    raise InputError(f"{where}: expected {wanted}, found {found}{tip}")
+
+
+def _fit(value: Any, kind: Any, where: str) -> tuple[bool, Any]:
+    """Say whether `value` is a `kind`, and return it as one."""
+    origin = typing.get_origin(kind) or kind
+    if origin is typing.Literal:
+        if value is False and "off" in typing.get_args(kind):
+            return True, "off"  # as YAML reads a bare off
+        return value in typing.get_args(kind), value
+    if origin is list:
+        if not isinstance(value, list):
+            return False, None
+        (inner,) = typing.get_args(kind) or (Any,)
+        return True, [checked(item, inner, f"{where}[{i}]") for i, item in enumerate(value)]
+    if origin is dict:
+        return isinstance(value, dict), value
+    if not isinstance(origin, type) or issubclass(origin, enum.Enum):
+        return isinstance(value, str), value
+    if origin is bool:
+        return isinstance(value, bool), value
+    if origin in (int, float):
+        return _fit_number(value, origin)
+    return isinstance(value, origin), value
+
+
+def _fit_number(value: Any, kind: type) -> tuple[bool, Any]:
+    if isinstance(value, bool):
+        return False, None
+    if isinstance(value, str):
+        try:
+            return True, kind(value)
+        except ValueError:
+            return False, None
+    if kind is float and isinstance(value, int):
+        return True, float(value)
+    return isinstance(value, kind), value
+
+
+def parts_of(kind: Any) -> tuple[Any, ...]:
+    """Return what a union joins, or the type alone."""
+    return typing.get_args(kind) if _is_union(kind) else (kind,)
+
+
+def _is_union(kind: Any) -> bool:
+    return typing.get_origin(kind) in (typing.Union, types.UnionType)
+
+
+def _allows_none(kind: Any) -> bool:
+    return kind is type(None) or (_is_union(kind) and type(None) in typing.get_args(kind))
+
+
+def _name(kind: Any) -> str:
+    return getattr(kind, "__name__", str(kind)) if not typing.get_args(kind) else str(kind)

@@ -1,0 +1,150 @@
+"""What a stage was made from, as one hash, as in make: its recipe, its settings, its inputs.
+
+The same fingerprint means that running the stage again would make the same thing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from chainforge.core.artifacts import STARTED, read_manifest, sha256
+from chainforge.core.errors import InputError
+
+# Where things lie says nothing of what they are: these keys stay out of a fingerprint, and what
+# the inputs among them hold goes in through `inputs`.
+PATH_KEYS = frozenset(
+    {
+        "config",
+        "output_dir",
+        "model_name_or_path",
+        "teacher_model_name_or_path",
+        "data",
+        "models",
+        "pool",
+        "gate_pool",
+        "logging_dir",
+    }
+)
+
+# How fast, how patiently and at what cost answers are fetched says nothing of what they are, nor
+# do who watches, where they are sent and how many checkpoints are kept: a stage that a budget, a
+# rule of health, steps in vain or a full disk stopped goes on with another setting.
+FREE_KEYS = frozenset(
+    {
+        "drain",
+        "dry_run",
+        "expected_tokens",
+        "health",
+        "health_rules",
+        "hub_dataset_id",
+        "hub_model_id",
+        "hub_private",
+        "hub_private_repo",
+        "hub_strategy",
+        "hub_token",
+        "longest_wait",
+        "max_concurrency",
+        "max_idle_steps",
+        "max_requests",
+        "max_retries",
+        "max_tokens_total",
+        "max_usd",
+        "nonfinite_rewards",
+        "patience",
+        "prices",
+        "project",
+        "report_to",
+        "push_to_hub",
+        "retry_wait",
+        "run_name",
+        "save_total_limit",
+        "timeout",
+        "trackio_bucket_id",
+        "trackio_space_id",
+        "trackio_static_space_id",
+    }
+)
+
+
+def input_fingerprint(reference: str | Path) -> str:
+    """Say what an input is made of: a stage's fingerprint, a content hash, or a Hub id.
+
+    A path inside a finished stage (its `model/`, say) has that stage's fingerprint. Raises
+    `InputError` for a stage that is not finished.
+    """
+    path = Path(reference)
+    if not path.exists():
+        return f"hub:{reference}"
+    # Made from, not made of: the stage's fingerprint is known before the stage has run.
+    for directory in (path, path.parent):
+        manifest = read_manifest(directory)
+        if manifest is not None:
+            return manifest.fingerprint
+        if (directory / STARTED).exists():
+            raise InputError(f"{directory}: this stage is not finished; run it first")
+    return sha256(path)
+
+
+def fingerprint(recipe: str, given: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """Hash what decides a stage's result: recipe, configuration without paths, inputs.
+
+    `inputs` maps each input's role (`model`, `data.0`, `models.base`) to its `input_fingerprint`.
+    Files that the configuration names (a reward's .py, a task's .jsonl) count by their content.
+    """
+    settings = canonical(given)
+    content = {
+        "recipe": recipe,
+        "given": settings,
+        "inputs": dict(inputs),
+        "files": {name: sha256(name) for name in sorted(set(_files(settings)))},
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def canonical(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings without paths, numbers written one way (`1e-4` is text in YAML)."""
+    left_out = PATH_KEYS | FREE_KEYS
+    return {key: _number(value) for key, value in sorted(given.items()) if key not in left_out}
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _number(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_number(item) for item in value]
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, str | int | float):
+        with contextlib.suppress(ValueError, OverflowError):
+            number = float(value)
+            return int(number) if number == int(number) else number
+    return value
+
+
+def _files(value: Any) -> Iterator[str]:
+    """Yield the local files that a configuration names."""
+    if isinstance(value, dict):
+        for item in value.values():
+            yield from _files(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _files(item)
+    elif isinstance(value, str) and 0 < len(value) < 1024 and "\n" not in value:
+        name = value.partition(".py:")[0] + ".py" if ".py:" in value else value
+        if Path(name).is_file():
+            yield name
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Say in words which settings differ: `learning_rate: 0.0001 -> 0.0002`."""
+    before, after = canonical(old), canonical(new)
+    return [
+        f"{key}: {before.get(key, 'not set')} -> {after.get(key, 'not set')}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
