@@ -16,20 +16,21 @@ stage into its own control: the same steps on rewards that mean nothing.
 from chainforge.core import process
 from chainforge.core.config import parse
 from chainforge.data.datasets import check_batch, grpo_dataset
-from chainforge.data.sampling.gate import GateArgs, gate
-from chainforge.data.sampling.harvest import HarvestArgs, Recorder
+from chainforge.data.sampling.gate import gate
+from chainforge.data.sampling.harvest import Recorder
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.rewards.scoring import RewardArgs, check_overlong, load_rewards
 from chainforge.training.callbacks import RolloutCallback
 from chainforge.training.checkpoints import check_saving
-from chainforge.training.dynamic import DynamicArgs, check_dynamic, train_on_mixed_groups
-from chainforge.training.guards import GuardArgs, LearningGuard
-from chainforge.training.health import HealthArgs, HealthCallback
-from chainforge.training.heldout import HeldoutArgs, HeldoutCallback, chosen_step, hold_out
+from chainforge.training.dynamic import check_dynamic, train_on_mixed_groups
+from chainforge.training.guards import LearningGuard
+from chainforge.training.health import HealthCallback
+from chainforge.training.heldout import HeldoutCallback, chosen_step, hold_out
 from chainforge.training.loop import train
 from chainforge.training.matrix import check_supported
 from chainforge.training.methods import PolicyArgs, check_policy
 from chainforge.training.policy import open_policy, prepare
+from chainforge.training.rl import RLArgs
 from chainforge.training.stage import is_main_process, open_stage
 from chainforge.training.templates import load_tokenizer
 
@@ -37,24 +38,21 @@ from chainforge.training.templates import load_tokenizer
 def main() -> None:
     from trl import GRPOConfig, GRPOTrainer, ModelConfig
 
-    (
-        tasks, judges, gates, harvest, dynamic, heldout, health, guards, policy, training, model,
-    ) = configs = parse(
-        TaskArgs, RewardArgs, GateArgs, HarvestArgs, DynamicArgs, HeldoutArgs, HealthArgs,
-        GuardArgs, PolicyArgs, GRPOConfig, ModelConfig,
-    )  # fmt: skip
+    tasks, judges, rl, policy, training, model = configs = parse(
+        TaskArgs, RewardArgs, RLArgs, PolicyArgs, GRPOConfig, ModelConfig
+    )
     check_supported("grpo", training, model)
     start = check_policy(policy, training, model)
     base = start.reference
     check_saving(training)
-    inputs = {"model": base} | ({"data.0": gates.gate_pool} if gates.gate_pool else {})
+    inputs = {"model": base} | ({"data.0": rl.gate_pool} if rl.gate_pool else {})
     with open_stage(
         "grpo", training.output_dir, *configs, inputs=inputs, seed=training.seed
     ) as stage:
-        gated = gate(load_examples(tasks, judges.transcript, training.seed), gates)
-        unseen = hold_out(heldout, tasks, judges.transcript, training)
+        gated = gate(load_examples(tasks, judges.transcript, training.seed), rl)
+        unseen = hold_out(rl, tasks, judges.transcript, training)
         rewards = load_rewards(judges, set().union(*gated.rows))
-        check_dynamic(dynamic, rewards)
+        check_dynamic(rl, rewards)
         check_overlong(rewards, training.max_completion_length)
         check_batch(gated.rows, training.generation_batch_size, training.num_generations)
         training.reward_weights = [reward.weight for reward in rewards]
@@ -63,7 +61,7 @@ def main() -> None:
         )
         recorder = Recorder(stage.directory, rewards, training, model=base,
                             transcript=judges.transcript, end=tokenizer.eos_token_id,
-                            keep=harvest.log_rollouts)  # fmt: skip
+                            keep=rl.log_rollouts)  # fmt: skip
         trainer = GRPOTrainer(
             model=open_policy(start, stage),
             args=prepare(training, model, stage),
@@ -73,14 +71,14 @@ def main() -> None:
             processing_class=tokenizer,
             peft_config=start.peft_config,
             callbacks=[RolloutCallback(recorder), HeldoutCallback(recorder),
-                       HealthCallback(health, stage)],
+                       HealthCallback(rl, stage)],
         )  # fmt: skip
-        train_on_mixed_groups(trainer, dynamic, rewards)
+        train_on_mixed_groups(trainer, rl, rewards)
         stage.notes["kl_reference"] = stage.notes["starts_from"] if training.beta else None
         stage.metrics |= {"gate": gated.counts} if gated.counts else {}
-        train(trainer, stage, LearningGuard(guards, rewards))
+        train(trainer, stage, LearningGuard(rl, rewards))
         stage.notes |= chosen_step(trainer)
-        if harvest.log_rollouts and is_main_process():
+        if rl.log_rollouts and is_main_process():
             stage.metrics["rollouts"] = recorder.close()
 
 

@@ -12,8 +12,7 @@ from chainforge.data.collection import settings
 from chainforge.data.collection.settings import TeacherArgs
 from chainforge.data.datasets import DataArgs
 from chainforge.data.sampling.engine import SamplingArgs
-from chainforge.data.sampling.gate import GateArgs
-from chainforge.data.sampling.harvest import HarvestArgs, PoolArgs
+from chainforge.data.sampling.harvest import PoolArgs
 from chainforge.data.selection.builder import BuildArgs
 from chainforge.data.selection.filters import FilterArgs, filters
 from chainforge.data.selection.rejection import SelectionArgs
@@ -23,10 +22,8 @@ from chainforge.pipeline.plan import plan_chain
 from chainforge.pipeline.stages import TRAINING
 from chainforge.rewards.scoring import RewardArgs, check_overlong, load_rewards
 from chainforge.training.checkpoints import check_save_steps
-from chainforge.training.dynamic import DynamicArgs
-from chainforge.training.health import HealthArgs
-from chainforge.training.heldout import HeldoutArgs
 from chainforge.training.methods import PolicyArgs
+from chainforge.training.rl import RLArgs
 from chainforge.training.stage import RunArgs
 
 ROOT = Path(__file__).parents[2]
@@ -45,18 +42,7 @@ def dataclasses_of(recipe):
     return {
         "collect": (RunArgs, TaskArgs, RewardArgs, TeacherArgs, SelectionArgs),
         "sft": (DataArgs, PolicyArgs, SFTConfig, ModelConfig),
-        "grpo": (
-            TaskArgs,
-            RewardArgs,
-            GateArgs,
-            HarvestArgs,
-            DynamicArgs,
-            HeldoutArgs,
-            HealthArgs,
-            PolicyArgs,
-            GRPOConfig,
-            ModelConfig,
-        ),
+        "grpo": (TaskArgs, RewardArgs, RLArgs, PolicyArgs, GRPOConfig, ModelConfig),
         "reject": (
             RunArgs,
             TaskArgs,
