@@ -21,10 +21,12 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+from chainforge.core.artifacts import write_json
 from chainforge.training.architecture import read_shape
 from chainforge.training.layout import Layout
 from chainforge.training.memory import CUDA, INTERPRETER, estimate
 from chainforge.training.settings import settings_of
+from chainforge.training.stage import device, versions
 
 RESULTS = Path(__file__).parent / "results/memory.json"
 MINI = {
@@ -248,7 +250,9 @@ def main() -> None:
         mib = [value / 2**20 for value in (row["estimate"], peak)]
         print(f"{name:<28}{mib[0]:>10.0f}{mib[1]:>10.0f}{results[name]['ratio']:>7.2f}")
     if not args.only:
-        RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+        write_json(
+            RESULTS, {"versions": versions(), "hardware": device(), "n": 1, "cases": results}
+        )
 
 
 if __name__ == "__main__":

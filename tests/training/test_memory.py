@@ -1,3 +1,8 @@
+import json
+from pathlib import Path
+
+import pytest
+
 from chainforge.training.architecture import read_shape
 from chainforge.training.layout import Layout
 from chainforge.training.memory import GIB, PROMPT_TOKENS, estimate
@@ -11,6 +16,9 @@ SEVEN = read_shape(
         "tie_word_embeddings": False,
     }
 )  # fmt: skip
+MEASURED = json.loads(
+    (Path(__file__).parents[2] / "benchmarks/results/memory.json").read_text()
+)["cases"]  # fmt: skip
 LORA = {"use_peft": True, "dtype": "bfloat16"}
 QLORA = LORA | {"load_in_4bit": True}
 
@@ -19,6 +27,19 @@ def need(recipe="sft", kind="single", processes=1, device=None, teacher=None, **
     settings = settings_of(recipe, given)
     layout = Layout(kind, processes)
     return estimate(recipe, settings, SEVEN, layout, device_bytes=device, teacher=teacher)
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_the_estimate_is_near_what_was_measured(name, monkeypatch):
+    """Against the recorded measurements of `benchmarks/memory.py`, on the same cases."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    import memory as benchmark
+
+    row = MEASURED[name]
+    expected = benchmark.expected(name, "tensors" in row)
+    assert expected["estimate"] == row["estimate"], "run benchmarks/memory.py again"
+    peak = row.get("tensors") or row["allocated"]
+    assert 0.9 < expected["estimate"] / peak < 1.1
 
 
 def test_the_parts_are_what_one_would_say_by_hand():
