@@ -19,10 +19,10 @@ from chainforge.core.config import parse
 from chainforge.core.errors import InputError
 from chainforge.data.sampling import shards
 from chainforge.data.sampling.engine import SamplingArgs, open_engine
-from chainforge.data.sampling.harvest import PoolArgs, origins, read_pool
-from chainforge.data.sampling.rollouts import judge, roll_out
+from chainforge.data.sampling.harvest import PoolArgs
+from chainforge.data.sampling.rollouts import roll_out
 from chainforge.data.sampling.rounds import accepted_by
-from chainforge.data.selection.builder import BuildArgs, Rows, Source, build, pooled, rehearse
+from chainforge.data.selection.builder import BuildArgs, Rows, build, open_pool, pooled, rehearse
 from chainforge.data.selection.filters import FilterArgs
 from chainforge.data.selection.rejection import SelectionArgs
 from chainforge.data.tasks import TaskArgs, load_examples
@@ -48,28 +48,16 @@ def main() -> None:
     with open_stage(
         "reject", run.output_dir, *configs, inputs=inputs, seed=run.seed, shared=True
     ) as stage:
-        source: Source
-        if pool.paths() and not output.rescore:
-            source, report = pooled(pool.paths(), output), {"pool": pool.paths()}
-        elif pool.paths():
-            rows = read_pool(pool.paths())
-            rewards = load_rewards(judges, set().union(*rows))
-            source, report = Rows(judge(rows, judges.transcript, rewards)), {"pool": origins(rows)}
+        if pool.paths():
+            source, report = open_pool(pool.paths(), output, judges)
         else:
             examples = load_examples(tasks, judges.transcript, run.seed)
-            policy = inputs["model"]
-            tokenizer = None
+            policy, tokenizer = inputs["model"], None
             if sampling.engine != "api":
                 tokenizer = load_tokenizer(policy, judges.transcript)
             rolled = roll_out(
-                partial(
-                    open_engine,
-                    sampling,
-                    policy,
-                    tokenizer,
-                    dtype=run.dtype,
-                    directory=stage.directory,
-                ),
+                partial(open_engine, sampling, policy, tokenizer, dtype=run.dtype,
+                        directory=stage.directory),
                 examples,
                 sampling,
                 path=stage.path("samples.jsonl"),
@@ -80,20 +68,12 @@ def main() -> None:
                 accept=accepted_by(selection, texts),
                 keep=selection.keep,
                 progress=stage.progress,
-            )
+            )  # fmt: skip
             source, report = Rows(rolled.samples), rolled.report
         if not is_main_process():
             return
-        stage.metrics |= build(
-            source,
-            stage.directory,
-            selection,
-            texts,
-            output,
-            run.seed,
-            report={"sampling": report},
-            write=shards.merge,
-        )
+        stage.metrics |= build(source, stage.directory, selection, texts, output, run.seed,
+                               report={"sampling": report}, write=shards.merge)  # fmt: skip
 
 
 if __name__ == "__main__":

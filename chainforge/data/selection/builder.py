@@ -18,6 +18,8 @@ from chainforge.core.config import resolved
 from chainforge.core.errors import InputError
 from chainforge.core.records import Row, write_rows
 from chainforge.data.datasets import save_dataset
+from chainforge.data.sampling.harvest import origins, read_pool
+from chainforge.data.sampling.rollouts import judge
 from chainforge.data.selection import pairs
 from chainforge.data.selection.datasheet import write_sheet
 from chainforge.data.selection.decisions import decide
@@ -27,6 +29,7 @@ from chainforge.data.selection.pool import Pool, find_samples
 from chainforge.data.selection.publish import check_push, push_folder
 from chainforge.data.selection.rejection import SelectionArgs
 from chainforge.data.selection.salvage import SHARE
+from chainforge.rewards.scoring import RewardArgs, load_rewards
 
 Write = Callable[[Path, Iterable[Row]], None]
 
@@ -100,6 +103,15 @@ def pooled(paths: list[str], args: BuildArgs) -> Pool:
     if not paths:
         raise InputError("pool: name the samples, as --pool runs/quickstart/picks")
     return Pool(find_samples(paths), args.max_bad_rows)
+
+
+def open_pool(paths: list[str], args: BuildArgs, judges: RewardArgs) -> tuple[Source, Row]:
+    """Return samples that are there already, anew scored with `rescore`, and their origin."""
+    if not args.rescore:
+        return pooled(paths, args), {"pool": paths}
+    rows = read_pool(paths)
+    rewards = load_rewards(judges, set().union(*rows))
+    return Rows(judge(rows, judges.transcript, rewards)), {"pool": origins(rows)}
 
 
 def build(
