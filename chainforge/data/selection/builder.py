@@ -16,7 +16,7 @@ from rich.table import Table
 from chainforge.core import artifacts
 from chainforge.core.config import resolved
 from chainforge.core.errors import InputError
-from chainforge.core.records import Row, write_rows
+from chainforge.core.records import Row, many_rows, write_rows
 from chainforge.data.datasets import save_dataset
 from chainforge.data.sampling.harvest import origins, read_pool
 from chainforge.data.sampling.rollouts import judge
@@ -130,7 +130,8 @@ def build(
     `report` is added to the funnel; `write` puts the marked samples in place.
     """
     args.check()
-    decisions = decide(source.measure(selection, texts), selection, seed)
+    with many_rows():
+        decisions = decide(source.measure(selection, texts), selection, seed)
     matched = pairs.match(decisions, args.preference_pairs)
     wanted = {position for pair in matched for position in pair}
     kept: list[Row] = []
@@ -145,7 +146,8 @@ def build(
                 paired[position] = row
             yield row
 
-    write(directory / "samples.jsonl", marked())
+    with many_rows():
+        write(directory / "samples.jsonl", marked())
     funnel = decisions.funnel() | ({"pairs": len(matched)} if args.preference_pairs else {})
     funnel |= report or {}
     artifacts.write_json(directory / "funnel.json", funnel)

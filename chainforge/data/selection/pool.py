@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chainforge.core.errors import InputError
-from chainforge.core.records import Row
+from chainforge.core.records import Row, many_rows
 from chainforge.data.selection.facts import Facts, measure
 from chainforge.data.selection.filters import FilterArgs
 from chainforge.data.selection.salvage import Fault, read_lines, settle
@@ -143,7 +143,8 @@ def _measure(
             elif row is not None:
                 yield row
 
-    return measure(good(), args, texts), faults, len(lines)
+    with many_rows():
+        return measure(good(), args, texts), faults, len(lines)
 
 
 def _wrong(row: Row) -> str | None:

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 WORDS = 5
 PERMUTATIONS = 128
 # A word, a number, an operator, or one character of a script that is written without spaces.
-_TOKENS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f]|\w+|[^\w\s]")
-# Marks that may change while a text stays the same; operators may not.
-_MARKS = frozenset(".,;:!?'\"`()[]{}$\\…“”‘’„«»*_#|~–—、。，：；？！")
+# Left out are marks that may change while a text stays the same; operators may not.
+_MARKS = ".,;:!?'\"`()[]{}$\\…“”‘’„«»*_#|~–—、。，：；？！"
+_TOKENS = re.compile(rf"[\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f]|\w+|[^\w\s{re.escape(_MARKS)}]")
 _PIECES = re.compile(r"\d+(?:[.,]\d+)*|\w+|[^\w\s]")
 _OPERATORS = frozenset("+-*/^×÷·=<>%()[]−")
 
@@ -28,7 +28,7 @@ _OPERATORS = frozenset("+-*/^×÷·=<>%()[]−")
 def tokens(text: str) -> list[str]:
     """Return words, numbers and operators; case, punctuation and spacing do not count."""
     found = _TOKENS.findall(unicodedata.normalize("NFKC", text).lower())
-    return [token for token in found if token not in _MARKS]
+    return [token for token in found if token != "_"] if "_" in found else found
 
 
 def numbers(words: Sequence[str]) -> tuple[str, ...]:
