@@ -1,3 +1,4 @@
+import gc
 import json
 import os
 import signal
@@ -7,7 +8,7 @@ import sys
 import pytest
 
 from chainforge.core.errors import InputError
-from chainforge.core.records import JsonLines, example, read_rows, sample
+from chainforge.core.records import JsonLines, example, many_rows, read_rows, sample
 
 PROMPT = [{"role": "user", "content": "1 + 1 ="}]
 
@@ -83,3 +84,17 @@ def test_a_killed_writer_loses_nothing_it_was_told_is_written(tmp_path):
     assert numbers[: len(told)] == told
     assert numbers[-1] == -1
     assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+def test_the_search_for_cycles_comes_back():
+    assert gc.isenabled()
+    with many_rows():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with many_rows():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
