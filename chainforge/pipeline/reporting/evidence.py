@@ -12,6 +12,7 @@ from chainforge.core.artifacts import MANIFEST, PROGRESS, STARTED, Manifest, rea
 from chainforge.core.errors import InputError
 from chainforge.core.records import Row, read_rows
 from chainforge.pipeline import logs
+from chainforge.pipeline.gates import Gate, Verdict, read_gates, verdict
 from chainforge.pipeline.reporting.lineage import name_inputs
 from chainforge.pipeline.reporting.rows import rows_of
 
@@ -46,6 +47,8 @@ class StageEvidence:
     results: dict[str, Any] | None = None
     config: str = ""
     log: logs.Ending = field(default_factory=logs.Ending)
+    gate: Verdict | None = None
+    held_by: str = ""
 
     @property
     def samples(self) -> Path:
@@ -100,7 +103,25 @@ def read_chain(directory: Path, stages: Sequence[Mapping[str, Any]] | None = Non
         raise InputError(f"{directory} holds no stage; give the folder that holds a chain's stages")
     read = [_read_stage(directory, entry) for entry in listed]
     name_inputs(read)
-    return ChainEvidence(name, read, running=artifacts.holder(directory) is not None)
+    running = artifacts.holder(directory) is not None
+    _hold(read, running)
+    return ChainEvidence(name, read, running)
+
+
+def _hold(stages: Sequence[StageEvidence], running: bool) -> None:
+    """Call `held` what has yet to run below a stage whose gates are shut: a run stops there.
+
+    One that is at work has been told to go on, or has not come so far.
+    """
+    shut = None
+    for stage in stages:
+        if shut and stage.state in ("not started", "unfinished"):
+            stage.state, stage.held_by = "held", shut
+            stage.note = f"by the gate of {shut}"
+        if stage.state != "done":
+            stage.gate = None
+        elif stage.gate and not stage.gate.passed and not running:
+            shut = shut or stage.name
 
 
 def _found(directory: Path) -> list[dict[str, Any]]:
@@ -144,9 +165,20 @@ def _read_stage(chain: Path, entry: Mapping[str, Any]) -> StageEvidence:
         stage.funnel = _object(directory / "funnel.json", "in", "kept", "dropped")
     if (directory / "results.json").is_file():
         stage.results = _results(directory / "results.json")
+    if stage.state == "done":
+        stage.gate = verdict(_gates(chain, entry, stage.inputs), directory)
     if (directory / "config.yaml").is_file():
         stage.config = (directory / "config.yaml").read_text(encoding="utf-8", errors="replace")
     return stage
+
+
+def _gates(chain: Path, entry: Mapping[str, Any], inputs: Mapping[str, str]) -> tuple[Gate, ...]:
+    """Read the gates that chain.json tells of a stage."""
+    models = [role.removeprefix("models.") for role in inputs if role.startswith("models.")]
+    try:
+        return read_gates(entry.get("gate"), models)
+    except InputError as error:
+        raise InputError(f"{chain / CHAIN}: stage {entry['name']}: {error}") from None
 
 
 def _recipe(directory: Path) -> str:
