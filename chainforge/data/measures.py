@@ -73,10 +73,10 @@ def measure(
 def _numbers(prompts: Mapping[str, list[Row]], language: str, transcript: str) -> dict[str, Any]:
     """Return the numbers of some prompts; see the README of `recipes/evals` for each.
 
-    `strict`, `lenient` and `pass_at_1` (of all samples) are {"mean", "low", "high"}; `format`, `truncated`
-    and `language` are shares, `tokens_mean` and `reasoning_tokens_mean` counts, over the n first
-    samples (None when no row has them); `tokens_per_solved` is what a right answer costs, wrong
-    ones included (None when there is none).
+    `strict`, `lenient` and `pass_at_1` (of all samples) are {"mean", "low", "high"}; `format`,
+    `truncated` and `language` are shares, `tokens_mean` and `reasoning_tokens_mean` counts, over
+    the n first samples (None when no row has them); `tokens_per_solved` is what a right answer
+    costs, wrong ones included (None when there is none).
     """
     first = [samples[0] for samples in prompts.values()]
     strict = _accuracy(first, "correct")

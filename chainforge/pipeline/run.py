@@ -65,11 +65,13 @@ def run_chain(
     display = Display([stage.name for stage in chain.stages])
     report = LiveReport(parent, lambda text: display.line("report", text))
     ran: list[Step] = []
+    judged = False
     try:
         with artifacts.lock(parent):
             # The whole plan first, so that wrong input shows before any work is done.
             _describe(chain, parent, plan_chain(chain, runs, overrides))
             known = _taken_as_they_are(chain, parent, low, high)
+            judged = any(stage.gates for stage in chain.stages)  # and gates may have changed
             for stage in chain.stages[low : high + 1]:
                 step = plan_stage(chain, stage, runs, known, overrides)
                 if step.state != DONE or force:
@@ -80,7 +82,7 @@ def run_chain(
                 known[stage.name] = _signed(step.directory)
                 _pass_gates(step, display, ignore_gates)
     finally:
-        if ran:  # the page of a stage that failed is wanted most
+        if ran or judged:  # the page of a stage that failed is wanted most
             report.write()
     return ran
 

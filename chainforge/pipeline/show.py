@@ -34,6 +34,7 @@ STYLES = {
     TO_RUN: "dim",
 }
 LOG_LINES = 8
+CAUSES = 3  # of a stale stage, that the table names; below it they all stand, with their values
 
 
 def rows(steps: list[Step]) -> list[dict[str, Any]]:
@@ -157,6 +158,8 @@ def table(chain: Chain, runs: str | Path, described: list[dict[str, Any]]) -> Ta
     lineage = Table(
         title=escape(f"{chain.name} in {chain_directory(chain, runs)}"),
         box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,  # 80 columns are few
         title_justify="left",
         title_style="bold",
     )
@@ -200,6 +203,9 @@ def _remark(row: dict[str, Any]) -> str:
         return "; ".join([f"by the gate of {row['held_by']}", *row["why"]])
     if row["state"] in (FAILED, STOPPED):
         return f"after {how_far}" if how_far else ""
+    if row["state"] == STALE:
+        changed = [why.partition(":")[0] for why in row["why"]]
+        return ", ".join(changed[:CAUSES]) + (" …" if len(changed) > CAUSES else "")
     return "; ".join(row["why"])
 
 

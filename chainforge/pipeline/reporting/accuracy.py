@@ -117,7 +117,7 @@ def _rows(entries: dict[str, Entry]) -> list[Row]:
 
 
 def _span(pairs: list[dict[str, Any]]) -> tuple[float, float]:
-    """Return the ends of the drawing of gains: all intervals and zero, up to the next ten points."""
+    """Return the ends of the drawing of gains: all intervals, and zero, to the next ten points."""
     low = min((pair["low"] for pair in pairs), default=0.0)
     high = max((pair["high"] for pair in pairs), default=0.0)
     low = max(-1.0, math.floor(10 * min(low, 0) + 1e-9) / 10)
@@ -138,9 +138,9 @@ def _at(value: float, low: float, high: float) -> float:
 
 
 def _gain(pair: dict[str, Any], low: float, high: float) -> Gain:
-    places = (_at(pair[key], low, high) for key in ("low", "difference", "high"))
+    left, at, right = (_at(pair[key], low, high) for key in ("low", "difference", "high"))
     kind = "chance" if pair["p"] >= CHANCE else "gain" if pair["difference"] > 0 else "loss"
-    return Gain(pair, *places, kind)
+    return Gain(pair, left, at, right, kind)
 
 
 def _asked(settings: Mapping[str, Any]) -> list[tuple[str, str, bool]]:

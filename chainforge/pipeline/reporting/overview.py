@@ -51,6 +51,7 @@ def stage_view(stage: StageEvidence) -> dict[str, Any]:
         "given": json.dumps(manifest.given, indent=2, ensure_ascii=False) if manifest else "",
         "config": stage.config,
         "log": stage.log,
+        "share": stage.share if stage.state == "running" else None,
         "before": stage.log.lines[: -1 - stage.log.message.count("\n")],
         "gate": stage.gate,
     }
@@ -74,6 +75,16 @@ def states(chain: ChainEvidence) -> str:
     """Count what is not done: `1 failed, 3 not started`."""
     counts = Counter(stage.state for stage in chain.stages if stage.state != "done")
     return ", ".join(f"{number} {state}" for state, number in counts.items())
+
+
+def progress(chain: ChainEvidence) -> str:
+    """Say how the stage at work, or the one that failed, comes along; empty without one."""
+    for stage in chain.stages:
+        if stage.state in ("running", "failed"):
+            word = "is at work" if stage.state == "running" else "failed"
+            so_far = f", {stage.how_far}" if stage.how_far else ""
+            return f"{stage.name} {word}{so_far}. "
+    return ""
 
 
 def paid(chain: ChainEvidence) -> dict[str, Any] | None:

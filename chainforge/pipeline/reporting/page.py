@@ -52,6 +52,7 @@ def render(chain: ChainEvidence) -> str:
         seconds=sum(stage.seconds or 0 for stage in chain.stages),
         done=sum(stage.state == "done" for stage in chain.stages),
         states=overview.states(chain),
+        progress=overview.progress(chain),
         stages=stages,
         failures=[stage for stage in stages if stage["state"] == "failed"],
         paid=overview.paid(chain),

@@ -202,7 +202,8 @@ def _plot(
             course=courses[index],
             lone=len(xs) == 1,
             dots=[(frame.x(x), frame.y(y)) for x, y in zip(xs, ys, strict=True)]
-            if label in dotted else [],
+            if label in dotted
+            else [],
         )
         for index, (label, (xs, ys)) in enumerate(zip(series, thin, strict=True))
     ]
