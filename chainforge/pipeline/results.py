@@ -163,5 +163,6 @@ def _percent(share: float | None) -> str:
 
 def _with_interval(share: dict[str, float]) -> str:
     """Write a share in percent with its interval, short enough for 80 columns."""
-    mean, low, high = (f"{100 * share[key]:.1f}" for key in ("mean", "low", "high"))
+    texts = (f"{100 * share[key]:.1f}" for key in ("mean", "low", "high"))
+    mean, low, high = ("100" if text == "100.0" else text for text in texts)
     return f"{mean} ({low} to {high})"

@@ -52,6 +52,7 @@ class Evaluation:
     steps: list[int]
     has: dict[str, bool]
     language: str
+    seeds: int  # that were merged; 0 where there was one
     asked: list[tuple[str, str, bool]]
 
 
@@ -83,6 +84,7 @@ def evaluation_of(chain: ChainEvidence) -> Evaluation | None:
         steps=sorted({int(k) for model in models for k in model.get("pass_at_k", {})}),
         has={key: any(model.get(key) for model in models) for key in OPTIONAL},
         language=str(settings.get("language", "en")),
+        seeds=len(settings.get("seeds") or ()),
         asked=_asked(settings),
     )
 
