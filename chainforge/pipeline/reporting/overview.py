@@ -81,9 +81,8 @@ def progress(chain: ChainEvidence) -> str:
     """Say how the stage at work, or the one that failed, comes along; empty without one."""
     for stage in chain.stages:
         if stage.state in ("running", "failed"):
-            word = "is at work" if stage.state == "running" else "failed"
-            so_far = f", {stage.how_far}" if stage.how_far else ""
-            return f"{stage.name} {word}{so_far}. "
+            words = ("is at work", ", ") if stage.state == "running" else ("failed", " after ")
+            return f"{stage.name} {words[0]}{words[1] + stage.how_far if stage.how_far else ''}. "
     return ""
 
 

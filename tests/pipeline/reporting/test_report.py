@@ -203,7 +203,7 @@ def test_a_half_finished_chain_with_a_failed_stage(chain: Path) -> None:
     assert "3 of 5" in page.text
     assert "failed 12 of 40 steps" in page.text
     assert "not started" in page.text
-    assert "reason failed, 12 of 40 steps. No model of this chain" in page.text
+    assert "reason failed after 12 of 40 steps. No model of this chain" in page.text
     assert "failed: OutOfMemoryError: too big by 2 GiB" in page.text
     assert "launcher's own" not in page.text
     assert "step 3 " not in page.text
