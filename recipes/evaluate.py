@@ -82,6 +82,7 @@ def settings(
     return {
         "sampling": sampling.parameters() | {"num_samples": sampling.num_samples},
         "extra_body": sampling.extra_body,
+        "engine_options": sampling.engine_options,
         "seed": run.seed,
         "dtype": run.dtype,
         "tasks": tasks.tasks,

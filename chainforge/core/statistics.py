@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from math import sqrt
+from math import fsum, sqrt
+from statistics import NormalDist
 
 from chainforge.core.errors import InputError
 
@@ -18,19 +19,46 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     Unlike the normal interval it keeps to [0, 1] and stays honest near 0 and 1
     (Wilson 1927, without continuity correction).
     """
-    from scipy.stats import binomtest
-
     if not 0 <= successes <= n or n == 0:
         raise InputError(
             f"wilson: {successes} successes of {n} rows; need 0 <= successes <= n, n > 0"
         )
+    return _score(successes / n, n, confidence)
+
+
+def wilson_over_prompts(
+    shares: Sequence[float], samples: int, confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """Return (mean, low, high) of the share of right samples, given each prompt's own share.
+
+    The samples of one prompt are no independent rows: the interval is Wilson's for as many rows as
+    would vary like the prompts do (the effective sample size of clustered surveys: Dean and Pagano
+    2015, "Evaluating confidence interval methods for binomial proportions in clustered surveys").
+    With one sample a prompt it is `wilson`; it never counts more rows than prompts x samples.
+    """
+    n = len(shares)
+    if not n or samples < 1 or not all(0 <= share <= 1 for share in shares):
+        raise InputError(
+            f"wilson_over_prompts: {n} shares of {samples} samples; need shares from 0 to 1, at "
+            "least one, of at least one sample"
+        )
+    mean = min(1.0, fsum(shares) / n)
+    spread = fsum((share - mean) ** 2 for share in shares) / n
+    rows = n * mean * (1 - mean) / spread if spread else n * (samples if 0 < mean < 1 else 1)
+    return mean, *_score(mean, max(n, min(n * samples, rows)), confidence)
+
+
+def _score(share: float, n: float, confidence: float) -> tuple[float, float]:
+    """Return Wilson's interval of a share of n rows."""
     if not 0 < confidence < 1:
         raise InputError(
             f"wilson: confidence {confidence}; need a share between 0 and 1, like 0.95"
         )
-    interval = binomtest(successes, n).proportion_ci(confidence_level=confidence, method="wilson")
-    # Rounding may leave the point estimate outside by 1e-17 at 0 and at n.
-    return max(0.0, float(interval.low)), min(1.0, float(interval.high))
+    z2 = NormalDist().inv_cdf((1 + confidence) / 2) ** 2
+    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = sqrt(z2 * (share * (1 - share) + z2 / (4 * n)) / n) / (1 + z2 / n)
+    # At 0 and at 1 rounding must not leave the share itself outside.
+    return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
 
 
 def macro(parts: Sequence[tuple[int, int]], confidence: float = 0.95) -> tuple[float, float, float]:

@@ -1,7 +1,8 @@
 """Turn judged samples into the numbers of `results.json`.
 
 Accuracy with its interval counts one completion a prompt (the first sample), because Wilson and
-McNemar need independent rows; pass@k and maj@k use all samples of each prompt.
+McNemar need independent rows; pass@k and maj@k use all samples of each prompt. With several,
+`pass_at_1` has an interval that knows which samples share a prompt.
 """
 
 from __future__ import annotations
@@ -12,7 +13,14 @@ from typing import Any
 
 from chainforge.core.errors import InputError
 from chainforge.core.records import Row
-from chainforge.core.statistics import macro, maj_at_k, paired_difference, pass_at_k, wilson
+from chainforge.core.statistics import (
+    macro,
+    maj_at_k,
+    paired_difference,
+    pass_at_k,
+    wilson,
+    wilson_over_prompts,
+)
 from chainforge.core.transcript import DEFAULT, read
 from chainforge.rewards.language import share
 
@@ -65,15 +73,17 @@ def measure(
 def _numbers(prompts: Mapping[str, list[Row]], language: str, transcript: str) -> dict[str, Any]:
     """Return the numbers of some prompts; see the README of `recipes/evals` for each.
 
-    `strict` and `lenient` are {"mean", "low", "high"}, shares in [0, 1]; `format`, `truncated`
-    and `language` are shares, `tokens_mean` and `reasoning_tokens_mean` counts, over the n first
-    samples (None when no row has them); `tokens_per_solved` is what a right answer costs, wrong
-    ones included (None when there is none).
+    `strict`, `lenient` and `pass_at_1` (of all samples) are {"mean", "low", "high"}; `format`,
+    `truncated` and `language` are shares, `tokens_mean` and `reasoning_tokens_mean` counts, over
+    the n first samples (None when no row has them); `tokens_per_solved` is what a right answer
+    costs, wrong ones included (None when there is none).
     """
     first = [samples[0] for samples in prompts.values()]
     strict = _accuracy(first, "correct")
     tokens = _mean([row.get("tokens") for row in first])
-    steps = steps_to(min(len(samples) for samples in prompts.values()))
+    least = min(len(samples) for samples in prompts.values())
+    steps = steps_to(least)
+    once = [_pass(samples, 1) for samples in prompts.values()]
     result = {
         "n": len(first),
         "strict": strict,
@@ -84,6 +94,9 @@ def _numbers(prompts: Mapping[str, list[Row]], language: str, transcript: str) -
         "tokens_per_solved": tokens / strict["mean"] if tokens and strict["mean"] else None,
         "truncated": _share([row.get("finish_reason") == "length" for row in first]),
         "unjudged": sum(row.get("correct") is None for row in first),
+        "pass_at_1": dict(
+            zip(("mean", "low", "high"), wilson_over_prompts(once, least), strict=True)
+        ),
         "pass_at_k": {str(k): _share([_pass(s, k) for s in prompts.values()]) for k in steps},
         "maj_at_k": {str(k): _share([_vote(s, k) for s in prompts.values()]) for k in steps},
     }

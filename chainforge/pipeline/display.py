@@ -31,8 +31,10 @@ def read_progress(directory: Path) -> dict[str, Any]:
 
 
 def seconds_in_words(seconds: float) -> str:
-    """Write 63 as `63 s` and 245 as `4 min 05 s`."""
+    """Write 63 as `63 s`, 245 as `4 min 05 s` and 9,000 as `2 h 30 min`."""
     whole = round(seconds)
+    if whole >= 7200:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
     return f"{whole} s" if whole < 120 else f"{whole // 60} min {whole % 60:02d} s"
 
 

@@ -57,6 +57,14 @@ class Gate:
         most = f"at most {self.high:g}" if self.high is not None else ""
         return f"{self.metric} of {self.model} {' and '.join(filter(None, (least, most)))}"
 
+    def as_given(self) -> dict[str, Any]:
+        """Return it as a chain's YAML would say it, for `read_gates`."""
+        if self.beats is not None:
+            return {"model": self.model, "beats": self.beats, "p": self.p}
+        bounds = {"min": self.low, "max": self.high}
+        said = {key: value for key, value in bounds.items() if value is not None}
+        return {"model": self.model, "metric": self.metric, **said}
+
 
 def read_gates(given: Any, models: Sequence[str]) -> tuple[Gate, ...]:
     """Read a stage's key `gate`; raise `InputError` for what cannot be asked of its models."""
@@ -151,6 +159,33 @@ def judge(gates: Sequence[Gate], directory: Path) -> tuple[list[str], list[str]]
         passed, words = judged(gate, results, directory)
         (opened if passed else shut).append(words)
     return opened, shut
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gates of a finished stage found, a sentence for each."""
+
+    opened: list[str]
+    shut: list[str]
+
+    @property
+    def passed(self) -> bool:
+        """Whether all of them are open."""
+        return not self.shut
+
+
+def verdict(gates: Sequence[Gate], directory: Path) -> Verdict | None:
+    """Judge the gates of a finished stage for who only looks; None where there are none.
+
+    What cannot be judged is shut, and says why: a run would stop there, too.
+    """
+    if not gates:
+        return None
+    try:
+        opened, shut = judge(gates, directory)
+    except InputError as error:
+        opened, shut = [], [f"it cannot be judged: {error}"]
+    return Verdict(opened, shut)
 
 
 def _judge_metric(gate: Gate, results: dict[str, Any], directory: Path) -> tuple[bool, str]:

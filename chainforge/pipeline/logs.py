@@ -53,5 +53,19 @@ def ending(path: Path) -> Ending:
     return Ending(_last(lines))
 
 
+def message(text: str, mark: str = "error: ") -> str:
+    """Return the last `error: …` that a recipe printed, with its indented further lines."""
+    lines = text.splitlines()
+    for number in range(len(lines) - 1, -1, -1):
+        if lines[number].startswith(mark):
+            found = [lines[number].removeprefix(mark)]
+            for line in lines[number + 1 :]:
+                if not line.startswith("  "):
+                    break
+                found.append(line)
+            return "\n".join(found)
+    return ""
+
+
 def _last(lines: list[str]) -> list[str]:
     return [line for line in lines if line and not _NOISE.match(line)][-LINES:]

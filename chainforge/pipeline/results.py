@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich.table import Table
 
 from chainforge.core.artifacts import read_json
 from chainforge.pipeline.chain import Chain
-from chainforge.pipeline.wording import count, p_value, points
+from chainforge.pipeline.wording import count, p_value, points, sampled
 
 
 def print_results(chain: Chain, directory: Path, console: Console) -> None:
@@ -28,10 +29,14 @@ def show_results(results: dict[str, Any], console: Console) -> None:
     console.print(models_table(models))
     if all("language" in model for model in models):
         console.print(lengths_table(models))
+    if any(len(model["pass_at_k"]) > 1 for model in models):
+        console.print(samples_table(models))
     if any(len(model.get("tasks") or {}) > 1 for model in models):
         console.print(tasks_table(models))
     if results["pairs"]:
         console.print(pairs_table(results["pairs"]))
+    if how := sampled(results.get("settings") or {}):
+        console.print(f"sampled with {how}", markup=False)
 
 
 def models_table(models: list[dict[str, Any]]) -> Table:
@@ -56,25 +61,46 @@ def models_table(models: list[dict[str, Any]]) -> Table:
 
 
 def lengths_table(models: list[dict[str, Any]]) -> Table:
-    """One row for each model: what an answer costs, and what more samples of a prompt give."""
+    """One row for each model: how long its answers are, and what one that is right costs."""
     table = Table(
-        title="length, form and more samples of a prompt",
+        title="length and language of the first sample",
         box=SIMPLE_HEAD,
         title_justify="left",
         title_style="bold",
     )
-    most = max((max(model["pass_at_k"], key=int) for model in models), key=int)
     table.add_column("model", overflow="fold")
-    names = ("tokens/solved", "cut %", "language %", "pass@1", f"pass@{most}")
-    for name in (*names, f"maj@{most}"):
+    for name in ("reasoning tokens", "tokens/solved", "cut %", "language %"):
         table.add_column(name, justify="right")
     for model in models:
-        shares = (model["truncated"], model["language"], model["pass_at_k"]["1"])
-        more = (model["pass_at_k"].get(most), model["maj_at_k"].get(most))
         table.add_row(
             model["name"],
+            count(model.get("reasoning_tokens_mean")),
             count(model["tokens_per_solved"]),
-            *("–" if share is None else f"{100 * share:.1f}" for share in (*shares, *more)),
+            _percent(model["truncated"]),
+            _percent(model["language"]),
+        )
+    return table
+
+
+def samples_table(models: list[dict[str, Any]]) -> Table:
+    """One row for each model: what more samples of a prompt give."""
+    most = max((max(model["pass_at_k"], key=int) for model in models), key=int)
+    table = Table(
+        title=f"{most} samples of each prompt",
+        box=SIMPLE_HEAD,
+        title_justify="left",
+        title_style="bold",
+    )
+    table.add_column("model", overflow="fold")
+    for name in ("pass@1 %", f"pass@{most} %", f"maj@{most} %"):
+        table.add_column(name, justify="right")
+    for model in models:
+        once = model.get("pass_at_1")
+        table.add_row(
+            model["name"],
+            _with_interval(once) if once else _percent(model["pass_at_k"]["1"]),
+            _percent(model["pass_at_k"].get(most)),
+            _percent(model["maj_at_k"].get(most)),
         )
     return table
 
@@ -90,13 +116,13 @@ def tasks_table(models: list[dict[str, Any]]) -> Table:
     tasks = list(dict.fromkeys(task for model in models for task in model["tasks"]))
     table.add_column("model", overflow="fold")
     for task in tasks:
-        table.add_column(task, justify="right", overflow="fold")
+        table.add_column(_broken(task), justify="right", overflow="fold")
     table.add_column("mean", justify="right", no_wrap=True)
     for model in models:
         shares = [model["tasks"].get(task, {}).get("strict") for task in tasks]
         table.add_row(
             model["name"],
-            *("–" if share is None else f"{100 * share['mean']:.1f}" for share in shares),
+            *(_percent(share and share["mean"]) for share in shares),
             _with_interval(model["macro"]["strict"]) if "macro" in model else "–",
         )
     return table
@@ -126,7 +152,17 @@ def pairs_table(pairs: list[dict[str, Any]]) -> Table:
     return table
 
 
+def _broken(name: str) -> str:
+    """Break a long name into lines where it has a joint, lest a column's width does it anywhere."""
+    return name if len(name) < 12 else re.sub(r"(?<=[_-])(?=.)", "\n", name)
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f}"
+
+
 def _with_interval(share: dict[str, float]) -> str:
     """Write a share in percent with its interval, short enough for 80 columns."""
-    mean, low, high = (f"{100 * share[key]:.1f}" for key in ("mean", "low", "high"))
+    texts = (f"{100 * share[key]:.1f}" for key in ("mean", "low", "high"))
+    mean, low, high = ("100" if text == "100.0" else text for text in texts)
     return f"{mean} ({low} to {high})"

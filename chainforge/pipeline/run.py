@@ -65,11 +65,13 @@ def run_chain(
     display = Display([stage.name for stage in chain.stages])
     report = LiveReport(parent, lambda text: display.line("report", text))
     ran: list[Step] = []
+    judged = False
     try:
         with artifacts.lock(parent):
             # The whole plan first, so that wrong input shows before any work is done.
             _describe(chain, parent, plan_chain(chain, runs, overrides))
             known = _taken_as_they_are(chain, parent, low, high)
+            judged = any(stage.gates for stage in chain.stages)  # and gates may have changed
             for stage in chain.stages[low : high + 1]:
                 step = plan_stage(chain, stage, runs, known, overrides)
                 if step.state != DONE or force:
@@ -80,7 +82,7 @@ def run_chain(
                 known[stage.name] = _signed(step.directory)
                 _pass_gates(step, display, ignore_gates)
     finally:
-        if ran:  # the page of a stage that failed is wanted most
+        if ran or judged:  # the page of a stage that failed is wanted most
             report.write()
     return ran
 
@@ -93,6 +95,7 @@ def _describe(chain: Chain, parent: Path, steps: list[Step]) -> None:
             "recipe": Path(step.stage.recipe).stem,
             "inputs": {role: item.name for role, item in step.inputs.items()},
         }
+        | ({"gate": [gate.as_given() for gate in step.stage.gates]} if step.stage.gates else {})
         for step in steps
     ]
     artifacts.write_json(parent / "chain.json", {"name": chain.name, "stages": stages})
@@ -163,10 +166,10 @@ def _run_stage(step: Step, display: Display, report: LiveReport, force: bool) ->
     seconds = seconds_in_words(time.monotonic() - started)
     log = places.short(directory / LOG)
     if code == 2:
-        raise InputError(f"stage {name}: {error_message(text) or f'see {log}'}")
+        raise InputError(f"stage {name}: {logs.message(text) or f'see {log}'}")
     if code == PAUSED or code in STOPPED:  # not signed, and it goes on from there
         display.line(name, f"stopped  {seconds}")
-        words = error_message(text, "stopped: ") or f"see {log}"
+        words = logs.message(text, "stopped: ") or f"see {log}"
         raise Stopped(f"stage {name} {words}", code)
     if code != 0:
         display.line(name, f"failed  {seconds}")
@@ -232,20 +235,6 @@ def _signed(directory: Path) -> str:
     manifest = artifacts.read_manifest(directory)
     assert manifest is not None, f"{directory} was done a moment ago"
     return manifest.fingerprint
-
-
-def error_message(text: str, mark: str = "error: ") -> str:
-    """Return the last `error: …` that a recipe printed, with its indented further lines."""
-    lines = text.splitlines()
-    for number in range(len(lines) - 1, -1, -1):
-        if lines[number].startswith(mark):
-            message = [lines[number].removeprefix(mark)]
-            for line in lines[number + 1 :]:
-                if not line.startswith("  "):
-                    break
-                message.append(line)
-            return "\n".join(message)
-    return ""
 
 
 def ending(code: int) -> str:

@@ -17,49 +17,69 @@ from chainforge.core import artifacts
 from chainforge.pipeline import logs, places
 from chainforge.pipeline.chain import Chain
 from chainforge.pipeline.display import read_progress, seconds_in_words
-from chainforge.pipeline.plan import DONE, STALE, Step, chain_directory
+from chainforge.pipeline.gates import verdict
+from chainforge.pipeline.plan import DONE, RESUMABLE, STALE, TO_RUN, Step, chain_directory
 
-RUNNING, FAILED, STOPPED = "running", "failed", "stopped"
+RUNNING, FAILED, STOPPED, HELD = "running", "failed", "stopped", "held"
+SHUT = "gate shut"  # as people read it; to a machine the stage is done, and its gate not passed
 STYLES = {
     DONE: "green",
     STALE: "yellow",
     RUNNING: "cyan",
     FAILED: "red",
     STOPPED: "yellow",
-    "resumable": "cyan",
-    "to run": "dim",
+    HELD: "yellow",
+    SHUT: "red",
+    RESUMABLE: "cyan",
+    TO_RUN: "dim",
 }
 LOG_LINES = 8
+CAUSES = 3  # of a stale stage, that the table names; below it they all stand, with their values
 
 
 def rows(steps: list[Step]) -> list[dict[str, Any]]:
     """Describe each stage by its state, its lineage and what it left.
 
     `state` is the plan's (done, stale, resumable, to run), or what its process is doing or came to
-    (running, failed, stopped); `log` is the end of the log of the last two.
+    (running, failed, stopped); `log` is the end of the log of the last two. `gate` is what a done
+    stage's gates found. A run would stop where they are shut: what has yet to run below is `held`,
+    and `held_by` names the stage; while a run is at work, it has been told to go on.
     """
+    at_work = bool(steps) and artifacts.holder(steps[0].directory.parent) is not None
     described = []
+    shut = None
     for step in steps:
-        manifest = artifacts.read_manifest(step.directory)
-        state, log = _state(step)
-        described.append(
-            {
-                "name": step.stage.name,
-                "recipe": step.stage.recipe,
-                "from": list(dict.fromkeys(item.name for item in step.inputs.values())),
-                "state": state,
-                "why": step.why,
-                "directory": str(step.directory),
-                "fingerprint": step.fingerprint,
-                "signed": manifest.fingerprint if manifest else None,
-                "seconds": manifest.seconds if manifest else _so_far(step.directory, state),
-                "finished": manifest.finished if manifest else None,
-                "metrics": manifest.metrics if manifest else {},
-                "progress": read_progress(step.directory),
-                "log": log,
-            }
-        )
+        row = _row(step)
+        if shut and row["state"] in (TO_RUN, RESUMABLE, STALE):
+            row["held_by"] = shut
+            row["state"] = row["state"] if row["state"] == STALE else HELD
+        if row["gate"] and not row["gate"]["passed"] and not at_work:
+            shut = shut or row["name"]
+        described.append(row)
     return described
+
+
+def _row(step: Step) -> dict[str, Any]:
+    manifest = artifacts.read_manifest(step.directory)
+    state, log = _state(step)
+    gate = verdict(step.stage.gates, step.directory) if state == DONE else None
+    return {
+        "name": step.stage.name,
+        "recipe": step.stage.recipe,
+        "from": list(dict.fromkeys(item.name for item in step.inputs.values())),
+        "state": state,
+        "why": step.why,
+        "gate": gate and {"passed": gate.passed, "opened": gate.opened, "shut": gate.shut},
+        "held_by": None,
+        "directory": str(step.directory),
+        "fingerprint": step.fingerprint,
+        "signed": manifest.fingerprint if manifest else None,
+        "seconds": manifest.seconds if manifest else _so_far(step.directory, state),
+        "finished": manifest.finished if manifest else None,
+        "metrics": manifest.metrics if manifest else {},
+        "progress": read_progress(step.directory),
+        "log": log,
+    }
 
 
 def _state(step: Step) -> tuple[str, list[str]]:
@@ -94,9 +114,10 @@ def to_json(chain: Chain, runs: str | Path, steps: list[Step]) -> dict[str, Any]
 
 
 def print_chain(chain: Chain, runs: str | Path, steps: list[Step], console: Console) -> None:
-    """Print the lineage, then why stages are stale, how failed ones ended, and who is at work."""
+    """Print the lineage, then why it stops or is stale, how failed stages ended, who is at work."""
     described = rows(steps)
     console.print(table(chain, runs, described))
+    _print_gates(described, console)
     if stale := [row for row in described if row["state"] == STALE]:
         console.print("stale, and made anew by the next run:")
         causes = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
@@ -113,6 +134,20 @@ def print_chain(chain: Chain, runs: str | Path, steps: list[Step], console: Cons
         console.print(f"{holder} is running this chain", markup=False)
 
 
+def _print_gates(described: list[dict[str, Any]], console: Console) -> None:
+    """Say which gates are shut, and what waits for them."""
+    for row in described:
+        if row["gate"] and not row["gate"]["passed"]:
+            console.print(Text(f"{row['name']}: gate not passed"))
+            text = Text("\n".join(row["gate"]["shut"]), overflow="fold")
+            console.print(Padding(text, (0, 0, 0, 2)))
+    held = [row for row in described if row["held_by"]]
+    if held:
+        names = ", ".join(row["name"] for row in held)
+        verb = "wait" if len(held) > 1 else "waits"
+        console.print(Text(f"{names} {verb}; --ignore-gates goes on in spite of it\n"))
+
+
 def _end(lines: list[str]) -> list[str]:
     """Return the last lines of a log; one that is very long, such as a prompt, is cut."""
     return [line if len(line) <= 400 else f"{line[:400]} …" for line in lines[-LOG_LINES:]]
@@ -123,6 +158,8 @@ def table(chain: Chain, runs: str | Path, described: list[dict[str, Any]]) -> Ta
     lineage = Table(
         title=escape(f"{chain.name} in {chain_directory(chain, runs)}"),
         box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,  # 80 columns are few
         title_justify="left",
         title_style="bold",
     )
@@ -133,12 +170,14 @@ def table(chain: Chain, runs: str | Path, described: list[dict[str, Any]]) -> Ta
     lineage.add_column("took", justify="right", no_wrap=True)
     lineage.add_column("", overflow="fold")
     for row in described:
-        style = STYLES[row["state"]]
+        shut = row["gate"] and not row["gate"]["passed"]
+        state = SHUT if shut else row["state"]
+        style = STYLES[state]
         lineage.add_row(
             row["name"],
             Path(row["recipe"]).stem,
             escape(_made_from(row)),
-            f"[{style}]{row['state']}[/{style}]",
+            f"[{style}]{state}[/{style}]",
             seconds_in_words(row["seconds"]) if row["seconds"] is not None else "-",
             escape(_remark(row)),
         )
@@ -159,7 +198,25 @@ def _remark(row: dict[str, Any]) -> str:
         share = f"{told['done'] / told['total']:.0%}" if told["total"] else ""
         return ", ".join(word for word in (share, how_far, told["note"]) if word)
     if row["state"] == DONE:
-        return str(told["note"])
+        return _came_to(row)
+    if row["state"] == HELD:
+        return "; ".join([f"by the gate of {row['held_by']}", *row["why"]])
     if row["state"] in (FAILED, STOPPED):
         return f"after {how_far}" if how_far else ""
+    if row["state"] == STALE:
+        changed = [why.partition(":")[0] for why in row["why"]]
+        return ", ".join(changed[:CAUSES]) + (" …" if len(changed) > CAUSES else "")
     return "; ".join(row["why"])
+
+
+def _came_to(row: dict[str, Any]) -> str:
+    """Say what a done stage came to: rows kept, the best model, or what it said last."""
+    directory = Path(row["directory"])
+    if (directory / "funnel.json").is_file():
+        funnel = artifacts.read_json(directory / "funnel.json")
+        return f"kept {funnel['kept']:,} of {funnel['in']:,}"
+    if (directory / "results.json").is_file():
+        models = artifacts.read_json(directory / "results.json")["models"]
+        best = max(models, key=lambda model: model["strict"]["mean"])
+        return f"best: {best['name']} {best['strict']['mean']:.1%}"
+    return str(row["progress"]["note"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from itertools import combinations
 from math import comb, sqrt
 
@@ -18,6 +19,7 @@ from chainforge.core.statistics import (
     paired_difference,
     pass_at_k,
     wilson,
+    wilson_over_prompts,
 )
 
 
@@ -65,17 +67,48 @@ def test_wilson_agrees_with_statsmodels(successes: int, n: int, low: float, high
     assert wilson(successes, n) == pytest.approx((low, high), abs=6e-10)
 
 
-@pytest.mark.parametrize(("successes", "n"), [(0, 1), (1, 1), (250, 500), (499, 500), (500, 500)])
-@pytest.mark.parametrize("confidence", [0.9, 0.99])
-def test_wilson_is_the_closed_form_at_any_confidence(
-    successes: int, n: int, confidence: float
-) -> None:
-    p, z = successes / n, scipy.stats.norm.ppf((1 + confidence) / 2)
-    middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z * sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+@pytest.mark.parametrize(
+    ("successes", "n"),
+    [(0, 1), (1, 1), (1, 2), (2, 7), (7, 7), (13, 40), (250, 500), (499, 500), (500, 500),
+     (77_777, 100_000)],
+)  # fmt: skip
+@pytest.mark.parametrize("confidence", [0.8, 0.9, 0.95, 0.99, 0.999])
+def test_wilson_agrees_with_scipy(successes: int, n: int, confidence: float) -> None:
     low, high = wilson(successes, n, confidence)
-    assert (low, high) == pytest.approx((middle - half, middle + half), abs=1e-12)
-    assert 0 <= low <= p <= high <= 1
+    reference = scipy.stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    assert (low, high) == pytest.approx(tuple(reference), abs=1e-12)
+    assert 0 <= low <= successes / n <= high <= 1
+
+
+def test_wilson_over_prompts_of_one_sample_each_is_wilson() -> None:
+    for right in (0, 1, 37, 100):
+        shares = [1.0] * right + [0.0] * (100 - right)
+        assert wilson_over_prompts(shares, 1) == pytest.approx((right / 100, *wilson(right, 100)))
+        # Samples of a prompt that never differ tell nothing new.
+        assert wilson_over_prompts(shares, 16)[1:] == pytest.approx(wilson(right, 100))
+    # Those that differ as freely as rows of their own count as such, and no more than they are.
+    assert wilson_over_prompts([0.25] * 100, 4)[1:] == pytest.approx(wilson(100, 400))
+
+
+def test_wilson_over_prompts_is_as_wide_as_the_prompts_vary() -> None:
+    random = numpy.random.default_rng(3)
+    shares = random.binomial(8, random.beta(2, 3, 400)) / 8
+    mean, low, high = wilson_over_prompts(shares.tolist(), 8)
+    error = shares.std() / sqrt(400)  # the normal interval of the mean of the prompts
+    assert (mean, low, high) == pytest.approx(
+        (shares.mean(), mean - 1.96 * error, mean + 1.96 * error), abs=0.002
+    )
+
+
+@pytest.mark.parametrize(("a", "b"), [(6.0, 0.3), (0.4, 0.6)])  # nearly all right; all or nothing
+def test_wilson_over_prompts_covers_the_truth_about_as_often_as_it_says(a: float, b: float) -> None:
+    random = numpy.random.default_rng(1)
+    covered = 0
+    for _ in range(1500):
+        shares = random.binomial(4, random.beta(a, b, 60)) / 4
+        _, low, high = wilson_over_prompts(shares.tolist(), 4)
+        covered += low <= a / (a + b) <= high
+    assert 0.93 <= covered / 1500 <= 0.97
 
 
 @pytest.mark.parametrize(
@@ -140,6 +173,12 @@ def test_pass_at_k_is_one_minus_a_ratio_of_binomials(
     assert pass_at_k(n, c, k) == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.parametrize(("b", "c"), [(0, 9), (3, 3), (4, 11), (7, 30), (40, 61), (333, 290)])
+def test_mcnemar_is_the_exact_sum_of_binomials(b: int, c: int) -> None:
+    tail = sum(comb(b + c, i) for i in range(min(b, c) + 1))
+    assert mcnemar(b, c) == pytest.approx(float(min(1, Fraction(2 * tail, 2 ** (b + c)))), rel=1e-9)
+
+
 @pytest.mark.parametrize("k", [1, 5, 10, 100])
 @pytest.mark.parametrize(("n", "c"), [(200, 1), (200, 57), (100, 3), (128, 128)])
 def test_pass_at_k_agrees_with_scipys_hypergeometric(n: int, c: int, k: int) -> None:
@@ -195,11 +234,24 @@ def test_over_seeds_never_forgets_the_rows() -> None:
     assert over_seeds([(0.0, 0.0, 0.0)] * 2) == (0.0, 0.0, 0.0, 1.0, 0.0)
 
 
-def test_pass_at_k_is_the_share_of_draws_with_a_right_one() -> None:
-    samples = [True, True, False, False, False, False, False]
-    draws = list(combinations(samples, 3))
+@pytest.mark.parametrize(
+    ("n", "c", "k"),
+    [(7, 2, 3), (1, 1, 1), (2, 1, 2), (5, 1, 4), (6, 3, 2), (6, 5, 2), (8, 1, 4), (9, 4, 5)],
+)
+def test_pass_at_k_is_the_share_of_draws_with_a_right_one(n: int, c: int, k: int) -> None:
+    draws = list(combinations([True] * c + [False] * (n - c), k))
     share = sum(any(draw) for draw in draws) / len(draws)
-    assert pass_at_k(7, 2, 3) == pytest.approx(share, abs=1e-12)
+    assert pass_at_k(n, c, k) == pytest.approx(share, abs=1e-12)
+
+
+def test_pass_at_k_is_unbiased() -> None:
+    # The plug-in estimate 1 - (1 - c/n)^k is not: it misses the truth by 5 points here.
+    p, n, k = 0.2, 10, 5
+    weights = [float(scipy.stats.binom(n, p).pmf(c)) for c in range(n + 1)]
+    expected = sum(w * pass_at_k(n, c, k) for c, w in enumerate(weights))
+    assert expected == pytest.approx(1 - (1 - p) ** k, abs=1e-12)
+    plug_in = sum(w * (1 - (1 - c / n) ** k) for c, w in enumerate(weights))
+    assert abs(plug_in - expected) > 0.04
 
 
 @pytest.mark.parametrize(
@@ -245,6 +297,19 @@ def test_paired_difference_is_the_bootstrap_over_rows() -> None:
     assert (low, high) == pytest.approx(tuple(reference), abs=0.01)
 
 
+def test_paired_difference_covers_the_truth_about_as_often_as_it_says() -> None:
+    random = numpy.random.default_rng(8)
+    kinds = [(False, False), (True, False), (False, True), (True, True)]
+    chances = [0.3, 0.1, 0.25, 0.35]  # the second is 15 points better
+    covered = 0
+    for seed in range(150):
+        drawn = [kinds[i] for i in random.choice(4, size=200, p=chances)]
+        first, second = zip(*drawn, strict=True)
+        _, low, high, _ = paired_difference(first, second, seed=seed, resamples=2000)
+        covered += low <= 0.15 <= high
+    assert 0.9 <= covered / 150 <= 0.99
+
+
 def test_paired_difference_is_the_same_for_the_same_seed_and_turns_round() -> None:
     first, second = [True, False, False, True] * 20, [True, True, False, False] * 20
     second[1] = False
@@ -260,6 +325,9 @@ def test_paired_difference_is_the_same_for_the_same_seed_and_turns_round() -> No
         lambda: wilson(3, 2),
         lambda: wilson(-1, 2),
         lambda: wilson(1, 2, confidence=95),
+        lambda: wilson_over_prompts([], 4),
+        lambda: wilson_over_prompts([1.5], 4),
+        lambda: wilson_over_prompts([0.5], 0),
         lambda: mcnemar(-1, 2),
         lambda: macro([]),
         lambda: over_seeds([]),

@@ -62,6 +62,34 @@ if __name__ == "__main__":
     process.run(main)
 '''
 
+MEASURE = '''
+"""Measure models that got as many of twenty rows right as `right` says."""
+import sys
+from pathlib import Path
+
+from chainforge.core import process
+from chainforge.core.artifacts import write_json
+from chainforge.core.config import given
+from chainforge.data.measures import summarize
+from chainforge.training.stage import open_stage
+
+
+def rows(right):
+    return [{"id": str(i), "sample": 0, "correct": i < right} for i in range(20)]
+
+
+def main():
+    settings = given(sys.argv[1:])
+    inputs = {f"models.{m.partition('=')[0]}": m.partition("=")[2] for m in settings["models"]}
+    with open_stage("measuring", settings["output_dir"], inputs=inputs) as stage:
+        judged = {name: rows(right) for name, right in settings["right"].items()}
+        write_json(stage.path("results.json"), summarize(judged))
+
+
+if __name__ == "__main__":
+    process.run(main)
+'''
+
 CHAIN = {
     "name": "fake",
     "base": "base",
@@ -166,3 +194,22 @@ class Workplace:
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
     monkeypatch.chdir(tmp_path)
     return Workplace(tmp_path)
+
+
+@pytest.fixture
+def gated(workplace: Workplace) -> Workplace:
+    """Two trained stages with a measurement between them, whose gate says if the second starts."""
+    (workplace.folder / "measure.py").write_text(MEASURE)
+    workplace.chain["stages"] = [
+        {"name": "cold", "recipe": "count.py", "config": "cold.yaml", "model": "base"},
+        {
+            "name": "scores",
+            "recipe": "measure.py",
+            "models": ["base", "cold"],
+            "set": {"right": {"base": 2, "cold": 12}},
+            "gate": {"metric": "accuracy", "min": 0.7},
+        },
+        {"name": "reason", "recipe": "count.py", "config": "reason.yaml", "model": "cold"},
+    ]
+    workplace.save()
+    return workplace

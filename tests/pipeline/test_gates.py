@@ -1,94 +1,86 @@
 """Gates: a model that is not good enough stops the chain, and nothing else does."""
 
+import io
 import json
+import re
 
 import pytest
+from rich.console import Console
 
+from chainforge.core import artifacts
 from chainforge.core.errors import InputError
 from chainforge.core.statistics import mcnemar
 from chainforge.data.measures import summarize
+from chainforge.pipeline import show
 from chainforge.pipeline.chain import load_chain
 from chainforge.pipeline.gates import Gate, judge, read_gates
 from chainforge.pipeline.plan import as_text, plan_chain
 from chainforge.pipeline.run import GateShut
 
-MEASURE = '''
-"""Measure models that got as many of twenty rows right as `right` says."""
-import sys
-from pathlib import Path
 
-from chainforge.core import process
-from chainforge.core.artifacts import write_json
-from chainforge.core.config import given
-from chainforge.data.measures import summarize
-from chainforge.training.stage import open_stage
-
-
-def rows(right):
-    return [{"id": str(i), "sample": 0, "correct": i < right} for i in range(20)]
-
-
-def main():
-    settings = given(sys.argv[1:])
-    inputs = {f"models.{m.partition('=')[0]}": m.partition("=")[2] for m in settings["models"]}
-    with open_stage("measuring", settings["output_dir"], inputs=inputs) as stage:
-        judged = {name: rows(right) for name, right in settings["right"].items()}
-        write_json(stage.path("results.json"), summarize(judged))
-
-
-if __name__ == "__main__":
-    process.run(main)
-'''
-
-
-@pytest.fixture
-def place(workplace):
-    """Two trained stages with a measurement between them, whose gate says if the second starts."""
-    (workplace.folder / "measure.py").write_text(MEASURE)
-    workplace.chain["stages"] = [
-        {"name": "cold", "recipe": "count.py", "config": "cold.yaml", "model": "base"},
-        {
-            "name": "scores",
-            "recipe": "measure.py",
-            "models": ["base", "cold"],
-            "set": {"right": {"base": 2, "cold": 12}},
-            "gate": {"metric": "accuracy", "min": 0.7},
-        },
-        {"name": "reason", "recipe": "count.py", "config": "reason.yaml", "model": "cold"},
-    ]
-    workplace.save()
-    return workplace
-
-
-def test_a_shut_gate_stops_the_chain_until_it_is_opened_or_ignored(place):
-    text = place.chainforge("run", "chain.yaml", expect=1)
+def test_a_shut_gate_stops_the_chain_until_it_is_opened_or_ignored(gated):
+    text = gated.chainforge("run", "chain.yaml", expect=1)
     assert "accuracy of cold is 0.600, below the 0.7 that it must reach" in text
     assert "--ignore-gates" in text
     assert "Traceback" not in text
     # What was measured stands; only what comes after waits.
-    assert place.states() == {"cold": "done", "scores": "done", "reason": "to run"}
+    assert gated.states() == {"cold": "done", "scores": "done", "reason": "to run"}
     with pytest.raises(GateShut):
-        place.run()
+        gated.run()
     assert "gate          accuracy of cold at least 0.7" in as_text(
         load_chain("chain.yaml"), "runs", plan_chain(load_chain("chain.yaml"), "runs")
     )
-    before = place.fingerprint("scores")
-    text = place.chainforge("run", "chain.yaml", "--ignore-gates")
+    held_in_every_view(gated)
+    before = gated.fingerprint("scores")
+    text = gated.chainforge("run", "chain.yaml", "--ignore-gates")
     assert "gate not passed, ignored: accuracy of cold is 0.600" in text
-    place.chain["stages"][1]["gate"] = [{"metric": "accuracy", "min": 0.5}, {"beats": "base"}]
-    place.save()
-    assert set(place.states().values()) == {"done"}  # a gate is no setting of the stage
-    text = place.chainforge("run", "chain.yaml")
+    gated.chain["stages"][1]["gate"] = [{"metric": "accuracy", "min": 0.5}, {"beats": "base"}]
+    gated.save()
+    assert set(gated.states().values()) == {"done"}  # a gate is no setting of the stage
+    text = gated.chainforge("run", "chain.yaml")
     assert "gate passed: accuracy of cold is 0.600" in text
     assert "gate passed: cold beats base: +50.0 points" in text
-    assert place.fingerprint("scores") == before
+    assert gated.fingerprint("scores") == before
+    assert "gate passed" in gated.report()
+    assert "gate shut" not in gated.report()
 
 
-def test_from_a_later_stage_takes_what_is_before_as_it_is(place):
+def held_in_every_view(gated):
+    """`show`, its JSON and the report name the gate that is shut, what it found and what waits."""
+    chain = load_chain("chain.yaml")
+    steps = plan_chain(chain, "runs")
+    cold, scores, reason = show.to_json(chain, "runs", steps)["stages"]
+    found = "accuracy of cold is 0.600, below the 0.7 that it must reach"
+    assert (cold["gate"], cold["held_by"]) == (None, None)
+    assert scores["state"] == "done"
+    assert scores["gate"] == {"passed": False, "opened": [], "shut": [found]}
+    assert (reason["state"], reason["held_by"]) == ("held", "scores")
+    console = Console(width=80, file=io.StringIO(), highlight=False)
+    show.print_chain(chain, "runs", steps, console)
+    lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
+    assert "scores measure base, cold gate shut" in lines[5]
+    assert "reason count cold held - by the gate of scores" in lines
+    assert lines[-4:-1] == [
+        "scores: gate not passed",
+        found,
+        "reason waits; --ignore-gates goes on in spite of it",
+    ]
+    page = " ".join(re.sub("<[^>]*>", " ", gated.report()).split())
+    assert f"The gate of scores is shut {found}" in page
+    assert "scores measure done gate shut" in page
+    assert "reason count held by the gate of scores" in page
+    with artifacts.lock(gated.folder / "runs/fake"):  # whoever runs it now was told to go on
+        assert show.rows(steps)[2]["state"] == "to run"
+    (gated.folder / "runs/fake/scores/results.json").rename("away.json")
+    assert "cannot be judged" in show.rows(steps)[1]["gate"]["shut"][0]
+    (gated.folder / "away.json").rename("runs/fake/scores/results.json")
+
+
+def test_from_a_later_stage_takes_what_is_before_as_it_is(gated):
     with pytest.raises(GateShut):
-        place.run()
-    place.run(from_="reason")
-    assert place.states()["reason"] == "done"
+        gated.run()
+    gated.run(from_="reason")
+    assert gated.states()["reason"] == "done"
 
 
 def rows(model, right, n=20, tokens=10):
@@ -167,14 +159,14 @@ def test_a_gate_that_nothing_can_pass_is_refused_before_anything_runs(gate, foun
     assert found in str(caught.value)
 
 
-def test_the_file_and_the_stage_of_a_wrong_gate_are_named(place):
-    place.chain["stages"][0]["gate"] = {"metric": "accuracy", "min": 0.2}
-    place.save()
+def test_the_file_and_the_stage_of_a_wrong_gate_are_named(gated):
+    gated.chain["stages"][0]["gate"] = {"metric": "accuracy", "min": 0.2}
+    gated.save()
     with pytest.raises(InputError, match=r"chain\.yaml: stage cold: key 'gate': only a stage"):
         load_chain("chain.yaml")
-    del place.chain["stages"][0]["gate"]
-    place.chain["stages"][1]["gate"] = {"metric": "pass@3", "min": 0.2}
-    place.chain["stages"][1]["set"]["num_samples"] = 6
-    place.save()
+    del gated.chain["stages"][0]["gate"]
+    gated.chain["stages"][1]["gate"] = {"metric": "pass@3", "min": 0.2}
+    gated.chain["stages"][1]["set"]["num_samples"] = 6
+    gated.save()
     with pytest.raises(InputError, match=r"stage scores: .* no pass@3, but pass@1, .*pass@6"):
-        place.plan()
+        gated.plan()

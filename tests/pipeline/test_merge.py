@@ -11,6 +11,7 @@ from chainforge.core.errors import InputError
 from chainforge.data.measures import summarize
 from chainforge.pipeline.cli import main
 from chainforge.pipeline.merge import merge_results
+from chainforge.pipeline.report import write_report
 from chainforge.pipeline.reporting.evidence import read_chain
 
 RIGHT = {1: (40, 60), 2: (44, 70), 3: (36, 62)}  # of 100 rows, by seed: cold and final
@@ -82,6 +83,9 @@ def test_runs_are_merged_from_the_command_line_into_the_same_form(runs, monkeypa
     (out.parent / "config.yaml").write_text("seed: 1\n")
     # The report reads it like any other.
     assert read_chain(runs / "all").last_results().results["models"][1]["name"] == "final"
+    page = write_report(runs / "all").read_text()
+    assert "intervals over 3 seeds" in page
+    assert "seeds 1, 2, 3" in page
 
 
 def test_what_is_not_the_same_evaluation_is_refused(runs):

@@ -88,6 +88,8 @@ def round_numbers(low: float, high: float) -> list[float]:
 
 def percent(value: float) -> str:
     """Write a share in as few digits as an axis needs: 25 %, 0.5 %."""
+    if 0.99 < value < 1:
+        return f"{100 * value:.1f} %"
     return f"{100 * value:.2g} %" if 0 < abs(value) < 0.1 else f"{100 * value:.0f} %"
 
 
@@ -96,7 +98,7 @@ def number(value: float) -> str:
     if value == 0 or abs(value) < 1e-12:
         return "0"
     size = abs(value)
-    if size >= 1e6 or size < 1e-3:
+    if size >= 1e6 or size < 1e-4:
         text = f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-").replace("e+0", "e")
     elif size >= 100:
         text = f"{value:,.0f}"

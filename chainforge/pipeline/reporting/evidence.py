@@ -10,14 +10,18 @@ from typing import Any
 from chainforge.core import artifacts
 from chainforge.core.artifacts import MANIFEST, PROGRESS, STARTED, Manifest, read_manifest
 from chainforge.core.errors import InputError
-from chainforge.core.records import Row, read_rows
+from chainforge.core.records import Row
 from chainforge.pipeline import logs
+from chainforge.pipeline.gates import Gate, Verdict, read_gates, verdict
 from chainforge.pipeline.reporting.lineage import name_inputs
-from chainforge.pipeline.reporting.rows import rows_of
+from chainforge.pipeline.reporting.readings import (
+    lines_of,
+    object_of,
+    results_of,
+    spending_of,
+)
 
 CHAIN = "chain.json"
-MODEL_KEYS = ("name", "n", "strict", "lenient", "format", "tokens_mean", "truncated")
-PAIR_KEYS = ("from", "to", "difference", "low", "high", "p")
 # Any of these in a folder makes it a stage, when no chain.json lists the stages.
 MARKS = (MANIFEST, STARTED, PROGRESS, "config.yaml", "metrics.jsonl", "samples.jsonl")
 
@@ -46,6 +50,8 @@ class StageEvidence:
     results: dict[str, Any] | None = None
     config: str = ""
     log: logs.Ending = field(default_factory=logs.Ending)
+    gate: Verdict | None = None
+    held_by: str = ""
 
     @property
     def samples(self) -> Path:
@@ -58,6 +64,13 @@ class StageEvidence:
         if self.manifest or not self.progress.get("total"):
             return ""
         return "{done:,} of {total:,} {unit}".format(**self.progress)
+
+    @property
+    def share(self) -> float | None:
+        """How much of an unfinished stage's work is done; None where it has not said so."""
+        if self.manifest or not self.progress.get("total"):
+            return None
+        return float(min(1.0, self.progress["done"] / self.progress["total"]))
 
     @property
     def seconds(self) -> float | None:
@@ -100,7 +113,25 @@ def read_chain(directory: Path, stages: Sequence[Mapping[str, Any]] | None = Non
         raise InputError(f"{directory} holds no stage; give the folder that holds a chain's stages")
     read = [_read_stage(directory, entry) for entry in listed]
     name_inputs(read)
-    return ChainEvidence(name, read, running=artifacts.holder(directory) is not None)
+    running = artifacts.holder(directory) is not None
+    _hold(read, running)
+    return ChainEvidence(name, read, running)
+
+
+def _hold(stages: Sequence[StageEvidence], running: bool) -> None:
+    """Call `held` what has yet to run below a stage whose gates are shut: a run stops there.
+
+    One that is at work has been told to go on, or has not come so far.
+    """
+    shut = None
+    for stage in stages:
+        if shut and stage.state in ("not started", "unfinished"):
+            stage.state, stage.held_by = "held", shut
+            stage.note = f"by the gate of {shut}"
+        if stage.state != "done":
+            stage.gate = None
+        elif stage.gate and not stage.gate.passed and not running:
+            shut = shut or stage.name
 
 
 def _found(directory: Path) -> list[dict[str, Any]]:
@@ -129,38 +160,49 @@ def _read_stage(chain: Path, entry: Mapping[str, Any]) -> StageEvidence:
         note=str(entry.get("note") or ""),
         inputs={str(k): str(v) for k, v in given.items()} if isinstance(given, dict) else {},
         manifest=manifest,
-        metrics=_lines(directory / "metrics.jsonl"),
-        health=_lines(directory / "health.jsonl"),
-        spending=_spending(directory, manifest),
+        metrics=lines_of(directory / "metrics.jsonl"),
+        health=lines_of(directory / "health.jsonl"),
+        spending=spending_of(directory, manifest),
         log=log,
         prints=manifest.inputs if manifest else _started(directory),
     )
     if (directory / PROGRESS).is_file():
-        stage.progress = _object(directory / PROGRESS, "done", "total", "unit")
+        stage.progress = object_of(directory / PROGRESS, "done", "total", "unit")
         if (directory / STARTED).is_file():
             started, told = ((directory / name).stat().st_mtime for name in (STARTED, PROGRESS))
             stage.elapsed = max(0.0, told - started)
     if (directory / "funnel.json").is_file():
-        stage.funnel = _object(directory / "funnel.json", "in", "kept", "dropped")
+        stage.funnel = object_of(directory / "funnel.json", "in", "kept", "dropped")
     if (directory / "results.json").is_file():
-        stage.results = _results(directory / "results.json")
+        stage.results = results_of(directory / "results.json")
+    if stage.state == "done":
+        stage.gate = verdict(_gates(chain, entry, stage.inputs), directory)
     if (directory / "config.yaml").is_file():
         stage.config = (directory / "config.yaml").read_text(encoding="utf-8", errors="replace")
     return stage
+
+
+def _gates(chain: Path, entry: Mapping[str, Any], inputs: Mapping[str, str]) -> tuple[Gate, ...]:
+    """Read the gates that chain.json tells of a stage."""
+    models = [role.removeprefix("models.") for role in inputs if role.startswith("models.")]
+    try:
+        return read_gates(entry.get("gate"), models)
+    except InputError as error:
+        raise InputError(f"{chain / CHAIN}: stage {entry['name']}: {error}") from None
 
 
 def _recipe(directory: Path) -> str:
     """Return the recipe that a folder says it was, or is being, made by."""
     for name in (MANIFEST, STARTED):
         if (directory / name).is_file():
-            return str(_object(directory / name, "recipe")["recipe"])
+            return str(object_of(directory / name, "recipe")["recipe"])
     return ""
 
 
 def _started(directory: Path) -> dict[str, str]:
     """Return the fingerprints that an unfinished stage is being made from."""
     path = directory / STARTED
-    prints = _object(path).get("inputs") if path.is_file() else None
+    prints = object_of(path).get("inputs") if path.is_file() else None
     return prints if isinstance(prints, dict) else {}
 
 
@@ -173,49 +215,3 @@ def _state(directory: Path, manifest: Manifest | None, log: logs.Ending) -> str:
     if artifacts.holder(directory):
         return "running"
     return log.outcome or "unfinished"
-
-
-def _spending(directory: Path, manifest: Manifest | None) -> dict[str, Any]:
-    """Return what a teacher cost: as signed, or as the account of an unfinished stage has it."""
-    if manifest:
-        spending = manifest.metrics.get("spending")
-        return spending if isinstance(spending, dict) else {}
-    account = directory / "requests.jsonl"
-    if not account.is_file():
-        return {}
-    sent, told = 0, []
-    for _, line in rows_of(account):
-        if "outcome" not in line:
-            sent += 1
-        elif line.get("told"):
-            told.append(line)
-    prices = [line.get("usd") for line in told]
-    return {
-        "requests": sent,
-        "tokens": sum(line.get("tokens") or 0 for line in told),
-        "usd": None if None in prices else sum(price for price in prices if price),
-        "untold_requests": sent - len(told),
-    }
-
-
-def _results(path: Path) -> dict[str, Any]:
-    """Read an evaluation; a model or pair without its numbers is an `InputError`."""
-    results = _object(path, "models", "pairs")
-    for kind, keys in (("models", MODEL_KEYS), ("pairs", PAIR_KEYS)):
-        for number, entry in enumerate(results[kind]):
-            if missing := [key for key in keys if key not in entry]:
-                raise InputError(f"{path}: {kind}[{number}] has no {', '.join(missing)}")
-    return results
-
-
-def _object(path: Path, *keys: str) -> dict[str, Any]:
-    """Read a JSON object that has these keys."""
-    value = artifacts.read_json(path)
-    if not isinstance(value, dict) or any(key not in value for key in keys):
-        raise InputError(f"{path}: need a JSON object with the keys {', '.join(keys)}")
-    return value
-
-
-def _lines(path: Path) -> list[Row]:
-    """Read a file of JSON lines; a last line that is just being written is left out."""
-    return read_rows(path, torn_tail=True) if path.is_file() else []

@@ -36,6 +36,7 @@ class Line:
     raw: str
     course: str
     lone: bool  # one point only
+    dots: list[tuple[float, float]] = field(default_factory=list)  # instead of a line
 
 
 @dataclass(frozen=True)
@@ -74,15 +75,21 @@ class Plot:
 Series = dict[str, tuple[list[float], list[float]]]  # by logged name: steps, values
 # What a plot shows: title, note, how to write a value, and each logged name with its label.
 Wanted = tuple[str, str, Callable[[float], str], dict[str, str]]
+ENDS = "evaluated"  # no logged name
 RL = ("reward", "eval_reward", "eval_accuracy")
 
 
-def training_plots(metrics: list[Row], alarms: Sequence[Alarm] = ()) -> list[Plot]:
+def training_plots(
+    metrics: list[Row], alarms: Sequence[Alarm] = (), ends: tuple[float, float] | None = None
+) -> list[Plot]:
     """Plot what a trainer logged: rewards and their health for RL, losses otherwise.
 
     An alarm is marked in the plots of the numbers that it names, or in all if it names none.
+    `ends` is the accuracy of the models before and after, as an evaluation found it.
     """
     series = _collect(metrics)
+    if ends and "accuracy" in series:
+        series[ENDS] = ([0.0, max(series["accuracy"][0])], list(ends))
     wanted = _of_rl(series) if any(key in series for key in RL) else _of_losses()
     drawn = [entry for entry in wanted if any(key in series for key in entry[3])]
     keys = {key for entry in drawn for key in entry[3]}
@@ -91,6 +98,7 @@ def training_plots(metrics: list[Row], alarms: Sequence[Alarm] = ()) -> list[Plo
         _plot(
             *entry[:3],
             {label: series[key] for key, label in entry[3].items() if key in series},
+            {label for key, label in entry[3].items() if key == ENDS},
             [w for w in alarms if not named[w] or named[w] & entry[3].keys()],
         )
         for entry in drawn
@@ -105,7 +113,8 @@ def _of_rl(series: Series) -> list[Wanted]:
     cut = "completions/clipped_ratio"
     return [
         ("Reward", "weighted sum", number, {"reward": "training", "eval_reward": "held out"}),
-        ("Accuracy", "strict", percent, {"accuracy": "rollouts", "eval_accuracy": "held out"}),
+        ("Accuracy", "strict", percent, {"accuracy": "rollouts", "eval_accuracy": "held out",
+                                         ENDS: "held out, as evaluated"}),
         ("Reward by function", "before weights", number, functions),
         ("Completion length", "tokens", number, {"completions/mean_length": ""}),
         ("Entropy", "nats a token", number, {"entropy": ""}),
@@ -130,7 +139,7 @@ def alarms_of(health: list[Row]) -> list[Alarm]:
         step = row.get("step")
         text = row.get("seen") or row.get("message")
         if _finite(step) and text:
-            level = str(row.get("action") or row.get("level") or "warn")
+            level = "stop" if (row.get("action") or row.get("level")) == "stop" else "warn"
             more = (str(row.get(key) or "") for key in ("means", "change"))
             rule = str(row.get("rule") or "")
             found.append(Alarm(len(found) + 1, float(step), rule, level, str(text), *more))  # type: ignore[arg-type]
@@ -170,9 +179,10 @@ def _plot(
     note: str,
     write: Callable[[float], str],
     series: Series,
+    dotted: set[str],
     alarms: Sequence[Alarm],
 ) -> Plot:
-    """Scale the series to one frame and smooth what is long."""
+    """Scale the series to one frame and smooth what is long; those `dotted` are points alone."""
     courses = [_course(ys, write) for _, ys in series.values()]
     thin = [axes.thin(xs, ys) for xs, ys in series.values()]
     x_low, x_high = axes.span(x for xs, _ in thin for x in xs)
@@ -191,6 +201,9 @@ def _plot(
             raw=frame.path(xs, ys) if len(series) == 1 and axes.window(ys) > 1 else "",
             course=courses[index],
             lone=len(xs) == 1,
+            dots=[(frame.x(x), frame.y(y)) for x, y in zip(xs, ys, strict=True)]
+            if label in dotted
+            else [],
         )
         for index, (label, (xs, ys)) in enumerate(zip(series, thin, strict=True))
     ]

@@ -92,6 +92,17 @@ def _verdict(row: Row) -> str:
     return "form" if row.get("lenient_correct") else "wrong"
 
 
+def brief(text: str, most: int = 110) -> str:
+    """Put a text on one short line: its start and its end, since prompts of a task start alike."""
+    line = " ".join(text.split())
+    if len(line) <= most:
+        return line
+    head, tail = line[: most // 2 - 2], line[2 - most // 2 :]
+    # Whole words, where there are any.
+    head, tail = head.rpartition(" ")[0] or head, tail.partition(" ")[2] or tail
+    return f"{head} … {tail}"
+
+
 def _shorten(text: str) -> str:
     """Leave out the middle of a long text, and show control characters as a replacement mark."""
     clean = "".join(c if c in "\n\t" or c.isprintable() or c > "\x9f" else "\ufffd" for c in text)

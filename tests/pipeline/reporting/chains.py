@@ -22,6 +22,18 @@ HOSTILE = (
 )
 
 
+SETTINGS: dict[str, Any] = {
+    "sampling": {"engine": "transformers", "temperature": 0.7, "top_p": 0.9, "top_k": 0,
+                 "max_new_tokens": 2048, "num_samples": 2},
+    "seed": 7,
+    "dtype": "bfloat16",
+    "tasks": [{"fn": "hub", "params": {"dataset": "gsm8k"}, "split": "test"}],
+    "transcript": "r1-cold-start",
+    "system_prompt": "Think before you speak.",
+    "language": "en",
+}  # fmt: skip
+
+
 def sign(directory: Path, recipe: str, finished: str = "2026-01-01T00:00:00Z", **more: Any) -> None:
     values: dict[str, Any] = {
         "recipe": recipe,
@@ -98,7 +110,7 @@ def evaluation(directory: Path, right: dict[str, int], n: int = 40) -> dict[str,
         for name, most in right.items()
     }
     rows(directory, "samples.jsonl", [row for part in models.values() for row in part])
-    write_json(directory / "results.json", summarize(models))
+    write_json(directory / "results.json", summarize(models) | {"settings": SETTINGS})
     sign(directory, "evaluate", finished="2026-01-01T09:00:00Z")
     return models
 
@@ -151,7 +163,9 @@ def hostile(root: Path) -> Path:
         well_formed = HOSTILE + write(HOSTILE, HOSTILE) if right else write(HOSTILE, HOSTILE)
         models[name] = [written | {"completion": well_formed, "finish_reason": HOSTILE}]
     rows(root / "scores", "samples.jsonl", [row for part in models.values() for row in part])
-    write_json(root / "scores" / "results.json", summarize(models))
+    asked = dict.fromkeys(SETTINGS, HOSTILE) | {"tasks": [HOSTILE], "extra_body": {HOSTILE: 1}}
+    asked["sampling"] = {"engine": HOSTILE}
+    write_json(root / "scores" / "results.json", summarize(models) | {"settings": asked})
     sign(root / "scores", "evaluate", versions={HOSTILE: HOSTILE}, device=HOSTILE)
     dropped = sample(row, HOSTILE, 0, source=HOSTILE, drop=HOSTILE, reward=0.0)
     kept = sample(row, HOSTILE, 0, source="offline" + HOSTILE, drop=None)
@@ -164,10 +178,19 @@ def hostile(root: Path) -> Path:
     sign(root / "final", HOSTILE, given={HOSTILE: HOSTILE}, inputs={HOSTILE: f"hub:{HOSTILE}"})
     stages = [
         {"name": "picks", "recipe": HOSTILE, "state": HOSTILE, "note": HOSTILE},
+        {"name": "broken", "recipe": "sft"},
+        {"name": "gate", "recipe": "evaluate", "gate": {"metric": "accuracy", "min": 2},
+         "inputs": {"models." + HOSTILE: HOSTILE}},
+        {"name": "waits", "recipe": HOSTILE},
         {"name": "final", "recipe": "grpo"},
         {"name": "scores", "recipe": "evaluate"},
-    ]
+    ]  # fmt: skip
     write_json(root / "chain.json", {"name": HOSTILE, "stages": stages})
+    (root / "broken").mkdir()
+    (root / "broken" / "log.txt").write_text(f"{HOSTILE}\nfailed: {HOSTILE}\n")
+    written = [answered(question(1), HOSTILE, True)]
+    write_json(root / "gate" / "results.json", summarize({HOSTILE: written}))
+    sign(root / "gate", "evaluate")
     alarm = {"step": 1, "rule": HOSTILE, "action": HOSTILE, "seen": HOSTILE}
     rows(root / "final", "health.jsonl", [alarm | {"means": HOSTILE, "change": f"`{HOSTILE}`"}])
     rolled = sample(row, HOSTILE, 0, source="policy", step=1, policy=HOSTILE, correct=False)

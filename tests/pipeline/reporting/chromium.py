@@ -116,9 +116,9 @@ class Chromium:
 
     def press(self, key: str, text: str = "") -> None:
         """Press and release a key."""
-        codes = {"Enter": 13, "Tab": 9}
+        codes = {"Enter": 13, "Tab": 9, "Home": 36, "ArrowDown": 40}
         common = {"key": key, "windowsVirtualKeyCode": codes.get(key, ord(key[0].upper()))}
-        text = text or {"Enter": "\r", "Tab": ""}.get(key, key)
+        text = text or ("\r" if key == "Enter" else "" if key in codes else key)
         self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **common)
         self.call("Input.dispatchKeyEvent", type="keyUp", **common)
 
@@ -126,8 +126,19 @@ class Chromium:
         """Type text where the focus is."""
         self.call("Input.insertText", text=text)
 
+    def pick(self, name: str, value: str) -> None:
+        """Choose an option of a filter with the keyboard, from the first option down."""
+        number = self.js(
+            f"(() => {{ const s = document.querySelector('#filter [name={name}]'); s.focus();"
+            f"return [...s.options].findIndex((o) => o.value === {json.dumps(value)}); }})()"
+        )
+        assert number >= 0, f"{name} has no option {value!r}"
+        self.press("Home")
+        for _ in range(number):
+            self.press("ArrowDown")
+
     def choose(self, name: str, value: str) -> None:
-        """Choose an option of a filter, as a person does; there must be one."""
+        """Choose an option of a filter at once, however many there are; there must be one."""
         assert self.js(
             f"(() => {{ const s = document.querySelector('#filter [name={name}]');"
             f"s.value = {json.dumps(value)}; s.dispatchEvent(new Event('input', {{bubbles: true}}));"

@@ -62,25 +62,25 @@ def test_filters_show_what_they_say(page: Chromium) -> None:
     page.click("#more")
     assert len(page.js(SHOWN)) == min(50, everything)
 
-    page.choose("where", "held-out problems")
-    page.choose("kind", "wrong before, right after")
+    page.pick("where", "held-out problems")
+    page.pick("kind", "wrong before, right after")
     assert page.js(COUNT) == f"24 of {everything} prompts"
-    page.choose("stage", "base")
-    page.choose("verdict", "right")
+    page.pick("stage", "base")
+    page.pick("verdict", "right")
     assert page.js(COUNT) == f"0 of {everything} prompts"
-    page.choose("verdict", "wrong")
+    page.pick("verdict", "wrong")
     assert page.js(COUNT) == f"24 of {everything} prompts"
-    page.choose("task", "sums")
+    page.pick("task", "sums")
     assert page.js(COUNT) == f"12 of {everything} prompts"
 
     page.click("#filter button[type=reset]")
     page.js("new Promise((done) => setTimeout(done, 20))")
     assert page.js(COUNT) == f"{everything} of {everything} prompts"
-    page.choose("fate", "dropped: wrong")
+    page.pick("fate", "dropped: wrong")
     assert sorted(page.js(SHOWN)) == ["What is 3 + 3?", "What is 7 + 7?"]
-    page.choose("fate", "dropped")
+    page.pick("fate", "dropped")
     assert len(page.js(SHOWN)) == 6
-    page.choose("fate", "dropped: format")
+    page.pick("fate", "dropped: format")
     page.click("#filter .tick input")
     page.click("#cases > details:not([hidden]) summary")
     visible = "[...document.querySelectorAll('#cases > details:not([hidden]) .text:not([hidden])')]"
@@ -89,7 +89,7 @@ def test_filters_show_what_they_say(page: Chromium) -> None:
 
     page.click("#filter button[type=reset]")
     page.js("new Promise((done) => setTimeout(done, 20))")
-    page.choose("where", "rollouts")
+    page.pick("where", "rollouts")
     assert page.js(SHOWN) == ["What is 70 + 70?", "What is 71 + 71?"]
     page.click("#filter [name=words]")
     page.write("71 what")
@@ -121,6 +121,17 @@ def test_the_keyboard_alone_is_enough(page: Chromium) -> None:
     page.click("#filter [name=words]")
     page.press("j")  # is a letter here
     assert page.js("document.activeElement.value") == "j"
+
+
+def test_whoever_tabs_through_sees_where_they_are(page: Chromium) -> None:
+    style = "getComputedStyle(document.activeElement)"
+    page.js("document.activeElement.blur()")
+    met = []
+    for _ in range(40):
+        page.press("Tab")
+        assert page.js(f"[{style}.outlineStyle, {style}.outlineWidth]") == ["solid", "2px"]
+        met.append(page.js("document.activeElement.tagName"))
+    assert {"A", "DIV", "SUMMARY", "SELECT", "INPUT", "BUTTON"} <= set(met)
 
 
 @pytest.mark.parametrize(("width", "height", "scheme"), SIZES)
@@ -182,7 +193,8 @@ def test_hostile_text_runs_nothing(browser: Chromium, tmp_path: Path) -> None:
         browser.choose(name, "")
     assert HOSTILE.replace("\n", "") in browser.js("document.querySelector('h1').textContent")
     browser.js("document.querySelectorAll('details').forEach((e) => { e.open = true; })")
-    for selector in ("#data a", "h1", ".text", ".alarms li", ".chip", "#filter select", "nav a"):
+    for selector in ("#data a", "h1", ".text", ".alarms li", ".chip", "#filter select", "nav a",
+                     ".failure .cause", ".gate li", "#accuracy .facts dd"):  # fmt: skip
         browser.click(selector)
     browser.js("new Promise((done) => setTimeout(done, 100))")
     assert browser.js("[window.hacked, top.hacked]") == [None, None]

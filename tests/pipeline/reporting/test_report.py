@@ -19,6 +19,8 @@ from chainforge.core.records import Row, sample
 from chainforge.data.measures import compare
 from chainforge.pipeline import wording
 from chainforge.pipeline.report import watch, write_report
+from chainforge.pipeline.reporting.accuracy import evaluation_of
+from chainforge.pipeline.reporting.evidence import read_chain
 from chainforge.pipeline.reporting.rows import index
 
 
@@ -79,6 +81,63 @@ def test_every_section_holds_its_numbers(chain: Path) -> None:
         "#configuration",
     }
     assert {target[1:] for target in targets} <= ids
+
+
+def test_all_that_an_evaluation_measured_is_shown_and_how(chain: Path) -> None:
+    page = report(chain)
+    for words in (
+        # final: 34 of 40 right, 12 tokens each, two tasks of 20.
+        "final 40 85.0 % 70.9–92.9 85.0 % 70.9–92.9 100.0 % 100.0 % 12 14.1 0.0 %",
+        "script of “en”",
+        "temperature 0.7, top-p 0.9, up to 2,048 tokens, 2 samples of each prompt, seed 7",
+        "transformers, dtype bfloat16",
+        '{"fn": "hub", "params": {"dataset": "gsm8k"}, "split": "test"}',
+        "Think before you speak.",
+        "chains sums Mean of the tasks",
+        "All numbers by task",
+        "final 20 85.0 % 64.0–94.8",
+    ):
+        assert words in page.text
+    results = json.loads((chain / "scores" / "results.json").read_text())
+    once = results["models"][3]["pass_at_1"]
+    assert f"final 85.0 % {100 * once['low']:.1f}–{100 * once['high']:.1f} 85.0 %" in page.text
+    mean = results["models"][3]["macro"]["strict"]
+    assert f"{100 * mean['low']:.1f}–{100 * mean['high']:.1f} Strict accuracy. In" in page.text
+
+
+def test_an_evaluation_of_an_earlier_version_is_shown_as_far_as_it_goes(chain: Path) -> None:
+    path = chain / "scores" / "results.json"
+    results = json.loads(path.read_text())
+    for model in results["models"]:
+        for key in ("language", "tokens_per_solved", "pass_at_1", "macro", "tasks", "unjudged"):
+            del model[key]
+    write_json(path, {key: results[key] for key in ("models", "pairs")})
+    page = report(chain)
+    assert "Tokens per solved" not in page.text
+    assert "How it was measured" not in page.text
+    assert "final 40 85.0 % 70.9–92.9" in page.text
+
+
+def test_gains_stand_on_an_axis_that_holds_them_all(chain: Path) -> None:
+    evaluation = evaluation_of(read_chain(chain))
+    assert evaluation.axis == [(0.0, "0"), (100.0, "+80")]
+    for gain in evaluation.gains:
+        assert 0 <= gain.low <= gain.at <= gain.high <= 100
+    results = json.loads((chain / "scores" / "results.json").read_text())
+    results["pairs"][0] |= {"difference": -0.62, "low": -0.71, "high": -0.4, "p": 0.001}
+    write_json(chain / "scores" / "results.json", results)
+    evaluation = evaluation_of(read_chain(chain))
+    assert [label for _, label in evaluation.axis] == ["−80", "0", "+80"]
+    assert evaluation.gains[0].kind == "loss"
+
+
+def test_an_rl_stage_shows_what_its_evaluation_found_before_and_after(chain: Path) -> None:
+    more = [{"step": step, "accuracy": 0.3} for step in range(41, 51)]
+    rows(chain / "reason", "metrics.jsonl", more)
+    stages = [{"name": name, "recipe": "sft"} for name in ("cold", "scores")]
+    stages.insert(1, {"name": "reason", "recipe": "grpo", "inputs": {"model": "cold"}})
+    assert "held out, as evaluated 25 % → 62 %" in report(chain, stages=stages).text
+    assert "as evaluated" not in report(chain).text  # without its start there is no before
 
 
 def test_the_page_needs_and_allows_nothing_from_elsewhere(chain: Path) -> None:
@@ -144,6 +203,7 @@ def test_a_half_finished_chain_with_a_failed_stage(chain: Path) -> None:
     assert "3 of 5" in page.text
     assert "failed 12 of 40 steps" in page.text
     assert "not started" in page.text
+    assert "reason failed after 12 of 40 steps. No model of this chain" in page.text
     assert "failed: OutOfMemoryError: too big by 2 GiB" in page.text
     assert "launcher's own" not in page.text
     assert "step 3 " not in page.text
@@ -250,9 +310,22 @@ def test_a_chain_of_several_states_says_each(chain: Path) -> None:
     with artifacts.lock(chain), artifacts.lock(chain / "final"):
         page = report(chain)
     assert "final grpo running" in page.text
+    assert "progress" not in [a.get("class") for _, a in page.elements]  # none was told
     assert "while the chain runs" in page.text
     assert ("body", {"data-running": None}) in page.elements
     assert "while the chain runs" not in report(chain).text
+
+
+def test_a_stage_at_work_shows_how_far_it_is(chain: Path) -> None:
+    for name in ("final", "scores"):
+        (chain / name / "manifest.json").unlink()
+    (chain / "scores" / "results.json").unlink()
+    write_json(chain / "final" / "progress.json", {"done": 12, "total": 40, "unit": "steps"})
+    with artifacts.lock(chain), artifacts.lock(chain / "final"):
+        page = report(chain)
+    assert "final is at work, 12 of 40 steps. No model" in page.text
+    bars = [a for tag, a in page.elements if tag == "svg" and a.get("class") == "progress"]
+    assert [bar["aria-label"] for bar in bars] == ["30\u00a0% done"]
 
 
 def test_a_stage_made_from_what_was_made_anew_since_is_stale(chain: Path) -> None:
@@ -302,6 +375,7 @@ def test_the_teacher_s_bill_is_shown_signed_or_not(chain: Path) -> None:
         ],
     )
     text = report(chain).text
+    assert "no cost" not in text
     assert "teacher $0.20 2 requests, 10 tokens" in text
     assert "and an unknown amount for 1 requests" in text
 

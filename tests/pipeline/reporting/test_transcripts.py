@@ -11,6 +11,7 @@ from chainforge.core.errors import InputError
 from chainforge.core.records import JsonLines, Row
 from chainforge.pipeline.reporting import transcripts
 from chainforge.pipeline.reporting.rows import fetch, index, rows_of
+from chainforge.pipeline.reporting.texts import brief
 from chainforge.pipeline.reporting.transcripts import (
     first_samples,
     held_out,
@@ -39,6 +40,18 @@ def save(path: Path, rows: list[Row]) -> Path:
     with JsonLines(path) as file:
         file.extend(rows)
     return path
+
+
+def test_a_title_keeps_the_end_where_prompts_of_a_task_differ() -> None:
+    start = "Your task is to count how many legs there are in total when given a list of animals. "
+    cow, hen = (brief(f"{start}Now, how\nmany legs have {what}?") for what in ("2 cows", "9 hens"))
+    assert cow == (
+        "Your task is to count how many legs there are in … a list of animals. Now, how many legs "
+        "have 2 cows?"
+    )
+    assert hen.endswith("9 hens?")
+    assert brief("x" * 300) == "x" * 53 + " … " + "x" * 53
+    assert brief("short\n one") == "short one"
 
 
 def test_the_first_sample_counts_whatever_the_order(tmp_path: Path) -> None:
