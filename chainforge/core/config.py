@@ -80,9 +80,33 @@ def parse(*kinds: Any, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
 
     Raises `InputError` naming the key, where it was given, and what may stand there.
     """
+    parser, words, source = _parser(kinds, list(sys.argv[1:] if argv is None else argv))
+    try:
+        parsed = parser.parse_args_into_dataclasses(args=words, look_for_args_file=False)
+    except InputError:
+        raise
+    except (ValueError, TypeError, ImportError) as error:
+        raise InputError(f"{source}: {error}{_advice(str(error))}") from error
+    return tuple(parsed)
+
+
+def values_of(*kinds: Any, argv: Sequence[str]) -> tuple[dict[str, Any], ...]:
+    """Return what `parse` would build each dataclass from, as strictly read, and build none.
+
+    To build one of TRL's asks for the processes and the GPUs that the stage will run on.
+    """
+    parser, words, _ = _parser(kinds, list(argv))
+    values = vars(parser.parse_known_args(words)[0])
+    return tuple(
+        {item.name: values[item.name] for item in dataclasses.fields(kind) if item.init}
+        for kind in kinds
+    )
+
+
+def _parser(kinds: Sequence[Any], argv: list[str]) -> tuple[Any, list[str], str]:
+    """Return a parser that holds preset and YAML, the words left for it, and the file's name."""
     from trl.scripts.utils import TrlParser
 
-    argv = list(sys.argv[1:] if argv is None else argv)
     config, flags = _split(argv)
     source = config or "command line"
     hints = _hints(kinds)
@@ -112,13 +136,7 @@ def parse(*kinds: Any, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
     parser = Parser(kinds, allow_abbrev=False)
     _check_choices(parser, values, source)
     parser.set_defaults_with_config(**values)
-    try:
-        parsed = parser.parse_args_into_dataclasses(args=words, look_for_args_file=False)
-    except InputError:
-        raise
-    except (ValueError, TypeError, ImportError) as error:
-        raise InputError(f"{source}: {error}{_advice(str(error))}") from error
-    return tuple(parsed)
+    return parser, words, source
 
 
 def resolved(*configs: Any) -> dict[str, Any]:

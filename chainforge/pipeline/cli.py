@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -235,18 +236,26 @@ def doctor(
     sets: Sets = None,
     seed: Seed = None,
     as_json: AsJson = False,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Load models too, and see how many answers are cut.")
+    ] = False,
+    online: Annotated[
+        bool, typer.Option("--online", help="Ask the Hub for what is not here, but no weights.")
+    ] = False,
 ) -> None:
-    """Look a chain over before it runs: versions, launch, batches, memory, vocabularies."""
+    """Look a chain over before it runs: settings, rows, tokens, rewards, keys, memory, time."""
+    if not online:
+        os.environ["HF_HUB_OFFLINE"] = "1"
     from chainforge.pipeline import doctor as doctors
     from chainforge.pipeline.checkup.findings import Context, this_machine, worst
 
     context = Context(this_machine())
     if chain is not None:
         loaded, steps = _planned(chain, runs, launch, sets, seed)
-        context = Context(this_machine(), loaded, tuple(steps))
+        context = Context(this_machine(), loaded, tuple(steps), online)
     elif launch or sets:
         raise InputError("--launch and --set change a chain: name one, as chainforge doctor CHAIN")
-    findings = doctors.examine(context)
+    findings = doctors.examine(context, probed=probe)
     if as_json:
         _print_json(doctors.to_json(findings))
     else:

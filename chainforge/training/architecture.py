@@ -145,14 +145,15 @@ def shape_of(reference: str) -> Shape | None:
     """
     path = Path(reference) / "config.json"
     if not path.is_file():
-        found = _cached(reference)
+        found = cached(reference)
         if found is None:
             return None
         path = Path(found)
     return read_shape(artifacts.read_json(path))
 
 
-def _cached(reference: str) -> str | None:
+def cached(reference: str) -> str | None:
+    """Return the `config.json` of a Hub id in the cache of this machine; None without one."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 

@@ -29,6 +29,7 @@ from chainforge.core.config import given
 from chainforge.core.errors import InputError
 from chainforge.training.saving import KEPT
 from chainforge.training.sources import Source, find_source
+from chainforge.training.trackers import asked_for, check_trackers
 
 
 @dataclass
@@ -105,6 +106,7 @@ def check_policy(args: PolicyArgs, training_args: Any, model_args: Any) -> Start
     from trl.trainer.utils import get_peft_config, get_quantization_config
 
     asked = given(sys.argv[1:])
+    check_trackers(asked_for(training_args.report_to))
     _check_method(args, model_args, asked)
     trust = bool(training_args.trust_remote_code)
     source = find_source(model_args.model_name_or_path, model_args.model_revision, trust)

@@ -65,13 +65,44 @@ def check_lengths(rows: Any, tokenizer: Any, max_length: int | None) -> None:
     """
     if max_length is None:
         return
-    conversations = [prompt + done for prompt, done in zip(rows["prompt"], rows["completion"])]
-    texts = [tokenizer.apply_chat_template(turns, tokenize=False) for turns in conversations]
-    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    lengths = [len(one) for one in ids]
+    lengths = lengths_of(rows, tokenizer)
     if long := [index for index, length in enumerate(lengths) if length > max_length]:
         raise InputError(
             f"max_length: {len(long)} of {len(lengths)} rows have more than {max_length} tokens "
             f"(the first is row {long[0]}, the longest has {max(lengths)}) and would be cut; "
             "raise max_length, or drop them when the rows are made"
         )
+
+
+def lengths_of(rows: Any, tokenizer: Any) -> list[int]:
+    """Return how many tokens each row has; `rows` as for `check_lengths`."""
+    conversations = [prompt + done for prompt, done in zip(rows["prompt"], rows["completion"])]
+    texts = [tokenizer.apply_chat_template(turns, tokenize=False) for turns in conversations]
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return [len(one) for one in ids]
+
+
+def learnt(
+    tokenizer: Any, row: Any, *, assistant_only: bool = False
+) -> tuple[list[int], list[bool]]:
+    """Return the tokens of a row of SFT, and which of them carry loss, as TRL's SFTTrainer has it.
+
+    `row` has `prompt` and `completion` messages. With `assistant_only` (`assistant_only_loss`) TRL
+    puts its own training template in the place of those that it knows.
+    """
+    from trl.chat_template_utils import get_training_chat_template
+    from trl.data_utils import common_prefix_length
+
+    template = get_training_chat_template(tokenizer) if assistant_only else None
+
+    def tokens(turns: Any, **options: Any) -> Any:
+        return tokenizer.apply_chat_template(
+            turns, chat_template=template, tokenize=True, return_dict=True, **options
+        )
+
+    prompt = tokens(row["prompt"], add_generation_prompt=True)["input_ids"]
+    whole = tokens(row["prompt"] + row["completion"], return_assistant_tokens_mask=assistant_only)
+    ids = list(whole["input_ids"])
+    start = common_prefix_length(prompt, ids)
+    mask = whole["assistant_masks"] if assistant_only else [1] * len(ids)
+    return ids, [place >= start and bool(bit) for place, bit in enumerate(mask)]

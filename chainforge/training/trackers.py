@@ -24,7 +24,7 @@ def name_run(training: Any, directory: Path) -> None:
 
     `training` is a TRL configuration. Raises `InputError` for a tracker that is not there.
     """
-    trackers = [name for name in training.report_to or [] if name != "none"]
+    trackers = asked_for(training.report_to)
     if not trackers:
         return
     check_trackers(trackers)
@@ -41,6 +41,12 @@ def name_run(training: Any, directory: Path) -> None:
         # One folder for each run: TensorBoard would draw several in one as one line.
         folder = Path(given, training.run_name) if given else directory / TENSORBOARD
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder)
+
+
+def asked_for(report_to: str | list[str] | None) -> list[str]:
+    """Return the trackers that `report_to` names; `all` are those that are installed."""
+    names = [report_to] if isinstance(report_to, str) else report_to or []
+    return [name for name in names if name not in ("none", "all")]
 
 
 def check_trackers(trackers: list[str]) -> None:

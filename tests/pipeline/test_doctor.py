@@ -137,7 +137,7 @@ def test_the_setting_that_would_fit_is_named(findings, tmp_path, padded_models):
         assert words in text, text
     found = findings(models={"base": "Qwen/Qwen2.5-7B"}, common={}, machine=SERVER)
     (text,) = said(found, "warning", "memory", "cold")
-    assert "the Hub is not asked" in text
+    assert "is not on this machine" in text
 
 
 def test_a_real_mismatch_of_vocabularies_is_found(findings, tmp_path, tiny_model, tokenizer):

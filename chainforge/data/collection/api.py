@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import re
 import time
 from datetime import UTC, datetime
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from chainforge.core.errors import InputError
 from chainforge.core.records import Row
 from chainforge.core.transcript import write
-from chainforge.data.collection.endpoint import KEYS, Endpoint, price_of
+from chainforge.data.collection.endpoint import KEYS, Endpoint, key_of, price_of
 from chainforge.data.collection.ledger import NOTHING, Amount
 from chainforge.data.collection.prices import token_counts
 from chainforge.data.collection.replies import Failure, Fatal, Rejected, Transient, read_reply
@@ -48,15 +47,9 @@ class ApiTeacher:
     def __init__(self, args: TeacherArgs, transcript: str) -> None:
         self.args, self.transcript, self.kind = args, transcript, args.teacher
         self.variable = KEYS[args.teacher]
-        self.key = os.environ.get(self.variable, "").strip()
+        self.key = key_of(args)
         self.endpoint = Endpoint.of(args)
         self.price = price_of(args, self.endpoint)
-        own_server = self.kind == "openai" and self.args.base_url is not None
-        if not self.key and not own_server:
-            raise InputError(
-                f"teacher {self.kind}: the environment variable {self.variable} is not set; "
-                f"export {self.variable}=... (a key never goes into a file)"
-            )
         import openai
 
         self.version = f"openai {openai.__version__}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -91,6 +92,22 @@ class Endpoint:
     def prompt_hash(self, row: Row) -> str:
         """Return the hash of the messages as they are sent."""
         return _hash(self.messages(row))[:16]
+
+
+def key_of(args: TeacherArgs) -> str:
+    """Return the teacher's key, from the environment; empty where a server of one's own needs none.
+
+    Raises `InputError` where it is missing.
+    """
+    variable = KEYS[args.teacher]
+    key = os.environ.get(variable, "").strip()
+    own_server = args.teacher == "openai" and args.base_url is not None
+    if not key and not own_server:
+        raise InputError(
+            f"teacher {args.teacher}: the environment variable {variable} is not set; "
+            f"export {variable}=... (a key never goes into a file)"
+        )
+    return key
 
 
 def price_of(args: TeacherArgs, endpoint: Endpoint) -> Price | None:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from chainforge.core.errors import InputError
+from chainforge.pipeline.checkup.extent import asked
 from chainforge.pipeline.checkup.findings import Context, Finding, Training, of_stage
 from chainforge.training.checkpoints import check_save_steps
 
@@ -56,7 +57,7 @@ def _groups(stage: Training) -> Iterator[Finding]:
             f"(per_device_train_batch_size x {processes} processes): write {whole}"
         )
     prompts = written // group if group else 0
-    rows = _rows(stage.step.given)
+    rows = asked(stage.step.given)
     if not problems and rows is not None and rows < prompts:
         problems.append(
             f"{rows} prompts are fewer than the {prompts} that are written for at once: TRL would "
@@ -88,11 +89,3 @@ def _global(settings: dict[str, Any], processes: int) -> int:
 
 def _steps(stage: Training) -> int:
     return int(stage.settings["gradient_accumulation_steps"])
-
-
-def _rows(given: dict[str, Any]) -> int | None:
-    """Return how many prompts the tasks say that they have; None when one does not say."""
-    tasks = given.get("tasks")
-    sizes = [task.get("size") if isinstance(task, dict) else None for task in tasks or [None]]
-    numbers = [size for size in sizes if isinstance(size, int)]
-    return sum(numbers) if len(numbers) == len(sizes) else None

@@ -59,11 +59,11 @@ def _server(stage: Training) -> Finding:
     host = "127.0.0.1" if host == "0.0.0.0" else host
     base = settings["vllm_server_base_url"] or f"http://{host}:{settings['vllm_server_port']}"
     base = str(base).rstrip("/")
-    code, _ = _get(f"{base}/health")
+    code, _ = ask(f"{base}/health")
     if code != 200:
         text = f"no vLLM server answers at {base}: start one, {SERVE}"
         return Finding("error", "vLLM", text, stage.name)
-    code, told = _get(f"{base}/server_info?config_format=json")
+    code, told = ask(f"{base}/server_info?config_format=json")
     if code == 404:
         text = f"the server at {base} takes no weights: start it with VLLM_SERVER_DEV_MODE=1"
         return Finding("error", "vLLM", text, stage.name)
@@ -74,7 +74,7 @@ def _server(stage: Training) -> Finding:
     return Finding("ok", "vLLM", f"the server at {base} is up and takes weights", stage.name)
 
 
-def _get(url: str) -> tuple[int, Any]:
+def ask(url: str) -> tuple[int, Any]:
     """Return the status and the JSON of a page; 0 when nobody answers."""
     try:
         with urllib.request.urlopen(url, timeout=SECONDS) as answer:

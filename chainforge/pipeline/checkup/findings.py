@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -29,33 +29,41 @@ class Finding:
     check: str
     text: str
     stage: str | None = None
+    data: dict[str, Any] | None = None  # what the text is made from, for --json
+
+
+class NotHere(Exception):
+    """What cannot be looked at on this machine, and why: no fault of the chain's."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What this machine has: the memory of each GPU and of the whole, in bytes."""
+    """What this machine has: the memory of each GPU and of the whole, in bytes; GPUs by name."""
 
     gpus: tuple[int, ...]
     memory: int
     cores: int
+    cards: tuple[str, ...] = ()
 
 
 def this_machine() -> Machine:
     """Look around; torch is not asked, because it takes seconds to load."""
-    return Machine(_gpus(), _memory(), len(os.sched_getaffinity(0)))
+    found = _gpus()
+    sizes, names = tuple(size for size, _ in found), tuple(name for _, name in found)
+    return Machine(sizes, _memory(), len(os.sched_getaffinity(0)), names)
 
 
-def _gpus() -> tuple[int, ...]:
+def _gpus() -> list[tuple[int, str]]:
     program = shutil.which("nvidia-smi")
     if program is None:
-        return ()
-    query = [program, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+        return []
+    query = [program, "--query-gpu=memory.total,name", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
-        return ()
-    sizes = [line.strip() for line in done.stdout.splitlines()]
-    return tuple(int(size) * 2**20 for size in sizes if size.isdigit())
+        return []
+    lines = [line.partition(",") for line in done.stdout.splitlines()]
+    return [(int(size) * 2**20, name.strip()) for size, _, name in lines if size.strip().isdigit()]
 
 
 def _memory() -> int:
@@ -97,6 +105,8 @@ class Context:
     machine: Machine
     chain: Chain | None = None
     steps: tuple[Step, ...] = ()
+    online: bool = False  # whether the Hub may be asked
+    found: dict[Any, Any] = field(default_factory=dict, repr=False)  # what several checks look at
 
     @cached_property
     def training(self) -> list[Training]:
@@ -145,7 +155,7 @@ class Context:
         """Return the shape of a model or a stage's policy, or the reason why it is not known."""
         root = self.root(name)
         try:
-            return shape_of(root) or f"{root} is not on this machine, and the Hub is not asked"
+            return shape_of(root) or f"{root} is not on this machine; --online fetches its config"
         except InputError as error:
             return f"{root}: {error}"
 

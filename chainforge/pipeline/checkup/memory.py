@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from chainforge.core.errors import InputError
 from chainforge.pipeline.checkup.findings import Context, Finding, Training
+from chainforge.pipeline.checkup.lengths import longest_prompt
 from chainforge.training.architecture import Shape
 from chainforge.training.memory import GIB, Estimate, estimate
 from chainforge.training.remedies import remedies
@@ -35,7 +36,13 @@ def _of(stage: Training, context: Context) -> Finding:
         teacher = found
     device = _device(stage, context)
     needed = estimate(
-        stage.recipe, stage.settings, shape, stage.layout, teacher=teacher, device_bytes=device
+        stage.recipe,
+        stage.settings,
+        shape,
+        stage.layout,
+        teacher=teacher,
+        prompt_tokens=longest_prompt(context, stage.step),
+        device_bytes=device,
     )
     words = _in_words(needed)
     if device is None:

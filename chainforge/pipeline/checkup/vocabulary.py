@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 from chainforge.core.errors import InputError
-from chainforge.pipeline.checkup.findings import Context, Finding, Training, of_stage
-from chainforge.training.sources import first_line
+from chainforge.pipeline.checkup import material
+from chainforge.pipeline.checkup.findings import Context, Finding, NotHere, Training, of_stage
 from chainforge.training.vocabulary import Sizes, differences, ends_of, rows_of, tokens_of
 
 
@@ -23,13 +21,13 @@ def _of(stage: Training, context: Context) -> Iterator[Finding]:
     student = context.root(stage.step.stage.model or "")
     teacher = context.root(stage.step.stage.teacher_model or "")
     tokenizers = []
-    for path in (student, teacher):
-        found = _tokenizer(path)
-        if isinstance(found, str):
-            text = f"{path}: no tokenizer to compare: {found}"
+    for name in (stage.step.stage.model or "", stage.step.stage.teacher_model or ""):
+        try:
+            tokenizers.append(material.tokenizer(context, name))
+        except (InputError, NotHere) as error:
+            text = f"no tokenizer to compare: {error}"
             yield Finding("warning", "vocabulary", text, stage.name)
             return
-        tokenizers.append(found)
     mine, theirs = tokenizers
     problems = list(differences(mine, theirs, ends_of(teacher)))
     sizes = Sizes(tokens_of(mine), rows_of(student), rows_of(teacher))
@@ -45,15 +43,3 @@ def _of(stage: Training, context: Context) -> Iterator[Finding]:
     if not problems and mine.chat_template != theirs.chat_template:
         text = "the teacher has another chat template: it is asked in the student's, unused to it"
         yield Finding("warning", "vocabulary", text, stage.name)
-
-
-def _tokenizer(path: str) -> Any:
-    """Return a tokenizer, or the reason why there is none; the Hub is not asked."""
-    from transformers import AutoTokenizer
-
-    if Path(path).is_dir() and not (Path(path) / "tokenizer_config.json").exists():
-        return "it has no tokenizer_config.json"
-    try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError) as error:
-        return first_line(error)
