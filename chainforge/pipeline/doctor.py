@@ -61,7 +61,13 @@ def examine(context: Context, *, probed: bool = False) -> list[Finding]:
     """Run every check; the probe, if it is asked for, when no error was found."""
     # What it has to say, of every import, is no news to whoever asks a doctor.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    found = [finding for check in CHECKS for finding in check(context)]
+    found: list[Finding] = []
+    for check in CHECKS:
+        try:
+            found.extend(check(context))
+        except (TypeError, ValueError):  # over a value that the check of settings has refused
+            if not any((f.level, f.check) == ("error", "settings") for f in found):
+                raise
     if probed and worst(found) == "error":
         text = "left out: mend what is wrong first"
         found.append(Finding("warning", "probe", text))
@@ -90,11 +96,9 @@ def print_findings(findings: list[Finding], console: Console) -> None:
         assert first.data is not None
         console.print(f"\nA row of {first.stage}, with what carries loss between « and »:")
         console.print(_coloured(**first.data["sample"]), soft_wrap=False)
-    counts = [sum(level == one for level, _, _ in lines) for one in ("error", "warning")]
-    errors, warnings = (
-        f"{n} {word}{'s' * (n != 1)}" for n, word in zip(counts, ("error", "warning"))
-    )
-    console.print(f"\n{errors}, {warnings}", highlight=False)
+    counts = {one: sum(level == one for level, _, _ in lines) for one in ("error", "warning")}
+    words = (f"{number} {one}{'s' * (number != 1)}" for one, number in counts.items())
+    console.print(f"\n{', '.join(words)}", highlight=False)
 
 
 def _coloured(tokens: list[str], loss: list[bool]) -> Text:

@@ -1,7 +1,9 @@
 """The doctor finds planted faults, says what to do, and lets what is sound pass."""
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from chainforge.core.transcript import write
 from chainforge.pipeline.chain import load_chain
 from chainforge.pipeline.checkup import engines, versions
 from chainforge.pipeline.checkup.findings import Context, Machine, this_machine, worst
@@ -33,14 +36,16 @@ STAGES = {
     "reason": {"recipe": "grpo", "model": "cold"},
     "pupil": {"recipe": "distill", "model": "student", "teacher_model": "reason"},
 }
-SETTINGS = {"cold": {"max_length": 512}, "reason": {"tasks": [TASK]}, "pupil": {"tasks": [TASK]}}
+RL = {"tasks": [TASK], "max_completion_length": 64}
+SETTINGS = {"cold": {"max_length": 512}, "reason": RL, "pupil": RL}
 
 
 @pytest.fixture
 def findings(tmp_path, padded_models, monkeypatch):
     """Plan a chain of three stages with changes, and let the doctor look at it."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "rows.jsonl").write_text("{}\n")
+    turns = {"prompt": [{"role": "user", "content": "1 + 1 ="}], "completion": write("I add.", "2")}
+    (tmp_path / "rows.jsonl").write_text(f"{json.dumps(turns)}\n")
 
     def look(*sets, machine=LAPTOP, launch="cpu", models=None, common=None):
         models = {"base": padded_models["teacher", 384], "student": padded_models["student", 320],
@@ -70,7 +75,10 @@ def test_a_sound_chain_passes(findings):
     found = findings()
     assert worst(found) == "ok", [f for f in found if f.level != "ok"]
     checks = {f.check for f in found}
-    assert checks == {"versions", "machine", "launch", "matrix", "batches", "memory", "vocabulary"}
+    assert checks == {
+        "versions", "machine", "settings", "launch", "matrix", "batches", "rows", "transcript",
+        "lengths", "vocabulary", "rewards", "memory", "disk", "time",
+    }  # fmt: skip
     (vocabulary,) = said(found, "ok", "vocabulary", "pupil")
     assert "padded to 320 and 384 rows" in vocabulary
     assert said(found, "ok", "batches", "reason") == ["8 completions a step, of 1 prompts"]
@@ -142,7 +150,6 @@ def test_the_setting_that_would_fit_is_named(findings, tmp_path, padded_models):
 
 def test_a_real_mismatch_of_vocabularies_is_found(findings, tmp_path, tiny_model, tokenizer):
     import copy
-    import shutil
 
     shutil.copytree(tiny_model, tmp_path / "other")
     other = copy.deepcopy(tokenizer)
@@ -215,18 +222,26 @@ def test_the_versions_are_those_of_the_project():
     assert f'Version("{engines.LEAST}") <= _vllm_base_version <= Version("{engines.MOST}")' in known
 
 
-def test_the_command_line(tmp_path):
+def test_the_command_line_on_a_quickstart_without_weights(tmp_path):
+    shutil.copytree(ROOT / "recipes/quickstart", tmp_path / "quick")
+    for weights in tmp_path.glob("quick/*/model.safetensors"):
+        weights.write_bytes(b"no weights at all")
+
     def doctor(*words):
         command = [sys.executable, "-m", "chainforge.pipeline.cli", "doctor", *words]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
 
-    sound = doctor("quickstart", "--runs", str(tmp_path), "--json")
-    assert sound.returncode == 0, sound.stderr
+    sound = doctor("quick", "--json")
+    assert sound.returncode == 0, sound.stdout + sound.stderr
     told = json.loads(sound.stdout)
     assert told["level"] == "ok"
-    assert {finding["check"] for finding in told["findings"]} >= {"versions", "memory", "batches"}
-    faulty = doctor("quickstart", "--runs", str(tmp_path), "--set", "final.num_generations=7")
-    assert faulty.returncode == 1
-    assert "error    batches   final: 128 completions" in faulty.stdout
+    (sample,) = [
+        f["data"]["sample"] for f in told["findings"] if f["stage"] == "cold" and f["data"]
+    ]
+    assert "".join(sample["tokens"]).endswith("</summary><|im_end|>\n")
+    assert sample["loss"] == sorted(sample["loss"])  # the prompt, then the completion
     assert doctor("--launch", "ddp").returncode == 2
     assert this_machine().memory > GIB

@@ -2,7 +2,7 @@ import pytest
 from stages import rows
 
 from chainforge.core.errors import InputError
-from chainforge.training.templates import check_lengths, check_template
+from chainforge.training.templates import check_lengths, check_template, learnt
 
 
 def changed(tokenizer, **changes):
@@ -51,3 +51,25 @@ def test_rows_that_do_not_fit_are_named(tokenizer):
         InputError, match="max_length: 2 of 2 rows have more than 20 tokens .*row 0"
     ):
         check_lengths(rows(2), tokenizer, 20)
+
+
+@pytest.mark.parametrize("assistant_only", [False, True])
+def test_what_carries_loss_is_what_trl_trains_on(tiny_model, tokenizer, tmp_path, assistant_only):
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+    from trl.chat_template_utils import qwen2_5_chat_template
+
+    known = changed(tokenizer, chat_template=qwen2_5_chat_template)  # which TRL has a variant of
+    trainer = SFTTrainer(
+        tiny_model,
+        SFTConfig(
+            output_dir=str(tmp_path), use_cpu=True, bf16=False, assistant_only_loss=assistant_only
+        ),
+        train_dataset=Dataset.from_list(rows(2)),
+        processing_class=known,
+    )
+    for row, prepared in zip(rows(2), trainer.train_dataset, strict=True):
+        ids, loss = learnt(known, row, assistant_only=assistant_only)
+        assert ids == prepared["input_ids"]
+        assert loss == [label != -100 for label in prepared["labels"]]
+        assert 0 < sum(loss) < len(loss)

@@ -71,7 +71,7 @@ def _of_sft(context: Context, step: Step, fine: dict[str, str]) -> Iterator[Find
         yield Finding("error", "lengths", text, name, vars(found))
     else:
         known = "" if all(part.real for part in parts) else "+"
-        fine[name] = f"{found.tokens}{known} of {limit or room}"
+        fine[name] = f"{found.tokens}{known} of {min(limit or room or 0, room or limit or 0)}"
 
 
 def _of_sampling(context: Context, step: Step, fine: dict[str, str]) -> Iterator[Finding]:

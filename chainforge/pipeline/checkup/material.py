@@ -7,6 +7,7 @@ import importlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def fetch(context: Context) -> Iterator[str]:
     for name in {name for name in models if not Path(name).exists()}:
         try:
             snapshot_download(name, allow_patterns=LIGHT, ignore_patterns=["*/*"])
-        except (*hub_failures(), OSError, ValueError) as error:
+        except hub_failures() as error:
             yield f"{name}: the Hub does not give it: {first_line(error)}"
 
 
@@ -221,10 +222,9 @@ def learnt_from(context: Context, step: Step) -> list[Learnt]:
                 path = step.inputs[f"data.{place}"].path
                 rows, _ = sft_mixture(replace(args, data=[path], data_weights=[]))
                 found.append(Learnt(list(rows), True, name))
-            elif foreseen := once(
-                context, ("foreseen", name), lambda giver=giver: _foreseen(context, giver)
-            ):
-                found.append(foreseen)
+            else:
+                key, make_up = ("foreseen", name), partial(_foreseen, context, giver)
+                found += [part for part in (once(context, key, make_up),) if part]
         return found
 
     return list(once(context, ("learnt", step.stage.name), make))

@@ -11,6 +11,7 @@ from chainforge.pipeline.checkup import material
 from chainforge.pipeline.checkup.findings import Context, Finding, NotHere
 from chainforge.pipeline.checkup.lengths import DEFAULT_LIMIT, SAMPLING
 from chainforge.pipeline.plan import Step
+from chainforge.training.sources import first_line
 from chainforge.training.templates import load_tokenizer
 
 PROMPTS = 8
@@ -27,6 +28,9 @@ def probe(context: Context) -> Iterator[Finding]:
                 yield _of(context, step)
             except (InputError, NotHere) as error:
                 yield Finding("warning", "probe", f"not sampled: {error}", step.stage.name)
+            except Exception as error:  # weights that are none, too little memory: what may be
+                words = f"{step.stage.model} cannot be sampled from: {first_line(error)}"
+                yield Finding("error", "probe", words, step.stage.name)
 
 
 def _of(context: Context, step: Step) -> Finding:

@@ -96,7 +96,7 @@ def _unlearnt(
     if ending in stops:
         return
     last = tokenizer.decode([ending]) if ending is not None else "nothing"
-    if ending in tokenizer.added_tokens_decoder:
+    if ending in tokenizer.added_tokens_decoder and tokenizer.added_tokens_decoder[ending].special:
         do = f"set `eos_token: {last}` in the SFT stage"
     else:
         do = f"use a chat template that writes {own} after the assistant's text"
