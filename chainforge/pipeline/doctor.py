@@ -97,8 +97,8 @@ def print_findings(findings: list[Finding], console: Console) -> None:
         console.print(f"\nA row of {first.stage}, with what carries loss between « and »:")
         console.print(_coloured(**first.data["sample"]), soft_wrap=False)
     counts = {one: sum(level == one for level, _, _ in lines) for one in ("error", "warning")}
-    words = (f"{number} {one}{'s' * (number != 1)}" for one, number in counts.items())
-    console.print(f"\n{', '.join(words)}", highlight=False)
+    summary = (f"{number} {one}{'s' * (number != 1)}" for one, number in counts.items())
+    console.print(f"\n{', '.join(summary)}", highlight=False)
 
 
 def _coloured(tokens: list[str], loss: list[bool]) -> Text:

@@ -18,6 +18,7 @@ from chainforge.pipeline.checkup.findings import Context, Finding, NotHere
 from chainforge.pipeline.plan import Step
 from chainforge.training.hub import take_over
 from chainforge.training.settings import TRAINED
+from chainforge.training.sources import first_line
 from chainforge.training.trackers import asked_for, check_trackers
 
 
@@ -86,20 +87,23 @@ def _push(context: Context, step: Step, training: dict[str, Any]) -> Iterator[Fi
     stage: Any = SimpleNamespace(policy=None, directory=step.directory, afterwards=[])
     problems = list(_refusal(step, "Hub", lambda: take_over(settings, settings, stage)))
     yield from problems
-    if not problems:
+    if problems:
+        return
+    try:
         who = f" of {_owner()}" if context.online else ""
-        text = f"a token{who} is there, to send {training['hub_model_id']}"
-        yield Finding("ok", "Hub", text, step.stage.name)
+    except upload.hub_failures() as error:
+        text = f"the Hub was asked whose the token is, and did not say: {first_line(error)}"
+        yield Finding("warning", "Hub", text, step.stage.name)
+        return
+    text = f"a token{who} is there, to send {training['hub_model_id']}"
+    yield Finding("ok", "Hub", text, step.stage.name)
 
 
 def _owner() -> str:
     """Ask the Hub whose the token is."""
     from huggingface_hub import HfApi
 
-    try:
-        return str(HfApi(token=upload.token()).whoami()["name"])
-    except upload.hub_failures() as error:
-        return f"somebody that the Hub does not name ({type(error).__name__})"
+    return str(HfApi(token=upload.token()).whoami()["name"])
 
 
 def _refusal(step: Step, check: str, act: Any, fine: list[str] | None = None) -> Iterator[Finding]:

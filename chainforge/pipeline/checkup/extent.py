@@ -8,7 +8,7 @@ from typing import Any
 
 from chainforge.core.artifacts import read_json
 from chainforge.core.errors import InputError
-from chainforge.pipeline.checkup import material
+from chainforge.pipeline.checkup import material, supply
 from chainforge.pipeline.checkup.findings import Context, NotHere, Training
 from chainforge.pipeline.checkup.lengths import CHUNK, DEFAULT_LIMIT, SAMPLING, whole
 from chainforge.pipeline.plan import DONE, Step
@@ -29,7 +29,7 @@ def prompts(context: Context, step: Step) -> int:
     """Return how many prompts a stage has; raises `NotHere` where nobody can know."""
     known = asked(step.given)
     if known is None:
-        known = len(material.examples(context, step))
+        known = len(supply.examples(context, step))
     if not known:
         raise NotHere("how many rows there will be is not known")
     return known
@@ -48,7 +48,7 @@ def rows(context: Context, step: Step) -> int:
     for place, name in enumerate(step.stage.data):
         giver = next((one for one in context.steps if one.stage.name == name), None)
         if giver is None:
-            parts = material.learnt_from(context, step)
+            parts = supply.learnt_from(context, step)
             number += sum(len(part.rows) for part in parts if part.source == name)
         elif giver.state == DONE and (giver.directory / "funnel.json").is_file():
             number += int(read_json(giver.directory / "funnel.json")["kept"])
@@ -85,7 +85,7 @@ def tokens(context: Context, step: Step) -> tuple[float, float]:
     if step.stage.recipe == "sft":
         limit = material.training_of(context, step).get("max_length") or 1024
         try:
-            parts = [part for part in material.learnt_from(context, step) if part.real]
+            parts = [part for part in supply.learnt_from(context, step) if part.real]
             found = [row for part in parts for row in part.rows]
             tokenizer = material.tokenizer(context, step.stage.model or "")
             sizes = whole(tokenizer, _some(found)) if found else [limit]
@@ -95,7 +95,7 @@ def tokens(context: Context, step: Step) -> tuple[float, float]:
     limit = int(step.given.get(SAMPLING.get(step.stage.recipe, ""), DEFAULT_LIMIT))
     try:
         tokenizer = material.tokenizer(context, material.sampled(step))
-        found = _some(material.examples(context, step))
+        found = _some(supply.examples(context, step))
         sizes = [len(ids) for ids in material.encoded(tokenizer, found)]
         return sum(sizes) / len(sizes), float(limit)
     except (InputError, NotHere):

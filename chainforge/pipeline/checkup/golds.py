@@ -8,7 +8,7 @@ from typing import Any
 
 from chainforge.core.errors import InputError
 from chainforge.core.records import Row
-from chainforge.pipeline.checkup import material
+from chainforge.pipeline.checkup import material, supply
 from chainforge.pipeline.checkup.findings import Context, Finding, Level, NotHere
 from chainforge.pipeline.plan import Step
 from chainforge.rewards.attacks import completion_of, gold_answer
@@ -27,7 +27,7 @@ def check_rewards(context: Context) -> Iterator[Finding]:
         if step.stage.recipe not in JUDGED:
             continue
         try:
-            rows = _few(material.examples(context, step))
+            rows = _few(supply.examples(context, step))
             args = material.settings(context, step).get("RewardArgs")
         except (InputError, NotHere):
             continue  # the checks of settings and of rows say so
@@ -56,7 +56,10 @@ def _of(
         args = RewardArgs(rewards=[{"fn": "accuracy_reward"}], transcript=form)
     rewards = load_rewards(args, set().union(*rows))
     if step.stage.recipe == "grpo":
+        from chainforge.training.dynamic import check_dynamic
+
         check_overlong(rewards, int(material.training_of(context, step)["max_completion_length"]))
+        check_dynamic(material.settings(context, step)["RLArgs"], rewards)
     if args.random_rewards:
         yield Finding("warning", "rewards", "random_rewards: coin flips, as for a control", name)
         return

@@ -8,7 +8,7 @@ from typing import Any
 
 from chainforge.core.errors import InputError
 from chainforge.core.records import Row
-from chainforge.pipeline.checkup import material
+from chainforge.pipeline.checkup import material, supply
 from chainforge.pipeline.checkup.findings import Context, Finding, NotHere
 from chainforge.pipeline.plan import Step
 from chainforge.training.sources import first_line
@@ -50,7 +50,7 @@ def check_tokens(context: Context) -> Iterator[Finding]:
 
 
 def _of_sft(context: Context, step: Step, fine: dict[str, str]) -> Iterator[Finding]:
-    parts, name = material.learnt_from(context, step), step.stage.name
+    parts, name = supply.learnt_from(context, step), step.stage.name
     model = step.stage.model or ""
     if not parts:
         return
@@ -75,7 +75,7 @@ def _of_sft(context: Context, step: Step, fine: dict[str, str]) -> Iterator[Find
 
 
 def _of_sampling(context: Context, step: Step, fine: dict[str, str]) -> Iterator[Finding]:
-    rows = material.examples(context, step)
+    rows = supply.examples(context, step)
     if not rows:
         return
     name, key = material.sampled(step), SAMPLING[step.stage.recipe]
@@ -104,7 +104,7 @@ def _of_sampling(context: Context, step: Step, fine: dict[str, str]) -> Iterator
 def longest_prompt(context: Context, step: Step) -> int | None:
     """Return the tokens of a stage's longest prompt; None where they cannot be counted."""
     try:
-        rows = material.examples(context, step)
+        rows = supply.examples(context, step)
         tokenizer = material.tokenizer(context, material.sampled(step))
         return longest(rows, _asked, lambda some: prompts(tokenizer, some), None).tokens or None
     except (NotHere, InputError):
@@ -120,7 +120,7 @@ def _answers(
     context: Context, step: Step, tokenizer: Any, key: str, limit: int
 ) -> Iterator[Finding]:
     """Hold the answers that a policy has learnt from to the length that it may write."""
-    parts = [part for part in material.taught(context, material.sampled(step)) if part.real]
+    parts = [part for part in supply.taught(context, material.sampled(step)) if part.real]
     rows = [row for part in parts for row in part.rows]
     if not rows:
         return

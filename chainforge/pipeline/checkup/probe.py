@@ -7,7 +7,7 @@ from pathlib import Path
 
 from chainforge.core.errors import InputError
 from chainforge.data.sampling.engine import Draw, Drawn, SamplingArgs, seed_of
-from chainforge.pipeline.checkup import material
+from chainforge.pipeline.checkup import material, supply
 from chainforge.pipeline.checkup.findings import Context, Finding, NotHere
 from chainforge.pipeline.checkup.lengths import DEFAULT_LIMIT, SAMPLING
 from chainforge.pipeline.plan import Step
@@ -39,7 +39,7 @@ def _of(context: Context, step: Step) -> Finding:
     if made and not (Path(path) / "config.json").is_file():
         text = f"{step.stage.model} is not made yet: look again when it is"
         return Finding("ok", "probe", text, step.stage.name)
-    rows = material.examples(context, step)[:PROMPTS]
+    rows = supply.examples(context, step)[:PROMPTS]
     key = SAMPLING[step.stage.recipe]
     limit = int(step.given.get(key, DEFAULT_LIMIT))
     done = _sample(context, step, path, rows, limit)

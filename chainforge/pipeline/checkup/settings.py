@@ -12,7 +12,7 @@ from chainforge.data.collection.settings import TeacherArgs
 from chainforge.data.sampling.engine import SamplingArgs
 from chainforge.data.selection.filters import FilterArgs, filters
 from chainforge.data.selection.rejection import SelectionArgs
-from chainforge.pipeline.checkup import material
+from chainforge.pipeline.checkup import material, supply
 from chainforge.pipeline.checkup.findings import Context, Finding, NotHere, of_stage
 from chainforge.pipeline.plan import Step
 from chainforge.rewards.language import scripts_of
@@ -51,7 +51,7 @@ def check_rows(context: Context) -> Iterator[Finding]:
     for step in context.steps:
         name = step.stage.name
         try:
-            if rows := material.examples(context, step):
+            if rows := supply.examples(context, step):
                 counts[name] = len(rows)
             if step.stage.recipe == "sft":
                 yield from _of_sft(context, step)
@@ -68,7 +68,7 @@ def check_rows(context: Context) -> Iterator[Finding]:
 def _of_sft(context: Context, step: Step) -> Iterator[Finding]:
     """See that the completions of an SFT stage are transcripts of its form."""
     form, name = material.transcript_of(step), step.stage.name
-    for part in material.learnt_from(context, step):
+    for part in supply.learnt_from(context, step):
         odd = [
             number
             for number, row in enumerate(part.rows)

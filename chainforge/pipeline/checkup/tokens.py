@@ -7,7 +7,7 @@ from typing import Any
 
 from chainforge.core.errors import InputError
 from chainforge.core.transcript import tags_of, write
-from chainforge.pipeline.checkup import material
+from chainforge.pipeline.checkup import material, supply
 from chainforge.pipeline.checkup.findings import Context, Finding, NotHere, Training, of_stage
 from chainforge.training.sources import first_line
 from chainforge.training.templates import check_template, learnt
@@ -62,7 +62,7 @@ def _row(stage: Training, context: Context) -> Any:
     """Return the first row that an SFT stage learns from, or one in the form."""
     if stage.recipe == "sft":
         try:
-            for part in material.learnt_from(context, stage.step):
+            for part in supply.learnt_from(context, stage.step):
                 if part.rows:
                     return part.rows[0]
         except (InputError, NotHere):
