@@ -140,8 +140,10 @@ def test_what_the_user_has_named_stays(place, recipe, tiny_model, monkeypatch):
 def test_a_tracker_that_is_not_there_is_wrong_input(place, recipe, tiny_model, name, message):
     if name == "wandb" and importlib.util.find_spec(name):
         pytest.skip("it is installed here")
-    code, error = sft(place, recipe, tiny_model, place / "runs/sums/cold", "--report_to", name)
+    directory = place / "runs/sums/untracked"
+    code, error = sft(place, recipe, tiny_model, directory, "--report_to", name)
     assert (code, message in error) == (2, True), error
+    assert not directory.exists()  # it was refused before anything was begun or loaded
 
 
 def test_one_line_of_the_chain_tracks_all_that_train(tmp_path, monkeypatch):
