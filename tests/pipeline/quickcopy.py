@@ -1,0 +1,78 @@
+"""The quickstart in a folder of its own, to plant faults in."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+PUPIL = {"name": "pupil", "recipe": "distill", "config": "pupil.yaml", "model": "student_base",
+         "teacher_model": "final"}  # fmt: skip
+
+
+class Copy:
+    """The quickstart in a folder of its own, with few rows, one more stage, and broken weights."""
+
+    def __init__(self, folder, monkeypatch):
+        self.folder, self.monkeypatch = folder / "quick", monkeypatch
+        shutil.copytree(ROOT / "recipes/quickstart", self.folder)
+        for weights in self.folder.glob("*/model.safetensors"):
+            weights.write_bytes(b"no weights at all")
+        for file in self.folder.glob("*.yaml"):
+            settings = yaml.safe_load(file.read_text())
+            for task in settings.get("tasks", []):
+                task["size"] = 12
+            if "max_completion_length" in settings:
+                settings["per_device_train_batch_size"] = 8
+            file.write_text(yaml.safe_dump(settings))
+        self.change("chain", stages=[*self.read("chain")["stages"], PUPIL])
+        monkeypatch.chdir(folder)
+
+    def read(self, name):
+        return yaml.safe_load((self.folder / f"{name}.yaml").read_text())
+
+    def change(self, name, **settings):
+        (self.folder / f"{name}.yaml").write_text(yaml.safe_dump(self.read(name) | settings))
+
+    def stage(self, name, **keys):
+        stages = self.read("chain")["stages"]
+        self.change("chain", stages=[s | keys if s["name"] == name else s for s in stages])
+
+    def write(self, name, text):
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return str(path)
+
+    def edit(self, name, **keys):
+        """Change keys of a JSON file."""
+        path = self.folder / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+
+    def tokenizer(self, act, model="base"):
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(self.folder / model)
+        act(tokenizer)
+        tokenizer.save_pretrained(self.folder / model)
+
+    def template(self, old, new):
+        path = self.folder / "base/chat_template.jinja"
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new))
+
+    def launch(self, stage, text):
+        self.stage(stage, launch=self.write("launch.yaml", text))
+
+    def on_gpu(self, memory):
+        """Put a program in the way that says what nvidia-smi would on a machine with a GPU."""
+        program = Path(self.write("bin/nvidia-smi", f"#!/bin/sh\necho '{memory}, NVIDIA L4'\n"))
+        program.chmod(0o755)
+        self.monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+
+    def package(self, name, version):
+        """Make the environment one in which another version is installed."""
+        self.write(f"site/{name}-{version}.dist-info/METADATA", f"Name: {name}\nVersion: {version}")
+        self.monkeypatch.syspath_prepend(self.folder / "site")
