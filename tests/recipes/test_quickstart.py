@@ -54,7 +54,7 @@ def shrink(recipe, steps):
             settings |= {"max_steps": steps[file.stem], "save_steps": 2, "logging_steps": 1}
             settings |= {"save_strategy": "steps", "save_total_limit": 2}
         if "max_completion_length" in settings:
-            settings |= {"per_device_train_batch_size": 32}
+            settings |= {"per_device_train_batch_size": 32, "steps_per_generation": 1}
         file.write_text(yaml.safe_dump(settings))
 
 
