@@ -22,6 +22,7 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 _ROOT = Path(__file__).resolve().parents[2]
+_PATIENCE = 15  # By the clock: a busy machine takes longer for a second of a processor.
 _START_LIMIT = 120.0  # Importing sympy takes half a second, or a minute on a cold network disk.
 
 
@@ -32,7 +33,10 @@ def default_workers() -> int:
 
 
 class Judges:
-    """A judging program of `workers` children, `limit` seconds and `memory` bytes a verdict."""
+    """A judging program of `workers` children.
+
+    A verdict may take `limit` seconds of a processor, and `memory` bytes.
+    """
 
     def __init__(
         self, workers: int | None = None, limit: float = 2.0, memory: int = 2 * 1024**3
@@ -78,9 +82,10 @@ class Judges:
     def _start(self) -> None:
         if self._process is not None and self._process.poll() is None:
             return
+        given = (self.workers, self.limit, _PATIENCE * self.limit, self.memory)
         code = (
-            f"import sys; sys.path.insert(0, {str(_ROOT)!r}); from chainforge.rewards.worker "
-            f"import main; main({self.workers}, {self.limit}, {self.memory})"
+            f"import sys; sys.path.insert(0, {str(_ROOT)!r}); "
+            f"from chainforge.rewards.worker import main; main{given}"
         )
         self._buffer = b""
         # -P: a file named sympy.py in the working directory is not sympy. A session of its own:
@@ -109,7 +114,7 @@ class Judges:
             self._process.stdin.flush()
         except OSError:
             return None
-        return self._read(rounds * (self.limit + 1.0) + _START_LIMIT)
+        return self._read(rounds * (_PATIENCE * self.limit + 1.0) + _START_LIMIT)
 
     def _read(self, limit: float) -> dict[str, Any] | None:
         """Read one message; None at the end of the pipe or of the time."""

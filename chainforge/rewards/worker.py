@@ -6,8 +6,10 @@ so a fork is safe and a killed child is replaced in milliseconds. Being a progra
 imports neither torch nor the user's `__main__`, which multiprocessing's spawn and forkserver would
 both run again in every child.
 
-A child arms a timer whose signal it does not handle: the kernel ends it even inside one long
-multiplication of C code, where neither a thread nor a Python signal handler gets a turn.
+A child arms timers whose signals it does not handle: the kernel ends it even inside one long
+multiplication of C code, where neither a thread nor a Python signal handler gets a turn. The limit
+counts the processor's time, so that a busy or suspended machine changes no verdict; a second one,
+by the clock, ends a child that waits for something.
 """
 
 from __future__ import annotations
@@ -30,10 +32,14 @@ Job = tuple[str, str, str]
 
 READY = {"ready": True}
 # Enough of LaTeX's grammar to fill the parser's caches before the first fork.
-_WARM_UP = (r"\frac{1}{2}", r"2\sqrt{3}", "x^2+3x-1", "(1,2)", "y=2x+3", r"\{1,2\}", r"\pi")
+_WARM_UP = (
+    r"\frac{1}{2}", r"2\sqrt{3}", "x^2+3x-1", "(1,2)", "y=2x+3", r"\{1,2\}", r"\pi", "[1,2)",
+    r"(-\infty,1)\cup(2,\infty)", "3+4i", r"48^\circ", "101_2", r"12.5\%",
+    r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}",
+)  # fmt: skip
 
 
-def main(workers: int, limit: float, memory: int) -> None:
+def main(workers: int, limit: float, patience: float, memory: int) -> None:
     """Serve batches until standard input ends: a line of jobs in, a line of verdicts out."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # A stray print of a library must not enter the protocol.
@@ -41,7 +47,7 @@ def main(workers: int, limit: float, memory: int) -> None:
     try:
         for text in _WARM_UP:
             _judge_math(text, text + "+0", tell=bool)
-        crew = Crew(workers, limit, memory)
+        crew = Crew(workers, limit, patience, memory)
         _say(out, READY)
         while line := sys.stdin.buffer.readline():
             _say(out, {"verdicts": crew.judge(json.loads(line))})
@@ -60,8 +66,8 @@ def _say(out: IO[str], message: Any) -> None:
 class Crew:
     """The children and who is busy with what; used by one thread."""
 
-    def __init__(self, workers: int, limit: float, memory: int) -> None:
-        self._limits = (limit, memory)
+    def __init__(self, workers: int, limit: float, patience: float, memory: int) -> None:
+        self._limits = (limit, patience, memory)
         self._fork = get_context("fork")
         self._children: dict[Connection, Any] = {}
         for _ in range(workers):
@@ -132,26 +138,34 @@ class Crew:
             self._hire()
 
 
+_EXPIRED = (signal.SIGPROF, signal.SIGALRM)
+
+
 def _cause(code: int | None, stages: list[str]) -> str:
     """Name why a child died; before the gold was read, it is the gold's doing."""
     if "gold" not in stages:
         return "gold"
-    return "timeout" if code == -signal.SIGALRM else "crash"
+    return "timeout" if code is not None and -code in _EXPIRED else "crash"
 
 
-def _work(connection: Connection, others: list[Connection], limit: float, memory: int) -> None:
+def _work(
+    connection: Connection, others: list[Connection], limit: float, patience: float, memory: int
+) -> None:
     """Judge jobs until the pipe closes or the kernel ends this process."""
     for other in others:
         other.close()
     _confine(memory)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    timers = {signal.ITIMER_PROF: limit, signal.ITIMER_REAL: patience}
+    for expired in _EXPIRED:
+        signal.signal(expired, signal.SIG_DFL)
     gc.freeze()
     while True:
         try:
             kind, answer, reference = connection.recv()
         except EOFError:
             os._exit(0)
-        signal.setitimer(signal.ITIMER_REAL, limit)
+        for timer, most in timers.items():
+            signal.setitimer(timer, most)
         try:
             verdict: bool | str = _JUDGES[kind](answer, reference, connection.send)
         except MemoryError:
@@ -159,7 +173,8 @@ def _work(connection: Connection, others: list[Connection], limit: float, memory
         except Exception:
             # An answer that a parser or scorer chokes on is not the gold answer.
             verdict = False
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        for timer in timers:
+            signal.setitimer(timer, 0)
         connection.send(verdict)
 
 
