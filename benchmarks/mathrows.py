@@ -105,7 +105,7 @@ def _fraction(rng: random.Random) -> Problem:
     a, b = rng.choice([(1, 2), (2, 3), (3, 7), (5, 12), (-4, 9), (11, 6), (7, 24), (-1, 8)])
     sign, top = ("-", -a) if a < 0 else ("", a)
     right = [f"{sign}\\dfrac{{{top}}}{{{b}}}", f"{a}/{b}", f"\\frac{{{a}}}{{{b}}}"]
-    wrong = [f"\\frac{{{b}}}{{{top}}}", f"\\frac{{{top + 1}}}{{{b + 2}}}", str(b)]
+    wrong = [f"\\frac{{{b}}}{{{top}}}", f"\\frac{{{top + 1}}}{{{b + 4}}}", str(b)]
     return f"{sign}\\frac{{{top}}}{{{b}}}", right, wrong
 
 

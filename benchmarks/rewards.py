@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import signal
 import statistics
 import subprocess
@@ -28,15 +29,25 @@ from typing import Any
 
 from mathrows import HOSTILE, Row, make
 
+from chainforge.core.transcript import write
+
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "benchmarks/results/rewards.json"
 SIDES = ("ours", "trl")
 TARGETS = {"clean": 5.0, "hostile": 50.0}
 SHARE = 0.05  # of hostile rows
 BATCH = 512
-WARM = [(r"\boxed{2}", r"\boxed{3}"), (r"\boxed{\frac{1}{2}+x}", r"\boxed{\sqrt{7}}")]
-# Where the two sides may differ, by the kind of row, and why ours is the verdict to have.
-CORRECTIONS: dict[str, str] = {}
+# Texts and golds that make both sides start what they need: a parser, ours in its own program.
+WARM = (
+    [write("A start.", answer) for answer in (r"$\boxed{2}$", r"$\boxed{0.5x+\sqrt{7}}$")],
+    [r"\boxed{3}", r"\boxed{0.25x+\sqrt{7}}"],
+)
+# Where the two sides may differ: the kind of row, our verdict, TRL's, and why ours is right.
+CORRECTIONS = {
+    ("real", 0.0, 1.0): "no well-formed transcript (text outside of it, or tags missing or "
+    "twice), so that no answer is read; TRL's pays for a box anywhere",
+    ("base", 0.0, 1.0): "the digits are the same, the base is another; math-verify overlooks it",
+}
 
 
 def main() -> None:
@@ -139,7 +150,7 @@ def score_once(args: argparse.Namespace) -> Row:
 
     rows = make(args.rows, args.seed, args.hostile)
     reward = reward_of(args.side)
-    reward(*zip(*WARM))
+    reward(*WARM)
     used, started, verdicts = processor_seconds(JUDGES), time.perf_counter(), []
     for start in range(0, len(rows), BATCH):
         batch = rows[start : start + BATCH]
@@ -166,12 +177,8 @@ def processor_seconds(judges: Any) -> float:
 
 def by_kind(args: argparse.Namespace) -> Row:
     """Give TRL's reward each kind of hostile answer once; return seconds and verdicts."""
-    import random
-
-    from chainforge.core.transcript import write
-
     reward = reward_of("trl")
-    reward(*zip(*WARM))
+    reward(*WARM)
     kinds = {}
     for make_one in HOSTILE:
         kind, answer = make_one(random.Random(args.seed))
@@ -182,13 +189,13 @@ def by_kind(args: argparse.Namespace) -> Row:
 
 def timed(reward: Any, text: str, patience: float) -> Row:
     """Score in a forked process; return seconds, the verdict, and whether it was stopped."""
-    read, write = os.pipe()
+    read, said = os.pipe()
     started = time.perf_counter()
     child = os.fork()
     if not child:
-        os.write(write, json.dumps(reward([text], [r"\boxed{4}"])[0]).encode())
+        os.write(said, json.dumps(reward([text], [r"\boxed{4}"])[0]).encode())
         os._exit(0)
-    os.close(write)
+    os.close(said)
     while time.perf_counter() - started < patience and os.waitpid(child, os.WNOHANG) == (0, 0):
         time.sleep(0.005)
     seconds = time.perf_counter() - started
@@ -196,9 +203,9 @@ def timed(reward: Any, text: str, patience: float) -> Row:
     if stopped:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-    said = b"" if stopped else os.read(read, 64)
+    verdict = b"" if stopped else os.read(read, 64)
     os.close(read)
-    return {"seconds": seconds, "stopped": stopped, "verdict": json.loads(said) if said else None}
+    return {"seconds": seconds, "stopped": stopped, "verdict": json.loads(verdict or b"null")}
 
 
 def rates(runs: list[Row], rows: int) -> Row:
@@ -225,7 +232,8 @@ def compared(rows: list[Row], ours: list[Any], trl: list[Any]) -> Row:
         answer = row["completion"].partition("<summary>")[2].partition("</summary>")[0]
         known = found.setdefault(key, {
             "kind": row["kind"], "right": row["right"], "ours": mine, "trl": theirs, "count": 0,
-            "gold": row["gold"], "answer": answer, "reason": CORRECTIONS.get(row["kind"]),
+            "gold": row["gold"], "answer": answer,
+            "reason": CORRECTIONS.get((row["kind"], mine, theirs)),
         })  # fmt: skip
         known["count"] += 1
     wrong = {
