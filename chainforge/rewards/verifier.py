@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from chainforge.core.errors import InputError
@@ -58,6 +58,12 @@ def verify_all(claims: Sequence[Claim], judges: Judges | None = None) -> list[bo
     while len(_cache) > _CACHE_SIZE:
         _cache.popitem(last=False)
     return [_settle(verdicts[item]) if isinstance(item, tuple) else item for item in decisions]
+
+
+def expect(rows: Iterable[Mapping[str, Any]]) -> None:
+    """Start the judging program for what rows will need, while a model is loaded or generates."""
+    verifiers = {row.get("verifier") or "math" for row in rows}
+    JUDGES.begin(sorted(verifiers & {"math", "reasoning_gym"}))
 
 
 def forget() -> None:

@@ -20,7 +20,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import lru_cache
 from multiprocessing import get_context
@@ -32,29 +32,30 @@ Job = tuple[str, str, str]
 
 READY = {"ready": True}
 # Enough of LaTeX's grammar to fill the parser's caches before the first fork.
-_WARM_UP = (
-    r"\frac{1}{2}", r"2\sqrt{3}", "x^2+3x-1", "(1,2)", "y=2x+3", r"\{1,2\}", r"\pi", "[1,2)",
-    r"(-\infty,1)\cup(2,\infty)", "3+4i", r"48^\circ", "101_2", r"12.5\%",
-    r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}",
-)  # fmt: skip
+_WARM_UP = (r"\frac{1}{2}", r"2\sqrt{3}", "x^2+3x-1", "(1,2)", "y=2x+3", r"\{1,2\}", "[1,2)",
+            r"(-\infty,1)\cup(2,\infty)", "3+4i", r"48^\circ", r"12.5\%")  # fmt: skip
 
 
-def main(workers: int, limit: float, patience: float, memory: int) -> None:
-    """Serve batches until standard input ends: a line of jobs in, a line of verdicts out."""
+def main(
+    workers: int, limit: float, patience: float, memory: int, kinds: Collection[str] = ("math",)
+) -> None:
+    """Serve batches until standard input ends: a line of jobs in, a line of verdicts out.
+
+    `kinds` are the jobs to be ready for; another kind is made ready for when it comes.
+    """
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # A stray print of a library must not enter the protocol.
     logging.disable(logging.CRITICAL)
     try:
-        for text in _WARM_UP:
-            _judge_math(text, text + "+0", tell=bool)
         crew = Crew(workers, limit, patience, memory)
+        crew.prepare(kinds)
         _say(out, READY)
         while line := sys.stdin.buffer.readline():
             _say(out, {"verdicts": crew.judge(json.loads(line))})
-    except Exception as error:
-        _say(out, {"error": f"{type(error).__name__}: {error}"})
     except BrokenPipeError:
         pass
+    except Exception as error:
+        _say(out, {"error": f"{type(error).__name__}: {error}"})
 
 
 def _say(out: IO[str], message: Any) -> None:
@@ -70,7 +71,23 @@ class Crew:
         self._limits = (limit, patience, memory)
         self._fork = get_context("fork")
         self._children: dict[Connection, Any] = {}
-        for _ in range(workers):
+        self._workers = workers
+        self._ready: set[str] = set()
+
+    def prepare(self, kinds: Collection[str]) -> None:
+        """Import here what these kinds of jobs need, so that no child pays for it in its limit."""
+        if self._ready.issuperset(kinds):
+            return
+        if "math" in kinds and "math" not in self._ready:
+            for text in _WARM_UP:
+                _judge_math(text, text + "+0", tell=bool)
+        if "reasoning_gym" in kinds:
+            import reasoning_gym  # noqa: F401
+        self._ready.update(kinds)
+        for connection, child in list(self._children.items()):
+            child.kill()
+            self._dismiss(connection)
+        for _ in range(self._workers):
             self._hire()
 
     def _hire(self) -> Connection:
@@ -95,8 +112,7 @@ class Crew:
 
         `gold`: the gold answer cannot be read; `timeout`, `memory`, `crash`: the answer's doing.
         """
-        if any(job[0] == "reasoning_gym" for job in jobs) and "reasoning_gym" not in sys.modules:
-            self._import_scorers()
+        self.prepare({kind for kind, _, _ in jobs})
         verdicts: list[bool | str] = ["crash"] * len(jobs)
         idle = list(self._children)
         busy: dict[Connection, tuple[int, list[str]]] = {}
@@ -126,17 +142,6 @@ class Crew:
                 idle.append(ready)
         return verdicts
 
-    def _import_scorers(self) -> None:
-        """Import reasoning-gym here and fork anew, so that no child pays for it within a limit."""
-        import reasoning_gym  # noqa: F401
-
-        workers = len(self._children)
-        for connection in list(self._children):
-            self._children[connection].kill()
-            self._dismiss(connection)
-        for _ in range(workers):
-            self._hire()
-
 
 _EXPIRED = (signal.SIGPROF, signal.SIGALRM)
 
@@ -155,7 +160,7 @@ def _work(
     for other in others:
         other.close()
     _confine(memory)
-    timers = {signal.ITIMER_PROF: limit, signal.ITIMER_REAL: patience}
+    timers = ((signal.ITIMER_PROF, limit), (signal.ITIMER_REAL, patience))
     for expired in _EXPIRED:
         signal.signal(expired, signal.SIG_DFL)
     gc.freeze()
@@ -164,7 +169,7 @@ def _work(
             kind, answer, reference = connection.recv()
         except EOFError:
             os._exit(0)
-        for timer, most in timers.items():
+        for timer, most in timers:
             signal.setitimer(timer, most)
         try:
             verdict: bool | str = _JUDGES[kind](answer, reference, connection.send)
@@ -173,7 +178,7 @@ def _work(
         except Exception:
             # An answer that a parser or scorer chokes on is not the gold answer.
             verdict = False
-        for timer in timers:
+        for timer, _ in timers:
             signal.setitimer(timer, 0)
         connection.send(verdict)
 
@@ -187,8 +192,7 @@ def _confine(memory: int) -> None:
     import resource
 
     for what, most in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CORE, 0)):
-        # macOS knows no RLIMIT_AS; the time limit still holds there.
-        with suppress(ValueError, OSError):
+        with suppress(ValueError, OSError):  # macOS knows no RLIMIT_AS
             resource.setrlimit(what, (most, most))
     sys.dont_write_bytecode = True
     sys.addaudithook(_forbid)

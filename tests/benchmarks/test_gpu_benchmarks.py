@@ -58,8 +58,8 @@ def test_without_a_gpu_they_say_so():
 
     if gpu.has_gpu():
         pytest.skip("there is a GPU")
-    for name in ("gpu_grpo", "gpu_sft"):
-        done = subprocess.run([sys.executable, str(BENCHMARKS / f"{name}.py")],
+    for command in (["gpu_grpo.py"], ["gpu_sft.py"], ["memory.py", "--gpu"]):
+        done = subprocess.run([sys.executable, str(BENCHMARKS / command[0]), *command[1:]],
                               capture_output=True, text=True, check=False)  # fmt: skip
         assert done.returncode == 1
         assert "no GPU here: nothing was measured" in done.stderr

@@ -258,6 +258,20 @@ def test_the_default_limit_holds_through_the_reward():
     assert time.monotonic() - start < 60  # The limit, and starting on a busy machine.
 
 
+def test_it_starts_beside_other_work_for_what_rows_will_need():
+    judges = Judges(workers=1)
+    judges.begin([])
+    assert judges._process is None
+    judges.begin(["reasoning_gym"])
+    program = judges._process.pid
+    judges.begin(["math"])
+    own = entry("chain_sum", "4")
+    jobs = [("reasoning_gym", "4.0", own), ("math", "2+2", "4"), ("reasoning_gym", "5", own)]
+    assert judges.judge(jobs) == [True, True, False]
+    assert judges._process.pid == program
+    judges.close()
+
+
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="looks for children in /proc")
 def test_a_verdict_does_not_depend_on_how_busy_the_machine_is():
     judges = Judges(workers=1, limit=1.0)
