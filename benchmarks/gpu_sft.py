@@ -4,11 +4,11 @@
     python benchmarks/gpu_sft.py --models SmolLM2-135M --only trl packing
 
 Models of random weights in the shapes of Qwen2.5-0.5B, 1.5B and SmolLM2-135M, on rows of 64 to
-2,048 tokens, most of them short, as reasoning traces are. Counted are the tokens that are predicted,
-not padding. `trl` is TRL with its defaults; each other case changes what it is named after. A case
-that packs takes fewer, fuller steps, so cases are compared over the same rows, and each reports its
-mean loss, which must not differ between those that compute the same. A case is a process of its
-own; its first two steps are not counted. The limit is 6 operations a parameter and token (8 with
+2,048 tokens, most of them short, as reasoning traces are. Counted are the predicted tokens, not
+padding. `trl` is TRL with its defaults; each other case changes what it is named after. A case that
+packs takes fewer, fuller steps, so cases are compared over the same rows, and each reports its mean
+loss, which must not differ between those that compute the same. A case is a process of its own; its
+first two steps are not counted. The limit is 6 operations a parameter and token (8 with
 checkpointing; 4 and 6 with LoRA) at what this device was measured to multiply. Writes
 `benchmarks/results/gpu_sft.json` and prints Markdown.
 """

@@ -6,8 +6,8 @@
 
 On the CPU the peak is the sum of all tensors alive at a time, which no allocator blurs; the growth
 of the process beside it is what the operating system saw. On a GPU it is torch's own count, and
-goes to results/memory_gpu.json; `--gpu` says so and ends where there is none. Each case is a process
-of its own that trains two steps with TRL's trainer. An estimate may be 15 % off.
+goes to results/memory_gpu.json; where there is none, `--gpu` says so and ends. Each case is a
+process of its own that trains two steps with TRL's trainer. An estimate may be 15 % off.
 """
 
 from __future__ import annotations
