@@ -14,6 +14,7 @@ Markdown.
 """
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -50,8 +51,8 @@ def main() -> None:
     parser.add_argument("--gate_samples", type=int, default=4)
     parser.add_argument("--size", type=int, default=1000, help="training prompts")
     parser.add_argument("--runs", type=Path, default=Path("runs-dynamic"))
-    parser.add_argument("--out", type=Path,
-                        default=ROOT / "benchmarks/results/dynamic_sampling.json")  # fmt: skip
+    results = Path(os.environ.get("BENCH_RESULTS") or ROOT / "benchmarks/results")
+    parser.add_argument("--out", type=Path, default=results / "dynamic_sampling.json")
     args = parser.parse_args()
     if not args.cold.exists():
         chain = [sys.executable, "-m", "chainforge.pipeline.cli", "run"]
@@ -61,7 +62,8 @@ def main() -> None:
     runs = [one_seed(seed, args) for seed in args.seeds]
     given = ("seeds", "sides", "steps", "every", "heldout", "gate_samples", "size")
     result: dict[str, Any] = {name: getattr(args, name) for name in given}
-    result |= {"summary": summary(runs), "target": TARGET, "runs": runs}
+    found = summary(runs)
+    result |= {"summary": found, "target": TARGET, "row": verdict(found, runs), "runs": runs}
     result |= {"versions": versions(), "hardware": device()}
     write_json(args.out, result)
     print(table(result))
@@ -206,6 +208,14 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
             for level in runs[0]["tokens_to"]["plain"]
         }
     return found
+
+
+def verdict(found: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the line of the table: how many times fewer tokens each side took to plain's best."""
+    ratios = {side: of["fewer_tokens_to"]["best of plain"]["median"] for side, of in found.items()
+              if side != "plain"}  # fmt: skip
+    words = ", ".join(f"{side} {ratio:.2f}x" for side, ratio in ratios.items())
+    return {"measured": f"{words} ({len(runs)} seeds)", "met": max(ratios.values()) >= TARGET}
 
 
 def fewer(pairs: list[tuple[float | None, float | None]]) -> dict[str, Any]:

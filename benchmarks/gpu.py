@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+from chainforge.core.config import read_yaml
 
 SHAPES: dict[str, dict[str, Any]] = {
     "Qwen2.5-0.5B": {
@@ -37,6 +40,10 @@ SHAPES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
 }  # fmt: skip
+RESULTS = Path(os.environ.get("BENCH_RESULTS") or Path(__file__).parent / "results")
+ROOT = Path(__file__).parents[1]
+RECIPES = {"Qwen2.5-0.5B": "qwen2.5-0.5b", "Qwen2.5-1.5B": "qwen2.5-1.5b",
+           "SmolLM2-135M": "smollm2-135m", "toy": "quickstart"}  # fmt: skip
 NO_GPU = (
     "no GPU here: nothing was measured. `--toy` runs the same code on the CPU, without meaning."
 )
@@ -80,6 +87,30 @@ def tokenizer_of(name: str) -> Any:
     from memory import tokenizer_of as of_size
 
     return of_size(SHAPES[name]["vocab_size"])
+
+
+def shipped(model: str, file: str, keys: Iterable[str]) -> dict[str, Any]:
+    """Return what our recipe for a model sets, of the keys that change what a step costs."""
+    settings = read_yaml(ROOT / "recipes" / RECIPES[model] / file)
+    settings["use_peft"] = bool(settings.get("use_peft") or "adapter" in settings)
+    return {key: settings[key] for key in keys if key in settings}
+
+
+def verdict(rows: list[dict[str, Any]], rivals: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """Return how the shipped settings compare with the fastest rival, for the table of results."""
+    words, met = [], True
+    for model in dict.fromkeys(row["model"] for row in rows):
+        found = {row["case"]: row["tokens_per_second"] for row in rows
+                 if row["model"] == model and "error" not in row and rivals(row)}  # fmt: skip
+        if "shipped" not in found:
+            return {"measured": f"{model}: the shipped settings were not measured", "met": None}
+        best = max(found, key=lambda case: found[case])
+        ratio = found["shipped"] / found[best]
+        of = f", {found['shipped'] / found['trl']:.2f}x TRL's defaults" if "trl" in found else ""
+        words.append(f"{model}: {found['shipped']:,.0f} tokens/s, {ratio:.2f} of the fastest "
+                     f"({best}){of}")  # fmt: skip
+        met = met and ratio >= 0.98
+    return {"measured": "; ".join(words), "met": met}
 
 
 def limits() -> dict[str, float]:

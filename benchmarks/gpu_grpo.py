@@ -20,15 +20,12 @@ import importlib.util
 import json
 import os
 import tempfile
-from pathlib import Path
 from typing import Any
 
 import gpu
 from step_profile import START, Clock
 
-from chainforge.core.config import read_yaml
-
-OUT = Path(__file__).parent / "results/gpu_grpo.json"
+OUT = gpu.RESULTS / "gpu_grpo.json"
 PROMPT, COMPLETION, COMPLETIONS = 128, 512, 128
 TOY = (8, 12, 8)
 CASES: dict[str, dict[str, Any]] = {
@@ -40,10 +37,8 @@ CASES: dict[str, dict[str, Any]] = {
     "no checkpointing": {"gradient_checkpointing": False},
     "reference": {"beta": 0.01},
     "lora": {"use_peft": True},
-    "shipped": {},  # see `shipped`
+    "shipped": {},  # what the recipe says
 }
-RECIPES = {"Qwen2.5-0.5B": "qwen2.5-0.5b", "Qwen2.5-1.5B": "qwen2.5-1.5b",
-           "SmolLM2-135M": "smollm2-135m", "toy": "quickstart"}  # fmt: skip
 # The keys of a recipe that change what a step costs, the amount of work aside.
 SPEED = (
     "per_device_train_batch_size", "gradient_checkpointing", "cache_implementation", "use_vllm",
@@ -79,8 +74,14 @@ def measure(cases: list[tuple[str, str]], args: argparse.Namespace) -> dict[str,
             row |= shares(row, most)
     prompt, completion, completions = TOY if args.toy else (PROMPT, COMPLETION, COMPLETIONS)
     return {"prompt_tokens": prompt, "completion_tokens": completion, "completions": completions,
-            "limits": most, "cases": rows, "vllm": importlib.util.find_spec("vllm") is not None,
-            "versions": versions(), "hardware": device(), "load": os.getloadavg()}  # fmt: skip
+            "limits": most, "cases": rows, "row": gpu.verdict(rows, comparable),
+            "vllm": importlib.util.find_spec("vllm") is not None, "versions": versions(),
+            "hardware": device(), "load": os.getloadavg()}  # fmt: skip
+
+
+def comparable(row: dict[str, Any]) -> bool:
+    """Whether a case does what the shipped settings do, only in another way."""
+    return row["case"] not in ("reference", "lora")
 
 
 def run_case(model: str, case: str, steps: int, toy: bool) -> dict[str, Any]:
@@ -90,7 +91,9 @@ def run_case(model: str, case: str, steps: int, toy: bool) -> dict[str, Any]:
 
     prompt, completion, completions = TOY if toy else (PROMPT, COMPLETION, COMPLETIONS)
     with tempfile.TemporaryDirectory() as folder:
-        given = shipped(model) if case == "shipped" else CASES[case]
+        given = CASES[case]
+        if case == "shipped":
+            given = gpu.shipped(model, "reason.yaml" if model == "toy" else "grpo.yaml", SPEED)
         trainer = build(model, folder, given, steps, toy)
         trainer.generation_config.suppress_tokens = [gpu.SHAPES[model]["vocab_size"] - 2]
         clock = Clock()
@@ -121,15 +124,6 @@ def run_case(model: str, case: str, steps: int, toy: bool) -> dict[str, Any]:
         "peak_bytes": torch.cuda.max_memory_allocated() if gpu.has_gpu() else None,
         "prompt": prompt, "completion": completion, "completions": completions,
     }  # fmt: skip
-
-
-def shipped(model: str) -> dict[str, Any]:
-    """Return what our recipe for a model sets, of the keys that change what a step costs."""
-    folder = Path(__file__).parents[1] / "recipes" / RECIPES[model]
-    name = "reason.yaml" if model == "toy" else "grpo.yaml"
-    settings = read_yaml(folder / name)
-    settings["use_peft"] = settings.get("adapter") is not None
-    return {key: settings[key] for key in SPEED if key in settings}
 
 
 def build(model: str, folder: str, case: dict[str, Any], steps: int, toy: bool) -> Any:

@@ -21,12 +21,11 @@ import os
 import random
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import gpu
 
-OUT = Path(__file__).parent / "results/gpu_sft.json"
+OUT = gpu.RESULTS / "gpu_sft.json"
 LENGTHS, TOY_LENGTHS = (64, 2048), (4, 32)
 ROWS, TOY_ROWS = 512, 24
 BATCH = 8
@@ -43,8 +42,13 @@ CASES: dict[str, dict[str, Any]] = {
     "lora, packing": {"use_peft": True} | PACKED,
     "qlora": {"use_peft": True, "load_in_4bit": True},
     "qlora, packing": {"use_peft": True, "load_in_4bit": True} | PACKED,
+    "shipped": {},  # what the recipe says
 }
-SAME = ("trl", "no checkpointing", "padding-free")  # batches of the same rows: the same losses
+# The keys of a recipe that change what a step costs.
+SPEED = (
+    "per_device_train_batch_size", "gradient_checkpointing", "packing", "padding_free", "use_peft",
+    "load_in_4bit", "torch_compile", "attn_implementation",
+)  # fmt: skip
 
 
 def main() -> None:
@@ -70,8 +74,23 @@ def measure(cases: list[tuple[str, str]], args: argparse.Namespace) -> dict[str,
         if "error" not in row:
             row["share_of_multiplying"] = share(row, most)
     return {"rows": TOY_ROWS if args.toy else ROWS, "lengths": lengths_of(args.toy),
-            "limits": most, "cases": rows, "versions": versions(), "hardware": device(),
-            "load": os.getloadavg()}  # fmt: skip
+            "limits": most, "cases": rows, "row": compared(rows), "versions": versions(),
+            "hardware": device(), "load": os.getloadavg()}  # fmt: skip
+
+
+def compared(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Compare the shipped settings with cases that train as many weights, to the same loss."""
+    trained = {row["model"]: row for row in rows if row["case"] == "shipped" and "lora" in row}
+
+    def comparable(row: dict[str, Any]) -> bool:
+        own = trained.get(row["model"])
+        return (
+            bool(own)
+            and row["lora"] == own["lora"]
+            and (abs(row["loss"] - own["loss"]) < 0.02 * own["loss"])
+        )
+
+    return gpu.verdict(rows, comparable)
 
 
 def lengths_of(toy: bool) -> tuple[int, int]:
@@ -94,14 +113,17 @@ def run_case(model: str, case: str, steps: int, toy: bool) -> dict[str, Any]:
     import torch
     from transformers import TrainerCallback
 
+    given = CASES[case]
+    if case == "shipped":
+        given = gpu.shipped(model, "cold.yaml" if model == "toy" else "sft.yaml", SPEED)
     counted: dict[str, Any] = {"started": 0.0, "tokens": 0, "before": 0}
     with tempfile.TemporaryDirectory() as folder:
-        trainer = build(model, folder, CASES[case], steps if toy else -1, toy)
+        trainer = build(model, folder, given, steps if toy else -1, toy)
         compute = trainer.compute_loss
 
-        def counting(net: Any, inputs: Any, *given: Any, **named: Any) -> Any:
+        def counting(net: Any, inputs: Any, *others: Any, **named: Any) -> Any:
             counted["tokens"] += int((inputs["labels"][:, 1:] != -100).sum())
-            return compute(net, inputs, *given, **named)
+            return compute(net, inputs, *others, **named)
 
         trainer.compute_loss = counting
 
@@ -125,7 +147,7 @@ def run_case(model: str, case: str, steps: int, toy: bool) -> dict[str, Any]:
         "tokens": counted["tokens"], "steps": trainer.state.global_step, "seconds": seconds,
         "tokens_per_second": (counted["tokens"] - counted["before"]) / seconds,
         "loss": sum(losses) / len(losses), "last_loss": losses[-1], "trained_parameters": trained,
-        "checkpointing": trainer.args.gradient_checkpointing,
+        "lora": bool(given.get("use_peft")), "checkpointing": trainer.args.gradient_checkpointing,
         "peak_bytes": torch.cuda.max_memory_allocated() if gpu.has_gpu() else None,
     }  # fmt: skip
 
@@ -156,7 +178,7 @@ def build(name: str, folder: str, case: dict[str, Any], steps: int, toy: bool) -
 def share(row: dict[str, Any], most: dict[str, float]) -> float:
     """Return which share of the device's multiplications went into training."""
     parameters, _ = gpu.weights_of(row["model"])
-    operations = (4 if "lora" in row["case"] else 6) + (2 if row["checkpointing"] else 0)
+    operations = (4 if row["lora"] else 6) + (2 if row["checkpointing"] else 0)
     return operations * parameters * row["tokens_per_second"] / most["flops"]
 
 

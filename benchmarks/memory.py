@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from chainforge.training.memory import CUDA, INTERPRETER, estimate
 from chainforge.training.settings import settings_of
 from chainforge.training.stage import device, versions
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(os.environ.get("BENCH_RESULTS") or Path(__file__).parent / "results")
 OFF = 0.15  # that much an estimate may be
 MINI = {
     "model_type": "qwen2", "vocab_size": 32000, "hidden_size": 384, "intermediate_size": 1536,

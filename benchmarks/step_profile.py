@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-OUT = ROOT / "benchmarks/results/step_profile.json"
+OUT = Path(os.environ.get("BENCH_RESULTS") or ROOT / "benchmarks/results") / "step_profile.json"
 START = "imports, settings and the rest"
 STEP = "a step's rest"
 
@@ -110,9 +110,8 @@ def install(clock: Clock) -> None:
     clock.wrap("padding, advantages, metrics", GRPOTrainer, "_generate_and_score_completions")
     clock.wrap("rewards", GRPOTrainer, "_calculate_rewards")
     clock.wrap("writing rollouts", Recorder, "write")
-    clock.wrap("log probabilities without gradient", GRPOTrainer,
-               "_get_per_token_logps_and_entropies")  # fmt: skip
-    clock.wrap("forward and loss", GRPOTrainer, "compute_loss")
+    clock.wrap("forward: log probabilities", GRPOTrainer, "_get_per_token_logps_and_entropies")
+    clock.wrap("the loss around them", GRPOTrainer, "compute_loss")
     clock.wrap("backward", Accelerator, "backward")
     clock.wrap("clipping", Accelerator, "clip_grad_norm_")
     clock.wrap("optimizer", AcceleratedOptimizer, "step", "zero_grad")

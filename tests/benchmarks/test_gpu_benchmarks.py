@@ -31,7 +31,7 @@ def test_a_grpo_step_is_split_into_its_parts(case):
 def test_sft_tells_tokens_from_padding_and_the_losses_are_equal():
     import gpu_sft
 
-    names = ("trl", "padding-free", "packing", "lora")
+    names = ("trl", "padding-free", "packing", "lora", "shipped")
     rows = {name: gpu_sft.run_case("toy", name, steps=2, toy=True) for name in names}
     assert rows["trl"]["loss"] == pytest.approx(rows["padding-free"]["loss"], rel=1e-4)
     assert rows["trl"]["tokens"] == rows["padding-free"]["tokens"]
@@ -51,6 +51,18 @@ def test_shares_are_of_what_the_device_can_do():
     row = {"model": "toy", "case": "trl", "prompt": 8, "completion": 12, "completions": 8,
            "parts": {"generate": 1.0, "train": 1.0}}  # fmt: skip
     assert 0 < gpu_grpo.shares(row, most)["share_of_multiplying"] < 1
+
+
+def test_the_shipped_settings_are_held_against_the_fastest():
+    import gpu
+
+    rows = [{"model": "m", "case": case, "tokens_per_second": rate}
+            for case, rate in (("trl", 10.0), ("shipped", 15.0), ("static", 20.0))]  # fmt: skip
+    found = gpu.verdict(rows, lambda row: True)
+    assert found["met"] is False
+    assert found["measured"] == "m: 15 tokens/s, 0.75 of the fastest (static), 1.50x TRL's defaults"
+    assert gpu.verdict(rows, lambda row: row["case"] != "static")["met"] is True
+    assert gpu.verdict(rows[:1], lambda row: True)["met"] is None
 
 
 def test_without_a_gpu_they_say_so():
