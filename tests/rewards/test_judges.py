@@ -15,7 +15,7 @@ import pytest
 from chainforge.rewards.comparison import Claim
 from chainforge.rewards.functions import accuracy_reward
 from chainforge.rewards.judges import Judges
-from chainforge.rewards.verifier import COUNTS, verify, verify_all
+from chainforge.rewards.verifier import COUNTS, expect, verify, verify_all
 
 
 def entry(dataset, answer, **metadata):
@@ -258,10 +258,19 @@ def test_the_default_limit_holds_through_the_reward():
     assert time.monotonic() - start < 60  # The limit, and starting on a busy machine.
 
 
-def test_it_starts_beside_other_work_for_what_rows_will_need():
+def test_it_starts_beside_other_work_where_golds_are_more_than_numbers(monkeypatch):
     judges = Judges(workers=1)
-    judges.begin([])
+    monkeypatch.setattr("chainforge.rewards.verifier.JUDGES", judges)
+    expect([{"answer": "4"}, {"answer": "1/2"}, {"answer": "x+1", "verifier": "exact"}])
     assert judges._process is None
+    expect([{"answer": "4"}, {"answer": "x+1"}])
+    assert judges._process is not None
+    assert judges.judge([("math", "1+x", "x+1")]) == [True]
+    judges.close()
+
+
+def test_it_is_ready_for_what_it_was_started_for_and_what_else_comes():
+    judges = Judges(workers=1)
     judges.begin(["reasoning_gym"])
     program = judges._process.pid
     judges.begin(["math"])
