@@ -1,16 +1,20 @@
-"""Measure what mixed groups are worth: plain GRPO, a pass-rate gate, and dynamic sampling.
+"""Measure accuracy per generated token: plain GRPO, a gate, dynamic sampling, minibatches.
 
     python benchmarks/dynamic_sampling.py --cold runs/quickstart/cold/model
 
 Each side trains the quickstart's `reason` stage from the same cold start, over several seeds, at a
 constant learning rate, and is measured on the same held-out rows every few steps. What counts is
 accuracy against generated tokens: all that were sampled, discarded groups and the gate's own
-measurement included. A side ends where plain GRPO has generated as many; between measurements the
-curve is a straight line. Without a cold start the quickstart's chain is run up to it first. What is
-done is skipped. Writes `benchmarks/results/dynamic_sampling.json` and prints Markdown.
+measurement included; between measurements the curve is a straight line. Reported are the accuracy
+where plain GRPO ends, and the tokens to the best accuracy that plain GRPO came to, and to some
+below it. `minibatches` splits a rollout into four updates, as DeepSeek-R1's and DAPO's settings do
+into sixteen; sides with a plus have both. Without a cold start the quickstart's chain is run up to
+it first. What is done is skipped. Writes `benchmarks/results/dynamic_sampling.json` and prints
+Markdown.
 """
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -28,7 +32,10 @@ from chainforge.training.stage import device, versions
 
 ROOT = Path(__file__).parents[1]
 REASON = ROOT / "recipes/quickstart/reason.yaml"
-SIDES = ("plain", "gate", "dynamic")
+SPLIT = 4  # updates a rollout where it is split
+SIDES = ("plain", "gate", "dynamic", "minibatches", "gate+minibatches", "dynamic+minibatches")
+LEVELS = (0.7, 0.8, 0.85)
+TARGET = 1.3
 Curve = list[tuple[float, float]]  # generated tokens, held-out accuracy
 
 
@@ -40,20 +47,23 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=32, help="of plain GRPO")
     parser.add_argument("--every", type=int, default=8)
     parser.add_argument("--heldout", type=int, default=500)
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--gate_samples", type=int, default=4)
     parser.add_argument("--size", type=int, default=1000, help="training prompts")
     parser.add_argument("--runs", type=Path, default=Path("runs-dynamic"))
-    parser.add_argument("--out", type=Path,
-                        default=ROOT / "benchmarks/results/dynamic_sampling.json")  # fmt: skip
+    results = Path(os.environ.get("BENCH_RESULTS") or ROOT / "benchmarks/results")
+    parser.add_argument("--out", type=Path, default=results / "dynamic_sampling.json")
     args = parser.parse_args()
     if not args.cold.exists():
         chain = [sys.executable, "-m", "chainforge.pipeline.cli", "run"]
         subprocess.run([*chain, str(ROOT / "recipes/quickstart/chain.yaml"), "--until", "cold"],
                        check=True)  # fmt: skip
+    args.sides = ["plain", *(side for side in args.sides if side != "plain")]
     runs = [one_seed(seed, args) for seed in args.seeds]
-    given = ("seeds", "steps", "every", "heldout", "gate_samples", "size")
+    given = ("seeds", "sides", "steps", "every", "heldout", "gate_samples", "size")
     result: dict[str, Any] = {name: getattr(args, name) for name in given}
-    result |= {"summary": summary(runs), "runs": runs}
+    found = summary(runs)
+    result |= {"summary": found, "target": TARGET, "row": verdict(found, runs), "runs": runs}
     result |= {"versions": versions(), "hardware": device()}
     write_json(args.out, result)
     print(table(result))
@@ -64,36 +74,59 @@ def one_seed(seed: int, args: argparse.Namespace) -> dict[str, Any]:
     directory = args.runs / str(seed)
     tasks = [task | {"size": args.size} for task in read_yaml(REASON)["tasks"]]
     pool = directory / "pool"
-    stage("reject", pool, args.cold, seed, directory, {
-        "tasks": tasks, "system_prompt": "", "num_samples": args.gate_samples,
-        "max_new_tokens": read_yaml(REASON)["max_completion_length"],
-    })  # fmt: skip
-    common = read_yaml(REASON) | {
-        "tasks": tasks, "lr_scheduler_type": "constant", "max_steps": args.steps,
-        "save_strategy": "no", "heldout_size": args.heldout, "heldout_steps": args.every,
-        "per_device_eval_batch_size": 100, "report_to": "none", "health": "off",
-    }  # fmt: skip
-    del common["save_steps"], common["model_name_or_path"]
-    # The other sides may write shorter completions, and so need more steps for as many tokens.
-    longer = {"max_steps": args.steps + args.every}
-    own: dict[str, dict[str, Any]] = {
-        "plain": {},
-        "gate": longer | {"gate_pool": str(pool)},
-        "dynamic": longer | {"dynamic_sampling": True},
-    }
+    gated = any(side.startswith("gate") for side in args.sides)
+    if gated:
+        stage("reject", pool, args.cold, seed, directory, {
+            "tasks": tasks, "system_prompt": "", "num_samples": args.gate_samples,
+            "max_new_tokens": read_yaml(REASON)["max_completion_length"],
+        })  # fmt: skip
     run: dict[str, Any] = {"seed": seed, "sides": {}}
-    for name in SIDES:
-        stage("grpo", directory / name, args.cold, seed, directory, common | own[name])
+    for name in args.sides:
+        settings = settings_of(name, tasks, pool, args)
+        stage("grpo", directory / name, args.cold, seed, directory, settings)
         run["sides"][name] = measured(directory / name)
-    run["pool_tokens"] = sum(row["tokens"] for row in read_rows(pool / "samples.jsonl"))
     curves = {name: side["curve"] for name, side in run["sides"].items()}
-    # The pool is the gate's own cost, unless an earlier stage has left one.
-    paid = run["pool_tokens"]
-    curves["gate_paid"] = [(tokens + paid, accuracy) for tokens, accuracy in curves["gate"]]
+    if gated:
+        # The pool is the gate's own cost, unless an earlier stage has left one.
+        paid = run["pool_tokens"] = sum(row["tokens"] for row in read_rows(pool / "samples.jsonl"))
+        for name in [name for name in curves if name.startswith("gate")]:
+            moved = [(tokens + paid, accuracy) for tokens, accuracy in curves[name]]
+            curves[f"{name}, paid"] = moved
     run["tokens"] = budget = curves["plain"][-1][0]
+    best = max(accuracy for _, accuracy in curves["plain"])
+    run["best_of_plain"] = best
     run["accuracy"] = {name: at(curve, budget) for name, curve in curves.items()}
     run["mean_accuracy"] = {name: area(curve, budget) for name, curve in curves.items()}
+    run["tokens_to"] = {
+        name: {"best of plain": tokens_to(curve, best)}
+        | {str(level): tokens_to(curve, level) for level in LEVELS}
+        for name, curve in curves.items()
+    }
     return run
+
+
+def settings_of(
+    name: str, tasks: list[dict[str, Any]], pool: Path, args: argparse.Namespace
+) -> dict[str, Any]:
+    """Return the settings of a side: the quickstart's own, and what makes it a side."""
+    recipe = read_yaml(REASON)
+    # The others may write shorter completions, and so need more rollouts for as many tokens.
+    rollouts = args.steps if name == "plain" else args.steps + 2 * args.every
+    split = SPLIT if name.endswith("minibatches") else 1
+    settings = recipe | {
+        "tasks": tasks, "lr_scheduler_type": "constant", "max_steps": split * rollouts,
+        "save_strategy": "no", "heldout_size": args.heldout, "heldout_steps": split * args.every,
+        "per_device_eval_batch_size": 100, "report_to": "none", "health": "off",
+    }  # fmt: skip
+    del settings["save_steps"], settings["model_name_or_path"]
+    if split > 1:
+        settings["per_device_train_batch_size"] = recipe["per_device_train_batch_size"] // split
+        settings["steps_per_generation"] = split
+    if name.startswith("gate"):
+        settings["gate_pool"] = str(pool)
+    if name.startswith("dynamic"):
+        settings["dynamic_sampling"] = True
+    return settings
 
 
 def stage(
@@ -141,6 +174,15 @@ def at(curve: Curve, tokens: float) -> float:
     raise ValueError(f"a side ends at {before[0]} tokens, before {tokens}: give it more steps")
 
 
+def tokens_to(curve: Curve, accuracy: float) -> float | None:
+    """Return how many tokens it took to come to an accuracy first; None where it never did."""
+    for before, after in pairwise([(0.0, 0.0), *curve]):
+        if after[1] >= accuracy:
+            share = (accuracy - before[1]) / (after[1] - before[1])
+            return before[0] + share * (after[0] - before[0])
+    return None
+
+
 def area(curve: Curve, tokens: float) -> float:
     """Return the mean accuracy on the way to so many tokens; before a curve begins it is flat."""
     points = [(0.0, curve[0][1]), *[p for p in curve if 0 < p[0] < tokens]]
@@ -150,18 +192,41 @@ def area(curve: Curve, tokens: float) -> float:
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Return medians and spread over the seeds, and the differences to plain GRPO, by seed."""
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {side: {} for side in runs[0]["accuracy"]}
     for measure in ("accuracy", "mean_accuracy"):
-        for side in ("plain", "gate", "gate_paid", "dynamic"):
+        for side, of_side in found.items():
             values = [run[measure][side] for run in runs]
             gains = [run[measure][side] - run[measure]["plain"] for run in runs]
-            found.setdefault(side, {})[measure] = {
-                "median": statistics.median(values),
-                "low": min(values),
-                "high": max(values),
-                "over_plain": {"median": statistics.median(gains), "by_seed": gains},
+            of_side[measure] = spread(values) | {
+                "over_plain": {"median": statistics.median(gains), "by_seed": gains}
             }
+    for side, of_side in found.items():
+        of_side["fewer_tokens_to"] = {
+            level: fewer(
+                [(run["tokens_to"]["plain"][level], run["tokens_to"][side][level]) for run in runs]
+            )
+            for level in runs[0]["tokens_to"]["plain"]
+        }
     return found
+
+
+def verdict(found: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the line of the table: how many times fewer tokens each side took to plain's best."""
+    ratios = {side: of["fewer_tokens_to"]["best of plain"]["median"] for side, of in found.items()
+              if side != "plain"}  # fmt: skip
+    words = ", ".join(f"{side} {ratio:.2f}x" for side, ratio in ratios.items())
+    return {"measured": f"{words} ({len(runs)} seeds)", "met": max(ratios.values()) >= TARGET}
+
+
+def fewer(pairs: list[tuple[float | None, float | None]]) -> dict[str, Any]:
+    """Return how many times fewer tokens a side took than plain GRPO; 0 where it never came."""
+    known = [pair for pair in pairs if pair[0]]
+    ratios = [plain / mine if mine else 0.0 for plain, mine in known if plain]
+    return spread(ratios) | {"by_seed": ratios} if ratios else {"by_seed": []}
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
 def table(result: dict[str, Any]) -> str:
@@ -171,21 +236,26 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         f"At {tokens:,.0f} generated tokens; {count} held-out rows, {seeds} seeds, medians (range)",
         "",
-        "| side | accuracy % | over plain, points | mean on the way % | over plain, points |",
-        "|---|--:|--:|--:|--:|",
-    ]
+        "| side | accuracy % | over plain, points | times fewer tokens to plain's best | "
+        + " | ".join(f"to {100 * level:.0f} %" for level in LEVELS) + " |",
+        "|---|--:|--:|--:|" + "--:|" * len(LEVELS),
+    ]  # fmt: skip
     for side, measures in result["summary"].items():
-        cells = [side]
-        for one in measures.values():
-            gains = one["over_plain"]["by_seed"]
-            cells.append(
-                f"{100 * one['median']:.1f} ({100 * one['low']:.1f} to {100 * one['high']:.1f})"
-            )
-            cells.append("" if side == "plain" else
-                         f"{100 * one['over_plain']['median']:+.1f} "
-                         f"({100 * min(gains):+.1f} to {100 * max(gains):+.1f})")  # fmt: skip
+        one, ratios = measures["accuracy"], measures["fewer_tokens_to"]
+        gains = one["over_plain"]["by_seed"]
+        accuracy = f"{100 * one['median']:.1f} ({100 * one['low']:.1f} to {100 * one['high']:.1f})"
+        gain = f"{100 * one['over_plain']['median']:+.1f} " + (
+            f"({100 * min(gains):+.1f} to {100 * max(gains):+.1f})"
+        )
+        cells = [side, accuracy, gain, *(written(ratio) for ratio in ratios.values())]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def written(ratio: dict[str, Any]) -> str:
+    if "median" not in ratio:
+        return "plain never there"
+    return f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
 
 
 if __name__ == "__main__":

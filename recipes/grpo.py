@@ -20,6 +20,7 @@ from chainforge.data.sampling.gate import gate
 from chainforge.data.sampling.harvest import Recorder
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.rewards.scoring import RewardArgs, check_overlong, load_rewards
+from chainforge.rewards.verifier import expect
 from chainforge.training.callbacks import RolloutCallback
 from chainforge.training.checkpoints import check_saving
 from chainforge.training.dynamic import check_dynamic, train_on_mixed_groups
@@ -52,6 +53,7 @@ def main() -> None:
         gated = gate(load_examples(tasks, judges.transcript, training.seed), rl)
         unseen = hold_out(rl, tasks, judges.transcript, training)
         rewards = load_rewards(judges, set().union(*gated.rows))
+        expect(gated.rows)
         check_dynamic(rl, rewards)
         check_overlong(rewards, training.max_completion_length)
         check_batch(gated.rows, training.generation_batch_size, training.num_generations)

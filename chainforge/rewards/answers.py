@@ -61,6 +61,9 @@ _TOWER = re.compile(
     r"(?:\^|\*\*)[\s{(]*(?:\\left)?[\s{(]*\d+[\s})]*(?:\^|\*\*|!)[\s{(]*(?=[\d!}]|$)"
 )
 _HUGE_POWER = re.compile(r"(?:\^|\*\*)[\s{(]*[-+]?\d{5}")
+# A power within an exponent, also beside something: `9^{9 \cdot 9^{9}}`.
+_POWER_IN_POWER = re.compile(r"\^\s*[{(][^{}()^]*\d\s*(?:\^|\*\*)[\s{(]*\d")
+_HUGE_CHOICE = re.compile(r"binom\s*\{\s*\d{4}|\d{4}[\s}]*\\choose")
 _FACTORIAL = re.compile(r"\d{4}[\s})]*!|![\s})]*!")
 
 
@@ -161,6 +164,8 @@ def hostile(text: str, gold: str = "") -> str | None:
     if depth(text) > MAX_DEPTH:
         return "nesting"
     if any(bomb.search(text) for bomb in (_TOWER, _HUGE_POWER, _FACTORIAL)) and text != gold:
+        return "size"
+    if any(bomb.search(text) and not bomb.search(gold) for bomb in (_POWER_IN_POWER, _HUGE_CHOICE)):
         return "size"
     return None
 

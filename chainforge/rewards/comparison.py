@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from chainforge.core.errors import InputError
+from chainforge.rewards import exact
 from chainforge.rewards.answers import (
     MAX_TEXT,
     balanced,
@@ -126,7 +127,7 @@ def _value_text(claim: Claim, gold: _Gold) -> str | None:
 
 
 def _math(claim: Claim) -> bool | Job | None:
-    """Exact text, then exact numbers, then math-verify with both answers boxed."""
+    """Exact text, then exact arithmetic, then math-verify with both answers boxed."""
     gold = _gold(claim.gold)
     if gold is None:
         return None
@@ -142,7 +143,8 @@ def _math(claim: Claim) -> bool | Job | None:
         return _same(value, gold, text)
     if _words(text) - _words(gold.text):
         return False
-    return ("math", text, gold.text)
+    decided = exact.decide(text, gold.text)
+    return ("math", text, gold.text) if decided is None else decided
 
 
 def _same(value: Fraction, gold: _Gold, text: str) -> bool:

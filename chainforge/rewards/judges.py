@@ -22,6 +22,7 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 _ROOT = Path(__file__).resolve().parents[2]
+_PATIENCE = 15  # By the clock: a busy machine takes longer for a second of a processor.
 _START_LIMIT = 120.0  # Importing sympy takes half a second, or a minute on a cold network disk.
 
 
@@ -32,7 +33,10 @@ def default_workers() -> int:
 
 
 class Judges:
-    """A judging program of `workers` children, `limit` seconds and `memory` bytes a verdict."""
+    """A judging program of `workers` children.
+
+    A verdict may take `limit` seconds of a processor, and `memory` bytes.
+    """
 
     def __init__(
         self, workers: int | None = None, limit: float = 2.0, memory: int = 2 * 1024**3
@@ -42,6 +46,7 @@ class Judges:
         self.memory = memory
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._is_ready = False
         self._buffer = b""
         atexit.register(self.close)
         # A fork (a data loader's worker) inherits the pipes but must start a program of its own.
@@ -58,7 +63,7 @@ class Judges:
         with self._lock:
             try:
                 for _ in range(2):
-                    self._start()
+                    self._start(tuple({job[0]: None for job in jobs}))
                     answer = self._ask(jobs)
                     if answer is not None and "verdicts" in answer:
                         return list(answer["verdicts"])
@@ -70,19 +75,40 @@ class Judges:
                 raise
         return ["lost"] * len(jobs)
 
+    def begin(self, kinds: Sequence[str]) -> None:
+        """Start the program, unless it runs, and do not wait: it imports while others work."""
+        with self._lock:
+            if kinds and not self._running():
+                self._open(kinds)
+
     def close(self) -> None:
         """End the program and its children; a later `judge` starts it anew."""
         with self._lock:
             self._stop()
 
-    def _start(self) -> None:
-        if self._process is not None and self._process.poll() is None:
+    def _running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def _start(self, kinds: Sequence[str]) -> None:
+        """Wait until the program is ready."""
+        if not self._running():
+            self._open(kinds)
+        if self._is_ready:
             return
+        started = self._read(_START_LIMIT)
+        if started is None or "ready" not in started:
+            self._stop()
+            why = (started or {}).get("error", f"no answer from {sys.executable}")
+            raise RuntimeError(f"the answer judges (math-verify) do not start: {why}")
+        self._is_ready = True
+
+    def _open(self, kinds: Sequence[str]) -> None:
+        given = (self.workers, self.limit, _PATIENCE * self.limit, self.memory, tuple(kinds))
         code = (
-            f"import sys; sys.path.insert(0, {str(_ROOT)!r}); from chainforge.rewards.worker "
-            f"import main; main({self.workers}, {self.limit}, {self.memory})"
+            f"import sys; sys.path.insert(0, {str(_ROOT)!r}); "
+            f"from chainforge.rewards.worker import main; main{given}"
         )
-        self._buffer = b""
+        self._buffer, self._is_ready = b"", False
         # -P: a file named sympy.py in the working directory is not sympy. A session of its own:
         # Ctrl-C reaches the trainer only, which then closes the pipe.
         self._process = subprocess.Popen(
@@ -93,11 +119,6 @@ class Judges:
             env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             start_new_session=True,
         )
-        started = self._read(_START_LIMIT)
-        if started is None or "ready" not in started:
-            self._stop()
-            why = (started or {}).get("error", f"no answer from {sys.executable}")
-            raise RuntimeError(f"the answer judges (math-verify) do not start: {why}")
 
     def _ask(self, jobs: Sequence[tuple[str, str, str]]) -> dict[str, Any] | None:
         """Send a batch and wait no longer than its jobs may take; None when there is no answer."""
@@ -109,7 +130,7 @@ class Judges:
             self._process.stdin.flush()
         except OSError:
             return None
-        return self._read(rounds * (self.limit + 1.0) + _START_LIMIT)
+        return self._read(rounds * (_PATIENCE * self.limit + 1.0) + _START_LIMIT)
 
     def _read(self, limit: float) -> dict[str, Any] | None:
         """Read one message; None at the end of the pipe or of the time."""

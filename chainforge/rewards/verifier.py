@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from chainforge.core.errors import InputError
 from chainforge.core.references import hint
+from chainforge.rewards.answers import clean, number
 from chainforge.rewards.comparison import COMPARISONS, Claim, Job
 from chainforge.rewards.judges import Judges
 
@@ -58,6 +59,16 @@ def verify_all(claims: Sequence[Claim], judges: Judges | None = None) -> list[bo
     while len(_cache) > _CACHE_SIZE:
         _cache.popitem(last=False)
     return [_settle(verdicts[item]) if isinstance(item, tuple) else item for item in decisions]
+
+
+def expect(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Start the judging program beside other work, where rows will need it: math, not numbers.
+
+    It imports for a second or two, in which a model is loaded or the first batch generated.
+    """
+    math = (row for row in rows[:1000] if (row.get("verifier") or "math") == "math")
+    if any(number(clean(str(row.get("answer") or ""))) is None for row in math):
+        JUDGES.begin(["math"])
 
 
 def forget() -> None:

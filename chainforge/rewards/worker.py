@@ -6,8 +6,10 @@ so a fork is safe and a killed child is replaced in milliseconds. Being a progra
 imports neither torch nor the user's `__main__`, which multiprocessing's spawn and forkserver would
 both run again in every child.
 
-A child arms a timer whose signal it does not handle: the kernel ends it even inside one long
-multiplication of C code, where neither a thread nor a Python signal handler gets a turn.
+A child arms timers whose signals it does not handle: the kernel ends it even inside one long
+multiplication of C code, where neither a thread nor a Python signal handler gets a turn. The limit
+counts the processor's time, so that a busy or suspended machine changes no verdict; a second one,
+by the clock, ends a child that waits for something.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import lru_cache
 from multiprocessing import get_context
@@ -30,25 +32,30 @@ Job = tuple[str, str, str]
 
 READY = {"ready": True}
 # Enough of LaTeX's grammar to fill the parser's caches before the first fork.
-_WARM_UP = (r"\frac{1}{2}", r"2\sqrt{3}", "x^2+3x-1", "(1,2)", "y=2x+3", r"\{1,2\}", r"\pi")
+_WARM_UP = (r"\frac{1}{2}", r"2\sqrt{3}", "x^2+3x-1", "(1,2)", "y=2x+3", r"\{1,2\}", "[1,2)",
+            r"(-\infty,1)\cup(2,\infty)", "3+4i", r"48^\circ", r"12.5\%")  # fmt: skip
 
 
-def main(workers: int, limit: float, memory: int) -> None:
-    """Serve batches until standard input ends: a line of jobs in, a line of verdicts out."""
+def main(
+    workers: int, limit: float, patience: float, memory: int, kinds: Collection[str] = ("math",)
+) -> None:
+    """Serve batches until standard input ends: a line of jobs in, a line of verdicts out.
+
+    `kinds` are the jobs to be ready for; another kind is made ready for when it comes.
+    """
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # A stray print of a library must not enter the protocol.
     logging.disable(logging.CRITICAL)
     try:
-        for text in _WARM_UP:
-            _judge_math(text, text + "+0", tell=bool)
-        crew = Crew(workers, limit, memory)
+        crew = Crew(workers, limit, patience, memory)
+        crew.prepare(kinds)
         _say(out, READY)
         while line := sys.stdin.buffer.readline():
             _say(out, {"verdicts": crew.judge(json.loads(line))})
-    except Exception as error:
-        _say(out, {"error": f"{type(error).__name__}: {error}"})
     except BrokenPipeError:
         pass
+    except Exception as error:
+        _say(out, {"error": f"{type(error).__name__}: {error}"})
 
 
 def _say(out: IO[str], message: Any) -> None:
@@ -60,11 +67,27 @@ def _say(out: IO[str], message: Any) -> None:
 class Crew:
     """The children and who is busy with what; used by one thread."""
 
-    def __init__(self, workers: int, limit: float, memory: int) -> None:
-        self._limits = (limit, memory)
+    def __init__(self, workers: int, limit: float, patience: float, memory: int) -> None:
+        self._limits = (limit, patience, memory)
         self._fork = get_context("fork")
         self._children: dict[Connection, Any] = {}
-        for _ in range(workers):
+        self._workers = workers
+        self._ready: set[str] = set()
+
+    def prepare(self, kinds: Collection[str]) -> None:
+        """Import here what these kinds of jobs need, so that no child pays for it in its limit."""
+        if self._ready.issuperset(kinds):
+            return
+        if "math" in kinds and "math" not in self._ready:
+            for text in _WARM_UP:
+                _judge_math(text, text + "+0", tell=bool)
+        if "reasoning_gym" in kinds:
+            import reasoning_gym  # noqa: F401
+        self._ready.update(kinds)
+        for connection, child in list(self._children.items()):
+            child.kill()
+            self._dismiss(connection)
+        for _ in range(self._workers):
             self._hire()
 
     def _hire(self) -> Connection:
@@ -89,8 +112,7 @@ class Crew:
 
         `gold`: the gold answer cannot be read; `timeout`, `memory`, `crash`: the answer's doing.
         """
-        if any(job[0] == "reasoning_gym" for job in jobs) and "reasoning_gym" not in sys.modules:
-            self._import_scorers()
+        self.prepare({kind for kind, _, _ in jobs})
         verdicts: list[bool | str] = ["crash"] * len(jobs)
         idle = list(self._children)
         busy: dict[Connection, tuple[int, list[str]]] = {}
@@ -120,38 +142,35 @@ class Crew:
                 idle.append(ready)
         return verdicts
 
-    def _import_scorers(self) -> None:
-        """Import reasoning-gym here and fork anew, so that no child pays for it within a limit."""
-        import reasoning_gym  # noqa: F401
 
-        workers = len(self._children)
-        for connection in list(self._children):
-            self._children[connection].kill()
-            self._dismiss(connection)
-        for _ in range(workers):
-            self._hire()
+_EXPIRED = (signal.SIGPROF, signal.SIGALRM)
 
 
 def _cause(code: int | None, stages: list[str]) -> str:
     """Name why a child died; before the gold was read, it is the gold's doing."""
     if "gold" not in stages:
         return "gold"
-    return "timeout" if code == -signal.SIGALRM else "crash"
+    return "timeout" if code is not None and -code in _EXPIRED else "crash"
 
 
-def _work(connection: Connection, others: list[Connection], limit: float, memory: int) -> None:
+def _work(
+    connection: Connection, others: list[Connection], limit: float, patience: float, memory: int
+) -> None:
     """Judge jobs until the pipe closes or the kernel ends this process."""
     for other in others:
         other.close()
     _confine(memory)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    timers = ((signal.ITIMER_PROF, limit), (signal.ITIMER_REAL, patience))
+    for expired in _EXPIRED:
+        signal.signal(expired, signal.SIG_DFL)
     gc.freeze()
     while True:
         try:
             kind, answer, reference = connection.recv()
         except EOFError:
             os._exit(0)
-        signal.setitimer(signal.ITIMER_REAL, limit)
+        for timer, most in timers:
+            signal.setitimer(timer, most)
         try:
             verdict: bool | str = _JUDGES[kind](answer, reference, connection.send)
         except MemoryError:
@@ -159,7 +178,8 @@ def _work(connection: Connection, others: list[Connection], limit: float, memory
         except Exception:
             # An answer that a parser or scorer chokes on is not the gold answer.
             verdict = False
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        for timer, _ in timers:
+            signal.setitimer(timer, 0)
         connection.send(verdict)
 
 
@@ -172,8 +192,7 @@ def _confine(memory: int) -> None:
     import resource
 
     for what, most in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CORE, 0)):
-        # macOS knows no RLIMIT_AS; the time limit still holds there.
-        with suppress(ValueError, OSError):
+        with suppress(ValueError, OSError):  # macOS knows no RLIMIT_AS
             resource.setrlimit(what, (most, most))
     sys.dont_write_bytecode = True
     sys.addaudithook(_forbid)

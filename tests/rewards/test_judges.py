@@ -15,7 +15,7 @@ import pytest
 from chainforge.rewards.comparison import Claim
 from chainforge.rewards.functions import accuracy_reward
 from chainforge.rewards.judges import Judges
-from chainforge.rewards.verifier import COUNTS, verify, verify_all
+from chainforge.rewards.verifier import COUNTS, expect, verify, verify_all
 
 
 def entry(dataset, answer, **metadata):
@@ -51,8 +51,11 @@ FILTERED = [
     "a, " * 30_000,
     "\ud800\x00\u202e" * 1_000,
     "\\(" * 50_000,
+    r"9^{9 \cdot 9^{9}}",
+    r"\binom{999999}{500000}",
+    r"{999999 \choose 500000}",
 ]
-BOMBS = [r"9^{9 \cdot 9^{9}}", r"\binom{999999}{500000}", "(x+y+z+1)^{60}"]
+BOMBS = ["(x+y+z+1)^{900}", "(a+b+c+2)^{900}", "(x-y+z+7)^{900}"]
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +85,9 @@ def test_the_other_verifiers_refuse_at_once(verifier, answer):
 
 
 def test_a_bomb_scores_0_and_the_batch_is_unharmed(quick):
-    claims = [Claim("math", "4", "4"), Claim("math", r"\sqrt{16} + 0", "4")]
+    claims = [Claim("math", "4", "4"), Claim("math", r"\sqrt{16.0} + 0", "4")]
     claims += [Claim("math", bomb, "4") for bomb in BOMBS]
-    claims += [Claim("math", "y^2+z", "z+y^2"), Claim("math", "5", "4")]
+    claims += [Claim("math", "y^2+0.5z", "0.5z+y^2"), Claim("math", "5", "4")]
     start = time.monotonic()
     verdicts = verify_all(claims, quick)
     assert verdicts == [True, True, False, False, False, True, False]
@@ -118,8 +121,8 @@ def test_a_gold_answer_that_kills_its_judge_is_nobodys_fault(quick):
 
 def test_it_works_from_other_threads_and_from_several(quick):
     def judge(number):
-        bomb = rf"8^{{{number} \cdot 9^{{9}}}}"
-        texts = [f"{number}+0", bomb, f"{number}+1"]
+        bomb = f"(x+y+z+{number})^{{900}}"
+        texts = [f"{number}.0+0", bomb, f"{number}.0+1"]
         return verify_all([Claim("math", text, str(number)) for text in texts], quick)
 
     with ThreadPoolExecutor(3) as pool:
@@ -147,7 +150,7 @@ def test_an_alarm_of_the_trainer_stays_armed(quick):
     before = signal.getsignal(signal.SIGALRM)
     signal.setitimer(signal.ITIMER_REAL, 1000)
     try:
-        claims = [Claim("math", text, "4") for text in ("1+1+2", r"7^{7 \cdot 9^{9}}", "[" * 1000)]
+        claims = [Claim("math", text, "4") for text in ("1.0+1+2", "(x+y-z+2)^{900}", "[" * 1000)]
         assert verify_all(claims, quick) == [True, False, False]
         assert signal.getsignal(signal.SIGALRM) is before
         assert 900 < signal.getitimer(signal.ITIMER_REAL)[0] <= 1000
@@ -180,8 +183,8 @@ def test_the_main_module_is_not_run_again_nor_is_torch_there(tmp_path):
             import os
             from chainforge.rewards.verifier import JUDGES, verify
             from chainforge.rewards.comparison import Claim
-            assert verify("math", "2+2", "4") is True
-            assert verify("math", "2+3", "4") is False
+            assert verify("math", "2.0+2", "4") is True
+            assert verify("math", "2.0+3", "4") is False
             maps = open(f"/proc/{{JUDGES._process.pid}}/maps").read()
             assert "sympy" not in __import__("sys").modules, "the parser is in the trainer"
             print("torch" in maps, JUDGES._process.pid)
@@ -207,7 +210,7 @@ def test_the_main_module_is_not_run_again_nor_is_torch_there(tmp_path):
 def test_a_killed_trainer_leaves_no_judges_behind(tmp_path):
     code = (
         "import os; from chainforge.rewards.verifier import JUDGES, verify; "
-        "verify('math', '2+2', '4'); print(JUDGES._process.pid, flush=True); os.kill(os.getpid(), 9)"
+        "verify('math', '2.0+2', '4'); print(JUDGES._process.pid, flush=True); os.kill(os.getpid(), 9)"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
@@ -250,8 +253,46 @@ def test_a_program_that_cannot_start_says_why(monkeypatch):
 
 def test_the_default_limit_holds_through_the_reward():
     start = time.monotonic()
-    text = (
-        r"<reasoning_process>Big.</reasoning_process><summary>\boxed{6^{8 \cdot 9^{9}}}</summary>"
-    )
+    text = r"<reasoning_process>Big.</reasoning_process><summary>$(a-b+c+1)^{900}$</summary>"
     assert accuracy_reward(text, "4") == 0.0
-    assert time.monotonic() - start < 2 + 10  # The limit, and starting on a busy machine.
+    assert time.monotonic() - start < 60  # The limit, and starting on a busy machine.
+
+
+def test_it_starts_beside_other_work_where_golds_are_more_than_numbers(monkeypatch):
+    judges = Judges(workers=1)
+    monkeypatch.setattr("chainforge.rewards.verifier.JUDGES", judges)
+    expect([{"answer": "4"}, {"answer": "1/2"}, {"answer": "x+1", "verifier": "exact"}])
+    assert judges._process is None
+    expect([{"answer": "4"}, {"answer": "x+1"}])
+    assert judges._process is not None
+    assert judges.judge([("math", "1+x", "x+1")]) == [True]
+    judges.close()
+
+
+def test_it_is_ready_for_what_it_was_started_for_and_what_else_comes():
+    judges = Judges(workers=1)
+    judges.begin(["reasoning_gym"])
+    program = judges._process.pid
+    judges.begin(["math"])
+    own = entry("chain_sum", "4")
+    jobs = [("reasoning_gym", "4.0", own), ("math", "2+2", "4"), ("reasoning_gym", "5", own)]
+    assert judges.judge(jobs) == [True, True, False]
+    assert judges._process.pid == program
+    judges.close()
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="looks for children in /proc")
+def test_a_verdict_does_not_depend_on_how_busy_the_machine_is():
+    judges = Judges(workers=1, limit=1.0)
+    judges.judge([("math", "2+2", "4")])
+    program = judges._process.pid
+    with open(f"/proc/{program}/task/{program}/children") as file:
+        [child] = map(int, file.read().split())
+    with ThreadPoolExecutor(1) as pool:
+        verdicts = pool.submit(judges.judge, [("math", "(x+y+z+2)^{9}", "(x+y+z+3)^{9}")])
+        time.sleep(0.05)
+        os.kill(child, signal.SIGSTOP)
+        time.sleep(1.3)
+        os.kill(child, signal.SIGCONT)
+        assert verdicts.result() == [False]
+    judges.close()

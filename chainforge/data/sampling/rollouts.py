@@ -19,6 +19,7 @@ from chainforge.data.sampling.rounds import Accept, Rounds, pass_rates
 from chainforge.data.sampling.shards import Shards, rank, world_size
 from chainforge.rewards.functions import accuracy_rewards
 from chainforge.rewards.scoring import Reward, score
+from chainforge.rewards.verifier import expect
 
 Progress = Callable[[int, int, str, str], None]
 POLL_SECONDS = TELL_SECONDS = 0.2
@@ -59,6 +60,7 @@ def roll_out(
     return nothing.
     """
     sampling.check()
+    expect(examples)
     with Shards(path, provenance["model"]) as shards:
         rounds = Rounds(examples, sampling, accept, keep)
         rounds.note(list(shards.rows.values()))

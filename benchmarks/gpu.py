@@ -1,0 +1,179 @@
+"""What the GPU benchmarks share: models of random weights, the device's limits, one case a process.
+
+Without a GPU they say so and measure nothing; `--toy` runs the same code on the CPU with a model of
+two layers, to see that it works: its figures mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from chainforge.core.config import read_yaml
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "Qwen2.5-0.5B": {
+        "model_type": "qwen2", "vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864,
+        "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+    },
+    "Qwen2.5-1.5B": {
+        "model_type": "qwen2", "vocab_size": 151936, "hidden_size": 1536,
+        "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12,
+        "num_key_value_heads": 2, "tie_word_embeddings": True,
+    },
+    "SmolLM2-135M": {
+        "model_type": "llama", "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536,
+        "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
+        "tie_word_embeddings": True,
+    },
+    "toy": {
+        "model_type": "qwen2", "vocab_size": 320, "hidden_size": 32, "intermediate_size": 64,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+    },
+}  # fmt: skip
+RESULTS = Path(os.environ.get("BENCH_RESULTS") or Path(__file__).parent / "results")
+ROOT = Path(__file__).parents[1]
+RECIPES = {"Qwen2.5-0.5B": "qwen2.5-0.5b", "Qwen2.5-1.5B": "qwen2.5-1.5b",
+           "SmolLM2-135M": "smollm2-135m", "toy": "quickstart"}  # fmt: skip
+NO_GPU = (
+    "no GPU here: nothing was measured. `--toy` runs the same code on the CPU, without meaning."
+)
+
+
+def has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def arguments(description: str | None, out: Path) -> argparse.ArgumentParser:
+    """Return a parser with what both benchmarks take."""
+    parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
+    models = [name for name in SHAPES if name != "toy"]
+    parser.add_argument("--models", nargs="+", choices=models, default=models)
+    parser.add_argument("--only", nargs="+", help="cases by name; all if left out")
+    parser.add_argument("--steps", type=int, default=6, help="the first two are not counted")
+    parser.add_argument("--toy", action="store_true", help="on the CPU, to see that it runs")
+    parser.add_argument("--out", type=Path, default=out)
+    parser.add_argument("--case", nargs=2, metavar=("MODEL", "CASE"), help=argparse.SUPPRESS)
+    return parser
+
+
+def make_model(name: str, folder: str) -> str:
+    """Write a model of random weights, which never ends a text; return its path."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    values = {key: value for key, value in SHAPES[name].items() if key != "model_type"}
+    config = AutoConfig.for_model(SHAPES[name]["model_type"], **values, eos_token_id=None)
+    model = AutoModelForCausalLM.from_config(config)
+    path = str(Path(folder) / "model")
+    model.save_pretrained(path)
+    return path
+
+
+def tokenizer_of(name: str) -> Any:
+    """Return a tokenizer of whole words."""
+    from memory import tokenizer_of as of_size
+
+    return of_size(SHAPES[name]["vocab_size"])
+
+
+def shipped(model: str, file: str, keys: Iterable[str]) -> dict[str, Any]:
+    """Return what our recipe for a model sets, of the keys that change what a step costs."""
+    settings = read_yaml(ROOT / "recipes" / RECIPES[model] / file)
+    settings["use_peft"] = bool(settings.get("use_peft") or "adapter" in settings)
+    return {key: settings[key] for key in keys if key in settings}
+
+
+def verdict(rows: list[dict[str, Any]], rivals: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """Return how the shipped settings compare with the fastest rival, for the table of results."""
+    words, met = [], True
+    for model in dict.fromkeys(row["model"] for row in rows):
+        found = {row["case"]: row["tokens_per_second"] for row in rows
+                 if row["model"] == model and "error" not in row and rivals(row)}  # fmt: skip
+        if "shipped" not in found:
+            return {"measured": f"{model}: the shipped settings were not measured", "met": None}
+        best = max(found, key=lambda case: found[case])
+        ratio = found["shipped"] / found[best]
+        of = f", {found['shipped'] / found['trl']:.2f}x TRL's defaults" if "trl" in found else ""
+        words.append(f"{model}: {found['shipped']:,.0f} tokens/s, {ratio:.2f} of the fastest "
+                     f"({best}){of}")  # fmt: skip
+        met = met and ratio >= 0.98
+    return {"measured": "; ".join(words), "met": met}
+
+
+def limits() -> dict[str, float]:
+    """Measure what the device can do at most: bf16 multiplications, and bytes copied a second."""
+    import torch
+
+    device = "cuda" if has_gpu() else "cpu"
+    size, length = (8192, 2**30) if has_gpu() else (256, 2**22)
+    kind = torch.bfloat16 if has_gpu() else torch.float32
+    left, right = (torch.randn(size, size, device=device, dtype=kind) for _ in range(2))
+    source = torch.empty(length, device=device, dtype=torch.uint8)
+    target = torch.empty_like(source)
+    return {
+        "flops": 2 * size**3 / seconds_of(lambda: left @ right),
+        "bytes_per_second": 2 * length / seconds_of(lambda: target.copy_(source)),
+    }
+
+
+def seconds_of(work: Callable[[], Any], runs: int = 10) -> float:
+    """Return the least seconds that a piece of work took."""
+    best = float("inf")
+    for _ in range(runs):
+        wait()
+        started = time.perf_counter()
+        work()
+        wait()
+        best = min(best, time.perf_counter() - started)
+    return best
+
+
+def wait() -> None:
+    """Wait until the device has done what it was given."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def weights_of(name: str) -> tuple[int, int]:
+    """Return a model's number of parameters, and the bytes of keys and values a token in bf16."""
+    from chainforge.training.architecture import read_shape
+
+    config = SHAPES[name]
+    shape = read_shape(config)
+    head = config["hidden_size"] // config["num_attention_heads"]
+    layers, heads = config["num_hidden_layers"], config["num_key_value_heads"]
+    return shape.parameters, 2 * 2 * layers * heads * head
+
+
+def run_cases(
+    script: str, cases: Iterable[tuple[str, str]], args: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Run each case in a process of its own; one that fails is reported with its last line."""
+    rows = []
+    for model, case in cases:
+        command = [sys.executable, script, "--case", model, case, "--steps", str(args.steps)]
+        done = subprocess.run([*command, *(["--toy"] if args.toy else [])], capture_output=True,
+                              text=True, check=False)  # fmt: skip
+        row: dict[str, Any] = {"model": model, "case": case}
+        if done.returncode:
+            row["error"] = (done.stderr.strip().splitlines() or ["no output"])[-1][:300]
+        else:
+            row |= json.loads(done.stdout.splitlines()[-1])
+        rows.append(row)
+        print(json.dumps(row), file=sys.stderr, flush=True)
+    return rows

@@ -1,0 +1,111 @@
+"""What exact arithmetic decides, what it leaves alone, and that math-verify says the same."""
+
+import pytest
+
+from chainforge.rewards.answers import clean
+from chainforge.rewards.exact import decide
+from chainforge.rewards.verifier import JUDGES, verify
+
+DECIDED = [
+    ("4", r"\sqrt{16}", True),
+    ("4", "2+2", True),
+    ("4", "5-2", False),
+    ("4", "x", False),
+    ("0", "x-x", True),
+    (r"2\sqrt{3}", r"\sqrt{12}", True),
+    (r"2\sqrt{3}", r"\sqrt{3} \cdot 2", True),
+    (r"2\sqrt{3}", r"3\sqrt{2}", False),
+    (r"2\sqrt{3}", "2", False),
+    (r"\frac{\sqrt{3}}{2}", r"\sqrt{3}/2", True),
+    (r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt{2}}", True),
+    (r"1+\sqrt{2}", r"\sqrt{2}+1", True),
+    (r"1+\sqrt{2}", r"1-\sqrt{2}", False),
+    (r"3+2\sqrt{2}", r"(1+\sqrt{2})^2", True),
+    (r"\frac{\pi}{4}", r"\pi/4", True),
+    (r"\frac{\pi}{4}", r"\frac{1}{4}\pi", True),
+    (r"\frac{\pi}{4}", r"\frac{1}{4}", False),
+    ("2^{10}", "1024", True),
+    ("2^{-3}", r"\frac{1}{8}", True),
+    ("x^2+5x+6", "(x+2)(x+3)", True),
+    ("x^2+5x+6", "6+5x+x^2", True),
+    ("x^2+5x+6", "x^2+5x-6", False),
+    ("x^2+5x+6", "y^2+5y+6", False),
+    ("x^{12}", r"x^3 \cdot x^9", True),
+    (r"\frac{x}{2}", r"\frac{1}{2}x", True),
+    ("(1,-2)", r"\left( 1, -2 \right)", True),
+    ("(1,-2)", "(-2,1)", False),
+    ("(1,-2)", "(1,-2,0)", False),
+    (r"(3,\frac{\pi}{2})", r"(3,\pi/2)", True),
+    (r"\{1,2,3\}", r"\{3, 1, 2\}", True),
+    (r"\{1,2,3\}", r"\{1,2\}", False),
+    ("[0,1)", r"\left[0, \frac{2}{2}\right)", True),
+    (r"(-\infty,3]", r"(-\infty, 4]", False),
+    (r"(-\infty,1)\cup(2,\infty)", r"(-\infty, 1) \cup (2, \infty)", True),
+    ("1, 2", "1, 3", False),
+    ("1, 2", "1", False),
+    ("101_2", "101_{2}", True),
+]
+
+
+@pytest.mark.parametrize(("gold", "answer", "verdict"), DECIDED)
+def test_it_decides(gold, answer, verdict):
+    assert decide(clean(answer), clean(gold)) is verdict
+    assert verify("math", answer, gold) is verdict
+
+
+# math-verify says otherwise: it overlooks the base, and takes `x+0` for another sum than `x`.
+MENDED = [("101_2", "101_3", False), ("x", "x+0", True)]
+
+
+@pytest.mark.parametrize(("gold", "answer", "verdict"), MENDED)
+def test_it_decides_what_math_verify_gets_wrong(gold, answer, verdict):
+    assert verify("math", answer, gold) is verdict
+
+
+LEFT = [
+    ("4", "4.0"),  # a decimal may be rounded
+    ("x", "2 3"),
+    ("x", "1/2x"),
+    (r"\frac{5}{2}", r"2\frac{1}{2}"),  # a sum, not a product
+    ("x^2 3", "3x^2"),
+    ("x^{12}", "x^12"),
+    ("f(x)", "xf"),
+    ("f^2(x)", "f^2x"),
+    ("e^2", "e^2+0"),
+    ("3+4i", "4i+3"),
+    (r"\sin x", "x"),
+    ("cos x", "x cos"),
+    ("abc", "cba"),
+    ("y=2x", "2x"),
+    ("50%", "1/2"),
+    (r"\frac{1}{x+1}", r"\frac{1}{1+x}"),
+    (r"\sqrt{x}", "x"),
+    (r"\sqrt[3]{8}", "2"),
+    (r"\sqrt{-4}", "2"),
+    ("1/0", "2"),
+    ("0^{-1}", "2"),
+    ("[1,2]", "(1,2)"),
+    ("(1,2)", "[1,2)"),
+    ("(1,2)", "1,2"),
+    ("1, 2", "2, 1"),
+    ("12,345,1", "12"),
+    (r"(0,1)\cup(2,3)", r"(2,3)\cup(0,1)"),
+    ("101_2", "101"),
+    ("48^\\circ", "48"),
+    ("(x+y+z+1)^{60}", "4"),
+    ("9^{60}", "4"),
+    ("(" * 30 + "1,2" + ")" * 30, "4"),
+    ("", "4"),
+]
+
+
+@pytest.mark.parametrize(("gold", "answer"), LEFT)
+def test_it_leaves_what_is_unclear(gold, answer):
+    assert decide(clean(answer), clean(gold)) is None
+
+
+def test_math_verify_says_the_same():
+    cases = [(clean(answer), clean(gold), verdict) for gold, answer, verdict in DECIDED]
+    said = JUDGES.judge([("math", answer, gold) for answer, gold, _ in cases])
+    differences = [case for case, one in zip(cases, said, strict=True) if one is not case[2]]
+    assert differences == []
