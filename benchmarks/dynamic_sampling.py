@@ -119,9 +119,8 @@ def settings_of(
         "per_device_eval_batch_size": 100, "report_to": "none", "health": "off",
     }  # fmt: skip
     del settings["save_steps"], settings["model_name_or_path"]
-    if split > 1:
-        settings["per_device_train_batch_size"] = recipe["per_device_train_batch_size"] // split
-        settings["steps_per_generation"] = split
+    rollout = recipe["per_device_train_batch_size"] * recipe.get("steps_per_generation", 1)
+    settings |= {"per_device_train_batch_size": rollout // split, "steps_per_generation": split}
     if name.startswith("gate"):
         settings["gate_pool"] = str(pool)
     if name.startswith("dynamic"):

@@ -23,7 +23,8 @@ ROOT = Path(__file__).parents[2]
 STAGES = ("traces", "cold", "reason", "picks", "mixed", "final", "lessons", "student", "scores")
 ROWS = {"collect": 480, "reason": 24, "picks": 24, "final": 24, "lessons": 24, "scores": 12}
 GRPO = {"per_device_train_batch_size": 16, "num_generations": 4, "steps_per_generation": 1,
-        "max_steps": 2, "save_steps": 2, "beta": 0.05, "max_completion_length": 24, "use_peft": True, "lora_r": 4}  # fmt: skip
+        "max_steps": 2, "save_steps": 2, "beta": 0.05, "max_completion_length": 24,
+        "use_peft": True, "lora_r": 4}  # fmt: skip
 SFT = {"per_device_train_batch_size": 16, "max_steps": 6, "save_strategy": "no"}
 SAMPLED = {"require_correct": False, "require_format": False, "num_samples": 2,
            "max_new_tokens": 24}  # fmt: skip
