@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from measuring import results
 
 from chainforge.core.artifacts import read_manifest, write_json
 from chainforge.core.config import read_yaml
@@ -44,7 +45,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=1000, help="training prompts")
     parser.add_argument("--runs", type=Path, default=Path("runs-dynamic"))
     parser.add_argument("--out", type=Path,
-                        default=ROOT / "benchmarks/results/dynamic_sampling.json")  # fmt: skip
+                        default=results() / "dynamic_sampling.json")  # fmt: skip
     args = parser.parse_args()
     if not args.cold.exists():
         chain = [sys.executable, "-m", "chainforge.pipeline.cli", "run"]
