@@ -18,8 +18,9 @@ import subprocess
 import sys
 import tempfile
 import weakref
-from pathlib import Path
 from typing import Any
+
+from measuring import results
 
 from chainforge.core.artifacts import write_json
 from chainforge.training.architecture import read_shape
@@ -28,7 +29,6 @@ from chainforge.training.memory import CUDA, INTERPRETER, estimate
 from chainforge.training.settings import settings_of
 from chainforge.training.stage import device, versions
 
-RESULTS = Path(__file__).parent / "results/memory.json"
 MINI = {
     "model_type": "qwen2", "vocab_size": 32000, "hidden_size": 384, "intermediate_size": 1536,
     "num_hidden_layers": 12, "num_attention_heads": 6, "num_key_value_heads": 2,
@@ -238,7 +238,7 @@ def main() -> None:
     if args.case:
         print(json.dumps(run_case(args.case)))
         return
-    results = {}
+    found = {}
     print(f"{'case':<28}{'estimate':>10}{'measured':>10}{'ratio':>7}   MiB")
     for name in args.only or CASES:
         command = [sys.executable, __file__, "--case", name]
@@ -246,12 +246,13 @@ def main() -> None:
         measured = json.loads(done.stdout.splitlines()[-1])
         row = measured | expected(name, "tensors" in measured)
         peak = measured.get("tensors") or measured["allocated"]
-        results[name] = row | {"ratio": round(row["estimate"] / peak, 3)}
+        found[name] = row | {"ratio": round(row["estimate"] / peak, 3)}
         mib = [value / 2**20 for value in (row["estimate"], peak)]
-        print(f"{name:<28}{mib[0]:>10.0f}{mib[1]:>10.0f}{results[name]['ratio']:>7.2f}")
+        print(f"{name:<28}{mib[0]:>10.0f}{mib[1]:>10.0f}{found[name]['ratio']:>7.2f}")
     if not args.only:
         write_json(
-            RESULTS, {"versions": versions(), "hardware": device(), "n": 1, "cases": results}
+            results() / "memory.json",
+            {"versions": versions(), "hardware": device(), "n": 1, "cases": found},
         )
 
 

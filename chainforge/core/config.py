@@ -40,8 +40,7 @@ class _UniqueKeyLoader(_SafeLoader):  # type: ignore[misc]
                 line = key_node.start_mark.line + 1
                 raise InputError(f"line {line}: the key {key!r} stands twice")
             seen.add(key)
-        made: dict[Any, Any] = super().construct_mapping(node, deep)
-        return made
+        return super().construct_mapping(node, deep)  # type: ignore[no-any-return]
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
