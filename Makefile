@@ -1,4 +1,5 @@
 # make demo   trains the whole chain on this machine's CPU and leaves a report
+# make bench  runs the benchmarks of the CPU at small sizes, 15 minutes, and prints the table
 # make test   runs the tests        make lint   ruff and the type checker
 PYTHON ?= python3
 VENV   ?= .venv
@@ -6,10 +7,23 @@ BIN    := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test lint setup clean
+.PHONY: demo bench test lint setup clean
 
 demo: setup
 	$(BIN)/chainforge run recipes/quickstart/chain.yaml
+
+bench: export BENCH_RESULTS := bench
+bench: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check datasketch psutil
+	$(BIN)/python benchmarks/startup.py --chain bench/runs --runs 5 --steps 2
+	$(BIN)/python benchmarks/overhead.py --chain bench/runs --runs 3 --sft_steps 60 --grpo_steps 4
+	$(BIN)/python benchmarks/rejection_sampling.py --model bench/runs/quickstart/cold/model \
+		--prompts 150 --naive_prompts 16 --repeats 3
+	$(BIN)/python benchmarks/rewards.py --rows 1024 --out bench/rewards.json
+	$(BIN)/python benchmarks/collector.py --repeats 2
+	$(BIN)/python benchmarks/builder.py --rows 40000 --peer_rows 4000 --runs 2 --work bench/builder
+	$(BIN)/python benchmarks/lost_work.py --chain bench/runs --kills 1
+	$(BIN)/python benchmarks/table.py
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

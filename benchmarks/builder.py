@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from measuring import results
 
 from chainforge.core.artifacts import read_json, write_json
 from chainforge.core.transcript import write
@@ -90,7 +91,7 @@ def main() -> None:
         "hardware": device(),
         "load": os.getloadavg(),  # above the cores' number: others were at work too
     }
-    write_json(ROOT / "benchmarks/results/builder.json", result)
+    write_json(results() / "builder.json", result)
     print(json.dumps(result, indent=2))
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import openai
+from measuring import results
 
 from chainforge.core.artifacts import write_json
 from chainforge.core.records import Row, example
@@ -134,7 +135,7 @@ def report(args: argparse.Namespace, sides: dict[str, list[dict[str, Any]]]) -> 
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
         "date": time.strftime("%Y-%m-%d"),
     }
-    path = ROOT / "benchmarks/results/collector.json"
+    path = results() / "collector.json"
     write_json(path, result)
     print("| side | answers/s (median) | spread |\n|---|---:|---|")
     for side, values in rates.items():

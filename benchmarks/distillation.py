@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from measuring import results
 from quickstart import seconds
 
 from chainforge.core.artifacts import read_json, write_json
@@ -29,15 +30,15 @@ def main() -> None:
     command = [sys.executable, "-m", "chainforge.pipeline.cli", "run", str(chain)]
     subprocess.run([*command, "--runs", str(args.runs), "--seed", str(args.seed)], check=True)
     directory = args.runs / "distillation"
-    results = read_json(directory / "scores/results.json")
+    scores = read_json(directory / "scores/results.json")
     spent = seconds(directory)
     record = {"versions": versions(), "hardware": device(), "n": 1, "seed": args.seed}
     write_json(
-        ROOT / "benchmarks/results/distillation.json",
-        record | {"seconds": spent, "models": results["models"], "pairs": results["pairs"]},
+        results() / "distillation.json",
+        record | {"seconds": spent, "models": scores["models"], "pairs": scores["pairs"]},
     )
     print("| model | strict % (95 %) | lenient % | pass@4 % |\n|---|--:|--:|--:|")
-    for model in results["models"]:
+    for model in scores["models"]:
         strict = model["strict"]
         low, high = 100 * strict["low"], 100 * strict["high"]
         print(

@@ -14,7 +14,6 @@ Markdown.
 """
 
 import argparse
-import os
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from measuring import results
 
 from chainforge.core.artifacts import read_manifest, write_json
 from chainforge.core.config import read_yaml
@@ -51,8 +51,7 @@ def main() -> None:
     parser.add_argument("--gate_samples", type=int, default=4)
     parser.add_argument("--size", type=int, default=1000, help="training prompts")
     parser.add_argument("--runs", type=Path, default=Path("runs-dynamic"))
-    results = Path(os.environ.get("BENCH_RESULTS") or ROOT / "benchmarks/results")
-    parser.add_argument("--out", type=Path, default=results / "dynamic_sampling.json")
+    parser.add_argument("--out", type=Path, default=results() / "dynamic_sampling.json")
     args = parser.parse_args()
     if not args.cold.exists():
         chain = [sys.executable, "-m", "chainforge.pipeline.cli", "run"]

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+from measuring import results
 
 from chainforge.core.config import read_yaml
 
@@ -40,7 +41,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
 }  # fmt: skip
-RESULTS = Path(os.environ.get("BENCH_RESULTS") or Path(__file__).parent / "results")
+RESULTS = results()
 ROOT = Path(__file__).parents[1]
 RECIPES = {"Qwen2.5-0.5B": "qwen2.5-0.5b", "Qwen2.5-1.5B": "qwen2.5-1.5b",
            "SmolLM2-135M": "smollm2-135m", "toy": "quickstart"}  # fmt: skip

@@ -15,14 +15,14 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
 import resource
 import subprocess
 import sys
 import tempfile
 import weakref
-from pathlib import Path
 from typing import Any
+
+from measuring import results
 
 from chainforge.core.artifacts import write_json
 from chainforge.training.architecture import read_shape
@@ -31,7 +31,6 @@ from chainforge.training.memory import CUDA, INTERPRETER, estimate
 from chainforge.training.settings import settings_of
 from chainforge.training.stage import device, versions
 
-RESULTS = Path(os.environ.get("BENCH_RESULTS") or Path(__file__).parent / "results")
 OFF = 0.15  # that much an estimate may be
 MINI = {
     "model_type": "qwen2", "vocab_size": 32000, "hidden_size": 384, "intermediate_size": 1536,
@@ -270,7 +269,7 @@ def main() -> None:
         raise SystemExit(
             "no GPU here: nothing was measured. Leave out --gpu to measure on the CPU."
         )
-    results = {}
+    found = {}
     print(f"{'case':<28}{'estimate':>10}{'measured':>10}{'ratio':>7}   MiB")
     for name in args.only or (ALL_CASES if args.gpu else CASES):
         command = [sys.executable, __file__, "--case", name]
@@ -278,15 +277,15 @@ def main() -> None:
         measured = json.loads(done.stdout.splitlines()[-1])
         row = measured | expected(name, "tensors" in measured)
         peak = measured.get("tensors") or measured["allocated"]
-        results[name] = row | {"ratio": round(row["estimate"] / peak, 3)}
+        found[name] = row | {"ratio": round(row["estimate"] / peak, 3)}
         mib = [value / 2**20 for value in (row["estimate"], peak)]
-        off = "" if abs(results[name]["ratio"] - 1) <= OFF else f"  more than {OFF:.0%} off"
-        print(f"{name:<28}{mib[0]:>10.0f}{mib[1]:>10.0f}{results[name]['ratio']:>7.2f}{off}")
+        off = "" if abs(found[name]["ratio"] - 1) <= OFF else f"  more than {OFF:.0%} off"
+        print(f"{name:<28}{mib[0]:>10.0f}{mib[1]:>10.0f}{found[name]['ratio']:>7.2f}{off}")
     if not args.only:
-        worst = max(abs(row["ratio"] - 1) for row in results.values())
+        worst = max(abs(row["ratio"] - 1) for row in found.values())
         summary = {"versions": versions(), "hardware": device(), "n": 1, "limit": OFF}
-        summary |= {"worst": round(worst, 3), "cases": results}
-        write_json(RESULTS / ("memory_gpu.json" if args.gpu else "memory.json"), summary)
+        summary |= {"worst": round(worst, 3), "cases": found}
+        write_json(results() / ("memory_gpu.json" if args.gpu else "memory.json"), summary)
 
 
 def has_gpu() -> bool:

@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from measuring import results
+
 from chainforge.core.artifacts import read_json, read_manifest, write_json
 from chainforge.training.stage import device, versions
 
@@ -40,7 +42,7 @@ def main() -> None:
             run[name]["seconds"] = seconds(directory / name)
         runs.append(run)
     result = {"versions": versions(), "hardware": device(), "runs": runs}
-    write_json(ROOT / "benchmarks/results/quickstart.json", result)
+    write_json(results() / "quickstart.json", result)
     print(table(runs))
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import results
 
 from chainforge.core.artifacts import write_json
 from chainforge.core.config import read_yaml
@@ -119,7 +120,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[16, 64, 256])
     parser.add_argument("--out", type=Path,
-                        default=ROOT / "benchmarks/results/rejection_sampling.json")  # fmt: skip
+                        default=results() / "rejection_sampling.json")  # fmt: skip
     args = parser.parse_args()
     if not args.model.exists():
         chain = [sys.executable, "-m", "chainforge.pipeline.cli", "run"]

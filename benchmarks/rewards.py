@@ -28,11 +28,12 @@ from pathlib import Path
 from typing import Any
 
 from mathrows import HOSTILE, Row, make
+from measuring import results
 
 from chainforge.core.transcript import write
 
 ROOT = Path(__file__).parents[1]
-OUT = Path(os.environ.get("BENCH_RESULTS") or ROOT / "benchmarks/results") / "rewards.json"
+OUT = results() / "rewards.json"
 SIDES = ("ours", "trl")
 TARGETS = {"clean": 5.0, "hostile": 50.0}
 SHARE = 0.05  # of hostile rows

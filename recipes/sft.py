@@ -19,7 +19,7 @@ from chainforge.training.matrix import check_supported
 from chainforge.training.methods import PolicyArgs, check_policy
 from chainforge.training.policy import open_policy, prepare
 from chainforge.training.stage import open_stage
-from chainforge.training.templates import check_lengths, load_tokenizer
+from chainforge.training.templates import check_lengths, check_whole, load_tokenizer
 
 
 def main() -> None:
@@ -45,6 +45,7 @@ def main() -> None:
             processing_class=tokenizer,
             peft_config=start.peft_config,
         )
+        check_whole(trainer, rows)
         stage.metrics |= {"rows": len(rows), "sources": sources}
         train(trainer, stage)
 

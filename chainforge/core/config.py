@@ -22,10 +22,13 @@ from chainforge.core.errors import InputError
 from chainforge.core.fields import checked, is_one_or_more, is_structured, parts_of
 from chainforge.core.references import find_preset, hint
 
+# libyaml, where PyYAML was built with it, reads a recipe ten times as fast.
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
 ON_CPU = " Several processes on a CPU count only with `use_cpu: true`."
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
+class _UniqueKeyLoader(_SafeLoader):  # type: ignore[misc]
     """YAML that refuses a key given twice, where PyYAML lets the last one win."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -37,7 +40,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                 line = key_node.start_mark.line + 1
                 raise InputError(f"line {line}: the key {key!r} stands twice")
             seen.add(key)
-        return super().construct_mapping(node, deep)
+        return super().construct_mapping(node, deep)  # type: ignore[no-any-return]
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -218,7 +221,7 @@ def _layers(
 def _word(word: str) -> Any:
     """Read one word of the command line as YAML; text that is not YAML stays text."""
     try:
-        return yaml.safe_load(word)
+        return yaml.load(word, _SafeLoader)
     except yaml.YAMLError:
         return word
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FALLBACK = "offline-fallback"
 FILE = "train.parquet"
+_TRAINED_ON = ("prompt", "completion", "messages", "source")  # the columns that SFT looks at
 
 
 @dataclass
@@ -88,7 +89,7 @@ def sft_mixture(args: DataArgs, seed: int = 0) -> tuple[Dataset, dict[str, dict[
 
 def _source(path: str, args: DataArgs) -> list[tuple[list[Message], list[Message]]]:
     """Return the rows of one source as prompts and completions."""
-    found = _read(path)
+    found = _read(path, _TRAINED_ON)
     fallback = [number for number, row in found.rows if row.get("source") == FALLBACK]
     if fallback and not args.allow_offline_rows:
         raise InputError(
@@ -114,16 +115,20 @@ def read_kept(path: str | Path) -> list[tuple[int, Row]]:
     return _read(path).settle(SHARE)
 
 
-def _read(path: str | Path) -> Salvage:
-    """Read what `read_kept` returns, with what is wrong with other rows."""
+def _read(path: str | Path, columns: tuple[str, ...] = ()) -> Salvage:
+    """Read what `read_kept` returns, with what is wrong with other rows.
+
+    Of parquet files only `columns` are read, where any are given.
+    """
     path = Path(path)
-    if path.is_file():
-        parquet = path.suffix == ".parquet"
-        found = Salvage(path, list(enumerate(_parquet([path]), 1))) if parquet else salvage(path)
+    if path.is_file() and path.suffix == ".parquet":
+        found = Salvage(path, list(enumerate(_parquet([path], columns), start=1)))
+    elif path.is_file():
+        found = salvage(path)
     elif not path.is_dir():
         raise InputError(f"{path}: no such file or directory")
     elif files := sorted((path / "dataset").glob("*.parquet")) or sorted(path.glob("*.parquet")):
-        found = Salvage(path, list(enumerate(_parquet(files), start=1)))
+        found = Salvage(path, list(enumerate(_parquet(files, columns), start=1)))
     elif (path / "samples.jsonl").is_file():
         found = salvage(path / "samples.jsonl")
         found.rows = [(number, row) for number, row in found.rows if not row.get("drop")]
@@ -140,14 +145,17 @@ def _read(path: str | Path) -> Salvage:
     return found
 
 
-def _parquet(files: list[Path]) -> list[Row]:
+def _parquet(files: list[Path], columns: tuple[str, ...]) -> list[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     rows: list[Row] = []
     for file in files:
         try:
-            rows += pq.read_table(file).to_pylist()
+            with pq.ParquetFile(file) as table:
+                there = [name for name in columns if name in table.schema_arrow.names]
+                for batch in table.iter_batches(1024, columns=there if columns else None):
+                    rows += batch.to_pylist()
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{file} is not a parquet file: {error}") from None
     return rows

@@ -29,6 +29,7 @@ from chainforge.rewards.answers import (
     ratio,
     squeeze,
 )
+from chainforge.rewards.scorers import plain_scorer
 
 Job = tuple[str, str, str]
 """Kind, the answer, the gold answer (or the entry's JSON): what a judging process is sent."""
@@ -251,7 +252,11 @@ def _scored(claim: Claim) -> bool | Job | None:
         text = value.replace(",", "") if gold.text == raw else text
     elif raw and _bare(raw) in _bare(text) and _bare(raw) != _bare(text):
         return False
-    return text == raw or ("reasoning_gym", text, json.dumps(entry, sort_keys=True))
+    if text == raw:
+        return True
+    if scorer := plain_scorer(str(entry["metadata"]["source_dataset"])):
+        return scorer(text, entry) >= 1.0
+    return ("reasoning_gym", text, json.dumps(entry, sort_keys=True))
 
 
 _SCORED_DEPTH = 50

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from chainforge.data.sampling.shards import own_file
 from chainforge.training import checkpoints
 from chainforge.training.stage import Stage, is_main_process
 
+# Word of the progress is a file that is replaced: too much for each of many short steps.
+TELL_SECONDS = 0.2
+
 
 class StageCallback(TrainerCallback):
     """Append each log to `metrics.jsonl` and leave word of the progress."""
@@ -22,6 +26,7 @@ class StageCallback(TrainerCallback):
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
         self.note = ""
+        self._told = 0.0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -62,8 +67,11 @@ class StageCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Move the bar."""
-        self.stage.progress(state.global_step, state.max_steps, "steps", self.note)
+        """Move the bar, a few times a second and at the end."""
+        now = time.monotonic()
+        if now - self._told >= TELL_SECONDS or state.global_step >= state.max_steps:
+            self.stage.progress(state.global_step, state.max_steps, "steps", self.note)
+            self._told = now
 
 
 def rows_until(path: Path, step: int) -> list[Row]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import heapq
 from typing import Any
 
 from chainforge.core.errors import InputError
 from chainforge.core.transcript import DEFAULT, read, tags_of, write
 from chainforge.training.sources import first_line
+
+_LONGEST = 64  # rows that are tokenised before TRL does it
 
 
 def load_tokenizer(reference: str, transcript: str = DEFAULT, **options: Any) -> Any:
@@ -61,10 +64,39 @@ def check_template(tokenizer: Any, transcript: str, name: str) -> None:
 def check_lengths(rows: Any, tokenizer: Any, max_length: int | None) -> None:
     """Raise `InputError` when rows do not fit: TRL would cut them, or drop them, in silence.
 
-    `rows` has conversational `prompt` and `completion` columns; `max_length` is in tokens.
+    `rows` has conversational `prompt` and `completion` columns; `max_length` is in tokens. Only the
+    longest texts are looked at, before a model is loaded; `check_whole` sees the others.
     """
     if max_length is None:
         return
+    sizes = [
+        sum(len(turn["content"]) for turn in prompt + done)
+        for prompt, done in zip(rows["prompt"], rows["completion"], strict=True)
+    ]
+    longest = heapq.nlargest(_LONGEST, range(len(sizes)), key=sizes.__getitem__)
+    if max(lengths_of(rows.select(longest), tokenizer), default=0) > max_length:
+        _refuse_long(rows, tokenizer, max_length)
+
+
+def check_whole(trainer: Any, rows: Any) -> None:
+    """Raise `InputError` when TRL has cut or dropped rows: a second look, at its own tokens.
+
+    `rows` is what an SFTTrainer was given. A row that it cut is exactly `max_length` long.
+    """
+    import pyarrow.compute as compute
+
+    limit, made = trainer.args.max_length, trainer.train_dataset
+    if limit is None:
+        return
+    if len(made) == len(rows) and not trainer.args.packing:
+        longest = compute.max(compute.list_value_length(made.data["input_ids"])).as_py()
+        if longest < limit:
+            return
+    _refuse_long(rows, trainer.processing_class, limit)
+
+
+def _refuse_long(rows: Any, tokenizer: Any, max_length: int) -> None:
+    """Raise `InputError` that counts the rows of more than `max_length` tokens, if there are."""
     lengths = lengths_of(rows, tokenizer)
     if long := [index for index, length in enumerate(lengths) if length > max_length]:
         raise InputError(

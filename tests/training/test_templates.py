@@ -2,7 +2,7 @@ import pytest
 from stages import rows
 
 from chainforge.core.errors import InputError
-from chainforge.training.templates import check_lengths, check_template, learnt
+from chainforge.training.templates import check_lengths, check_template, check_whole, learnt
 
 
 def changed(tokenizer, **changes):
@@ -73,3 +73,30 @@ def test_what_carries_loss_is_what_trl_trains_on(tiny_model, tokenizer, tmp_path
         assert ids == prepared["input_ids"]
         assert loss == [label != -100 for label in prepared["labels"]]
         assert 0 < sum(loss) < len(loss)
+
+
+def test_a_long_row_among_short_looking_ones_is_found_by_its_tokens(
+    tokenizer, tiny_model, tmp_path
+):
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    def pair(said):
+        ask = [{"role": "user", "content": "?"}]
+        return {"prompt": ask, "completion": [{"role": "assistant", "content": said}]}
+
+    tags = pair("</reasoning_process>" * 20)  # 400 characters, 20 tokens
+    made = Dataset.from_list([tags] * 70 + [pair("7" * 90)])
+    check_lengths(made, tokenizer, 80)
+    for longest, fits in ((80, False), (300, True)):
+        trainer = SFTTrainer(
+            model=tiny_model,
+            args=SFTConfig(output_dir=str(tmp_path), max_length=longest, use_cpu=True, bf16=False),
+            train_dataset=made,
+            processing_class=tokenizer,
+        )
+        if fits:
+            check_whole(trainer, made)
+        else:
+            with pytest.raises(InputError, match="1 of 71 rows have more than 80 .*row 70"):
+                check_whole(trainer, made)

@@ -1,0 +1,111 @@
+"""Measure what a stage costs over a raw TRL script that does the same work.
+
+    python benchmarks/overhead.py --runs 3
+
+An SFT and a GRPO stage of the quickstart, each against its script in `benchmarks/raw`: the same
+rows in the same order, settings, rewards, seed, checkpoints and logs; fresh processes in turn, no
+cache between them. The weights that both leave must be equal bit by bit. What ours does besides is
+in its time: checking rows and settings, sealing checkpoints, keeping rollouts, watching health,
+signing what it leaves. Without `--chain` the quickstart is run up to its cold start first. Writes
+`overhead.json` and prints Markdown.
+"""
+
+import argparse
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from measuring import Run, ratios, run, save, spread, summary, turns, weights
+from sides import caches, prepared, raw, recipe, tasks_of
+
+LIMIT = 1.02
+SIDES = ("raw", "ours")
+
+
+def main() -> None:
+    """Run both stages on both sides, compare, write and print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--stages", nargs="+", choices=("sft", "grpo"), default=["sft", "grpo"])
+    parser.add_argument("--sft_steps", type=int, default=376, help="the quickstart's: 376")
+    parser.add_argument("--grpo_steps", type=int, default=24, help="the quickstart's: 24")
+    parser.add_argument("--chain", type=Path, default=Path("runs"), help="as --runs of chainforge")
+    args = parser.parse_args()
+    chain = prepared(args.chain, "cold")
+    result: dict[str, Any] = {"runs": args.runs, "limit": LIMIT, "stages": {}}
+    result["steps"] = {"sft": args.sft_steps, "grpo": args.grpo_steps}
+    for kind in args.stages:
+        with tempfile.TemporaryDirectory() as folder:
+            result["stages"][kind] = compare(kind, args, chain, Path(folder))
+    save("overhead", result)
+    print(table(result))
+
+
+def compare(kind: str, args: argparse.Namespace, chain: Path, folder: Path) -> dict[str, Any]:
+    """Run a stage on both sides in turn; return what they took and whether they left the same."""
+    runs: dict[str, list[Run]] = {side: [] for side in SIDES}
+    left: set[str] = set()
+    steps = args.sft_steps if kind == "sft" else args.grpo_steps
+    for side, _ in turns(SIDES, args.runs):
+        output = folder / "out"
+        shutil.rmtree(output, ignore_errors=True)
+        shutil.rmtree(folder / "cache", ignore_errors=True)
+        command = commands(kind, chain, output, steps, folder / "tasks.json")[side]
+        runs[side].append(run(command, folder / f"{side}.log", **caches(folder / "cache")))
+        left.add(weights(output / "model"))
+        print(kind, side, runs[side][-1], flush=True)
+    return {
+        side: summary(of) for side, of in runs.items()
+    } | {
+        "ratio": {name: ratios(runs["ours"], runs["raw"], name)
+                  for name in ("seconds", "cpu_seconds", "peak_bytes")},
+        "extra_seconds": spread([a.seconds - b.seconds for a, b in zip(runs["ours"], runs["raw"])]),
+        "bit_equal": len(left) == 1,
+    }  # fmt: skip
+
+
+def commands(kind: str, chain: Path, output: Path, steps: int, tasks: Path) -> dict[str, list[str]]:
+    """Return the command of each side."""
+    from sides import QUICKSTART
+
+    if kind == "sft":
+        base, data = QUICKSTART / "base", chain / "traces"
+        words = ["--model", base, "--data", data / "dataset/train.parquet", "--save_steps", 200]
+        return {
+            "raw": raw("sft", *words, "--max_steps", steps, "--output_dir", output),
+            "ours": recipe("sft", "cold.yaml", output, "--model_name_or_path", base,
+                           "--data", data, "--max_steps", steps),
+        }  # fmt: skip
+    tasks_of("reason.yaml", tasks)
+    model = chain / "cold/model"
+    words = ["--model", model, "--tasks", tasks, "--max_steps", steps, "--save_steps", 8]
+    return {
+        "raw": raw("grpo", *words, "--output_dir", output),
+        "ours": recipe("grpo", "reason.yaml", output, "--model_name_or_path", model,
+                       "--max_steps", steps),
+    }  # fmt: skip
+
+
+def table(result: dict[str, Any]) -> str:
+    """Return the figures as Markdown."""
+    lines = ["| stage | side | seconds (range) | CPU seconds | peak MB |", "|---|---|--:|--:|--:|"]
+    for kind, stage in result["stages"].items():
+        for side in SIDES:
+            took = stage[side]
+            lines.append(
+                f"| {kind} | {side} | {took['seconds']['median']:.1f} ({took['seconds']['low']:.1f}"
+                f" to {took['seconds']['high']:.1f}) | {took['cpu_seconds']['median']:.1f} "
+                f"| {took['peak_bytes']['median'] / 1e6:.0f} |"
+            )
+        ratio = stage["ratio"]
+        lines.append(
+            f"| {kind} | ratio | {ratio['seconds']['median']:.3f} | "
+            f"{ratio['cpu_seconds']['median']:.3f} | {ratio['peak_bytes']['median']:.3f} |"
+        )
+        lines.append(f"| {kind} | weights | {'equal' if stage['bit_equal'] else 'differ'} | | |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""The quickstart's stages and the scripts in `raw/` that do the same work by hand."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from measuring import CHAINFORGE, QUICKSTART, ROOT, run
+
+from chainforge.core.config import read_yaml
+from chainforge.data.tasks import TaskArgs, _own_seed, _read_task
+
+RAW = ROOT / "benchmarks/raw"
+SEED = 42
+
+
+def recipe(
+    kind: str, config: str, output: Path, *words: Any, folder: Path = QUICKSTART
+) -> list[str]:
+    """Return the command of a stage of ours."""
+    command = [sys.executable, str(ROOT / f"recipes/{kind}.py"), "--config", str(folder / config)]
+    return [*command, "--output_dir", str(output), "--seed", str(SEED), *map(str, words)]
+
+
+def raw(kind: str, *words: Any) -> list[str]:
+    """Return the command of a raw script."""
+    return [sys.executable, str(RAW / f"{kind}.py"), *map(str, words)]
+
+
+def caches(folder: Path) -> dict[str, str]:
+    """Return an environment in which `datasets` finds nothing of an earlier run."""
+    return {"HF_DATASETS_CACHE": str(folder)}
+
+
+def tasks_of(config: str, output: Path) -> Path:
+    """Write down what a stage asks, for a raw script: the same rows, in the same order."""
+    settings = TaskArgs(tasks=read_yaml(QUICKSTART / config)["tasks"])
+    listed = []
+    for number, given in enumerate(settings.tasks):
+        task = _read_task(given, f"tasks[{number}]")
+        params = {key: value for key, value in task.params.items() if key != "dataset"}
+        listed.append({"dataset": task.params["dataset"], "params": params, "size": task.size,
+                       "seed": _own_seed(task, SEED), "split": task.split})  # fmt: skip
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(listed, indent=2))
+    return output
+
+
+def prepared(folder: Path, until: str) -> Path:
+    """Run the quickstart up to a stage, unless it is there; return the folder of its stages."""
+    chain = [*CHAINFORGE, "run", str(QUICKSTART / "chain.yaml"), "--runs", str(folder)]
+    if not (folder / "quickstart" / until / "manifest.json").exists():
+        run([*chain, "--until", until], folder / f"{until}.log")
+    return folder / "quickstart"
