@@ -43,7 +43,7 @@ CASES: dict[str, dict[str, Any]] = {
 SPEED = (
     "per_device_train_batch_size", "gradient_checkpointing", "cache_implementation", "use_vllm",
     "vllm_mode", "use_transformers_continuous_batching", "beta", "torch_compile", "use_peft",
-    "steps_per_generation", "num_iterations", "attn_implementation",
+    "num_iterations", "attn_implementation",
 )  # fmt: skip
 GENERATE, REWARDS, TRAIN = "generate", "rewards", "train"
 
