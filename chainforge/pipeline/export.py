@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from chainforge.core.errors import InputError
 from chainforge.core.references import hint
-from chainforge.core.upload import HUB_ID, check_id, check_secrets, push, write_folder
+from chainforge.core.sharing import check_secrets
+from chainforge.core.upload import HUB_ID, check_id, push, write_folder
 from chainforge.pipeline import places
 from chainforge.training.package import CARD, Package, What, pack
 
@@ -96,7 +98,7 @@ def _listed(package: Package) -> list[str]:
     if package.left_out:
         lines.append(f"left out: {', '.join(package.left_out)}")
     if package.what == "adapter":
-        lines.append(f"goes on: {package.base}")
+        lines.append(f"goes on: {package.base.name if package.base else 'nothing'}")
     return [*lines, *(f"note: {note}" for note in package.notes)]
 
 
@@ -109,10 +111,11 @@ def _size(size: int) -> str:
 
 def _for_llama_cpp(package: Package) -> list[str]:
     """Say how llama.cpp's own scripts turn it into GGUF, which Ollama and LM Studio read too."""
-    folder = places.short(package.folder)
-    scripts: dict[str, Any] = {
-        "model": f"convert_hf_to_gguf.py {folder} --outtype q8_0",
-        "adapter": f"convert_lora_to_gguf.py {folder} --base-model-id {package.base}",
-    }
-    script = scripts.get(package.what)
-    return [f"as GGUF: python llama.cpp/{script}"] if script else []
+    folder = shlex.quote(places.short(package.folder))
+    if package.what == "model":
+        return [f"as GGUF: python llama.cpp/convert_hf_to_gguf.py {folder} --outtype q8_0"]
+    if package.what == "adapter" and package.base:
+        option = "--base-model-id" if package.base.on_hub else "--base"
+        base = shlex.quote(package.base.name)
+        return [f"as GGUF: python llama.cpp/convert_lora_to_gguf.py {folder} {option} {base}"]
+    return []
