@@ -112,8 +112,7 @@ def _send(api: Any, files: Files, identity: str, kind: Kind, private: bool, mess
 
     there = repository(api, identity, kind)
     if there is None:
-        # It may be there and not be shown to this token: then the commit says so.
-        api.create_repo(identity, repo_type=kind, private=private, exist_ok=True)
+        api.create_repo(identity, repo_type=kind, private=private)
     else:
         _check_there(there, identity, files, private)
     operations = [

@@ -19,7 +19,7 @@ from chainforge.core.errors import InputError
 from chainforge.core.sharing import places_told, public
 from chainforge.core.upload import Kind
 from chainforge.training.adapterbase import find_base
-from chainforge.training.lineage import Ancestor, Origin, base_of, lineage
+from chainforge.training.lineage import Ancestor, Origin, base_of, lineage, stages_in
 from chainforge.training.modelcard import data_card, head_of, model_card
 
 What = Literal["adapter", "model", "dataset"]
@@ -142,7 +142,11 @@ def _plain(path: Path, what: What | None) -> tuple[What, Path]:
             if what not in (None, part):
                 raise InputError(f"{path} is one {part}, not a stage with a {what}")
             return part, path
-    inside = [child.name for child in sorted(path.iterdir()) if read_manifest(child)]
+    inside = [
+        stage.name
+        for stage, _ in stages_in(path)
+        if any(_is_part(stage / part, part) for part in PARTS)
+    ]
     hint = f"; give one of its stages: {', '.join(inside)}" if inside else ""
     raise InputError(f"{path} is neither a finished stage, nor an adapter, model or data set{hint}")
 

@@ -4,7 +4,6 @@ import sys
 
 import pytest
 import yaml
-from hubserver import HubServer
 from planted import Maker
 
 from chainforge.core.artifacts import read_json, read_manifest
@@ -250,29 +249,3 @@ def test_a_push_that_can_go_nowhere_is_refused_before_any_work(
     with pytest.raises(InputError, match=message):
         made(tmp_path, pool(2), **settings)
     assert not (tmp_path / "samples.jsonl").exists()
-
-
-def test_a_push_puts_the_folder_on_the_hub(tmp_path):
-    """In a process of its own: the address of the Hub is read once, on import."""
-    import os
-    import subprocess
-
-    code = (
-        "import sys; from pathlib import Path; from chainforge.data.selection.publish import push_folder;"
-        "print(push_folder(Path(sys.argv[1]), 'me/data', private=True))"
-    )
-    made(tmp_path, pool(), preference_pairs=1)
-    (tmp_path / "dataset/.hidden").write_text("secret")
-    with HubServer() as hub:
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path / "dataset")],
-            env=os.environ | hub.environment(tmp_path / "home"), capture_output=True, text=True,
-        )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().endswith("/datasets/me/data")
-    assert hub.repositories["datasets", "me/data"].private
-    files = hub.files("me/data", "datasets")
-    assert set(files) == {"README.md", "train.parquet", "pairs/train.parquet"}
-    for name, content in files.items():
-        assert content == (tmp_path / "dataset" / name).read_bytes()
-    assert not hub.carried(hub.secret)
