@@ -23,6 +23,7 @@ from chainforge.training.measured import results
 from chainforge.training.provenance import VERBS, data_sets, named, story, terms
 
 KINDS = {"adapter": "A LoRA adapter", "model": "A model"}
+LONGEST = 1024  # tokens to sample where no stage said
 LIMITS = (
     "What was rewarded is the final answer; the reasoning before it can be wrong where the answer "
     "is right.",
@@ -49,8 +50,8 @@ def model_card(
         f"# {_plain(title)}",
         _opening(what, base, stage),
         section("Use", _use(what, title, base, stages)),
-        *story(stages, stages),
         section("Results", *results(stages)) if stage else "",
+        *story(stages, stages),
         _settings(stage),
         _unless_empty("Licence and terms", _licence(base, licence), terms(stages, what)),
         section("Limits", "\n".join(f"- {limit}" for limit in LIMITS)) if stage else "",
@@ -124,7 +125,7 @@ def _opening(what: str, base: Origin | None, stage: Ancestor | None) -> str:
 
 def _use(what: str, title: str, base: Origin | None, stages: Sequence[Ancestor]) -> str:
     """Show how it is loaded and asked, with the system turn that it was trained under."""
-    preset, asked = _form(stages)
+    preset, asked, longest = _form(stages)
     turns = [{"role": "system", "content": asked}] if asked else []
     turns += [{"role": "user", "content": "What is 7 + 5 - 3?"}]
     lines = [
@@ -135,7 +136,7 @@ def _use(what: str, title: str, base: Origin | None, stages: Sequence[Ancestor])
         "inputs = tokenizer.apply_chat_template(",
         '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"',
         ").to(model.device)",
-        "output = model.generate(**inputs, max_new_tokens=1024)",
+        f"output = model.generate(**inputs, max_new_tokens={longest})",
         'print(tokenizer.decode(output[0][inputs["input_ids"].shape[1] :]))',
     ]
     text = _fenced("python", "\n".join(lines))
@@ -177,18 +178,19 @@ def _fenced(language: str, text: str) -> str:
     return f"{fence}{language}\n{text}\n{fence}"
 
 
-def _form(stages: Sequence[Ancestor]) -> tuple[str, str]:
-    """Return the transcript's preset and the system turn, of the last stage that set them.
+def _form(stages: Sequence[Ancestor]) -> tuple[str, str, int]:
+    """Return the transcript's preset, the system turn and the length of answers, as last set.
 
-    Where all rows were somebody's own there was none that is known.
+    Where all rows were somebody's own no system turn is known.
     """
-    preset, asked = DEFAULT, ""
+    preset, asked, longest = DEFAULT, "", LONGEST
     for stage in stages:
         preset = str(stage.setting("transcript", preset))
+        longest = stage.setting("max_completion_length", stage.setting("max_new_tokens", longest))
         if stage.setting("tasks"):
             own = stage.setting("system_prompt")
             asked = system_prompt(preset) if own is None else str(own)
-    return preset, asked
+    return preset, asked, int(longest)
 
 
 def _settings(stage: Ancestor | None) -> str:
@@ -203,4 +205,5 @@ def _settings(stage: Ancestor | None) -> str:
 def _licence(base: Origin | None, licence: Mapping[str, str]) -> str:
     name = licence.get("license_name") or licence.get("license")
     said = f"Licence: `{code(name)}`." if name else ""
-    return f"{said} That of {named(base)} holds for this too.".strip() if base else said
+    theirs = "That" if name else "The licence"
+    return f"{said} {theirs} of {named(base)} holds for this too.".strip() if base else said

@@ -53,6 +53,8 @@ def _took(stage: Ancestor) -> str:
     by_role: dict[str, list[str]] = {}
     for role, origin in stage.took.items():
         by_role.setdefault(role.partition(".")[0], []).append(named(origin))
+    for kind, model, _ in _teachers([stage]):
+        by_role["teacher"] = [f"`{code(model or kind)}`"]
     return "; ".join(f"{code(role)}: {', '.join(names)}" for role, names in by_role.items())
 
 

@@ -152,7 +152,7 @@ def test_hostile_names_and_settings_stay_what_they_are(tmp_path):
     lines = outside.splitlines()
     titles = [line for line in lines if line.startswith("#")]
     assert [title.strip("# ") for title in titles][1:] == [
-        "Use", "How it was made", "Where the samples of `traces` went", "Results",
+        "Use", "Results", "How it was made", "Where the samples of `traces` went",
         f"Settings of `{folder.name.replace('`', chr(39)).replace('|', '/')}`",
         "Licence and terms", "Limits",
     ]  # fmt: skip

@@ -90,7 +90,7 @@ def section(title: str, *paragraphs: str) -> str:
 def funnel_table(funnel: Mapping[str, Any], what: str) -> str:
     """Return how many are left after each filter, in the order of the filters."""
     left = funnel["in"]
-    lines = [f"| filter | {what} dropped | left |", "|---|---:|---:|", f"| | | {left:,} |"]
+    lines = [f"| filter | {what} dropped | left |", "|---|---:|---:|", f"| all | | {left:,} |"]
     for reason, count in funnel["dropped"].items():
         left -= count
         lines.append(f"| `{code(reason)}` | {count:,} | {left:,} |")
