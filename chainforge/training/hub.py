@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from chainforge.core.errors import InputError
 from chainforge.core.upload import check_id, push, token
-from chainforge.data.selection.builder import BuildArgs
 from chainforge.training.package import CARD, What, pack
 from chainforge.training.stage import Stage
+
+if TYPE_CHECKING:
+    from chainforge.data.selection.builder import BuildArgs
 
 logger = logging.getLogger(__name__)
 
