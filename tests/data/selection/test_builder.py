@@ -2,6 +2,7 @@
 
 import sys
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from planted import Maker
@@ -79,7 +80,9 @@ def test_what_is_left_behind(tmp_path):
 
 
 def test_the_card_says_where_the_rows_are_from(tmp_path):
-    rows = [row | {"model": "/home/me/runs/q/reason/model"} for row in pool()]
+    (tmp_path / "reason").mkdir()
+    (tmp_path / "reason/manifest.json").touch()
+    rows = [row | {"model": f"{tmp_path}/reason/model"} for row in pool()]
     funnel = made(tmp_path, rows, preference_pairs=1, dataset_license="mit")
     card = (tmp_path / "dataset/README.md").read_text()
     _, head, text = card.split("---\n", 2)
@@ -93,8 +96,10 @@ def test_the_card_says_where_the_rows_are_from(tmp_path):
     for words in ("keep: 2", "temperature", "`policy`", "**not** checked", "paraphrase"):
         assert words in text
     assert "'seed'" not in text  # of every row another
-    assert "by `q/reason/model`" in text
-    assert "/home/me" not in text
+    assert "by `reason/model`" in text
+    assert str(tmp_path) not in text
+    saved = pq.read_table(tmp_path / "dataset/train.parquet")["model"].to_pylist()
+    assert set(saved) == {"reason/model"}
 
 
 def test_pairs_set_right_against_wrong_of_one_prompt(tmp_path):
