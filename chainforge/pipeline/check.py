@@ -146,7 +146,9 @@ def verdict(audit: Audit) -> str:
         )
     if audit.failures:
         rows = len({row.id for row, _ in audit.failures})
-        return f"on {rows} of {len(audit)} rows something beat or equalled the gold answer"
+        said = f"on {rows} of {len(audit)} rows something beat or equalled the gold answer"
+        unread = sum(row.unrewarded for row in audit)
+        return said + (f"; on {unread} it earned no more than an empty one" if unread else "")
     return "gold beats every other answer on every row"
 
 

@@ -51,6 +51,7 @@ def test_an_honest_reward_passes(place, task):
 def test_a_generous_reward_fails_and_is_shown_why(place):
     text = place.chainforge("check", "mine.py:generous", "--task", "sums.jsonl", expect=1)
     assert "failed: on 3 of 3 rows" in text
+    assert "on 3 it earned no more than an empty one" in " ".join(text.split())
     assert "empty: 1, gold: 1" in text
     assert all(len(line) <= 80 for line in text.splitlines())
 
