@@ -64,7 +64,7 @@ def _result(stage: Ancestor) -> str:
     if "kept" in metrics and "in" in metrics:
         words.append(f"{metrics['kept']:,} of {metrics['in']:,} samples kept")
     if "steps" in metrics:
-        words.append(f"{metrics['steps']:,} steps")
+        words.append(f"{metrics['steps']:,} step{'s' if metrics['steps'] != 1 else ''}")
     if "reward" in metrics:
         words.append(f"reward {metrics['reward']:.3g} at the end")
     elif "train_loss" in metrics:
