@@ -27,6 +27,7 @@ from chainforge.data.selection.filters import FilterArgs
 from chainforge.data.selection.rejection import SelectionArgs
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.rewards.scoring import RewardArgs, load_rewards
+from chainforge.training.hub import send_rows
 from chainforge.training.sources import check_model
 from chainforge.training.stage import RunArgs, is_main_process, open_stage
 from chainforge.training.templates import load_tokenizer
@@ -74,6 +75,7 @@ def main() -> None:
             return
         stage.metrics |= build(source, stage.directory, selection, texts, output, run.seed,
                                report={"sampling": report}, write=shards.merge)  # fmt: skip
+        send_rows(stage, output)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
@@ -86,7 +87,24 @@ class Handler(BaseHTTPRequestHandler):
         token = self.headers.get("Authorization")
         return found if found and (token == self.hub.token or not found.private) else None
 
+    def fails(self):
+        """Fail where a test has asked for it: with a status, or with a dropped connection."""
+        for fault in self.hub.faults:
+            method, pattern, what, times = fault
+            if times and method == self.command and re.search(pattern, unquote(self.path)):
+                fault[3] -= 1
+                self.body()
+                if what == "drop":
+                    self.close_connection = True
+                    self.connection.shutdown(socket.SHUT_RDWR)
+                else:
+                    self.reply({"error": f"status {what}, as asked for"}, what)
+                return True
+        return False
+
     def do_PUT(self):
+        if self.fails():
+            return
         data = self.body()
         self.hub.blobs[hashlib.sha256(data).hexdigest()] = data
         self.reply({})
@@ -95,6 +113,8 @@ class Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self):
+        if self.fails():
+            return
         self.body()
         path = unquote(urlsplit(self.path).path)
         if match := FILE.fullmatch(path):
@@ -134,6 +154,8 @@ class Handler(BaseHTTPRequestHandler):
             )
 
     def do_POST(self):
+        if self.fails():
+            return
         data = self.body()
         path = unquote(urlsplit(self.path).path)
         if path == "/api/validate-yaml":
@@ -193,11 +215,14 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class HubServer:
-    """A Hub of one user; `requests` keeps what was asked of it: method, path, headers, body."""
+    """A Hub of one user; `requests` keeps what was asked of it: method, path, headers, body.
+
+    `faults` are what goes wrong: method, pattern of the path, status or "drop", how often.
+    """
 
     def __init__(self, token="hf_loopback-token"):
         self.secret, self.token = token, f"Bearer {token}"
-        self.repositories, self.blobs, self.requests = {}, {}, []
+        self.repositories, self.blobs, self.requests, self.faults = {}, {}, [], []
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.hub = self
         self.url = f"http://127.0.0.1:{self.server.server_port}"

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-import mmap
+import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from chainforge.core.artifacts import sha256
 from chainforge.core.errors import InputError
+from chainforge.core.sharing import Files, check_secrets
 
-Files = Mapping[str, Path | bytes]  # contents by their names there
+logger = logging.getLogger(__name__)
+
 Kind = Literal["model", "dataset"]
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_SECRET = re.compile(r"(?:^|_)(?:TOKEN|KEY|SECRET|PASSWORD)$", re.IGNORECASE)
-# A shorter value, such as the EMPTY of a local server, is no secret, and is part of other words.
-SHORTEST = 8
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+# Seconds before the next attempts, and the statuses after which there is one: a conflict with
+# another commit, too many requests, and what is the server's own fault.
+WAITS = (1.0, 2.0, 4.0)
+PASSING = frozenset({409, 412, 429, 500, 502, 503, 504})
 # What a loader would take for a part of a repository, though it is from an earlier upload.
 _LOADED = re.compile(
     r"(?:adapter_|generation_)?config\.json|.*\.(?:safetensors|bin|pt|gguf|parquet)"
@@ -52,68 +56,71 @@ def token() -> str:
     return found
 
 
-def check_secrets(files: Files) -> None:
-    """Raise `InputError` when a file holds the value of a secret environment variable.
-
-    Those are the ones called TOKEN, KEY, SECRET or PASSWORD, or *_TOKEN and so on, and the token
-    of a Hub login. Of parquet files the values are read, since their bytes are compressed.
-    """
-    known = _secrets()
-    for name, content in files.items() if known else ():
-        for part in _parts(content):
-            for variable, value in known.items():
-                if part.find(value) >= 0:
-                    raise InputError(
-                        f"{name} holds the value of {variable}, so nothing was sent. If that is a "
-                        "secret, change it where it was issued, and make the file without it; if "
-                        f"it is none, unset {variable} for this command"
-                    )
-
-
 def write_folder(files: Files, folder: Path) -> None:
     """Write files into a new or empty folder, which appears whole or not at all."""
+    folder = Path(os.path.abspath(folder))
+    if folder in (Path.cwd(), *Path.cwd().parents):
+        raise InputError(f"{folder} is where you are; name a new folder")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is there and not empty; name a new folder")
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    for name, content in files.items():
-        path = part / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(content, bytes):
-            path.write_bytes(content)
-        else:
-            shutil.copyfile(content, path)
-    if folder.exists():
-        folder.rmdir()
-    part.rename(folder)
+    try:
+        for name, content in files.items():
+            path = part / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, bytes):
+                path.write_bytes(content)
+            else:
+                shutil.copyfile(content, path)
+        if folder.exists():
+            folder.rmdir()
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def push(files: Files, identity: str, kind: Kind, *, private: bool, message: str) -> Pushed:
     """Put files into a repository of the Hub, in one commit; make it if it is not there.
 
-    Raises `InputError` when a file holds a secret, when a private upload would go to a public
-    repository, when files of another upload would be loaded with these, and when the Hub refuses.
+    What passes (the server's own errors, a lost connection, somebody else's commit) is tried again;
+    what is there already is not sent twice. Raises `InputError` when a file holds a secret, when a
+    private upload would go to a public repository, when files of another upload would be loaded
+    with these, and when the Hub refuses.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import HfApi
 
     check_id(identity, "to")
     check_secrets(files)
     api = HfApi(token=token(), library_name="chainforge")
-    try:
-        there = repository(api, identity, kind)
-        if there is None:
-            api.create_repo(identity, repo_type=kind, private=private)
-        else:
-            _check_there(there, identity, files, private)
-        operations = [
-            CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
-            for name, content in files.items()
-        ]
-        api.create_commit(identity, operations, commit_message=message, repo_type=kind)
-    except hub_failures() as error:
-        raise InputError(f"{identity}: the Hub did not take it: {_told(error)}") from None
-    address = f"{api.endpoint}/{'datasets/' if kind == 'dataset' else ''}{identity}"
-    return Pushed(address, private if there is None else bool(there.private))
+    for wait in (*WAITS, None):
+        try:
+            seen = _send(api, files, identity, kind, private, message)
+            break
+        except hub_failures() as error:
+            if wait is None or not _passes(error):
+                raise InputError(
+                    f"{identity}: the Hub did not take it: {_told(error)}{_advice(error, identity)}"
+                ) from None
+            logger.warning("%s: %s; trying again in %g s", identity, _told(error), wait)
+            time.sleep(wait)
+    return Pushed(f"{api.endpoint}/{'datasets/' if kind == 'dataset' else ''}{identity}", seen)
+
+
+def _send(api: Any, files: Files, identity: str, kind: Kind, private: bool, message: str) -> bool:
+    """Send files once; return whether the repository is private."""
+    from huggingface_hub import CommitOperationAdd
+
+    there = repository(api, identity, kind)
+    if there is None:
+        api.create_repo(identity, repo_type=kind, private=private)
+    else:
+        _check_there(there, identity, files, private)
+    operations = [
+        CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
+        for name, content in files.items()
+    ]
+    api.create_commit(identity, operations, commit_message=message, repo_type=kind)
+    return private if there is None else bool(there.private)
 
 
 def hub_failures() -> tuple[type[Exception], ...]:
@@ -196,48 +203,30 @@ def _check_there(there: Any, identity: str, files: Files, private: bool) -> None
             )
 
 
-def _secrets() -> dict[str, bytes]:
-    """Return the values that must not leave this machine, by what they are called."""
-    from huggingface_hub import get_token
-
-    found = {name: value for name, value in os.environ.items() if _SECRET.search(name)}
-    if (login := get_token()) and login not in found.values():
-        found["the Hub login"] = login
-    return {
-        name: value.strip().encode()
-        for name, value in found.items()
-        if len(value.strip()) >= SHORTEST
-    }
-
-
-def _parts(content: Path | bytes) -> Iterator[Any]:
-    """Yield a file's contents to search in: whole, or batches of a parquet file's rows."""
-    if isinstance(content, bytes):
-        yield content
-    elif content.suffix == ".parquet":
-        yield from _rows(content)
-    elif content.stat().st_size:
-        with (
-            open(content, "rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view,
-        ):
-            yield view
-
-
-def _rows(path: Path) -> Iterator[bytes]:
-    """Yield a parquet file's rows in Arrow's plain form, where every text stands as it is."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(path) as table:
-        for batch in table.iter_batches():
-            sink = pa.BufferOutputStream()
-            with pa.ipc.new_stream(sink, batch.schema) as stream:
-                stream.write_batch(batch)
-            yield sink.getvalue().to_pybytes()
-
-
 def _told(error: Exception) -> str:
     """Return what the Hub said, on one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines)[:300] or type(error).__name__
+
+
+def _status(error: Exception) -> int | None:
+    """Return the status that the Hub answered with; None where it did not answer."""
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _passes(error: Exception) -> bool:
+    """Whether it may go well the next time."""
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+
+    return _status(error) in PASSING if _status(error) else isinstance(error, HTTPError)
+
+
+def _advice(error: Exception, identity: str) -> str:
+    """Say what to do about a refusal."""
+    status = _status(error)
+    if status == 401:
+        return ". The token is not known there: set HF_TOKEN, or run `hf auth login`"
+    if status == 403:
+        owner = identity.partition("/")[0]
+        return f". The token may not write there: is {owner} you, and was it made for writing?"
+    return ". The same command again goes on" if _passes(error) else ""

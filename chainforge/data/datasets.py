@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from chainforge.core.errors import InputError
 from chainforge.core.records import Message, Row
+from chainforge.core.sharing import public
 from chainforge.core.transcript import DEFAULT
 from chainforge.data.selection.columns import columns_of
 from chainforge.data.selection.mixing import mix
@@ -219,7 +220,8 @@ def check_batch(rows: Sequence[Row], generation_batch_size: int, num_generations
 def save_dataset(rows: Sequence[Row], path: str | Path) -> Path:
     """Write kept Samples to `path`/train.parquet, ready for SFT and `datasets.load_dataset`.
 
-    The file appears whole or not at all. Text completions become messages, as in `sft_dataset`.
+    The file appears whole or not at all. Text completions become messages, as in `sft_dataset`;
+    who wrote a row is named without what a path tells of this machine.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -233,7 +235,12 @@ def save_dataset(rows: Sequence[Row], path: str | Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{FILE}.tmp"
     pairs = [dict(zip(("prompt", "completion"), _pair(row), strict=True)) for row in rows]
-    whole = [row | pair for row, pair in zip(rows, pairs, strict=True)]
+    whole = [_named(row) | pair for row, pair in zip(rows, pairs, strict=True)]
     pq.write_table(pa.table(columns_of(whole)), temporary)
     os.replace(temporary, folder / FILE)
     return folder / FILE
+
+
+def _named(row: Row) -> Row:
+    model = row.get("model")
+    return row | {"model": public(model)} if isinstance(model, str) else row

@@ -10,7 +10,6 @@ from typing import Any
 
 from chainforge.core.errors import InputError
 from chainforge.core.records import Row
-from chainforge.core.references import hint
 from chainforge.core.transcript import lenient_answer
 from chainforge.data.selection.salvage import SHARE, salvage, settle
 
@@ -55,9 +54,10 @@ class Columns:
         # Rows that are Examples already have messages and no question.
         messages = self.prompt or ("prompt" if self.question not in raw and "prompt" in raw else "")
         asked = messages or self.question
-        for name in (asked, self.answer, *(self.keep or ())):
-            if name not in raw:
-                raise InputError(f"no column {name!r}; {hint(name, [str(key) for key in raw])}")
+        self._check(raw, "prompt" if messages else "question", asked)
+        self._check(raw, "answer", self.answer)
+        for name in self.keep or ():
+            self._check(raw, "keep", name)
         turns = raw[asked] if messages else [{"role": "user", "content": raw[asked]}]
         if wrong := wrong_turns(turns):
             raise InputError(f"column {asked!r}: {wrong}")
@@ -69,6 +69,12 @@ class Columns:
             extra["source_id"] = extra.pop("id")
         answer = self._answer(raw[self.answer])
         return extra | {"prompt": turns, "answer": answer, "verifier": verifier}
+
+    def _check(self, raw: Row, key: str, name: str) -> None:
+        """Raise `InputError` when the column that `key` names is not there."""
+        if name not in raw:
+            there = ", ".join(map(str, raw))
+            raise InputError(f"no column {name!r}, but {there}; name yours in params, as `{key}:`")
 
     def _answer(self, value: Any) -> str:
         """Return the gold answer as text."""

@@ -26,28 +26,47 @@ SHOWN_CHARACTERS = 50
 SHOWN_CHANGES = 5
 
 
-def check_reward(reward: str, task: str, *, params: Iterable[str] = (), rows: int = 16) -> Audit:
+def check_reward(
+    reward: str, task: str | None = None, *, params: Iterable[str] = (), rows: int = 16
+) -> Audit:
     """Audit a reward, named as in a configuration, or a verifier, on the first rows of a task.
 
-    `task` is a YAML with `tasks:` (a recipe's configuration serves), a .jsonl, or one task written
-    as a YAML mapping. Raises `InputError` for anything that cannot be read.
+    `reward` may be a recipe's YAML: then all its rewards are audited together, as they will train,
+    on its own tasks unless `task` names others. `task` is a YAML with `tasks:` (a recipe's
+    configuration serves), a .jsonl, or one task written as a YAML mapping. Raises `InputError` for
+    anything that cannot be read.
     """
     from chainforge.data.tasks import TaskArgs, load_examples
     from chainforge.rewards.audit import audit
     from chainforge.rewards.scoring import RewardArgs, load_rewards
     from chainforge.rewards.verifier import VERIFIERS
 
-    settings = read_tasks(task)
+    whole = reward.endswith((".yaml", ".yml"))
+    if task is None and not whole:
+        raise InputError("give --task to audit, or --samples (and --against) to compare")
+    settings = read_tasks(task or reward)
     transcript = settings.get("transcript", DEFAULT)
     verifier = reward in VERIFIERS
-    spec = {"fn": "accuracy_reward" if verifier else reward, "params": read_params(params)}
-    judges = RewardArgs(rewards=[spec], transcript=transcript)
+    if whole:
+        judges = RewardArgs(transcript=transcript)
+        judges.rewards = _rewards_of(reward, params) or judges.rewards
+    else:
+        spec = {"fn": "accuracy_reward" if verifier else reward, "params": read_params(params)}
+        judges = RewardArgs(rewards=[spec], transcript=transcript)
     few = [_at_most(item, rows) for item in settings["tasks"]]
     args = TaskArgs(tasks=few, system_prompt=settings.get("system_prompt"))
     examples = load_examples(args, transcript)[:rows]
     if verifier:
         examples = [row | {"verifier": reward} for row in examples]
     return audit(load_rewards(judges, set().union(*examples)), examples, transcript)
+
+
+def _rewards_of(file: str, params: Iterable[str]) -> list[dict[str, Any]] | None:
+    """Return the rewards that a configuration names; None where it leaves them as they are."""
+    if list(params):
+        raise InputError(f"--params goes with one reward; those of {file} have their own")
+    rewards: list[dict[str, Any]] | None = read_yaml(file).get("rewards")
+    return rewards
 
 
 def read_tasks(task: str) -> dict[str, Any]:
@@ -127,7 +146,9 @@ def verdict(audit: Audit) -> str:
         )
     if audit.failures:
         rows = len({row.id for row, _ in audit.failures})
-        return f"on {rows} of {len(audit)} rows something beat or equalled the gold answer"
+        said = f"on {rows} of {len(audit)} rows something beat or equalled the gold answer"
+        unread = sum(row.unrewarded for row in audit)
+        return said + (f"; on {unread} it earned no more than an empty one" if unread else "")
     return "gold beats every other answer on every row"
 
 

@@ -174,7 +174,11 @@ def show(
 @app.command()
 def check(
     reward: Annotated[
-        str, typer.Argument(help="A reward or a verifier: built in, pkg.mod:fn or path/file.py:fn.")
+        str,
+        typer.Argument(
+            help="A reward or a verifier: built in, pkg.mod:fn or path/file.py:fn; or a recipe's "
+            "YAML, for all its rewards together."
+        ),
     ],
     task: Annotated[
         str | None,
@@ -201,7 +205,7 @@ def check(
 
     With --samples: list the saved completions on which verifiers do not agree.
     """
-    if (task is None) == (samples is None) or (against and task):
+    if (task and samples) or (against and not samples):
         raise InputError("give --task to audit, or --samples (and --against) to compare")
     from rich.console import Console
 
@@ -216,7 +220,7 @@ def check(
         return
     from chainforge.pipeline import check as audits
 
-    audit = audits.check_reward(reward, str(task), params=params or (), rows=rows or 16)
+    audit = audits.check_reward(reward, task, params=params or (), rows=rows or 16)
     if as_json:
         _print_json(audits.to_json(audit))
     else:

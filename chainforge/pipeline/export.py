@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from chainforge.core.errors import InputError
 from chainforge.core.references import hint
-from chainforge.core.upload import HUB_ID, check_id, check_secrets, push, write_folder
+from chainforge.core.sharing import check_secrets
+from chainforge.core.upload import HUB_ID, check_id, push, token, write_folder
 from chainforge.pipeline import places
 from chainforge.training.package import CARD, Package, What, pack
 
@@ -36,6 +38,8 @@ def export(wish: Wish) -> list[str]:
     identity = hub_id(wish.to)
     title = identity or Path(wish.to).expanduser().name
     online = identity is not None and not wish.dry_run
+    if online:
+        token()  # before gigabytes are read for nothing
     package = pack(
         wish.path,
         wish.what,  # type: ignore[arg-type]
@@ -95,8 +99,9 @@ def _listed(package: Package) -> list[str]:
         lines.append(f"  {name:<{width}}  {_size(size):>9}")
     if package.left_out:
         lines.append(f"left out: {', '.join(package.left_out)}")
-    if package.what == "adapter":
-        lines.append(f"goes on: {package.base}")
+    if package.what == "adapter" and package.base:
+        base = package.base.name
+        lines.append(f"goes on: {base if package.base.on_hub else places.short(base)}")
     return [*lines, *(f"note: {note}" for note in package.notes)]
 
 
@@ -109,10 +114,12 @@ def _size(size: int) -> str:
 
 def _for_llama_cpp(package: Package) -> list[str]:
     """Say how llama.cpp's own scripts turn it into GGUF, which Ollama and LM Studio read too."""
-    folder = places.short(package.folder)
-    scripts: dict[str, Any] = {
-        "model": f"convert_hf_to_gguf.py {folder} --outtype q8_0",
-        "adapter": f"convert_lora_to_gguf.py {folder} --base-model-id {package.base}",
-    }
-    script = scripts.get(package.what)
-    return [f"as GGUF: python llama.cpp/{script}"] if script else []
+    folder = shlex.quote(places.short(package.folder))
+    if package.what == "model":
+        return [f"as GGUF: python llama.cpp/convert_hf_to_gguf.py {folder} --outtype q8_0"]
+    if package.what == "adapter" and package.base:
+        option = "--base-model-id" if package.base.on_hub else "--base"
+        name = package.base.name
+        base = shlex.quote(name if package.base.on_hub else places.short(name))
+        return [f"as GGUF: python llama.cpp/convert_lora_to_gguf.py {folder} {option} {base}"]
+    return []

@@ -49,6 +49,7 @@ def make_project(folder: Path, recipe: str) -> list[str]:
 def _moved(text: str, recipe: str, here: str, chain: str, name: str) -> str:
     """Return a file's text for its new place: the paths in it, and the chain's name."""
     end = r"(?![\w.-]*\w)"
+    text = re.sub(rf"(?m)^.*chainforge new \S+ --from {re.escape(recipe)}.*\n\n?", "", text)
     text = re.sub(rf"recipes/{re.escape(recipe)}{end}", here, text)
     text = re.sub(rf"\bruns/{re.escape(chain)}{end}", f"runs/{name}", text)
     command = r"(chainforge (?:plan|run|show|doctor) )"

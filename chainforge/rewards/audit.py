@@ -57,6 +57,12 @@ class AuditRow:
         """Whether the gold answer beat every other."""
         return not self.failures
 
+    @property
+    def unrewarded(self) -> bool:
+        """Whether the gold answer earned no more than an empty one: then it is not being read."""
+        nothing = [a.total for a in self.failures if a.kind == "empty" and a.total is not None]
+        return any(total == self.gold for total in nothing)
+
 
 @dataclass(frozen=True)
 class Speed:

@@ -12,7 +12,7 @@ from typing import Any
 from chainforge.core.errors import InputError
 from chainforge.core.references import hint
 from chainforge.core.transcript import DEFAULT, lenient_answer, read
-from chainforge.rewards.comparison import Claim
+from chainforge.rewards.claims import Claim
 from chainforge.rewards.language import scripts_of, share
 from chainforge.rewards.verifier import VERIFIERS, verify_all
 

@@ -14,7 +14,8 @@ from typing import Any
 from chainforge.core.errors import InputError
 from chainforge.core.references import hint
 from chainforge.rewards.answers import clean, number
-from chainforge.rewards.comparison import COMPARISONS, Claim, Job
+from chainforge.rewards.claims import Claim
+from chainforge.rewards.comparison import COMPARISONS, Job
 from chainforge.rewards.judges import Judges
 
 logger = logging.getLogger(__name__)

@@ -2,19 +2,23 @@
 
 TRL's own upload sends `training_args.bin`, a pickle that holds the token, and makes a public
 repository before anything is trained. So TRL is told not to push, and the finished stage is sent:
-its adapter where it has one, else its model, private unless `hub_private_repo: false`.
+its adapter where it has one, else its model, private unless `hub_private_repo: false`. A data stage
+sends its rows (`hub_dataset_id`) in the same way.
 """
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from chainforge.core.errors import InputError
 from chainforge.core.upload import check_id, push, token
-from chainforge.training.package import CARD, pack
+from chainforge.training.package import CARD, What, pack
 from chainforge.training.stage import Stage
+
+if TYPE_CHECKING:
+    from chainforge.data.selection.builder import BuildArgs
 
 logger = logging.getLogger(__name__)
 
@@ -57,19 +61,29 @@ def _base_on_hub(model_args: Any, stage: Stage) -> bool:
     return not merged and not Path(start.source.model).exists()
 
 
-def send(stage: Stage, identity: str, private: bool) -> None:
+def send_rows(stage: Stage, output: BuildArgs) -> None:
+    """Have a data stage's rows uploaded once it is signed, if its settings say so."""
+    identity = output.hub_dataset_id
+    if output.push_to_hub and identity:
+        stage.afterwards.append(lambda: send(stage, identity, output.hub_private, "dataset"))
+
+
+def send(stage: Stage, identity: str, private: bool, what: What | None = None) -> None:
     """Upload a signed stage; an `InputError` says that the stage is done all the same."""
-    what = "adapter" if stage.path("adapter").is_dir() else "model"
+    if what is None:
+        what = "adapter" if stage.path("adapter").is_dir() else "model"
     try:
-        package = pack(stage.directory, what, title=identity, upload=True, online=True)  # type: ignore[arg-type]
-        done = push(
-            package.files, identity, "model", private=private, message="Add what ChainForge trained"
-        )
+        package = pack(stage.directory, what, title=identity, upload=True, online=True)
+        message = f"Add the {what} that ChainForge made"
+        done = push(package.files, identity, package.kind, private=private, message=message)
     except InputError as error:
+        public = "" if private else " --public"
         raise InputError(
             f"push_to_hub: {error}\n  {stage.directory} is done; send it with: chainforge export "
-            f"{stage.directory} --what {what} --to {identity}"
+            f"{stage.directory} --what {what} --to {identity}{public}"
         ) from None
+    for note in package.notes:
+        logger.warning("%s", note)
     seen = "private" if done.private else "public"
     logger.info("uploaded %d files and %s to %s (%s)", len(package.files) - 1, CARD,
                 done.address, seen)  # fmt: skip

@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, Literal
 
-from chainforge.core.artifacts import Manifest, read_json, read_manifest
-from chainforge.core.upload import HUB_ID
-from chainforge.data.hub import PRESETS
+from chainforge.core.artifacts import Manifest, read_json, read_manifest, sha256
+from chainforge.core.errors import InputError
 
 ON_HUB = "hub:"
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where an input came from: another stage, a model of the Hub, or a path that no stage made."""
+
+    kind: Literal["stage", "hub", "path"]
+    name: str  # of the stage, the Hub id, or the path as the settings had it
+    fingerprint: str = ""
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether it can be had from the Hub."""
+        return self.kind == "hub"
+
+
+@dataclass(frozen=True)
 class Ancestor:
-    """A finished stage, and what it took: the name of a stage, a Hub id, or a path, by role."""
+    """A finished stage, and what it took, by role (`model`, `teacher`, `data.0`)."""
 
     directory: Path
     manifest: Manifest
-    took: dict[str, str] = field(default_factory=dict)
+    took: dict[str, Origin] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -34,15 +47,16 @@ class Ancestor:
 
     def funnel(self) -> dict[str, Any] | None:
         """Return where the rows of a data stage went."""
-        path = self.directory / "funnel.json"
-        return dict(read_json(path)) if path.is_file() else None
+        found = signed_json(self.directory, self.manifest, "funnel.json")
+        return dict(found) if found else None
 
 
 def lineage(stage: Path) -> list[Ancestor]:
     """Return a finished stage and all that it was made from, the oldest first.
 
-    The stages before it are known by their fingerprints, wherever the run was moved to. Empty for
-    a directory that no stage signed.
+    The stages before it are known by their fingerprints, wherever the run was moved to; what is
+    gone, or was made anew with other settings since, is left as the path that it had. Empty for a
+    directory that no stage signed.
     """
     found: dict[str, Ancestor] = {}
     _collect(stage.resolve(), found)
@@ -51,34 +65,45 @@ def lineage(stage: Path) -> list[Ancestor]:
 
 def _collect(directory: Path, found: dict[str, Ancestor]) -> None:
     manifest = read_manifest(directory)
-    if manifest is None:
+    if manifest is None or manifest.fingerprint in found:
         return
-    prints = {other.fingerprint: path for path, other in _beside(directory)}
-    took: dict[str, str] = {}
+    beside = list(stages_in(directory.parent))
+    took: dict[str, Origin] = {}
     for role, fingerprint in manifest.inputs.items():
         if role.startswith("models."):
             continue  # what an evaluation measured made nothing
         reference = _reference(role, manifest.config)
-        before = prints.get(fingerprint) or _signed(reference, fingerprint)
+        before = _maker(reference, fingerprint, beside)
         if before is not None and before != directory:
-            if fingerprint not in found:
-                _collect(before, found)
-            took[role] = before.name
+            _collect(before, found)
+            took[role] = Origin("stage", before.name, fingerprint)
         elif fingerprint.startswith(ON_HUB):
-            took[role] = fingerprint.removeprefix(ON_HUB)
+            took[role] = Origin("hub", fingerprint.removeprefix(ON_HUB), fingerprint)
         else:
-            took[role] = reference
+            took[role] = Origin("path", reference, fingerprint)
     found[manifest.fingerprint] = Ancestor(directory, manifest, took)
 
 
-def _beside(directory: Path) -> Iterator[tuple[Path, Manifest]]:
-    for path in sorted(directory.parent.iterdir()):
-        if path.is_dir() and (manifest := read_manifest(path)) is not None:
+def stages_in(folder: Path) -> Iterator[tuple[Path, Manifest]]:
+    """Yield the finished stages in a folder, which may hold other things too."""
+    for path in sorted(folder.iterdir()):
+        manifest = None
+        # A manifest.json of some other program, or a folder that is not ours to read.
+        with contextlib.suppress(InputError, OSError):
+            manifest = read_manifest(path)
+        if manifest is not None:
             yield path.resolve(), manifest
 
 
-def _signed(reference: str, fingerprint: str) -> Path | None:
-    """Return the stage, of another run, that a path leads to or into."""
+def _maker(reference: str, fingerprint: str, beside: list[tuple[Path, Manifest]]) -> Path | None:
+    """Return the stage that made an input: one beside, or of another run, where the path leads.
+
+    Of several that are made alike it is the one that the path names.
+    """
+    alike = [path for path, manifest in beside if manifest.fingerprint == fingerprint]
+    named = [path for path in alike if path.name in Path(reference).parts]
+    if alike:
+        return (named or alike)[0]
     path = Path(reference)
     for directory in (path, path.parent):
         manifest = read_manifest(directory)
@@ -102,55 +127,34 @@ def _reference(role: str, config: Mapping[str, Any]) -> str:
     return role
 
 
-def base_of(stages: list[Ancestor]) -> str | None:
-    """Return the model that the chain of models began with, a Hub id or a path."""
-    by_name = {stage.name: stage for stage in stages}
-    name = stages[-1].name if stages else None
-    while name in by_name:
-        name = by_name.pop(name).took.get("model")
-    return name
+def base_of(stages: list[Ancestor]) -> Origin | None:
+    """Return the model that the chain of models began with; None for what began with none."""
+    by_print = {stage.manifest.fingerprint: stage for stage in stages}
+    origin = stages[-1].took.get("model") if stages else None
+    while origin is not None and origin.fingerprint in by_print:
+        origin = by_print.pop(origin.fingerprint).took.get("model")
+    return origin
 
 
-def results_of(stage: Ancestor) -> Iterator[tuple[str, dict[str, Any], list[dict[str, Any]]]]:
-    """Yield what evaluations beside a stage measured of it: their name, its row, its pairs.
+def roots(stages: list[Ancestor]) -> list[Origin]:
+    """Return the models that no stage made: what trained, wrote rows or gave its probabilities."""
+    found = {
+        origin.fingerprint: origin
+        for stage in stages
+        for role, origin in stage.took.items()
+        if role in ("model", "teacher") and origin.kind != "stage"
+    }
+    return list(found.values())
 
-    Only of this very model: a stage that was made anew since has another fingerprint.
+
+def signed_json(directory: Path, manifest: Manifest, name: str) -> Any:
+    """Read a file that a stage signed; None when it signed none of that name.
+
+    Raises `InputError` when the file is another one by now: what it says would be a claim.
     """
-    for directory, manifest in _beside(stage.directory):
-        path = directory / "results.json"
-        measured = manifest.inputs.get(f"models.{stage.name}") == stage.manifest.fingerprint
-        if measured and path.is_file():
-            results = read_json(path)
-            rows = [row for row in results["models"] if row["name"] == stage.name]
-            pairs = [row for row in results["pairs"] if stage.name in (row["from"], row["to"])]
-            if rows:
-                yield directory.name, rows[0], pairs
-
-
-def data_sets(stages: list[Ancestor]) -> list[str]:
-    """Return the data sets of the Hub that questions came from, of which rows were trained on."""
-    found: list[str] = []
-    for task in _tasks(stages):
-        params = task.get("params") or {}
-        if task.get("fn") == "hub" and isinstance(params, dict):
-            name = str(params.get("dataset") or params.get("preset") or "")
-            found.append(str(PRESETS.get(name, {}).get("dataset", name)))
-    return sorted({name for name in found if HUB_ID.fullmatch(name)})
-
-
-def _tasks(stages: list[Ancestor]) -> Iterator[dict[str, Any]]:
-    for stage in stages:
-        if stage.manifest.recipe != "evaluate":
-            yield from (task for task in stage.setting("tasks") or () if isinstance(task, dict))
-
-
-def teachers(stages: list[Ancestor]) -> list[tuple[str, str, str]]:
-    """Return who wrote the traces: kind of teacher, its model, and its server, each once."""
-    found = []
-    for stage in stages:
-        if stage.manifest.recipe == "collect":
-            kind = str(stage.setting("teacher", "offline"))
-            address = str(stage.setting("base_url") or "")
-            host = urlsplit(address).hostname or address
-            found.append((kind, str(stage.setting("model") or ""), host))
-    return list(dict.fromkeys(found))
+    if name not in manifest.outputs:
+        return None
+    path = directory / name
+    if not path.is_file() or sha256(path) != manifest.outputs[name]:
+        raise InputError(f"{path} is not what the stage signed; run {directory.name} again")
+    return read_json(path)

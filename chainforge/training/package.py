@@ -6,7 +6,6 @@ token, no `ref/`, no checkpoints, and no pickle. Each must be the one that the s
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 from collections.abc import Mapping
@@ -14,14 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from chainforge.core import upload as hub
 from chainforge.core.artifacts import STARTED, read_json, read_manifest, sha256
 from chainforge.core.errors import InputError
-from chainforge.core.upload import HUB_ID, Kind
-from chainforge.training.lineage import Ancestor, base_of, lineage
-from chainforge.training.modelcard import data_card, model_card
+from chainforge.core.sharing import places_told, public
+from chainforge.core.upload import Kind
+from chainforge.training.adapterbase import find_base
+from chainforge.training.lineage import Ancestor, Origin, base_of, lineage, stages_in
+from chainforge.training.modelcard import data_card, head_of, model_card
 
 What = Literal["adapter", "model", "dataset"]
 PARTS: tuple[What, ...] = ("adapter", "model", "dataset")
@@ -43,13 +42,16 @@ TAKEN = {
 
 @dataclass(frozen=True)
 class Package:
-    """What goes out: contents by name, what stays behind, and what to know of it."""
+    """What goes out: contents by name, what stays behind, and what to know of it.
+
+    `base` is what an adapter goes on, or a model began with.
+    """
 
     what: What
     folder: Path
     files: dict[str, Path | bytes]
     left_out: list[str]
-    base: str | None
+    base: Origin | None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -78,6 +80,30 @@ def pack(
     what, folder = _part(path, what)
     stage = _signed(folder)
     stages = lineage(stage) if stage else []
+    files, left_out = _chosen(what, folder)
+    if stage:
+        _check_signed(stage, folder, files)
+    notes: list[str] = []
+    origin = base_of(stages) if what == "model" else None
+    if what == "adapter":
+        config = read_json(folder / ADAPTER)
+        origin = find_base(folder, config, stages, base, upload, online, notes)
+        named = origin.name if origin.on_hub or base else public(origin.name)
+        files[ADAPTER] = _json(config | {"base_model_name_or_path": named})
+    elif base is not None:
+        raise InputError(f"base: goes with an adapter, and this is a {what}")
+    elif what == "model":
+        files[CONFIG] = _json(_as_used(read_json(folder / CONFIG)))
+    known = dict(licence or {})
+    if not known and what != "dataset":
+        known = _licence(folder, [origin, base_of(stages)], online)
+    files[CARD] = _card(what, folder, title or path.resolve().name, origin, stages, known).encode()
+    notes += places_told(files)
+    return Package(what, folder, files, left_out, origin, notes)
+
+
+def _chosen(what: What, folder: Path) -> tuple[dict[str, Path | bytes], list[str]]:
+    """Return the files of a folder that go out, but for the card, and the names of the others."""
     files: dict[str, Path | bytes] = {}
     left_out = []
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -86,23 +112,7 @@ def pack(
             files[name] = file
         elif name != CARD:
             left_out.append(name)
-    if stage:
-        _check_signed(stage, folder, files)
-    notes: list[str] = []
-    if what == "adapter":
-        base = _adapter_base(folder, base, notes, upload, online)
-        config = read_json(folder / ADAPTER) | {"base_model_name_or_path": base}
-        files[ADAPTER] = _json(config)
-    elif base is not None:
-        raise InputError(f"base: goes with an adapter, and this is a {what}")
-    elif what == "model":
-        base = base_of(stages)
-        files[CONFIG] = _json(_as_used(read_json(folder / CONFIG)))
-    known = dict(licence or {})
-    if not known and what != "dataset":
-        known = _licence(folder, base, online)
-    files[CARD] = _card(what, folder, title or path.resolve().name, base, stages, known).encode()
-    return Package(what, folder, files, left_out, base, notes)
+    return files, left_out
 
 
 def _part(path: Path, what: What | None) -> tuple[What, Path]:
@@ -124,14 +134,19 @@ def _part(path: Path, what: What | None) -> tuple[What, Path]:
 
 def _plain(path: Path, what: What | None) -> tuple[What, Path]:
     """Return what a folder is that is no stage: a part of one, or somebody's model."""
-    if (path / STARTED).exists():
-        raise InputError(f"{path}: this stage is not finished; run it first")
+    for folder in (path, *path.resolve().parents[:3]):  # as deep as checkpoints/checkpoint-9 lies
+        if (folder / STARTED).exists() and read_manifest(folder) is None:
+            raise InputError(f"{folder}: this stage is not finished; run it first")
     for part in PARTS:
         if _is_part(path, part):
             if what not in (None, part):
                 raise InputError(f"{path} is one {part}, not a stage with a {what}")
             return part, path
-    inside = [child.name for child in sorted(path.iterdir()) if read_manifest(child)]
+    inside = [
+        stage.name
+        for stage, _ in stages_in(path)
+        if any(_is_part(stage / part, part) for part in PARTS)
+    ]
     hint = f"; give one of its stages: {', '.join(inside)}" if inside else ""
     raise InputError(f"{path} is neither a finished stage, nor an adapter, model or data set{hint}")
 
@@ -146,7 +161,8 @@ def _signed(folder: Path) -> Path | None:
     """Return the finished stage that a folder is a part of."""
     stage = folder.resolve().parent
     manifest = read_manifest(stage)
-    inside = manifest and any(name.startswith(f"{folder.name}/") for name in manifest.outputs)
+    name = folder.resolve().name
+    inside = manifest and any(output.startswith(f"{name}/") for output in manifest.outputs)
     return stage if inside else None
 
 
@@ -154,7 +170,7 @@ def _check_signed(stage: Path, folder: Path, files: Mapping[str, Path | bytes]) 
     """Raise `InputError` when a file is not the one that the stage signed, or is missing."""
     manifest = read_manifest(stage)
     assert manifest is not None
-    prefix = f"{folder.name}/"
+    prefix = f"{folder.resolve().name}/"
     outputs = {
         name.removeprefix(prefix): digest
         for name, digest in manifest.outputs.items()
@@ -168,70 +184,37 @@ def _check_signed(stage: Path, folder: Path, files: Mapping[str, Path | bytes]) 
             raise InputError(f"{folder / name} is not what the stage signed; run it again")
 
 
-def _adapter_base(
-    folder: Path, base: str | None, notes: list[str], upload: bool, online: bool
-) -> str:
-    """Return the base to name in an adapter's configuration; a Hub id where it is uploaded."""
-    own = str(read_json(folder / ADAPTER).get("base_model_name_or_path") or "")
-    local = Path(own).is_dir() or not HUB_ID.fullmatch(own)
-    if base is None:
-        if local and upload:
-            raise InputError(_mend_base(folder, own))
-        if local:
-            notes.append(f"its base is the folder {own}: give --base HUB_ID before it is uploaded")
-        return own
-    if not HUB_ID.fullmatch(base):
-        raise InputError(f"base: expected a Hub id, as owner/name, found {base!r}")
-    if not local and base != own:
-        raise InputError(f"base: the adapter was trained on {own}, and would not fit {base}")
-    if local and online:
-        if not any(Path(own).glob("*.safetensors")):
-            notes.append(f"{own} is gone, so nobody saw whether {base} is the same model")
-        elif name := hub.other_weights(Path(own), base):
-            raise InputError(
-                f"base: {base} has another {name} than {own}, on which the adapter was trained; "
-                "on other weights it is worth nothing"
-            )
-    return base
-
-
-def _mend_base(folder: Path, own: str) -> str:
-    stage = _signed(Path(own)) if Path(own).is_dir() else None
-    source = f"{stage} --what model" if stage else own
-    return (
-        f"the adapter in {folder} goes on {own}, which is no model of the Hub. Export the merged "
-        "model instead (--what model). Or, if that base is on the Hub, say where: --base HUB_ID; "
-        f"it can be put there first: chainforge export {source} --to owner/base"
-    )
-
-
 def _as_used(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a model's configuration without what only training wanted: no cache, slow answers."""
-    return {key: value for key, value in config.items() if (key, value) != ("use_cache", False)}
+    """Return a model's configuration without where it lay, and what only training wanted."""
+    kept = {key: value for key, value in config.items() if key != "_name_or_path"}
+    if kept.get("use_cache") is False:
+        del kept["use_cache"]  # slow answers
+    return kept
 
 
 def _json(value: dict[str, Any]) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _licence(folder: Path, base: str | None, online: bool) -> dict[str, str]:
+def _licence(folder: Path, bases: list[Origin | None], online: bool) -> dict[str, str]:
     """Return the licence that a model's own card says, or its base's, here or on the Hub."""
-    for place in (folder, Path(base)) if base else (folder,):
+    known = [base for base in bases if base is not None]
+    for place in (folder, *(Path(base.name) for base in known if not base.on_hub)):
         card = place / CARD
-        text = card.read_text(encoding="utf-8") if card.is_file() else ""
-        head = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
-        with contextlib.suppress(yaml.YAMLError):
-            found = yaml.safe_load(head[1]) if head else None
-            if isinstance(found, dict) and found.get("license"):
-                return hub.licence_keys(found)
-    return hub.licence_of(base) if online and base and HUB_ID.fullmatch(base) else {}
+        head, _ = head_of(card.read_text(encoding="utf-8") if card.is_file() else "")
+        if licence := hub.licence_keys(head):
+            return licence
+    for base in known:
+        if online and base.on_hub and (licence := hub.licence_of(base.name)):
+            return licence
+    return {}
 
 
 def _card(
     what: What,
     folder: Path,
     title: str,
-    base: str | None,
+    base: Origin | None,
     stages: list[Ancestor],
     licence: Mapping[str, str],
 ) -> str:

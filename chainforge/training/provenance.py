@@ -1,15 +1,18 @@
-"""What a card tells of a stage's past and worth: lineage, funnels, results, terms of teachers."""
+"""What a card tells of a stage's past: its lineage, where the rows went, and on which terms."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+from chainforge.core.sharing import public
 from chainforge.core.upload import HUB_ID
 from chainforge.data.collection.card import OFFLINE, TERMS
+from chainforge.data.hub import PRESETS
 from chainforge.data.selection.datasheet import code, funnel_table, section
-from chainforge.training.lineage import Ancestor, data_sets, results_of, teachers
+from chainforge.training.lineage import Ancestor, Origin, base_of, roots
 
 VERBS = {
     "collect": "collects reasoning traces",
@@ -20,36 +23,39 @@ VERBS = {
 }
 
 
-def linked(name: str) -> str:
+def named(origin: Origin) -> str:
     """Return a model's name, with a link to where it is on the Hub."""
-    known = HUB_ID.fullmatch(name)
-    return f"[{name}](https://huggingface.co/{name})" if known else f"`{code(public(name))}`"
-
-
-def public(name: str) -> str:
-    """Return a path without what it tells of this machine."""
-    return name if HUB_ID.fullmatch(name) or not os.path.isabs(name) else os.path.basename(name)
+    if origin.on_hub and HUB_ID.fullmatch(origin.name):
+        return f"[{origin.name}](https://huggingface.co/{origin.name})"
+    return f"`{code(public(origin.name))}`"
 
 
 def story(stages: Sequence[Ancestor], funnels: Sequence[Ancestor]) -> list[str]:
     """Tell the lineage, and where the samples of the data stages among `funnels` went."""
     if not stages:
         return []
-    lines = ["| stage | what it does | from | result |", "|---|---|---|---|"]
+    lines = ["| stage | what it does | made from | result |", "|---|---|---|---|"]
     for stage in stages:
-        took = "; ".join(
-            f"{code(role.partition('.')[0])}: `{code(public(name))}`"
-            for role, name in stage.took.items()
-        )
         verb = VERBS.get(stage.manifest.recipe, code(stage.manifest.recipe))
-        lines.append(f"| `{code(stage.name)}` | {verb} | {took} | {_result(stage)} |")
+        cells = (f"`{code(stage.name)}`", verb, _took(stage), _result(stage))
+        lines.append(f"| {' | '.join(cells)} |")
     parts = [section("How it was made", "\n".join(lines), _versions(stages[-1]))]
     for stage in funnels:
         funnel = stage.funnel()
         if funnel and funnel["dropped"]:
-            title = f"Where the samples of {code(stage.name)} went"
+            title = f"Where the samples of `{code(stage.name)}` went"
             parts.append(section(title, funnel_table(funnel, "samples")))
     return parts
+
+
+def _took(stage: Ancestor) -> str:
+    """Say what a stage was made from: each role once, with all that had it."""
+    by_role: dict[str, list[str]] = {}
+    for role, origin in stage.took.items():
+        by_role.setdefault(role.partition(".")[0], []).append(named(origin))
+    for kind, model, _ in _teachers([stage]):
+        by_role["teacher"] = [f"`{code(model or kind)}`"]
+    return "; ".join(f"{code(role)}: {', '.join(names)}" for role, names in by_role.items())
 
 
 def _result(stage: Ancestor) -> str:
@@ -58,60 +64,80 @@ def _result(stage: Ancestor) -> str:
     if "kept" in metrics and "in" in metrics:
         words.append(f"{metrics['kept']:,} of {metrics['in']:,} samples kept")
     if "steps" in metrics:
-        words.append(f"{metrics['steps']:,} steps")
+        words.append(f"{metrics['steps']:,} step{'s' if metrics['steps'] != 1 else ''}")
     if "reward" in metrics:
         words.append(f"reward {metrics['reward']:.3g} at the end")
     elif "train_loss" in metrics:
         words.append(f"mean loss {metrics['train_loss']:.3g}")
-    words.append(f"{stage.manifest.seconds:,.0f} s on {code(stage.manifest.device)}")
+    words.append(f"{_time(stage.manifest.seconds)} on {code(stage.manifest.device)}")
     return ", ".join(words)
 
 
+def _time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:,.0f} s"
+    return f"{seconds / 60:,.0f} minutes" if seconds < 7200 else f"{seconds / 3600:,.1f} hours"
+
+
 def _versions(stage: Ancestor) -> str:
-    named = ", ".join(f"{name} {code(number)}" for name, number in stage.manifest.versions.items())
-    return f"Seed {stage.manifest.seed}. Versions: {named}."
+    versions = stage.manifest.versions
+    told = ", ".join(f"{code(name)} {code(number)}" for name, number in versions.items())
+    return f"Seed {stage.manifest.seed}. Versions: {told}."
 
 
-def results(stage: Ancestor) -> list[str]:
-    """Show what evaluations beside the stage measured, or say that there was none."""
-    parts = []
-    for name, row, pairs in results_of(stage):
-        lines = [
-            "| held-out rows | strict % | lenient % | well formed % | tokens an answer |",
-            "|--:|--:|--:|--:|--:|",
-            f"| {row['n']:,} | {_interval(row['strict'])} | {_interval(row['lenient'])} "
-            f"| {100 * row['format']:.1f} | {row['tokens_mean']:.1f} |",
-        ]
-        parts.append(f"Stage `{code(name)}`, with 95 % (Wilson) intervals:\n\n" + "\n".join(lines))
-        if pairs:
-            parts.append("\n".join(_difference(pair) for pair in pairs))
-    return parts or ["Nothing was measured: no evaluation of this run names it."]
-
-
-def _interval(share: Mapping[str, float]) -> str:
-    mean, low, high = (100 * share[key] for key in ("mean", "low", "high"))
-    return f"{mean:.1f} ({low:.1f} to {high:.1f})"
-
-
-def _difference(pair: Mapping[str, Any]) -> str:
-    points, low, high = (100 * pair[key] for key in ("difference", "low", "high"))
-    return (
-        f"- from `{code(pair['from'])}` to `{code(pair['to'])}`: {points:+.1f} points of strict "
-        f"accuracy ({low:+.1f} to {high:+.1f}), McNemar's p = {pair['p']:.2g}"
-    )
-
-
-def terms(stages: Sequence[Ancestor]) -> str:
-    """Say on which terms those who wrote the traces let them be trained on."""
+def terms(stages: Sequence[Ancestor], what: str) -> str:
+    """Say on which terms others let their part be used: who wrote rows, and other models."""
     lines = []
-    for kind, model, host in teachers(list(stages)):
+    for kind, model, host in _teachers(stages):
         if kind == "offline":
             lines.append(f"- {OFFLINE}")
         else:
             who = f"`{code(model)}`" if model else f"the teacher `{code(kind)}`"
             says = TERMS.get(kind, "").format(hosts=f"`{code(host)}`" if host else "the server")
             lines.append(f"- Traces were written by {who}. {says}")
-    if sets := data_sets(list(stages)):
-        named = ", ".join(f"[{name}](https://huggingface.co/datasets/{name})" for name in sets)
-        lines.append(f"- The questions of {named} have licences of their own.")
+    if others := _others(stages, what):
+        lines.append(
+            f"- Rows were written, or targets given, by models that began as {', '.join(others)}. "
+            "The licences of those may ask something of what learns from them."
+        )
+    if sets := data_sets(stages):
+        linked = ", ".join(f"[{name}](https://huggingface.co/datasets/{name})" for name in sets)
+        lines.append(f"- The questions of {linked} have licences of their own.")
     return "\n".join(lines)
+
+
+def _others(stages: Sequence[Ancestor], what: str) -> list[str]:
+    """Return the models, beside the base of a model, that what was learnt is from."""
+    base = None if what == "dataset" else base_of(list(stages))
+    found = roots(list(stages))
+    return [named(one) for one in found if base is None or one.fingerprint != base.fingerprint]
+
+
+def data_sets(stages: Sequence[Ancestor]) -> list[str]:
+    """Return the data sets of the Hub that questions came from, of which rows were trained on."""
+    found: list[str] = []
+    for task in _tasks(stages):
+        params = task.get("params") or {}
+        if task.get("fn") == "hub" and isinstance(params, dict):
+            name = str(params.get("dataset") or params.get("preset") or "")
+            if not Path(name).exists():  # a copy on disk says nothing of where it is from
+                found.append(str(PRESETS.get(name, {}).get("dataset", name)))
+    return sorted({name for name in found if HUB_ID.fullmatch(name)})
+
+
+def _tasks(stages: Sequence[Ancestor]) -> Iterator[dict[str, Any]]:
+    for stage in stages:
+        if stage.manifest.recipe != "evaluate":
+            yield from (task for task in stage.setting("tasks") or () if isinstance(task, dict))
+
+
+def _teachers(stages: Sequence[Ancestor]) -> list[tuple[str, str, str]]:
+    """Return who wrote the traces: kind of teacher, its model, and its server, each once."""
+    found = []
+    for stage in stages:
+        if stage.manifest.recipe == "collect":
+            kind = str(stage.setting("teacher", "offline"))
+            address = str(stage.setting("base_url") or "")
+            host = urlsplit(address).hostname or ""
+            found.append((kind, public(str(stage.setting("model") or "")), host))
+    return list(dict.fromkeys(found))

@@ -170,7 +170,10 @@ def test_jsonl_of_messages(tmp_path):
         ('{"question": "a", "answer": ""}\n', "line 1: column 'answer'"),
         ('{"question": "a", "answer": null}\n', "line 1: column 'answer'"),
         ('{"question": "a", "answer": ["b"]}\n', "line 1: column 'answer'"),
-        ('{"question": "a", "answers": "b"}\n', "did you mean 'answers'"),
+        (
+            '{"question": "a", "answers": "b"}\n',
+            "no column 'answer', but question, answers; name yours",
+        ),
         ('{"prompt": [{"role": "user"}], "answer": "b"}\n', "a message must be"),
         (
             '{"prompt": [{"role": "assistant", "content": "x"}], "answer": "b"}\n',

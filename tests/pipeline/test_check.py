@@ -51,6 +51,7 @@ def test_an_honest_reward_passes(place, task):
 def test_a_generous_reward_fails_and_is_shown_why(place):
     text = place.chainforge("check", "mine.py:generous", "--task", "sums.jsonl", expect=1)
     assert "failed: on 3 of 3 rows" in text
+    assert "on 3 it earned no more than an empty one" in " ".join(text.split())
     assert "empty: 1, gold: 1" in text
     assert all(len(line) <= 80 for line in text.splitlines())
 
@@ -75,6 +76,21 @@ def test_a_verifier_is_audited_by_its_name(place):
     text = place.chainforge("check", "numeric", "--task", "sums.jsonl", "--params", "tolerance=0.5",
                             expect=1)  # fmt: skip
     assert "wrong: 1, gold: 1" in text
+
+
+def test_the_rewards_of_a_recipe_are_audited_together_as_they_will_train(place):
+    """What pays for words alone is no reward, but beside the answer's it does no harm."""
+    task = {"fn": "jsonl", "params": {"path": "sums.jsonl"}, "split": "all"}
+    words = {"fn": "mine.py:generous", "weight": 0.1}
+    place.configure("reason", tasks=[task], rewards=[{"fn": "accuracy_reward"}, words])
+    audit = json.loads(place.chainforge("check", "reason.yaml", "--json"))
+    assert audit["passed"]
+    assert audit["means"]["gold"] == pytest.approx(1.1)
+    place.configure("reason", tasks=[task], rewards=[{"fn": "format_reward"}, words])
+    assert "beat or equalled" in place.chainforge("check", "reason.yaml", expect=1)
+    place.configure("reason", tasks=[task])  # the rewards by default, on another task
+    audit = json.loads(place.chainforge("check", "reason.yaml", "--task", "sums.jsonl", "--json"))
+    assert audit["means"]["gold"] == pytest.approx(1.2)
 
 
 def test_a_reward_of_chance_fails_and_says_that_it_changed(place):
@@ -153,6 +169,7 @@ def test_a_task_may_be_written_on_the_command_line(place):
         (["mine.py:long", "--task", "sums.jsonl", "--params", "words"], "KEY=VALUE"),
         (["accuracy_reward", "--task", "nowhere.yaml"], "nowhere.yaml"),
         (["accuracy_reward"], "--task to audit, or --samples"),
+        (["base.yaml", "--params", "k=1", "--task", "sums.jsonl"], "--params goes with one reward"),
         (["accuracy_reward", "--task", "base.yaml"], "no task in it"),
         (["accuracy_reward", "--task", "{fn: jsnol}"], "did you mean 'jsonl'"),
     ],

@@ -41,7 +41,8 @@ ROOT, tiny = sys.argv[1:]
 chainforge("export", tiny, "--to", "me/tiny", "--license", "apache-2.0")
 recipe("collect", "--config", "traces.yaml", "--output_dir", "runs/c/traces")
 recipe("sft", "--config", "cold.yaml", "--data", "runs/c/traces", "--output_dir", "runs/c/cold")
-recipe("evaluate", "--config", "scores.yaml", "--models", "cold=runs/c/cold/model",
+recipe("reject", "--config", "picks.yaml", "--pool", "runs/c/traces", "--output_dir", "runs/c/picks")
+recipe("evaluate", "--config", "scores.yaml", "--models", "base=me/tiny", "cold=runs/c/cold/model",
        "--output_dir", "runs/c/scores")
 chainforge("export", "runs/c/cold", "--what", "model", "--to", "me/merged", "--public")
 chainforge("export", "runs/c/traces", "--what", "dataset", "--to", "me/traces")
@@ -68,11 +69,16 @@ there = {
                                                 "me/adapter")) - adapted,
     "merged": logits(AutoModelForCausalLM.from_pretrained("me/merged")) - here,
 }
-rows = load_dataset("me/traces", split="train").to_list()
-own = load_dataset("parquet", data_files="runs/c/traces/dataset/train.parquet", split="train")
+def rows_of(*source, **files):
+    return load_dataset(*source, **files, split="train").to_list()
+
+rows = rows_of("me/traces")
+same = rows == rows_of("parquet", data_files="runs/c/traces/dataset/train.parquet")
+picks = rows_of("me/picks")
+same &= picks == rows_of("parquet", data_files="runs/c/picks/dataset/train.parquet")
 Path("seen.json").write_text(json.dumps({
     "moved": moved.item(), "there": {name: d.abs().max().item() for name, d in there.items()},
-    "rows": len(rows), "same rows": rows == own.to_list(),
+    "rows": [len(rows), len(picks)], "same rows": same,
     "tokens": tokenizer("1 + 2 =")["input_ids"] == AutoTokenizer.from_pretrained(tiny)("1 + 2 =")["input_ids"],
 }))
 """
@@ -88,6 +94,7 @@ def journey(tmp_path_factory, tiny_model):
     files = {
         "traces": {"tasks": [TASK], "system_prompt": ""},
         "cold": train | {"push_to_hub": True, "hub_model_id": "me/adapter"},
+        "picks": {"push_to_hub": True, "hub_dataset_id": "me/picks", "system_prompt": ""},
         "scores": {
             "tasks": [TASK | {"size": 8, "split": "test"}],
             "num_samples": 1,
@@ -113,7 +120,7 @@ def test_what_was_sent_loads_back_with_the_same_logits_and_rows(journey):
     _, _, seen, _ = journey
     assert seen["moved"] > 1e-3
     assert seen["there"] == dict.fromkeys(("adapter", "folder", "on base", "merged"), 0.0)
-    assert seen["rows"] == 24
+    assert seen["rows"] == [24, 24]
     assert seen["same rows"]
     assert seen["tokens"]
 
@@ -136,9 +143,11 @@ def test_only_what_a_loader_reads_goes_out_private_unless_told(journey):
     }  # fmt: skip
     weights = {"config.json", "generation_config.json", "model.safetensors"}
     assert set(hub.files("me/merged")) == set(hub.files("me/tiny")) == tokenizer | weights
-    assert set(hub.files("me/traces", "datasets")) == {"README.md", "train.parquet"}
+    for rows in ("me/traces", "me/picks"):
+        assert set(hub.files(rows, "datasets")) == {"README.md", "train.parquet"}
     private = {name: repository.private for (_, name), repository in hub.repositories.items()}
-    assert private == {"me/tiny": True, "me/adapter": True, "me/merged": False, "me/traces": True}
+    assert private == {"me/tiny": True, "me/adapter": True, "me/merged": False, "me/traces": True,
+                       "me/picks": True}  # fmt: skip
     assert "uploaded 6 files" not in done.stdout
     assert f"{hub.url}/me/adapter (private)" in done.stderr
     assert f"uploaded: {hub.url}/datasets/me/traces (private)" in done.stdout
@@ -158,7 +167,7 @@ def test_the_cards_tell_base_lineage_results_and_terms(journey):
     assert head["library_name"] == "peft"
     assert head["license"] == "apache-2.0"  # the base's own card says so
     for text in ("AutoPeftModelForCausalLM", "| `traces` |", "24 of 24 samples kept", "| `cold` |",
-                 "model: `me/tiny`; data: `traces`", "2 steps", "Versions: chainforge",
+                 "model: [me/tiny](https://huggingface.co/me/tiny); data: `traces`", "2 steps", "Versions: chainforge",
                  "no language model wrote them", "learning_rate: 0.01"):  # fmt: skip
         assert text in card, text
     assert str(folder) not in card
@@ -166,12 +175,16 @@ def test_the_cards_tell_base_lineage_results_and_terms(journey):
     # Trained and sent before anything was measured; the merged model went out later.
     assert "Nothing was measured" in card
     merged = hub.files("me/merged")["README.md"].decode()
-    assert "Stage `scores`, with 95 % (Wilson) intervals" in merged
-    assert "| 8 | 0.0 (0.0 to 32.4) |" in merged
+    assert "Evaluation `scores`: 8 held-out rows of `chain_sum`" in merged
+    assert "| `base` | 0.0 (0.0 to 32.4) |" in merged
+    assert "| **`cold`** | 0.0 (0.0 to 32.4) |" in merged
     assert yaml.safe_load(merged.split("---")[1])["base_model_relation"] == "finetune"
     rows = hub.files("me/traces", "datasets")["README.md"].decode()
     assert "## How it was made" in rows
     assert rows.count("## Terms") == 1
+    picks = hub.files("me/picks", "datasets")["README.md"].decode()
+    assert "| `picks` | rejection sampling | data: `traces` | 24 of 24 samples kept" in picks
+    assert "no language model wrote them" in picks
 
 
 def test_push_to_hub_leaves_no_trace_in_the_fingerprint(journey):
@@ -200,7 +213,7 @@ def test_a_stage_without_what_was_asked_names_what_it_has(run, tmp_path):
     assert "it has model/" in refused(run / "cold", what="dataset")
     assert "say --what dataset" in refused(run / "traces")
     assert "did you mean 'adapter'" in refused(run / "cold", what="adaptor")
-    assert "give one of its stages: cold, scores, traces" in refused(run)
+    assert "give one of its stages: cold, picks, traces" in refused(run)
     assert "no such directory" in refused(run / "clod")
     (run / "cold/manifest.json").unlink()
     assert "not finished" in refused(run / "cold")
@@ -257,8 +270,13 @@ def test_an_adapter_on_a_local_base_needs_to_know_it_on_the_hub(run, tiny_model,
     lines = export(Wish(run / "cold", "me/adapter", base="me/tiny", dry_run=True))
     assert "goes on: me/tiny" in lines
     assert any("base_model: me/tiny" in line for line in lines)
-    export(Wish(run / "cold", str(tmp_path / "out")))  # a folder may name a folder
-    assert read_json(tmp_path / "out/adapter_config.json")["base_model_name_or_path"] == tiny_model
+    lines = export(Wish(run / "cold", str(tmp_path / "out")))
+    assert any(f"its base is a folder here, {tiny_model}" in line for line in lines)
+    assert f"convert_lora_to_gguf.py {run}/cold/adapter --base {tiny_model}" in lines[-1]
+    assert read_json(tmp_path / "out/adapter_config.json")["base_model_name_or_path"] == "tiny"
+    export(Wish(run / "cold", str(tmp_path / "there"), base=tiny_model))  # if that is wanted
+    config = read_json(tmp_path / "there/adapter_config.json")
+    assert config["base_model_name_or_path"] == tiny_model
     assert "expected a Hub id" in refused(run / "cold", base="../tiny")
 
 

@@ -1,5 +1,6 @@
 """Everything that ships is read as strictly as a user's own files."""
 
+import dataclasses
 import importlib.util
 import re
 from pathlib import Path
@@ -82,6 +83,27 @@ def test_every_chain_plans_and_every_stage_parses_as_planned(file, tmp_path, mon
             parsed = parse(*dataclasses_of(recipe), argv=words)
         for args in parsed:
             check_settings(args, {type(args): args for args in parsed})
+
+
+OURS = [file for file in CHAINS if file.parent.name.startswith(("custom", "qwen", "smollm"))]
+
+
+@pytest.mark.parametrize("file", OURS, ids=lambda file: file.parent.name)
+def test_a_model_recipe_says_only_what_differs_from_the_defaults(file, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for step in plan_chain(load_chain(file), tmp_path):
+        given = read_yaml(step.stage.config)
+        known = (RunArgs, TaskArgs, evaluate_args(), SamplingArgs)
+        if step.stage.recipe != "evaluate":
+            known = dataclasses_of(step.stage.recipe)
+        for one in (field for kind in known for field in dataclasses.fields(kind)):
+            if one.name in given and "preset" not in given:  # a preset has defaults of its own
+                assert given[one.name] != default_of(one), f"{step.stage.config}: {one.name}"
+
+
+def default_of(field):
+    made = field.default_factory is not dataclasses.MISSING
+    return field.default_factory() if made else field.default
 
 
 def check_settings(args, others):

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from chainforge.rewards.comparison import Claim
+from chainforge.rewards.claims import Claim
 from chainforge.rewards.functions import accuracy_reward
 from chainforge.rewards.judges import Judges
 from chainforge.rewards.verifier import COUNTS, expect, verify, verify_all
@@ -182,7 +182,7 @@ def test_the_main_module_is_not_run_again_nor_is_torch_there(tmp_path):
             open({str(tmp_path / "runs")!r}, "a").write("x")
             import os
             from chainforge.rewards.verifier import JUDGES, verify
-            from chainforge.rewards.comparison import Claim
+            from chainforge.rewards.claims import Claim
             assert verify("math", "2.0+2", "4") is True
             assert verify("math", "2.0+3", "4") is False
             maps = open(f"/proc/{{JUDGES._process.pid}}/maps").read()

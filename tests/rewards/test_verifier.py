@@ -5,7 +5,7 @@ import json
 import pytest
 
 from chainforge.core.errors import InputError
-from chainforge.rewards.comparison import Claim
+from chainforge.rewards.claims import Claim
 from chainforge.rewards.verifier import VERIFIERS, verify, verify_all
 
 HONEST = [

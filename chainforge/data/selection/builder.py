@@ -1,4 +1,4 @@
-"""Build a data set out of scored samples: decide, mark, write, describe, and publish if told.
+"""Build a data set out of scored samples: decide, mark, write and describe.
 
 What a stage leaves: `samples.jsonl` (every sample with `drop` and `drop_detail`), `dataset/` (the
 kept rows and, if asked for, preference pairs, with their card) and `funnel.json`.
@@ -26,7 +26,7 @@ from chainforge.data.selection.decisions import decide
 from chainforge.data.selection.facts import Facts, measure
 from chainforge.data.selection.filters import FilterArgs
 from chainforge.data.selection.pool import Pool, find_samples
-from chainforge.data.selection.publish import check_push, push_folder
+from chainforge.data.selection.publish import check_push
 from chainforge.data.selection.rejection import SelectionArgs
 from chainforge.data.selection.salvage import SHARE
 from chainforge.rewards.scoring import RewardArgs, load_rewards
@@ -158,8 +158,6 @@ def build(
     write_sheet(
         folder, kept, funnel, settings=settings, pairs=len(matched), license=args.dataset_license
     )
-    if args.push_to_hub and args.hub_dataset_id:
-        funnel["pushed_to"] = push_folder(folder, args.hub_dataset_id, private=args.hub_private)
     return funnel
 
 

@@ -15,6 +15,7 @@ import yaml
 
 from chainforge import __version__
 from chainforge.core.records import Row
+from chainforge.core.sharing import public, public_settings
 from chainforge.data.selection.choice import difficulty
 from chainforge.data.selection.contamination import COMMON, COVERAGE, N
 
@@ -89,7 +90,7 @@ def section(title: str, *paragraphs: str) -> str:
 def funnel_table(funnel: Mapping[str, Any], what: str) -> str:
     """Return how many are left after each filter, in the order of the filters."""
     left = funnel["in"]
-    lines = [f"| filter | {what} dropped | left |", "|---|---:|---:|", f"| | | {left:,} |"]
+    lines = [f"| filter | {what} dropped | left |", "|---|---:|---:|", f"| all | | {left:,} |"]
     for reason, count in funnel["dropped"].items():
         left -= count
         lines.append(f"| `{code(reason)}` | {count:,} | {left:,} |")
@@ -114,17 +115,11 @@ def code(value: Any) -> str:
     return " ".join(str(value).replace("`", "'").replace("|", "/").split())
 
 
-def _public(model: str) -> str:
-    """Name a model as others may read it: of a path on this machine only its end."""
-    path = Path(model)
-    return "/".join(path.parts[-3:]) if path.is_absolute() else model
-
-
 def _provenance(rows: Sequence[Row]) -> str:
     columns = ("source", "model", "stage")
     groups = Counter(tuple(code(row.get(name)) for name in columns) for row in rows).most_common()
     lines = [
-        f"- {count:,} rows by `{_public(model)}` (source `{source}`, stage `{stage}`)"
+        f"- {count:,} rows by `{public(model)}` (source `{source}`, stage `{stage}`)"
         for (source, model, stage), count in groups
     ]
     sampled = Counter(code(_sampling(row["sampling"])) for row in rows if row.get("sampling"))
@@ -140,7 +135,7 @@ def _sampling(given: Any) -> Any:
 
 
 def _settings(settings: Mapping[str, Any]) -> str:
-    shown = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
+    shown = yaml.safe_dump(public_settings(settings), sort_keys=False, allow_unicode=True)
     return f"```yaml\n{shown}```"
 
 
@@ -148,7 +143,9 @@ def _decontamination(funnel: Mapping[str, Any], settings: Mapping[str, Any]) -> 
     found = funnel.get("decontamination")
     if not found:
         return "The prompts were **not** checked against any evaluation (`decontaminate`)."
-    sources = ", ".join(f"`{code(entry)}`" for entry in settings.get("decontaminate") or ())
+    sources = ", ".join(
+        f"`{code(public(str(entry)))}`" for entry in settings.get("decontaminate") or ()
+    )
     return (
         f"{found['prompts']:,} prompts were checked against {found['questions']:,} questions of "
         f"{sources}; {found['prompts_dropped']:,} gave one away and were dropped with all their "

@@ -2,9 +2,9 @@
 
 import sys
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
-from hubserver import HubServer
 from planted import Maker
 
 from chainforge.core.artifacts import read_json, read_manifest
@@ -80,7 +80,9 @@ def test_what_is_left_behind(tmp_path):
 
 
 def test_the_card_says_where_the_rows_are_from(tmp_path):
-    rows = [row | {"model": "/home/me/runs/q/reason/model"} for row in pool()]
+    (tmp_path / "reason").mkdir()
+    (tmp_path / "reason/manifest.json").touch()
+    rows = [row | {"model": f"{tmp_path}/reason/model"} for row in pool()]
     funnel = made(tmp_path, rows, preference_pairs=1, dataset_license="mit")
     card = (tmp_path / "dataset/README.md").read_text()
     _, head, text = card.split("---\n", 2)
@@ -94,8 +96,10 @@ def test_the_card_says_where_the_rows_are_from(tmp_path):
     for words in ("keep: 2", "temperature", "`policy`", "**not** checked", "paraphrase"):
         assert words in text
     assert "'seed'" not in text  # of every row another
-    assert "by `q/reason/model`" in text
-    assert "/home/me" not in text
+    assert "by `reason/model`" in text
+    assert str(tmp_path) not in text
+    saved = pq.read_table(tmp_path / "dataset/train.parquet")["model"].to_pylist()
+    assert set(saved) == {"reason/model"}
 
 
 def test_pairs_set_right_against_wrong_of_one_prompt(tmp_path):
@@ -250,29 +254,3 @@ def test_a_push_that_can_go_nowhere_is_refused_before_any_work(
     with pytest.raises(InputError, match=message):
         made(tmp_path, pool(2), **settings)
     assert not (tmp_path / "samples.jsonl").exists()
-
-
-def test_a_push_puts_the_folder_on_the_hub(tmp_path):
-    """In a process of its own: the address of the Hub is read once, on import."""
-    import os
-    import subprocess
-
-    code = (
-        "import sys; from pathlib import Path; from chainforge.data.selection.publish import push_folder;"
-        "print(push_folder(Path(sys.argv[1]), 'me/data', private=True))"
-    )
-    made(tmp_path, pool(), preference_pairs=1)
-    (tmp_path / "dataset/.hidden").write_text("secret")
-    with HubServer() as hub:
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path / "dataset")],
-            env=os.environ | hub.environment(tmp_path / "home"), capture_output=True, text=True,
-        )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().endswith("/datasets/me/data")
-    assert hub.repositories["datasets", "me/data"].private
-    files = hub.files("me/data", "datasets")
-    assert set(files) == {"README.md", "train.parquet", "pairs/train.parquet"}
-    for name, content in files.items():
-        assert content == (tmp_path / "dataset" / name).read_bytes()
-    assert not hub.carried(hub.secret)

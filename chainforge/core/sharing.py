@@ -1,0 +1,136 @@
+"""What may leave this machine: no secret, and no path that tells of the machine or its user."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from chainforge.core.artifacts import MANIFEST, STARTED
+from chainforge.core.errors import InputError
+
+Files = Mapping[str, Path | bytes]  # contents by the names that they go out under
+
+_SECRET = re.compile(
+    r"(?:^|_)(?:TOKEN|SECRET|CREDENTIAL|PASSWD|PASSPHRASE|PAT)S?$|(?:^|_|API|ACCESS)KEYS?$"
+    r"|PASSWORDS?$",
+    re.IGNORECASE,
+)
+# A shorter value, such as the EMPTY of a local server, is no secret, and is part of other words.
+SHORTEST = 8
+
+_PRIVATE_KEY = re.compile(r"(?:^|_)(?:token|api_?key|key|secret|password)$", re.IGNORECASE)
+_SPECIAL_TOKEN = re.compile(r"(?:bos|eos|pad|unk|sep|cls|mask)_token", re.IGNORECASE)
+_USER_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
+_PARTS = ("model", "adapter", "dataset")  # of a stage's folder
+_TEXTS = (".json", ".jsonl", ".jinja", ".md", ".parquet", ".txt")
+
+
+def check_secrets(files: Files) -> None:
+    """Raise `InputError` when a file holds the value of a secret environment variable.
+
+    Those are the ones called TOKEN, KEY, SECRET or PASSWORD, *_TOKEN, *APIKEY and so on, and the
+    token of a Hub login. Of parquet files the values are read, since their bytes are compressed.
+    """
+    known = _secrets()
+    for name, content in files.items() if known else ():
+        for part in _parts(content):
+            for variable, value in known.items():
+                if part.find(value) >= 0:
+                    raise InputError(
+                        f"{name} holds the value of {variable}, so nothing was sent. If that is a "
+                        "secret, change it where it was issued, and make the file without it; if "
+                        f"it is none, unset {variable} for this command"
+                    )
+
+
+def places_told(files: Files) -> list[str]:
+    """Name the files of text and of rows that hold a path of this machine, each with the path."""
+    here = {str(path): f"{path}/".encode() for path in (Path.home(), Path.cwd()) if path.name}
+    return [
+        f"{name} names {place}, a folder of this machine"
+        for name, content in files.items()
+        if Path(name).suffix in _TEXTS
+        for place, known in here.items()
+        if any(part.find(known) >= 0 for part in _parts(content))
+    ]
+
+
+def public(path: str) -> str:
+    """Return a path without what it tells of this machine: of one from its root only the end.
+
+    A stage's `model/` keeps the stage's name, which says more.
+    """
+    outside = path.startswith(("/", "~")) or ".." in Path(path).parts
+    if not outside:
+        return path
+    place = Path(os.path.normpath(path))
+    name = place.name if place.name not in ("", "..", "~") else "elsewhere"
+    stage = place.expanduser().parent
+    if name in _PARTS and any((stage / file).is_file() for file in (MANIFEST, STARTED)):
+        return f"{stage.name}/{name}"
+    return name
+
+
+def public_settings(value: Any) -> Any:
+    """Return settings as others may read them: no key or token, and paths as `public` has them."""
+    if isinstance(value, Mapping):
+        return {key: public_settings(one) for key, one in value.items() if not _is_private(key)}
+    if isinstance(value, list | tuple):
+        return [public_settings(one) for one in value]
+    if not isinstance(value, str):
+        return value
+    if "\n" not in value and (value.count("/") > 1 or value.startswith(("../", "~/"))):
+        value = public(value)
+    return _USER_IN_URL.sub("", value).replace(f"{Path.home()}/", "~/")
+
+
+def _is_private(key: Any) -> bool:
+    return bool(_PRIVATE_KEY.search(str(key)) and not _SPECIAL_TOKEN.search(str(key)))
+
+
+def _secrets() -> dict[str, bytes]:
+    """Return the values that must not leave this machine, by what they are called."""
+    from huggingface_hub import get_token
+
+    found = {name: value for name, value in os.environ.items() if _SECRET.search(name)}
+    if (login := get_token()) and login not in found.values():
+        found["the Hub login"] = login
+    return {
+        name: value.strip().encode()
+        for name, value in found.items()
+        if len(value.strip()) >= SHORTEST
+    }
+
+
+def _parts(content: Path | bytes) -> Iterator[Any]:
+    """Yield a file's contents to search in: whole, or batches of a parquet file's rows."""
+    if isinstance(content, bytes):
+        yield content
+    elif content.suffix == ".parquet":
+        yield from _rows(content)
+    elif content.stat().st_size:
+        with (
+            open(content, "rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view,
+        ):
+            yield view
+
+
+def _rows(path: Path) -> Iterator[bytes]:
+    """Yield a parquet file's rows in Arrow's plain form, where every text stands as it is."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as table:
+            for batch in table.iter_batches():
+                sink = pa.BufferOutputStream()
+                with pa.ipc.new_stream(sink, batch.schema) as stream:
+                    stream.write_batch(batch)
+                yield sink.getvalue().to_pybytes()
+    except pa.ArrowException as error:
+        raise InputError(f"{path} is not a parquet file: {error}") from None
