@@ -9,21 +9,29 @@ answers at once.
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from chainforge import __version__
 from chainforge.core.errors import InputError, Stopped
+from chainforge.pipeline.cli_check import check, doctor
+from chainforge.pipeline.cli_options import (
+    AsJson,
+    ChainName,
+    Launch,
+    Runs,
+    Seed,
+    Sets,
+    planned,
+    print_json,
+)
 from chainforge.pipeline.cli_share import export, new
 
 if TYPE_CHECKING:
     from chainforge.pipeline.chain import Chain
-    from chainforge.pipeline.plan import Step
 
 app = typer.Typer(
     name="chainforge",
@@ -34,21 +42,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-ChainName = Annotated[
-    str, typer.Argument(metavar="CHAIN", help="A chain.yaml, its folder, or a recipe's name.")
-]
-Runs = Annotated[Path, typer.Option(help="Folder that holds the chains' results.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a machine to read.")]
-Launch = Annotated[
-    str | None,
-    typer.Option(metavar="FILE", help="A file of accelerate_configs/, or 'none' for plain python."),
-]
-Sets = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Change one setting of one stage."),
-]
-Seed = Annotated[int | None, typer.Option(min=0, help="Seed of every stage.")]
 
 
 def main() -> None:
@@ -98,9 +91,9 @@ def plan(
     """Print what `run` would do: each stage's state, inputs and plain command."""
     from chainforge.pipeline.plan import as_text, to_json
 
-    loaded, steps = _planned(chain, runs, launch, sets, seed)
+    loaded, steps = planned(chain, runs, launch, sets, seed)
     if as_json:
-        _print_json(to_json(loaded, runs, steps))
+        print_json(to_json(loaded, runs, steps))
     else:
         print(as_text(loaded, runs, steps))
 
@@ -162,112 +155,13 @@ def show(
     """Show each stage of a chain: what it was made from, and whether it still holds."""
     from chainforge.pipeline import show as lineage
 
-    loaded, steps = _planned(chain, runs, None, sets, seed)
+    loaded, steps = planned(chain, runs, None, sets, seed)
     if as_json:
-        _print_json(lineage.to_json(loaded, runs, steps))
+        print_json(lineage.to_json(loaded, runs, steps))
         return
     from rich.console import Console
 
     lineage.print_chain(loaded, runs, steps, Console(highlight=False))
-
-
-@app.command()
-def check(
-    reward: Annotated[
-        str,
-        typer.Argument(
-            help="A reward or a verifier: built in, pkg.mod:fn or path/file.py:fn; or a recipe's "
-            "YAML, for all its rewards together."
-        ),
-    ],
-    task: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="A YAML with `tasks:`, a .jsonl, or one task as YAML."),
-    ] = None,
-    samples: Annotated[
-        Path | None,
-        typer.Option(metavar="STAGE", help="Compare on the completions that a stage saved."),
-    ] = None,
-    against: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="With --samples: another judge; may be repeated."),
-    ] = None,
-    params: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="A parameter of the reward; may be repeated."),
-    ] = None,
-    rows: Annotated[
-        int | None, typer.Option(min=1, help="How many rows: 16 of a task, all samples.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Audit a reward or verifier: gold must beat wrong, empty and stuffed answers.
-
-    With --samples: list the saved completions on which verifiers do not agree.
-    """
-    if (task and samples) or (against and not samples):
-        raise InputError("give --task to audit, or --samples (and --against) to compare")
-    from rich.console import Console
-
-    if samples is not None:
-        from chainforge.pipeline import agreement
-
-        compared = agreement.compare_judges(reward, samples, against or (), params or (), rows)
-        if as_json:
-            _print_json(agreement.to_json(*compared))
-        else:
-            agreement.print_agreement(*compared, Console(highlight=False))
-        return
-    from chainforge.pipeline import check as audits
-
-    audit = audits.check_reward(reward, task, params=params or (), rows=rows or 16)
-    if as_json:
-        _print_json(audits.to_json(audit))
-    else:
-        audits.print_audit(audit, Console(highlight=False))
-    if not audit.passed:
-        raise typer.Exit(1)
-
-
-@app.command()
-def doctor(
-    chain: Annotated[
-        str | None,
-        typer.Argument(metavar="[CHAIN]", help="A chain to look over; the machine alone if none."),
-    ] = None,
-    runs: Runs = Path("runs"),
-    launch: Launch = None,
-    sets: Sets = None,
-    seed: Seed = None,
-    as_json: AsJson = False,
-    probe: Annotated[
-        bool, typer.Option("--probe", help="Load models too, and see how many answers are cut.")
-    ] = False,
-    online: Annotated[
-        bool, typer.Option("--online", help="Ask the Hub for what is not here, but no weights.")
-    ] = False,
-) -> None:
-    """Look a chain over before it runs: settings, rows, tokens, rewards, keys, memory, time."""
-    if not online:
-        os.environ["HF_HUB_OFFLINE"] = "1"
-    from chainforge.pipeline import doctor as doctors
-    from chainforge.pipeline.checkup.findings import Context, this_machine, worst
-
-    context = Context(this_machine())
-    if chain is not None:
-        loaded, steps = _planned(chain, runs, launch, sets, seed)
-        context = Context(this_machine(), loaded, tuple(steps), online)
-    elif launch or sets:
-        raise InputError("--launch and --set change a chain: name one, as chainforge doctor CHAIN")
-    findings = doctors.examine(context, probed=probe)
-    if as_json:
-        _print_json(doctors.to_json(findings))
-    else:
-        from rich.console import Console
-
-        doctors.print_findings(findings, Console(highlight=False))
-    if worst(findings) == "error":
-        raise typer.Exit(1)
 
 
 @app.command()
@@ -311,25 +205,15 @@ def merge(
     if output is not None:
         write_json(output, merged)
     if as_json:
-        _print_json(merged)
+        print_json(merged)
     else:
         show_results(merged, Console(highlight=False))
 
 
+app.command()(check)
+app.command()(doctor)
 app.command()(export)
 app.command()(new)
-
-
-def _planned(
-    chain: str, runs: Path, launch: str | None, sets: list[str] | None, seed: int | None
-) -> tuple[Chain, list[Step]]:
-    from chainforge.pipeline.chain import load_chain
-    from chainforge.pipeline.commands import read_sets
-    from chainforge.pipeline.plan import Overrides, plan_chain
-
-    loaded = load_chain(chain)
-    overrides = Overrides(launch=launch, sets=read_sets(loaded, sets or ()), seed=seed)
-    return loaded, plan_chain(loaded, runs, overrides)
 
 
 def _finish(chain: Chain, directory: Path, first: str | None) -> None:
@@ -347,10 +231,6 @@ def _finish(chain: Chain, directory: Path, first: str | None) -> None:
     print(f"{which} are done\n")
     print_results(chain, directory, Console(highlight=False))
     print(f"report: {path}")
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
 
 
 if __name__ == "__main__":
