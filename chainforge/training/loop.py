@@ -118,11 +118,15 @@ def _run(trainer: Any, checkpoint: Path | None) -> None:
         raise disk.DiskFull(words) from error
     except RuntimeError as error:
         # Sampling from NaN fails in its own words, a step before the loss is logged.
-        known = isinstance(error, Failed | torch.OutOfMemoryError)
-        if known or _weights_are_finite(trainer.model):
+        if isinstance(error, Failed | torch.OutOfMemoryError):
             raise
         step = trainer.state.global_step
-        raise NotFinite(f"weights are not finite after step {step}. {DIVERGED}") from error
+        if not _weights_are_finite(trainer.model):
+            raise NotFinite(f"weights are not finite after step {step}. {DIVERGED}") from error
+        if "probability tensor contains" in str(error):  # torch.multinomial's words
+            words = f"the policy's probabilities are not finite after step {step}. {DIVERGED}"
+            raise NotFinite(words) from error
+        raise
 
 
 class _EndCallback(TrainerCallback):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import shutil
 
 import pytest
@@ -135,23 +136,28 @@ def test_a_reward_that_is_no_number_is_named(tmp_path, grpo, told, value):
 
 
 @pytest.fixture
-def broken(tmp_path, tiny_model):
-    """Make a model with one weight that is no number."""
+def broken(request, tmp_path, tiny_model):
+    """Make a model with one weight that is no number, or that is far too large."""
     import torch
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(tiny_model, tmp_path / "broken")
     path = tmp_path / "broken/model.safetensors"
     weights = load_file(path)
-    weights["model.layers.0.mlp.up_proj.weight"][0, 0] = torch.nan
+    weights["model.layers.0.mlp.up_proj.weight"][0, 0] = getattr(request, "param", torch.nan)
     save_file(weights, path, metadata={"format": "pt"})
     return tmp_path / "broken"
 
 
-def test_sampling_from_weights_that_are_no_numbers_is_said_so(grpo, broken):
+@pytest.mark.parametrize(
+    ("broken", "what"),
+    [(math.nan, "weights are"), (3e38, "the policy's probabilities are")],
+    indirect=["broken"],
+)
+def test_sampling_from_weights_that_are_no_numbers_is_said_so(grpo, broken, what):
     code, error = grpo("short", model=broken)
     assert code == 1
-    assert "failed: weights are not finite after step 0" in error
+    assert f"failed: {what} not finite after step 0" in error
 
 
 def test_a_diverged_loss_stops_before_it_is_saved(tmp_path, recipe, broken):
