@@ -74,7 +74,7 @@ def training(kind: str, chain: Path, folder: Path, kills: int, draw: random.Rand
     ours = {
         "sft": recipe("sft", "cold.yaml", out, "--model_name_or_path", base, "--data", rows),
         "grpo": recipe("grpo", "reason.yaml", out, "--model_name_or_path", model,
-                       "--per_device_train_batch_size", 32),
+                       "--per_device_train_batch_size", 8),
         "distill": recipe("distill", "pupil.yaml", out, "--model_name_or_path",
                           QUICKSTART / "student_base", "--teacher_model_name_or_path", model,
                           "--per_device_train_batch_size", 16),
@@ -82,7 +82,7 @@ def training(kind: str, chain: Path, folder: Path, kills: int, draw: random.Rand
     commands = {"ours": [*ours[kind][1:], *map(str, settings)]}
     raw = {
         "sft": ["--model", base, "--data", rows / "dataset/train.parquet"],
-        "grpo": ["--model", model, "--tasks", tasks, "--batch", 32],
+        "grpo": ["--model", model, "--tasks", tasks, "--batch", 8, "--updates", 4],
     }
     if kind in raw:
         words = [RAW / f"{kind}.py", *raw[kind], "--output_dir", out, "--max_steps", steps]

@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--stages", nargs="+", choices=("sft", "grpo"), default=["sft", "grpo"])
     parser.add_argument("--sft_steps", type=int, default=376, help="the quickstart's: 376")
-    parser.add_argument("--grpo_steps", type=int, default=24, help="the quickstart's: 24")
+    parser.add_argument("--grpo_steps", type=int, default=96, help="the quickstart's: 96")
     parser.add_argument("--chain", type=Path, default=Path("runs"), help="as --runs of chainforge")
     args = parser.parse_args()
     chain = prepared(args.chain, "cold")
@@ -79,7 +79,8 @@ def commands(kind: str, chain: Path, output: Path, steps: int, tasks: Path) -> d
         }  # fmt: skip
     tasks_of("reason.yaml", tasks)
     model = chain / "cold/model"
-    words = ["--model", model, "--tasks", tasks, "--max_steps", steps, "--save_steps", 8]
+    words = ["--model", model, "--tasks", tasks, "--batch", 32, "--updates", 4]
+    words += ["--max_steps", steps, "--save_steps", 32]
     return {
         "raw": raw("grpo", *words, "--output_dir", output),
         "ours": recipe("grpo", "reason.yaml", output, "--model_name_or_path", model,

@@ -88,7 +88,8 @@ def by_hand(folder: Path, traces: Path) -> dict[str, Any]:
 
     commands = {
         "cold": sft("cold", "base", traced),
-        "reason": grpo("reason", "cold", "--max_steps", 24, "--save_steps", 8),
+        "reason": grpo("reason", "cold", "--max_steps", 96, "--save_steps", 32,
+                       "--batch", 32, "--updates", 4),
         "picks": reject("picks", "reason", 2),
         "mixed": sft("mixed", "base", made["picks"] / kept, traced),
         "final": grpo("final", "mixed", "--max_steps", 40, "--save_steps", 10,

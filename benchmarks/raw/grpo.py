@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--beta", type=float, default=0.0)
     parser.add_argument("--max_steps", type=int, default=24)
     parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--updates", type=int, default=1, help="of a rollout")
     parser.add_argument("--save_steps", type=int, default=500)  # as TRL has it
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
@@ -46,6 +47,7 @@ def main() -> None:
             bf16=False,
             gradient_checkpointing=False,
             per_device_train_batch_size=args.batch,
+            steps_per_generation=args.updates,
             num_generations=8,
             max_completion_length=72,
             learning_rate=args.learning_rate,
