@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from chainforge.core.errors import InputError
@@ -26,7 +27,11 @@ def test_a_sample_keeps_its_example():
 
 
 def test_rows_come_back_as_they_went(tmp_path):
-    rows = [{"text": "a\nb\u2028ü"}, {"text": "lone \ud800 surrogate"}, {"n": 1.5, "none": None}]
+    rows = [
+        {"text": "a\nb\u2028ü"},
+        {"text": "lone \ud800 surrogate"},
+        {"n": 1.5, "none": None, "large": 10**30, "small": 1e-300, "numpy": np.float64(0.1)},
+    ]
     with JsonLines(tmp_path / "deep/rows.jsonl") as lines:
         lines.append(rows[0])
         lines.extend(rows[1:])
@@ -46,9 +51,10 @@ def test_a_torn_tail_is_cut_and_never_glued(tmp_path, cut):
     assert read_rows(path) == [*kept, {"n": 3}]
 
 
-def test_not_a_number_is_refused_before_it_is_written(tmp_path):
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), np.float64("nan")])
+def test_not_a_number_is_refused_before_it_is_written(tmp_path, number):
     with JsonLines(tmp_path / "rows.jsonl") as lines, pytest.raises(ValueError, match="JSON"):
-        lines.append({"reward": float("nan")})
+        lines.append({"deep": [{"reward": number}]})
     assert (tmp_path / "rows.jsonl").read_bytes() == b""
 
 

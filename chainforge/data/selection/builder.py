@@ -114,6 +114,7 @@ def open_pool(paths: list[str], args: BuildArgs, judges: RewardArgs) -> tuple[So
     return Rows(judge(rows, judges.transcript, rewards)), {"pool": origins(rows)}
 
 
+@many_rows()
 def build(
     source: Source,
     directory: Path,
@@ -130,8 +131,7 @@ def build(
     `report` is added to the funnel; `write` puts the marked samples in place.
     """
     args.check()
-    with many_rows():
-        decisions = decide(source.measure(selection, texts), selection, seed)
+    decisions = decide(source.measure(selection, texts), selection, seed)
     matched = pairs.match(decisions, args.preference_pairs)
     wanted = {position for pair in matched for position in pair}
     kept: list[Row] = []
@@ -146,8 +146,7 @@ def build(
                 paired[position] = row
             yield row
 
-    with many_rows():
-        write(directory / "samples.jsonl", marked())
+    write(directory / "samples.jsonl", marked())
     funnel = decisions.funnel() | ({"pairs": len(matched)} if args.preference_pairs else {})
     funnel |= report or {}
     artifacts.write_json(directory / "funnel.json", funnel)

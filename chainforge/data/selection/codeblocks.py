@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import re
 
-_FENCE = re.compile(r"^[ \t]*(?:```|~~~)", re.MULTILINE)
+# Both are looked for in a text after a line's end: a pattern that begins with it is found at once.
+_FENCE = re.compile(r"\n[ \t]*(?:```|~~~)")
 _CODE_LINE = re.compile(
     r"[ \t]*(?:(?:def|class)\s+\w+.*:|(?:from\s+[\w.]+\s+)?import\s+[\w., *]+|#include\s*<.*"
     r"|(?:if|elif|for|while|with|try|except|else)\b.*:|return\b.*[\w)\]]|print\(.*\)"
     r"|[\w.\[\]]+\s*[-+*/]?=\s*[^=].*[\w)\]'\"]|.*[;{}])[ \t]*"
 )
 _CODE_MARK = re.compile(
-    r"^[ \t]*(?:def \w+\(|class \w+[(:]|import \w+|from \w+ import|print\(|return\b|#include"
-    r"|for \w+ in .*:|while .*:|(?:int|void|public|static|const|let|var|function) )", re.MULTILINE
-)  # fmt: skip
+    r"\n[ \t]*(?:def \w+\(|class \w+[(:]|import \w+|from \w+ import|print\(|return\b|#include"
+    r"|for \w+ in .*:|while .*:|(?:int|void|public|static|const|let|var|function) )"
+)
 CODE_LINES = 3
 
 
 def code_block(text: str) -> str | None:
     """Say what block of code a text holds: a fence, or three lines of code in a row."""
-    if _FENCE.search(text):
+    whole = f"\n{text}"
+    if _FENCE.search(whole):
         return "a fenced block"
-    if not _CODE_MARK.search(text):
+    if not _CODE_MARK.search(whole):
         return None
     lines = 0
     for line in text.splitlines():

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from chainforge.data.selection.shingles import formulas, numbers, shingles, tokens
+from chainforge.data.selection.shingles import formulas, hashed, numbers, runs, shingles, tokens
 
 N = 5  # Short questions have few runs of 8 words: there 8 of 10 leaks were found, 10 of 10 with 5.
 COVERAGE = 0.8
@@ -44,7 +44,7 @@ class _Item:
     source: str
     question: str
     words: list[str]
-    grams: set[str]
+    grams: set[int]
     text: str = field(init=False)
     figures: Counter[str] = field(init=False)
     rare: int = 0
@@ -79,7 +79,8 @@ class Screen:
             key = " ".join(words)
             if words and key not in self.exact:
                 self.exact[key] = len(self.items)
-                self.items.append(_Item(source, question, words, set(shingles(words, n))))
+                grams = set(shingles(hashed(words), n).tolist())
+                self.items.append(_Item(source, question, words, grams))
         # Questions shorter than a run are runs of their own length.
         self.sizes = sorted({n, *(min(len(item.words), n) for item in self.items)} - {0})
         self.known = {gram for item in self.items for gram in item.grams}
@@ -89,8 +90,8 @@ class Screen:
         words = [tokens(text) for _, text in prompts]
         found = [self._grams(part) for part in words]
         common = self._common([task for task, _ in prompts], found)
-        rare: dict[str, list[int]] = {}
-        anchors: dict[str, list[int]] = {}
+        rare: dict[int, list[int]] = {}
+        anchors: dict[int, list[int]] = {}
         counts = Counter(gram for grams in found for gram in grams)
         for number, item in enumerate(self.items):
             for gram in item.grams - common:
@@ -104,20 +105,18 @@ class Screen:
             for (_, text), part, grams in zip(prompts, words, found, strict=True)
         ]
 
-    def _grams(self, words: list[str]) -> set[str]:
+    def _grams(self, words: list[str]) -> set[int]:
         """Return the runs of a prompt that some question has too."""
-        grams: set[str] = set()
-        for size in self.sizes:
-            if size <= len(words):
-                grams.update(shingles(words, size))
-        return grams & self.known
+        hashes = hashed(words)
+        grams = (gram for size in self.sizes for gram in runs(hashes, size).tolist())
+        return self.known.intersection(grams)
 
-    def _common(self, tasks: Sequence[str], found: Sequence[set[str]]) -> set[str]:
+    def _common(self, tasks: Sequence[str], found: Sequence[set[int]]) -> set[int]:
         """Return the runs that many prompts have, of all or of one task."""
-        groups: dict[str, list[set[str]]] = {"": list(found)}
+        groups: dict[str, list[set[int]]] = {"": list(found)}
         for task, grams in zip(tasks, found, strict=True):
             groups.setdefault(f"task {task}", []).append(grams)
-        common: set[str] = set()
+        common: set[int] = set()
         for members in [*groups.values(), [item.grams for item in self.items]]:
             most = max(ALWAYS_RARE, COMMON * len(members))
             counts = Counter(gram for grams in members for gram in grams)
@@ -128,14 +127,14 @@ class Screen:
         self,
         prompt: str,
         words: list[str],
-        grams: set[str],
-        rare: dict[str, list[int]],
-        anchors: dict[str, list[int]],
+        grams: set[int],
+        rare: dict[int, list[int]],
+        anchors: dict[int, list[int]],
     ) -> Hit | None:
         """Return the question that a prompt gives away most of; None when there is none."""
-        text = sentences(f"{prompt}\n!")
-        shares = {number: 1.0 for gram in grams & anchors.keys() for number in anchors[gram]
-                  if self.items[number].text in text}  # fmt: skip
+        near = [number for gram in grams & anchors.keys() for number in anchors[gram]]
+        text = sentences(f"{prompt}\n!") if near else ""
+        shares = {number: 1.0 for number in near if self.items[number].text in text}
         whole = self.exact.get(" ".join(words))
         if whole is not None:
             shares[whole] = 1.0

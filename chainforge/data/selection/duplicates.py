@@ -9,11 +9,14 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from chainforge.data.selection.shingles import (
     PERMUTATIONS,
+    Sketches,
     formulas,
+    hashed,
     numbers,
     shingles,
     similarity,
@@ -21,9 +24,6 @@ from chainforge.data.selection.shingles import (
     tokens,
 )
 from chainforge.data.splits import same_question
-
-if TYPE_CHECKING:
-    from chainforge.data.selection.shingles import Sketches
 
 Twins = dict[int, tuple[int, float]]  # position -> (the one that stays, how alike they are)
 
@@ -79,7 +79,7 @@ def alike_prompts(texts: Sequence[tuple[int, str]], threshold: float) -> Twins:
     """
     written = dict(texts)
     words = {number: tokens(text) for number, text in texts}
-    sets = {number: set(shingles(part)) for number, part in words.items()}
+    sets = {number: set(shingles(hashed(part)).tolist()) for number, part in words.items()}
     counts = Counter(gram for grams in sets.values() for gram in grams)
     most = max(ALWAYS_RARE, COMMON * len(sets))
     own = {number: [g for g in grams if counts[g] <= most] for number, grams in sets.items()}
@@ -89,7 +89,8 @@ def alike_prompts(texts: Sequence[tuple[int, str]], threshold: float) -> Twins:
     twins: Twins = {}
     for start in range(0, len(compared), 10_000):
         part = compared[start : start + 10_000]
-        for number, sketch in zip(part, sketches([own[one] for one in part]), strict=True):
+        grams = [np.array(own[number], dtype=np.uint64) for number in part]
+        for number, sketch in zip(part, sketches(grams), strict=True):
             figures = numbers(words[number]) + formulas(written[number])
             keys = [
                 (band, sketch[band : band + rows].tobytes(), figures)

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from chainforge.core.errors import InputError
 from chainforge.core.records import Row
 from chainforge.data.selection.duplicates import text_key
-from chainforge.data.selection.filters import Filter, FilterArgs, Finding, filters, parts
-from chainforge.data.selection.shingles import shingles, sketches, tokens
+from chainforge.data.selection.filters import FilterArgs, Finding, filters, parts
+from chainforge.data.selection.shingles import (
+    Hashes,
+    Sketches,
+    hashed,
+    hashed_tokens,
+    shingles,
+    sketches,
+    tokens,
+)
 
 if TYPE_CHECKING:
     from chainforge.data.selection.rejection import SelectionArgs
-    from chainforge.data.selection.shingles import Sketches
 
 # A verdict in one byte.
 WRONG, RIGHT, UNKNOWN = 0, 1, 2
@@ -96,15 +105,19 @@ def measure(rows: Iterable[Row], args: SelectionArgs, texts: FilterArgs | None =
     checks = filters(texts) if texts is not None else []
     sketched = bool(args.near_duplicates) or args.select == "diverse"
     facts = Facts()
-    waiting: list[list[str]] = []
+    waiting: list[Hashes] = []
     for row in rows:
-        finding = fault(row, args) or _text_fault(row, checks)
+        finding = fault(row, args)
+        if finding is None and (checks or sketched):
+            said = parts(row["completion"])
+            finding = next((found for check in checks if (found := check(row, said))), None)
+            if sketched and finding is None:
+                text = [hashed_tokens(said.reasoning), hashed(tokens(said.answer))]
+                waiting.append(shingles(np.concatenate(text)))
+                if len(waiting) >= AT_ONCE:
+                    facts.sketch.append(sketches(waiting))
+                    waiting = []
         facts.add(row, finding)
-        if sketched and finding is None:
-            waiting.append(shingles(tokens(row["completion"])))
-            if len(waiting) >= AT_ONCE:
-                facts.sketch.append(sketches(waiting))
-                waiting = []
     if waiting:
         facts.sketch.append(sketches(waiting))
     return facts
@@ -126,10 +139,3 @@ def fault(row: Row, args: SelectionArgs) -> Finding | None:
     if args.min_reward is not None and (reward is None or reward < args.min_reward):
         return "below_min_reward", f"reward {reward}"
     return None
-
-
-def _text_fault(row: Row, checks: Sequence[Filter]) -> Finding | None:
-    if not checks:
-        return None
-    said = parts(row["completion"])
-    return next((found for check in checks if (found := check(row, said))), None)

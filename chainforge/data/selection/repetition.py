@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
-from numpy.typing import NDArray
 
-from chainforge.data.selection.shingles import tokens
+from chainforge.data.selection.shingles import Hashes, hashed_tokens, runs
 
 RUN = 20  # A run of so many pieces comes twice by accident in hardly any text.
 LINE = 20  # Characters from which on a line that comes again says something again.
 PERIOD = 12  # Longest loop that is looked for in the pieces: longer ones repeat runs.
 ROUNDS = 4  # Times that a loop must come round before it is one: `1 + 1 + 1` is arithmetic.
+PERIODS = range(1, PERIOD + 1)
 
-Marks = NDArray[np.uint64]
 
-# Odd weights at random: runs whose weighted sums agree, modulo 2**64, are the same run.
-_WEIGHTS = np.random.default_rng(0).integers(2**64, size=RUN, dtype=np.uint64) | np.uint64(1)
+def _least(period: int) -> int:
+    """Return how often in a row a piece is the one `period` before, at least, in a loop."""
+    # A chain of sums is a short loop of its own; a loop that counts is longer than a run.
+    return max(period * (ROUNDS - 1), RUN - period)
+
+
+SHORTEST = min(map(_least, PERIODS))  # a loop has a run of so many pieces that comes again
 
 
 def repetition(text: str) -> float:
@@ -26,18 +29,17 @@ def repetition(text: str) -> float:
     the characters that stand in lines which occurred before; the share of the pieces that stand
     in the longest loop, a phrase of up to 12 pieces that comes again at once, four times or more.
     """
-    pieces = tokens(text)
     # Pieces are compared by their hashes, 64 bits wide: numpy does in one go what would be a loop.
-    marks = np.fromiter(map(hash, pieces), np.int64, len(pieces)).view(np.uint64)
-    return max(_runs(marks), _lines(text), _loop(marks))
+    pieces = hashed_tokens(text)
+    if not _again(pieces, SHORTEST):  # nearly every text: it has neither a run nor a loop
+        return _lines(text)
+    return max(_again(pieces, RUN), _lines(text), _loop(pieces))
 
 
-def _runs(marks: Marks) -> float:
-    if len(marks) <= RUN:
-        return 0.0
-    runs = np.sort(sliding_window_view(marks, RUN) @ _WEIGHTS)
-    again = int(np.count_nonzero(runs[1:] == runs[:-1]))
-    return again / len(runs)
+def _again(pieces: Hashes, size: int) -> float:
+    """Return the share of the runs of `size` pieces that occurred before."""
+    found = np.sort(runs(pieces, size))
+    return int(np.count_nonzero(found[1:] == found[:-1])) / len(found) if len(found) else 0.0
 
 
 def _lines(text: str) -> float:
@@ -53,19 +55,15 @@ def _lines(text: str) -> float:
     return again / len(text)
 
 
-def _loop(marks: Marks) -> float:
+def _loop(pieces: Hashes) -> float:
     """Return the share of the longest stretch in which each piece is the one `period` before."""
-    if len(marks) < RUN:
-        return 0.0
     longest = 0
-    for period in range(1, min(PERIOD, len(marks) - 1) + 1):
-        same = marks[period:] == marks[:-period]
-        # A chain of sums is a short loop of its own; a loop that counts is longer than a run.
-        least = max(period * (ROUNDS - 1), RUN - period)
-        if np.count_nonzero(same) < least:
+    for period in PERIODS:
+        same = pieces[period:] == pieces[:-period]
+        if np.count_nonzero(same) < _least(period):
             continue
         breaks = np.flatnonzero(~np.concatenate(([False], same, [False])))
         stretch = int(np.diff(breaks).max()) - 1
-        if stretch >= least:
+        if stretch >= _least(period):
             longest = max(longest, stretch + period)
-    return longest / len(marks)
+    return longest / len(pieces)

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from chainforge.core.errors import InputError
 from chainforge.core.records import JsonLines, Row
 
@@ -117,6 +119,19 @@ def _parse(line: bytes) -> tuple[Row | None, str | None]:
         return None, f"{len(line):,} bytes long, more than {MAX_LINE:,}"
     if b"\0" in line or b"\\u0000" in line:
         return None, "holds a NUL character"
+    row, fault = _decode(line)
+    if fault is not None:
+        return None, fault
+    if not isinstance(row, dict):
+        return None, f"a {type(row).__name__}, not an object"
+    return (row, None) if row else (None, "an empty object")
+
+
+def _decode(line: bytes) -> tuple[Any, str | None]:
+    try:
+        return msgspec.json.decode(line), None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass  # Now for the words: of what is wrong, and where, Python's own parser says more.
     try:
         row = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -124,13 +139,10 @@ def _parse(line: bytes) -> tuple[Row | None, str | None]:
     except (ValueError, RecursionError) as error:
         torn = "" if line.endswith(b"\n") else " (torn: the last line has no end)"
         return None, f"not JSON: {error}{torn}"
-    if not isinstance(row, dict):
-        return None, f"a {type(row).__name__}, not an object"
-    if not row:
-        return None, "an empty object"
-    if b"\\ud" in line.lower():
-        try:
-            json.dumps(row, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            return None, "holds half a character (a lone surrogate)"
+    try:
+        json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError:
+        return None, "holds half a character (a lone surrogate)"
+    except ValueError:
+        return None, "holds a number that JSON has no way to write: NaN or infinity"
     return row, None

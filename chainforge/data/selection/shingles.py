@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+import numpy as np
+from numpy.typing import NDArray
+from rensa import RMinHash
 
-    Sketches = NDArray[np.uint32]
+Hashes = NDArray[np.uint64]
+Sketches = NDArray[np.uint32]
 
 # Words in a shingle, as for the near duplicates of most corpora; and permutations of a sketch:
 # the standard error of a similarity of 0.8 is then 0.035.
@@ -21,13 +22,28 @@ PERMUTATIONS = 128
 # Left out are marks that may change while a text stays the same; operators may not.
 _MARKS = ".,;:!?'\"`()[]{}$\\…“”‘’„«»*_#|~–—、。，：；？！"
 _TOKENS = re.compile(rf"[\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f]|\w+|[^\w\s{re.escape(_MARKS)}]")
+# The same for ASCII, in a third of the time: marks become spaces, and operators get some.
+_SPACES = str.maketrans({mark: " " for mark in _MARKS if mark.isascii() and mark != "_"})
+_SPACED = [(c, f" {c} ") for c in map(chr, range(128)) if _TOKENS.fullmatch(c) and c.strip("_")
+           and not c.isalnum()]  # fmt: skip
 _PIECES = re.compile(r"\d+(?:[.,]\d+)*|\w+|[^\w\s]")
 _OPERATORS = frozenset("+-*/^×÷·=<>%()[]−")
+
+# Odd weights at random: two runs of tokens whose weighted sums agree, modulo 2**64, are equal.
+LONGEST = 20
+_WEIGHTS = np.random.default_rng(0).integers(2**64, size=LONGEST, dtype=np.uint64) | np.uint64(1)
 
 
 def tokens(text: str) -> list[str]:
     """Return words, numbers and operators; case, punctuation and spacing do not count."""
-    found = _TOKENS.findall(unicodedata.normalize("NFKC", text).lower())
+    if text.isascii():
+        text = text.lower().translate(_SPACES)
+        for operator, spaced in _SPACED:
+            if operator in text:
+                text = text.replace(operator, spaced)
+        found = text.split()
+    else:
+        found = _TOKENS.findall(unicodedata.normalize("NFKC", text).lower())
     return [token for token in found if token != "_"] if "_" in found else found
 
 
@@ -50,24 +66,41 @@ def formulas(text: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def shingles(words: Sequence[str], size: int = WORDS) -> list[str]:
-    """Return each run of `size` tokens; a shorter text is one shingle."""
-    if len(words) <= size:
-        return [" ".join(words)]
-    return [" ".join(run) for run in zip(*(words[start:] for start in range(size)), strict=False)]
+def hashed(words: Sequence[str]) -> Hashes:
+    """Return the hash of each token, the same in every process."""
+    return np.array(RMinHash.hash_token_sets([words])[0], dtype=np.uint64)
 
 
-def similarity(one: Collection[str], other: Collection[str]) -> float:
+@functools.lru_cache(maxsize=1)  # the same reasoning is looked at for repetition, and sketched
+def hashed_tokens(text: str) -> Hashes:
+    """Return the hash of each token of a text; the last text's are remembered."""
+    return hashed(tokens(text))
+
+
+def runs(hashes: Hashes, size: int) -> Hashes:
+    """Return the hash of each run of `size` tokens, `LONGEST` at most; none in a shorter text."""
+    if len(hashes) < size:
+        return hashes[:0]
+    return np.convolve(hashes, _WEIGHTS[:size], "valid")
+
+
+def shingles(hashes: Hashes, size: int = WORDS) -> Hashes:
+    """Return the hash of each run of `size` tokens; a shorter text is one shingle."""
+    return runs(hashes, max(1, min(size, len(hashes))))
+
+
+def similarity(one: Collection[int], other: Collection[int]) -> float:
     """Return the Jaccard similarity of two sets of shingles."""
     first, second = set(one), set(other)
     return len(first & second) / len(first | second) if first or second else 1.0
 
 
-def sketches(sets: list[list[str]]) -> Sketches:
+def sketches(sets: Sequence[Hashes]) -> Sketches:
     """Return the MinHash of each set of shingles, a row of `PERMUTATIONS` numbers each."""
-    import numpy as np
-    from rensa import RMinHash
-
     if not sets:
         return np.zeros((0, PERMUTATIONS), dtype=np.uint32)
-    return np.array(RMinHash.digests_from_token_sets(sets, PERMUTATIONS, 0), dtype=np.uint32)
+    ends = np.cumsum([0, *map(len, sets)], dtype=np.uint64)
+    matrix = RMinHash.digest_matrix_from_flat_token_hashes(
+        np.concatenate(sets), ends, PERMUTATIONS, 0
+    )
+    return np.array(matrix.to_rows(), dtype=np.uint32)

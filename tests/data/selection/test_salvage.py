@@ -18,6 +18,8 @@ BAD = {
     "NUL": (b'{"question": "a\x00b", "answer": "1"}', "NUL"),
     "an escaped NUL": (b'{"question": "a\\u0000b", "answer": "1"}', "NUL"),
     "half a character": (b'{"question": "a\\ud800b", "answer": "1"}', "lone surrogate"),
+    "not a number": (b'{"question": "why?", "answer": NaN}', "NaN or infinity"),
+    "more than a float holds": (b'{"question": "why?", "answer": 1e999}', "NaN or infinity"),
     "1 MB": (b'{"question": "' + b"x" * MAX_LINE + b'", "answer": "1"}', "bytes long"),
     "nested too deep": (b'{"question": ' + b"[" * 100_000, "not JSON"),
     "a duplicate id": (b'{"id": "7", "question": "again?", "answer": "1"}', "is that of row 8"),
@@ -61,9 +63,10 @@ def test_one_bad_row_among_many_is_set_aside(name, tmp_path, caplog):
 def test_too_many_bad_rows_stop_the_run_and_are_written_down(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\n".join([*lines(100), *(bad for bad, _ in BAD.values())]))
-    with rejects_in(tmp_path), pytest.raises(InputError, match="15 of 115 rows are malformed, max"):
+    what = f"{len(BAD)} of {100 + len(BAD)} rows are malformed, max"
+    with rejects_in(tmp_path), pytest.raises(InputError, match=what):
         load(path)
-    assert len((tmp_path / "rejects.jsonl").read_text().splitlines()) == 15
+    assert len((tmp_path / "rejects.jsonl").read_text().splitlines()) == len(BAD)
     assert len(load(path, max_bad_rows=0.2)) == 100
     with pytest.raises(InputError, match="max_bad_rows: expected a share"):
         load(path, max_bad_rows=2)
