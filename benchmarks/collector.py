@@ -11,27 +11,22 @@ Writes `benchmarks/results/collector.json` and prints a table.
 
 import argparse
 import asyncio
-import importlib.metadata
 import os
-import platform
 import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import openai
-from measuring import results
+from measuring import ROOT, results, save, turns
 
-from chainforge.core.artifacts import write_json
 from chainforge.core.records import Row, example
 from chainforge.data.collection.settings import TeacherArgs
 from chainforge.data.collection.teacher import collect
 
-ROOT = Path(__file__).parents[1]
 KEY = "sk-benchmark-0000"
 
 
@@ -58,12 +53,10 @@ def main() -> None:
         ]
         fixed(url, rows[:20], args.limit)  # connections, caches and imports, on neither's account
         sides: dict[str, list[dict[str, Any]]] = {"fixed": [], "collector": []}
-        for repeat in range(args.repeats):
-            order = ("fixed", "collector") if repeat % 2 == 0 else ("collector", "fixed")
-            for side in order:
-                run = fixed(url, rows, args.limit) if side == "fixed" else collector(url, rows)
-                sides[side].append(run)
-                print(side, run, flush=True)
+        for side, _ in turns(sides, args.repeats):
+            run = fixed(url, rows, args.limit) if side == "fixed" else collector(url, rows)
+            sides[side].append(run)
+            print(side, run, flush=True)
         server.stdin.close()  # type: ignore[union-attr]
     report(args, sides)
 
@@ -130,13 +123,9 @@ def report(args: argparse.Namespace, sides: dict[str, list[dict[str, Any]]]) -> 
         "ratio_of_medians": round(middle["collector"] / middle["fixed"], 3),
         "ratios_by_repeat": [round(ratio, 3) for ratio in ratios],
         "share_of_ideal": round(middle["collector"] / (args.limit / (sum(args.seconds) / 2)), 3),
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in ("chainforge", "openai", "httpx2")},
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
-        "date": time.strftime("%Y-%m-%d"),
     }
     path = results() / "collector.json"
-    write_json(path, result)
+    save(path, result, "openai", "httpx2")
     print("| side | answers/s (median) | spread |\n|---|---:|---|")
     for side, values in rates.items():
         print(f"| {side} | {middle[side]:.1f} | {min(values):.1f} to {max(values):.1f} |")

@@ -8,16 +8,12 @@ What is done is skipped, so the command can be cut and repeated. Writes
 
 import argparse
 import subprocess
-import sys
 from pathlib import Path
 
-from measuring import results
+from measuring import CHAINFORGE, QUICKSTART, results, save
 from quickstart import seconds
 
-from chainforge.core.artifacts import read_json, write_json
-from chainforge.training.stage import device, versions
-
-ROOT = Path(__file__).parents[1]
+from chainforge.core.artifacts import read_json
 
 
 def main() -> None:
@@ -26,17 +22,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--runs", type=Path, default=Path("runs-distillation"))
     args = parser.parse_args()
-    chain = ROOT / "recipes/quickstart/distillation.yaml"
-    command = [sys.executable, "-m", "chainforge.pipeline.cli", "run", str(chain)]
+    command = [*CHAINFORGE, "run", str(QUICKSTART / "distillation.yaml")]
     subprocess.run([*command, "--runs", str(args.runs), "--seed", str(args.seed)], check=True)
     directory = args.runs / "distillation"
     scores = read_json(directory / "scores/results.json")
-    spent = seconds(directory)
-    record = {"versions": versions(), "hardware": device(), "n": 1, "seed": args.seed}
-    write_json(
-        results() / "distillation.json",
-        record | {"seconds": spent, "models": scores["models"], "pairs": scores["pairs"]},
-    )
+    result = {"n": 1, "seed": args.seed, "seconds": seconds(directory)}
+    result |= {name: scores[name] for name in ("models", "pairs")}
+    save(results() / "distillation.json", result)
     print("| model | strict % (95 %) | lenient % | pass@4 % |\n|---|--:|--:|--:|")
     for model in scores["models"]:
         strict = model["strict"]

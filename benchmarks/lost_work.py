@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from killing import forked, tail
-from measuring import QUICKSTART, ROOT, save
+from measuring import QUICKSTART, ROOT, results, save
 from sides import RAW, prepared, recipe, tasks_of
 
 from chainforge.core.records import write_rows
@@ -60,7 +60,7 @@ def main() -> None:
                 result["data"][kind] = sampling(kind, chain, Path(folder), args.kills, draw)
         if "collect" in args.kinds:
             result["data"]["collect"] = collecting(Path(folder), args.kills, draw)
-    save("lost_work", result)
+    save(results() / "lost_work.json", result)
     print(table(result))
 
 
@@ -134,7 +134,7 @@ def sampling(kind: str, chain: Path, folder: Path, kills: int, draw: random.Rand
     }))  # fmt: skip
     given = ["--models", f"cold={model}"] if kind == "evaluate" else []
     given = given or ["--model_name_or_path", str(model)]
-    command = recipe(kind, str(config), out, *given)[1:]
+    command = recipe(kind, config, out, *given)[1:]
     found: dict[str, list[int]] = {"made_again": [], "ended_not_on_disk": [], "on_disk": []}
     for _ in range(kills):
         shutil.rmtree(out, ignore_errors=True)
@@ -192,7 +192,7 @@ def collecting(folder: Path, kills: int, draw: random.Random) -> Any:
                 "tasks": [{"fn": "jsonl", "params": {"path": str(asked)}, "split": "all"}],
                 "teacher": "openai", "model": "teacher", "base_url": server.url,
             }))  # fmt: skip
-            command = recipe("collect", str(config), out)
+            command = recipe("collect", config, out)
             given = os.environ | {"OPENAI_API_KEY": "sk-benchmark-0000"}
             point = draw.randrange(1, ROWS)
             with subprocess.Popen(command, stdout=log, stderr=log, env=given) as child:

@@ -13,13 +13,14 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from chainforge.core.artifacts import read_json, write_json
 from chainforge.training.stage import device, versions
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "recipes/quickstart"
+T = TypeVar("T")
 CHAINFORGE = [sys.executable, "-m", "chainforge.pipeline.cli"]
 
 
@@ -37,8 +38,8 @@ def results() -> Path:
     return Path(os.environ.get("BENCH_RESULTS") or ROOT / "benchmarks/results")
 
 
-def save(name: str, result: dict[str, Any], *packages: str) -> Path:
-    """Write a result with the versions and the hardware it depends on; return its path."""
+def save(path: Path, result: dict[str, Any], *packages: str) -> None:
+    """Write a result with what it depends on: versions, these packages' too, and the hardware."""
     found = versions() | {package: importlib.metadata.version(package) for package in packages}
     surroundings = {
         "versions": found,
@@ -46,9 +47,7 @@ def save(name: str, result: dict[str, Any], *packages: str) -> Path:
         "load": os.getloadavg(),  # above the cores' number: others were at work too
         "date": time.strftime("%Y-%m-%d"),
     }
-    path = results() / f"{name}.json"
     write_json(path, result | surroundings)
-    return path
 
 
 def stored(name: str, folder: Path | None = None) -> Any:
@@ -82,7 +81,7 @@ def run(command: Sequence[str], log: Path, **environment: str) -> Run:
     return Run(seconds, used.ru_utime + used.ru_stime, used.ru_maxrss * unit)
 
 
-def turns(sides: Iterable[str], repeats: int) -> Iterator[tuple[str, int]]:
+def turns(sides: Iterable[T], repeats: int) -> Iterator[tuple[T, int]]:
     """Yield the sides in turn, so that each is first as often as the others."""
     names = list(sides)
     for repeat in range(repeats):

@@ -22,14 +22,12 @@ import tempfile
 import weakref
 from typing import Any
 
-from measuring import results
+from measuring import results, save
 
-from chainforge.core.artifacts import write_json
 from chainforge.training.architecture import read_shape
 from chainforge.training.layout import Layout
 from chainforge.training.memory import CUDA, INTERPRETER, estimate
 from chainforge.training.settings import settings_of
-from chainforge.training.stage import device, versions
 
 OFF = 0.15  # that much an estimate may be
 MINI = {
@@ -283,9 +281,8 @@ def main() -> None:
         print(f"{name:<28}{mib[0]:>10.0f}{mib[1]:>10.0f}{found[name]['ratio']:>7.2f}{off}")
     if not args.only:
         worst = max(abs(row["ratio"] - 1) for row in found.values())
-        summary = {"versions": versions(), "hardware": device(), "n": 1, "limit": OFF}
-        summary |= {"worst": round(worst, 3), "cases": found}
-        write_json(results() / ("memory_gpu.json" if args.gpu else "memory.json"), summary)
+        summary = {"n": 1, "limit": OFF, "worst": round(worst, 3), "cases": found}
+        save(results() / ("memory_gpu.json" if args.gpu else "memory.json"), summary)
 
 
 def has_gpu() -> bool:

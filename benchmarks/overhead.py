@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from measuring import Run, ratios, run, save, spread, summary, turns, weights
+from measuring import QUICKSTART, Run, ratios, results, run, save, spread, summary, turns, weights
 from sides import caches, prepared, raw, recipe, tasks_of
 
 LIMIT = 1.02
@@ -38,7 +38,7 @@ def main() -> None:
     for kind in args.stages:
         with tempfile.TemporaryDirectory() as folder:
             result["stages"][kind] = compare(kind, args, chain, Path(folder))
-    save("overhead", result)
+    save(results() / "overhead.json", result)
     print(table(result))
 
 
@@ -67,8 +67,6 @@ def compare(kind: str, args: argparse.Namespace, chain: Path, folder: Path) -> d
 
 def commands(kind: str, chain: Path, output: Path, steps: int, tasks: Path) -> dict[str, list[str]]:
     """Return the command of each side."""
-    from sides import QUICKSTART
-
     if kind == "sft":
         base, data = QUICKSTART / "base", chain / "traces"
         words = ["--model", base, "--data", data / "dataset/train.parquet", "--save_steps", 200]

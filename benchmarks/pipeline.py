@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from measuring import CHAINFORGE, QUICKSTART, Run, run, save, spread, stored, turns
+from measuring import CHAINFORGE, QUICKSTART, Run, results, run, save, spread, turns
 from sides import caches, raw, tasks_of
 
 from chainforge.core.artifacts import read_json, read_manifest
@@ -40,8 +40,9 @@ def main() -> None:
         took = ours(folder, traces) if side == "ours" else by_hand(folder, traces)
         sides[side].append(took)
         print(side, took, flush=True)
-    save("pipeline", summary(first, sides, args.runs))
-    print(table(stored("pipeline")))
+    result = summary(first, sides, args.runs)
+    save(results() / "pipeline.json", result)
+    print(table(result))
 
 
 def chain(runs: Path, *words: str) -> Run:
@@ -55,12 +56,12 @@ def ours(folder: Path, traces: Path) -> dict[str, Any]:
     shutil.copytree(traces, folder / "quickstart/traces")
     whole = chain(folder, "--from", "cold")
     manifests = {name: read_manifest(folder / "quickstart" / name) for name in STAGES}
-    results = read_json(folder / "quickstart/scores/results.json")["models"]
+    models = read_json(folder / "quickstart/scores/results.json")["models"]
     return {
         "seconds": round(whole.seconds, 1),
         "cpu_seconds": round(whole.cpu_seconds, 1),
         "stages": {name: found.seconds for name, found in manifests.items() if found},
-        "accuracy": {row["name"]: round(row["strict"]["mean"], 3) for row in results},
+        "accuracy": {row["name"]: round(row["strict"]["mean"], 3) for row in models},
     }
 
 

@@ -10,16 +10,13 @@ Writes `benchmarks/results/quickstart.json` and prints Markdown.
 import argparse
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-from measuring import results
+from measuring import CHAINFORGE, QUICKSTART, results, save
 
-from chainforge.core.artifacts import read_json, read_manifest, write_json
-from chainforge.training.stage import device, versions
+from chainforge.core.artifacts import read_json, read_manifest
 
-ROOT = Path(__file__).parents[1]
 CHAINS = {"quickstart": "chain.yaml", "quickstart-control": "control.yaml"}
 
 
@@ -35,14 +32,12 @@ def main() -> None:
         for name, file in CHAINS.items():
             directory = args.runs / str(seed)
             share_stages(directory, name)
-            command = [sys.executable, "-m", "chainforge.pipeline.cli", "run"]
-            command += [str(ROOT / "recipes/quickstart" / file)]
+            command = [*CHAINFORGE, "run", str(QUICKSTART / file)]
             subprocess.run([*command, "--runs", str(directory), "--seed", str(seed)], check=True)
             run[name] = read_json(directory / name / "scores/results.json")
             run[name]["seconds"] = seconds(directory / name)
         runs.append(run)
-    result = {"versions": versions(), "hardware": device(), "runs": runs}
-    write_json(results() / "quickstart.json", result)
+    save(results() / "quickstart.json", {"runs": runs})
     print(table(runs))
 
 
@@ -60,11 +55,6 @@ def seconds(directory: Path) -> dict[str, float]:
     """Return how long each stage took."""
     manifests = {path.name: read_manifest(path) for path in directory.iterdir() if path.is_dir()}
     return {name: manifest.seconds for name, manifest in manifests.items() if manifest}
-
-
-def percent(share: dict[str, float]) -> str:
-    """Write a share in percent."""
-    return f"{100 * share['mean']:.1f}"
 
 
 def table(runs: list[dict[str, Any]]) -> str:

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from measuring import QUICKSTART, run, save, spread, summary, turns
+from measuring import QUICKSTART, results, run, save, spread, summary, turns
 from overhead import commands
 from sides import caches, prepared
 
@@ -42,7 +42,7 @@ def main() -> None:
     chain = prepared(args.chain, "cold") if args.steps else args.chain
     for kind in args.kinds if args.steps else ():
         result["first_step"][kind] = time_first_steps(kind, args.steps, chain)
-    save("startup", result)
+    save(results() / "startup.json", result)
     print(table(result))
 
 
