@@ -16,22 +16,20 @@ Markdown.
 import argparse
 import statistics
 import subprocess
-import sys
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
-from measuring import results
+from measuring import QUICKSTART, results, save, spread
+from sides import prepared, recipe
 
-from chainforge.core.artifacts import read_manifest, write_json
+from chainforge.core.artifacts import read_manifest
 from chainforge.core.config import read_yaml
 from chainforge.core.records import read_rows
-from chainforge.training.stage import device, versions
 
-ROOT = Path(__file__).parents[1]
-REASON = ROOT / "recipes/quickstart/reason.yaml"
+REASON = QUICKSTART / "reason.yaml"
 SPLIT = 4  # updates a rollout where it is split
 SIDES = ("plain", "gate", "dynamic", "minibatches", "gate+minibatches", "dynamic+minibatches")
 LEVELS = (0.7, 0.8, 0.85)
@@ -54,17 +52,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=results() / "dynamic_sampling.json")
     args = parser.parse_args()
     if not args.cold.exists():
-        chain = [sys.executable, "-m", "chainforge.pipeline.cli", "run"]
-        subprocess.run([*chain, str(ROOT / "recipes/quickstart/chain.yaml"), "--until", "cold"],
-                       check=True)  # fmt: skip
+        prepared(Path("runs"), "cold")
     args.sides = ["plain", *(side for side in args.sides if side != "plain")]
     runs = [one_seed(seed, args) for seed in args.seeds]
     given = ("seeds", "sides", "steps", "every", "heldout", "gate_samples", "size")
     result: dict[str, Any] = {name: getattr(args, name) for name in given}
     found = summary(runs)
     result |= {"summary": found, "target": TARGET, "row": verdict(found, runs), "runs": runs}
-    result |= {"versions": versions(), "hardware": device()}
-    write_json(args.out, result)
+    save(args.out, result)
     print(table(result))
 
 
@@ -108,17 +103,17 @@ def settings_of(
     name: str, tasks: list[dict[str, Any]], pool: Path, args: argparse.Namespace
 ) -> dict[str, Any]:
     """Return the settings of a side: the quickstart's own, and what makes it a side."""
-    recipe = read_yaml(REASON)
+    reason = read_yaml(REASON)
     # The others may write shorter completions, and so need more rollouts for as many tokens.
     rollouts = args.steps if name == "plain" else args.steps + 2 * args.every
     split = SPLIT if name.endswith("minibatches") else 1
-    settings = recipe | {
+    settings = reason | {
         "tasks": tasks, "lr_scheduler_type": "constant", "max_steps": split * rollouts,
         "save_strategy": "no", "heldout_size": args.heldout, "heldout_steps": split * args.every,
         "per_device_eval_batch_size": 100, "report_to": "none", "health": "off",
     }  # fmt: skip
     del settings["save_steps"], settings["model_name_or_path"]
-    rollout = recipe["per_device_train_batch_size"] * recipe.get("steps_per_generation", 1)
+    rollout = reason["per_device_train_batch_size"] * reason.get("steps_per_generation", 1)
     settings |= {"per_device_train_batch_size": rollout // split, "steps_per_generation": split}
     if name.startswith("gate"):
         settings["gate_pool"] = str(pool)
@@ -128,16 +123,15 @@ def settings_of(
 
 
 def stage(
-    recipe: str, target: Path, model: Path, seed: int, folder: Path, settings: dict[str, Any]
+    kind: str, target: Path, model: Path, seed: int, folder: Path, settings: dict[str, Any]
 ) -> None:
     """Run a recipe, unless it is done."""
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / f"{target.name}.yaml"
     config.write_text(yaml.safe_dump(settings))
-    command = [sys.executable, str(ROOT / f"recipes/{recipe}.py"), "--config", str(config)]
-    command += ["--model_name_or_path", str(model), "--output_dir", str(target)]
+    command = recipe(kind, config.resolve(), target, "--model_name_or_path", model, seed=seed)
     with open(folder / f"{target.name}.log", "a", encoding="utf-8") as log:
-        subprocess.run([*command, "--seed", str(seed)], check=True, stdout=log, stderr=log)
+        subprocess.run(command, check=True, stdout=log, stderr=log)
 
 
 def measured(directory: Path) -> dict[str, Any]:
@@ -195,7 +189,7 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
         for side, of_side in found.items():
             values = [run[measure][side] for run in runs]
             gains = [run[measure][side] - run[measure]["plain"] for run in runs]
-            of_side[measure] = spread(values) | {
+            of_side[measure] = spread(values, 6) | {
                 "over_plain": {"median": statistics.median(gains), "by_seed": gains}
             }
     for side, of_side in found.items():
@@ -220,11 +214,7 @@ def fewer(pairs: list[tuple[float | None, float | None]]) -> dict[str, Any]:
     """Return how many times fewer tokens a side took than plain GRPO; 0 where it never came."""
     known = [pair for pair in pairs if pair[0]]
     ratios = [plain / mine if mine else 0.0 for plain, mine in known if plain]
-    return spread(ratios) | {"by_seed": ratios} if ratios else {"by_seed": []}
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+    return spread(ratios, 6) | {"by_seed": ratios} if ratios else {"by_seed": []}
 
 
 def table(result: dict[str, Any]) -> str:

@@ -10,18 +10,15 @@ well-formed and not cut off; verdicts are part of every side's time. The naive l
 
 import argparse
 import contextlib
-import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import results
+from measuring import QUICKSTART, results, save, spread, turns
+from sides import prepared
 
-from chainforge.core.artifacts import write_json
 from chainforge.core.config import read_yaml
 from chainforge.core.records import Row
 from chainforge.data.sampling.engine import Drawn, SamplingArgs, seed_of
@@ -30,11 +27,8 @@ from chainforge.data.sampling.rollouts import judge
 from chainforge.data.sampling.rounds import Rounds, accepted_by
 from chainforge.data.selection.rejection import SelectionArgs, select_rows
 from chainforge.data.tasks import TaskArgs, load_examples
-from chainforge.training.stage import device, versions
 from chainforge.training.templates import load_tokenizer
 
-ROOT = Path(__file__).parents[1]
-QUICKSTART = ROOT / "recipes/quickstart"
 FORM = "r1-cold-start"
 LONGEST = 72
 Side = Callable[[Any, Any, list[Row], SamplingArgs], list[Row]]
@@ -123,8 +117,7 @@ def main() -> None:
                         default=results() / "rejection_sampling.json")  # fmt: skip
     args = parser.parse_args()
     if not args.model.exists():
-        chain = [sys.executable, "-m", "chainforge.pipeline.cli", "run"]
-        subprocess.run([*chain, str(QUICKSTART / "chain.yaml"), "--until", "reason"], check=True)
+        prepared(Path("runs"), "reason")
     model = open_policy(str(args.model), dtype="float32")
     tokenizer = load_tokenizer(str(args.model))
     rows = prompts(args.prompts)
@@ -138,10 +131,8 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "speed": speed(model, tokenizer, rows, some, args),
         "adaptive": [adaptive(model, tokenizer, rows, args, keep) for keep in (1, 2, 4)],
-        "versions": versions(),
-        "hardware": device(),
     }
-    write_json(args.out, result)
+    save(args.out, result)
     print(table(result))
 
 
@@ -172,18 +163,15 @@ def speed(model: Any, tokenizer: Any, rows: list[Row], some: list[Row], args: An
     ]
     for _, side, of, case in cases:
         side(model, tokenizer, of[: max(1, len(of) // 20)], case)  # warm
-    for repeat in range(args.repeats):
-        order = range(len(cases)) if repeat % 2 == 0 else reversed(range(len(cases)))
-        for number in order:
-            _, side, of, case = cases[number]
-            with timed(found[number]["seconds"]):
-                made = side(model, tokenizer, of, case)
-            found[number]["accepted"].append(sum(ACCEPT(made)))
-            found[number]["tokens"].append(sum(row["tokens"] for row in made))
+    for number, _ in turns(range(len(cases)), args.repeats):
+        _, side, of, case = cases[number]
+        with timed(found[number]["seconds"]):
+            made = side(model, tokenizer, of, case)
+        found[number]["accepted"].append(sum(ACCEPT(made)))
+        found[number]["tokens"].append(sum(row["tokens"] for row in made))
     for one in found:
         rates = [a / s for a, s in zip(one["accepted"], one["seconds"], strict=True)]
-        measures = {"median": statistics.median(rates), "low": min(rates), "high": max(rates)}
-        one["accepted_per_second"] = {name: round(rate, 2) for name, rate in measures.items()}
+        one["accepted_per_second"] = spread(rates, 2)
     return found
 
 

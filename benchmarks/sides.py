@@ -16,12 +16,10 @@ RAW = ROOT / "benchmarks/raw"
 SEED = 42
 
 
-def recipe(
-    kind: str, config: str, output: Path, *words: Any, folder: Path = QUICKSTART
-) -> list[str]:
-    """Return the command of a stage of ours."""
-    command = [sys.executable, str(ROOT / f"recipes/{kind}.py"), "--config", str(folder / config)]
-    return [*command, "--output_dir", str(output), "--seed", str(SEED), *map(str, words)]
+def recipe(kind: str, config: str | Path, output: Path, *words: Any, seed: int = SEED) -> list[str]:
+    """Return the command of a stage of ours; a config is the quickstart's, or a whole path."""
+    given = ["--config", QUICKSTART / config, "--output_dir", output, "--seed", seed, *words]
+    return [sys.executable, str(ROOT / f"recipes/{kind}.py"), *map(str, given)]
 
 
 def raw(kind: str, *words: Any) -> list[str]:
