@@ -75,7 +75,3 @@ def become(
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-
-
-def tail(log: Path) -> str:
-    return log.read_text(errors="replace")[-2000:]

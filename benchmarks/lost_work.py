@@ -24,8 +24,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from killing import forked, tail
-from measuring import QUICKSTART, ROOT, results, save
+from killing import forked
+from measuring import QUICKSTART, ROOT, results, save, tail
 from sides import RAW, prepared, recipe, tasks_of
 
 from chainforge.core.records import write_rows

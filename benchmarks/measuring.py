@@ -75,10 +75,14 @@ def run(command: Sequence[str], log: Path, **environment: str) -> Run:
         seconds = time.perf_counter() - started
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
-        words = log.read_text(errors="replace")[-2000:]
-        raise RuntimeError(f"{' '.join(command)}: exit code {child.returncode}\n{words}")
+        raise RuntimeError(f"{' '.join(command)}: exit code {child.returncode}\n{tail(log)}")
     unit = 1 if sys.platform == "darwin" else 1024
     return Run(seconds, used.ru_utime + used.ru_stime, used.ru_maxrss * unit)
+
+
+def tail(log: Path) -> str:
+    """Return the end of a log."""
+    return log.read_text(errors="replace")[-2000:]
 
 
 def turns(sides: Iterable[T], repeats: int) -> Iterator[tuple[T, int]]:

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from measuring import QUICKSTART, results, run, save, spread, summary, turns
+from measuring import QUICKSTART, results, run, save, spread, summary, tail, turns
 from overhead import commands
 from sides import caches, prepared
 
@@ -106,7 +106,7 @@ def first_step(command: list[str], folder: Path) -> float:
         try:
             while not FIRST.search(log.read_bytes()):
                 if child.poll() is not None:
-                    raise RuntimeError(log.read_text(errors="replace")[-2000:])
+                    raise RuntimeError(tail(log))
                 time.sleep(0.02)
             return time.perf_counter() - started
         finally:
