@@ -31,6 +31,7 @@ from chainforge.training.templates import load_tokenizer
 
 FORM = "r1-cold-start"
 LONGEST = 72
+ACCEPT = accepted_by(SelectionArgs())
 Side = Callable[[Any, Any, list[Row], SamplingArgs], list[Row]]
 
 
@@ -87,9 +88,11 @@ def generated(
     return made
 
 
-def ours(model: Any, tokenizer: Any, rows: list[Row], args: SamplingArgs) -> list[Row]:
-    """Our engine, in rounds when the settings say so."""
-    engine, rounds = LocalEngine(model, tokenizer, args), Rounds(rows, args, ACCEPT, KEEP)
+def ours(
+    model: Any, tokenizer: Any, rows: list[Row], args: SamplingArgs, keep: int = 1
+) -> list[Row]:
+    """Our engine, in rounds when the settings say so, until `keep` rows of a prompt are right."""
+    engine, rounds = LocalEngine(model, tokenizer, args), Rounds(rows, args, ACCEPT, keep)
 
     def take(batch: list[Drawn]) -> None:
         made = [draw.row | {"sample": draw.sample} | answer for draw, answer in batch]
@@ -98,10 +101,6 @@ def ours(model: Any, tokenizer: Any, rows: list[Row], args: SamplingArgs) -> lis
     while draws := rounds.draws(rows, seed=0):
         engine.sample(draws, take)
     return rounds.samples()
-
-
-ACCEPT = accepted_by(SelectionArgs())
-KEEP = 1  # rows of a prompt that adaptive sampling looks for
 
 
 def main() -> None:
@@ -183,15 +182,13 @@ def sampling(samples: int, batch_size: int, **more: Any) -> SamplingArgs:
 
 def adaptive(model: Any, tokenizer: Any, rows: list[Row], args: Any, keep: int) -> Row:
     """Compare what a kept row costs with and without rounds; the samples have the same seeds."""
-    global KEEP
-    KEEP = keep
     selection = SelectionArgs(keep=keep)
     found: Row = {"keep": keep}
     rounds = sampling(1, 256, max_samples=args.samples, round_size=keep)
     for name, case in (("fixed", sampling(args.samples, 256)), ("rounds", rounds)):
         seconds: list[float] = []
         with timed(seconds):
-            made = ours(model, tokenizer, rows, case)
+            made = ours(model, tokenizer, rows, case, keep)
         kept = len(select_rows(made, selection).kept)
         tokens = sum(row["tokens"] for row in made)
         found[name] = {
