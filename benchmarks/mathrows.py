@@ -12,15 +12,15 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from hostile import TRICKS, trick
+
+from chainforge.core.records import Row
 from chainforge.core.transcript import write
 
 REAL = Path(__file__).parent / "data/completions.jsonl.gz"
 GROUP = 8
-Row = dict[str, Any]
-Problem = tuple[str, list[str], list[str]]
-"""A gold answer, right forms of it, wrong answers."""
+Problem = tuple[str, list[str], list[str]]  # a gold answer, right forms of it, wrong answers
 
 _PROSE = (
     "we know that the total is given by adding each part so first let us write it down then we see "
@@ -35,24 +35,20 @@ def make(count: int, seed: int = 0, hostile: float = 0.0) -> list[Row]:
     rng = random.Random(seed)
     groups = real_groups(count // 4 // GROUP)
     for number in range(count // GROUP - len(groups)):
-        schoolbook = number < count // 4 // GROUP
-        groups.append(made_group(rng, "money" if schoolbook else rng.choices(*_WEIGHTS)[0]))
+        kind = "money" if number < count // 4 // GROUP else rng.choices(*_WEIGHTS)[0]
+        groups.append(made_group(rng, kind))
     rng.shuffle(groups)
     rows = [row for group in groups for row in group]
     for number in rng.sample(range(len(rows)), round(hostile * len(rows))):
-        kind, answer = rng.choice(HOSTILE)(rng)
-        rows[number] = rows[number] | {
-            "kind": f"hostile: {kind}", "right": False, "completion": write("A trick.", answer),
-        }  # fmt: skip
+        rows[number] = rows[number] | trick(rng.choice(list(TRICKS)), rng)
     return rows
 
 
 def real_groups(count: int) -> list[list[Row]]:
     """Return groups that the quickstart's policy wrote in RL, each answer in a box."""
     with gzip.open(REAL, "rt", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    groups = [rows[start : start + GROUP] for start in range(0, len(rows), GROUP)][:count]
-    return [[_boxed(row) for row in group] for group in groups]
+        rows = [_boxed(json.loads(line)) for line in file]
+    return [rows[start : start + GROUP] for start in range(0, len(rows), GROUP)][:count]
 
 
 def _boxed(row: Row) -> Row:
@@ -65,7 +61,7 @@ def _boxed(row: Row) -> Row:
 
 def made_group(rng: random.Random, kind: str) -> list[Row]:
     """Return a problem's completions, about six in ten of them right."""
-    gold, right, wrong = KINDS[kind](rng)
+    gold, right, wrong = _SHARES[kind][1](rng)
     rows = []
     for _ in range(GROUP):
         good = rng.random() < 0.6
@@ -182,8 +178,7 @@ def _polynomial(rng: random.Random) -> Problem:
 
 def _expression(rng: random.Random) -> Problem:
     a, b = rng.randint(2, 9), rng.randint(2, 9)
-    right = [f"{a}a - {b}", f"-{b}+{a}a"]
-    return f"{a}a-{b}", right, [f"{a}a+{b}", f"{b + 10}a-{a}", f"{a}a"]
+    return f"{a}a-{b}", [f"{a}a - {b}", f"-{b}+{a}a"], [f"{a}a+{b}", f"{b + 10}a-{a}", f"{a}a"]
 
 
 def _equation(rng: random.Random) -> Problem:
@@ -250,61 +245,6 @@ _SHARES: dict[str, tuple[int, Callable[[random.Random], Problem]]] = {
     "expression": (20, _expression), "equation": (8, _equation), "power": (8, _power),
     "degrees": (10, _degrees), "unit": (15, _unit), "percent": (8, _percent), "text": (10, _text),
     "letter": (8, _letter), "base": (6, _base), "matrix": (6, _matrix), "complex": (6, _complex),
+    "money": (0, _money),  # GSM8K's
 }  # fmt: skip
 _WEIGHTS = (list(_SHARES), [share for share, _ in _SHARES.values()])
-KINDS = {name: maker for name, (_, maker) in _SHARES.items()} | {"money": _money}
-
-
-def _hostile(kind: str, template: str, low: int, high: int) -> Callable[..., tuple[str, str]]:
-    """Return a maker of one kind of hostile answer; a number makes each a different one."""
-
-    def make_one(rng: random.Random) -> tuple[str, str]:
-        return kind, template.replace("N", str(rng.randint(low, high)))
-
-    return make_one
-
-
-def _repeated(kind: str, unit: str, low: int, high: int, end: str = "") -> Callable[..., Any]:
-    def make_one(rng: random.Random) -> tuple[str, str]:
-        times = rng.randint(low, high)
-        return kind, unit * times + end
-
-    return make_one
-
-
-def _nested(kind: str, opening: str, closing: str, low: int, high: int) -> Callable[..., Any]:
-    def make_one(rng: random.Random) -> tuple[str, str]:
-        times = rng.randint(low, high)
-        return kind, "\\boxed{" + opening * times + "4" + closing * times + "}"
-
-    return make_one
-
-
-HOSTILE = [
-    _hostile("tower", r"\boxed{N^{9^{9}}}", 3, 99),
-    _hostile("tower of four", r"\boxed{9^{9^{9^N}}}", 3, 99),
-    _hostile("tower of a product", r"\boxed{9^{N \cdot 9^{9}}}", 3, 99),
-    _hostile("tower in a fraction",
-             r"\boxed{\dfrac{5^{\left(5^{\left(5^{\left(5^5\right)}\right)} - 4\right)} - N}{16}}",
-             3, 99),
-    _hostile("huge power", r"\boxed{N^{1000000000}}", 2, 99),
-    _hostile("factorial", r"\boxed{1000N!}", 100, 999),
-    _hostile("factorial twice", r"\boxed{(N!)!}", 18, 29),
-    _hostile("binomial", r"\boxed{\binom{1000N}{500000}}", 100, 999),
-    _hostile("sum", r"\boxed{\sum_{k=1}^{100000N} k}", 100, 999),
-    _hostile("integral", r"\boxed{\int_0^N \sin(x^x)e^{x^7} dx}", 2, 99),
-    _hostile("expansion", r"\boxed{(x+y+z+1)^{N}}", 50, 99),
-    _hostile("common divisor", r"\boxed{\gcd(10^{10^6}+N, 10^{10^6}-1)}", 2, 99),
-    _nested("parentheses", "(", ")", 40, 60),
-    _nested("many parentheses", "(", ")", 2000, 3000),
-    _nested("braces", "{", "}", 1500, 2000),
-    _nested("fractions", r"\frac{1}{", "}", 25, 35),
-    _repeated("boxes", r"\boxed{4}", 4000, 6000),
-    _repeated("open boxes", r"\boxed{", 4000, 6000),
-    _repeated("digits", "9", 90_000, 110_000),
-    _repeated("ones", "1 ", 40_000, 60_000),
-    _repeated("brackets", "[", 90_000, 110_000),
-    _repeated("sum of many", "x+", 2500, 3500, "x"),
-    _repeated("surrogates", "\u202e\x00", 900, 1100),
-]  # fmt: skip
-"""Makers of answers that cost a verifier seconds, minutes, or its life."""

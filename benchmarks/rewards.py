@@ -15,34 +15,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import random
-import signal
-import statistics
 import subprocess
 import sys
-import time
 from collections import Counter
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mathrows import HOSTILE, Row, make
-from measuring import results
+from mathrows import make
+from measuring import results, save, spread
+from reward_sides import BATCH, by_kind, score_once
 
-from chainforge.core.transcript import write
+from chainforge.core.records import Row
 
-ROOT = Path(__file__).parents[1]
-OUT = results() / "rewards.json"
 SIDES = ("ours", "trl")
 TARGETS = {"clean": 5.0, "hostile": 50.0}
 SHARE = 0.05  # of hostile rows
-BATCH = 512
-# Texts and golds that make both sides start what they need: a parser, ours in its own program.
-WARM = (
-    [write("A start.", answer) for answer in (r"$\boxed{2}$", r"$\boxed{0.5x+\sqrt{7}}$")],
-    [r"\boxed{3}", r"\boxed{0.25x+\sqrt{7}}"],
-)
 # Where the two sides may differ: the kind of row, our verdict, TRL's, and why ours is right.
 CORRECTIONS = {
     ("real", 0.0, 1.0): "no well-formed transcript (text outside of it, or tags missing or "
@@ -58,17 +45,18 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--patience", type=float, default=15.0, help="seconds for a hostile answer")
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--out", type=Path, default=results() / "rewards.json")
     parser.add_argument("--side", choices=[*SIDES, "hostile kinds"], help=argparse.SUPPRESS)
     parser.add_argument("--hostile", type=float, default=0.0, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.side == "hostile kinds":
+        print(json.dumps(by_kind(args.seed, args.patience)))
+        return
     if args.side:
-        work = by_kind(args) if args.side == "hostile kinds" else score_once(args)
-        print(json.dumps(work))
+        print(json.dumps(score_once(args.side, make(args.rows, args.seed, args.hostile))))
         return
     result = measure(args)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=2) + "\n")
+    save(args.out, result, "math-verify", "sympy", "latex2sympy2_extended")
     print(table(result))
     unlisted = [one for one in result["verdicts"]["differences"] if one["reason"] is None]
     if unlisted:
@@ -76,15 +64,13 @@ def main() -> None:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    from chainforge.training.stage import device, versions
-
     clean: dict[str, list[Row]] = {side: [] for side in SIDES}
     hostile = []
     for _ in range(args.runs):
         for side in SIDES:
             clean[side].append(run(side, args))
         hostile.append(run("ours", args, SHARE))
-    kinds = run("hostile kinds", args)["kinds"]
+    kinds = run("hostile kinds", args)
     rows = make(args.rows, args.seed, SHARE)
     result: dict[str, Any] = {
         "rows": args.rows, "batch": BATCH, "seed": args.seed, "hostile_share": SHARE,
@@ -112,9 +98,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     result["verdicts"]["hostile_paid"] = {
         "ours": paid, "trl": [kind for kind, of in kinds.items() if of["verdict"] == 1.0]
     }  # fmt: skip
-    packages = ("math-verify", "sympy", "latex2sympy2_extended")
-    result["versions"] = versions() | {name: version(name) for name in packages}
-    return result | {"hardware": device(), "load": os.getloadavg()}
+    return result
 
 
 def run(side: str, args: argparse.Namespace, hostile: float = 0.0) -> Row:
@@ -124,89 +108,6 @@ def run(side: str, args: argparse.Namespace, hostile: float = 0.0) -> Row:
         command += [f"--{name}", str(getattr(args, name))]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     return dict(json.loads(done.stdout))
-
-
-def message(text: str) -> list[dict[str, str]]:
-    return [{"role": "assistant", "content": text}]
-
-
-def reward_of(side: str) -> Any:
-    """Return a function of completions and golds, and one that says what its helpers have used."""
-    if side == "trl":
-        from trl.rewards import accuracy_reward
-
-        return lambda texts, golds: accuracy_reward([message(text) for text in texts], golds)
-    from chainforge.rewards.scoring import RewardArgs, load_rewards
-
-    args = RewardArgs(rewards=[{"fn": "accuracy_reward"}])
-    [reward] = load_rewards(args, {"prompt", "answer"})
-    return lambda texts, golds: reward(
-        [None] * len(texts), [message(text) for text in texts], answer=golds
-    )
-
-
-def score_once(args: argparse.Namespace) -> Row:
-    """Score all rows in this process; return verdicts, seconds, and seconds of all processors."""
-    from chainforge.rewards.verifier import JUDGES
-
-    rows = make(args.rows, args.seed, args.hostile)
-    reward = reward_of(args.side)
-    reward(*WARM)
-    used, started, verdicts = processor_seconds(JUDGES), time.perf_counter(), []
-    for start in range(0, len(rows), BATCH):
-        batch = rows[start : start + BATCH]
-        verdicts += reward([row["completion"] for row in batch], [row["gold"] for row in batch])
-    seconds = time.perf_counter() - started
-    return {"seconds": seconds, "cpu_seconds": processor_seconds(JUDGES) - used,
-            "verdicts": verdicts}  # fmt: skip
-
-
-def processor_seconds(judges: Any) -> float:
-    """Return what this process and the judging program with its children have used so far."""
-    total = time.process_time()
-    program = judges._process
-    if program is None or not Path("/proc").is_dir():
-        return total
-    children = Path(f"/proc/{program.pid}/task/{program.pid}/children").read_text().split()
-    for pid in (str(program.pid), *children):
-        # After the name in brackets, from field 3: the 14th to 17th are user, system, and the same
-        # of the children that were waited for.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        total += sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
-    return total
-
-
-def by_kind(args: argparse.Namespace) -> Row:
-    """Give TRL's reward each kind of hostile answer once; return seconds and verdicts."""
-    reward = reward_of("trl")
-    reward(*WARM)
-    kinds = {}
-    for make_one in HOSTILE:
-        kind, answer = make_one(random.Random(args.seed))
-        text = write("A trick.", answer)
-        kinds[f"hostile: {kind}"] = timed(reward, text, args.patience)
-    return {"kinds": kinds}
-
-
-def timed(reward: Any, text: str, patience: float) -> Row:
-    """Score in a forked process; return seconds, the verdict, and whether it was stopped."""
-    read, said = os.pipe()
-    started = time.perf_counter()
-    child = os.fork()
-    if not child:
-        os.write(said, json.dumps(reward([text], [r"\boxed{4}"])[0]).encode())
-        os._exit(0)
-    os.close(said)
-    while time.perf_counter() - started < patience and os.waitpid(child, os.WNOHANG) == (0, 0):
-        time.sleep(0.005)
-    seconds = time.perf_counter() - started
-    stopped = seconds >= patience
-    if stopped:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    verdict = b"" if stopped else os.read(read, 64)
-    os.close(read)
-    return {"seconds": seconds, "stopped": stopped, "verdict": json.loads(verdict or b"null")}
 
 
 def rates(runs: list[Row], rows: int) -> Row:
@@ -243,10 +144,6 @@ def compared(rows: list[Row], ours: list[Any], trl: list[Any]) -> Row:
     }
     different = sum(one["count"] for one in found.values())
     return {"same": len(rows) - different, "differences": list(found.values()), "wrong": wrong}
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
 def table(result: Row) -> str:
