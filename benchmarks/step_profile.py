@@ -26,8 +26,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-OUT = Path(os.environ.get("BENCH_RESULTS") or ROOT / "benchmarks/results") / "step_profile.json"
 START = "imports, settings and the rest"
 STEP = "a step's rest"
 
@@ -145,15 +143,17 @@ def run(recipe: Path, given: list[str], clock: Clock, functions: int, operators:
 
 
 def main() -> None:
+    clock = Clock()  # before the imports, which a stage has too
+    from measuring import QUICKSTART, ROOT, results, save
+
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--recipe", type=Path, default=ROOT / "recipes/grpo.py")
-    parser.add_argument("--config", type=Path, default=ROOT / "recipes/quickstart/reason.yaml")
+    parser.add_argument("--config", type=Path, default=QUICKSTART / "reason.yaml")
     parser.add_argument("--model", default="runs/quickstart/cold/model")
     parser.add_argument("--functions", type=int, default=0, help="so many lines of cProfile")
     parser.add_argument("--operators", type=int, default=0, help="so many lines of torch.profiler")
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--out", type=Path, default=results() / "step_profile.json")
     args, others = parser.parse_known_args()
-    clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         given = ["--config", str(args.config), "--model_name_or_path", str(args.model)]
         given += ["--output_dir", f"{folder}/stage", *(one for one in others if one != "--")]
@@ -164,20 +164,15 @@ def main() -> None:
             if ended.code:
                 raise
         lines = Path(folder, "stage/metrics.jsonl").read_text().splitlines()
-        metrics = Path(folder, "stage/manifest.json")
-        steps = json.loads(metrics.read_text())["metrics"]["steps"]
-    rows = clock.rows(steps)
-    from chainforge.training.stage import device, versions
-
+        manifest = Path(folder, "stage/manifest.json")
+        steps = json.loads(manifest.read_text())["metrics"]["steps"]
     result = {
-        "config": args.config.name, "given": others, "steps": steps, "parts": rows,
+        "config": args.config.name, "given": others, "steps": steps, "parts": clock.rows(steps),
         "tokens": json.loads(lines[-1]).get("num_tokens"),
-        "threads": os.environ.get("OMP_NUM_THREADS"), "versions": versions(),
-        "hardware": device(), "load": os.getloadavg(),
+        "threads": os.environ.get("OMP_NUM_THREADS"),
     }  # fmt: skip
     if not (args.functions or args.operators):  # profilers cost time themselves
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(result, indent=2) + "\n")
+        save(args.out, result)
     print(table(result))
 
 
