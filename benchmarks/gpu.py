@@ -1,4 +1,4 @@
-"""What the GPU benchmarks share: models of random weights, the device's limits, one case a process.
+"""What the GPU benchmarks share: their arguments, the device's limits, one case a process.
 
 Without a GPU they say so and measure nothing; `--toy` runs the same code on the CPU with a model of
 two layers, to see that it works: its figures mean nothing.
@@ -15,34 +15,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from measuring import results
+from measuring import ROOT, results
+from random_models import SHAPES, has_gpu
 
 from chainforge.core.config import read_yaml
 
-SHAPES: dict[str, dict[str, Any]] = {
-    "Qwen2.5-0.5B": {
-        "model_type": "qwen2", "vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864,
-        "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
-        "tie_word_embeddings": True,
-    },
-    "Qwen2.5-1.5B": {
-        "model_type": "qwen2", "vocab_size": 151936, "hidden_size": 1536,
-        "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12,
-        "num_key_value_heads": 2, "tie_word_embeddings": True,
-    },
-    "SmolLM2-135M": {
-        "model_type": "llama", "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536,
-        "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
-        "tie_word_embeddings": True,
-    },
-    "toy": {
-        "model_type": "qwen2", "vocab_size": 320, "hidden_size": 32, "intermediate_size": 64,
-        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "tie_word_embeddings": True,
-    },
-}  # fmt: skip
-RESULTS = results()
-ROOT = Path(__file__).parents[1]
 RECIPES = {"Qwen2.5-0.5B": "qwen2.5-0.5b", "Qwen2.5-1.5B": "qwen2.5-1.5b",
            "SmolLM2-135M": "smollm2-135m", "toy": "quickstart"}  # fmt: skip
 NO_GPU = (
@@ -50,13 +27,7 @@ NO_GPU = (
 )
 
 
-def has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
-def arguments(description: str | None, out: Path) -> argparse.ArgumentParser:
+def arguments(description: str | None, name: str) -> argparse.ArgumentParser:
     """Return a parser with what both benchmarks take."""
     parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     models = [name for name in SHAPES if name != "toy"]
@@ -64,30 +35,9 @@ def arguments(description: str | None, out: Path) -> argparse.ArgumentParser:
     parser.add_argument("--only", nargs="+", help="cases by name; all if left out")
     parser.add_argument("--steps", type=int, default=6, help="the first two are not counted")
     parser.add_argument("--toy", action="store_true", help="on the CPU, to see that it runs")
-    parser.add_argument("--out", type=Path, default=out)
+    parser.add_argument("--out", type=Path, default=results() / f"{name}.json")
     parser.add_argument("--case", nargs=2, metavar=("MODEL", "CASE"), help=argparse.SUPPRESS)
     return parser
-
-
-def make_model(name: str, folder: str) -> str:
-    """Write a model of random weights, which never ends a text; return its path."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    values = {key: value for key, value in SHAPES[name].items() if key != "model_type"}
-    config = AutoConfig.for_model(SHAPES[name]["model_type"], **values, eos_token_id=None)
-    model = AutoModelForCausalLM.from_config(config)
-    path = str(Path(folder) / "model")
-    model.save_pretrained(path)
-    return path
-
-
-def tokenizer_of(name: str) -> Any:
-    """Return a tokenizer of whole words."""
-    from memory import tokenizer_of as of_size
-
-    return of_size(SHAPES[name]["vocab_size"])
 
 
 def shipped(model: str, file: str, keys: Iterable[str]) -> dict[str, Any]:
@@ -159,6 +109,24 @@ def weights_of(name: str) -> tuple[int, int]:
     head = config["hidden_size"] // config["num_attention_heads"]
     layers, heads = config["num_hidden_layers"], config["num_key_value_heads"]
     return shape.parameters, 2 * 2 * layers * heads * head
+
+
+def measure(
+    script: str,
+    cases: Iterable[str],
+    args: argparse.Namespace,
+    shares: Callable[[dict[str, Any], dict[str, float]], dict[str, float]],
+) -> dict[str, Any]:
+    """Run every case of every model; return the rows with their shares of the device's limits."""
+    if not (args.toy or has_gpu()):
+        raise SystemExit(NO_GPU)
+    models = ["toy"] if args.toy else args.models
+    most = limits()
+    rows = run_cases(script, [(model, name) for model in models for name in cases], args)
+    for row in rows:
+        if "error" not in row:
+            row |= shares(row, most)
+    return {"limits": most, "cases": rows}
 
 
 def run_cases(

@@ -15,19 +15,17 @@ what this device was measured to do. Writes `benchmarks/results/gpu_grpo.json`, 
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
-import os
 import tempfile
 from typing import Any
 
 import gpu
+from measuring import save
+from random_models import SHAPES, has_gpu, make_model, tokenizer_of
 from step_profile import START, Clock
 
-OUT = gpu.RESULTS / "gpu_grpo.json"
-PROMPT, COMPLETION, COMPLETIONS = 128, 512, 128
-TOY = (8, 12, 8)
+VLLM = importlib.util.find_spec("vllm") is not None
 CASES: dict[str, dict[str, Any]] = {
     "trl": {},
     "one batch": {"per_device_train_batch_size": 32},
@@ -49,34 +47,22 @@ GENERATE, REWARDS, TRAIN = "generate", "rewards", "train"
 
 
 def main() -> None:
-    args = gpu.arguments(__doc__, OUT).parse_args()
+    args = gpu.arguments(__doc__, "gpu_grpo").parse_args()
     if args.case:
         print(json.dumps(run_case(*args.case, steps=args.steps, toy=args.toy)))
         return
-    if not (args.toy or gpu.has_gpu()):
-        raise SystemExit(gpu.NO_GPU)
-    names = args.only or list(CASES)
-    if importlib.util.find_spec("vllm") is None:
-        names = [name for name in names if name != "vllm"]
-    models = ["toy"] if args.toy else args.models
-    result = measure([(model, name) for model in models for name in names], args)
-    args.out.write_text(json.dumps(result, indent=2) + "\n")
+    names = [name for name in args.only or CASES if VLLM or name != "vllm"]
+    found = gpu.measure(__file__, names, args, shares)
+    prompt, completion, completions = sizes_of(args.toy)
+    result = {"prompt_tokens": prompt, "completion_tokens": completion, "completions": completions,
+              **found, "row": gpu.verdict(found["cases"], comparable), "vllm": VLLM}  # fmt: skip
+    save(args.out, result)
     print(table(result))
 
 
-def measure(cases: list[tuple[str, str]], args: argparse.Namespace) -> dict[str, Any]:
-    from chainforge.training.stage import device, versions
-
-    most = gpu.limits()
-    rows = gpu.run_cases(__file__, cases, args)
-    for row in rows:
-        if "error" not in row:
-            row |= shares(row, most)
-    prompt, completion, completions = TOY if args.toy else (PROMPT, COMPLETION, COMPLETIONS)
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "completions": completions,
-            "limits": most, "cases": rows, "row": gpu.verdict(rows, comparable),
-            "vllm": importlib.util.find_spec("vllm") is not None, "versions": versions(),
-            "hardware": device(), "load": os.getloadavg()}  # fmt: skip
+def sizes_of(toy: bool) -> tuple[int, int, int]:
+    """Return the tokens of a prompt and of a completion, and the completions of a step."""
+    return (8, 12, 8) if toy else (128, 512, 128)
 
 
 def comparable(row: dict[str, Any]) -> bool:
@@ -89,13 +75,13 @@ def run_case(model: str, case: str, steps: int, toy: bool) -> dict[str, Any]:
     import torch
     from transformers import TrainerCallback
 
-    prompt, completion, completions = TOY if toy else (PROMPT, COMPLETION, COMPLETIONS)
+    prompt, completion, completions = sizes_of(toy)
     with tempfile.TemporaryDirectory() as folder:
         given = CASES[case]
         if case == "shipped":
             given = gpu.shipped(model, "reason.yaml" if model == "toy" else "grpo.yaml", SPEED)
         trainer = build(model, folder, given, steps, toy)
-        trainer.generation_config.suppress_tokens = [gpu.SHAPES[model]["vocab_size"] - 2]
+        trainer.generation_config.suppress_tokens = [SHAPES[model]["vocab_size"] - 2]
         clock = Clock()
         install(clock, trainer)
 
@@ -110,7 +96,7 @@ def run_case(model: str, case: str, steps: int, toy: bool) -> dict[str, Any]:
                     clock.calls.clear()
 
         trainer.add_callback(Restart())
-        if gpu.has_gpu():
+        if has_gpu():
             torch.cuda.reset_peak_memory_stats()
         trainer.train()
         counted = steps - min(2, steps - 1)
@@ -121,7 +107,7 @@ def run_case(model: str, case: str, steps: int, toy: bool) -> dict[str, Any]:
         "seconds_a_step": whole, "parts": parts, "tokens_a_step": completions * completion,
         "tokens_per_second": completions * completion / whole,
         "generated_per_second": completions * completion / (parts.get(GENERATE) or whole),
-        "peak_bytes": torch.cuda.max_memory_allocated() if gpu.has_gpu() else None,
+        "peak_bytes": torch.cuda.max_memory_allocated() if has_gpu() else None,
         "prompt": prompt, "completion": completion, "completions": completions,
     }  # fmt: skip
 
@@ -131,7 +117,7 @@ def build(model: str, folder: str, case: dict[str, Any], steps: int, toy: bool) 
     import trl
     from datasets import Dataset
 
-    prompt, completion, completions = TOY if toy else (PROMPT, COMPLETION, COMPLETIONS)
+    prompt, completion, completions = sizes_of(toy)
     given = {"per_device_train_batch_size": 8} | case
     peft = trl.get_peft_config(trl.ModelConfig(use_peft=bool(given.pop("use_peft", False))))
     each = min(given.pop("per_device_train_batch_size"), completions)
@@ -144,9 +130,9 @@ def build(model: str, folder: str, case: dict[str, Any], steps: int, toy: bool) 
     words = [" ".join(f"w{(7 * row + place) % 300}" for place in range(prompt))
              for row in range(completions)]  # fmt: skip
     return trl.GRPOTrainer(
-        model=gpu.make_model(model, folder), args=config, reward_funcs=rewards_of(completions),
+        model=make_model(SHAPES[model], folder), args=config, reward_funcs=rewards_of(completions),
         train_dataset=Dataset.from_dict({"prompt": words}), peft_config=peft,
-        processing_class=gpu.tokenizer_of(model),
+        processing_class=tokenizer_of(SHAPES[model]["vocab_size"]),
     )  # fmt: skip
 
 

@@ -15,17 +15,16 @@ checkpointing; 4 and 6 with LoRA) at what this device was measured to multiply. 
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import random
 import tempfile
 import time
 from typing import Any
 
 import gpu
+from measuring import save
+from random_models import SHAPES, has_gpu, make_model, tokenizer_of
 
-OUT = gpu.RESULTS / "gpu_sft.json"
 LENGTHS, TOY_LENGTHS = (64, 2048), (4, 32)
 ROWS, TOY_ROWS = 512, 24
 BATCH = 8
@@ -52,30 +51,15 @@ SPEED = (
 
 
 def main() -> None:
-    args = gpu.arguments(__doc__, OUT).parse_args()
+    args = gpu.arguments(__doc__, "gpu_sft").parse_args()
     if args.case:
         print(json.dumps(run_case(*args.case, steps=args.steps, toy=args.toy)))
         return
-    if not (args.toy or gpu.has_gpu()):
-        raise SystemExit(gpu.NO_GPU)
-    models = ["toy"] if args.toy else args.models
-    cases = [(model, name) for model in models for name in args.only or CASES]
-    result = measure(cases, args)
-    args.out.write_text(json.dumps(result, indent=2) + "\n")
+    found = gpu.measure(__file__, args.only or CASES, args, shares)
+    result = {"rows": TOY_ROWS if args.toy else ROWS, "lengths": lengths_of(args.toy),
+              **found, "row": compared(found["cases"])}  # fmt: skip
+    save(args.out, result)
     print(table(result))
-
-
-def measure(cases: list[tuple[str, str]], args: argparse.Namespace) -> dict[str, Any]:
-    from chainforge.training.stage import device, versions
-
-    most = gpu.limits()
-    rows = gpu.run_cases(__file__, cases, args)
-    for row in rows:
-        if "error" not in row:
-            row["share_of_multiplying"] = share(row, most)
-    return {"rows": TOY_ROWS if args.toy else ROWS, "lengths": lengths_of(args.toy),
-            "limits": most, "cases": rows, "row": compared(rows), "versions": versions(),
-            "hardware": device(), "load": os.getloadavg()}  # fmt: skip
 
 
 def compared(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -136,7 +120,7 @@ def run_case(model: str, case: str, steps: int, toy: bool) -> dict[str, Any]:
                     counted.update(started=time.perf_counter(), before=counted["tokens"])
 
         trainer.add_callback(Start())
-        if gpu.has_gpu():
+        if has_gpu():
             torch.cuda.reset_peak_memory_stats()
         trainer.train()
         gpu.wait()
@@ -148,7 +132,7 @@ def run_case(model: str, case: str, steps: int, toy: bool) -> dict[str, Any]:
         "tokens_per_second": (counted["tokens"] - counted["before"]) / seconds,
         "loss": sum(losses) / len(losses), "last_loss": losses[-1], "trained_parameters": trained,
         "lora": bool(given.get("use_peft")), "checkpointing": trainer.args.gradient_checkpointing,
-        "peak_bytes": torch.cuda.max_memory_allocated() if gpu.has_gpu() else None,
+        "peak_bytes": torch.cuda.max_memory_allocated() if has_gpu() else None,
     }  # fmt: skip
 
 
@@ -167,19 +151,21 @@ def build(name: str, folder: str, case: dict[str, Any], steps: int, toy: bool) -
         save_strategy="no", disable_tqdm=True, logging_steps=1, use_cpu=toy, bf16=not toy,
         model_init_kwargs={"dtype": model.dtype}, **given,
     )  # fmt: skip
-    texts = rows_of(toy, gpu.SHAPES["toy"]["vocab_size"] - 2)
+    shape, texts = SHAPES[name], rows_of(toy, SHAPES["toy"]["vocab_size"] - 2)
     return trl.SFTTrainer(
-        model=gpu.make_model(name, folder), args=config, processing_class=gpu.tokenizer_of(name),
+        model=make_model(shape, folder), args=config,
+        processing_class=tokenizer_of(shape["vocab_size"]),
         train_dataset=Dataset.from_dict({"text": texts}), peft_config=trl.get_peft_config(model),
         quantization_config=trl.get_quantization_config(model),
     )  # fmt: skip
 
 
-def share(row: dict[str, Any], most: dict[str, float]) -> float:
+def shares(row: dict[str, Any], most: dict[str, float]) -> dict[str, float]:
     """Return which share of the device's multiplications went into training."""
     parameters, _ = gpu.weights_of(row["model"])
     operations = (4 if row["lora"] else 6) + (2 if row["checkpointing"] else 0)
-    return operations * parameters * row["tokens_per_second"] / most["flops"]
+    used = operations * parameters * row["tokens_per_second"]
+    return {"share_of_multiplying": used / most["flops"]}
 
 
 def table(result: dict[str, Any]) -> str:

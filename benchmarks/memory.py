@@ -19,10 +19,10 @@ import resource
 import subprocess
 import sys
 import tempfile
-import weakref
 from typing import Any
 
 from measuring import results, save
+from random_models import SHAPES, has_gpu, make_model, tokenizer_of
 
 from chainforge.training.architecture import read_shape
 from chainforge.training.layout import Layout
@@ -35,16 +35,7 @@ MINI = {
     "num_hidden_layers": 12, "num_attention_heads": 6, "num_key_value_heads": 2,
     "tie_word_embeddings": True,
 }  # fmt: skip
-SMOL = {  # SmolLM2-135M
-    "model_type": "llama", "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536,
-    "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
-    "tie_word_embeddings": True,
-}  # fmt: skip
-QWEN = {  # Qwen2.5-0.5B
-    "model_type": "qwen2", "vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864,
-    "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
-    "tie_word_embeddings": True,
-}  # fmt: skip
+SMOL, QWEN = SHAPES["SmolLM2-135M"], SHAPES["Qwen2.5-0.5B"]
 FEW_WORDS = MINI | {"vocab_size": 2048, "num_hidden_layers": 8}  # blocks weigh more than the head
 LORA = {"use_peft": True}
 BATCH = {"per_device_train_batch_size": 4}
@@ -112,69 +103,6 @@ ALL_CASES = CASES | GPU_CASES
 PROMPT = 32  # tokens
 
 
-class Alive:
-    """Counts the bytes of all tensors that are alive, and their peak."""
-
-    def __init__(self) -> None:
-        from torch.utils._python_dispatch import TorchDispatchMode
-        from torch.utils.weak import WeakIdKeyDictionary
-
-        self.bytes = self.peak = 0
-        self.seen = WeakIdKeyDictionary()
-        counter = self
-
-        class Mode(TorchDispatchMode):
-            def __torch_dispatch__(
-                self, function: Any, kinds: Any, args: Any = (), kwargs: Any = None
-            ) -> Any:
-                from torch.utils._pytree import tree_map_only
-
-                result = function(*args, **(kwargs or {}))
-                tree_map_only(counter.tensor, counter.note, result)
-                return result
-
-        import torch
-
-        self.tensor = torch.Tensor
-        self.mode = Mode()
-
-    def note(self, tensor: Any) -> Any:
-        """Take a tensor into the count, until its storage goes."""
-        if tensor.device.type != "meta":
-            storage = tensor.untyped_storage()
-            if storage not in self.seen:
-                size = storage.nbytes()
-                self.seen[storage] = size
-                self.bytes += size
-                self.peak = max(self.peak, self.bytes)
-                weakref.finalize(storage, self._gone, size)
-        return tensor
-
-    def _gone(self, size: int) -> None:
-        self.bytes -= size
-
-    def take_all(self) -> None:
-        """Take in what was made without an operation, such as weights that were read."""
-        for thing in gc.get_objects():
-            if isinstance(thing, self.tensor) and not thing.is_meta:
-                self.note(thing)
-        self.peak = self.bytes
-
-
-def tokenizer_of(size: int) -> Any:
-    """A tokenizer of whole words, `w0` to the last."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = {f"w{number}": number for number in range(size - 2)}
-    words |= {"<end>": size - 2, "<pad>": size - 1}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<end>", pad_token="<pad>", unk_token="w0"
-    )
-
-
 def trainer_of(recipe: str, path: str, settings: dict[str, Any], folder: str, size: int) -> Any:
     """Build TRL's trainer as the recipe does."""
     import torch
@@ -212,22 +140,17 @@ def trainer_of(recipe: str, path: str, settings: dict[str, Any], folder: str, si
 def run_case(name: str) -> dict[str, Any]:
     """Train two steps of a case in this process; return the peaks in bytes."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from alive import Alive
 
-    recipe, config, settings = ALL_CASES[name]
-    torch.manual_seed(0)
-    values = {key: value for key, value in config.items() if key != "model_type"}
-    # No token ends a completion, so that all are as long as they may be.
-    made = AutoConfig.for_model(config["model_type"], **values, eos_token_id=None)
+    recipe, shape, settings = ALL_CASES[name]
+    size = shape["vocab_size"]
     with tempfile.TemporaryDirectory() as folder:
-        AutoModelForCausalLM.from_config(made).save_pretrained(f"{folder}/model")
+        path = make_model(shape, folder)
         gc.collect()
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        trainer = trainer_of(
-            recipe, f"{folder}/model", dict(settings), f"{folder}/out", config["vocab_size"]
-        )
+        trainer = trainer_of(recipe, path, settings, f"{folder}/out", size)
         if recipe != "sft":  # the end token is never drawn
-            trainer.generation_config.suppress_tokens = [config["vocab_size"] - 2]
+            trainer.generation_config.suppress_tokens = [size - 2]
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
             trainer.train()
@@ -235,7 +158,7 @@ def run_case(name: str) -> dict[str, Any]:
                     "reserved": torch.cuda.max_memory_reserved()}  # fmt: skip
         alive = Alive()
         alive.take_all()
-        with alive.mode:
+        with alive:
             trainer.train()
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         return {"tensors": alive.peak, "process_grew": grown * 1024}
@@ -283,12 +206,6 @@ def main() -> None:
         worst = max(abs(row["ratio"] - 1) for row in found.values())
         summary = {"n": 1, "limit": OFF, "worst": round(worst, 3), "cases": found}
         save(results() / ("memory_gpu.json" if args.gpu else "memory.json"), summary)
-
-
-def has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 if __name__ == "__main__":
