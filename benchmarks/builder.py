@@ -17,7 +17,6 @@ linearly. The two alternate. Needs `pip install datasketch psutil`. Writes
 import argparse
 import hashlib
 import json
-import os
 import random
 import resource
 import shutil
@@ -29,14 +28,12 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from measuring import results
+from measuring import ROOT, results, save, spread
 
-from chainforge.core.artifacts import read_json, write_json
+from chainforge.core.artifacts import read_json
 from chainforge.core.transcript import write
 from chainforge.data.selection.filters import FilterArgs, filters, parts
-from chainforge.training.stage import device, versions
 
-ROOT = Path(__file__).parents[1]
 SAMPLES = 8
 LIMIT_SECONDS, LIMIT_BYTES = 300, 4 * 2**30
 SETTINGS = [
@@ -77,7 +74,7 @@ def main() -> None:
         "bytes": samples.stat().st_size,
         "seconds": spread([run["seconds"] for run in runs]),
         "cpu_seconds": spread([run["cpu_seconds"] for run in runs]),
-        "peak_bytes": spread([run["peak_bytes"] for run in runs]),
+        "peak_bytes": spread([run["peak_bytes"] for run in runs], 0),
         "limits": {"seconds": LIMIT_SECONDS, "bytes": LIMIT_BYTES},
         "funnel": runs[0]["funnel"],
         "peer": {
@@ -87,11 +84,8 @@ def main() -> None:
             "seconds_extrapolated": extrapolated,
         },
         "times_as_fast_as_peer": ratio,
-        "versions": versions() | packages("rensa", "py3langid", "datasketch", "numpy"),
-        "hardware": device(),
-        "load": os.getloadavg(),  # above the cores' number: others were at work too
     }
-    write_json(results() / "builder.json", result)
+    save(results() / "builder.json", result, "rensa", "py3langid", "datasketch", "numpy")
     print(json.dumps(result, indent=2))
 
 
@@ -238,18 +232,6 @@ def runs_of(text: str) -> list[str]:
     """Return each five words of a text that follow one another."""
     words = text.lower().split()
     return [" ".join(run) for run in zip(*(words[start:] for start in range(5)), strict=False)]
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Return the median with the least and the largest."""
-    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
-
-
-def packages(*names: str) -> dict[str, str]:
-    """Return versions of what only this benchmark depends on."""
-    from importlib.metadata import version
-
-    return {name: version(name) for name in names}
 
 
 if __name__ == "__main__":
