@@ -2,6 +2,7 @@
 
 import json
 import logging
+import threading
 import time
 from pathlib import Path
 
@@ -293,14 +294,21 @@ def test_another_request_is_another_row(server, sums, tmp_path):
 
 def test_rows_are_scored_as_they_arrive(server, sums, tmp_path):
     seen, told = [], []
+    judged = threading.Semaphore(1)
+
+    def answer(request):
+        """Answer once the row before is judged, which must not wait for the others."""
+        assert judged.acquire(timeout=30)
 
     def score(rows):
+        judged.release()
         seen.append(len(read_rows(tmp_path / "samples.jsonl")))
         return [row | {"reward": 1.0, "correct": True} for row in rows]
 
     def progress(done, total, note):
         told.append((done, total, note))
 
+    server.script = answer
     args = asking(server, max_concurrency=1)
     collected = collect(args, sums[:3], tmp_path, score=score, progress=progress)
     assert seen == [0, 1, 2]
