@@ -7,18 +7,22 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from chainforge import __version__
 from chainforge.core.records import Row
 from chainforge.data.collection.progress import usd
 from chainforge.data.datasets import FALLBACK
+from chainforge.data.selection.datasheet import (
+    NAME,
+    code,
+    counts_table,
+    front_matter,
+    section,
+    size_category,
+)
 
 if TYPE_CHECKING:
     from chainforge.data.collection.settings import TeacherArgs
 
-NAME = "README.md"
-SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
 OFFLINE = (
     "Worked solutions by ChainForge's built-in solver, from the problems' own metadata; no "
     "language model wrote them."
@@ -42,30 +46,26 @@ def write_card(
     head = {
         "license": "other",
         "task_categories": ["text-generation"],
-        "size_categories": [_size(len(rows))],
+        "size_categories": [size_category(len(rows))],
         "tags": ["chainforge", "reasoning", "chain-of-thought", "synthetic"],
         "configs": [{"config_name": "default", "data_files": "train.parquet"}],
     }
     parts = [
-        f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
+        front_matter(head),
         "# Reasoning traces",
         f"{len(rows):,} worked answers, collected by ChainForge {__version__} to train a model to "
         "reason. `prompt` and `completion` are messages; the other columns say where a row is "
         "from and how it was judged.",
-        _section("Teacher", _teacher(args, rows)),
-        _section("Terms", _terms(args, rows)),
-        _section("Where the answers went", _funnel(funnel)),
-        _section("Rows", _counts("task", rows), _verdicts(rows)),
+        section("Teacher", _teacher(args, rows)),
+        section("Terms", _terms(args, rows)),
+        section("Where the answers went", _funnel(funnel)),
+        section("Rows", counts_table("task", rows), _verdicts(rows)),
     ]
     if spending:
-        parts.insert(-1, _section("Cost", _cost(spending)))
+        parts.insert(-1, section("Cost", _cost(spending)))
     temporary = folder / f".{NAME}.tmp"
     temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     os.replace(temporary, folder / NAME)
-
-
-def _section(title: str, *paragraphs: str) -> str:
-    return "\n\n".join([f"## {title}", *(text for text in paragraphs if text)])
 
 
 def _teacher(args: TeacherArgs, rows: list[Row]) -> str:
@@ -82,35 +82,29 @@ def _teacher(args: TeacherArgs, rows: list[Row]) -> str:
         when = f"from {days[0]} to {days[-1]}" if days[0] != days[-1] else f"on {days[0]}"
         lines.append(f"- collected {when}")
         first = asked[0]
-        lines.append(f"- sent with each prompt: `{_code(first['sampling'])}`")
+        lines.append(f"- sent with each prompt: `{code(first['sampling'])}`")
         if args.instruction:
-            lines.append(f"- under the instruction: `{_code(args.instruction)}`")
+            lines.append(f"- under the instruction: `{code(args.instruction)}`")
         if args.teacher == "deepseek":
             lines.append("- temperature has no effect on a model that thinks")
     return "\n".join(lines)
 
 
 def _groups(rows: list[Row], *columns: str) -> list[tuple[tuple[str, ...], int]]:
-    return Counter(tuple(_code(row.get(name)) for name in columns) for row in rows).most_common()
+    return Counter(tuple(code(row.get(name)) for name in columns) for row in rows).most_common()
 
 
 def _terms(args: TeacherArgs, rows: list[Row]) -> str:
-    hosts = ", ".join(sorted({f"`{_code(row['host'])}`" for row in rows if row.get("host")}))
+    hosts = ", ".join(sorted({f"`{code(row['host'])}`" for row in rows if row.get("host")}))
     return TERMS[args.teacher].format(hosts=hosts or "the server")
 
 
 def _funnel(funnel: dict[str, Any]) -> str:
     lines = ["| | answers |", "|---|---:|", f"| asked for | {funnel['in']:,} |"]
     for reason, count in sorted(funnel["dropped"].items(), key=lambda item: -item[1]):
-        lines.append(f"| left out: `{_code(reason)}` | {count:,} |")
+        lines.append(f"| left out: `{code(reason)}` | {count:,} |")
     lines.append(f"| **in this data set** | **{funnel['kept']:,}** |")
     return "\n".join(lines)
-
-
-def _counts(column: str, rows: list[Row]) -> str:
-    lines = [f"| {column} | rows |", "|---|---:|"]
-    counts = Counter(_code(row.get(column)) for row in rows).most_common()
-    return "\n".join(lines + [f"| `{name}` | {count:,} |" for name, count in counts])
 
 
 def _verdicts(rows: list[Row]) -> str:
@@ -138,12 +132,3 @@ def _cost(spending: Row) -> str:
             f"{spending['untold_requests']:,} requests that were cut off before they said"
         )
     return text + "."
-
-
-def _size(rows: int) -> str:
-    return next((name for most, name in SIZES.items() if rows < most), "n>1M")
-
-
-def _code(value: Any) -> str:
-    """Return text for a code span: on one line, with nothing that would end it."""
-    return " ".join(str(value).replace("`", "'").replace("|", "/").split())

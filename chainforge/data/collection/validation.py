@@ -12,7 +12,8 @@ from chainforge.core.errors import InputError
 from chainforge.core.records import Row, question
 from chainforge.core.transcript import PRESETS
 from chainforge.data.collection.replies import Rejected, Reply
-from chainforge.rewards.language import LANGUAGES, count_words, scripts_of, share
+from chainforge.data.selection.languages import language_share
+from chainforge.rewards.language import scripts_of
 
 TAGS = tuple(dict.fromkeys(tag for preset in PRESETS.values() for tag in preset.all))
 NGRAM = 20
@@ -72,7 +73,7 @@ def _fault(reply: Reply, row: Row, args: ValidationArgs) -> tuple[str, str] | No
         for tag in TAGS:
             if tag in text:
                 return "tags", f"the {part} contains the tag {tag}"
-    right = _share(reply.reasoning, row, args.language)
+    right = language_share(reply.reasoning, args.language, question(row))
     if right < args.min_language:
         found = f"{right:.0%} of the reasoning's words are in the language asked for"
         return "language", f"{found}, min_language is {args.min_language:.0%}"
@@ -81,23 +82,6 @@ def _fault(reply: Reply, row: Row, args: ValidationArgs) -> tuple[str, str] | No
         found = f"{repeated:.0%} of the reasoning repeats itself"
         return "repetition", f"{found}, max_repetition is {args.max_repetition:.0%}"
     return None
-
-
-def _share(reasoning: str, row: Row, language: str | None) -> float:
-    """Return the share of words in the language, or in the script of the question."""
-    if language is not None:
-        return share(reasoning, language)
-    asked = count_words(question(row))
-    if not asked:
-        return 1.0
-    main = asked.most_common(1)[0][0]
-    scripts = {main}
-    for known in LANGUAGES.values():  # Japanese is written in two
-        if main in known and len(known) > 1 and any(asked[other] for other in known - {main}):
-            scripts |= known
-    counts = count_words(reasoning)
-    total = sum(counts.values())
-    return sum(counts[script] for script in scripts) / total if total else 1.0
 
 
 def repetition(text: str) -> float:
