@@ -13,7 +13,6 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from chainforge.core.disk import writing
@@ -21,8 +20,6 @@ from chainforge.core.errors import InputError
 
 Row = dict[str, Any]
 Message = dict[str, str]
-
-EXAMPLE_COLUMNS = ("id", "prompt", "answer", "task", "verifier")
 
 
 def example(
@@ -56,7 +53,7 @@ class JsonLines:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.repaired = repair(self.path)
+        repair(self.path)
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (closed by `close`)
 
     def append(self, row: Row) -> None:
@@ -79,12 +76,7 @@ class JsonLines:
     def __enter__(self) -> JsonLines:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
@@ -112,17 +104,19 @@ def _strictly(row: Row, *, ensure_ascii: bool) -> bytes:
     return f"{text}\n".encode()
 
 
-def repair(path: Path) -> bool:
-    """Cut a torn last line off a file of JSON lines; True when there was one.
+def repair(path: Path) -> None:
+    """Cut a torn last line off a file of JSON lines.
 
     A last line without its newline that is whole JSON only lost the newline: it gets one.
     """
     if not path.exists() or path.stat().st_size == 0:
-        return False
+        return
     with open(path, "rb+") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read() == b"\n":  # as nearly always: the rest need not be read
+            return
+        file.seek(0)
         data = file.read()
-        if data.endswith(b"\n"):
-            return False
         start = data.rfind(b"\n") + 1
         try:
             json.loads(data[start:])
@@ -131,7 +125,6 @@ def repair(path: Path) -> bool:
         else:
             file.seek(0, os.SEEK_END)
             file.write(b"\n")
-    return True
 
 
 def write_rows(path: str | Path, rows: Iterable[Row]) -> None:

@@ -127,12 +127,6 @@ def forget_asides(directory: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def progress_of(checkpoint: Path) -> tuple[int, int]:
-    """Return the step that a checkpoint was made after, and the last one of the run."""
-    state = read_json(checkpoint / "trainer_state.json")
-    return state["global_step"], state["max_steps"]
-
-
 def _all(directory: Path) -> list[Path]:
     """Return the checkpoints of a directory, in the order of their steps."""
     names = os.listdir(directory) if directory.is_dir() else []

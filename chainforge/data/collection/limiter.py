@@ -44,7 +44,6 @@ class Limiter:
         self.level = min(start, ceiling)
         self.under_way = 0
         self.refused_at: int | None = None  # so many were granted when one more was not
-        self.history: list[tuple[float, int]] = []
         self._cuts = 0
         self._full = 0
         self._in_vain = 0  # cuts in a row, each of which was refused again
@@ -84,7 +83,7 @@ class Limiter:
             and ticket.cut == self._cuts
             and now >= self._frozen_until
         ):
-            self._grow(now)
+            self._grow()
 
     def failed(self) -> None:
         """Count a failure that is not the level's fault: growth pauses, nothing is cut."""
@@ -109,7 +108,7 @@ class Limiter:
             return
         if self._at_random(ticket.used):
             self.refused_at = max(granted, self.refused_at or self.level)
-            self._set(max(1, self.level - 1), now)
+            self._set(max(1, self.level - 1))
             self._frozen_until = max(self._frozen_until, now + (asked or 0.0))
             return
         if self.refused_at is None:
@@ -125,7 +124,7 @@ class Limiter:
         self._cuts += 1
         self._in_vain += 1
         self._clean = 0
-        self._set(max(1, math.floor(CUT * min(self.level, used))), now)
+        self._set(max(1, math.floor(CUT * min(self.level, used))))
         self._frozen_until = now + max(self.cool_down, asked or 0.0)
         if self._in_vain > 1:
             pause = self.cool_down * 2 ** min(self._in_vain - 2, 10) if asked is None else asked
@@ -136,9 +135,9 @@ class Limiter:
         alike = [granted for others, granted in self._lately if others >= used]
         return len(alike) >= FEW and alike.count(False) < RANDOM * len(alike)
 
-    def _grow(self, now: float) -> None:
+    def _grow(self) -> None:
         if self.refused_at is None or self.level < self.refused_at:
-            self._set(self.level + 1, now)
+            self._set(self.level + 1)
             self._recovered = self.level == self.refused_at
             return
         self._clean += 1
@@ -148,13 +147,10 @@ class Limiter:
                 self.refused_at = self.level
                 self._rounds = max(1, self._rounds // 2)
                 self._step = min(2 * self._step, max(1, math.floor(STEP * self.level)))
-            self._set(self.level + self._step, now)
+            self._set(self.level + self._step)
 
-    def _set(self, level: int, now: float) -> None:
-        level = min(level, self.ceiling)
-        if level != self.level:
-            self.level = level
-            self.history.append((now, level))
+    def _set(self, level: int) -> None:
+        self.level = min(level, self.ceiling)
 
 
 class Breaker:
