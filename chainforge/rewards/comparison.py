@@ -25,10 +25,8 @@ from chainforge.rewards.answers import (
     squeeze,
 )
 from chainforge.rewards.claims import Claim, Gold, read_gold, same_number, value_text, words_of
+from chainforge.rewards.judges import Job
 from chainforge.rewards.scorers import plain_scorer
-
-Job = tuple[str, str, str]
-"""Kind, the answer, the gold answer (or the entry's JSON): what a judging process is sent."""
 
 
 def _math(claim: Claim) -> bool | Job | None:

@@ -21,6 +21,9 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
+Job = tuple[str, str, str]
+"""Kind (`math` or `reasoning_gym`), the answer, and the gold answer or the entry's JSON."""
+
 _ROOT = Path(__file__).resolve().parents[2]
 _PATIENCE = 15  # By the clock: a busy machine takes longer for a second of a processor.
 _START_LIMIT = 120.0  # Importing sympy takes half a second, or a minute on a cold network disk.
@@ -52,7 +55,7 @@ class Judges:
         # A fork (a data loader's worker) inherits the pipes but must start a program of its own.
         os.register_at_fork(after_in_child=self._forget)
 
-    def judge(self, jobs: Sequence[tuple[str, str, str]]) -> list[bool | str]:
+    def judge(self, jobs: Sequence[Job]) -> list[bool | str]:
         """Return a verdict per job, in order; see `worker.Crew.judge`.
 
         Where the program itself dies twice over a batch, its jobs are `lost`: nobody's fault.
@@ -120,7 +123,7 @@ class Judges:
             start_new_session=True,
         )
 
-    def _ask(self, jobs: Sequence[tuple[str, str, str]]) -> dict[str, Any] | None:
+    def _ask(self, jobs: Sequence[Job]) -> dict[str, Any] | None:
         """Send a batch and wait no longer than its jobs may take; None when there is no answer."""
         assert self._process is not None
         assert self._process.stdin is not None

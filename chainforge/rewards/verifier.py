@@ -15,8 +15,8 @@ from chainforge.core.errors import InputError
 from chainforge.core.references import hint
 from chainforge.rewards.answers import clean, number
 from chainforge.rewards.claims import Claim
-from chainforge.rewards.comparison import COMPARISONS, Job
-from chainforge.rewards.judges import Judges
+from chainforge.rewards.comparison import COMPARISONS
+from chainforge.rewards.judges import Job, Judges
 
 logger = logging.getLogger(__name__)
 

@@ -27,18 +27,14 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from typing import IO, Any
 
-Job = tuple[str, str, str]
-"""Kind (`math` or `reasoning_gym`), the answer, and the gold answer or the entry's JSON."""
+from chainforge.rewards.judges import Job
 
-READY = {"ready": True}
 # Enough of LaTeX's grammar to fill the parser's caches before the first fork.
 _WARM_UP = (r"\frac{1}{2}", r"2\sqrt{3}", "x^2+3x-1", "(1,2)", "y=2x+3", r"\{1,2\}", "[1,2)",
             r"(-\infty,1)\cup(2,\infty)", "3+4i", r"48^\circ", r"12.5\%")  # fmt: skip
 
 
-def main(
-    workers: int, limit: float, patience: float, memory: int, kinds: Collection[str] = ("math",)
-) -> None:
+def main(workers: int, limit: float, patience: float, memory: int, kinds: Collection[str]) -> None:
     """Serve batches until standard input ends: a line of jobs in, a line of verdicts out.
 
     `kinds` are the jobs to be ready for; another kind is made ready for when it comes.
@@ -49,7 +45,7 @@ def main(
     try:
         crew = Crew(workers, limit, patience, memory)
         crew.prepare(kinds)
-        _say(out, READY)
+        _say(out, {"ready": True})
         while line := sys.stdin.buffer.readline():
             _say(out, {"verdicts": crew.judge(json.loads(line))})
     except BrokenPipeError:
@@ -76,9 +72,10 @@ class Crew:
 
     def prepare(self, kinds: Collection[str]) -> None:
         """Import here what these kinds of jobs need, so that no child pays for it in its limit."""
-        if self._ready.issuperset(kinds):
+        kinds = set(kinds) - self._ready
+        if not kinds:
             return
-        if "math" in kinds and "math" not in self._ready:
+        if "math" in kinds:
             for text in _WARM_UP:
                 _judge_math(text, text + "+0", tell=bool)
         if "reasoning_gym" in kinds:
@@ -205,9 +202,8 @@ _ALLOWED = {"os.listdir", "os.scandir", "os.walk"}
 def _forbid(event: str, args: tuple[Any, ...]) -> None:
     """Raise for an audit event outside the business of comparing two answers."""
     if event == "open":
-        mode, flags = (args[1] or ""), args[2]
-        writing = set("wax+") & set(mode) or flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-        if writing:
+        _, mode, flags = args
+        if set("wax+") & set(mode or "") or flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
             raise PermissionError("a judged answer may not write files")
     elif event.startswith(_FORBIDDEN) and event not in _ALLOWED:
         raise PermissionError(f"a judged answer may not cause {event}")
