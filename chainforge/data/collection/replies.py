@@ -90,16 +90,7 @@ def read_reply(body: Any, transcript: str) -> Reply:
     reasoning.
     """
     usage = usage_of(body)
-    choices = getattr(body, "choices", None)
-    if not isinstance(choices, list) or not choices:
-        words = getattr(body, "error", None) or (body if isinstance(body, str) else "none")
-        raise Transient("no_choices", f"a reply without choices: {words!s:.200}", usage=usage)
-    message = getattr(choices[0], "message", None)
-    finish = getattr(choices[0], "finish_reason", None)
-    if message is None or finish is None:
-        raise Transient("unfinished", "a reply without message or finish reason", usage=usage)
-    content = getattr(message, "content", None)
-    content = content if isinstance(content, str) else ""
+    message, content, finish = choice_of(body)
     said = {"message": _plain(message)}
     if finish == "length":
         words = "the reply reached the limit of tokens"
@@ -126,6 +117,24 @@ def read_reply(body: Any, transcript: str) -> Reply:
         getattr(body, "system_fingerprint", None),
         usage,
     )
+
+
+def choice_of(body: Any) -> tuple[Any, str, str]:
+    """Return the first choice of a body: its message, what that says, and why it ended.
+
+    Raises `Transient` where there is none.
+    """
+    usage = usage_of(body)
+    choices = getattr(body, "choices", None)
+    if not isinstance(choices, list) or not choices:
+        words = getattr(body, "error", None) or (body if isinstance(body, str) else "none")
+        raise Transient("no_choices", f"a reply without choices: {words!s:.200}", usage=usage)
+    message = getattr(choices[0], "message", None)
+    finish = getattr(choices[0], "finish_reason", None)
+    if message is None or finish is None:
+        raise Transient("unfinished", "a reply without message or finish reason", usage=usage)
+    content = getattr(message, "content", None)
+    return message, content if isinstance(content, str) else "", finish
 
 
 def usage_of(body: Any) -> Row | None:

@@ -24,7 +24,7 @@ from chainforge.data.collection.intake import Intake
 from chainforge.data.collection.jobs import Job, Jobs
 from chainforge.data.collection.ledger import Amount, Ledger, Limits
 from chainforge.data.collection.outcomes import Outcomes
-from chainforge.data.collection.replies import Failure, Fatal, Transient, usage_of
+from chainforge.data.collection.replies import Failure, Fatal, Transient, choice_of, usage_of
 from chainforge.data.collection.results import Results
 from chainforge.data.collection.settings import TeacherArgs
 from chainforge.data.collection.teacher import REQUESTS
@@ -69,14 +69,7 @@ class PolicyServer(ApiTeacher):
 
 def _columns(body: Any) -> Row:
     """Take a completion out of a reply; raise `Transient` for what is none."""
-    choices = getattr(body, "choices", None)
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    finish, message = getattr(choice, "finish_reason", None), getattr(choice, "message", None)
-    if message is None or finish is None:
-        words = getattr(body, "error", None) or (body if isinstance(body, str) else "none")
-        raise Transient("no_choices", f"a reply without choices: {words!s:.200}")
-    usage = usage_of(body)
-    content = getattr(message, "content", None)
+    message, content, finish = choice_of(body)
     if reasoning := next(
         (text for name in ("reasoning_content", "reasoning")
          if isinstance(text := getattr(message, name, None), str) and text),
@@ -88,8 +81,8 @@ def _columns(body: Any) -> Row:
             f"({reasoning!r:.60}): start it without a reasoning parser",
         )
     return {
-        "completion": content if isinstance(content, str) else "",
-        "tokens": (usage or {}).get("completion_tokens"),
+        "completion": content,
+        "tokens": (usage_of(body) or {}).get("completion_tokens"),
         "finish_reason": finish,
         "source": "policy",
         "served": getattr(body, "model", None),
