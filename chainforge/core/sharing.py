@@ -20,7 +20,7 @@ _SECRET = re.compile(
     re.IGNORECASE,
 )
 # A shorter value, such as the EMPTY of a local server, is no secret, and is part of other words.
-SHORTEST = 8
+SHORTEST_SECRET = 8
 
 _PRIVATE_KEY = re.compile(r"(?:^|_)(?:token|api_?key|key|secret|password)$", re.IGNORECASE)
 _SPECIAL_TOKEN = re.compile(r"(?:bos|eos|pad|unk|sep|cls|mask)_token", re.IGNORECASE)
@@ -102,7 +102,7 @@ def _secrets() -> dict[str, bytes]:
     return {
         name: value.strip().encode()
         for name, value in found.items()
-        if len(value.strip()) >= SHORTEST
+        if len(value.strip()) >= SHORTEST_SECRET
     }
 
 

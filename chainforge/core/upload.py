@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import re
@@ -181,10 +180,11 @@ def licence_keys(card: Mapping[str, Any]) -> dict[str, str]:
 
 def _same(path: Path, file: Any) -> bool:
     """Compare a file with the Hub's: its SHA-256 where it is large, else git's own hash."""
+    from huggingface_hub.utils.sha import git_hash
+
     if file.lfs is not None:
         return bool(file.lfs.sha256 == sha256(path))
-    content = path.read_bytes()
-    return bool(file.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest())
+    return bool(file.blob_id == git_hash(path.read_bytes()))
 
 
 def _check_there(there: Any, identity: str, files: Files, private: bool) -> None:

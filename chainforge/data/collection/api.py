@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from chainforge.core.errors import InputError
 from chainforge.core.records import Row
+from chainforge.core.sharing import SHORTEST_SECRET
 from chainforge.core.transcript import write
 from chainforge.data.collection.endpoint import KEYS, Endpoint, key_of, price_of
 from chainforge.data.collection.ledger import NOTHING, Amount
@@ -35,8 +36,6 @@ PASSING = (408, 409, 429)
 # Sure not to have been billed: refused before any work. Of other errors one cannot know.
 REFUSED = (400, 401, 402, 403, 404, 409, 422, 429, 503)
 _NO_MODEL = re.compile(r"model\W.{0,40}not (exist|found|available)|(no such|unknown) model", re.I)
-# A shorter "key", such as the EMPTY of a local server, is no secret, and is part of other words.
-SHORTEST_KEY = 8
 
 
 class ApiTeacher:
@@ -182,7 +181,7 @@ class ApiTeacher:
         return " ".join(self._without_key(text).split())[:400]
 
     def _without_key(self, text: str) -> str:
-        return text.replace(self.key, "***") if len(self.key) >= SHORTEST_KEY else text
+        return text.replace(self.key, "***") if len(self.key) >= SHORTEST_SECRET else text
 
     def _scrub(self, value: Any) -> Any:
         """Take the key out of whatever a server sent back; some echo it."""
