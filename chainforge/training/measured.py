@@ -28,6 +28,11 @@ class Measurement:
     pairs: list[dict[str, Any]]
     settings: dict[str, Any]
 
+    @property
+    def row(self) -> dict[str, Any]:
+        """The numbers of the model itself."""
+        return next(row for row in self.rows if row["name"] in self.own)
+
 
 def measurements(stages: Sequence[Ancestor]) -> list[Measurement]:
     """Return the evaluations, of this run or beside it, that measured the last of some stages.
@@ -82,7 +87,7 @@ def results(stages: Sequence[Ancestor]) -> list[str]:
 
 def _asked(found: Measurement) -> str:
     """Say what an evaluation asked, how answers were sampled, and what the intervals are."""
-    row = next(row for row in found.rows if row["name"] in found.own)
+    row = found.row
     tasks = [f"`{code(task)}`" for task in row.get("tasks") or ()]
     named = ", ".join(tasks) if len(tasks) <= NAMED_TASKS else f"{len(tasks)} tasks"
     of = f" of {named}" if named else ""
@@ -108,7 +113,7 @@ def _row(row: Mapping[str, Any], own: bool) -> str:
 
 def _of_several(found: Measurement) -> str:
     """Say what several samples of each row come to, where there are several."""
-    row = next(row for row in found.rows if row["name"] in found.own)
+    row = found.row
     most = str(row.get("samples_per_prompt", 1))
     if most == "1" or most not in row["pass_at_k"]:
         return ""
@@ -121,7 +126,7 @@ def _of_several(found: Measurement) -> str:
 
 def _by_task(found: Measurement) -> str:
     """Show the model's own accuracy on each task, where there are several."""
-    row = next(row for row in found.rows if row["name"] in found.own)
+    row = found.row
     tasks = row.get("tasks") or {}
     if len(tasks) < 2:
         return ""

@@ -78,11 +78,10 @@ def pack(
     or changed.
     """
     what, folder = _part(path, what)
-    stage = _signed(folder)
-    stages = lineage(stage) if stage else []
+    stages = _signed(folder)
     files, left_out = _chosen(what, folder)
-    if stage:
-        _check_signed(stage, folder, files)
+    if stages:
+        _check_signed(stages[-1], folder, files)
     notes: list[str] = []
     origin = base_of(stages) if what == "model" else None
     if what == "adapter":
@@ -157,25 +156,25 @@ def _is_part(folder: Path, part: What) -> bool:
     return (folder / (ADAPTER if part == "adapter" else CONFIG)).is_file()
 
 
-def _signed(folder: Path) -> Path | None:
-    """Return the finished stage that a folder is a part of."""
-    stage = folder.resolve().parent
-    manifest = read_manifest(stage)
-    name = folder.resolve().name
-    inside = manifest and any(output.startswith(f"{name}/") for output in manifest.outputs)
-    return stage if inside else None
+def _signed(folder: Path) -> list[Ancestor]:
+    """Return the lineage of the finished stage that a folder is a part of; nothing without one."""
+    stages = lineage(folder.resolve().parent)
+    return stages if stages and _outputs(stages[-1], folder) else []
 
 
-def _check_signed(stage: Path, folder: Path, files: Mapping[str, Path | bytes]) -> None:
-    """Raise `InputError` when a file is not the one that the stage signed, or is missing."""
-    manifest = read_manifest(stage)
-    assert manifest is not None
+def _outputs(stage: Ancestor, folder: Path) -> dict[str, str]:
+    """Return the digests that a stage signed of a folder's files, by their names in it."""
     prefix = f"{folder.resolve().name}/"
-    outputs = {
+    return {
         name.removeprefix(prefix): digest
-        for name, digest in manifest.outputs.items()
+        for name, digest in stage.manifest.outputs.items()
         if name.startswith(prefix)
     }
+
+
+def _check_signed(stage: Ancestor, folder: Path, files: Mapping[str, Path | bytes]) -> None:
+    """Raise `InputError` when a file is not the one that the stage signed, or is missing."""
+    outputs = _outputs(stage, folder)
     for name in outputs.keys() - {CARD}:
         if not (folder / name).is_file():
             raise InputError(f"{folder / name} is gone, which the stage signed; run it again")
