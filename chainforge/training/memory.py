@@ -34,7 +34,7 @@ SAVED = {
 }
 TILE_TOKENS, TILE_VOCABULARY = 4096, 32768  # of TRL's fused head, whatever the vocabulary
 CPU_TILES = 7  # where Triton is not, what is done to a tile makes as many more
-# Optimizers' state, in bytes for each trainable number; None: twice the number's own size.
+# Optimizers' state, in bytes for each trainable number; of others twice the number's own size.
 STATES = {"sgd": 0.0, "adafactor": 0.0, "adamw_8bit": 2.0, "adamw_bnb_8bit": 2.0,
           "paged_adamw_8bit": 2.0, "lion_8bit": 1.0, "paged_lion_8bit": 1.0}  # fmt: skip
 CUDA = 1 * GIB  # context, libraries' workspaces and NCCL's buffers
@@ -109,9 +109,12 @@ class _Plan:
         self.size = DTYPES.get(str(dtype), 4)
         half = settings["bf16"] or settings["fp16"]
         self.precision = "half" if self.size == 2 else "mixed" if half else "float32"
-        self.adapted = 0
-        if self.method != "full":
-            self.adapted = shape.adapter(settings["lora_r"], settings["lora_target_modules"])
+        lora = settings["lora_r"], settings["lora_target_modules"]
+        self.adapted = 0 if self.method == "full" else shape.adapter(*lora)
+        self.trained = self.adapted or shape.parameters
+        self.trained_size = self.size if self.method == "full" else 4  # adapters are in float32
+        # Two blocks and the head, which are whole while they are used.
+        self.gathered = (2 * shape.block + shape.vocabulary * shape.hidden) * 2
         self.weight_share = layout.processes if layout.shards_weights else 1
         self.state_share = layout.processes if layout.shards_optimizer else 1
         self.batch = int(settings["per_device_train_batch_size"])
@@ -129,15 +132,6 @@ class _Plan:
         self.prompt = prompt_tokens or PROMPT_TOKENS
         return self.prompt + int(self.settings["max_completion_length"] or 512)
 
-    @property
-    def trained(self) -> int:
-        return self.adapted or self.shape.parameters
-
-    @property
-    def trained_size(self) -> int:
-        """Bytes of a trained number: adapters are in float32, whatever the base is in."""
-        return self.size if self.method == "full" else 4
-
     def weights(self) -> int:
         shape = self.shape
         if self.method != "QLoRA":
@@ -151,8 +145,7 @@ class _Plan:
 
     def resident(self, teacher: Shape | None) -> dict[str, int]:
         """What stays from the first step to the last."""
-        state = STATES.get(str(self.settings["optim"]))
-        held = 2 * self.trained_size if state is None else state
+        held = STATES.get(str(self.settings["optim"]), 2 * self.trained_size)
         optimizer = self.trained * held / self.state_share
         weights = self.weights() / self.weight_share
         if self.layout.kind.startswith("zero") and self.method == "full":
@@ -165,8 +158,7 @@ class _Plan:
             "optimizer": 0 if self.layout.offload_optimizer else int(optimizer),
         }
         if self.recipe == "grpo" and self._number("beta") > 0:
-            copy = self.shape.parameters * self.size if self.method == "full" else 0
-            found["reference"] = (copy or self.adapted * self.trained_size) // self.weight_share
+            found["reference"] = self.trained * self.trained_size // self.weight_share
         if teacher is not None:
             size = DTYPES.get(teacher.dtype, 4)
             found["teacher"] = teacher.parameters * size // self.weight_share
@@ -186,17 +178,15 @@ class _Plan:
             # A cast weight is kept to the end of the forward pass only where it is trained itself.
             copies = copies if self.method == "full" else self._cast()
         gradients = self.trained * self.trained_size // self.state_share
-        held = 0  # from the batches before, or as DDP's buckets, which are copies
-        if self.layout.kind == "ddp":
-            held = gradients
-        if self.settings["gradient_accumulation_steps"] > 1:
-            held += gradients
+        accumulated = self.settings["gradient_accumulation_steps"] > 1
+        # From the batches before, and as DDP's buckets, which are copies.
+        held = gradients * (accumulated + (self.layout.kind == "ddp"))
         common = {"gradients": held, "weights cast to half": copies // self.weight_share}
-        if self.layout.shards_weights:  # two blocks and the head are whole while they are used
-            common["gathered weights"] = (2 * shape.block + shape.vocabulary * shape.hidden) * 2
+        if self.layout.shards_weights:
+            common["gathered weights"] = self.gathered
         loss = {"activations": stored, "loss": self._head(tokens)}
         backward = {"activations": stored + block}
-        if self.settings["gradient_accumulation_steps"] == 1:  # they come as activations go
+        if not accumulated:  # they come as activations go
             backward["new gradients"] = max(0, gradients - stored)
         return {"loss": common | loss, "backward": common | backward}
 
@@ -223,8 +213,7 @@ class _Plan:
                 return {}
             if device_bytes is None:
                 self.assumed.append("vLLM's share is of a device whose size is not known: left out")
-            share = self._number("vllm_gpu_memory_utilization")
-            return {"vLLM": int(share * (device_bytes or 0))}
+            return {"vLLM": int(self._number("vllm_gpu_memory_utilization") * (device_bytes or 0))}
         shape, rows = self.shape, self._rows()
         # Keys stay in the stream's precision after rotation, values are in the matrices'.
         number = {"half": 2 + 2, "float32": 4 + 4, "mixed": 4 + 2}[self.precision]
@@ -237,13 +226,12 @@ class _Plan:
         if self.layout.kind == "zero3":
             found["gathered weights"] = shape.parameters * 2  # ds3_gather_for_generation
         elif self.layout.shards_weights:
-            found["gathered weights"] = (2 * shape.block + shape.vocabulary * shape.hidden) * 2
+            found["gathered weights"] = self.gathered
         return found
 
     def _rows(self) -> int:
         """Return how many completions a device writes at once."""
-        given = self.settings.get("generation_batch_size")
-        if given:
+        if given := self.settings.get("generation_batch_size"):
             return max(1, math.ceil(int(given) / self.layout.processes))
         steps = self.settings.get("steps_per_generation")
         return self.batch * int(steps or self.settings["gradient_accumulation_steps"])
