@@ -23,6 +23,7 @@ from chainforge.core.errors import InputError
 MANIFEST = "manifest.json"
 STARTED = "stage.json"
 PROGRESS = "progress.json"
+UPLOAD = "upload.json"  # what of a signed stage is still to be sent, and where to
 
 
 @dataclass

@@ -3,7 +3,8 @@
 TRL's own upload sends `training_args.bin`, a pickle that holds the token, and makes a public
 repository before anything is trained. So TRL is told not to push, and the finished stage is sent:
 its adapter where it has one, else its model, private unless `hub_private_repo: false`. A data stage
-sends its rows (`hub_dataset_id`) in the same way.
+sends its rows (`hub_dataset_id`) in the same way. Until it is sent `upload.json` says what is to
+be done, so that a stage that was killed meanwhile is sent when it is run again.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chainforge.core.artifacts import UPLOAD, read_json
 from chainforge.core.errors import InputError
 from chainforge.core.upload import check_id, push, token
-from chainforge.training.package import CARD, What, pack
-from chainforge.training.stage import Stage
+from chainforge.training.package import CARD, pack
 
 if TYPE_CHECKING:
     from chainforge.data.selection.builder import BuildArgs
+    from chainforge.training.stage import Stage
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +51,7 @@ def take_over(training_args: Any, model_args: Any, stage: Stage) -> None:
     token()
     training_args.push_to_hub = False
     private = training_args.hub_private_repo is not False
-    stage.afterwards.append(lambda: send(stage, identity, private))
+    stage.upload = {"what": None, "to": identity, "private": private}
 
 
 def _base_on_hub(model_args: Any, stage: Stage) -> bool:
@@ -63,25 +65,35 @@ def _base_on_hub(model_args: Any, stage: Stage) -> bool:
 
 def send_rows(stage: Stage, output: BuildArgs) -> None:
     """Have a data stage's rows uploaded once it is signed, if its settings say so."""
-    identity = output.hub_dataset_id
-    if output.push_to_hub and identity:
-        stage.afterwards.append(lambda: send(stage, identity, output.hub_private, "dataset"))
+    if output.push_to_hub:
+        private = output.hub_private
+        stage.upload = {"what": "dataset", "to": output.hub_dataset_id, "private": private}
 
 
-def send(stage: Stage, identity: str, private: bool, what: What | None = None) -> None:
-    """Upload a signed stage; an `InputError` says that the stage is done all the same."""
+def send(directory: Path) -> None:
+    """Upload a signed stage where its `upload.json` says so, and remove that: it is tried once.
+
+    An `InputError` says that the stage is done all the same.
+    """
+    order = directory / UPLOAD
+    if not order.exists():
+        return
+    asked = read_json(order)
+    what, identity, private = asked["what"], asked["to"], asked["private"]
     if what is None:
-        what = "adapter" if stage.path("adapter").is_dir() else "model"
+        what = "adapter" if (directory / "adapter").is_dir() else "model"
     try:
-        package = pack(stage.directory, what, title=identity, upload=True, online=True)
+        package = pack(directory, what, title=identity, upload=True, online=True)
         message = f"Add the {what} that ChainForge made"
         done = push(package.files, identity, package.kind, private=private, message=message)
     except InputError as error:
+        order.unlink()
         public = "" if private else " --public"
         raise InputError(
-            f"push_to_hub: {error}\n  {stage.directory} is done; send it with: chainforge export "
-            f"{stage.directory} --what {what} --to {identity}{public}"
+            f"push_to_hub: {error}\n  {directory} is done; send it with: chainforge export "
+            f"{directory} --what {what} --to {identity}{public}"
         ) from None
+    order.unlink()
     for note in package.notes:
         logger.warning("%s", note)
     seen = "private" if done.private else "public"

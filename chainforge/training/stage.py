@@ -15,7 +15,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,11 +24,12 @@ import yaml
 
 from chainforge import __version__
 from chainforge.core import artifacts, fingerprints
-from chainforge.core.artifacts import Manifest
+from chainforge.core.artifacts import MANIFEST, PROGRESS, STARTED, UPLOAD, Manifest
 from chainforge.core.config import given, resolved
 from chainforge.core.disk import writing
 from chainforge.core.errors import InputError
 from chainforge.data.selection.salvage import rejects_in
+from chainforge.training.hub import send
 from chainforge.training.trackers import TENSORBOARD
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes")
-WORKING_FILES = {"log.txt", ".lock", artifacts.PROGRESS, artifacts.STARTED, artifacts.MANIFEST}
+WORKING_FILES = {"log.txt", ".lock", PROGRESS, STARTED, MANIFEST, UPLOAD}
 UNSIGNED = {"checkpoints", TENSORBOARD}
 
 
@@ -77,7 +78,7 @@ class Stage:
     metrics: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     policy: Start | None = None  # how its policy was opened, where it trains one
-    afterwards: list[Callable[[], None]] = field(default_factory=list)  # once it is signed
+    upload: dict[str, Any] | None = None  # what `hub.send` is to do once it is signed
 
     def path(self, name: str) -> Path:
         """Return the path of a file of this stage."""
@@ -137,8 +138,7 @@ def open_stage(
             if stage.policy and "checkpoints" not in stage.policy.keep:
                 shutil.rmtree(stage.path("checkpoints"), ignore_errors=True)
             if is_main_process():
-                for act in stage.afterwards:
-                    act()
+                send(directory)
 
 
 def _leave_if_done(stage: Stage) -> None:
@@ -146,6 +146,8 @@ def _leave_if_done(stage: Stage) -> None:
     if manifest is None:
         return
     if manifest.fingerprint == stage.fingerprint:
+        if is_main_process():
+            send(stage.directory)
         logger.info("%s is done already; delete it to run it again", stage.directory)
         raise SystemExit(0)
     raise InputError(
@@ -157,7 +159,7 @@ def _leave_if_done(stage: Stage) -> None:
 
 def _begin(stage: Stage) -> None:
     """Mark the directory as this stage's, unless it is somebody else's."""
-    marker = stage.path(artifacts.STARTED)
+    marker = stage.path(STARTED)
     if marker.exists():
         before = artifacts.read_json(marker)
         if before["fingerprint"] != stage.fingerprint:
@@ -182,7 +184,7 @@ def _begin(stage: Stage) -> None:
 
 def _wait_for_main(stage: Stage) -> None:
     """Wait until the first process has made the directory this stage's."""
-    marker = stage.path(artifacts.STARTED)
+    marker = stage.path(STARTED)
     while not marker.exists() or artifacts.read_json(marker)["fingerprint"] != stage.fingerprint:
         time.sleep(0.1)
 
@@ -198,7 +200,11 @@ def _difference(given_before: dict[str, Any], inputs_before: dict[str, str], sta
 
 
 def _sign(stage: Stage, seconds: float) -> None:
-    """Write the manifest: from now on the stage is done."""
+    """Write the manifest: from now on the stage is done, and only to be sent, if at all."""
+    if stage.upload:
+        artifacts.write_json(stage.path(UPLOAD), stage.upload)
+    else:  # a run that was cut had other settings
+        stage.path(UPLOAD).unlink(missing_ok=True)
     outputs = {
         str(path.relative_to(stage.directory)): artifacts.sha256(path)
         for path in sorted(stage.directory.rglob("*"))

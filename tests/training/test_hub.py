@@ -1,12 +1,13 @@
 """`push_to_hub` in a training stage: what cannot go well is refused before anything is trained."""
 
-from pathlib import Path
+import sys
 
 import pytest
 
+from chainforge.core.artifacts import UPLOAD, write_json
 from chainforge.core.errors import InputError
-from chainforge.training.hub import send, take_over
-from chainforge.training.stage import Stage
+from chainforge.training.hub import take_over
+from chainforge.training.stage import Stage, open_stage
 
 
 @pytest.fixture
@@ -26,10 +27,10 @@ def test_a_push_is_taken_over_from_trl(tmp_path, stage, monkeypatch):
     training, model = args(tmp_path, push_to_hub=True, hub_model_id="me/mine")
     take_over(training, model, stage)
     assert not training.push_to_hub
-    assert len(stage.afterwards) == 1
-    training, model = args(tmp_path)
-    take_over(training, model, stage)
-    assert len(stage.afterwards) == 1  # not asked for
+    assert stage.upload == {"what": None, "to": "me/mine", "private": True}
+    stage.upload = None
+    take_over(*args(tmp_path), stage)
+    assert stage.upload is None  # not asked for
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ def test_what_cannot_go_well_is_refused_first(tmp_path, stage, monkeypatch, sett
     with pytest.raises(InputError, match=message) as error:
         take_over(*args(tmp_path, **settings), stage)
     assert "hf_some-token" not in str(error.value)
-    assert not stage.afterwards
+    assert stage.upload is None
 
 
 def test_without_a_token_nothing_is_trained_for_the_hub(tmp_path, stage, monkeypatch):
@@ -59,7 +60,31 @@ def test_without_a_token_nothing_is_trained_for_the_hub(tmp_path, stage, monkeyp
         take_over(*args(tmp_path, push_to_hub=True, hub_model_id="me/mine"), stage)
 
 
-def test_a_failed_push_says_that_the_stage_is_done(stage):
-    Path(stage.directory).mkdir()
-    with pytest.raises(InputError, match=r"is done; send it with: chainforge export .*/cold "):
-        send(stage, "me/mine", private=True)
+def test_what_was_not_sent_before_a_kill_is_sent_when_it_is_run_again(tmp_path, monkeypatch):
+    """Once: what the Hub does not take is left to `chainforge export`, and the stage is done."""
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
+    monkeypatch.setattr(sys, "argv", ["sft.py"])
+    cold, order = tmp_path / "cold", {"what": None, "to": "me/mine", "private": True}
+    said = rf"set HF_TOKEN.*\n.* is done; send it with: chainforge export {cold} --what model"
+
+    def work(upload=order):
+        with open_stage("sft", str(cold)) as stage:
+            stage.path("model").mkdir(exist_ok=True)
+            stage.path("model/config.json").write_text("{}")
+            stage.upload = upload
+
+    with pytest.raises(InputError, match=said):
+        work()
+    manifest = (cold / "manifest.json").read_bytes()
+    with pytest.raises(SystemExit):
+        work()  # it was tried
+    write_json(cold / UPLOAD, order)
+    with pytest.raises(InputError, match=said):
+        work()
+    assert not (cold / UPLOAD).exists()
+    assert (cold / "manifest.json").read_bytes() == manifest
+    write_json(cold / UPLOAD, order)
+    (cold / "manifest.json").unlink()
+    work(upload=None)  # killed before it was signed, and not to be sent any more
+    assert not (cold / UPLOAD).exists()
