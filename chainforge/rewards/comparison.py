@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -24,7 +25,7 @@ from chainforge.rewards.answers import (
     ratio,
     squeeze,
 )
-from chainforge.rewards.claims import Claim, Gold, read_gold, same_number, value_text, words_of
+from chainforge.rewards.claims import Claim, read_gold, same_number, value_text, words_of
 from chainforge.rewards.judges import Job
 from chainforge.rewards.scorers import plain_scorer
 
@@ -74,8 +75,7 @@ def _numeric(claim: Claim) -> bool | None:
     target = decimal(gold.text.removesuffix("%").strip()) if gold else None
     if gold is None or target is None:
         return None
-    known = Gold(gold.text, gold.key, target, gold.percent, prose=False)
-    text = value_text(claim, known)
+    text = value_text(claim, replace(gold, value=target))
     value = decimal(text.removesuffix("%").strip()) if text else None
     if text is None or value is None:
         return False

@@ -1,5 +1,6 @@
 """Stages of two or three steps on the tiny model, trained in this process the recipes' way."""
 
+import copy
 import sys
 from types import SimpleNamespace
 
@@ -33,6 +34,14 @@ def rows(count=16):
 
     done = [{"role": "assistant", "content": TEXT}]
     return Dataset.from_dict({"prompt": [PROMPT] * count, "completion": [done] * count})
+
+
+def changed(tokenizer, **changes):
+    """A tokenizer with other attributes."""
+    other = copy.deepcopy(tokenizer)
+    for name, value in changes.items():
+        setattr(other, name, value)
+    return other
 
 
 def variety(completions, **columns):

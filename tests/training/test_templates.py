@@ -1,17 +1,8 @@
 import pytest
-from stages import rows
+from stages import changed, rows
 
 from chainforge.core.errors import InputError
 from chainforge.training.templates import check_lengths, check_template, check_whole, learnt
-
-
-def changed(tokenizer, **changes):
-    import copy
-
-    other = copy.deepcopy(tokenizer)
-    for name, value in changes.items():
-        setattr(other, name, value)
-    return other
 
 
 def test_a_good_template_passes(tokenizer):

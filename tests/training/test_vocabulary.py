@@ -1,8 +1,8 @@
-import copy
 from types import SimpleNamespace
 
 import pytest
 import torch
+from stages import changed
 
 from chainforge.core import artifacts
 from chainforge.core.errors import InputError
@@ -116,13 +116,6 @@ def test_models_of_one_size_go_to_trl_as_they_are(padded_models, tokenizer, tmp_
     assert trainer.teacher_model.config.vocab_size == SMALL
     assert trainer.model.get_output_embeddings().bias is None
     assert trainer.args.teacher_model_init_kwargs["dtype"] == "auto"
-
-
-def changed(tokenizer, **changes):
-    other = copy.deepcopy(tokenizer)
-    for name, value in changes.items():
-        setattr(other, name, value)
-    return other
 
 
 def test_tokenizers_that_agree(tokenizer):
