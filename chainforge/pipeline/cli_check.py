@@ -92,12 +92,10 @@ def doctor(
     from chainforge.pipeline import doctor as doctors
     from chainforge.pipeline.checkup.findings import Context, this_machine, worst
 
-    context = Context(this_machine())
-    if chain is not None:
-        loaded, steps = planned(chain, runs, launch, sets, seed)
-        context = Context(this_machine(), loaded, tuple(steps), online)
-    elif launch or sets:
+    if chain is None and (launch or sets):
         raise InputError("--launch and --set change a chain: name one, as chainforge doctor CHAIN")
+    loaded, steps = planned(chain, runs, launch, sets, seed) if chain is not None else (None, [])
+    context = Context(this_machine(), loaded, tuple(steps), online)
     findings = doctors.examine(context, probed=probe)
     if as_json:
         print_json(doctors.to_json(findings))

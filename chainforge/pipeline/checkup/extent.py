@@ -46,7 +46,7 @@ def rows(context: Context, step: Step) -> int:
     """Return how many rows an SFT stage is trained on, at most."""
     number = 0
     for place, name in enumerate(step.stage.data):
-        giver = next((one for one in context.steps if one.stage.name == name), None)
+        giver = material.step_of(context, name)
         if giver is None:
             parts = supply.learnt_from(context, step)
             number += sum(len(part.rows) for part in parts if part.source == name)

@@ -117,6 +117,10 @@ class Context:
             if step.stage.recipe in TRAINED
         ]
 
+    def trained(self, step: Step) -> Training | None:
+        """Return a stage as one that trains; None for the others."""
+        return next((stage for stage in self.training if stage.step is step), None)
+
     def launch_file(self, step: Step) -> Path | None:
         """Return the launch file of a stage, one's own default included; None without any."""
         words = step.command

@@ -60,7 +60,7 @@ def check_disk(context: Context) -> Iterator[Finding]:
 
 def _of(step: Step, context: Context) -> tuple[int, int]:
     """Return the bytes that a stage holds while it runs, and once it is done."""
-    stage = next((one for one in context.training if one.step is step), None)
+    stage = context.trained(step)
     if stage is not None:
         return _of_training(stage, context)
     recipe = step.stage.recipe

@@ -86,7 +86,7 @@ def _before(context: Context, step: Step) -> Duration | None:
     manifest = read_manifest(step.directory)
     if manifest is None:
         return None
-    stage = _training(context, step)
+    stage = context.trained(step)
     try:
         now = extent.work(step, step.given, extent.steps(context, stage) if stage else None)
         done = manifest.metrics.get("steps") if stage else None
@@ -103,7 +103,7 @@ def _by_arithmetic(context: Context, step: Step, rate: Rate) -> Duration | None:
     if isinstance(shape, str):
         return None
     try:
-        stage = _training(context, step)
+        stage = context.trained(step)
         if stage is not None:
             return Duration(_training_seconds(context, stage, shape, rate), False)
         if step.stage.recipe not in ("reject", "evaluate") or not step.given.get("tasks"):
@@ -142,10 +142,6 @@ def _writing(
     """
     reading = max(1.0, number / at_once) * written * shape.parameters * size / rate.bytes
     return max(reading, 2 * shape.parameters * number * (prompt + written) / rate.operations)
-
-
-def _training(context: Context, step: Step) -> Training | None:
-    return next((stage for stage in context.training if stage.step is step), None)
 
 
 def _rate(machine: Machine) -> Rate | None:
