@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from chainforge.core.artifacts import read_manifest
 from chainforge.core.errors import InputError
 from chainforge.pipeline.checkup import extent, material
 from chainforge.pipeline.checkup.findings import Context, Finding, Machine, NotHere, Training
+from chainforge.pipeline.display import seconds_in_words
 from chainforge.pipeline.plan import DONE, Step
 from chainforge.training.architecture import DTYPES, Shape
 from chainforge.training.matrix import method_of
@@ -64,21 +65,15 @@ def check_times(context: Context) -> Iterator[Finding]:
 def _in_words(found: dict[str, Duration], unknown: list[str], rate: Rate | None) -> str:
     parts = []
     for before, basis in ((True, "as these stages took before"), (False, None)):
-        some = {name: one for name, one in found.items() if one.before is before}
+        some = {name: max(1, one.seconds) for name, one in found.items() if one.before is before}
         if some:
-            total = _short(sum(one.seconds for one in some.values()))
-            each = ", ".join(f"{name} {_short(one.seconds)}" for name, one in some.items())
+            total = seconds_in_words(sum(some.values()))
+            each = ", ".join(f"{name} {seconds_in_words(took)}" for name, took in some.items())
             words = basis or f"by operations and bytes alone, at {rate.words if rate else ''}"
             parts.append(f"{'about' if before else 'at least'} {total} ({each}), {words}")
     if unknown:
         parts.append(f"not known of {', '.join(unknown)}")
     return "; ".join(parts) or "all stages are done"
-
-
-def _short(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _before(context: Context, step: Step) -> Duration | None:
@@ -164,7 +159,7 @@ def _rate(machine: Machine) -> Rate | None:
     return Rate(operations, speed, words)
 
 
-def _seconds(act: object) -> float:
+def _seconds(act: Callable[[], object]) -> float:
     started = time.perf_counter()
-    act()  # type: ignore[operator]
+    act()
     return max(1e-6, time.perf_counter() - started)
