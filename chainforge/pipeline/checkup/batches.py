@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from chainforge.core.errors import InputError
-from chainforge.pipeline.checkup.extent import asked
+from chainforge.pipeline.checkup.extent import asked, batch
 from chainforge.pipeline.checkup.findings import Context, Finding, Training, of_stage
 from chainforge.training.checkpoints import check_save_steps
 
@@ -26,21 +26,21 @@ def check_batches(context: Context) -> Iterator[Finding]:
         elif stage.recipe == "grpo":
             yield from _groups(stage)
         else:
-            rows = _global(stage.settings, stage.layout.processes) * _steps(stage)
             what = "rows" if stage.recipe == "sft" else "prompts"
-            yield Finding("ok", "batches", f"{rows} {what} a step", stage.name)
+            yield Finding("ok", "batches", f"{batch(stage)} {what} a step", stage.name)
 
 
 def _groups(stage: Training) -> Iterator[Finding]:
     """Check the batches of GRPO: what is written at once, in groups, for whole batches."""
     settings, processes = stage.settings, stage.layout.processes
-    group, batch = settings["num_generations"], _global(settings, processes)
+    at_once = settings["per_device_train_batch_size"] * processes
+    group, learnt = settings["num_generations"], batch(stage)
     given, steps = settings["generation_batch_size"], settings["steps_per_generation"]
     if given and steps:
         text = "generation_batch_size and steps_per_generation: give one of them"
         yield Finding("error", "batches", text, stage.name)
         return
-    written = int(given or batch * int(steps or _steps(stage)))
+    written = int(given or (at_once * int(steps) if steps else learnt))
     problems = []
     if group < 2:
         problems.append(f"num_generations: {group}: a group needs 2 to compare, better 8 or more")
@@ -50,10 +50,10 @@ def _groups(stage: Training) -> Iterator[Finding]:
             f"{written} completions are written at once, which num_generations, {group}, does not "
             f"divide: {near}"
         )
-    if written % batch:
-        whole = max(1, written // batch) * batch
+    if written % at_once:
+        whole = max(1, written // at_once) * at_once
         problems.append(
-            f"generation_batch_size: {written} does not hold whole batches of {batch} "
+            f"generation_batch_size: {written} does not hold whole batches of {at_once} "
             f"(per_device_train_batch_size x {processes} processes): write {whole}"
         )
     prompts = written // group if group else 0
@@ -67,25 +67,15 @@ def _groups(stage: Training) -> Iterator[Finding]:
         check_save_steps(SimpleNamespace(**settings, eval_steps=None, eval_strategy="no"))
     except InputError as error:
         problems.append(str(error))
-    learnt = batch * _steps(stage)
     fine = f"{learnt} completions a step, of {max(1, learnt // max(group, 1))} prompts"
     yield from of_stage("batches", stage.name, problems, fine)
 
 
 def _nearest(settings: dict[str, Any], processes: int, group: int) -> str:
     """Suggest the batch next in size that groups go into."""
-    steps = int(settings["gradient_accumulation_steps"])
-    size = int(settings["per_device_train_batch_size"])
+    steps, size = settings["gradient_accumulation_steps"], settings["per_device_train_batch_size"]
     for more in range(group):
-        for batch in (size + more, size - more):
-            if batch > 0 and batch * processes * steps % group == 0:
-                return f"write per_device_train_batch_size: {batch}"
+        for near in (size + more, size - more):
+            if near > 0 and near * processes * steps % group == 0:
+                return f"write per_device_train_batch_size: {near}"
     return f"make per_device_train_batch_size x {processes} processes a multiple of it"
-
-
-def _global(settings: dict[str, Any], processes: int) -> int:
-    return int(settings["per_device_train_batch_size"]) * processes
-
-
-def _steps(stage: Training) -> int:
-    return int(stage.settings["gradient_accumulation_steps"])
