@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from chainforge.core.errors import InputError
-from chainforge.pipeline.checkup.findings import Context, Finding, Training
+from chainforge.pipeline.checkup.findings import Context, Finding, Level, Training
 from chainforge.pipeline.checkup.lengths import longest_prompt
 from chainforge.training.architecture import Shape
 from chainforge.training.memory import GIB, Estimate, estimate
@@ -62,8 +62,8 @@ def _of(stage: Training, context: Context) -> Finding:
             f"not even {'; '.join(changes)} would do ({then.peak / GIB:.1f} GiB): take a smaller "
             "model, or more or larger GPUs"
         )
-    level = "error" if needed.peak > device else "warning"
-    return Finding(level, "memory", f"{words}, {of}: {advice}", stage.name)  # type: ignore[arg-type]
+    level: Level = "error" if needed.peak > device else "warning"
+    return Finding(level, "memory", f"{words}, {of}: {advice}", stage.name)
 
 
 def _device(stage: Training, context: Context) -> int | None:

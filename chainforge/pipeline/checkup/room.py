@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from typing import Any
 
 from chainforge.core.disk import size_in_words
 from chainforge.core.errors import InputError
@@ -90,15 +91,14 @@ def _of_training(stage: Training, context: Context) -> tuple[int, int]:
     return during, model + adapter + (number * checkpoint if "checkpoints" in kept else 0)
 
 
-def _checkpoints(stage: Training, context: Context, given: dict[str, object]) -> int:
+def _checkpoints(stage: Training, context: Context, given: dict[str, Any]) -> int:
     """Return how many checkpoints lie there at a time."""
     strategy = str(getattr(given["save_strategy"], "value", given["save_strategy"]))
     if strategy == "no":
         return 0
     steps = extent.steps(context, stage)
-    every = float(str(given["save_steps"]))
+    every = float(given["save_steps"])
     every = max(1.0, every * steps if every < 1 else every)
-    number = int(steps // every) + 1 if strategy == "steps" else int(float(str(
-        given["num_train_epochs"]))) + 1  # fmt: skip
+    number = int(steps // every if strategy == "steps" else given["num_train_epochs"]) + 1
     limit = given["save_total_limit"]
-    return min(number, int(str(limit)) + 1) if limit else number
+    return min(number, limit + 1) if limit else number

@@ -13,7 +13,7 @@ from chainforge.data.sampling.engine import SamplingArgs
 from chainforge.data.selection.filters import FilterArgs, filters
 from chainforge.data.selection.rejection import SelectionArgs
 from chainforge.pipeline.checkup import material, supply
-from chainforge.pipeline.checkup.findings import Context, Finding, NotHere, of_stage
+from chainforge.pipeline.checkup.findings import Context, Finding, Level, NotHere, of_stage
 from chainforge.pipeline.plan import Step
 from chainforge.rewards.language import scripts_of
 
@@ -75,13 +75,13 @@ def _of_sft(context: Context, step: Step) -> Iterator[Finding]:
             if read(row["completion"][0]["content"], form) is None
         ]
         if odd:
-            level = "error" if len(odd) == len(part.rows) else "warning"
+            level: Level = "error" if len(odd) == len(part.rows) else "warning"
             text = (
                 f"{len(odd):,} of {len(part.rows):,} completions of {part.source} are no "
                 f"transcripts of the form {form} (the first is row {odd[0]}): each tag once, in "
                 "order, nothing outside; mend them, or set `transcript`"
             )
-            yield Finding(level, "rows", text, name)  # type: ignore[arg-type]
+            yield Finding(level, "rows", text, name)
 
 
 def _said_elsewhere(context: Context, step: Step) -> bool:
