@@ -10,7 +10,7 @@ from chainforge.core.artifacts import read_json
 from chainforge.core.errors import InputError
 from chainforge.pipeline.checkup import material, supply
 from chainforge.pipeline.checkup.findings import Context, NotHere, Training
-from chainforge.pipeline.checkup.lengths import CHUNK, DEFAULT_LIMIT, SAMPLING, whole
+from chainforge.pipeline.checkup.lengths import CHUNK, limit_of, whole
 from chainforge.pipeline.plan import DONE, Step
 from chainforge.training.settings import settings_of
 
@@ -92,14 +92,13 @@ def tokens(context: Context, step: Step) -> tuple[float, float]:
             return sum(sizes) / len(sizes), 0.0
         except (InputError, NotHere):
             return float(limit), 0.0
-    limit = int(step.given.get(SAMPLING.get(step.stage.recipe, ""), DEFAULT_LIMIT))
+    limit = float(limit_of(step))
     try:
         tokenizer = material.tokenizer(context, material.sampled(step))
-        found = _some(supply.examples(context, step))
-        sizes = [len(ids) for ids in material.encoded(tokenizer, found)]
-        return sum(sizes) / len(sizes), float(limit)
+        sizes = material.prompt_tokens(tokenizer, _some(supply.examples(context, step)))
+        return sum(sizes) / len(sizes), limit
     except (InputError, NotHere):
-        return float(GUESSED_PROMPT), float(limit)
+        return float(GUESSED_PROMPT), limit
 
 
 def _some(found: list[Any]) -> list[Any]:

@@ -75,14 +75,11 @@ def _of_sft(context: Context, step: Step, fine: dict[str, str]) -> Iterator[Find
 
 
 def _of_sampling(context: Context, step: Step, fine: dict[str, str]) -> Iterator[Finding]:
-    rows = supply.examples(context, step)
-    if not rows:
+    if not supply.examples(context, step):
         return
     name, key = material.sampled(step), SAMPLING[step.stage.recipe]
-    tokenizer = material.tokenizer(context, name)
-    limit, room = int(step.given.get(key, DEFAULT_LIMIT)), material.context_length(context, name)
-    shortest = None if room is None else room - limit
-    found = longest(rows, _asked, lambda some: prompts(tokenizer, some), shortest)
+    limit, room = limit_of(step), material.context_length(context, name)
+    found = longest_prompt(context, step)
     if room is not None and found.tokens >= room:
         text = (
             f"prompts have up to {found.tokens} tokens, and the model knows {room} places: nothing "
@@ -98,28 +95,34 @@ def _of_sampling(context: Context, step: Step, fine: dict[str, str]) -> Iterator
         yield Finding("warning", "lengths", text, step.stage.name, vars(found))
     else:
         fine[step.stage.name] = f"{found.tokens} and {limit}" + (f" of {room}" if room else "")
-    yield from _answers(context, step, tokenizer, key, limit)
+    yield from _answers(context, step, key, limit)
 
 
-def longest_prompt(context: Context, step: Step) -> int | None:
-    """Return the tokens of a stage's longest prompt; None where they cannot be counted."""
-    try:
-        rows = supply.examples(context, step)
-        tokenizer = material.tokenizer(context, material.sampled(step))
-        return longest(rows, _asked, lambda some: prompts(tokenizer, some), None).tokens or None
-    except (NotHere, InputError):
-        return None
+def limit_of(step: Step) -> int:
+    """Return how many tokens a stage that samples may write."""
+    return int(step.given.get(SAMPLING.get(step.stage.recipe, ""), DEFAULT_LIMIT))
 
 
-def prompts(tokenizer: Any, rows: Sequence[Row]) -> list[int]:
-    """Return the tokens of each row's prompt, as it is sampled from."""
-    return [len(ids) for ids in material.encoded(tokenizer, list(rows))]
+def longest_prompt(context: Context, step: Step) -> Longest:
+    """Return a stage's longest prompt, and how many leave the model less room than its limit."""
+
+    def make() -> Longest:
+        name = material.sampled(step)
+        tokenizer, room = material.tokenizer(context, name), material.context_length(context, name)
+        return longest(
+            supply.examples(context, step),
+            lambda row: row["prompt"],
+            lambda some: material.prompt_tokens(tokenizer, some),
+            None if room is None else room - limit_of(step),
+        )
+
+    found: Longest = material.once(context, ("longest prompt", step.stage.name), make)
+    return found
 
 
-def _answers(
-    context: Context, step: Step, tokenizer: Any, key: str, limit: int
-) -> Iterator[Finding]:
+def _answers(context: Context, step: Step, key: str, limit: int) -> Iterator[Finding]:
     """Hold the answers that a policy has learnt from to the length that it may write."""
+    tokenizer = material.tokenizer(context, material.sampled(step))
     parts = [part for part in supply.taught(context, material.sampled(step)) if part.real]
     rows = [row for part in parts for row in part.rows]
     if not rows:
@@ -169,7 +172,3 @@ def whole(tokenizer: Any, rows: Sequence[Row]) -> list[int]:
 
 def _said(row: Row) -> list[Any]:
     return [*row["prompt"], *row["completion"]]
-
-
-def _asked(row: Row) -> list[Any]:
-    return list(row["prompt"])

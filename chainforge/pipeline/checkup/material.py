@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,11 +142,11 @@ def context_length(context: Context, name: str) -> int | None:
     return length if isinstance(length, int) else None
 
 
-def encoded(tokenizer: Any, rows: list[Row]) -> list[list[int]]:
-    """Return the token ids of each row's prompt, as it is sampled from."""
+def prompt_tokens(tokenizer: Any, rows: Sequence[Row]) -> list[int]:
+    """Return the tokens of each row's prompt, as it is sampled from."""
     from chainforge.data.sampling.local_engine import encode
 
-    return encode(tokenizer, rows)
+    return [len(ids) for ids in encode(tokenizer, list(rows))]
 
 
 def sampled(step: Step) -> str:

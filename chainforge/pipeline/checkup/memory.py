@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from chainforge.core.errors import InputError
-from chainforge.pipeline.checkup.findings import Context, Finding, Level, Training
+from chainforge.pipeline.checkup.findings import Context, Finding, Level, NotHere, Training
 from chainforge.pipeline.checkup.lengths import longest_prompt
 from chainforge.training.architecture import Shape
 from chainforge.training.memory import GIB, Estimate, estimate
@@ -41,7 +41,7 @@ def _of(stage: Training, context: Context) -> Finding:
         shape,
         stage.layout,
         teacher=teacher,
-        prompt_tokens=longest_prompt(context, stage.step),
+        prompt_tokens=_prompt_tokens(stage, context),
         device_bytes=device,
     )
     words = _in_words(needed)
@@ -64,6 +64,14 @@ def _of(stage: Training, context: Context) -> Finding:
         )
     level: Level = "error" if needed.peak > device else "warning"
     return Finding(level, "memory", f"{words}, {of}: {advice}", stage.name)
+
+
+def _prompt_tokens(stage: Training, context: Context) -> int | None:
+    """Return the tokens of a stage's longest prompt; None where they cannot be counted."""
+    try:
+        return longest_prompt(context, stage.step).tokens or None
+    except (NotHere, InputError):
+        return None
 
 
 def _device(stage: Training, context: Context) -> int | None:

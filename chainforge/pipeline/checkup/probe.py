@@ -9,7 +9,7 @@ from chainforge.core.errors import InputError
 from chainforge.data.sampling.engine import Draw, Drawn, SamplingArgs, seed_of
 from chainforge.pipeline.checkup import material, supply
 from chainforge.pipeline.checkup.findings import Context, Finding, NotHere
-from chainforge.pipeline.checkup.lengths import DEFAULT_LIMIT, SAMPLING
+from chainforge.pipeline.checkup.lengths import SAMPLING, limit_of
 from chainforge.pipeline.plan import Step
 from chainforge.training.sources import first_line
 from chainforge.training.templates import load_tokenizer
@@ -40,8 +40,7 @@ def _of(context: Context, step: Step) -> Finding:
         text = f"{step.stage.model} is not made yet: look again when it is"
         return Finding("ok", "probe", text, step.stage.name)
     rows = supply.examples(context, step)[:PROMPTS]
-    key = SAMPLING[step.stage.recipe]
-    limit = int(step.given.get(key, DEFAULT_LIMIT))
+    key, limit = SAMPLING[step.stage.recipe], limit_of(step)
     done = _sample(context, step, path, rows, limit)
     cut = sum(reason == "length" for reason, _ in done)
     longest = max(tokens for _, tokens in done)
