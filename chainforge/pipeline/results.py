@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +46,7 @@ def models_table(models: list[dict[str, Any]]) -> Table:
     over = len(models[0]["strict"].get("seeds") or {}) if models else 0
     title = f"accuracy on {' to '.join(f'{n:,}' for n in rows)} held-out rows (95 % interval)"
     title += f", mean of {over} seeds" if over else ""
-    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold")
-    table.add_column("model", overflow="fold")
-    for name in ("strict %", "lenient %", "format %", "tokens"):
-        table.add_column(name, justify="right")
+    table = _table(title, "strict %", "lenient %", "format %", "tokens")
     for model in models:
         table.add_row(
             model["name"],
@@ -62,15 +60,8 @@ def models_table(models: list[dict[str, Any]]) -> Table:
 
 def lengths_table(models: list[dict[str, Any]]) -> Table:
     """One row for each model: how long its answers are, and what one that is right costs."""
-    table = Table(
-        title="length and language of the first sample",
-        box=SIMPLE_HEAD,
-        title_justify="left",
-        title_style="bold",
-    )
-    table.add_column("model", overflow="fold")
-    for name in ("reasoning tokens", "tokens/solved", "cut %", "language %"):
-        table.add_column(name, justify="right")
+    title = "length and language of the first sample"
+    table = _table(title, "reasoning tokens", "tokens/solved", "cut %", "language %")
     for model in models:
         table.add_row(
             model["name"],
@@ -85,15 +76,8 @@ def lengths_table(models: list[dict[str, Any]]) -> Table:
 def samples_table(models: list[dict[str, Any]]) -> Table:
     """One row for each model: what more samples of a prompt give."""
     most = max((max(model["pass_at_k"], key=int) for model in models), key=int)
-    table = Table(
-        title=f"{most} samples of each prompt",
-        box=SIMPLE_HEAD,
-        title_justify="left",
-        title_style="bold",
-    )
-    table.add_column("model", overflow="fold")
-    for name in ("pass@1 %", f"pass@{most} %", f"maj@{most} %"):
-        table.add_column(name, justify="right")
+    title = f"{most} samples of each prompt"
+    table = _table(title, "pass@1 %", f"pass@{most} %", f"maj@{most} %")
     for model in models:
         once = model.get("pass_at_1")
         table.add_row(
@@ -107,14 +91,8 @@ def samples_table(models: list[dict[str, Any]]) -> Table:
 
 def tasks_table(models: list[dict[str, Any]]) -> Table:
     """One row for each model, one column for each task; the mean of the tasks has an interval."""
-    table = Table(
-        title="strict accuracy by task, in %",
-        box=SIMPLE_HEAD,
-        title_justify="left",
-        title_style="bold",
-    )
+    table = _table("strict accuracy by task, in %")
     tasks = list(dict.fromkeys(task for model in models for task in model["tasks"]))
-    table.add_column("model", overflow="fold")
     for task in tasks:
         table.add_column(_broken(task), justify="right", overflow="fold")
     table.add_column("mean", justify="right", no_wrap=True)
@@ -130,17 +108,8 @@ def tasks_table(models: list[dict[str, Any]]) -> Table:
 
 def pairs_table(pairs: list[dict[str, Any]]) -> Table:
     """One row for each comparison of two models on the same rows."""
-    table = Table(
-        title="paired differences in strict accuracy, in points",
-        box=SIMPLE_HEAD,
-        title_justify="left",
-        title_style="bold",
-    )
-    table.add_column("from", overflow="fold")
-    table.add_column("to", overflow="fold")
-    table.add_column("difference", justify="right")
-    table.add_column("95 % interval", justify="right")
-    table.add_column("p", justify="right")
+    title = "paired differences in strict accuracy, in points"
+    table = _table(title, "difference", "95 % interval", "p", names=("from", "to"))
     for pair in pairs:
         table.add_row(
             pair["from"],
@@ -149,6 +118,16 @@ def pairs_table(pairs: list[dict[str, Any]]) -> Table:
             f"{points(pair['low'])} to {points(pair['high'])}",
             p_value(pair["p"]),
         )
+    return table
+
+
+def _table(title: str, *numbers: str, names: Sequence[str] = ("model",)) -> Table:
+    """Return a table without rows: columns of names, then columns of numbers."""
+    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold")
+    for name in names:
+        table.add_column(name, overflow="fold")
+    for number in numbers:
+        table.add_column(number, justify="right")
     return table
 
 
