@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 
 LINES = 20
@@ -45,11 +46,9 @@ def ending(path: Path) -> Ending:
     for number in range(len(lines) - 1, max(-1, len(lines) - LAUNCHER_LINES), -1):
         for mark, outcome in OUTCOMES.items():
             if lines[number].startswith(mark):
-                end = number + 1
-                while end < len(lines) and lines[end].startswith("  "):  # the message goes on
-                    end += 1
-                message = "\n".join([lines[number].removeprefix(mark), *lines[number + 1 : end]])
-                return Ending(_last(lines[:end]), outcome, message)
+                said = _whole(lines[number:])
+                text = "\n".join(said).removeprefix(mark)
+                return Ending(_last([*lines[:number], *said]), outcome, text)
     return Ending(_last(lines))
 
 
@@ -58,13 +57,13 @@ def message(text: str, mark: str = "error: ") -> str:
     lines = text.splitlines()
     for number in range(len(lines) - 1, -1, -1):
         if lines[number].startswith(mark):
-            found = [lines[number].removeprefix(mark)]
-            for line in lines[number + 1 :]:
-                if not line.startswith("  "):
-                    break
-                found.append(line)
-            return "\n".join(found)
+            return "\n".join(_whole(lines[number:])).removeprefix(mark)
     return ""
+
+
+def _whole(lines: list[str]) -> list[str]:
+    """Return the first line and those that go on with it, which are indented."""
+    return [lines[0], *takewhile(lambda line: line.startswith("  "), lines[1:])]
 
 
 def _last(lines: list[str]) -> list[str]:
