@@ -169,8 +169,9 @@ def _read_stage(chain: Path, entry: Mapping[str, Any]) -> StageEvidence:
     if (directory / PROGRESS).is_file():
         stage.progress = object_of(directory / PROGRESS, "done", "total", "unit")
         if (directory / STARTED).is_file():
-            started, told = ((directory / name).stat().st_mtime for name in (STARTED, PROGRESS))
-            stage.elapsed = max(0.0, told - started)
+            begun, told = ((directory / name).stat().st_mtime for name in (STARTED, PROGRESS))
+            if told - begun >= 1:  # else it has only begun, or begun once more, and told nothing
+                stage.elapsed = told - begun
     if (directory / "funnel.json").is_file():
         stage.funnel = object_of(directory / "funnel.json", "in", "kept", "dropped")
     if (directory / "results.json").is_file():

@@ -49,7 +49,7 @@ def render(chain: ChainEvidence) -> str:
         version=__version__,
         name=chain.name,
         running=chain.running,
-        seconds=sum(stage.seconds or 0 for stage in chain.stages),
+        seconds=sum(stage.seconds or 0 for stage in chain.stages) or None,
         done=sum(stage.state == "done" for stage in chain.stages),
         states=overview.states(chain),
         progress=overview.progress(chain),

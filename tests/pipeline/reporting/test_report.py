@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -209,6 +210,24 @@ def test_a_half_finished_chain_with_a_failed_stage(chain: Path) -> None:
     assert "step 3 " not in page.text
     assert "Not finished yet: scores." in page.text
     assert "reason failed" in page.text
+
+
+def test_a_stage_that_is_not_finished_has_a_time_once_it_has_worked(chain: Path) -> None:
+    for manifest in chain.glob("*/manifest.json"):
+        manifest.unlink()
+    # The last goes on from where it was cut, and what it told is from before that.
+    for name, begun, told in (("cold", 100, 163), ("reason", 100, 100.02), ("final", 100, 40)):
+        write_json(chain / name / "stage.json", {"recipe": "sft"})
+        write_json(chain / name / "progress.json", {"done": 1, "total": 2, "unit": "steps"})
+        os.utime(chain / name / "stage.json", (begun, begun))
+        os.utime(chain / name / "progress.json", (told, told))
+    page = report(chain)
+    html = (chain / "report.html").read_text(encoding="utf-8")
+    times = re.findall(r'<div class="time">(.*?)</div>', html)
+    assert times == ["–", "1\u00a0min 03\u00a0s", "–", "–", "–"]
+    assert "time, all stages 1 min 03 s" in page.text
+    (chain / "cold" / "progress.json").unlink()
+    assert "time, all stages –" in report(chain).text
 
 
 def test_the_caller_may_know_more_than_the_files(chain: Path) -> None:
