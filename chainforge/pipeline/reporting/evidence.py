@@ -14,12 +14,7 @@ from chainforge.core.records import Row
 from chainforge.pipeline import logs
 from chainforge.pipeline.gates import Gate, Verdict, read_gates, verdict
 from chainforge.pipeline.reporting.lineage import name_inputs
-from chainforge.pipeline.reporting.readings import (
-    lines_of,
-    object_of,
-    results_of,
-    spending_of,
-)
+from chainforge.pipeline.reporting.readings import lines_of, object_of, results_of, spending_of
 
 CHAIN = "chain.json"
 # Any of these in a folder makes it a stage, when no chain.json lists the stages.
@@ -150,11 +145,13 @@ def _read_stage(chain: Path, entry: Mapping[str, Any]) -> StageEvidence:
         raise InputError(f"{chain / CHAIN}: each stage needs a `name`; got {entry!r}") from None
     directory = chain / name
     manifest = read_manifest(directory)
+    begun = directory / STARTED
+    made = vars(manifest) if manifest else object_of(begun) if begun.is_file() else {}
     log = logs.ending(directory / "log.txt")
     given = entry.get("inputs")
     stage = StageEvidence(
         name=name,
-        recipe=str(entry.get("recipe") or _recipe(directory)),
+        recipe=str(entry.get("recipe") or made.get("recipe", "")),
         directory=directory,
         state=str(entry.get("state") or _state(directory, manifest, log)),
         note=str(entry.get("note") or ""),
@@ -164,14 +161,14 @@ def _read_stage(chain: Path, entry: Mapping[str, Any]) -> StageEvidence:
         health=lines_of(directory / "health.jsonl"),
         spending=spending_of(directory, manifest),
         log=log,
-        prints=manifest.inputs if manifest else _started(directory),
+        prints=made.get("inputs", {}),
     )
     if (directory / PROGRESS).is_file():
         stage.progress = object_of(directory / PROGRESS, "done", "total", "unit")
-        if (directory / STARTED).is_file():
-            begun, told = ((directory / name).stat().st_mtime for name in (STARTED, PROGRESS))
-            if told - begun >= 1:  # else it has only begun, or begun once more, and told nothing
-                stage.elapsed = told - begun
+        if begun.is_file():
+            seconds = (directory / PROGRESS).stat().st_mtime - begun.stat().st_mtime
+            # Else it has only begun, or begun once more, and told nothing since.
+            stage.elapsed = seconds if seconds >= 1 else None
     if (directory / "funnel.json").is_file():
         stage.funnel = object_of(directory / "funnel.json", "in", "kept", "dropped")
     if (directory / "results.json").is_file():
@@ -190,21 +187,6 @@ def _gates(chain: Path, entry: Mapping[str, Any], inputs: Mapping[str, str]) -> 
         return read_gates(entry.get("gate"), models)
     except InputError as error:
         raise InputError(f"{chain / CHAIN}: stage {entry['name']}: {error}") from None
-
-
-def _recipe(directory: Path) -> str:
-    """Return the recipe that a folder says it was, or is being, made by."""
-    for name in (MANIFEST, STARTED):
-        if (directory / name).is_file():
-            return str(object_of(directory / name, "recipe")["recipe"])
-    return ""
-
-
-def _started(directory: Path) -> dict[str, str]:
-    """Return the fingerprints that an unfinished stage is being made from."""
-    path = directory / STARTED
-    prints = object_of(path).get("inputs") if path.is_file() else None
-    return prints if isinstance(prints, dict) else {}
 
 
 def _state(directory: Path, manifest: Manifest | None, log: logs.Ending) -> str:
