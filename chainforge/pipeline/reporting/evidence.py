@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from chainforge.core.errors import InputError
 from chainforge.core.records import Row
 from chainforge.pipeline import logs
 from chainforge.pipeline.gates import Gate, Verdict, read_gates, verdict
+from chainforge.pipeline.reporting import transcripts
 from chainforge.pipeline.reporting.lineage import name_inputs
 from chainforge.pipeline.reporting.readings import lines_of, object_of, results_of, spending_of
 
@@ -52,6 +54,11 @@ class StageEvidence:
     def samples(self) -> Path:
         """Where the stage's scored rows are, if it has any."""
         return self.directory / "samples.jsonl"
+
+    @cached_property
+    def sources(self) -> list[dict[str, Any]]:
+        """Who wrote its rows, as `transcripts.sources` counts them."""
+        return transcripts.sources(self.samples)
 
     @property
     def how_far(self) -> str:

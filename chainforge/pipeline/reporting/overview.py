@@ -12,7 +12,6 @@ from chainforge.pipeline.reporting import plots
 from chainforge.pipeline.reporting.accuracy import Evaluation
 from chainforge.pipeline.reporting.evidence import ChainEvidence, StageEvidence
 from chainforge.pipeline.reporting.lineage import lay_out
-from chainforge.pipeline.reporting.transcripts import sources
 
 
 def picture(
@@ -102,7 +101,7 @@ def paid(chain: ChainEvidence) -> dict[str, Any] | None:
 def unpaid(chain: ChainEvidence) -> bool:
     """Whether every row that was collected is the built-in solver's, which costs nothing."""
     collected = [stage for stage in chain.stages if stage.recipe == "collect" and stage.funnel]
-    writers = {row["source"] for stage in collected for row in sources(stage.samples)}
+    writers = {row["source"] for stage in collected for row in stage.sources}
     return writers == {"offline"}
 
 
@@ -128,9 +127,8 @@ def _notices(stage: StageEvidence) -> Iterator[str]:
         yield f"{name}: {warnings} of RL's health, below."
     if not stage.funnel:
         return
-    written = sources(stage.samples)
-    rows = sum(row["rows"] for row in written)
-    for row in written:
+    rows = sum(row["rows"] for row in stage.sources)
+    for row in stage.sources:
         if row["source"] in ("offline", "offline-fallback"):
             yield f"{name}: {row['rows']:,} of {rows:,} rows {wording.source(row['source'])}."
 

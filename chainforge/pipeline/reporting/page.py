@@ -21,7 +21,6 @@ from chainforge.pipeline.reporting.accuracy import Evaluation, evaluation_of
 from chainforge.pipeline.reporting.evidence import ChainEvidence, StageEvidence
 from chainforge.pipeline.reporting.lineage import NODE
 from chainforge.pipeline.reporting.texts import brief
-from chainforge.pipeline.reporting.transcripts import sources
 
 HERE = Path(__file__).parent
 WORDS = ("percent", "points", "p_words", "count", "duration", "money", "source")
@@ -116,7 +115,7 @@ def _data_stage(stage: StageEvidence) -> dict[str, Any]:
         "prompts": funnel.get("prompts"),
         "screened": funnel.get("decontamination"),
         "spending": stage.spending,
-        "sources": sources(stage.samples),
+        "sources": stage.sources,
         "browse": stage.name if stage.samples.is_file() else "",
     }
 
