@@ -149,18 +149,6 @@ def check_samples(gates: Sequence[Gate], settings: Mapping[str, Any]) -> None:
             )
 
 
-def judge(gates: Sequence[Gate], directory: Path) -> tuple[list[str], list[str]]:
-    """Say of each gate of a finished stage what was found: (those open, those shut)."""
-    results = read_json(directory / "results.json")
-    opened: list[str] = []
-    shut: list[str] = []
-    for gate in gates:
-        judged = _judge_pair if gate.beats is not None else _judge_metric
-        passed, words = judged(gate, results, directory)
-        (opened if passed else shut).append(words)
-    return opened, shut
-
-
 @dataclass(frozen=True)
 class Verdict:
     """What the gates of a finished stage found, a sentence for each."""
@@ -174,6 +162,17 @@ class Verdict:
         return not self.shut
 
 
+def judge(gates: Sequence[Gate], directory: Path) -> Verdict:
+    """Say of each gate of a finished stage what was found."""
+    results = read_json(directory / "results.json")
+    found = Verdict([], [])
+    for gate in gates:
+        judged = _judge_pair if gate.beats is not None else _judge_metric
+        passed, words = judged(gate, results, directory)
+        (found.opened if passed else found.shut).append(words)
+    return found
+
+
 def verdict(gates: Sequence[Gate], directory: Path) -> Verdict | None:
     """Judge the gates of a finished stage for who only looks; None where there are none.
 
@@ -182,10 +181,9 @@ def verdict(gates: Sequence[Gate], directory: Path) -> Verdict | None:
     if not gates:
         return None
     try:
-        opened, shut = judge(gates, directory)
+        return judge(gates, directory)
     except InputError as error:
-        opened, shut = [], [f"it cannot be judged: {error}"]
-    return Verdict(opened, shut)
+        return Verdict([], [f"it cannot be judged: {error}"])
 
 
 def _judge_metric(gate: Gate, results: dict[str, Any], directory: Path) -> tuple[bool, str]:

@@ -106,15 +106,15 @@ def _pass_gates(step: Step, display: Display, ignore: bool) -> None:
     if not step.stage.gates:
         return
     name = step.stage.name
-    opened, shut = judge(step.stage.gates, step.directory)
-    for words in opened:
+    found = judge(step.stage.gates, step.directory)
+    for words in found.opened:
         display.line(name, f"gate passed: {words}")
-    if shut and not ignore:
+    if found.shut and not ignore:
         raise GateShut(
-            f"stage {name}: gate not passed: {'; '.join(shut)}. The chain stops here; "
+            f"stage {name}: gate not passed: {'; '.join(found.shut)}. The chain stops here; "
             "--ignore-gates goes on in spite of it"
         )
-    for words in shut:
+    for words in found.shut:
         display.line(name, f"gate not passed, ignored: {words}")
 
 

@@ -119,15 +119,15 @@ def measured(tmp_path):
     ],
 )
 def test_a_gate_says_what_it_found(measured, gate, passed, words):
-    opened, shut = judge([gate], measured)
-    assert (len(opened), len(shut)) == (passed, not passed)
-    assert words in (opened + shut)[0].replace("\u00a0", " ")
+    found = judge([gate], measured)
+    assert (len(found.opened), len(found.shut)) == (passed, not passed)
+    assert words in (found.opened + found.shut)[0].replace("\u00a0", " ")
 
 
 def test_the_p_of_a_gate_is_mcnemars(measured):
     p = mcnemar(0, 4)
-    assert judge([Gate("c", beats="b", p=p * 1.001)], measured)[0]
-    assert judge([Gate("c", beats="b", p=p)], measured)[1]
+    assert judge([Gate("c", beats="b", p=p * 1.001)], measured).passed
+    assert not judge([Gate("c", beats="b", p=p)], measured).passed
 
 
 @pytest.mark.parametrize(
