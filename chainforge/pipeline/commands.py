@@ -17,11 +17,10 @@ from chainforge.pipeline import handover, places
 from chainforge.pipeline.chain import Chain
 from chainforge.pipeline.handover import Settings
 from chainforge.pipeline.stages import Stage, check_setting
+from chainforge.training.settings import TRAINED
 
 # The recipes whose rows are trained on, and so must not give away what is evaluated.
 DECONTAMINATED = ("collect", "reject")
-# The recipes that train, and so can report to a tracker.
-TRACKED = ("sft", "grpo", "distill")
 
 
 def references(
@@ -126,7 +125,7 @@ def settings_of(
     for the questions of the chain's own evaluations, beside those that the stage names itself.
     """
     common: dict[str, Any] = {"seed": chain.seed, "transcript": chain.transcript}
-    if chain.report_to and stage.recipe in TRACKED:
+    if chain.report_to and stage.recipe in TRAINED:
         common["report_to"] = list(chain.report_to)
     settings = {key: value for key, value in common.items() if value is not None}
     for kind in stage.kinds:

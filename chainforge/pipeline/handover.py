@@ -13,20 +13,20 @@ from typing import Any
 
 from chainforge.core.errors import InputError
 from chainforge.pipeline.stages import Stage
+from chainforge.training.settings import TRAINED
 
-TRAINING = ("sft", "grpo", "distill")
 ADAPTER = "adapter_config.json"
 Settings = Mapping[str, Any]
 
 
 def adapter_of(stage: Stage, settings: Settings) -> str:
     """Return what a stage does with an adapter that it is given: `merge` if it does not say."""
-    return str(settings.get("adapter") or "merge") if stage.recipe in TRAINING else "merge"
+    return str(settings.get("adapter") or "merge") if stage.recipe in TRAINED else "merge"
 
 
 def trains_adapter(stage: Stage, settings: Settings) -> bool:
     """Whether a stage trains a LoRA adapter, and not all weights."""
-    return stage.recipe in TRAINING and _true(settings.get("use_peft"))
+    return stage.recipe in TRAINED and _true(settings.get("use_peft"))
 
 
 def part_of(
@@ -37,7 +37,7 @@ def part_of(
     Raises `InputError` when `giver` makes or keeps no such thing.
     """
     how = adapter_of(taker, asked) if role == "model" else "merge"
-    known = giver.recipe in TRAINING  # what one's own recipe leaves, only it knows
+    known = giver.recipe in TRAINED  # what one's own recipe leaves, only it knows
     if how == "continue" and known and not trains_adapter(giver, given):
         raise InputError(
             f"stage {taker.name}: adapter: continue: stage {giver.name} trains all weights, so "
@@ -59,9 +59,9 @@ def check_path(path: str, name: str, taker: Stage, asked: Settings, role: str = 
     if not Path(path).is_dir():
         return  # a Hub id: the stage itself will see
     adapter = (Path(path) / ADAPTER).exists()
-    if adapter and (taker.recipe not in TRAINING or role != "model"):
+    if adapter and (taker.recipe not in TRAINED or role != "model"):
         raise InputError(
-            f"stage {taker.name}: {name} is a LoRA adapter ({path}); only {', '.join(TRAINING)} "
+            f"stage {taker.name}: {name} is a LoRA adapter ({path}); only {', '.join(TRAINED)} "
             "open one, as their model; give a model that it is merged into"
         )
     if not adapter and role == "model" and adapter_of(taker, asked) == "continue":
@@ -73,7 +73,7 @@ def check_path(path: str, name: str, taker: Stage, asked: Settings, role: str = 
 
 def contract(stage: Stage, settings: Settings, path: str) -> list[tuple[str, str]]:
     """Say what a training stage trains and, in RL with a KL penalty, what it is held to."""
-    if stage.recipe not in TRAINING:
+    if stage.recipe not in TRAINED:
         return []
     lines = [("trains", _in_words(stage, settings))]
     try:

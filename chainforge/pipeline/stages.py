@@ -14,6 +14,7 @@ from chainforge.core.fingerprints import PATH_KEYS
 from chainforge.core.references import hint
 from chainforge.pipeline import places
 from chainforge.pipeline.gates import Gate
+from chainforge.training.settings import TRAINED
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # What lies beside the stages, and what a stage is called while it is made anew.
@@ -59,7 +60,7 @@ RECIPES = {
     "distill": Recipe(needs=("model", "teacher_model"), leaves=("model",)),
     "evaluate": Recipe(needs=("models",), launched="asked"),
 }
-TRAINING = "training"  # what a chain's `set` calls sft, grpo and distill together
+TRAINING = "training"  # what a chain's `set` calls all that train together
 OWN_RECIPE = Recipe(takes=REFERENCES, leaves=("model", "data"))
 
 
@@ -86,8 +87,7 @@ class Stage:
     @property
     def kinds(self) -> tuple[str, ...]:
         """What a chain's `set` may call it, the widest word first."""
-        trains = self.recipe in RECIPES and "model" in self.kind.leaves
-        return (TRAINING, self.recipe) if trains else (self.recipe,)
+        return (TRAINING, self.recipe) if self.recipe in TRAINED else (self.recipe,)
 
     @property
     def references(self) -> tuple[str, ...]:
