@@ -89,7 +89,7 @@ def print_agreement(verdicts: Sequence[Verdicts], found: Sequence[Case], console
     for case in found[:SHOWN_CASES]:
         said = ", ".join(f"{judge} {_word(value)}" for judge, value in case.verdicts.items())
         times = f"{len(case.ids)} x " if len(case.ids) > 1 else ""
-        text = f"{times}gold {_short(case.gold)}, answer {_short(case.answer)}: {said}"
+        text = f"{times}gold {shown(case.gold)}, answer {shown(case.answer)}: {said}"
         console.print(text, markup=False, soft_wrap=True)
     if len(found) > SHOWN_CASES:
         console.print(f"and {len(found) - SHOWN_CASES} more answers; --json lists all")
@@ -120,7 +120,7 @@ def _word(value: float | None) -> str:
     return "cannot say" if value is None else f"{value:g}"
 
 
-def _short(text: str) -> str:
+def shown(text: str) -> str:
     """Show a text on one line, whatever it holds."""
     line = ascii(text)
     return line if len(line) <= SHOWN_ANSWER else f"{line[: SHOWN_ANSWER - 3]}..."

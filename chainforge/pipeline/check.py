@@ -53,7 +53,7 @@ def check_reward(
     else:
         spec = {"fn": "accuracy_reward" if verifier else reward, "params": read_params(params)}
         judges = RewardArgs(rewards=[spec], transcript=transcript)
-    few = [_at_most(item, rows) for item in settings["tasks"]]
+    few = [at_most(item, rows) for item in settings["tasks"]]
     args = TaskArgs(tasks=few, system_prompt=settings.get("system_prompt"))
     examples = load_examples(args, transcript)[:rows]
     if verifier:
@@ -100,7 +100,7 @@ def read_params(texts: Iterable[str]) -> dict[str, Any]:
     return params
 
 
-def _at_most(task: Any, rows: int) -> Any:
+def at_most(task: Any, rows: int) -> Any:
     """Ask a task for no more rows than are tried; what is no task is left to be refused."""
     if isinstance(task, dict) and isinstance(task.get("size"), int):
         return task | {"size": min(task["size"], rows)}
@@ -123,11 +123,11 @@ def print_audit(audit: Audit, console: Console) -> None:
     console.print(table)
     # One example of each kind says more than many of the first.
     for row, attempt in {attempt.kind: (row, attempt) for row, attempt in audit.failures}.values():
-        text = f"{attempt.kind}: {attempt.total:g}, gold: {row.gold:g}  {_end(attempt.completion)}"
+        text = f"{attempt.kind}: {attempt.total:g}, gold: {row.gold:g}  {tail(attempt.completion)}"
         console.print(text, markup=False, soft_wrap=True)
     for name, attempt, second in audit.changed[:SHOWN_CHANGES]:
         text = f"row {name}, {attempt.kind}: {attempt.total}, then {second}"
-        console.print(f"{text}  {_end(attempt.completion)}", markup=False, soft_wrap=True)
+        console.print(f"{text}  {tail(attempt.completion)}", markup=False, soft_wrap=True)
     for error in audit.errors:
         console.print(error, markup=False, soft_wrap=True)
     console.print(f"{'passed' if audit.passed else 'failed'}: {verdict(audit)}", markup=False)
@@ -186,7 +186,7 @@ def to_json(audit: Audit) -> dict[str, Any]:
     }
 
 
-def _end(completion: str) -> str:
+def tail(completion: str) -> str:
     """Show the end of a completion, where its answer is, on one line, whatever it holds."""
     text = ascii(completion)[1:-1]
     return text if len(text) <= SHOWN_CHARACTERS else f"...{text[3 - SHOWN_CHARACTERS :]}"

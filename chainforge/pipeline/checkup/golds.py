@@ -8,6 +8,8 @@ from typing import Any
 
 from chainforge.core.errors import InputError
 from chainforge.core.records import Row
+from chainforge.pipeline.agreement import shown
+from chainforge.pipeline.check import tail
 from chainforge.pipeline.checkup import material, supply
 from chainforge.pipeline.checkup.findings import Context, Finding, Level, NotHere
 from chainforge.pipeline.plan import Step
@@ -18,7 +20,6 @@ from chainforge.rewards.scoring import RewardArgs, check_overlong, load_rewards
 
 JUDGED = ("collect", "grpo", "reject", "evaluate")
 EACH = 2  # rows of each task
-SHOWN = 40  # characters of an answer
 
 
 def check_rewards(context: Context) -> Iterator[Finding]:
@@ -86,7 +87,7 @@ def _refused(stage: str, rows: list[Row], form: str) -> Iterator[Finding]:
         row = refused[0]
         text = (
             f"the verifier {row['verifier']!r} does not accept {len(refused)} of {len(rows)} gold "
-            f"answers, such as {_short(gold_answer(row))}: choose another `verifier`, or mend the "
+            f"answers, such as {shown(gold_answer(row))}: choose another `verifier`, or mend the "
             "answers"
         )
         level: Level = "error" if len(refused) > len(rows) // 2 else "warning"
@@ -110,7 +111,7 @@ def _told(stage: str, report: Audit) -> Iterator[Finding]:
         more = "more than" if worse else "as much as"
         text = (
             f"answers that are none ({kinds}) are paid {more} the gold answer: "
-            f"{_short(row.answer)} gets {row.gold:g}, and {_short(one.completion[-SHOWN:])} gets "
+            f"{shown(row.answer)} gets {row.gold:g}, and {tail(one.completion)} gets "
             f"{one.total:g}; look closer with `chainforge check`"
         )
         yield Finding("error" if worse else "warning", "rewards", text, stage, _data(report))
@@ -123,8 +124,3 @@ def _told(stage: str, report: Audit) -> Iterator[Finding]:
 
 def _data(report: Audit) -> dict[str, Any]:
     return {"rows": len(report), "means": report.means}
-
-
-def _short(text: str) -> str:
-    shown = ascii(text)
-    return shown if len(shown) <= SHOWN else f"{shown[: SHOWN - 1]}…"

@@ -12,6 +12,7 @@ from chainforge.core.errors import InputError
 from chainforge.core.records import Row
 from chainforge.data.datasets import DataArgs, sft_mixture
 from chainforge.data.tasks import load_examples
+from chainforge.pipeline.check import at_most
 from chainforge.pipeline.checkup.findings import Context, NotHere
 from chainforge.pipeline.checkup.material import ONLINE, once, settings, step_of, transcript_of
 from chainforge.pipeline.plan import DONE, Step
@@ -29,7 +30,7 @@ def examples(context: Context, step: Step) -> list[Row]:
     seed, form = int(step.given.get("seed", 42)), transcript_of(step)
 
     def make() -> list[Row]:
-        few = replace(args, tasks=[_at_most(task) for task in args.tasks])
+        few = replace(args, tasks=[at_most(task, MOST) for task in args.tasks])
         try:
             return load_examples(few, form, seed)
         except InputError as error:
@@ -42,11 +43,6 @@ def examples(context: Context, step: Step) -> list[Row]:
 
     key = json.dumps([args.tasks, args.system_prompt, seed, form], default=str)
     return list(once(context, ("examples", key), make))
-
-
-def _at_most(task: Any) -> Any:
-    size = task.get("size") if isinstance(task, dict) else None
-    return task | {"size": MOST} if isinstance(size, int) and size > MOST else task
 
 
 def _on_hub(task: Any) -> str | None:
