@@ -54,7 +54,7 @@ CHECKS: tuple[Check, ...] = (
     check_times,
 )
 STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
-HEAD, TAIL = 10, 30  # tokens of a sample's start and end that are shown
+HEAD, TAIL = 10, 30  # tokens of a sample that are shown: around where loss begins, and at the end
 
 
 def examine(context: Context, *, probed: bool = False) -> list[Finding]:
@@ -102,7 +102,7 @@ def print_findings(findings: list[Finding], console: Console) -> None:
 
 
 def _coloured(tokens: list[str], loss: list[bool]) -> Text:
-    """Show a row's tokens one by one, those that carry loss in colour; a long row's ends alone."""
+    """Show a row's tokens one by one, those with loss in colour; of a long row not all."""
     first = loss.index(True) if any(loss) else len(loss)
     shown = {*range(max(0, first - HEAD), first + HEAD), *range(len(loss) - TAIL, len(loss))}
     text = Text()
