@@ -109,6 +109,8 @@ FAULTS = {
         "error", "transcript", "cold", "has no tokenizer_config.json"),
     "rows of another form": (
         rows_of_another_form, "error", "rows", "cold", "4 of 4 completions"),
+    "no tasks": (
+        lambda c: c.change("reason", tasks=[]), "error", "rows", "reason", "tasks: none given"),
     "more rows than there are": (
         lambda c: c.change("scores", tasks=[{"fn": "reasoning_gym", "size": 400, "split": "test",
                                              "params": FEW_SUMS}]),

@@ -23,9 +23,9 @@ MOST = 4096  # rows of a task that are looked at: enough for its longest, and se
 
 
 def examples(context: Context, step: Step) -> list[Row]:
-    """Return the rows of a stage's tasks, `MOST` of each task at most; none without tasks."""
+    """Return the rows of a stage's tasks, `MOST` of each at most; none where it needs no tasks."""
     args = settings(context, step).get("TaskArgs")
-    if args is None or not args.tasks:
+    if args is None or "pool" in step.given:
         return []
     seed, form = int(step.given.get("seed", 42)), transcript_of(step)
 
