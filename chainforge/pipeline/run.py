@@ -33,6 +33,7 @@ from chainforge.pipeline.plan import (
     plan_chain,
     plan_stage,
 )
+from chainforge.training.hub import send
 
 LOG = "log.txt"
 
@@ -78,6 +79,7 @@ def run_chain(
                     ran.append(step)
                     _run_stage(step, display, report, force)
                 else:
+                    send(step.directory)  # what a kill kept from it
                     display.line(stage.name, "done")
                 known[stage.name] = _signed(step.directory)
                 _pass_gates(step, display, ignore_gates)

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from chainforge.core.artifacts import UPLOAD, read_json
 from chainforge.core.errors import InputError
 from chainforge.core.upload import check_id, push, token
-from chainforge.training.package import CARD, pack
 
 if TYPE_CHECKING:
     from chainforge.data.selection.builder import BuildArgs
@@ -78,6 +77,8 @@ def send(directory: Path) -> None:
     order = directory / UPLOAD
     if not order.exists():
         return
+    from chainforge.training.package import CARD, pack
+
     asked = read_json(order)
     what, identity, private = asked["what"], asked["to"], asked["private"]
     if what is None:

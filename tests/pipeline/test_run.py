@@ -1,10 +1,14 @@
 """Running a chain: what is done is skipped, what is stale made anew, what was cut goes on."""
 
+import json
 import os
 import signal
 import time
 
 import pytest
+from hubserver import HubServer
+
+from chainforge.core.artifacts import UPLOAD, write_json
 
 
 def alive(process: int) -> bool:
@@ -107,6 +111,17 @@ def test_killing_the_chain_itself_leaves_nothing_running(workplace):
     assert gone(recipe)
     workplace.run()
     assert [row["step"] for row in workplace.rows("cold")] == [0, 1, 2]
+
+
+def test_what_a_kill_kept_from_being_sent_is_sent(workplace, tmp_path):
+    workplace.run()
+    order = workplace.folder / "runs/fake/cold" / UPLOAD
+    write_json(order, {"what": "model", "to": "me/cold", "private": True})
+    with HubServer() as hub:
+        text = workplace.chainforge("run", "chain.yaml", **hub.environment(tmp_path / "hf"))
+        assert json.loads(hub.files("me/cold")["config.json"]) == {"steps": 3}
+    assert "all 3 stages are done" in text
+    assert not order.exists()
 
 
 def test_other_settings_never_go_on_with_half_a_stage(workplace):
