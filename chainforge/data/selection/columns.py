@@ -28,7 +28,7 @@ def _one_type(values: list[Any]) -> list[Any]:
     if kinds == {int, float}:
         return [None if value is None else float(value) for value in values]
     # Arrow would give every mapping the keys of all, so mappings are text too.
-    if len(kinds) <= 1 and dict not in kinds and not _holds_mappings(values):
+    if len(kinds) <= 1 and dict not in kinds and not (list in kinds and _holds_mappings(values)):
         try:
             pa.array(values)
             return values

@@ -57,10 +57,11 @@ class Decisions:
     def mark(self, position: int, row: Row) -> Row:
         """Return a sample with its `pass_rate`, `drop` and, if dropped, `drop_detail`."""
         finding = self.findings[position]
-        marks: Row = {"pass_rate": self.pass_rates[self.facts.prompt[position]], "drop": None}
+        row = row | {"pass_rate": self.pass_rates[self.facts.prompt[position]], "drop": None}
+        row.pop("drop_detail", None)
         if finding is not None:
-            return row | marks | {"drop": finding[0], "drop_detail": finding[1]}
-        return {key: value for key, value in row.items() if key != "drop_detail"} | marks
+            row["drop"], row["drop_detail"] = finding
+        return row
 
     def funnel(self) -> dict[str, Any]:
         """Count samples and prompts: `in` is `kept` and all that was dropped, by reason."""
