@@ -43,6 +43,7 @@ def tokens(text: str) -> list[str]:
                 text = text.replace(operator, spaced)
         found = text.split()
     else:
+        text = text.encode("utf-8", "replace").decode()  # half a character is a mark
         found = _TOKENS.findall(unicodedata.normalize("NFKC", text).lower())
     return [token for token in found if token != "_"] if "_" in found else found
 

@@ -23,6 +23,7 @@ def test_ascii_is_cut_as_any_other_text(text: str) -> None:
 def test_words_numbers_and_operators_are_tokens() -> None:
     assert tokens("12 / (3+4) < 2.0") == ["12", "/", "3", "+", "4", "<", "2", "0"]
     assert tokens("**Ça va?** 2·数字") == ["ça", "va", "2", "·", "数", "字"]
+    assert tokens("half \ud83d a character") == ["half", "a", "character"]
 
 
 @given(st.lists(st.sampled_from(["a", "b", "7", "+"]), max_size=40), st.integers(1, 20))
