@@ -9,15 +9,18 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 from functools import lru_cache
+from math import comb
 
-# Measured with math-verify 0.9: 50 nested parentheses, 30 nested fractions, 5,000 boxes or 100,000
-# digits cost it seconds to minutes, so none of them reaches it.
+# Measured with math-verify 0.9: 50 nested parentheses, 30 nested fractions, 5,000 boxes, 100,000
+# digits or a power that is 1,000 terms when multiplied out cost it seconds to minutes, so none of
+# them reaches it.
 MAX_TEXT = 20_000
 MAX_ANSWER = 300
 MAX_DEPTH = 12
 MAX_DIGITS = 60
 MAX_BOXES = 20
 MAX_FRACTIONS = 12
+MAX_TERMS = 1_000
 
 _SYMBOLS = str.maketrans(
     {
@@ -65,6 +68,8 @@ _HUGE_POWER = re.compile(r"(?:\^|\*\*)[\s{(]*[-+]?\d{5}")
 _POWER_IN_POWER = re.compile(r"\^\s*[{(][^{}()^]*\d\s*(?:\^|\*\*)[\s{(]*\d")
 _HUGE_CHOICE = re.compile(r"binom\s*\{\s*\d{4}|\d{4}[\s}]*\\choose")
 _FACTORIAL = re.compile(r"\d{4}[\s})]*!|![\s})]*!")
+_POWER_OF_SUM = re.compile(r"\(([^()]*[A-Za-z][^()]*)\)\s*(?:\^|\*\*)[\s{(]*(\d+)")
+_FURTHER_TERM = re.compile(r"(?<=[^\s+\-(])\s*[+\-]")
 
 
 def clean(text: str) -> str:
@@ -167,7 +172,16 @@ def hostile(text: str, gold: str = "") -> str | None:
         return "size"
     if any(bomb.search(text) and not bomb.search(gold) for bomb in (_POWER_IN_POWER, _HUGE_CHOICE)):
         return "size"
+    if _terms(text) > max(MAX_TERMS, _terms(gold)):
+        return "size"
     return None
+
+
+def _terms(text: str) -> int:
+    """Return how many terms the longest power of a sum has when it is multiplied out."""
+    powers = ((1 + len(_FURTHER_TERM.findall(inside)), int(exponent))
+              for inside, exponent in _POWER_OF_SUM.findall(text))  # fmt: skip
+    return max((comb(power + terms - 1, power) for terms, power in powers), default=1)
 
 
 def depth(text: str) -> int:
