@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import compileall
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -62,8 +64,18 @@ def spread(values: Sequence[float], digits: int = 3) -> dict[str, float]:
     return {name: round(value, digits) for name, value in found.items()}
 
 
+@functools.cache
+def compile_package() -> None:
+    """Compile the package as pip does what it installs, the peers' libraries among it.
+
+    Else a process that may write no bytecode would compile a hundred modules at each start.
+    """
+    compileall.compile_dir(ROOT / "chainforge", quiet=1)
+
+
 def run(command: Sequence[str], log: Path, **environment: str) -> Run:
     """Run a command to its end; raise `RuntimeError` with the end of its log when it fails."""
+    compile_package()
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "wb") as output:
         started = time.perf_counter()

@@ -70,7 +70,6 @@ def sft_mixture(args: DataArgs, seed: int = 0) -> tuple[Dataset, dict[str, dict[
     the stage's rejects. Raises `InputError`, naming path and row, for too many of them, for rows
     of the fallback teacher unless they are allowed, and when nothing is left.
     """
-    import pyarrow as pa
     from datasets import Dataset
 
     if not args.data:
@@ -86,9 +85,7 @@ def sft_mixture(args: DataArgs, seed: int = 0) -> tuple[Dataset, dict[str, dict[
         for path, size, picks in zip(args.data, sizes, chosen, strict=True)
     }
     columns = {"prompt": [pair[0] for pair in pairs], "completion": [pair[1] for pair in pairs]}
-    rows = Dataset.from_dict(columns)
-    pa.default_memory_pool().release_unused()  # it would be missed while a model is trained
-    return rows, counts
+    return Dataset.from_dict(columns), counts
 
 
 def _source(path: str, args: DataArgs) -> list[tuple[list[Message], list[Message]]]:
