@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from chainforge.core.errors import Failed
+from chainforge.core.errors import Failed, first_line
 
 _NUMBERS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # torch and safetensors write in C++ and Rust: what they raise has the reason in its text, if at
@@ -45,7 +45,7 @@ def writing(path: str | Path) -> Iterator[None]:
         if not is_full(error):
             raise
         name = getattr(error, "filename", None)
-        words = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        words = f"{type(error).__name__}: {first_line(error)}"
         place = Path(name) if isinstance(name, str) else Path(path)
         raise DiskFull(f"{message(place)} ({words})") from error
 

@@ -30,3 +30,8 @@ class Stopped(Exception):
     def __init__(self, message: str, code: int = PAUSED) -> None:
         super().__init__(message)
         self.code = code
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an exception says, or its kind where it says nothing."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -55,10 +55,10 @@ class DynamicArgs:
 
 def check_dynamic(args: DynamicArgs, rewards: Sequence[Reward]) -> None:
     """Raise `InputError` when nothing judges correctness, or TRL is not as it was when tested."""
-    from trl.trainer.grpo_trainer import GRPOTrainer
-
     if not args.dynamic_sampling:
         return
+    from trl.trainer.grpo_trainer import GRPOTrainer
+
     if not any(reward.judges_correctness for reward in rewards):
         raise InputError(
             "dynamic_sampling: no reward says whether an answer is right; it needs a strict "

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from chainforge.core.artifacts import read_json
-from chainforge.core.errors import InputError
+from chainforge.core.errors import InputError, first_line
 from chainforge.core.upload import hub_failures
 
 ADAPTER = "adapter_config.json"
@@ -183,8 +183,3 @@ def _adapter_on_hub(reference: str, revision: str | None) -> Path | None:
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise InputError(f"{reference}: {first_line(error)}") from None
     return Path(folder)
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of what an exception says."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

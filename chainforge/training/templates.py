@@ -5,9 +5,8 @@ from __future__ import annotations
 import heapq
 from typing import Any
 
-from chainforge.core.errors import InputError
+from chainforge.core.errors import InputError, first_line
 from chainforge.core.transcript import DEFAULT, read, tags_of, write
-from chainforge.training.sources import first_line
 
 _LONGEST = 64  # rows that are tokenised before TRL does it
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from chainforge.core.errors import InputError
+from chainforge.core.errors import InputError, first_line
 from chainforge.core.records import Row
 from chainforge.data.sampling.decoding import Batch, choose, prefill
 from chainforge.data.sampling.engine import Draw, SamplingArgs, Take
@@ -34,8 +34,8 @@ def open_policy(reference: str, **options: Any) -> Any:
             reference, use_safetensors=True, trust_remote_code=False, **options
         )
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{reference}: no model could be loaded: {reason}") from None
+        why = first_line(error)
+        raise InputError(f"{reference}: no model could be loaded: {why}") from None
     device: Any = "cpu"
     if torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() != "true":
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from chainforge.core import upload
-from chainforge.core.errors import InputError
+from chainforge.core.errors import InputError, first_line
 from chainforge.data.collection.endpoint import KEYS, Endpoint, key_of, price_of
 from chainforge.data.collection.settings import TeacherArgs
 from chainforge.data.sampling.engine import SamplingArgs
@@ -18,7 +18,6 @@ from chainforge.pipeline.checkup.findings import Context, Finding, NotHere
 from chainforge.pipeline.plan import Step
 from chainforge.training.hub import take_over
 from chainforge.training.settings import TRAINED
-from chainforge.training.sources import first_line
 from chainforge.training.trackers import asked_for, check_trackers
 
 

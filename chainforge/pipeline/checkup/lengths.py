@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from chainforge.core.errors import InputError
+from chainforge.core.errors import InputError, first_line
 from chainforge.core.records import Row
 from chainforge.pipeline.checkup import material, supply
 from chainforge.pipeline.checkup.findings import Context, Finding, NotHere
 from chainforge.pipeline.plan import Step
-from chainforge.training.sources import first_line
 from chainforge.training.templates import lengths_of
 
 SAMPLING = {"grpo": "max_completion_length", "distill": "max_completion_length",

@@ -10,7 +10,7 @@ from typing import Any
 
 from chainforge.core.artifacts import read_json
 from chainforge.core.config import values_of
-from chainforge.core.errors import InputError
+from chainforge.core.errors import InputError, first_line
 from chainforge.core.records import Row
 from chainforge.core.references import resolve
 from chainforge.core.transcript import DEFAULT
@@ -19,7 +19,7 @@ from chainforge.pipeline.checkup.findings import Context, NotHere
 from chainforge.pipeline.plan import Step
 from chainforge.pipeline.stages import RECIPES
 from chainforge.training.architecture import cached
-from chainforge.training.sources import ADAPTER, first_line
+from chainforge.training.sources import ADAPTER
 
 ONLINE = "--online fetches it"
 # All of a model that is looked at here: no weights.

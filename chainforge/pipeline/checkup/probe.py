@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from chainforge.core.errors import InputError
+from chainforge.core.errors import InputError, first_line
 from chainforge.data.sampling.engine import Draw, Drawn, SamplingArgs, seed_of
 from chainforge.pipeline.checkup import material, supply
 from chainforge.pipeline.checkup.findings import Context, Finding, NotHere
 from chainforge.pipeline.checkup.lengths import SAMPLING, limit_of
 from chainforge.pipeline.plan import Step
-from chainforge.training.sources import first_line
 from chainforge.training.templates import load_tokenizer
 
 PROMPTS = 8

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from chainforge.core.errors import InputError
+from chainforge.core.errors import InputError, first_line
 from chainforge.core.records import Row
 from chainforge.data.datasets import DataArgs, sft_mixture
 from chainforge.data.tasks import load_examples
@@ -17,7 +17,6 @@ from chainforge.pipeline.checkup.findings import Context, NotHere
 from chainforge.pipeline.checkup.material import ONLINE, once, settings, step_of, transcript_of
 from chainforge.pipeline.plan import DONE, Step
 from chainforge.rewards.attacks import completion_of, gold_answer
-from chainforge.training.sources import first_line
 
 MOST = 4096  # rows of a task that are looked at: enough for its longest, and seconds at most
 

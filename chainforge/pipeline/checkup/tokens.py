@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from chainforge.core.errors import InputError
+from chainforge.core.errors import InputError, first_line
 from chainforge.core.transcript import tags_of, write
 from chainforge.pipeline.checkup import material, supply
 from chainforge.pipeline.checkup.findings import Context, Finding, NotHere, Training, of_stage
-from chainforge.training.sources import first_line
 from chainforge.training.templates import check_template, learnt
 from chainforge.training.vocabulary import ends_of
 
