@@ -172,7 +172,7 @@ def hostile(text: str, gold: str = "") -> str | None:
         return "size"
     if any(bomb.search(text) and not bomb.search(gold) for bomb in (_POWER_IN_POWER, _HUGE_CHOICE)):
         return "size"
-    if _terms(text) > max(MAX_TERMS, _terms(gold)):
+    if (terms := _terms(text)) > MAX_TERMS and terms > _terms(gold):
         return "size"
     return None
 
