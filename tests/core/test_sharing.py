@@ -7,7 +7,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from chainforge.core.errors import InputError
-from chainforge.core.sharing import check_secrets, places_told, public, public_settings
+from chainforge.core.sharing import (
+    check_secrets,
+    places_told,
+    public,
+    public_settings,
+    read_secret,
+)
 
 VALUE = "c0ffee-c0ffee"
 
@@ -99,3 +105,34 @@ def test_files_that_name_a_place_here_are_told(tmp_path, monkeypatch):
     files = {"train.parquet": Path("train.parquet"), "README.md": b"nothing",
              "model.safetensors": f"{tmp_path}/x".encode()}  # fmt: skip
     assert places_told(files) == [f"train.parquet names {tmp_path}, a folder of this machine"]
+
+
+@pytest.mark.parametrize(
+    ("value", "fault"),
+    [
+        ("sk-c4n\nsk-c4n", "a line break"),
+        ("sk-c4n\r\nsk-c4n", "a line break"),
+        ('"sk-c4n"', "a quotation mark"),
+        ("sk-c4n'", "a quotation mark"),
+        ("\u201csk-c4n\u201d", "a quotation mark"),
+        ("Bearer sk-c4n", "a blank"),
+        ("sk-c4n\u00a0c4n", "a blank"),
+        ("sk-\u0456c4n", "not printable ASCII"),
+        ("sk-c4n\u200b", "not printable ASCII"),
+        ("sk-\x07c4n", "not printable ASCII"),
+        ("sk-\udcffc4n", "not printable ASCII"),
+    ],
+)
+def test_what_no_key_looks_like_is_refused_by_the_name_of_its_variable(value, fault, monkeypatch):
+    monkeypatch.setenv("SOME_KEY", value)
+    with pytest.raises(InputError, match=f"SOME_KEY: the value contains .*{fault}") as error:
+        read_secret("SOME_KEY")
+    assert "c4n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", ["sk-proj-A_b-9+/=.~", "hf_abc", "EMPTY", "", "k:e|y$%\\"])
+def test_a_key_is_read_without_the_blanks_around_it(value, monkeypatch):
+    monkeypatch.setenv("SOME_KEY", f" {value}\n")
+    assert read_secret("SOME_KEY") == value
+    monkeypatch.delenv("SOME_KEY")
+    assert read_secret("SOME_KEY") == ""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from chainforge.core.errors import InputError
 from chainforge.core.records import Message, Row
+from chainforge.core.sharing import read_secret
 from chainforge.data.collection.prices import Price, find_price
 
 if TYPE_CHECKING:
@@ -97,10 +97,10 @@ class Endpoint:
 def key_of(args: TeacherArgs) -> str:
     """Return the teacher's key, from the environment; empty where a server of one's own needs none.
 
-    Raises `InputError` where it is missing.
+    Raises `InputError` where it is missing or no key.
     """
     variable = KEYS[args.teacher]
-    key = os.environ.get(variable, "").strip()
+    key = read_secret(variable)
     own_server = args.teacher == "openai" and args.base_url is not None
     if not key and not own_server:
         raise InputError(
