@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from chainforge.core.errors import InputError
 from chainforge.core.records import Message, Row
 from chainforge.core.sharing import public
-from chainforge.core.transcript import DEFAULT
+from chainforge.core.transcript import DEFAULT, PRESETS, read, write
 from chainforge.data.selection.columns import columns_of
 from chainforge.data.selection.mixing import mix
 from chainforge.data.selection.salvage import SHARE, Salvage, salvage
@@ -20,9 +21,16 @@ from chainforge.data.tables import wrong_turns
 if TYPE_CHECKING:
     from datasets import Dataset
 
+logger = logging.getLogger(__name__)
+
 FALLBACK = "offline-fallback"
 FILE = "train.parquet"
-_TRAINED_ON = ("prompt", "completion", "messages", "source")  # the columns that SFT looks at
+# The columns that SFT looks at.
+_TRAINED_ON = ("prompt", "completion", "messages", "source", "drop")
+# Where servers and data sets keep the reasoning of an assistant's message, and what else a message
+# may hold that would be lost: only its text is trained on.
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+_LOST = ("tool_calls", "function_call", "reasoning_details", "thinking_blocks")
 
 
 @dataclass
@@ -64,32 +72,34 @@ def sft_dataset(paths: Sequence[str | Path], *, allow_offline_rows: bool = False
 def sft_mixture(args: DataArgs, seed: int = 0) -> tuple[Dataset, dict[str, dict[str, int]]]:
     """Return a data set of `prompt` and `completion` messages, and each source's rows and use.
 
-    A source is a stage's directory (its `dataset/`, or the rows of `samples.jsonl` without a
-    reason to drop them), a folder of parquet files, or a .jsonl or .parquet file; rows may have
-    `messages` instead of `prompt` and `completion`. Malformed rows are left out and written to
-    the stage's rejects. Raises `InputError`, naming path and row, for too many of them, for rows
-    of the fallback teacher unless they are allowed, and when nothing is left.
+    A source is a stage's directory (its `dataset/`, or its `samples.jsonl`), a folder of parquet
+    files, or a .jsonl or .parquet file; rows may have `messages` instead of `prompt` and
+    `completion`. A reasoning beside an assistant's text is joined with it as `transcript` says.
+    Rows with a reason in `drop` are left out and counted, malformed rows are left out and written
+    to the stage's rejects. Raises `InputError`, naming path and row, for too many of them, for
+    rows of the fallback teacher unless they are allowed, and when nothing is left.
     """
     from datasets import Dataset
 
     if not args.data:
         raise InputError("data: none given; name the directory of a data stage or a .jsonl file")
-    sources = [_source(path, args) for path in args.data]
+    read_in = [_source(path, args) for path in args.data]
+    sources = [pairs for pairs, _ in read_in]
     sizes = [len(source) for source in sources]
     chosen = [list(range(size)) for size in sizes]
     if args.data_weights:
         chosen = mix(sizes, args.data_weights, repeat=args.data_repeat, seed=seed)
     pairs = [source[i] for source, picks in zip(sources, chosen, strict=True) for i in picks]
     counts = {
-        str(path): {"rows": size, "used": len(picks)}
-        for path, size, picks in zip(args.data, sizes, chosen, strict=True)
+        str(path): {"rows": size, "used": len(picks)} | ({"dropped": dropped} if dropped else {})
+        for path, size, picks, (_, dropped) in zip(args.data, sizes, chosen, read_in, strict=True)
     }
     columns = {"prompt": [pair[0] for pair in pairs], "completion": [pair[1] for pair in pairs]}
     return Dataset.from_dict(columns), counts
 
 
-def _source(path: str, args: DataArgs) -> list[tuple[list[Message], list[Message]]]:
-    """Return the rows of one source as prompts and completions."""
+def _source(path: str, args: DataArgs) -> tuple[list[tuple[list[Message], list[Message]]], int]:
+    """Return one source's rows as prompts and completions, and how many were dropped before."""
     found = _read(path, _TRAINED_ON)
     fallback = [number for number, row in found.rows if row.get("source") == FALLBACK]
     if fallback and not args.allow_offline_rows:
@@ -102,13 +112,13 @@ def _source(path: str, args: DataArgs) -> list[tuple[list[Message], list[Message
     good = []
     for number, row in found.rows:
         try:
-            pairs.append(_pair(row))
+            pairs.append(_pair(row, args.transcript))
             good.append((number, row))
         except InputError as error:
             found.faults.append((number, str(error)))
     found.rows = good
     found.settle(args.max_bad_rows)
-    return pairs
+    return pairs, found.dropped
 
 
 def read_kept(path: str | Path) -> list[tuple[int, Row]]:
@@ -132,17 +142,21 @@ def _read(path: str | Path, columns: tuple[str, ...] = ()) -> Salvage:
         found = Salvage(path, list(enumerate(_parquet(files, columns), start=1)))
     elif (path / "samples.jsonl").is_file():
         found = salvage(path / "samples.jsonl")
-        found.rows = [(number, row) for number, row in found.rows if not row.get("drop")]
     else:
         raise InputError(
             f"{path}: holds no rows: neither dataset/*.parquet nor samples.jsonl; is it the "
             "directory of a finished collect or reject stage?"
         )
+    kept = [(number, row) for number, row in found.rows if not row.get("drop")]
+    found.dropped, found.rows = len(found.rows) - len(kept), kept
     if not found.rows:
         found.settle()
         raise InputError(
-            f"{path}: no rows to train on; its funnel.json, if any, says where they went"
+            f"{path}: no rows to train on ({found.dropped} are marked `drop`); its funnel.json, if "
+            "any, says where they went"
         )
+    if found.dropped:
+        logger.warning("%s: %d rows are marked `drop` and left out", path, found.dropped)
     return found
 
 
@@ -162,8 +176,8 @@ def _parquet(files: list[Path], columns: tuple[str, ...]) -> list[Row]:
     return rows
 
 
-def _pair(row: Row) -> tuple[list[Message], list[Message]]:
-    """Return a row's prompt and completion as messages."""
+def _pair(row: Row, transcript: str = DEFAULT) -> tuple[list[Message], list[Message]]:
+    """Return a row's prompt and completion as messages; raise `InputError` for what is neither."""
     turns, said = row.get("prompt"), row.get("completion")
     if turns is None and isinstance(row.get("messages"), list):
         turns, said = row["messages"][:-1], row["messages"][-1:]
@@ -173,11 +187,30 @@ def _pair(row: Row) -> tuple[list[Message], list[Message]]:
     if isinstance(said, list) and len(said) == 1 and isinstance(said[0], dict):
         if said[0].get("role") != "assistant":
             raise InputError(f"completion: the last turn is not the assistant's: {said!r:.80}")
-        said = said[0].get("content")
+        said = _text(said[0], transcript)
     if not isinstance(said, str) or not said.strip():
         raise InputError(f"completion: expected text, found {said!r:.80}")
-    plain = [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+    plain = [{"role": turn["role"], "content": _text(turn, transcript)} for turn in turns]
     return plain, [{"role": "assistant", "content": said}]
+
+
+def _text(turn: dict[str, Any], transcript: str) -> Any:
+    """Return a message's content, joined with the reasoning beside it as `transcript` says."""
+    if lost := [key for key in _LOST if turn.get(key)]:
+        raise InputError(f"the {turn['role']} turn has {lost[0]}, which would be lost: take it out")
+    said, thoughts = turn.get("content"), [turn[key] for key in _REASONING if turn.get(key)]
+    if not thoughts or not isinstance(said, str):
+        return said
+    if any(not isinstance(thought, str) or thought != thoughts[0] for thought in thoughts):
+        raise InputError(f"the {turn['role']} turn has several reasonings: {thoughts!r:.80}")
+    for preset in PRESETS:  # some servers leave the reasoning in the content as well
+        whole = read(said, preset)
+        if whole is not None and whole.reasoning == thoughts[0].strip():
+            if preset == transcript:
+                return said
+            said = whole.answer
+            break
+    return write(thoughts[0], said, transcript)
 
 
 def grpo_dataset(rows: Sequence[Row]) -> Dataset:

@@ -64,6 +64,48 @@ def test_sft_rows_of_files(tmp_path):
     assert made[0] == {"prompt": turns[:1], "completion": turns[1:]}
 
 
+def test_dropped_rows_of_a_file_are_not_trained_on(tmp_path, caplog):
+    path = stage(tmp_path / "picks", samples(3) + samples(2, drop="wrong")) + "/samples.jsonl"
+    made, counts = sft_mixture(DataArgs([path]))
+    assert len(made) == 3
+    assert counts == {path: {"rows": 3, "used": 3, "dropped": 2}}
+    assert "2 rows are marked `drop`" in caplog.text
+
+
+SUM = {"role": "user", "content": "1 + 1?"}
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+@pytest.mark.parametrize("transcript", ["r1-cold-start", "think"])
+@pytest.mark.parametrize("said", ["2", "<think>\nCount on.\n</think>\n\n2"])
+def test_a_reasoning_beside_the_text_is_trained_on(tmp_path, key, transcript, said):
+    path = tmp_path / "rows.jsonl"
+    turn = {"role": "assistant", "content": said, key: "Count on."}
+    rows = [{"messages": [SUM, turn]}, {"prompt": [SUM], "completion": [turn]},
+            {"messages": [SUM, turn, SUM, turn | {key: None}]}]  # fmt: skip
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made, _ = sft_mixture(DataArgs([str(path)], transcript=transcript))
+    whole = [{"role": "assistant", "content": write("Count on.", "2", transcript)}]
+    assert made["completion"][:2] == [whole, whole]
+    assert made[2]["prompt"][1:2] == whole
+    assert made[2]["completion"][0]["content"] == said
+
+
+@pytest.mark.parametrize(
+    ("turn", "message"),
+    [({"reasoning_content": "So <summary>."}, "contains the tag <summary>"),
+     ({"reasoning": ["So."]}, "several reasonings"),
+     ({"reasoning": "So.", "reasoning_content": "Thus."}, "several reasonings"),
+     ({"reasoning": "So.", "content": ""}, "the answer is empty"),
+     ({"tool_calls": [{"name": "add"}]}, "tool_calls, which would be lost")],
+)  # fmt: skip
+def test_what_a_message_would_lose_is_named(tmp_path, turn, message):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"messages": [SUM, {"role": "assistant", "content": "2"} | turn]}))
+    with pytest.raises(InputError, match=message):
+        sft_dataset([path])
+
+
 @pytest.mark.parametrize(
     ("weights", "repeat", "used"),
     [([3, 1], False, [30, 10]), ([1, 1], False, [12, 12]), ([1, 1], True, [30, 30]),

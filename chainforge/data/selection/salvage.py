@@ -49,6 +49,7 @@ class Salvage:
     path: Path
     rows: list[tuple[int, Row]] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+    dropped: int = 0  # rows that selection had dropped
 
     def settle(self, most: float = SHARE) -> list[tuple[int, Row]]:
         """Return the good rows; raise `InputError` when more than `most` (a share) are bad."""
