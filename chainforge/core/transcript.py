@@ -8,6 +8,7 @@ known apart from format.
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 
 from chainforge.core.errors import InputError
@@ -71,6 +72,24 @@ def tags_of(preset: str) -> Tags:
     return PRESETS[preset]
 
 
+# Letters and marks that show nothing, beside white space, control and format characters:
+# grapheme joiner, Hangul fillers, Khmer vowels, variation selectors, braille without dots.
+_UNSEEN = frozenset(
+    "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\u180b\u180c\u180d\u180f"
+    + "".join(map(chr, (*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))))
+)
+
+
+def is_blank(text: str) -> bool:
+    """Return whether a text shows nothing: no character, or only invisible ones."""
+    return all(
+        character.isspace()
+        or character in _UNSEEN
+        or unicodedata.category(character) in ("Cc", "Cf", "Cs")
+        for character in text
+    )
+
+
 def system_prompt(preset: str = DEFAULT) -> str:
     """Return the instruction that asks for this preset's form."""
     return tags_of(preset).system_prompt
@@ -84,7 +103,7 @@ def write(reasoning: str, answer: str, preset: str = DEFAULT) -> str:
     tags = tags_of(preset)
     reasoning, answer = reasoning.strip(), answer.strip()
     for part, text in (("reasoning", reasoning), ("answer", answer)):
-        if not text:
+        if is_blank(text):
             raise InputError(f"transcript: the {part} is empty")
         for tag in tags.all:
             if tag in text:
@@ -95,8 +114,8 @@ def write(reasoning: str, answer: str, preset: str = DEFAULT) -> str:
 def read(text: str, preset: str = DEFAULT) -> Transcript | None:
     """Read a transcript strictly; None when it is not one.
 
-    Each tag stands exactly once, in order, neither part is empty, and nothing but white space is
-    outside them.
+    Each tag occurs exactly once, in order, neither part is blank, and only white space is outside
+    them.
     """
     tags = tags_of(preset)
     if any(text.count(tag) != 1 for tag in tags.all):
@@ -113,25 +132,30 @@ def read(text: str, preset: str = DEFAULT) -> Transcript | None:
     if tags.answer_close and not closed:
         return None
     outside = before + between + after
-    if not in_order or outside.strip() or not reasoning.strip() or not answer.strip():
+    if not in_order or outside.strip() or is_blank(reasoning) or is_blank(answer):
         return None
     return Transcript(reasoning.strip(), answer.strip())
 
 
-_BOXED = re.compile(r"\\boxed\s*\{")
+_BOXED_OR_BRACE = re.compile(r"\\boxed\s*\{|\\\\(?=[{}])|\\[{}]|[{}]")
 _SAID = re.compile(r"\banswer(?:\s+is\b|\s*[:=])[ \t:]*", re.IGNORECASE)
 _NUMBER = re.compile(r"-?\d+(?:[.,/]\d+)*")
 
 
 def _last_boxed(text: str) -> str | None:
-    r"""Return the content of the last complete `\\boxed{...}`, braces balanced."""
-    for match in reversed(list(_BOXED.finditer(text))):
-        depth = 1
-        for end in range(match.end(), len(text)):
-            depth += {"{": 1, "}": -1}.get(text[end], 0)
-            if depth == 0:
-                return text[match.end() : end].strip() or None
-    return None
+    r"""Return the content of the last complete `\\boxed{...}`, braces balanced, in one pass."""
+    opened: list[int | None] = []  # where the content of each open box begins; None: another brace
+    last: tuple[int, int] | None = None
+    for match in _BOXED_OR_BRACE.finditer(text):
+        if match[0] == "{":
+            opened.append(None)
+        elif match[0].startswith("\\boxed"):
+            opened.append(match.end())
+        elif match[0] == "}" and opened:
+            start = opened.pop()
+            if start is not None and (last is None or start > last[0]):
+                last = start, match.start()
+    return text[slice(*last)].strip() or None if last else None
 
 
 def lenient_answer(text: str, preset: str = DEFAULT) -> str | None:
@@ -143,11 +167,11 @@ def lenient_answer(text: str, preset: str = DEFAULT) -> str | None:
     tags = tags_of(preset)
     if tags.answer_open and tags.answer_open in text:
         last = text.rpartition(tags.answer_open)[2].partition(tags.answer_close)[0]
-        if last.strip():
+        if not is_blank(last):
             return last.strip()
     if tags.reasoning_close in text:
         after = text.rpartition(tags.reasoning_close)[2]
-        if after.strip():
+        if not is_blank(after):
             return after.strip()
     for tag in tags.all:
         text = text.replace(tag, " ")
@@ -158,5 +182,5 @@ def lenient_answer(text: str, preset: str = DEFAULT) -> str | None:
         return line
     if numbers := _NUMBER.findall(text):
         return str(numbers[-1])
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in text.splitlines() if not is_blank(line)]
     return lines[-1] if lines else None

@@ -68,13 +68,24 @@ _RUN = re.compile(
     "|".join(f"(?P<{name}>[{letters}]+)" for name, letters in _SCRIPTS.items())
     + r"|(?P<other>[^\W\d_]+)"
 )
-_OPENING = re.compile(r"```|`|\$\$|\$|\\\(|\\\[|\\begin\{")
+_OPENING = re.compile(r"```|`|\\\$|\$\$|\$|\\\(|\\\[|\\begin\{")
 _CLOSING = {"\\(": "\\)", "\\[": "\\]", "\\begin{": "\\end{"}
-# A LaTeX command, a name with a digit or underscore, a function's name: mathematics, not language.
+_DOLLAR = re.compile(r"(?<!\\)\$")
+_ENVIRONMENT = re.compile(r"[A-Za-z]{0,40}\*?\}")
+# A LaTeX command, a name with a digit or underscore, a function's name, a letter that is a symbol:
+# mathematics, not language.
 _NOT_WORDS = re.compile(
     r"\\[A-Za-z]+|(?<![A-Za-z])[A-Za-z_]{0,40}[\d_][A-Za-z0-9_]{0,40}"
     r"|(?<![A-Za-z])(?:sin|cos|tan|log|ln|exp|max|min|mod|gcd|lcm|sqrt)(?![A-Za-z])"
+    "|[\u2070-\u209f\u2100-\u214f\U0001d400-\U0001d7ff]+"
 )
+# In a formula, words in a row and letters that formulas are not written in are language.
+_SYMBOLS = _SCRIPTS["latin"] + _SCRIPTS["greek"]
+_PROSE = re.compile(
+    rf"[{_SYMBOLS}]++(?:[\s,.;:!?'’-]++[{_SYMBOLS}]++)*+|(?P<foreign>[^\W\d_{_SYMBOLS}]+)"
+)
+_WORD = re.compile(rf"[{_SYMBOLS}]{{2,}}")
+_SENTENCE = 3  # words in a row: fewer are names, such as those of a triangle's sides
 _APOSTROPHE = re.compile(r"(?<=[^\W\d_])['’](?=[^\W\d_])")
 
 
@@ -86,22 +97,60 @@ def scripts_of(language: str) -> frozenset[str]:
 
 
 def prose(text: str) -> str:
-    """Leave out mathematics and code: `$..$`, environments, code spans, names."""
+    """Leave out mathematics and code: formulas, environments, code spans, names.
+
+    Prices are no formulas, and what a formula says in words is kept.
+    """
     kept: list[str] = []
     never: set[str] = set()  # Marks that no longer occur, so that open ones cost one search.
     position = 0
     while match := _OPENING.search(text, position):
-        closing = _CLOSING.get(match[0], match[0])
-        end = -1 if closing in never else text.find(closing, match.end())
-        kept.append(text[position : match.start()])
-        if end < 0:
-            never.add(closing)
-            position = match.end()
+        opening = match[0]
+        kept += text[position : match.start()], " "
+        position = match.end()
+        if opening == "\\$":  # an amount of money
+            continue
+        closing = _CLOSING.get(opening, opening)
+        if opening == "$":
+            end = _end_of_formula(text, position)
         else:
-            kept.append(" ")
-            position = end + len(closing)
+            end = -1 if closing in never else text.find(closing, position)
+            if end < 0:
+                never.add(closing)
+        if end < 0:
+            continue
+        if opening[0] != "`":
+            kept += _said_in_formula(text[position:end]), " "
+        position = end + len(closing)
+        if opening == "\\begin{" and (name := _ENVIRONMENT.match(text, position)):
+            position = name.end()
     kept.append(text[position:])
     return _NOT_WORDS.sub(" ", "".join(kept))
+
+
+def _end_of_formula(text: str, start: int) -> int:
+    """Return where the formula after a `$` ends, by Pandoc's rule; -1 where `$` is a currency.
+
+    The next `$` must be in the same paragraph, and no digit may follow it. Both have a space on
+    their inner side, or neither.
+    """
+    closing = _DOLLAR.search(text, start)
+    if closing is None or closing.start() == start:
+        return -1
+    inside = text[start : closing.start()]
+    amount = text[closing.end() : closing.end() + 1].isdigit()
+    if amount or "\n\n" in inside or inside[0].isspace() != inside[-1].isspace():
+        return -1
+    return closing.start()
+
+
+def _said_in_formula(formula: str) -> str:
+    """Return the language in a formula: foreign letters, and words that make a sentence."""
+    return " ".join(
+        part[0]
+        for part in _PROSE.finditer(_NOT_WORDS.sub(" ", formula))
+        if part["foreign"] or len(_WORD.findall(part[0])) >= _SENTENCE
+    )
 
 
 def count_words(text: str) -> Counter[str]:

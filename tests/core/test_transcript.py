@@ -3,10 +3,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chainforge.core.errors import InputError
-from chainforge.core.transcript import PRESETS, Transcript, lenient_answer, read, tags_of, write
+from chainforge.core.transcript import (
+    PRESETS,
+    Transcript,
+    is_blank,
+    lenient_answer,
+    read,
+    tags_of,
+    write,
+)
 
 R1 = "<reasoning_process>{}</reasoning_process>\n<summary>{}</summary>"
-part = st.text(min_size=1).map(str.strip).filter(bool)
+part = st.text(min_size=1).map(str.strip).filter(lambda text: not is_blank(text))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -75,6 +83,9 @@ def test_white_space_around_and_between_is_allowed():
         ("<summary>2", "2"),
         ("<reasoning_process>r 7</reasoning_process> 2", "2"),
         (r"so \boxed{1} or \boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{1 + \boxed{2}} and \boxed{3", "2"),
+        (r"\boxed{\left\{ x \right.} {", r"\left\{ x \right."),
+        (r"\boxed{\begin{pmatrix}1\\2\\\end{pmatrix}}", r"\begin{pmatrix}1\\2\\\end{pmatrix}"),
         ("The answer is 5. The answer is 6.", "6"),
         ("Answer: -3", "-3"),
         ("3 + 4 = 7 and 7 - 9 = -2", "-2"),
@@ -85,6 +96,26 @@ def test_white_space_around_and_between_is_allowed():
 )
 def test_lenient_answer(text, answer):
     assert lenient_answer(text) == answer
+
+
+INVISIBLE = (
+    *"\u200b\u200c\u200d\u2060\ufeff\u00ad\u180e\u202e\u2066\u00a0\u3000\u2028\x00\x1f\u034f",
+    *"\u115f\u1160\u3164\uffa0\u2800\ufe0f\U000e0020\U000e0100",
+    " \u200b\n\u200b ",
+)
+
+
+@pytest.mark.parametrize("text", INVISIBLE, ids=ascii)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_what_nobody_sees_is_empty(text, preset):
+    template = tags_of(preset).template
+    assert read(template.format(reasoning=text, answer="2"), preset) is None
+    assert read(template.format(reasoning="1 + 1", answer=text), preset) is None
+    for parts in ((text, "2"), ("1 + 1", text)):
+        with pytest.raises(InputError, match="is empty"):
+            write(*parts, preset)
+    seen = template.format(reasoning=f"{text}1", answer=f"2{text}")
+    assert read(seen, preset) == Transcript(f"{text}1".strip(), f"2{text}".strip())
 
 
 def test_an_unknown_preset_names_those_there_are():

@@ -112,6 +112,25 @@ LANGUAGES = [
     ("$$x^2$$ 3 + 4 = 7, \\[ y \\]", "en", 1.0),
     ("```python\nобъект = 1\n``` is code", "en", 1.0),
     ("x_1 and y2 and \\alpha", "en", 1.0),
+    ("ℝ and 𝑥, $ℵ_0$, $x \\in ℝ$", "en", 1.0),
+    # Prices are no formulas, and language is language also between the marks of a formula.
+    ("costs $20, 但是今天打折, so he has $10 left", "en", 5 / 8),
+    ("He had $50 and paid $20 and 还剩 $30", "en", 5 / 6),
+    ("costs 20$, 但是今天打折, he has 10$ left", "en", 2 / 5),
+    ("costs \\$20, 但是今天打折, has \\$10 left", "en", 3 / 6),
+    ("costs $ 20, 但是今天打折 $ more", "en", 2 / 5),
+    ("costs US$20 但是 $x=5$ left", "en", 3 / 4),
+    ("这本书 $20, but today it is cheaper, so he pays $", "zh", 2 / 10),
+    ("We add $但是今天打折$ now", "en", 3 / 6),
+    ("We add \\(但是今天打折\\) and \\[但是今天打折\\]", "en", 3 / 9),
+    ("We add $\\text{但是今天打折} = 5$ now", "en", 3 / 6),
+    ("\\begin{center}但是今天打折\\end{center} now", "en", 1 / 4),
+    ("我们 $\\text{the area of the base} = 5$ 得到", "zh", 2 / 7),
+    # Formulas are no language, spaced or not, on one line or several.
+    ("三角形 $ABC$ 中 $ AB = CD $ 得 $\\sin x = \\text{area}$", "zh", 1.0),
+    ("设 $$speed = 20$$ 和 \\begin{aligned} x &= y \\\\ ab &= 3 \\end{aligned} 得到", "zh", 1.0),
+    ("设 $x =\n 20$，则 \\(abc\\) 得到", "zh", 1.0),
+    ("A $20 note, and $x=1$, $10 more: $y = ab$ и", "en", 3 / 4),
 ]
 
 

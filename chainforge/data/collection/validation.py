@@ -5,7 +5,6 @@ After DeepSeek-R1, appendix B.3: reasoning that repeats itself or mixes language
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 
 from chainforge.core.errors import InputError
@@ -13,12 +12,10 @@ from chainforge.core.records import Row, question
 from chainforge.core.transcript import PRESETS
 from chainforge.data.collection.replies import Rejected, Reply
 from chainforge.data.selection.languages import language_share
+from chainforge.data.selection.repetition import repetition
 from chainforge.rewards.language import scripts_of
 
 TAGS = tuple(dict.fromkeys(tag for preset in PRESETS.values() for tag in preset.all))
-NGRAM = 20
-# A word, a number, a mark, or one character of a script that is written without spaces.
-_PIECES = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f]|\w+|[^\w\s]")
 
 
 @dataclass
@@ -41,10 +38,7 @@ class ValidationArgs:
     )
     max_repetition: float = field(
         default=0.3,
-        metadata={
-            "help": "Most of the reasoning's runs of 20 words that may be repetitions of an "
-            "earlier one, as a share; 1: no check."
-        },
+        metadata={"help": "Most of the reasoning that may repeat itself, as a share; 1: no check."},
     )
 
 
@@ -82,10 +76,3 @@ def _fault(reply: Reply, row: Row, args: ValidationArgs) -> tuple[str, str] | No
         found = f"{repeated:.0%} of the reasoning repeats itself"
         return "repetition", f"{found}, max_repetition is {args.max_repetition:.0%}"
     return None
-
-
-def repetition(text: str) -> float:
-    """Return the share of runs of 20 words that occurred before, 0.0 in a text of fewer."""
-    pieces = _PIECES.findall(text)
-    runs = [tuple(pieces[start : start + NGRAM]) for start in range(len(pieces) - NGRAM + 1)]
-    return 1 - len(set(runs)) / len(runs) if runs else 0.0

@@ -6,10 +6,11 @@ import re
 
 # Both are looked for in a text after a line's end: a pattern that begins with it is found at once.
 _FENCE = re.compile(r"\n[ \t]*(?:```|~~~)")
+# Of a stripped line. No part may overlap the next, or a hostile line costs quadratic time.
 _CODE_LINE = re.compile(
-    r"[ \t]*(?:(?:def|class)\s+\w+.*:|(?:from\s+[\w.]+\s+)?import\s+[\w., *]+|#include\s*<.*"
+    r"(?:def|class)\s+\w.*:|(?:from\s+[\w.]+\s+)?import\s+\w[\w., *]*|#include\s*<.*"
     r"|(?:if|elif|for|while|with|try|except|else)\b.*:|return\b.*[\w)\]]|print\(.*\)"
-    r"|[\w.\[\]]+\s*[-+*/]?=\s*[^=].*[\w)\]'\"]|.*[;{}])[ \t]*"
+    r"|[\w.\[\]]++\s*[-+*/]?=(?!=).*[\w)\]'\"]|.*[;{}]"
 )
 _CODE_MARK = re.compile(
     r"\n[ \t]*(?:def \w+\(|class \w+[(:]|import \w+|from \w+ import|print\(|return\b|#include"
@@ -27,7 +28,8 @@ def code_block(text: str) -> str | None:
         return None
     lines = 0
     for line in text.splitlines():
-        lines = lines + 1 if _CODE_LINE.fullmatch(line) else 0 if line.strip() else lines
+        line = line.strip()
+        lines = lines + 1 if _CODE_LINE.fullmatch(line) else 0 if line else lines
         if lines >= CODE_LINES:
             return f"{lines} lines of code"
     return None

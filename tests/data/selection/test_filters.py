@@ -205,6 +205,28 @@ def test_short_texts_do_not_repeat_themselves(text):
 
 
 @pytest.mark.parametrize(
+    ("text", "loops"),
+    [
+        ("The sum is " + " + ".join(["1/6"] * 12) + " = 2.", False),
+        ("So \\(" + r"\frac{1}{6} + " * 9 + r"0 = \frac{3}{2}\) in all.", False),
+        ("We need " + r" \times ".join(["2"] * 16) + " = 65536.", False),
+        (r"$$\frac{1}{6} + \frac{1}{6} + \frac{1}{6}$$" + "\n$$\\frac{1}{6}$$ or" * 2, False),
+        ("We multiply.\n" + "x^2 + 2x + 1 = 2x + 1\n" * 4 + "Done.", False),
+        ("The sum is " + "1/6 + " * 300, True),
+        ("The sum is " + r"\frac{1}{6} + " * 200, True),
+        ("7 = " * 100, True),
+        ("x^2 + 2x + 1 = 2x + 1\n" * 40, True),
+        ("Now " + "plus 1/6 " * 12, True),
+        ("Wait, 3 + 4 = 7. " * 12, True),
+        ("等等，三加四等于七。" * 12, True),
+        ("And so 1/6 + 1/6 + 1/6 + 1/6 + 1/6 = 5/6 as it must be.\n" * 6, True),
+    ],
+)
+def test_repeated_sums_are_no_loop_and_loops_are(text, loops):
+    assert (repetition(text) > 0.3) == loops
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"max_repetition": 1.5}, "max_repetition: expected a share"),
