@@ -133,6 +133,7 @@ def check_policy(args: PolicyArgs, training_args: Any, model_args: Any) -> Start
 
 def model_options(model_args: Any, training_args: Any) -> dict[str, Any]:
     """Return the keyword arguments of `from_pretrained` that the recipe's settings ask for."""
+    check_options("model_init_kwargs", training_args.model_init_kwargs)
     return {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
@@ -141,6 +142,16 @@ def model_options(model_args: Any, training_args: Any) -> dict[str, Any]:
         "use_safetensors": True,
         **(training_args.model_init_kwargs or {}),
     }
+
+
+def check_options(name: str, options: dict[str, Any] | None) -> None:
+    """Raise `InputError` for options of `from_pretrained` that read other weights than checked."""
+    for key in ("use_safetensors", "subfolder", "gguf_file", "transformers_weights"):
+        if (options or {}).get(key) not in (None, True):
+            raise InputError(
+                f"{name}: {key} would open other weights than the model's own safetensors, which "
+                "are the ones that were checked; leave it out"
+            )
 
 
 def _check_method(args: Any, model_args: Any, asked: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from chainforge.core.artifacts import read_json
 from chainforge.core.errors import InputError, first_line
-from chainforge.core.upload import hub_failures
+from chainforge.core.weights import check_weights, no_safetensors
 
 ADAPTER = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -87,21 +87,10 @@ def _check_directory(path: Path, trust_remote_code: bool) -> None:
                   if (path / name).exists()]  # fmt: skip
         hint = f" (its {Path(inside[0]).parent}/ is one: give that)" if inside else ""
         raise InputError(f"{path} is not a model directory: it has no config.json{hint}")
-    if not any(path.glob("*.safetensors")):
-        _no_safetensors(str(path), [file.name for file in path.iterdir()])
+    check_weights(str(path))
     for name in ("config.json", "tokenizer_config.json"):
         if (path / name).exists():
             _check_code(read_json(path / name), f"{path / name}", trust_remote_code)
-
-
-def _no_safetensors(where: str, names: list[str]) -> None:
-    """Raise the `InputError` that says which weights there are instead."""
-    others = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt")))
-    found = f"only {others[0]}, which is a pickle and may run code" if others else "no weights"
-    raise InputError(
-        f"{where}: found {found}; ChainForge opens safetensors only. Convert it once, where you "
-        "trust it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)"
-    )
 
 
 def _check_code(config: dict[str, Any], where: str, trust_remote_code: bool) -> None:
@@ -118,7 +107,8 @@ def _adapter(reference: str, path: Path, trust_remote_code: bool) -> Source:
     if (kind := lora.get("peft_type")) != "LORA":
         raise InputError(f"{path} is an adapter of type {kind}; only LoRA can be trained or merged")
     if not (path / ADAPTER_WEIGHTS).exists():
-        _no_safetensors(f"{path}: {ADAPTER_WEIGHTS} is missing", [f.name for f in path.iterdir()])
+        names = [file.name for file in path.iterdir()]
+        raise no_safetensors(f"{path}: {ADAPTER_WEIGHTS} is missing", names)
     if any(file.name != ADAPTER_WEIGHTS for file in path.glob("*.safetensors")):
         raise InputError(
             f"{path} holds a model and an adapter, and which one is meant cannot be told; give the "
@@ -154,20 +144,8 @@ def _config_on_hub(
             f"from the Hub: {first_line(error)}"
         ) from None
     _check_code(config, f"{reference}: its config.json", trust_remote_code)
-    names = _names_on_hub(reference, revision)
-    if names and not any(name.endswith(".safetensors") for name in names):
-        _no_safetensors(reference, names)
+    check_weights(reference, revision)
     return dict(config)
-
-
-def _names_on_hub(reference: str, revision: str | None) -> list[str]:
-    """List a repository's files; nothing when the Hub is out of reach and the cache must do."""
-    from huggingface_hub import list_repo_files
-
-    try:
-        return list(list_repo_files(reference, revision=revision))
-    except hub_failures():
-        return []
 
 
 def _adapter_on_hub(reference: str, revision: str | None) -> Path | None:

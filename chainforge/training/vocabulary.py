@@ -25,7 +25,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from chainforge.core.errors import InputError
+from chainforge.core.weights import check_weights
 from chainforge.training.layout import FSDP2, ZERO3, Layout, layout_here
+from chainforge.training.methods import check_options
 from chainforge.training.sources import Source
 from chainforge.training.templates import load_tokenizer
 
@@ -163,6 +165,8 @@ def open_teacher(reference: str, training: Any, model_args: Any, sizes: Sizes) -
     """
     from transformers import AutoModelForCausalLM
 
+    check_options("teacher_model_init_kwargs", training.teacher_model_init_kwargs)
+    check_weights(reference, training.teacher_model_revision)
     options = {
         "attn_implementation": model_args.attn_implementation,
         "dtype": "auto",

@@ -321,3 +321,12 @@ def test_a_policy_opened_otherwise_that_cannot_train_is_an_error(
         )
         with pytest.raises(NothingTrained, match="no parameter of the model requires a gradient"):
             train(trainer, stage)
+
+
+@pytest.mark.parametrize(
+    "option", [{"use_safetensors": False}, {"subfolder": "x"}, {"gguf_file": "x.gguf"}]
+)
+def test_options_that_open_other_weights_are_refused(option, wide_model, tmp_path, monkeypatch):
+    flags = ["--model_init_kwargs", json.dumps(option)]
+    with pytest.raises(InputError, match=f"model_init_kwargs: {next(iter(option))}"):
+        stage_of(monkeypatch, "sft", wide_model, tmp_path / "cold", *flags)

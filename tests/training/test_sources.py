@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from chainforge.core.errors import InputError
+from chainforge.data.sampling.local_engine import open_policy
 from chainforge.training.sources import check_model, find_source
 
 
@@ -134,3 +135,63 @@ def test_an_adapter_beside_a_models_weights_is_ambiguous(model, adapter):
 def test_a_hub_id_that_is_not_to_be_had_is_one_message():
     with pytest.raises(InputError, match="me/nowhere: neither a directory .* nor to be had"):
         find_source("me/nowhere")
+
+
+INDEX = "model.safetensors.index.json"
+HOSTILE = {
+    "an index of pickles": {"a": "pytorch_model.bin"},
+    "an index with one pickle": {"a": "dummy.safetensors", "b": "pytorch_model-00002-of-00002.bin"},
+    "a file elsewhere": {"a": "../other/model.safetensors"},
+    "an absolute path": {"a": "/tmp/model.safetensors"},
+    "a part that is missing": {"a": "model-00001-of-00002.safetensors"},
+    "a part that is no name": {"a": 3},
+    "nothing": {},
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_an_index_may_name_only_safetensors_beside_it(case, model):
+    """transformers opens each file by the ending of its name: pickles with torch.load."""
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    (model / "dummy.safetensors").write_bytes(b"")
+    (model / INDEX).write_text(json.dumps({"weight_map": HOSTILE[case]}))
+    for find in (check_model, find_source):
+        with pytest.raises(InputError, match=INDEX):
+            find(str(model))
+
+
+def test_a_dummy_does_not_make_a_model_of_pickles_safe(model):
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    (model / "dummy.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match="only pytorch_model.bin, which is a pickle"):
+        find_source(str(model))
+
+
+def test_a_configuration_cannot_send_the_loader_elsewhere(model):
+    edit(model / "config.json", transformers_weights="adapter_model.bin")
+    with pytest.raises(InputError, match="transformers_weights"):
+        find_source(str(model))
+
+
+def test_a_sharded_model_is_opened_and_pickles_beside_it_are_left_alone(model, tiny_model):
+    from transformers import AutoModelForCausalLM
+
+    opened = AutoModelForCausalLM.from_pretrained(tiny_model)
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    opened.save_pretrained(model, max_shard_size="30KB")
+    assert (model / INDEX).exists()
+    assert find_source(str(model)).model == check_model(str(model)) == str(model)
+
+
+def test_an_index_in_the_hubs_cache_is_checked_too(model, tmp_path, monkeypatch):
+    snapshot = tmp_path / "hub/models--me--evil/snapshots" / ("0" * 40)
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    (model / INDEX).write_text(json.dumps({"weight_map": {"a": "pytorch_model.bin"}}))
+    shutil.copytree(model, snapshot)
+    (tmp_path / "hub/models--me--evil/refs").mkdir()
+    (tmp_path / "hub/models--me--evil/refs/main").write_text("0" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    with pytest.raises(InputError, match="pytorch_model.bin"):
+        find_source("me/evil")
+    with pytest.raises(InputError, match="pytorch_model.bin"):
+        open_policy("me/evil")

@@ -15,6 +15,7 @@ from typing import Any
 
 from chainforge.core.errors import InputError, first_line
 from chainforge.core.records import Row
+from chainforge.core.weights import check_weights
 from chainforge.data.sampling.decoding import Batch, choose, prefill
 from chainforge.data.sampling.engine import Draw, SamplingArgs, Take
 
@@ -30,6 +31,7 @@ def open_policy(reference: str, **options: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
+        check_weights(reference)
         model = AutoModelForCausalLM.from_pretrained(
             reference, use_safetensors=True, trust_remote_code=False, **options
         )

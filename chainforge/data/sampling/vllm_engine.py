@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from chainforge.core.errors import InputError
+from chainforge.core.weights import check_weights
 from chainforge.data.sampling.engine import Draw, SamplingArgs, Take
 from chainforge.data.sampling.local_engine import encode
 from chainforge.data.sampling.shards import world_size
@@ -31,9 +32,11 @@ class VllmEngine:
                 "engine vllm: vLLM spreads over GPUs itself; leave `launch` out and give "
                 "engine_options: {tensor_parallel_size: N} (or data_parallel_size)"
             )
+        check_weights(policy)
         self.args, self.tokenizer, self._vllm = args, tokenizer, vllm
         # `generation_config="vllm"`: nothing comes from the model's own generation config.
         options = {"generation_config": "vllm", "enable_prefix_caching": True, "dtype": dtype}
+        options["load_format"] = "safetensors"
         self.model = vllm.LLM(model=policy, **(options | (args.engine_options or {})))
 
     def sample(self, draws: Sequence[Draw], take: Take) -> None:
