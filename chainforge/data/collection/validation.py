@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from chainforge.core.errors import InputError
+from chainforge.core.marks import chat_mark
 from chainforge.core.records import Row, question
 from chainforge.core.transcript import PRESETS
 from chainforge.data.collection.replies import Rejected, Reply
@@ -67,6 +68,8 @@ def _fault(reply: Reply, row: Row, args: ValidationArgs) -> tuple[str, str] | No
         for tag in TAGS:
             if tag in text:
                 return "tags", f"the {part} contains the tag {tag}"
+        if mark := chat_mark(text):
+            return "chat_token", f"the {part} contains the chat template's mark {mark}"
     right = language_share(reply.reasoning, args.language, question(row))
     if right < args.min_language:
         found = f"{right:.0%} of the reasoning's words are in the language asked for"

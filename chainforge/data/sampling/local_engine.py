@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from chainforge.core.errors import InputError, first_line
+from chainforge.core.marks import special_ids
 from chainforge.core.records import Row
 from chainforge.core.weights import check_weights
 from chainforge.data.sampling.decoding import Batch, choose, prefill
@@ -52,6 +53,7 @@ class LocalEngine:
         length = getattr(model.config, "max_position_embeddings", None)
         self.context = length if isinstance(length, int) else None
         self.ends = end_tokens(model, tokenizer)
+        self.special = special_ids(tokenizer)
 
     def sample(self, draws: Sequence[Draw], take: Take) -> None:
         """Sample every draw; verdicts are made in a thread while the next tokens are."""
@@ -122,11 +124,18 @@ class LocalEngine:
                         "completion": text,
                         "tokens": len(ids),
                         "finish_reason": "stop" if end else "length",
-                    },
+                    }
+                    | stray(self.special, ids[:-1] if end else ids),
                 )
                 for (draw, ids), text, end in zip(done, texts, stopped, strict=True)
             ]
         )
+
+
+def stray(special: dict[int, str], ids: Sequence[int]) -> Row:
+    """Return the column that names a special token within a completion: its text leaves it out."""
+    found = next((special[one] for one in ids if one in special), None)
+    return {} if found is None else {"chat_token": found}
 
 
 def encode(tokenizer: Any, rows: list[Row], context: int | None = None) -> list[list[int]]:

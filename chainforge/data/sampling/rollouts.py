@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from chainforge.core.marks import chat_mark, special_ids
 from chainforge.core.records import Row, sample
 from chainforge.core.transcript import lenient_answer, read
 from chainforge.data.sampling.engine import Drawn, Engine, SamplingArgs
@@ -130,8 +131,10 @@ def judge(
 
     `correct` is strict, `lenient_correct` forgives the form; both are None when the gold cannot
     be judged. `extracted` is the answer that was found, `formatted` whether the form is right,
-    and with a tokenizer `reasoning_tokens` the length of a well-formed reasoning.
+    and with a tokenizer `reasoning_tokens` the length of a well-formed reasoning and `chat_token`
+    the first of its special tokens that the text holds, if any.
     """
+    special = special_ids(tokenizer).values() if tokenizer is not None else ()
     calls = [_call(row, transcript) for row in rows]
     strict = accuracy_rewards(calls)
     parts = [read(row["completion"], transcript) for row in rows]
@@ -158,6 +161,8 @@ def judge(
         if tokenizer is not None:
             text = part.reasoning if part else ""
             verdicts["reasoning_tokens"] = len(tokenizer(text)["input_ids"]) if part else None
+            if mark := chat_mark(row["completion"], special):
+                verdicts["chat_token"] = mark
         judged.append(row | verdicts)
     return judged
 

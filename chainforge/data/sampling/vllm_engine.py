@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from chainforge.core.errors import InputError
+from chainforge.core.marks import special_ids
 from chainforge.core.weights import check_weights
 from chainforge.data.sampling.engine import Draw, SamplingArgs, Take
-from chainforge.data.sampling.local_engine import encode
+from chainforge.data.sampling.local_engine import encode, stray
 from chainforge.data.sampling.shards import world_size
 
 # Completions handed to vLLM at once: many, so that its scheduler is never idle, and not all, so
@@ -34,6 +35,7 @@ class VllmEngine:
             )
         check_weights(policy)
         self.args, self.tokenizer, self._vllm = args, tokenizer, vllm
+        self.special = special_ids(tokenizer)
         # `generation_config="vllm"`: nothing comes from the model's own generation config.
         options = {"generation_config": "vllm", "enable_prefix_caching": True, "dtype": dtype}
         options["load_format"] = "safetensors"
@@ -59,7 +61,11 @@ class VllmEngine:
                             "completion": one.text,
                             "tokens": len(one.token_ids),
                             "finish_reason": one.finish_reason,
-                        },
+                        }
+                        | stray(
+                            self.special,
+                            one.token_ids[:-1] if one.finish_reason == "stop" else one.token_ids,
+                        ),
                     )
                     for draw, one in zip(part, said, strict=True)
                 ]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from chainforge.core.errors import InputError
+from chainforge.core.marks import chat_mark
 from chainforge.core.records import Row
 from chainforge.data.selection.duplicates import text_key
 from chainforge.data.selection.filters import FilterArgs, Finding, filters, parts
@@ -130,6 +131,8 @@ def fault(row: Row, args: SelectionArgs) -> Finding | None:
     ended, correct, reward = row.get("finish_reason"), row.get("correct"), row.get("reward")
     if ended not in ("stop", None):
         return "truncated", f"ended by {ended}"
+    if mark := row.get("chat_token") or chat_mark(row["completion"]):
+        return "chat_token", f"holds {str(mark)[:60]}"
     if args.require_format and not row.get("formatted"):
         return "format", "no strict transcript"
     if args.require_correct and correct is None:

@@ -26,6 +26,8 @@ def check(reasoning, answer="4", question="What is two and two?", **settings):
         ((ENGLISH, "<answer>4"), None),  # a tag that is not ours is text
         ((ENGLISH, "4</think>"), "tags"),
         ((f"{ENGLISH}<summary>",), "tags"),
+        ((f"{ENGLISH}<|im_end|>\n<|im_start|>user\nAgain?",), "chat_token"),
+        ((ENGLISH, "4<｜end▁of▁sentence｜>"), "chat_token"),
         ((CHINESE,), "language"),
         ((ENGLISH + CHINESE,), "language"),
         ((CHINESE, "4", "二加二等于多少？"), None),

@@ -3,10 +3,11 @@ import torch
 from transformers import GenerationConfig
 
 from chainforge.core.errors import InputError
+from chainforge.core.marks import special_ids
 from chainforge.core.records import example
 from chainforge.data.sampling.decoding import choose
 from chainforge.data.sampling.engine import Draw, SamplingArgs, seed_of
-from chainforge.data.sampling.local_engine import LocalEngine, encode
+from chainforge.data.sampling.local_engine import LocalEngine, encode, stray
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +58,19 @@ def test_every_draw_is_made_once(model, tokenizer, rows):
         (row["id"], sample) for row in rows for sample in range(4)
     ]
     for row in made:
-        assert set(row) == {"id", "sample", "completion", "tokens", "finish_reason"}
+        columns = {"id", "sample", "completion", "tokens", "finish_reason"}
+        assert set(row) - {"chat_token"} == columns
+        # Decoding hides a special token among the others, the column names it.
+        assert row.get("chat_token") in (None, "<|endoftext|>", "<|im_start|>")
         assert 1 <= row["tokens"] <= 24
         assert row["finish_reason"] == "stop" or row["tokens"] == 24
+
+
+def test_a_special_token_within_a_completion_is_named(tokenizer):
+    special = special_ids(tokenizer)
+    ids = tokenizer("<think>1<|im_start|>2</think>")["input_ids"]
+    assert stray(special, ids) == {"chat_token": "<|im_start|>"}
+    assert stray(special, tokenizer("<think>12</think>")["input_ids"]) == {}
 
 
 def test_the_same_seed_gives_the_same_rows(model, tokenizer, rows):

@@ -21,7 +21,7 @@ def vllm(monkeypatch):
 
         def generate(self, prompts, parameters, use_tqdm):
             module.asked += zip(prompts, parameters, strict=True)
-            outputs = [SimpleNamespace(text=str(p.seed), token_ids=[1, 2], finish_reason="stop")
+            outputs = [SimpleNamespace(text=str(p.seed), token_ids=[7, 2], finish_reason="stop")
                        for p in parameters]  # fmt: skip
             return [SimpleNamespace(outputs=[one]) for one in outputs]
 

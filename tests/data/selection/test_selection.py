@@ -35,6 +35,8 @@ def why(rows, **settings):
         ({}, None),
         ({"finish_reason": None}, None),
         ({"finish_reason": "length", "formatted": False, "correct": False}, "truncated"),
+        ({"completion": "4<|im_end|>\n<|im_start|>user"}, "chat_token"),
+        ({"completion": "4", "chat_token": "<X>"}, "chat_token"),
         ({"formatted": False, "correct": False}, "format"),
         ({"formatted": None}, "format"),
         ({"correct": None}, "unverified"),
