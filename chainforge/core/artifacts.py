@@ -7,23 +7,28 @@ A stage's directory is finished when it holds `manifest.json`, which is written 
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
+import functools
 import hashlib
 import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from chainforge.core.disk import replacing, to_disk
 from chainforge.core.errors import InputError
 
 MANIFEST = "manifest.json"
 STARTED = "stage.json"
 PROGRESS = "progress.json"
 UPLOAD = "upload.json"  # what of a signed stage is still to be sent, and where to
+LOCK, HOLDER = ".lock", ".holder"
+# A moment, for which whoever asks who holds a directory may hold it.
+LOCK_SECONDS = 1.0
 
 
 @dataclass
@@ -43,6 +48,7 @@ class Manifest:
     seconds: float
     finished: str = ""
     notes: dict[str, Any] = field(default_factory=dict)
+    states: dict[str, list[int]] = field(default_factory=dict)  # size and time of each output
 
     def write(self, directory: Path) -> None:
         """Sign the stage; from now on it counts as done."""
@@ -61,17 +67,68 @@ def read_manifest(directory: str | Path) -> Manifest | None:
         raise InputError(f"{path} is not a manifest of this version: {error}") from None
 
 
+def sign_for(directory: Path, names: Iterable[str]) -> tuple[dict[str, str], dict[str, list[int]]]:
+    """Force files and their folders to disk; return a manifest's `outputs` and `states` of them."""
+    outputs, states = {}, {}
+    folders = {directory.resolve().parent, directory}
+    for name in names:
+        path = directory / name
+        to_disk(path)
+        outputs[name] = sha256(path)
+        states[name] = _state(path)
+        folders |= {directory / parent for parent in Path(name).parents}
+    for folder in folders:
+        to_disk(folder)
+    return outputs, states
+
+
+def damage(
+    directory: Path, manifest: Manifest, part: str = "", *, thorough: bool = False
+) -> list[str]:
+    """Say which files under `part` are not what the stage signed: `model/x is missing`.
+
+    A file of the same size and time is taken for the same unless `thorough`; one of another time,
+    as in a copied run, is the same when its contents are.
+    """
+    words = []
+    for name, digest in manifest.outputs.items():
+        path = directory / name
+        if part and name != part and not name.startswith(f"{part}/"):
+            continue
+        if not path.is_file():
+            words.append(f"{name} is missing")
+            continue
+        now, signed = _state(path), manifest.states.get(name)
+        if signed and now[0] != signed[0]:
+            words.append(f"{name} has {now[0]:,} bytes, and not the {signed[0]:,} that were signed")
+        elif (thorough or now != signed) and _hash_of(path) != digest:
+            words.append(f"{name} is not what was signed: its contents changed")
+    return words
+
+
+def _state(path: Path) -> list[int]:
+    state = path.stat()
+    return [state.st_size, state.st_mtime_ns]
+
+
+def _hash_of(path: Path) -> str:
+    """Hash a file, once per process while nobody touches it."""
+    state = path.stat()
+    return _hash(path, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+
+
+@functools.lru_cache(maxsize=4096)
+def _hash(path: Path, *state: int) -> str:
+    return sha256(path)
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         json.dump(value, file, indent=2, ensure_ascii=False, default=str)
         file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def read_json(path: str | Path) -> Any:
@@ -102,42 +159,65 @@ def lock(directory: str | Path) -> Iterator[None]:
 
     The kernel lets go when the holder dies, so no lock is ever stale.
     """
-    path = Path(directory) / ".lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise InputError(
-                f"{directory} is in use by {holder}; wait for it, or give another directory"
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    held = _acquire(directory, LOCK_SECONDS)
+    if held is None:
+        raise InputError(
+            f"{directory} is in use by {_name(directory) or 'another process'}; wait for it, or "
+            "give another directory"
+        )
+    try:
+        name = directory / HOLDER
+        name.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
         try:
             yield
         finally:
-            file.truncate(0)
+            name.unlink(missing_ok=True)
+    finally:
+        held.release()
 
 
 def holder(directory: str | Path) -> str | None:
-    """Say who holds a directory just now (`process 12 on host`); None when nobody does.
-
-    A free directory is never locked by asking, so that whoever wants it gets it.
-    """
-    try:
-        with open(Path(directory) / ".lock", encoding="utf-8") as file:
-            name = file.read().strip()
-            if not name:  # a holder that ended in order has wiped its name out
-                return None
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
+    """Say who holds a directory just now (`process 12 on host`); None when nobody does."""
+    directory = Path(directory)
+    name = _name(directory)
+    if name is None:  # nobody does: a holder that ended in order has removed its name
         return None
-    except BlockingIOError:
+    try:
+        held = _acquire(directory, 0)
+    except (OSError, InputError):  # read-only, as a run that was copied away may be
+        return None
+    if held is None:
         return name
+    held.release()  # its holder was killed
     return None
+
+
+def _name(directory: Path) -> str | None:
+    try:
+        return (directory / HOLDER).read_text(encoding="utf-8").strip() or None
+    except OSError:
+        return None
+
+
+def _acquire(directory: Path, seconds: float) -> Any:
+    """Return a directory's lock, held; None when somebody else holds it."""
+    from filelock import FileLock, Timeout
+
+    held = FileLock(directory / LOCK)
+    try:
+        held.acquire(timeout=seconds, poll_interval=0.05)
+    except Timeout:
+        return None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
+            raise
+        raise InputError(
+            f"{directory}: its file system gives no locks ({error.strerror}), without which two "
+            "runs could write the same files; give a directory on another disk"
+        ) from None
+    return held
 
 
 def report_progress(
@@ -145,7 +225,5 @@ def report_progress(
 ) -> None:
     """Leave word of how far a stage is, for whoever watches: `{done, total, unit, note}`."""
     value = {"done": done, "total": total, "unit": unit, "note": note}
-    path = Path(directory) / PROGRESS
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value), encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(Path(directory) / PROGRESS, durable=False) as temporary:
+        temporary.write_text(json.dumps(value), encoding="utf-8")

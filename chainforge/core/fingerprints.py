@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from chainforge.core.artifacts import STARTED, read_manifest, sha256
+from chainforge.core.artifacts import STARTED, damage, read_manifest, sha256
 from chainforge.core.errors import InputError
 
 # Where things lie says nothing of what they are: these keys stay out of a fingerprint, and what
@@ -71,11 +71,12 @@ FREE_KEYS = frozenset(
 )
 
 
-def input_fingerprint(reference: str | Path) -> str:
-    """Say what an input is made of: a stage's fingerprint, a content hash, or a Hub id.
+def input_fingerprint(reference: str | Path, *, thorough: bool = False) -> str:
+    """Return what an input is made of: a stage's fingerprint, a content hash, or a Hub id.
 
     A path inside a finished stage (its `model/`, say) has that stage's fingerprint. Raises
-    `InputError` for a stage that is not finished.
+    `InputError` for a stage that is not finished, or whose files are not what it signed, of which
+    `thorough` hashes every one.
     """
     path = Path(reference)
     if not path.exists():
@@ -84,6 +85,11 @@ def input_fingerprint(reference: str | Path) -> str:
     for directory in (path, path.parent):
         manifest = read_manifest(directory)
         if manifest is not None:
+            part = "" if directory == path else path.name
+            if damaged := damage(directory, manifest, part, thorough=thorough):
+                raise InputError(
+                    f"{directory}: {'; '.join(damaged[:3])}; run the stage again, or copy it anew"
+                )
             return manifest.fingerprint
         if (directory / STARTED).exists():
             raise InputError(f"{directory}: this stage is not finished; run it first")

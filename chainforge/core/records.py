@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from chainforge.core.disk import writing
+from chainforge.core.disk import replacing, writing
 from chainforge.core.errors import InputError
 
 Row = dict[str, Any]
@@ -130,13 +130,8 @@ def repair(path: Path) -> None:
 
 def write_rows(path: str | Path, rows: Iterable[Row]) -> None:
     """Replace a file of JSON lines whole: a reader sees the old rows or the new ones."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
+    with replacing(path) as temporary, open(temporary, "wb") as file:
         file.writelines(_line(row) for row in rows)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 @contextlib.contextmanager

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chainforge.core.disk import replacing
 from chainforge.core.errors import InputError
 from chainforge.core.records import Message, Row
 from chainforge.core.sharing import public
@@ -266,11 +266,10 @@ def save_dataset(rows: Sequence[Row], path: str | Path) -> Path:
         )
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{FILE}.tmp"
     pairs = [dict(zip(("prompt", "completion"), _pair(row), strict=True)) for row in rows]
     whole = [_named(row) | pair for row, pair in zip(rows, pairs, strict=True)]
-    pq.write_table(pa.table(columns_of(whole)), temporary)
-    os.replace(temporary, folder / FILE)
+    with replacing(folder / FILE) as temporary:
+        pq.write_table(pa.table(columns_of(whole)), temporary)
     return folder / FILE
 
 

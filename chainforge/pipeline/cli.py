@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from chainforge import __version__
-from chainforge.core.errors import InputError, Stopped
+from chainforge.core.disk import writing
+from chainforge.core.errors import Failed, InputError, Stopped
 from chainforge.pipeline.cli_check import check, doctor
 from chainforge.pipeline.cli_options import (
     AsJson,
@@ -49,11 +50,12 @@ def main() -> None:
     from chainforge.pipeline.execute import Interrupted, StageFailed
 
     try:
-        app()
+        with writing(Path.cwd()):
+            app()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except StageFailed as error:
+    except (StageFailed, Failed) as error:
         print(f"failed: {error}", file=sys.stderr)
         sys.exit(1)
     except Stopped as error:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from chainforge.core.errors import InputError
+from chainforge.core.errors import Failed, InputError
 
 FIRST_SECONDS, EVERY_SECONDS = 5.0, 60.0  # into a stage, and then
 SHARE = 0.05  # of the time, at most, that writing takes
@@ -45,7 +45,8 @@ class LiveReport:
         started = time.monotonic()
         try:
             write_report(self.directory)
-        except InputError as error:  # a stage's file, not the run, is at fault
+        # A stage's file, or a full disk: the run says itself what is wrong with it, if anything.
+        except (InputError, Failed, OSError) as error:
             self._tell(f"not written: {error}")
         now = time.monotonic()
         self._due = now + max(EVERY_SECONDS, (now - started) / SHARE)

@@ -75,9 +75,18 @@ def plan_chain(chain: Chain, runs: str | Path, overrides: Overrides | None = Non
 
 
 def plan_stage(
-    chain: Chain, stage: Stage, runs: str | Path, known: dict[str, str], overrides: Overrides
+    chain: Chain,
+    stage: Stage,
+    runs: str | Path,
+    known: dict[str, str],
+    overrides: Overrides,
+    *,
+    thorough: bool = False,
 ) -> Step:
-    """Plan one stage. `known` holds the fingerprints of the stages before it, and of models."""
+    """Plan one stage. `known` holds the fingerprints of the stages before it, and of models.
+
+    `thorough` hashes what a finished stage made, and does not only look at sizes and times.
+    """
     parent = chain_directory(chain, runs)
     directory = parent / stage.name
 
@@ -92,14 +101,14 @@ def plan_stage(
     inputs = {}
     for role, (name, path) in places_of.items():
         if name not in known:
-            known[name] = fingerprints.input_fingerprint(path)
+            known[name] = fingerprints.input_fingerprint(path, thorough=thorough)
         inputs[role] = Input(name, path, known[name])
     settled = given(words)
     with at(f"stage {stage.name}"):
         check_samples(stage.gates, settled)
     prints = {role: item.fingerprint for role, item in inputs.items()}
     fingerprint = fingerprints.fingerprint(_recipe_name(stage, directory), settled, prints)
-    state, why = _state(directory, fingerprint, settled, inputs)
+    state, why = _state(directory, fingerprint, settled, inputs, thorough)
     return Step(
         stage=stage,
         directory=directory,
@@ -123,16 +132,20 @@ def _recipe_name(stage: Stage, directory: Path) -> str:
 
 
 def _state(
-    directory: Path, fingerprint: str, settled: dict[str, Any], inputs: dict[str, Input]
+    directory: Path,
+    fingerprint: str,
+    settled: dict[str, Any],
+    inputs: dict[str, Input],
+    thorough: bool,
 ) -> tuple[str, list[str]]:
     """Compare what a directory was made from with what it would be made from now."""
     manifest = artifacts.read_manifest(directory)
     if manifest is not None:
-        if missing := lost(directory, manifest):
-            return STALE, [f"{places.short(directory / missing[0])} is missing"]
-        if manifest.fingerprint == fingerprint:
-            return DONE, []
-        return STALE, _changes(manifest.given, manifest.inputs, settled, inputs)
+        if manifest.fingerprint != fingerprint:
+            return STALE, _changes(manifest.given, manifest.inputs, settled, inputs)
+        damaged = artifacts.damage(directory, manifest, thorough=thorough)
+        here = places.short(directory)
+        return (STALE, [f"{here}/{words}" for words in damaged]) if damaged else (DONE, [])
     marker = directory / artifacts.STARTED
     if not marker.is_file():
         return TO_RUN, []
@@ -142,11 +155,6 @@ def _state(
         return (RESUMABLE, [how_far]) if how_far else (TO_RUN, [])
     changed = _changes(started.get("given", {}), started.get("inputs", {}), settled, inputs)
     return TO_RUN, ["an unfinished stage with other settings is set aside", *changed]
-
-
-def lost(directory: Path, manifest: artifacts.Manifest) -> list[str]:
-    """Return the files that a finished stage signed for and that are no longer there."""
-    return [name for name in manifest.outputs if not (directory / name).exists()]
 
 
 def _changes(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from chainforge.core.disk import replacing
 from chainforge.core.errors import InputError
 from chainforge.pipeline.reporting.evidence import ChainEvidence, read_chain
 from chainforge.pipeline.reporting.page import render
@@ -70,7 +70,6 @@ def _write(directory: Path, chain: ChainEvidence) -> Path:
     # A lone surrogate in a completion is no UTF-8; it must not cost the report.
     page = render(chain).encode("utf-8", "replace")
     path = directory / "report.html"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(page)
-    os.replace(temporary, path)
+    with replacing(path, durable=False) as temporary:
+        temporary.write_bytes(page)
     return path

@@ -29,7 +29,6 @@ from chainforge.pipeline.plan import (
     Overrides,
     Step,
     chain_directory,
-    lost,
     plan_chain,
     plan_stage,
 )
@@ -74,7 +73,7 @@ def run_chain(
             known = _taken_as_they_are(chain, parent, low, high)
             judged = any(stage.gates for stage in chain.stages)  # and gates may have changed
             for stage in chain.stages[low : high + 1]:
-                step = plan_stage(chain, stage, runs, known, overrides)
+                step = plan_stage(chain, stage, runs, known, overrides, thorough=True)
                 if step.state != DONE or force:
                     ran.append(step)
                     _run_stage(step, display, report, force)
@@ -140,9 +139,16 @@ def _taken_as_they_are(chain: Chain, parent: Path, low: int, high: int) -> dict[
     earlier = {stage.name for stage in chain.stages[:low]}
     for stage in chain.stages[low : high + 1]:
         for name in stage.references:
-            if name in earlier - known.keys():
+            if name not in earlier:
+                continue
+            if name not in known:
                 raise InputError(
                     f"stage {stage.name} needs {name}, which is not done: --from {name}"
+                )
+            manifest = artifacts.read_manifest(parent / name)
+            if manifest and (damaged := artifacts.damage(parent / name, manifest, thorough=True)):
+                raise InputError(
+                    f"stage {stage.name} needs {name}, of which {damaged[0]}: --from {name}"
                 )
     return known
 
@@ -211,7 +217,9 @@ def _finished_before(step: Step) -> Path | None:
     """Return a directory, set aside, that holds what the step would make, whole."""
     for aside in asides(step.directory):
         manifest = artifacts.read_manifest(aside)
-        if manifest and manifest.fingerprint == step.fingerprint and not lost(aside, manifest):
+        if manifest is None or manifest.fingerprint != step.fingerprint:
+            continue
+        if not artifacts.damage(aside, manifest, thorough=True):
             return aside
     return None
 

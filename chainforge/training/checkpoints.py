@@ -7,7 +7,6 @@ whose optimizer is missing or whose weights have a flipped bit. Here a checkpoin
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import re
@@ -16,7 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from chainforge.core.artifacts import read_json, write_json
+from chainforge.core import disk
+from chainforge.core.artifacts import read_json, sha256, write_json
 from chainforge.core.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -35,9 +35,9 @@ def seal(checkpoint: Path) -> None:
     names = [str(path.relative_to(checkpoint)) for path in paths]
     files = dict(zip(names, _digests(paths, to_disk=True), strict=True))
     for folder in {checkpoint, *(path.parent for path in paths)}:
-        _force(folder)
+        disk.to_disk(folder)
     write_json(checkpoint / SEAL, {"files": files})
-    _force(checkpoint)
+    disk.to_disk(checkpoint.parent)
 
 
 def is_sealed(checkpoint: Path) -> bool:
@@ -138,22 +138,12 @@ def _digests(paths: list[Path], to_disk: bool = False) -> list[str]:
     """Return the SHA-256 of each file, several at a time; force them to disk if asked to."""
 
     def digest(path: Path) -> str:
-        with open(path, "rb") as file:
-            if to_disk:
-                os.fsync(file.fileno())
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        if to_disk:
+            disk.to_disk(path)
+        return sha256(path)
 
     with ThreadPoolExecutor(4) as pool:
         return list(pool.map(digest, paths))
-
-
-def _force(folder: Path) -> None:
-    """Force the names in a folder to disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _check_processes(checkpoint: Path, processes: int) -> None:

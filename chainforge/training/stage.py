@@ -24,7 +24,15 @@ import yaml
 
 from chainforge import __version__
 from chainforge.core import artifacts, fingerprints
-from chainforge.core.artifacts import MANIFEST, PROGRESS, STARTED, UPLOAD, Manifest
+from chainforge.core.artifacts import (
+    HOLDER,
+    LOCK,
+    MANIFEST,
+    PROGRESS,
+    STARTED,
+    UPLOAD,
+    Manifest,
+)
 from chainforge.core.config import given, resolved
 from chainforge.core.disk import writing
 from chainforge.core.errors import InputError
@@ -38,7 +46,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes")
-WORKING_FILES = {"log.txt", ".lock", PROGRESS, STARTED, MANIFEST, UPLOAD}
+WORKING_FILES = {"log.txt", LOCK, HOLDER, PROGRESS, STARTED, MANIFEST, UPLOAD}
 UNSIGNED = {"checkpoints", TENSORBOARD}
 
 
@@ -111,7 +119,7 @@ def open_stage(
     directory = Path(output_dir)
     settings = given(sys.argv[1:])
     prints = {
-        role: fingerprints.input_fingerprint(reference)
+        role: fingerprints.input_fingerprint(reference, thorough=_looks_closely())
         for role, reference in (inputs or {}).items()
     }
     stage = Stage(
@@ -141,11 +149,21 @@ def open_stage(
                 send(directory)
 
 
+def _looks_closely() -> bool:
+    """Whether this process hashes its inputs: the first, unless the chain has done so just now."""
+    return is_main_process() and "CHAINFORGE_CHAIN" not in os.environ
+
+
 def _leave_if_done(stage: Stage) -> None:
     manifest = artifacts.read_manifest(stage.directory)
     if manifest is None:
         return
     if manifest.fingerprint == stage.fingerprint:
+        if damaged := artifacts.damage(stage.directory, manifest):
+            raise InputError(
+                f"{stage.directory} holds a finished stage of which {damaged[0]}; delete it to run "
+                "it again"
+            )
         if is_main_process():
             send(stage.directory)
         logger.info("%s is done already; delete it to run it again", stage.directory)
@@ -205,12 +223,13 @@ def _sign(stage: Stage, seconds: float) -> None:
         artifacts.write_json(stage.path(UPLOAD), stage.upload)
     else:  # a run that was cut had other settings
         stage.path(UPLOAD).unlink(missing_ok=True)
-    outputs = {
-        str(path.relative_to(stage.directory)): artifacts.sha256(path)
+    names = [
+        path.relative_to(stage.directory).as_posix()
         for path in sorted(stage.directory.rglob("*"))
         if path.is_file()
         and path.relative_to(stage.directory).parts[0] not in WORKING_FILES | UNSIGNED
-    }
+    ]
+    outputs, states = artifacts.sign_for(stage.directory, names)
     Manifest(
         recipe=stage.recipe,
         fingerprint=stage.fingerprint,
@@ -224,6 +243,7 @@ def _sign(stage: Stage, seconds: float) -> None:
         seed=stage.seed,
         seconds=round(seconds, 1),
         notes=stage.notes,
+        states=states,
     ).write(stage.directory)
 
 

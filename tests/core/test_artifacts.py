@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -50,3 +51,71 @@ def test_json_is_replaced_whole(tmp_path):
     with pytest.raises(TypeError):
         artifacts.write_json(path, {("a", "b"): 2})
     assert json.loads(path.read_text()) == {"n": 1}
+
+
+def signed(folder, files):
+    """Sign a stage that left these files."""
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    made = manifest()
+    made.outputs, made.states = artifacts.sign_for(folder, files)
+    made.write(folder)
+    return artifacts.read_manifest(folder)
+
+
+def flip_unseen(path):
+    """Flip a bit, and give the file its time back, as bit rot does."""
+    state, data = path.stat(), bytearray(path.read_bytes())
+    data[0] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+DAMAGE = {
+    "removed": (lambda path: path.unlink(), "model/a is missing", True),
+    "cut": (lambda path: path.write_text(""), "model/a has 0 bytes", True),
+    "other contents": (lambda path: path.write_text("thr33"), "model/a is not what", True),
+    "bit rot": (flip_unseen, "model/a is not what", False),
+    "touched": (lambda path: os.utime(path, (1, 1)), None, True),
+    "whole": (lambda path: None, None, True),
+}
+
+
+@pytest.mark.parametrize(("harm", "words", "at_a_glance"), DAMAGE.values(), ids=DAMAGE)
+def test_a_file_that_is_not_what_was_signed_is_named(tmp_path, harm, words, at_a_glance):
+    made = signed(tmp_path, {"model/a": "three", "models": "one"})
+    assert artifacts.damage(tmp_path, made, thorough=True) == []
+    harm(tmp_path / "model/a")
+    for part, thorough in (("", True), ("model", True), ("", False), ("models", True)):
+        found = artifacts.damage(tmp_path, made, part, thorough=thorough)
+        seen = words and part != "models" and (thorough or at_a_glance)
+        assert [text.startswith(words) for text in found] == ([True] if seen else [])
+
+
+def test_a_manifest_of_an_earlier_version_is_held_to_its_hashes(tmp_path):
+    made = signed(tmp_path, {"a": "one"})
+    made.states = {}
+    assert artifacts.damage(tmp_path, made) == []
+    (tmp_path / "a").write_text("two")
+    assert "a is not what was signed" in artifacts.damage(tmp_path, made)[0]
+
+
+def test_a_holder_is_named_while_it_holds(tmp_path):
+    assert artifacts.holder(tmp_path) is None
+    with lock(tmp_path):
+        assert artifacts.holder(tmp_path).startswith(f"process {os.getpid()} on ")
+    assert artifacts.holder(tmp_path) is None
+    (tmp_path / artifacts.HOLDER).write_text("process 1 on a machine that went off")
+    assert artifacts.holder(tmp_path) is None
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    import fcntl
+
+    def no_locks(*words):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(InputError, match="gives no locks .No locks available"), lock(tmp_path):
+        pass

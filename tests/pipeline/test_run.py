@@ -2,7 +2,10 @@
 
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -78,6 +81,46 @@ def test_a_result_that_lost_a_file_is_made_anew(workplace):
     (workplace.folder / "runs/fake/cold/model/config.json").unlink()
     assert "is missing" in workplace.chainforge("run", "chain.yaml")
     assert set(workplace.states().values()) == {"done"}
+
+
+def flip_unseen(path):
+    """Flip a bit, and give the file its time back, as bit rot does."""
+    state, data = path.stat(), bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+def test_a_flipped_bit_is_found_once_a_run_and_the_stage_made_anew(workplace):
+    workplace.run()
+    model = workplace.folder / "runs/fake/cold/model/config.json"
+    whole = model.read_bytes()
+    flip_unseen(model)
+    script = ["count.py", "--output_dir", "mine", "--model_name_or_path", "runs/fake/cold/model"]
+    by_hand = subprocess.run(
+        [sys.executable, *script], cwd=workplace.folder, capture_output=True, text=True
+    )
+    assert by_hand.returncode == 2
+    assert "model/config.json is not what was signed" in by_hand.stderr
+    refused = workplace.chainforge("run", "chain.yaml", "--from", "reason", expect=2)
+    assert "reason needs cold, of which model/config.json is not what was signed" in refused
+    text = workplace.chainforge("run", "chain.yaml")
+    assert "stale: runs/fake/cold/model/config.json is not what was signed" in text
+    assert model.read_bytes() == whole
+    assert "stale" not in workplace.chainforge("run", "chain.yaml")
+
+
+def test_the_plan_sees_another_size_or_time_and_a_copied_run_is_whole(workplace):
+    workplace.run()
+    shutil.copytree("runs", "copy", copy_function=shutil.copyfile)  # with new times
+    assert {step.state for step in workplace.plan("copy").values()} == {"done"}
+    (workplace.folder / "copy/fake/cold/samples.jsonl").write_text("")
+    step = workplace.plan("copy")["cold"]
+    assert step.state == "stale"
+    assert "copy/fake/cold/samples.jsonl has 0 bytes, and not the" in step.why[0]
+    assert "samples.jsonl has 0 bytes" in workplace.chainforge(
+        "show", "chain.yaml", "--runs", "copy"
+    )
 
 
 def test_a_stage_that_was_killed_goes_on_and_ends_like_an_undisturbed_one(workplace):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chainforge import __version__
+from chainforge.core.disk import replacing
 from chainforge.core.records import Row
 from chainforge.data.collection.progress import usd
 from chainforge.data.datasets import FALLBACK
@@ -63,9 +63,8 @@ def write_card(
     ]
     if spending:
         parts.insert(-1, section("Cost", _cost(spending)))
-    temporary = folder / f".{NAME}.tmp"
-    temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / NAME)
+    with replacing(folder / NAME) as temporary:
+        temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
 def _teacher(args: TeacherArgs, rows: list[Row]) -> str:

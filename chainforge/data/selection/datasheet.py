@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import yaml
 
 from chainforge import __version__
+from chainforge.core.disk import replacing
 from chainforge.core.records import Row
 from chainforge.core.sharing import public, public_settings
 from chainforge.data.selection.choice import difficulty
@@ -71,9 +71,8 @@ def write_sheet(
         parts.append(section("Preference pairs", _pairs(pairs)))
     parts.append(section("Limits", "\n".join(f"- {limit}" for limit in LIMITS)))
     path = folder / NAME
-    temporary = folder / f".{NAME}.tmp"
-    temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
 
 

@@ -6,11 +6,11 @@ what tells the two apart should be the answer, not the form and not the length.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from chainforge.core.disk import replacing
 from chainforge.core.errors import InputError
 from chainforge.core.records import Row
 from chainforge.data.datasets import FILE
@@ -80,7 +80,6 @@ def save_pairs(rows: Sequence[dict[str, Any]], folder: Path) -> Path:
 
     path = folder / FOLDER / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{FILE}.tmp")
-    pq.write_table(pa.table(columns_of(rows, ("prompt", "chosen", "rejected"))), temporary)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        pq.write_table(pa.table(columns_of(rows, ("prompt", "chosen", "rejected"))), temporary)
     return path
