@@ -5,12 +5,15 @@ A function is a built-in name, `pkg.mod:fn` or `path/file.py:fn`; a preset a nam
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import dis
 import importlib
 import importlib.util
+import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,6 +33,39 @@ def hint(word: str, words: Iterable[str]) -> str:
     words = sorted(words)
     near = nearest(word, words)
     return f"did you mean {near!r}?" if near else f"there are: {', '.join(words)}"
+
+
+class UserCodeEnded(RuntimeError):
+    """User code raised what ends a process or a coroutine, such as `SystemExit`."""
+
+
+@contextlib.contextmanager
+def user_code() -> Iterator[None]:
+    """Make user code fail with an `Exception` only: its `sys.exit(0)` must not end a run.
+
+    A Ctrl-C that arrives meanwhile passes through. Use it around a call, never around a `yield`.
+    """
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and not _in_raise_statement(error):
+            raise
+        raise UserCodeEnded(f"{type(error).__name__}: {error}".removesuffix(": ")) from error
+
+
+def _in_raise_statement(error: BaseException) -> bool:
+    """Whether a statement raised an exception, not a signal that arrived at any instruction."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if last is None:
+        return False
+    code = last.tb_frame.f_code
+    if code is getattr(signal.getsignal(signal.SIGINT), "__code__", None):
+        return False
+    return code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 def shipped(folder: str) -> Path:
@@ -94,10 +130,11 @@ def _load_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        with user_code():
+            spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        raise InputError(f"{path} does not import: {_where(error, path)}") from error
+        raise InputError(f"{path} does not import: {where(error, path)}") from error
     return module
 
 
@@ -106,16 +143,23 @@ def _load_module(name: str) -> ModuleType:
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        return importlib.import_module(name)
+        with user_code():
+            return importlib.import_module(name)
     except Exception as error:
-        raise InputError(f"module {name!r} does not import: {_where(error, None)}") from error
+        raise InputError(f"module {name!r} does not import: {where(error, None)}") from error
 
 
-def _where(error: Exception, path: Path | None) -> str:
+def where(error: BaseException, path: Path | None) -> str:
     """Say what went wrong, with the line in the user's own file where there is one."""
     line = getattr(error, "lineno", None)
-    for frame in traceback.extract_tb(error.__traceback__):
+    source = error.__cause__ if isinstance(error, UserCodeEnded) and error.__cause__ else error
+    for frame in traceback.extract_tb(source.__traceback__):
         if path is not None and Path(frame.filename).resolve() == path.resolve():
             line = frame.lineno
     at = f"line {line}: " if line else ""
-    return f"{at}{type(error).__name__}: {error}"
+    return f"{at}{described(error)}"
+
+
+def described(error: BaseException) -> str:
+    """Return an exception's kind and what it says."""
+    return str(error) if isinstance(error, UserCodeEnded) else f"{type(error).__name__}: {error}"

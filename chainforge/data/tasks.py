@@ -15,11 +15,12 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
-from chainforge.core.errors import InputError
+from chainforge.core.errors import Failed, InputError, Stopped
 from chainforge.core.records import Row, example, question
-from chainforge.core.references import hint, resolve
+from chainforge.core.references import hint, resolve, user_code, where
 from chainforge.core.transcript import DEFAULT, system_prompt
 from chainforge.data.hub import hub
 from chainforge.data.procedural import reasoning_gym
@@ -133,29 +134,49 @@ def _ask(task: _Task, seed: int) -> Iterator[tuple[Row, bool]]:
     """Call the task's function; yield rows, each with whether it is of the split for certain."""
     function = resolve(task.fn, BUILTINS)
     names = inspect.signature(function).parameters
-    where = f"{task.where} ({task.fn})"
+    place = f"{task.where} ({task.fn})"
     offered = {"size": task.size, "split": task.split, "seed": _own_seed(task, seed)}
     open_ended = any(item.kind is item.VAR_KEYWORD for item in names.values())
     for key in task.params:
         if key in offered:
-            raise InputError(f"{where}: give `{key}` beside `params`, not in it")
+            raise InputError(f"{place}: give `{key}` beside `params`, not in it")
         if key not in names and not open_ended:
             takes = [name for name in names if name not in offered]
-            raise InputError(f"{where}: takes no param {key!r}; {hint(str(key), takes)}")
+            raise InputError(f"{place}: takes no param {key!r}; {hint(str(key), takes)}")
     for name, item in names.items():
         keyword = item.kind in (item.POSITIONAL_OR_KEYWORD, item.KEYWORD_ONLY)
         if keyword and item.default is item.empty and name not in task.params | offered:
-            raise InputError(f"{where}: `params` lacks {name!r}")
+            raise InputError(f"{place}: `params` lacks {name!r}")
     given = {key: value for key, value in offered.items() if key in names}
     certain = "split" in given or task.split == "all"
     try:
-        rows = function(**task.params, **given)
-        if not isinstance(rows, Iterable) or isinstance(rows, str | dict):
-            raise InputError(f"must give rows, it gave a {type(rows).__name__}")
+        rows = _rows_of(function, task.params | given)
         for number, row in enumerate(rows, start=1):
             yield _as_example(row, task, f"row {number}"), certain
     except InputError as error:
-        raise InputError(f"{where}: {error}") from None
+        raise InputError(f"{place}: {error}") from None
+
+
+def _rows_of(function: Callable[..., Any], arguments: dict[str, Any]) -> Iterator[Any]:
+    """Yield what a task's function gives; raise `InputError` where the function fails."""
+    nothing = object()
+    try:
+        with user_code():
+            rows = function(**arguments)
+            if not isinstance(rows, Iterable) or isinstance(rows, str | dict):
+                raise InputError(f"must give rows, it gave a {type(rows).__name__}")
+            rows = iter(rows)
+        while True:
+            with user_code():
+                row = next(rows, nothing)
+            if row is nothing:
+                return
+            yield row
+    except (InputError, Failed, Stopped):
+        raise
+    except Exception as error:
+        code = getattr(function, "__code__", None)
+        raise InputError(where(error, Path(code.co_filename) if code else None)) from error
 
 
 def _own_seed(task: _Task, seed: int) -> int:

@@ -87,6 +87,6 @@ HOSTILE = (
     "(" * 3_000 + "1" + ")" * 3_000,
     "\\frac{1}{" * 200 + "2" + "}" * 200,
     "(20!)!",
-    "\ud800\x00\u202e",
+    "x\ud800\x00\u202e",
 )
 """Answers that cost a verifier minutes, or its life, when it is not guarded."""

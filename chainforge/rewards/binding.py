@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from chainforge.core.errors import InputError
-from chainforge.core.references import hint, nearest, resolve
+from chainforge.core.references import described, hint, nearest, resolve, user_code
 
 KEYS = ("fn", "weight", "params", "task", "name")
 # What a trainer passes beside the columns of the row: to one call each, and to a batch function.
@@ -70,7 +70,7 @@ def bind(
     if "transcript" in names:
         params.setdefault("transcript", transcript)
     if check := getattr(function, "check", None):
-        check(**params)
+        _check_params(reference, check, params)
     taken = _taken(reference, given, params, columns, batch)
     name = spec.get("name") or getattr(function, "__name__", type(function).__name__)
     task = spec.get("task")
@@ -78,6 +78,17 @@ def bind(
         raise InputError(f"reward {reference}: limited to task {task!r}, but rows have no `task`")
     required = frozenset(item.name for item in given if item.default is item.empty)
     return Bound(function, str(name), weight, task, params, taken, required, batch, everything)
+
+
+def _check_params(reference: str, check: Callable[..., Any], params: dict[str, Any]) -> None:
+    """Let a function refuse its `params`."""
+    try:
+        with user_code():
+            check(**params)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"reward {reference}: {described(error)}") from error
 
 
 def _check_spec(spec: Mapping[str, Any]) -> tuple[str, float, Mapping[str, Any]]:
@@ -141,9 +152,10 @@ def _call_factory(
                 f"it takes {', '.join(names)}, and params has {_listed(params)}"
             )
     try:
-        made = function(**params)
+        with user_code():
+            made = function(**params)
     except Exception as error:
-        raise InputError(f"reward {reference}: {type(error).__name__}: {error}") from error
+        raise InputError(f"reward {reference}: {described(error)}") from error
     if not callable(made):
         raise InputError(f"reward {reference}: called with params it gave {made!r}, no function")
     return made  # type: ignore[no-any-return]

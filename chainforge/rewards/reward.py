@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from chainforge.core.errors import Failed, InputError
+from chainforge.core.references import described, user_code
 from chainforge.rewards.binding import BATCH_NAMES, Bound
 from chainforge.rewards.functions import accuracy_reward
 
@@ -120,7 +122,8 @@ class Reward:
         names = {*bound.taken, *(available if bound.everything else ())} - set(bound.constants)
         given = {name: _column(available, name, size) for name in names}
         try:
-            values = list(bound.function(**given, **bound.constants))
+            with user_code():
+                values = list(bound.function(**given, **bound.constants))
             if len(values) != size:
                 raise ValueError(f"it returned {len(values)} rewards for {size} completions")
         except InputError:
@@ -143,7 +146,8 @@ class Reward:
         ]
         if batch := getattr(bound.function, "batch", None):
             whole = [call | {"completion": text} for call, text in zip(calls, texts, strict=True)]
-            return list(batch(whole))
+            with user_code():
+                return list(batch(whole))
         return [self._call_one(text, call) for text, call in zip(texts, calls, strict=True)]
 
     def _is_given(self, name: str, value: Any) -> bool:
@@ -151,7 +155,8 @@ class Reward:
 
     def _call_one(self, text: str, call: dict[str, Any]) -> Any:
         try:
-            return self._bound.function(text, **call)
+            with user_code():
+                return self._bound.function(text, **call)
         except InputError:
             raise
         except Exception as error:
@@ -169,16 +174,18 @@ class Reward:
         """Return a reward as a float, None as it is, or why it is no reward."""
         if value is None or isinstance(value, Exception):
             return value
-        wrong = f"it returned {value!r:.80}, which is no finite number"
+        if isinstance(value, str | bytes):
+            return ValueError(f"it returned {value!r:.80}, which is no finite number")
         try:
-            if isinstance(value, str | bytes):
-                return ValueError(wrong)
-            number = float(value)
+            with user_code():
+                number = float(value)
         except OverflowError:
-            return NotFinite(wrong)
-        except (TypeError, ValueError):
-            return ValueError(wrong)
-        return number if abs(number) * max(1.0, abs(self.weight)) <= _LARGEST else NotFinite(wrong)
+            number = math.inf
+        except Exception:
+            return ValueError(f"it returned a {type(value).__name__}, which is no finite number")
+        if abs(number) * max(1.0, abs(self.weight)) <= _LARGEST:
+            return number
+        return NotFinite(f"it returned {number!r:.80}, which is no finite number")
 
     def _note_nonfinite(self, finite: list[Any], values: list[Any], names: Sequence[Any]) -> None:
         for value, given, name in zip(finite, values, names, strict=True):
@@ -196,7 +203,7 @@ class Reward:
         if log_metric is not None and checked:
             log_metric(f"rewards/{self.__name__}/failed", len(failures) / len(checked))
         if failures:
-            why = f"{type(failures[0]).__name__}: {failures[0]}"
+            why = described(failures[0])
             logger.warning(
                 "reward %s failed on %d of %d rows (%s); they are neutral",
                 self.__name__,

@@ -39,6 +39,22 @@ def place(workplace):
     return workplace
 
 
+@pytest.mark.parametrize(
+    "ending", ["sys.exit(0)", "raise GeneratorExit", "raise KeyboardInterrupt"]
+)
+def test_a_reward_or_task_that_ends_the_process_fails(place, ending):
+    (place.folder / "ends.py").write_text(
+        f"import sys\ndef reward(completion):\n    {ending}\n"
+        f"def task(size):\n    yield {{'question': 'a', 'answer': '1'}}\n    {ending}\n"
+    )
+    text = place.chainforge("check", "ends.py:reward", "--task", "sums.jsonl", expect=1)
+    assert "failed: the reward itself failed" in text
+    assert "reward reward failed on" in text
+    task = "{fn: ends.py:task, size: 2}"
+    text = place.chainforge("check", "accuracy_reward", "--task", task, expect=2)
+    assert "ends.py:task): line" in text
+
+
 @pytest.mark.parametrize("task", ["sums.jsonl", "task.yaml"])
 def test_an_honest_reward_passes(place, task):
     text = place.chainforge("check", "accuracy_reward", "--task", task)

@@ -325,6 +325,58 @@ def test_too_many_failures_stop_the_run(own):
         reward([None] * 8, ["x"] * 8, **bad)
 
 
+ENDINGS = {
+    "SystemExit(0)": "SystemExit: 0",
+    "GeneratorExit": "GeneratorExit",
+    "KeyboardInterrupt('mine')": "KeyboardInterrupt: mine",
+    "type('Abort', (BaseException,), {})('now')": "Abort: now",
+    "__import__('asyncio').CancelledError()": "CancelledError",
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("form", ["row", "batch", "value"])
+def test_what_would_end_the_process_is_a_failure_of_the_reward(own, tmp_path, ending, form, caplog):
+    (tmp_path / "ends.py").write_text(
+        f"def row(completion):\n    raise {ending}\n"
+        f"def batch(completions, **kwargs):\n    yield 1.0\n    raise {ending}\n"
+        f"class Number:\n    def __float__(self):\n        raise {ending}\n"
+        "def value(completion):\n    return Number()\n"
+    )
+    (reward,) = own({"fn": f"ends.py:{form}"})
+    assert reward([None] * 2, ["x"] * 2) == [None] * 2
+    assert reward.failed == 2
+    assert f"reward {form} failed on 2 of 2 rows" in caplog.text
+    if form != "value":
+        assert ENDINGS[ending] in caplog.text
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("place", ["module", "factory", "check"])
+def test_what_would_end_the_process_is_refused_before_a_model_is_loaded(
+    own, tmp_path, ending, place
+):
+    body = {
+        "module": f"raise {ending}\n",
+        "factory": f"def get_f(scale=1):\n    raise {ending}\n",
+        "check": f"def f(c):\n    pass\ndef end(**p):\n    raise {ending}\nf.check = end\n",
+    }[place]
+    (tmp_path / f"{place}.py").write_text(body)
+    name = "get_f" if place == "factory" else "f"
+    with pytest.raises(InputError, match=f"{place}.py.*{ENDINGS[ending]}"):
+        own({"fn": f"{place}.py:{name}"})
+
+
+def test_a_control_c_passes_through_a_reward(own, tmp_path):
+    (tmp_path / "slow.py").write_text(
+        "import os, signal\n"
+        "def f(completion):\n    os.kill(os.getpid(), signal.SIGINT)\n    return 1.0\n"
+    )
+    (reward,) = own({"fn": "slow.py:f"})
+    with pytest.raises(KeyboardInterrupt):
+        reward([None], ["x"])
+
+
 @pytest.mark.parametrize(("name", "why"), [("short", "returned 1 rewards for"), ("explodes", "in")])
 def test_a_batch_that_fails_is_a_failure_of_each_row(own, name, why, caplog):
     (reward,) = own(name)
