@@ -46,7 +46,7 @@ _WHOLE_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|operatorname)\s*\{([^{
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _BOLD = re.compile(r"(?:^|(?<=\s))\*\*([^*\n]+)\*\*")
 _SAID = re.compile(r"\banswer\b(?:\s+is|\s*[:=])+\s*([^\n]*)", re.IGNORECASE)
-_SPAN = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)")
+_SPAN = re.compile(r"\$([^$]+)\$|\\\(((?:(?!\\\().)+?)\\\)")  # Stops where another one opens.
 _DOUBT = re.compile(r"[\d%]|\b(?:or|not|nor|never|percent)\b", re.IGNORECASE)
 _THIN = re.compile(r"(?<=\d)(?:\\[,!]|\{,\}|\{\\,\})\s*(?=\d{3})")
 _SPACING = re.compile(r"\\(?:[,;:! ]|q?quad\b|displaystyle\b|left(?![a-z])|right(?![a-z]))|~")

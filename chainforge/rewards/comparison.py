@@ -127,16 +127,18 @@ def _scored(claim: Claim) -> bool | Job | None:
     text = claim.text.strip()
     if not text or text == raw:
         return bool(text)
+    if entry["answer"] == "" or (_NAN.search(text) and not _NAN.search(raw)):
+        return text in ('""', "''")  # An empty gold answer; a number that is none is never right.
     if len(text) > max(MAX_TEXT // 4, 4 * len(raw)) or depth(text) > _SCORED_DEPTH:
         return False
     contents = boxes(text) if "\\boxed" in text else []
-    if contents is None or len(contents) > 1 or _PROGRAM.search(text):
+    if contents is None or len(contents) > 1:
         return False
     text = contents[0].strip() if contents else text
     gold = read_gold(raw)
     if gold and gold.value is not None:
         value = value_text(claim, gold)
-        if value is None or number(value.removesuffix("%")) is None:
+        if value is None or decimal(value.removesuffix("%")) is None:
             return False
         text = value.replace(",", "") if gold.text == raw else text
     elif raw and _bare(raw) in _bare(text) and _bare(raw) != _bare(text):
@@ -149,8 +151,7 @@ def _scored(claim: Claim) -> bool | Job | None:
 
 
 _SCORED_DEPTH = 50
-# Some scorers evaluate the answer; nothing that is more than arithmetic reaches them.
-_PROGRAM = re.compile(r"__|\blambda\b|\bimport\b|\b(?:exec|eval|open|getattr)\s*\(")
+_NAN = re.compile(r"(?<![A-Za-z])nan(?![A-Za-z])", re.IGNORECASE)
 
 
 def _bare(text: str) -> str:

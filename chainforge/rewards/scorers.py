@@ -1,34 +1,220 @@
-"""Scorers of reasoning-gym that compare two texts or two decimals, and do nothing else.
+"""Score answers to the tasks of reasoning-gym, none of which is ever evaluated.
 
-Most of its data sets have a scorer of their own, and some of these parse or run what the model
-wrote: one of them needs minutes for a nine-digit number. Those belong into a judging process. The
-others can be asked here, so that no such process, which takes two seconds to start, is needed.
+Most of its data sets have a scorer of their own. Those that hand the answer to `eval` or to
+sympy's `parse_expr`, or that pay for a wrong one, are written again here on parsed data. The
+others were read one by one and only compare text, numbers and JSON; a data set that is in neither
+list gets an answer only if that answer could do nothing even in `eval`.
 """
 
 from __future__ import annotations
 
+import ast
+import json
+import re
 import sys
-from collections.abc import Callable
-from functools import lru_cache
+from collections import Counter
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from functools import lru_cache, partial
 from typing import Any
 
+from chainforge.rewards.answers import decimal
+
+Entry = Mapping[str, Any]
 Scorer = Callable[[str, dict[str, Any]], float]
 
-# What the code of a scorer may name: a comparison of decimals, which takes any text.
-_DECIMALS = {"utils", "compute_decimal_reward"}
+_EXPRESSION = re.compile(r"[0-9A-Za-z.+\-*/(), \t]*", re.ASCII)
+_ATTACHED = re.compile(r"[0-9]\.?[A-Za-z]")  # `1if`, `1e9`, `0x1`: nothing that a task asks for
+_HARMLESS = re.compile(r"[0-9A-Za-z+\-*/ ,:;\n]*", re.ASCII)
+_MAX_EXPONENT = 1000
+
+
+def expression(text: str) -> ast.expr:
+    """Parse arithmetic of numbers, names and calls; raise `ValueError` for other text.
+
+    The tree is only read, never compiled: whoever reads it decides what a node may be.
+    """
+    if not _EXPRESSION.fullmatch(text) or _ATTACHED.search(text):
+        raise ValueError("not arithmetic")
+    try:
+        return ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, RecursionError, MemoryError) as error:
+        raise ValueError("not arithmetic") from error
+
+
+def _value(node: ast.expr) -> Fraction:
+    """Work out `+ - * /` over whole numbers."""
+    match node:
+        case ast.Constant(value=value) if type(value) is int:
+            return Fraction(value)
+        case ast.UnaryOp(op=ast.UAdd() | ast.USub() as sign, operand=operand):
+            return _value(operand) * (-1 if isinstance(sign, ast.USub) else 1)
+        case ast.BinOp(left=left, op=ast.Add(), right=right):
+            return _value(left) + _value(right)
+        case ast.BinOp(left=left, op=ast.Sub(), right=right):
+            return _value(left) - _value(right)
+        case ast.BinOp(left=left, op=ast.Mult(), right=right):
+            return _value(left) * _value(right)
+        case ast.BinOp(left=left, op=ast.Div(), right=right):
+            return _value(left) / _value(right)
+    raise ValueError(f"no arithmetic: {type(node).__name__}")
+
+
+def _makes(target: int, answer: str, entry: Entry) -> bool:
+    """Whether the answer makes the target of exactly the numbers given, by `+ - * /`."""
+    tree = expression(answer)
+    value = _value(tree)
+    used = Counter(node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    return used == Counter(entry["metadata"]["numbers"]) and value == target
+
+
+def _symbolic(node: ast.expr, names: Mapping[str, Any], functions: Mapping[str, Any]) -> Any:
+    """Build sympy's expression out of numbers, these names and these functions of one argument."""
+    import sympy
+
+    def build(node: ast.expr) -> Any:
+        match node:
+            case ast.Constant(value=value) if type(value) in (int, float):
+                return sympy.Rational(str(value))
+            case ast.Name(id=name) if name in names:
+                return names[name]
+            case ast.Call(func=ast.Name(id=name), args=[inside], keywords=[]) if name in functions:
+                return functions[name](build(inside))
+            case ast.UnaryOp(op=ast.UAdd() | ast.USub() as sign, operand=operand):
+                return build(operand) * (-1 if isinstance(sign, ast.USub) else 1)
+            case ast.BinOp(left=left, op=ast.Add(), right=right):
+                return build(left) + build(right)
+            case ast.BinOp(left=left, op=ast.Sub(), right=right):
+                return build(left) - build(right)
+            case ast.BinOp(left=left, op=ast.Mult(), right=right):
+                return build(left) * build(right)
+            case ast.BinOp(left=left, op=ast.Div(), right=right):
+                return build(left) / build(right)
+            case ast.BinOp(left=left, op=ast.Pow(), right=right):
+                power = build(right)
+                if power.is_number and abs(power) > _MAX_EXPONENT:
+                    raise ValueError("a power beyond any that a task asks for")
+                return build(left) ** power
+        raise ValueError(f"not an expression: {type(node).__name__}")
+
+    return build(node)
+
+
+_FUNCTIONS = "sin cos tan cot sec csc asin acos atan sinh cosh tanh exp log ln sqrt Abs"
+
+
+def _integrates(answer: str, entry: Entry) -> bool:
+    """Whether the derivative of the answer is the integrand."""
+    import sympy
+
+    variable = str(entry["metadata"]["variable"])
+    x = sympy.Symbol(variable)
+    names = {"C": sympy.Symbol("C"), "E": sympy.E, "pi": sympy.pi, variable: x}
+    functions = {name: getattr(sympy, name) for name in _FUNCTIONS.split()}
+    found = sympy.diff(_symbolic(expression(answer), names, functions), x)
+    integrand = _symbolic(expression(entry["metadata"]["integrand"]), names, functions)
+    return bool(sympy.simplify(found - integrand) == 0)
+
+
+def _multiplies(answer: str, entry: Entry) -> bool:
+    """Whether the answer is the product, multiplied out: the question itself is not."""
+    import sympy
+
+    names = {name: sympy.Symbol(name) for name in entry["metadata"]["variables"]}
+    found, product = (_symbolic(expression(text), names, {}) for text in (answer, entry["answer"]))
+    return bool(found == product)
+
+
+def _same(answer: str, entry: Entry) -> bool:
+    return answer.strip() == str(entry["answer"]).strip()
+
+
+def _says(answer: str, entry: Entry) -> bool:
+    return answer.strip().casefold() == str(entry["answer"]).casefold()
+
+
+def _sorts(answer: str, entry: Entry) -> bool:
+    """Whether the answer is a JSON list of the sorted numbers, quoted or not."""
+    found, gold = (
+        json.loads(text.replace("'", '"'), parse_float=str, parse_int=str)
+        for text in (answer, entry["answer"])
+    )
+    wanted = [decimal(str(one)) for one in gold]
+    return isinstance(found, list) and [decimal(str(one)) for one in found] == wanted
+
+
+def _near_chance(answer: str, entry: Entry) -> bool:
+    """Within a ten-thousandth and within a hundredth of the chance: 0 is no small chance."""
+    found, gold = decimal(answer), decimal(entry["answer"])
+    if found is None or gold is None:
+        return False
+    return abs(found - gold) <= min(Fraction(1, 10_000), abs(gold) / 100)
+
+
+_PART = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
+_COMPLEX = re.compile(rf"(?![+-]?$)(?:[+-]?{_PART}(?![ij.0-9]))?(?:[+-]?{_PART}?[ij])?")
+
+
+def _is_complex(answer: str, entry: Entry) -> bool:
+    text = "".join(answer.split()).lower()
+    while text.startswith("(") and text.endswith(")"):
+        text = text[1:-1]
+    if not _COMPLEX.fullmatch(text):
+        return False
+    return complex(text.replace("i", "j")) == complex(*entry["metadata"]["result"])
+
+
+HERE: dict[str, Callable[[str, Entry], bool]] = {
+    "binary_matrix": _same,
+    "bitwise_arithmetic": lambda answer, entry: int(answer, 0) == int(entry["answer"], 0),
+    "coin_flip": _near_chance,
+    "complex_arithmetic": _is_complex,
+    "countdown": lambda answer, entry: _makes(entry["metadata"]["target"], answer, entry),
+    "game_of_life_halting": _says,
+    "n_queens": lambda answer, entry: answer in entry["metadata"]["valid_answers"],
+    "number_sorting": _sorts,
+    "puzzle24": lambda answer, entry: _makes(24, answer, entry),
+    "spiral_matrix": _same,
+    "string_insertion": _same,
+}
+"""Our own scorers that are quick on any text."""
+
+SYMBOLIC: dict[str, Callable[[str, Entry], bool]] = {
+    "intermediate_integration": _integrates,
+    "polynomial_multiplication": _multiplies,
+    "simple_integration": _integrates,
+}
+"""Our own scorers that take sympy's time, so they belong in a judging process."""
+
+# Read, with all that they call, in reasoning-gym 0.1.25: comparisons of text, numbers and JSON.
+_AUDITED = """
+    ab advanced_geometry arc_agi boxnet calendar_arithmetic chain_sum circuit_logic codeio
+    color_cube_rotation cryptarithm decimal_arithmetic decimal_chain_sum dice emoji_mystery
+    family_relationships figlet_font fraction_simplification futoshiki game_of_life graph_color
+    group_anagrams gsm_symbolic jugs kakurasu knight_swap knights_knaves letter_jumble
+    manipulate_matrix mini_sudoku needle_haystack number_format palindrome_generation
+    palindrome_partitioning path_star polynomial_equations pool_matrix power_function
+    prime_factorization products propositional_logic quantum_lock rearc rectangle_count
+    rubiks_cube rush_hour self_reference sentence_reordering shortest_path sokoban spell_backward
+    sudoku survo time_intervals tower_of_hanoi tsumego word_ladder word_sorting zebra_puzzles
+"""
+_DECIMALS = {"utils", "compute_decimal_reward"}  # All that a comparison of decimals names.
 
 
 def plain_scorer(dataset: str) -> Scorer | None:
-    """Return the scorer of a data set if it is safe to call, else None.
+    """Return the scorer of a data set if it may be called in this process, else None.
 
-    None, too, while reasoning-gym is not loaded in this process: importing it takes longer than
-    asking the judges.
+    None, too, for one of reasoning-gym's own while that is not loaded here: importing it takes
+    longer than asking the judges.
     """
-    return _plain(dataset) if "reasoning_gym" in sys.modules else None
+    if dataset in HERE:
+        return _forgiving(HERE[dataset])
+    return _shared(dataset) if "reasoning_gym" in sys.modules else None
 
 
 @lru_cache(maxsize=256)
-def _plain(name: str) -> Scorer | None:
+def _shared(name: str) -> Scorer | None:
+    """Return a scorer of reasoning-gym that compares two texts or two decimals and is stateless."""
     from reasoning_gym.dataset import ProceduralDataset
     from reasoning_gym.factory import DATASETS
 
@@ -39,12 +225,29 @@ def _plain(name: str) -> Scorer | None:
     shared = kind.score_answer is ProceduralDataset.score_answer
     if not shared and set(code.co_names) != _DECIMALS:
         return None
-    scorer = kind.score_answer
+    return _forgiving(partial(kind.score_answer, None))  # type: ignore[arg-type]
 
-    def plain(answer: str, entry: dict[str, Any]) -> float:
+
+def _forgiving(scorer: Callable[..., float]) -> Scorer:
+    """Score 0 what the scorer chokes on: it is not the gold answer."""
+
+    def score(answer: str, entry: dict[str, Any]) -> float:
         try:
-            return float(scorer(None, answer, entry))  # type: ignore[arg-type]
+            return float(scorer(answer, entry))
         except Exception:
-            return 0.0  # as in a judging process: what a scorer chokes on is not the gold answer
+            return 0.0
 
-    return plain
+    return score
+
+
+@lru_cache(maxsize=256)
+def scorer_of(name: str) -> Scorer:
+    """Return the scorer of a data set, for a judging process: `name` must exist."""
+    if own := HERE.get(name) or SYMBOLIC.get(name):
+        return _forgiving(own)
+    import reasoning_gym
+
+    scorer = _forgiving(reasoning_gym.get_score_answer_fn(name))
+    if name in _AUDITED.split() or _shared(name):
+        return scorer
+    return lambda answer, entry: scorer(answer, entry) if _HARMLESS.fullmatch(answer) else 0.0

@@ -28,6 +28,7 @@ from multiprocessing.connection import Connection, wait
 from typing import IO, Any
 
 from chainforge.rewards.judges import Job
+from chainforge.rewards.scorers import scorer_of
 
 # Enough of LaTeX's grammar to fill the parser's caches before the first fork.
 _WARM_UP = (r"\frac{1}{2}", r"2\sqrt{3}", "x^2+3x-1", "(1,2)", "y=2x+3", r"\{1,2\}", "[1,2)",
@@ -232,16 +233,9 @@ def _parse(text: str) -> tuple[Any, ...]:
 def _judge_scored(answer: str, entry: str, tell: Callable[[Any], object]) -> bool | str:
     """Ask the data set's own scorer; only the full score is correct, part of it is not."""
     question = json.loads(entry)
-    scorer = _scorer(question["metadata"]["source_dataset"])
+    scorer = scorer_of(question["metadata"]["source_dataset"])
     tell(("gold",))
     return bool(scorer(answer, question) >= 1.0)
-
-
-@lru_cache(maxsize=256)
-def _scorer(name: str) -> Callable[..., float]:
-    import reasoning_gym
-
-    return reasoning_gym.get_score_answer_fn(name)  # type: ignore[no-any-return]
 
 
 _JUDGES: dict[str, Callable[..., bool | str]] = {

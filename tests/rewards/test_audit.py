@@ -164,11 +164,9 @@ def test_rows_without_a_gold_answer_are_skipped_and_none_is_no_pass():
         audit(rewards, [])
 
 
-def test_a_scorer_that_pays_everything_is_caught():
-    # game_of_life_halting of reasoning-gym 0.1.25 gives any text its full score.
-    rows = [gym("game_of_life_halting", "False")]
-    report = audit(load_rewards(RewardArgs(), COLUMNS), rows)
-    assert {"wrong", "misplaced"} <= {attempt.kind for _, attempt in report.failures}
+def test_a_data_set_whose_own_scorer_pays_everything_passes_with_ours():
+    rows = [gym("game_of_life_halting", "False"), gym("game_of_life_halting", "True")]
+    assert audit(load_rewards(RewardArgs(), COLUMNS), rows).passed
 
 
 def test_token_rewards_can_be_audited():

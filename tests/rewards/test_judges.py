@@ -11,8 +11,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from chainforge.rewards.claims import Claim
+from chainforge.rewards.comparison import COMPARISONS
 from chainforge.rewards.functions import accuracy_reward
 from chainforge.rewards.judges import Judges
 from chainforge.rewards.verifier import COUNTS, expect, verify, verify_all
@@ -86,6 +89,30 @@ def test_the_other_verifiers_refuse_at_once(verifier, answer):
     assert time.process_time() - start < 0.5
 
 
+UNITS = ["\\(", "\\)", "\\[", "\\]", "$", "$ ", "**", " **a", "`", "```\n", "answer is ", "nswer:", "\n",
+         "\\boxed{", "\\boxed", "{", "}", "\\", "=", "x = ", ",", "1,", "1,000", "1.", "1 ", "(", ")", "[",
+         "\\text{", "\\text{a} ", "\\frac{", "\\frac1", "sqrt(", " ", "\t", "^{", "9^", "!", "(a+", "- ",
+         "\\,", "\\left(", "{,}", " or ", " and ", "not ", "\\le ", "<", "1/", "%", "\u200b", "&", "\\\\ ",
+         "\\begin{pmatrix}", "A) ", "(A", "e1", "\\times 10^", "#### ", "nan", "0", "lambda ", "'"]  # fmt: skip
+
+
+@given(
+    st.lists(st.sampled_from(UNITS), min_size=1, max_size=3), st.sampled_from(["", "answer is "])
+)
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_no_text_costs_the_trainer_more_than_its_length(units, start):
+    unit = "".join(units)
+    text = (start + unit * (10_000 // len(unit))) + "4"
+    own = entry("countdown", "8 * 3", numbers=[3, 8], target=24)
+    golds = {"math": "x+1", "arithmetic": "4", "numeric": "4.5", "choice": "A", "exact": "Paris"}
+    begin = time.process_time()
+    for verifier, gold in golds.items():
+        COMPARISONS[verifier](Claim(verifier, text, gold))
+    COMPARISONS["reasoning_gym"](Claim("reasoning_gym", text[:5000], None, own))
+    # Some 10 ms for all six; what is quadratic takes seconds.
+    assert time.process_time() - begin < 1
+
+
 def test_a_bomb_scores_0_and_the_batch_is_unharmed(quick):
     claims = [Claim("math", "4", "4"), Claim("math", r"\sqrt{16.0} + 0", "4")]
     claims += [Claim("math", bomb, "4") for bomb in BOMBS]
@@ -108,11 +135,12 @@ def test_every_child_can_die_in_one_batch(quick):
 
 
 def test_memory_is_limited(quick):
-    # countdown's scorer evaluates this list of 24 GB; unlimited, it would run into the time limit.
-    own = entry("countdown", "8 * 3", numbers=[3, 8], target=24)
-    quick.judge([("reasoning_gym", "3 + 8", own)])
-    jobs = [("reasoning_gym", "[0]*3000000000", own), ("reasoning_gym", "3*8", own)]
-    assert quick.judge(jobs) == [False, True]
+    # Multiplying this out takes gigabytes in half a second of a processor.
+    own = entry("polynomial_multiplication", "x", variables=["x"])
+    quick.judge([("reasoning_gym", "2*x", own)])
+    power = "*".join(["(9**1000)"] * 2)
+    jobs = [("reasoning_gym", f"({power}**1000*x)**1000", own), ("reasoning_gym", "x*1", own)]
+    assert quick.judge(jobs)[1] is True
 
 
 def test_a_gold_answer_that_kills_its_judge_is_nobodys_fault(quick):

@@ -1,7 +1,15 @@
+"""Answers to reasoning-gym's tasks: the right ones in their other forms, no wrong one, no code."""
+
+import json
+from types import CodeType, FunctionType
+
 import reasoning_gym
 from reasoning_gym.factory import DATASETS
 
+from chainforge.rewards import scorers
+from chainforge.rewards.claims import Claim
 from chainforge.rewards.scorers import plain_scorer
+from chainforge.rewards.verifier import verify_all
 
 ANSWERS = ["3", "03", "+3.0", "-3", "1e3", "1e999999999", "3 apples", "", "three", "1,000", "NaN"]
 
@@ -14,7 +22,139 @@ def test_a_plain_scorer_says_what_the_data_set_says():
             assert (plain(answer, entry) >= 1) == (own(answer, entry) >= 1), (name, answer)
 
 
-def test_scorers_that_parse_or_run_an_answer_are_left_to_the_judges():
+def test_scorers_that_need_time_are_left_to_the_judges():
     found = {name for name in DATASETS if plain_scorer(name)}
-    assert not found & {"simple_integration", "rubiks_cube", "countdown", "game_of_life", "zebra"}
+    assert not found & {"simple_integration", "rubiks_cube", "propositional_logic", "zebra"}
     assert plain_scorer("no such data set") is None
+
+
+def entry(dataset, answer, **metadata):
+    metadata = {"source_dataset": dataset, "source_index": 0, **metadata}
+    return json.dumps({"question": "?", "answer": answer, "metadata": metadata})
+
+
+COUNTDOWN = entry("countdown", "8 * 3 + 5 - 5", numbers=[3, 5, 5, 8], target=24)
+PUZZLE24 = entry("puzzle24", "1*9*3 - 3", numbers=[1, 9, 3, 3])
+OTHER24 = entry("puzzle24", "(7 + 1)*3/1", numbers=[7, 1, 3, 1])
+PRODUCT = entry("polynomial_multiplication", "x**2 + 3*x + 2", variables=["x"])
+SIMPLE = entry("simple_integration", "x**3/2 - x + C", variable="x", integrand="3*x**2/2 - 1")
+PARTS = entry(
+    "intermediate_integration", "x*exp(x) - exp(x) + C", variable="x", integrand="x*exp(x)"
+)
+SORTED = entry("number_sorting", '["-1.5", "2.0", "10.0"]', direction="ascending")
+QUEENS = entry("n_queens", "Q _\n_ Q", valid_answers=["Q _\n_ Q", "_ Q\nQ _"])
+RARE = entry("coin_flip", "0.00048828125")
+COMPLEX = entry("complex_arithmetic", "3.0 - 4.0i", result=[3, -4])
+VERDICTS = [
+    (COUNTDOWN, "3*8 + (5-5)", True),
+    (COUNTDOWN, "3*8*5/5", True),
+    (COUNTDOWN, "-(-8)*3 + 5 - 5", True),
+    (COUNTDOWN, "8 * 3 + 5 - 5 = 24", False),
+    (COUNTDOWN, "8*3", False),
+    (COUNTDOWN, "24", False),
+    (COUNTDOWN, "8*5 - 5 - 3", False),
+    (COUNTDOWN, "8*3 + 5//5", False),
+    (COUNTDOWN, "8*3 + 0*55", False),
+    (COUNTDOWN, "3*8/(5-5)", False),
+    (COUNTDOWN, "8**3**5**5", False),
+    (PUZZLE24, "3*9 - 3*1", True),
+    (PUZZLE24, "9*3/1-3", True),
+    (PUZZLE24, "1*9*3", False),
+    (PUZZLE24, "8*3*1*1", False),
+    (OTHER24, "3*(7 + 1)*1", True),
+    (OTHER24, "1*9*3 - 3", False),
+    (OTHER24, "7*3 + 1 + 1 + 1", False),
+    (PRODUCT, "2 + 3*x + x**2", True),
+    (PRODUCT, "x*x + 3.0*x + 4/2", True),
+    (PRODUCT, "(x+1)*(x+2)", False),
+    (PRODUCT, "x**2 + 3*x + 3", False),
+    (PRODUCT, "expand((x+1)*(x+2))", False),
+    (PRODUCT, "x**9**9**9", False),
+    (SIMPLE, "0.5*x**3 - x", True),
+    (SIMPLE, "x*(x**2/2 - 1) + C + 7", True),
+    (SIMPLE, "x**3/2 - x + C*x", False),
+    (SIMPLE, "3*x**2/2 - 1", False),
+    (SIMPLE, "Integral(3*x**2/2 - 1, x)", False),
+    (PARTS, "(x - 1)*E**x + C", True),
+    (PARTS, "exp(x)*(x-1)", True),
+    (PARTS, "x*exp(x) + C", False),
+    (PARTS, "integrate(x*exp(x), x)", False),
+    (SORTED, "[-1.5, 2, 10]", True),
+    (SORTED, "['-1.50', '2', '10']", True),
+    (SORTED, "[-1.5, 2, 10.9]", False),
+    (SORTED, "[10, 2, -1.5]", False),
+    (SORTED, "[NaN, NaN, NaN]", False),
+    (SORTED, "[-1.5, 2]", False),
+    (QUEENS, "_ Q\nQ _", True),
+    (QUEENS, "Q Q\n_ _", False),
+    (QUEENS, '[["_", "Q"], ["Q", "_"]]', False),
+    (RARE, "1/2048", True),
+    (RARE, "0.000488", True),
+    (RARE, "4.88e-4", True),
+    (RARE, "0", False),
+    (RARE, "0.0005", False),
+    (RARE, "1e-9", False),
+    (COMPLEX, "3 - 4i", True),
+    (COMPLEX, "(3-4.0j)", True),
+    (COMPLEX, "-4i", False),
+    (COMPLEX, "nan", False),
+    (COMPLEX, "NaN - nani", False),
+    (COMPLEX, "3+4i", False),
+    (entry("complex_arithmetic", "-1.00i", result=[0, -1]), "-i", True),
+    (entry("complex_arithmetic", "5.00", result=[5, 0]), "5", True),
+    (entry("complex_arithmetic", "5.00", result=[5, 0]), "nan", False),
+    (entry("game_of_life_halting", "False"), "false", True),
+    (entry("game_of_life_halting", "False"), "True", False),
+    (entry("game_of_life_halting", "True"), "no idea", False),
+    (entry("bitwise_arithmetic", "0x1f", problem="0x1e + 0x1"), "0x1F", True),
+    (entry("bitwise_arithmetic", "0x1f", problem="0x1e + 0x1"), "31", True),
+    (entry("bitwise_arithmetic", "0x1f", problem="0x1e + 0x1"), "0x1e + 0x1", False),
+    (entry("binary_matrix", "0 1\n1 0"), "0 1\n1 0\n", True),
+    (entry("binary_matrix", "0 1\n1 0"), "[[0, 1], [1, 0]]", False),
+    (entry("spiral_matrix", "1 2 3"), "[1, 2, 3]", False),
+    (entry("string_insertion", "ABC"), "['A', 'B', 'C']", False),
+    (entry("polynomial_equations", ""), '""', True),
+    (entry("polynomial_equations", ""), "banana", False),
+    (entry("polynomial_equations", "-0.5, 2.0"), "2, -0.5", True),
+    (entry("polynomial_equations", "-0.5, 2.0"), "nan, nan", False),
+]
+
+
+def test_right_answers_in_other_forms_and_no_wrong_ones():
+    claims = [Claim("reasoning_gym", answer, None, own) for own, answer, _ in VERDICTS]
+    found = zip(VERDICTS, verify_all(claims), strict=True)
+    assert [(case[0], case[1], got) for case, got in found if got is not case[2]] == []
+
+
+def test_an_audited_scorer_of_this_reasoning_gym_evaluates_nothing():
+    ours = {*scorers.HERE, *scorers.SYMBOLIC, "composite"}
+    audited = set(scorers._AUDITED.split())
+    assert not audited & ours
+    for name, (kind, _) in DATASETS.items():
+        assert name in audited | ours or plain_scorer(name), f"{name} is new: read its scorer"
+        if name not in ours:
+            assert not reached(kind) & {"eval", "exec", "compile", "sympify", "parse_expr"}, name
+
+
+def reached(kind):
+    """Return the names that a scorer reaches outside reasoning-gym."""
+    names, seen, todo = set(), set(), [kind.score_answer]
+    while todo:
+        function = todo.pop()
+        if function in seen:
+            continue
+        seen.add(function)
+        for name in names_of(function.__code__):
+            known = function.__globals__.get(name, getattr(kind, name, None))
+            inner = [*vars(known).values()] if isinstance(known, type) else [known]
+            inner = [getattr(one, "__func__", one) for one in inner]
+            inner = [one for one in inner if isinstance(one, FunctionType)
+                     and one.__module__.startswith("reasoning_gym")]  # fmt: skip
+            todo += inner
+            names |= set() if inner else {name}
+    return names
+
+
+def names_of(code):
+    inner = (names_of(one) for one in code.co_consts if isinstance(one, CodeType))
+    return set(code.co_names).union(*inner)
