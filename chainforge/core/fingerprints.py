@@ -14,6 +14,7 @@ from typing import Any
 
 from chainforge.core.artifacts import STARTED, damage, read_manifest, sha256
 from chainforge.core.errors import InputError
+from chainforge.core.usercode import own_script, sources
 
 # Where things lie says nothing of what they are: these keys stay out of a fingerprint, and what
 # the inputs among them hold goes in through `inputs`.
@@ -96,19 +97,30 @@ def input_fingerprint(reference: str | Path, *, thorough: bool = False) -> str:
     return sha256(path)
 
 
-def fingerprint(recipe: str, given: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
-    """Hash what decides a stage's result: recipe, configuration without paths, inputs.
+def fingerprint(
+    recipe: str,
+    given: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    script: str | Path | None = None,
+) -> str:
+    """Hash what decides a stage's result: recipe, configuration without paths, inputs, code.
 
     `inputs` maps each input's role (`model`, `data.0`, `models.base`) to its `input_fingerprint`.
-    Files that the configuration names (a reward's .py, a task's .jsonl) count by their content.
+    Files that the configuration names (a reward's .py, a task's .jsonl) count by their content, and
+    so do functions of modules, the local modules that any of these import, and a recipe `script`
+    of one's own.
     """
     settings = canonical(given)
+    files = set(_files(settings))
     content = {
         "recipe": recipe,
         "given": settings,
         "inputs": dict(inputs),
-        "files": {name: sha256(name) for name in sorted(set(_files(settings)))},
+        "files": {name: sha256(name) for name in sorted(files)},
     }
+    code = _code(settings, own_script(script))
+    if other := {name: sha256(path) for name, path in code.items() if str(path) not in files}:
+        content["code"] = other
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -134,16 +146,30 @@ def _number(value: Any) -> Any:
 
 def _files(value: Any) -> Iterator[str]:
     """Yield the local files that a configuration names."""
-    if isinstance(value, dict):
-        for item in value.values():
-            yield from _files(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _files(item)
-    elif isinstance(value, str) and 0 < len(value) < 1024 and "\n" not in value:
-        name = value.partition(".py:")[0] + ".py" if ".py:" in value else value
+    for text in _texts(value):
+        name = text.partition(".py:")[0] + ".py" if ".py:" in text else text
         if Path(name).is_file():
             yield name
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield the values of a configuration that may name a file or a function."""
+    if isinstance(value, dict):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+    elif isinstance(value, str) and 0 < len(value) < 1024 and "\n" not in value:
+        yield value
+
+
+def _code(settings: Any, script: str | None) -> dict[str, Path]:
+    """Return the local sources that a configuration and a script run, by module name."""
+    found = sources(script) if script else {}
+    for text in _texts(settings):
+        found |= sources(text)
+    return found
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

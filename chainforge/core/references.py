@@ -129,6 +129,8 @@ def _load_file(path: Path) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    if (folder := str(path.resolve().parent)) not in sys.path:
+        sys.path.append(folder)  # it may import a file beside it, which hides no library
     try:
         with user_code():
             spec.loader.exec_module(module)

@@ -98,6 +98,7 @@ def plan_stage(
     )
     words = commands.recipe_words(stage, places_of, directory, settings(stage))
     script = places.short(places.recipe_script(stage.recipe, chain.folder))
+    own = script if stage.recipe not in RECIPES else None
     inputs = {}
     for role, (name, path) in places_of.items():
         if name not in known:
@@ -107,7 +108,7 @@ def plan_stage(
     with at(f"stage {stage.name}"):
         check_samples(stage.gates, settled)
     prints = {role: item.fingerprint for role, item in inputs.items()}
-    fingerprint = fingerprints.fingerprint(_recipe_name(stage, directory), settled, prints)
+    fingerprint = fingerprints.fingerprint(_recipe_name(stage, directory), settled, prints, own)
     state, why = _state(directory, fingerprint, settled, inputs, thorough)
     return Step(
         stage=stage,
@@ -173,7 +174,7 @@ def _changes(
         elif old_inputs[role] != inputs[role].fingerprint:
             old, new = old_inputs[role][:8], inputs[role].fingerprint[:8]
             words.append(f"{role}: {inputs[role].name} changed ({old} -> {new})")
-    return words or ["a file that the settings name changed"]
+    return words or ["code or a file that the settings name changed"]
 
 
 def traces_of_work(directory: Path) -> str:

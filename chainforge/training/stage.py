@@ -125,7 +125,7 @@ def open_stage(
     stage = Stage(
         recipe=recipe,
         directory=directory,
-        fingerprint=fingerprints.fingerprint(recipe, settings, prints),
+        fingerprint=fingerprints.fingerprint(recipe, settings, prints, _script()),
         given=fingerprints.canonical(settings),
         inputs=prints,
         seed=seed,
@@ -147,6 +147,11 @@ def open_stage(
                 shutil.rmtree(stage.path("checkpoints"), ignore_errors=True)
             if is_main_process():
                 send(directory)
+
+
+def _script() -> str | None:
+    """Return the script that this process runs."""
+    return getattr(sys.modules.get("__main__"), "__file__", None)
 
 
 def _looks_closely() -> bool:
@@ -214,7 +219,7 @@ def _difference(given_before: dict[str, Any], inputs_before: dict[str, str], sta
         for role in sorted(inputs_before.keys() | stage.inputs.keys())
         if inputs_before.get(role) != stage.inputs.get(role)
     ]
-    return "; ".join(words) or "a file that the settings name changed"
+    return "; ".join(words) or "code or a file that the settings name changed"
 
 
 def _sign(stage: Stage, seconds: float) -> None:

@@ -65,3 +65,65 @@ def test_changes_are_said_in_words():
         "b: 0.0001 -> 0.0002",
         "c: not set -> 1",
     ]
+
+
+LAYOUT = {
+    "reward.py": "import helper\nfrom kit import (tool,\n  other)\n\ndef good(completion): return 1.0",
+    "helper.py": "import json, far.away as away",
+    "kit/__init__.py": "",
+    "kit/tool.py": "from .. import nothing\nfrom . import deep\nfrom .deep.down import x",
+    "kit/deep/down.py": "x = 1",
+    "far/away.py": "def f():\n    import late",
+    "late.py": "1",
+    "unused.py": "1",
+    "broken.py": "def (",
+    "lib/packed/mod.py": "import packed.other",
+    "lib/packed/other.py": "1",
+}
+RUN = {
+    "reward.py:good": {"reward.py", "helper.py", "kit/__init__.py", "kit/tool.py",
+                       "kit/deep/down.py", "far/away.py", "late.py"},
+    "reward:good": {"reward.py", "helper.py", "kit/__init__.py", "kit/tool.py",
+                    "kit/deep/down.py", "far/away.py", "late.py"},
+    "kit.tool:use": {"kit/__init__.py", "kit/tool.py", "kit/deep/down.py"},
+    "packed.mod:use": {"lib/packed/mod.py", "lib/packed/other.py"},
+    "broken.py:f": {"broken.py"},
+    "json:loads": set(),
+    "chainforge.rewards.functions:accuracy_reward": set(),
+    "Question: what is unused?": set(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("script", [False, True], ids=["in the settings", "as the recipe"])
+@pytest.mark.parametrize("reference", RUN)
+def test_code_counts_with_what_it_imports(tmp_path, monkeypatch, reference, script):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "lib")
+    monkeypatch.syspath_prepend("lib")
+    for name, text in LAYOUT.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+
+    def now():
+        if script:
+            return fingerprint("mine", {}, {}, reference.partition(":")[0])
+        return fingerprint("grpo", {"rewards": [{"fn": reference}], "n": 3}, {})
+
+    before, seen = now(), set()
+    for name, text in LAYOUT.items():
+        (tmp_path / name).write_text(f"{text}\n# another")
+        seen |= {name} if now() != before else set()
+        (tmp_path / name).write_text(text)
+    assert now() == before
+    assert seen == (RUN[reference] if not script or ".py" in reference else set())
+
+
+def test_where_code_is_says_nothing_of_what_it_does(tmp_path, monkeypatch):
+    found = set()
+    for place in ("one", "two"):
+        (tmp_path / place).mkdir()
+        monkeypatch.chdir(tmp_path / place)
+        (tmp_path / place / "reward.py").write_text("import helper")
+        (tmp_path / place / "helper.py").write_text("1")
+        found.add(fingerprint("grpo", {"fn": "reward.py:good"}, {}))
+    assert len(found) == 1

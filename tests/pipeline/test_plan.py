@@ -226,3 +226,14 @@ def test_where_the_runs_lie_changes_no_fingerprint(workplace):
     here, there = workplace.plan(), workplace.plan(workplace.folder / "elsewhere")
     for name, step in here.items():
         assert there[name].fingerprint == step.fingerprint
+
+
+def test_a_recipe_of_ones_own_that_changed_makes_its_stages_stale(workplace):
+    (workplace.folder / "helper.py").write_text("STEP = 1")
+    script = workplace.folder / "count.py"
+    script.write_text("import helper\n" + script.read_text())
+    workplace.run(until="traces")
+    assert workplace.states()["traces"] == "done"
+    (workplace.folder / "helper.py").write_text("STEP = 2")
+    step = workplace.plan()["traces"]
+    assert (step.state, step.why) == ("stale", ["code or a file that the settings name changed"])
