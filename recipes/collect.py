@@ -16,7 +16,7 @@ from chainforge.core.records import write_rows
 from chainforge.data.collection.budget import estimate
 from chainforge.data.collection.card import write_card
 from chainforge.data.collection.progress import watched
-from chainforge.data.collection.settings import TeacherArgs
+from chainforge.data.collection.settings import TeacherArgs, check
 from chainforge.data.collection.teacher import collect
 from chainforge.data.datasets import save_dataset
 from chainforge.data.sampling.rollouts import judge
@@ -30,6 +30,7 @@ def main() -> None:
     run, tasks, judges, teacher, selection = configs = parse(
         RunArgs, TaskArgs, RewardArgs, TeacherArgs, SelectionArgs
     )
+    check(teacher)
     if teacher.dry_run:
         examples = load_examples(tasks, judges.transcript, run.seed)
         print(estimate(teacher, examples, run.output_dir))

@@ -100,6 +100,9 @@ def main() -> None:
     inputs = {f"models.{name}": path for name, path in models.items()}
     if sampling.adaptive:
         raise InputError("max_samples: every model is measured on `num_samples` of each prompt")
+    if sampling.served_model and len(models) > 1:
+        raise InputError("served_model: names one model, and `models` several; evaluate each alone")
+    sampling.check()
     with open_stage(
         "evaluate", run.output_dir, *configs, inputs=inputs, seed=run.seed, shared=True
     ) as stage:
@@ -108,7 +111,14 @@ def main() -> None:
         for number, (name, path) in enumerate(models.items()):
             tokenizer = load_tokenizer(path, args.transcript)
             judged[name] = roll_out(
-                partial(open_engine, sampling, path, tokenizer, dtype=run.dtype),
+                partial(
+                    open_engine,
+                    sampling,
+                    path,
+                    tokenizer,
+                    dtype=run.dtype,
+                    directory=stage.directory,
+                ),
                 examples,
                 sampling,
                 path=stage.path("samples.jsonl"),

@@ -81,8 +81,6 @@ FAULTS: dict[str, Answer] = {
     "HTML": Answer("<html>proxy</html>", headers={"content-type": "text/html"}),
     "error body": Answer({"error": {"message": "late"}}),
     "choices: null": Answer({"id": "x", "choices": None}),
-    "no finish reason": Answer(chat(finish=None, reasoning_content=REASONING)),
-    "unknown finish reason": Answer(chat(finish="tired", reasoning_content=REASONING)),
     "interrupted": Answer(chat(finish="insufficient_system_resource", reasoning_content="Hm")),
     "length": Answer(chat("", "length", reasoning_content="Two and")),
 }

@@ -67,10 +67,14 @@ class JsonLines:
             while data:
                 data = data[self._file.write(data) :]
 
+    def sync(self) -> None:
+        """Force the rows to disk, so that they survive a power cut."""
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Force the rows to disk and close the file."""
         if not self._file.closed:
-            os.fsync(self._file.fileno())
+            self.sync()
             self._file.close()
 
     def __enter__(self) -> JsonLines:

@@ -1,9 +1,12 @@
 """Every recipe runs alone, on a tiny model, and leaves what the next one opens."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import yaml
+from server import Answer, Server, chat
 
 from chainforge.core.artifacts import read_manifest
 from chainforge.core.records import read_rows
@@ -146,6 +149,65 @@ def test_evaluate_compares_models_on_the_same_rows(tmp_path, tiny_model, recipe,
                                     "top_k": 0, "max_new_tokens": 6, "num_samples": 2}  # fmt: skip
     assert settings["tasks"] == [held_out]
     assert "<summary>" in settings["system_prompt"]
+
+
+def test_evaluate_by_api_signs_nothing_until_every_row_is_answered(tmp_path, tiny_model, recipe):
+    held_out = TASK | {"split": "test", "size": 4}
+    config = write(tmp_path / "scores.yaml", tasks=[held_out], num_samples=1, engine="api")
+    said = "<reasoning_process>two and two</reasoning_process>\n<summary>4</summary>"
+    refuses = Answer({"detail": "Unexpected keys in the request: {'min_p'}"}, 422)
+    stage = tmp_path / "scores"
+
+    def evaluate():
+        return recipe("evaluate", "--config", config, "--models", f"a={tiny_model}",
+                      "--base_url", server.url, "--output_dir", stage)  # fmt: skip
+
+    with Server(lambda request: refuses if len(server.asked) < 6 else chat(said)) as server:
+        code, error = evaluate()
+        assert code == 2
+        assert "the server refused every request: status 422: Unexpected keys" in error
+        assert "extra_body: {}" in error
+        assert not {"results.json", "manifest.json"} & {path.name for path in stage.iterdir()}
+        code, error = evaluate()  # of four rows one is refused
+        assert (code, "1 of 4 completions" in error) == (2, True), error
+        assert not (stage / "results.json").exists()
+        code, error = evaluate()
+        assert code == 0, error
+        assert len(server.asked) == 4 + 4 + 1
+    (result,) = json.loads((stage / "results.json").read_text())["models"]
+    assert (result["n"], result["format"], result["reasoning_tokens_mean"] > 0) == (4, 1, True)
+    assert (stage / "requests.rank-0/requests.jsonl").is_file()
+    assert not Path("requests.rank-0").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"extra_body": {"n": 8}}, "extra_body: 'n' .*num_samples"),
+        ({"served_model": "m"}, "served_model: names one model"),
+    ],
+)
+def test_evaluate_by_api_refuses_what_it_cannot_ask_for(
+    tmp_path, tiny_model, recipe, settings, words
+):
+    config = write(tmp_path / "c.yaml", tasks=[TASK], num_samples=1, engine="api", **settings)
+    code, error = recipe("evaluate", "--config", config, "--models", f"a={tiny_model}",
+                         f"b={tiny_model}", "--base_url", "http://127.0.0.1:9/v1",
+                         "--output_dir", tmp_path / "scores")  # fmt: skip
+    assert code == 2
+    assert re.search(words, error), error
+    assert not (tmp_path / "scores").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [({"extra_body": {"max_tokens": 9}}, "set `max_tokens`"), ({"samples_per_prompt": 0}, "1 or")],
+)
+def test_collect_refuses_bad_settings_before_it_leaves_anything(tmp_path, recipe, settings, words):
+    config = write(tmp_path / "c.yaml", tasks=[TASK], **settings)
+    code, error = recipe("collect", "--config", config, "--output_dir", tmp_path / "traces")
+    assert (code, words in error) == (2, True), error
+    assert not (tmp_path / "traces").exists()
 
 
 def test_distill_learns_from_a_teachers_probabilities(tmp_path, tiny_model, recipe):

@@ -1,41 +1,70 @@
 """A teacher behind an OpenAI-compatible API: one request, its outcome, and what it cost.
 
-Retries, pauses and limits are the collector's business; the client's own would hide a 429.
+Retries, pauses and limits are the collector's business. Bodies are read up to a limit, and a
+redirect is never followed: key and prompt go to the address that was given, and nowhere else.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import logging
 import re
+import ssl
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from chainforge import __version__
 from chainforge.core.errors import InputError
 from chainforge.core.records import Row
 from chainforge.core.sharing import SHORTEST_SECRET
 from chainforge.core.transcript import write
-from chainforge.data.collection.endpoint import KEYS, Endpoint, key_of, price_of
+from chainforge.data.collection.endpoint import KEYS, STANDARD, Endpoint, key_of, price_of
 from chainforge.data.collection.ledger import NOTHING, Amount
 from chainforge.data.collection.prices import token_counts
-from chainforge.data.collection.replies import Failure, Fatal, Rejected, Transient, read_reply
+from chainforge.data.collection.replies import (
+    Choice,
+    Failure,
+    Fatal,
+    Refused,
+    Rejected,
+    Reply,
+    Transient,
+    choice_of,
+    parse_body,
+    read_reply,
+    tokens_of,
+)
 from chainforge.data.collection.validation import validate
 
 if TYPE_CHECKING:
+    import httpx2
+
     from chainforge.data.collection.settings import TeacherArgs
 
-# No other request would fare better: the run stops. What to do stands beside it.
+logger = logging.getLogger(__name__)
+
+# No other request would fare better: the run stops, and says what to do.
 FATAL = {
-    401: "the key is not accepted: check {variable}",
-    402: "the account has no balance left: top it up",
-    403: "the account may not do this: check its rights and region",
-    404: "no such model or address: check `model` and `base_url`",
+    401: "The key is not accepted: check {variable}",
+    402: "The account has no balance left: top it up",
+    403: "The account may not do this: check its rights and region",
+    404: "There is no such model or address: check `model` and `base_url`",
+    407: "The proxy wants a password: check HTTPS_PROXY and HTTP_PROXY",
 }
-PASSING = (408, 409, 429)
-# Sure not to have been billed: refused before any work. Of other errors one cannot know.
-REFUSED = (400, 401, 402, 403, 404, 409, 422, 429, 503)
+PASSING = (408, 409, 425, 429)
+CONNECT_SECONDS = 60.0
+LARGEST_BODY = 32 * 2**20  # bytes: more than twice the longest answer of any model
+LARGEST_ERROR = 2**16
+MOST_WORDS = 400  # characters of a server's message
 _NO_MODEL = re.compile(r"model\W.{0,40}not (exist|found|available)|(no such|unknown) model", re.I)
+_UNKNOWN_FIELD = re.compile(
+    r"\b(extra|unexpected|unknown|unrecogni[sz]ed|unsupported|not (permitted|allowed|supported))\b",
+    re.I,
+)
 
 
 class ApiTeacher:
@@ -49,22 +78,38 @@ class ApiTeacher:
         self.key = key_of(args)
         self.endpoint = Endpoint.of(args)
         self.price = price_of(args, self.endpoint)
-        import openai
+        self.unknown_ends: set[str] = set()
+        import httpx2
 
-        self.version = f"openai {openai.__version__}"
-        for name in ("httpx", "httpx2", "httpcore", "httpcore2"):  # a line for every request
+        self.version = f"httpx2 {httpx2.__version__}"
+        for name in ("httpx2", "httpcore2"):  # a line for every request
             logging.getLogger(name).setLevel(logging.WARNING)
-        # The client's timeout is per read, not in all; `ask` sets the deadline.
-        self.client = openai.AsyncOpenAI(
-            api_key=self.key or "none",
-            base_url=self.endpoint.address,
-            max_retries=0,
-            timeout=self.args.timeout,
-        )
+        self.client = self._open()
+
+    def _open(self) -> httpx2.AsyncClient:
+        import httpx2
+
+        headers = {"content-type": "application/json", "user-agent": f"chainforge/{__version__}"}
+        if self.key:
+            headers["authorization"] = f"Bearer {self.key}"
+        seconds = self.args.timeout
+        try:
+            return httpx2.AsyncClient(
+                headers=headers,
+                # Of each read, not in all; `_post` sets the deadline.
+                timeout=httpx2.Timeout(seconds, connect=min(seconds, CONNECT_SECONDS)),
+                limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
+                follow_redirects=False,
+            )
+        except (ValueError, ImportError, OSError, httpx2.InvalidURL) as error:
+            raise InputError(
+                f"no request can be sent: {self._clean(str(error))}. Check the environment "
+                "variables HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE and SSL_CERT_DIR"
+            ) from None
 
     async def close(self) -> None:
         """Close the connections."""
-        await self.client.close()
+        await self.client.aclose()
 
     def request_key(self, row: Row, index: int) -> str:
         """Return the hash of the request and of the answer's number."""
@@ -82,20 +127,11 @@ class ApiTeacher:
         """
         sent, started = datetime.now(UTC), time.monotonic()
         try:
-            reply = read_reply(await self._request(row, longer), self.transcript)
-            validate(reply, row, self.args)
-            try:
-                completion = write(reply.reasoning, reply.answer, self.transcript)
-            except InputError as error:
-                raise Rejected("tags", str(error), usage=reply.usage) from None
+            body = await self._post(row, longer)
+            with reading():
+                reply, completion = self._read(body, row)
         except Failure as error:
-            if error.paid is None:
-                error.paid = self._paid(error.usage, sent)
-            error.args = (self._clean(str(error)),)
-            if isinstance(error, Rejected):
-                error.said = self._scrub((error.said or {}) | {"usage": error.usage})
-            raise
-        cost = self.price.cost(reply.usage, sent, datetime.now(UTC)) if self.price else None
+            raise self._settled(error, sent) from None
         columns = {
             "completion": completion,
             "source": self.endpoint.model,
@@ -106,93 +142,205 @@ class ApiTeacher:
             "host": self.endpoint.host,
             "sampling": self.endpoint.parameters(longer),
             "prompt_hash": self.endpoint.prompt_hash(row),
-            "finish_reason": reply.finish_reason,
-            "tokens": (reply.usage or {}).get("completion_tokens"),
+            **reply.end,
+            "tokens": tokens_of(reply.usage),
             "usage": reply.usage,
-            "cost": cost,
+            "cost": self._usd(reply.usage, sent),
             "price_date": self.price.date if self.price else None,
             "latency": round(time.monotonic() - started, 3),
             "time": sent.isoformat(timespec="seconds"),
             "client": self.version,
             "reasoning_source": reply.found,
         }
-        return self._scrub(columns), self._paid(reply.usage, sent)
+        return columns, self._paid(reply.usage, sent)
+
+    def _read(self, body: Any, row: Row) -> tuple[Reply, str]:
+        """Return what a body says, and the transcript of it."""
+        reply = read_reply(body, self._choice(body), self.transcript)
+        validate(reply, row, self.args)
+        try:
+            return reply, write(reply.reasoning, reply.answer, self.transcript)
+        except InputError as error:
+            raise Rejected("tags", str(error), usage=reply.usage) from None
+
+    def _choice(self, body: Any) -> Choice:
+        """Return a body's first choice; name an end that is not known in the log, once."""
+        choice = choice_of(body)
+        word = repr(choice.raw) if choice.raw else "none"
+        if choice.end is None and word not in self.unknown_ends and len(self.unknown_ends) < 20:
+            self.unknown_ends.add(word)
+            logger.warning("%s: unknown finish_reason (%s): complete answers are kept, others "
+                           "are rejected", self.endpoint.model, word)  # fmt: skip
+        return choice
+
+    def _settled(self, error: Failure, sent: datetime) -> Failure:
+        """Complete a failure: what it cost, and a message without the key."""
+        if error.paid is None:
+            error.paid = self._paid(error.usage, sent)
+        error.args = (self._clean(str(error), 2 * MOST_WORDS),)
+        if isinstance(error, Rejected):
+            error.said = (error.said or {}) | {"usage": error.usage}
+        return error
 
     def _paid(self, usage: Row | None, sent: datetime) -> Amount | None:
         counts = token_counts(usage)
-        if counts is None:
-            return None
-        usd = self.price.cost(usage, sent, datetime.now(UTC)) if self.price else None
-        return Amount(usd, sum(counts))
+        return None if counts is None else Amount(self._usd(usage, sent), sum(counts))
 
-    async def _request(self, row: Row, longer: bool) -> Any:
-        """Send one request; raise a `Failure` for what goes wrong on the way."""
-        import openai
+    def _usd(self, usage: Row | None, sent: datetime) -> float | None:
+        return self.price.cost(usage, sent, datetime.now(UTC)) if self.price else None
 
-        body = self.endpoint.parameters(longer)
-        named = {name: body.pop(name) for name in list(body) if name in ("model", "temperature")}
+    async def _post(self, row: Row, longer: bool) -> Any:
+        """Send one request and return the body; raise a `Failure` for what goes wrong."""
+        import httpx2
+
+        request = self.endpoint.parameters(longer) | {"messages": self.endpoint.messages(row)}
         try:
-            async with asyncio.timeout(self.args.timeout):
-                return await self.client.chat.completions.create(
-                    messages=self.endpoint.messages(row),  # type: ignore[arg-type]
-                    extra_body=body,
-                    **named,
-                )
-        except TimeoutError:
-            raise Transient("timeout", f"no answer within {self.args.timeout:g} s") from None
-        except openai.APIStatusError as error:
-            raise self._judged(error) from None
-        except openai.APIConnectionError as error:
-            cause = error.__cause__ or error
-            kind = "timeout" if isinstance(error, openai.APITimeoutError) else "connection"
-            said = f"{self.endpoint.address}: {type(cause).__name__}: {cause}"
-            lost = Transient(kind, said)
-            # Nothing was sent, so nothing can be billed.
-            lost.paid = NOTHING if "Connect" in type(cause).__name__ else None
-            raise lost from None
+            content = json.dumps(request, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
-            failure = Rejected("unsendable", f"the prompt is no text: {error.reason}")
+            failure = Rejected("unsendable", f"the prompt is not valid text: {error.reason}")
             failure.paid = NOTHING
             raise failure from None
-        except (openai.OpenAIError, ValueError) as error:  # ValueError: a body that is no JSON
-            said = f"a reply that cannot be read: {type(error).__name__}: {error}"
-            raise Transient("malformed", said) from None
+        url = f"{self.endpoint.address}/chat/completions"
+        try:
+            async with (
+                asyncio.timeout(self.args.timeout),
+                self.client.stream("POST", url, content=content) as response,
+            ):
+                good = response.is_success
+                data = await _read_body(response, LARGEST_BODY if good else LARGEST_ERROR)
+        except TimeoutError:
+            raise Transient("timeout", f"no answer within {self.args.timeout:g} s") from None
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError, UnicodeError) as error:
+            raise self._not_sent(error) from None
+        if not good:
+            raise self._judged(response, data)
+        if len(data) > LARGEST_BODY:
+            words = f"the reply is larger than {LARGEST_BODY >> 20} MiB"
+            raise Rejected("too_large", words)
+        return parse_body(data, self._without_key)
 
-    def _judged(self, error: Any) -> Failure:
-        """Say by the status whether the run, this row, or only this try is lost."""
-        status = int(error.status_code)
-        said = f"status {status}: {error.message}"
-        kind = f"status_{status}"
-        fatal = 404 if status == 400 and _NO_MODEL.search(str(error.message)) else status
+    def _not_sent(self, error: Exception) -> Failure:
+        """Judge an error of the connection: of the settings, for all requests, or in passing."""
+        import httpx2
+
+        said = f"{self.endpoint.address}: {type(error).__name__}: {self._clean(str(error))}"
         failure: Failure
-        if fatal in FATAL:
-            advice = FATAL[fatal].format(variable=self.variable)
-            failure = Fatal(kind, f"{self.endpoint.address}: {self._clean(said)}. {advice}")
-        elif status in PASSING or status >= 500:
-            wait = _retry_after(error.response)
-            failure = Transient(kind, said, wait=wait, refused=status == 429)
+        if advice := _wrong_settings(error):
+            failure = Fatal("settings", f"{said}. {advice}")
+        elif isinstance(error, httpx2.TimeoutException):
+            failure = Transient("timeout", said)
         else:
-            failure = Rejected(kind, said)
-        failure.paid = NOTHING if status in REFUSED else None
+            failure = Transient("connection", said)
+        # Nothing was sent, so nothing can be billed.
+        before = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError)
+        failure.paid = NOTHING if advice or isinstance(error, before) else None
         return failure
 
-    def _clean(self, text: str) -> str:
-        """Return a foreign message on one line, cut, and without the key."""
-        return " ".join(self._without_key(text).split())[:400]
+    def _judged(self, response: httpx2.Response, data: bytes) -> Failure:
+        """Judge by the status whether the run, this row, or only this try is lost."""
+        status = response.status_code
+        text = data[:LARGEST_ERROR].decode("utf-8", "replace")
+        words = _words(text)
+        said = self._clean(f"status {status}: {words}")
+        kind = f"status_{status}"
+        fatal = 404 if status == 400 and _NO_MODEL.search(words) else status
+        failure: Failure
+        if response.is_redirect:
+            place = self._clean(response.headers.get("location", "elsewhere"))
+            advice = f"Set `base_url` to where the API is ({place}): redirects are not followed"
+            failure = Fatal(kind, f"{self.endpoint.address}: status {status}. {advice}")
+        elif fatal in FATAL:
+            advice = FATAL[fatal].format(variable=self.variable)
+            failure = Fatal(kind, f"{self.endpoint.address}: {said}. {advice}")
+        elif status in PASSING or status >= 500:
+            wait = _retry_after(response)
+            failure = Transient(kind, said, wait=wait, refused=status == 429)
+        else:
+            failure = Refused(kind, said + self._hint(text))
+        # Refused before any work; of other errors one cannot know whether they are billed.
+        failure.paid = NOTHING if status == 503 or (status < 500 and status != 408) else None
+        return failure
+
+    def _hint(self, text: str) -> str:
+        """Return what to do about fields of `extra_body` that a server says it does not know."""
+        sent = [name for name in self.endpoint.further if name not in STANDARD]
+        named = [name for name in sent if re.search(rf"\b{re.escape(name)}\b", text)]
+        if not named and not _UNKNOWN_FIELD.search(text):
+            return ""
+        fields = ", ".join(named or sent)
+        advice = "leave them out of `extra_body` (`extra_body: {}` sends none of them)"
+        return f". Fields that the server may not know: {fields}; {advice}" if fields else ""
+
+    def _clean(self, text: str, most: int = MOST_WORDS) -> str:
+        """Return a foreign message on one line, cut, printable, and without the key."""
+        words = " ".join(self._without_key(text).split())
+        return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in words)[:most]
 
     def _without_key(self, text: str) -> str:
         return text.replace(self.key, "***") if len(self.key) >= SHORTEST_SECRET else text
 
-    def _scrub(self, value: Any) -> Any:
-        """Take the key out of whatever a server sent back; some echo it."""
-        if isinstance(value, str):
-            return self._without_key(value)
-        if isinstance(value, dict):
-            return {self._without_key(str(key)): self._scrub(item) for key, item in value.items()}
-        return [self._scrub(item) for item in value] if isinstance(value, list) else value
+
+@contextlib.contextmanager
+def reading() -> Iterator[None]:
+    """Reject a reply that cannot be read: none, however odd, ends the run."""
+    try:
+        yield
+    except Failure:
+        raise
+    except Exception as error:
+        words = f"a reply that cannot be read: {type(error).__name__}: {error}"
+        raise Rejected("unreadable", words) from None
 
 
-def _retry_after(response: Any) -> float | None:
+async def _read_body(response: httpx2.Response, most: int) -> bytes:
+    """Return a body, or what comes of a larger one: a little more than `most` bytes."""
+    data = bytearray()
+    async for chunk in response.aiter_bytes():
+        data += chunk
+        if len(data) > most:
+            break
+    return bytes(data)
+
+
+def _words(text: str) -> str:
+    """Return the message of an error's body, whatever the server calls it."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    for name in ("error", "errors", "message", "detail", "msg"):
+        if isinstance(value, dict) and value.get(name):
+            value = value[name]
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _wrong_settings(error: Exception) -> str | None:
+    """Return what to do where no request can be sent as the settings are; else None."""
+    import httpx2
+
+    if isinstance(error, httpx2.InvalidURL | httpx2.UnsupportedProtocol | UnicodeError):
+        return "Check `base_url`"
+    if isinstance(error, httpx2.ProxyError) and "407" in str(error):
+        return FATAL[407]
+    if isinstance(error, httpx2.LocalProtocolError) and "header" in str(error).lower():
+        return "A header cannot be sent: check the key"
+    passing = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
+    for cause in _causes(error) if isinstance(error, httpx2.ConnectError) else ():
+        if isinstance(cause, ssl.SSLError) and not isinstance(cause, passing):
+            return (
+                "Check `base_url` (http or https?), and SSL_CERT_FILE where the server has a "
+                "certificate of its own"
+            )
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _retry_after(response: httpx2.Response) -> float | None:
     """Return the seconds that a server asks to wait for, where it says so in seconds."""
     try:
         seconds = float(response.headers["retry-after"])

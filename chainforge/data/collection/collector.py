@@ -23,8 +23,8 @@ from chainforge.data.collection.budget import budget_message
 from chainforge.data.collection.jobs import Job
 from chainforge.data.collection.ledger import Amount, Ledger
 from chainforge.data.collection.limiter import Breaker, Limiter, Ticket
-from chainforge.data.collection.outcomes import PATIENCE, Outcomes
-from chainforge.data.collection.replies import Failure, Fatal, Rejected, Transient
+from chainforge.data.collection.outcomes import MOST_BILLED, PATIENCE, Outcomes
+from chainforge.data.collection.replies import Failure, Fatal, Refused, Rejected, Transient
 
 if TYPE_CHECKING:
     from chainforge.data.collection.settings import TeacherArgs
@@ -76,6 +76,8 @@ class Collector:
                 self.intake.close()
                 await asyncio.gather(judge, clock, return_exceptions=True)
                 await self.teacher.close()
+                refusal = self.outcomes.settle()
+                self.stop = self.stop or refusal
                 tell(self)
         if self.stop is not None:
             raise self.stop
@@ -163,7 +165,10 @@ class Collector:
                     self.stop = self.stop or InputError(f"{error}. Rows so far are kept")
                     self.results.fault(error.kind)
                 elif isinstance(error, Rejected):
-                    self.stop = self.stop or self.outcomes.reject(job, error)
+                    if not isinstance(error, Refused) and error.kind != "unsendable":
+                        self.outcomes.answered()
+                    refusal = self.outcomes.reject(job, error)
+                    self.stop = self.stop or refusal
         except asyncio.CancelledError:
             self._settle(number, job, "interrupted", None)
             raise
@@ -172,6 +177,7 @@ class Collector:
             self._settle(number, job, "answered", paid, answer)
             self._answered(ticket, now())
             self.outcomes.in_vain = 0
+            self.outcomes.answered()
             self.intake.arrive(job, answer)
 
     def _settle(
@@ -198,9 +204,10 @@ class Collector:
             self.limiter.failed()
             self.breaker.failed(now)
             job.faults += 1
+            job.billed += error.billed
             pause = min(LONGEST_WAIT, self.args.retry_wait * 2 ** (job.faults - 1))
             pause *= random.uniform(0.75, 1.0)
-        if job.faults > self.args.max_retries:
+        if job.faults > self.args.max_retries or job.billed >= MOST_BILLED:
             self.outcomes.lose(job, error, rejected=False)
         else:
             self.jobs.back(job, now + (pause if asked is None else asked))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -28,6 +30,20 @@ BILLED_BY = {"deepseek": "api.deepseek.com", "openai": "api.openai.com"}
 LONGER = 2  # an answer that was cut off is asked for once more, with so many times the tokens
 # A tokenizer makes at most one token of a byte; a chat template adds its own around each turn.
 TURN_TOKENS, TEMPLATE_TOKENS = 16, 256
+STANDARD = ("temperature", "top_p", "n", "seed")  # fields that every server knows
+# Settings of the teacher by the field of a request that they set; other names of these fields, and
+# fields with which a request costs more than is counted.
+TEACHERS = {"model": "model", "max_tokens": "max_tokens", "n": "samples_per_prompt",
+            "temperature": "temperature"}  # fmt: skip
+_SYNONYMS = {
+    "max_tokens": "max_completion_tokens max_output_tokens max_new_tokens max_length num_predict "
+    "n_predict",
+    "n": "best_of num_return_sequences num_generations",
+    "model": "models route",
+    "": "messages prompt input contents system stream stream_options tools tool_choice functions "
+    "function_call plugins web_search_options service_tier",
+}
+_NESTED = ("extra_body", "options", "parameters", "sampling_params", "generation_config")
 
 
 @dataclass(frozen=True)
@@ -75,7 +91,7 @@ class Endpoint:
     def parameters(self, longer: bool = False) -> Row:
         """Return everything of a request but its messages."""
         limit = self.max_tokens * (LONGER if longer else 1)
-        return {"model": self.model, self.limit: limit} | self.further
+        return self.further | {"model": self.model, self.limit: limit}
 
     def most_tokens(self, row: Row, longer: bool = False) -> tuple[int, int]:
         """Return the most tokens that a prompt and its answer can have."""
@@ -92,6 +108,30 @@ class Endpoint:
     def prompt_hash(self, row: Row) -> str:
         """Return the hash of the messages as they are sent."""
         return _hash(self.messages(row))[:16]
+
+
+def check_extra_body(extra: Any, settings: Mapping[str, str] = TEACHERS) -> None:
+    """Raise `InputError` for what `extra_body` may not hold.
+
+    That is what JSON cannot hold, and the fields that are set already, or with which a request
+    costs more than is counted. `settings` has the names of the settings by their fields.
+    """
+    try:
+        json.dumps(extra, allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"extra_body: cannot be sent as JSON: {error}") from None
+    ours = {name: field for field, names in _SYNONYMS.items() for name in names.split()}
+    ours |= {field: field for field in settings}
+    for name, value in (extra or {}).items():
+        plain = str(name).strip().lower()
+        if plain in ours:
+            setting = settings.get(ours[plain])
+            advice = f"set `{setting}` instead" if setting else "leave it out"
+            raise InputError(
+                f"extra_body: {name!r} changes what is asked for or what it may cost; {advice}"
+            )
+        if plain in _NESTED and isinstance(value, dict):
+            check_extra_body(value, settings)
 
 
 def key_of(args: TeacherArgs) -> str:
@@ -138,18 +178,28 @@ def _model(args: TeacherArgs) -> str:
 def _address(args: TeacherArgs) -> str:
     if args.base_url is None:
         return DEEPSEEK_URL if args.teacher == "deepseek" else OPENAI_URL
-    parts = urlsplit(args.base_url)
-    if "@" in parts.netloc or parts.query:
+    import httpx2
+
+    address = args.base_url.strip().rstrip("/").removesuffix("/chat/completions")
+    host, *_ = address.partition("://")[2].partition("/")
+    if "@" in host or "?" in address or "#" in address:
         raise InputError(
-            f"base_url: leave user, password and parameters out of the address (of "
-            f"{parts.hostname}); a key is read from {KEYS[args.teacher]}"
+            "base_url: leave user, password and parameters out of the address (of "
+            f"{re.split('[?#]', host.rpartition('@')[2])[0]}); a key is read from "
+            f"{KEYS[args.teacher]}"
         )
-    if parts.scheme not in ("http", "https") or not parts.netloc:
+    try:
+        url = httpx2.URL(address)
+        good = url.scheme in ("http", "https") and url.host and urlsplit(address).port != 0
+        why = ""
+    except (httpx2.InvalidURL, ValueError) as error:
+        good, why = False, f" ({error})"
+    if not good or address != "".join(address.split()):
         raise InputError(
             "base_url: expected an address such as http://localhost:8000/v1, "
-            f"found {args.base_url!r}"
+            f"found {address!r}{why}"
         )
-    return args.base_url.rstrip("/")
+    return address
 
 
 def _hash(value: Any) -> str:

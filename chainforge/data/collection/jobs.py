@@ -18,6 +18,7 @@ class Job:
     key: str  # the hash of the request
     asked: int = 0  # requests sent
     faults: int = 0  # of them, those that failed in passing; refusals for their number left out
+    billed: int = 0  # of them, those that the server worked on
     longer: bool = False
 
     @property

@@ -2,22 +2,27 @@
 
 `requests.jsonl` has a line for a request about to be sent, with the most that it can cost, and one
 for its outcome, with the answer. It is written before and after, so that a killed run knows
-what it sent. A request without an outcome, or whose price nobody told, counts in full.
+what it sent. A request without an outcome, or whose price nobody told, counts in full. The file is
+forced to disk before a request is sent, unless that was done less than `SYNC_SECONDS` ago: a power
+cut can lose no more than the requests of so many seconds.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from chainforge.core.disk import to_disk
 from chainforge.core.errors import InputError
 from chainforge.core.records import JsonLines, Row, read_rows, write_rows
 
 LIMITS = ("max_usd", "max_tokens_total", "max_requests")
 # Sums of many small prices differ in the last places; a limit of exactly their sum is not passed.
 ROUNDING = 1e-9
+SYNC_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,7 @@ class Ledger:
         self.path, self.limits, self.spending = path, limits, Spending()
         self.answers: dict[str, Row] = {}  # by key; from an earlier run
         self._sent = 0
+        self._synced = -SYNC_SECONDS
         self._unused = unused  # where nothing is paid, no account is kept
         if not unused:
             self._lines = JsonLines(path)
@@ -114,7 +120,17 @@ class Ledger:
         )  # fmt: skip
         self.spending.requests += 1
         self.spending.reserved[self._sent] = worst
+        self._sync()
         return self._sent
+
+    def _sync(self) -> None:
+        """Force the account to disk, now and then; its name in the directory too, to begin with."""
+        if time.monotonic() - self._synced < SYNC_SECONDS:
+            return
+        self._lines.sync()
+        if self._synced < 0:
+            to_disk(self.path.parent)
+        self._synced = time.monotonic()
 
     def settle(
         self, number: int, key: str, outcome: str, paid: Amount | None, answer: Row | None = None

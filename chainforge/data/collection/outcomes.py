@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from chainforge.core.errors import InputError
 from chainforge.data.collection.intake import Intake
 from chainforge.data.collection.jobs import Job, Jobs
 from chainforge.data.collection.offline import OfflineTeacher
-from chainforge.data.collection.replies import Failure, Rejected, Transient
+from chainforge.data.collection.replies import Failure, Refused, Rejected, Transient
 from chainforge.data.collection.results import Results
 from chainforge.data.datasets import FALLBACK
 
 # So many in a row without one usable answer mean that something is wrong with all of them.
 PATIENCE = 20
+# So often is a prompt asked whose reply the server begins, and breaks off.
+MOST_BILLED = 3
 
 
 @dataclass
@@ -25,6 +27,27 @@ class Outcomes:
     intake: Intake
     fallback: OfflineTeacher | None
     in_vain: int = 0  # answers in a row that were of no use
+    heard: bool = False  # whether the server has answered a request in this run
+    # Whether these are the rows' fault shows once the server answers another request.
+    refused: list[tuple[Job, Refused]] = field(default_factory=list)
+
+    def answered(self) -> None:
+        """Note that the server answers requests: what it refused is the fault of those rows."""
+        self.heard = True
+        self.settle()
+
+    def settle(self) -> InputError | None:
+        """Record what the server refused; return the error where it has answered nothing at all.
+
+        Then the settings are at fault, and no row is given up.
+        """
+        heard, refused = self.heard or bool(self.results.kept), self.refused
+        self.refused = []
+        for job, error in refused:
+            self.results.lose(job, error, rejected=heard)
+        if heard or not refused:
+            return None
+        return InputError(f"the server refused every request: {refused[-1][1]}")
 
     def reject(self, job: Job, error: Rejected) -> InputError | None:
         """Record an answer that is of no use; ask once more for one that was cut off.
@@ -36,15 +59,22 @@ class Outcomes:
             job.longer = True
             self.jobs.back(job, 0.0)
             return None
-        if job.longer and error.kind in ("status_400", "status_422"):
-            error = Rejected("truncated", f"cut off, and a larger limit was refused: {error}")
         self.in_vain += 1
-        self.lose(job, error, rejected=True)
+        if not isinstance(error, Refused):
+            self.lose(job, error, rejected=True)
+        elif job.longer:
+            words = f"cut off, and a larger limit was refused: {error}"
+            self.lose(job, Rejected("truncated", words), rejected=True)
+        else:
+            self.refused.append((job, error))
+            self.jobs.done(job, None)
         if self.in_vain < PATIENCE:
             return None
+        if self.refused and (refusal := self.settle()):
+            return refusal
         return InputError(
-            f"{PATIENCE} answers in a row were of no use, the last: {error} ({error.kind}); see "
-            f"{self.results.failures_path}. Running again goes on from here"
+            f"{PATIENCE} answers in a row were of no use. {self.results.last_words()} "
+            "Run the same command again to continue"
         )
 
     def lose(self, job: Job, error: Failure, *, rejected: bool) -> None:

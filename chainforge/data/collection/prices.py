@@ -72,7 +72,10 @@ class Price:
 
 
 def token_counts(usage: Any) -> tuple[int, int, int] | None:
-    """Return a usage's tokens: cached input, other input, output; None when it lacks them."""
+    """Return a usage's tokens: cached input, other input, output; None when it lacks them.
+
+    Some servers count the reasoning in the total only; it is output, too.
+    """
     if not isinstance(usage, dict):
         return None
     prompt, output = usage.get("prompt_tokens"), usage.get("completion_tokens")
@@ -83,6 +86,8 @@ def token_counts(usage: Any) -> tuple[int, int, int] | None:
         return None
     assert prompt is not None  # for the type checker, as the next
     assert output is not None
+    total = usage.get("total_tokens")
+    output = max(output, total - prompt) if type(total) is int else output
     return min(hit, prompt), prompt - min(hit, prompt), output
 
 

@@ -16,6 +16,7 @@ from chainforge.data.collection.replies import Failure, Rejected
 
 SAMPLES, FAILURES = "samples.jsonl", "failures.jsonl"
 RATE_SECONDS = 30.0
+SHOWN = 200  # characters of an answer, in a message
 
 
 class Results:
@@ -69,7 +70,7 @@ class Results:
                "task": job.row["task"], "class": error.kind, "message": str(error),
                "rejected": rejected, "attempts": job.asked}  # fmt: skip
         if isinstance(error, Rejected) and error.said:
-            row |= error.said  # it was paid for, and says what went wrong
+            row = error.said | row  # it was paid for, and says what went wrong
         self._failures.append(row)
         self.lost[job.key] = row
 
@@ -98,11 +99,30 @@ class Results:
         """Count by class what was asked for and has no Sample."""
         return Counter(row["class"] for row in self.lost.values())
 
+    def last_words(self) -> str:
+        """Return the commonest reason for having no Sample, with one answer that shows it."""
+        common = self.lost_classes().most_common(1)
+        if not common:
+            return f"See {self.failures_path}."
+        row = [row for row in self.lost.values() if row["class"] == common[0][0]][-1]
+        reply = row.get("reply") or row
+        names = ("reasoning_content", "reasoning", "content", "answer")
+        said = " ".join(text for name in names if isinstance(text := reply.get(name), str) and text)
+        shown = (
+            f" One answer: {said[:SHOWN]!r}{'...' if len(said) > SHOWN else ''}." if said else ""
+        )
+        return f"{row['class']}: {row['message']}.{shown} See {self.failures_path}."
+
     def rows(self) -> list[Row]:
         """Return the Samples, in the order of the prompts."""
         return [self.kept[job.key] for job in self.jobs if job.key in self.kept]
 
-    def close(self) -> None:
+    def sync(self) -> None:
         """Force the rows to disk."""
+        self._samples.sync()
+        self._failures.sync()
+
+    def close(self) -> None:
+        """Force the rows to disk, and close the files."""
         self._samples.close()
         self._failures.close()

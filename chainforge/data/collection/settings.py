@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from chainforge.core.errors import InputError
+from chainforge.data.collection.endpoint import check_extra_body
 from chainforge.data.collection.validation import ValidationArgs, check_settings
 
 
@@ -132,4 +133,5 @@ def check(args: TeacherArgs) -> None:
             f"until_correct ({args.until_correct}) can never be reached with samples_per_prompt "
             f"{args.samples_per_prompt}: raise that"
         )
+    check_extra_body(args.extra_body)
     check_settings(args)

@@ -133,13 +133,14 @@ def collect(
                 await run.run(tell)
 
             asyncio.run(work())
+            results.sync()  # before the account, which has the answers too, forgets them
             ledger.forget_answers()
     finally:
         results.close()
     collected = _collected(results, ledger)
     if not collected.rows:
         lost = collected.funnel["dropped"]
-        raise InputError(f"nothing was collected ({lost}): see {results.failures_path}")
+        raise InputError(f"nothing was collected ({lost}). {results.last_words()}")
     return collected
 
 

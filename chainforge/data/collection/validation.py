@@ -5,6 +5,7 @@ After DeepSeek-R1, appendix B.3: reasoning that repeats itself or mixes language
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from chainforge.core.errors import InputError
@@ -61,21 +62,28 @@ def validate(reply: Reply, row: Row, args: ValidationArgs) -> None:
 
 
 def _fault(reply: Reply, row: Row, args: ValidationArgs) -> tuple[str, str] | None:
-    if len(reply.reasoning) < args.min_reasoning_chars:
-        found = f"the reasoning has {len(reply.reasoning)} characters"
-        return "short_reasoning", f"{found}, min_reasoning_chars is {args.min_reasoning_chars}"
+    size = len(reply.reasoning)
+    if size < args.min_reasoning_chars:
+        found = f"the reasoning has {size} characters"
+        return "short_reasoning", _accepted(found, args, "min_reasoning_chars", size)
     for part, text in (("reasoning", reply.reasoning), ("answer", reply.answer)):
         for tag in TAGS:
             if tag in text:
-                return "tags", f"the {part} contains the tag {tag}"
+                return "tags", f"the {part} contains the tag {tag}; ask in `instruction` for none"
         if mark := chat_mark(text):
             return "chat_token", f"the {part} contains the chat template's mark {mark}"
     right = language_share(reply.reasoning, args.language, question(row))
     if right < args.min_language:
         found = f"{right:.0%} of the reasoning's words are in the language asked for"
-        return "language", f"{found}, min_language is {args.min_language:.0%}"
+        return "language", _accepted(found, args, "min_language", math.floor(100 * right) / 100)
     repeated = repetition(reply.reasoning)
     if repeated > args.max_repetition:
         found = f"{repeated:.0%} of the reasoning repeats itself"
-        return "repetition", f"{found}, max_repetition is {args.max_repetition:.0%}"
+        accepting = math.ceil(100 * repeated) / 100
+        return "repetition", _accepted(found, args, "max_repetition", accepting)
     return None
+
+
+def _accepted(found: str, args: ValidationArgs, name: str, value: float) -> str:
+    """Return a fault with the setting that would accept the reply."""
+    return f"{found}, {name} is {getattr(args, name)}; `{name}: {value:g}` would accept it"

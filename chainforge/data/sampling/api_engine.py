@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,14 +18,26 @@ from typing import Any
 
 from chainforge.core.errors import InputError
 from chainforge.core.records import Message, Row
-from chainforge.data.collection.api import ApiTeacher
+from chainforge.data.collection.api import ApiTeacher, reading
 from chainforge.data.collection.collector import Collector
 from chainforge.data.collection.endpoint import Endpoint
 from chainforge.data.collection.intake import Intake
 from chainforge.data.collection.jobs import Job, Jobs
 from chainforge.data.collection.ledger import Amount, Ledger, Limits
 from chainforge.data.collection.outcomes import Outcomes
-from chainforge.data.collection.replies import Failure, Fatal, Transient, choice_of, usage_of
+from chainforge.data.collection.replies import (
+    LENGTH,
+    STOP,
+    Choice,
+    Failure,
+    Fatal,
+    Rejected,
+    Transient,
+    reasoning_of,
+    text_of,
+    tokens_of,
+    usage_of,
+)
 from chainforge.data.collection.results import Results
 from chainforge.data.collection.settings import TeacherArgs
 from chainforge.data.collection.teacher import REQUESTS
@@ -59,33 +72,34 @@ class PolicyServer(ApiTeacher):
         one = copy.copy(self)
         one.endpoint = replace(self.endpoint, further=self.endpoint.further | {"seed": seed})
         try:
-            body = await one._request(row, longer=False)
-            return self._scrub(_columns(body)), self._paid(usage_of(body), sent)
+            body = await one._post(row, longer=False)
+            with reading():
+                columns = _columns(body, self._choice(body))
         except Failure as error:
-            error.args = (self._clean(str(error)),)
-            error.paid = error.paid or self._paid(error.usage, sent)
-            raise
+            raise self._settled(error, sent) from None
+        return columns, self._paid(usage_of(body), sent)
 
 
-def _columns(body: Any) -> Row:
-    """Take a completion out of a reply; raise `Transient` for what is none."""
-    message, content, finish = choice_of(body)
-    if reasoning := next(
-        (text for name in ("reasoning_content", "reasoning")
-         if isinstance(text := getattr(message, name, None), str) and text),
-        None,
-    ):  # fmt: skip
+def _columns(body: Any, choice: Choice) -> Row:
+    """Take a completion out of a reply; raise a `Failure` for what is none."""
+    if parsed := reasoning_of(choice.message):
         raise Fatal(
             "reasoning_parser",
             "the server took the reasoning out of the completion "
-            f"({reasoning!r:.60}): start it without a reasoning parser",
+            f"({parsed[0]!r:.60}): start it without a reasoning parser",
         )
+    usage = usage_of(body)
+    # A model may say nothing and end its turn; a reply without text that ended otherwise is none.
+    if not choice.content and (choice.end not in (STOP, LENGTH) or "content" not in choice.message):
+        words = f"the reply holds no answer (finish_reason {choice.raw!r})"
+        said = {"reply": choice.message, "finish_reason": choice.raw}
+        raise Rejected("no_answer", words, usage=usage, said=said)
     return {
-        "completion": content,
-        "tokens": (usage_of(body) or {}).get("completion_tokens"),
-        "finish_reason": finish,
+        "completion": choice.content,
+        "tokens": tokens_of(usage),
+        **choice.columns(),
         "source": "policy",
-        "served": getattr(body, "model", None),
+        "served": text_of(body, "model"),
     }
 
 
@@ -98,8 +112,15 @@ class Cluster:
         self.servers, self.seeds = servers, seeds
 
     def request_key(self, row: Row, index: int) -> str:
-        """Return what makes the `index`-th completion of a prompt the same one in another run."""
-        return f"{row['id']}/{index}/{self.seeds[row['id'], index]}"
+        """Return what makes the `index`-th completion of a prompt the same one in another run.
+
+        Of the servers, the model, the messages and the settings it is a hash: another model never
+        gets the answers that this one was paid for.
+        """
+        seed = self.seeds[row["id"], index]
+        asked = [server.endpoint.request_key(row, index) for server in self.servers]
+        digest = hashlib.sha256("".join(sorted(asked)).encode()).hexdigest()[:16]
+        return f"{row['id']}/{index}/{seed}/{digest}"
 
     def worst(self, row: Row, *, longer: bool) -> Amount:
         """Return the most that a request can cost."""
@@ -140,10 +161,8 @@ class Answers(Results):
 class ApiEngine:
     """A policy behind one or several servers."""
 
-    tokenizer = None
-
-    def __init__(self, args: SamplingArgs, policy: str, directory: Path) -> None:
-        self.args = args
+    def __init__(self, args: SamplingArgs, policy: str, tokenizer: Any, directory: Path) -> None:
+        self.args, self.tokenizer = args, tokenizer
         self.directory = directory / f"requests.rank-{rank()}"
         extra = (
             NEUTRAL | {"top_k": args.top_k or -1} if args.extra_body is None else args.extra_body
@@ -172,10 +191,13 @@ class ApiEngine:
         seeds = {key: draw.seed for key, draw in by_key.items()}
 
         def finish(rows: list[Row]) -> list[Row]:
-            names = ("completion", "tokens", "finish_reason", "served")
+            names = ("completion", "tokens", "finish_reason", "finish_reason_raw", "served")
             take(
                 [
-                    (by_key[row["id"], row["sample"]], {name: row.get(name) for name in names})
+                    (
+                        by_key[row["id"], row["sample"]],
+                        {name: row[name] for name in names if name in row},
+                    )
                     for row in rows
                 ]
             )
@@ -192,7 +214,7 @@ class ApiEngine:
                 ledger.forget_answers()
         finally:
             answers.close()
-        self._settle(jobs, answers, finish)
+        self._settle(answers)
 
     async def _work(
         self, cluster: Cluster, jobs: list[Job], answers: Answers, ledger: Ledger, finish: Any
@@ -208,22 +230,10 @@ class ApiEngine:
                 intake.arrive(job, ledger.answers[job.key])
         await collector.run(lambda run: None)
 
-    def _settle(self, jobs: list[Job], answers: Answers, finish: Any) -> None:
-        """Make Samples of what was refused for good, without completion; raise for the rest."""
-        refused = [job for job in jobs if (row := answers.lost.get(job.key)) and row["rejected"]]
-        empty = {"completion": "", "tokens": 0}
-        if refused:
-            finish(
-                [
-                    job.row
-                    | {"sample": job.index, "finish_reason": answers.lost[job.key]["class"]}
-                    | empty
-                    for job in refused
-                ]
-            )
-        if missing := len(answers.lost) - len(refused):
+    def _settle(self, answers: Answers) -> None:
+        """Raise `InputError` when not every completion was drawn: none is made up for them."""
+        if answers.lost:
             raise InputError(
-                f"{missing} of {len(jobs)} completions could not be had, the last for: "
-                f"{answers.last_fault}; see {answers.failures_path}. The same command goes on "
-                "from here"
+                f"{len(answers.lost)} of {len(answers.jobs)} completions are missing. "
+                f"{answers.last_words()} Run the same command again to ask for these alone"
             )

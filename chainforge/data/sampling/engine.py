@@ -15,6 +15,11 @@ from typing import Any, Literal, Protocol
 
 from chainforge.core.errors import InputError
 from chainforge.core.records import Row
+from chainforge.data.collection.endpoint import check_extra_body
+
+# The settings by the fields of a request that they set.
+SETTINGS = {"model": "served_model", "max_tokens": "max_new_tokens", "n": "num_samples",
+            "temperature": "temperature", "top_p": "top_p", "seed": "seed"}  # fmt: skip
 
 
 @dataclass
@@ -126,6 +131,7 @@ class SamplingArgs:
             raise InputError("give_up_after: goes with max_samples, which is not set")
         if (self.engine == "api") != bool(self.base_url):
             raise InputError("base_url: goes with `engine: api`, and `engine: api` needs one")
+        check_extra_body(self.extra_body, SETTINGS)
 
 
 @dataclass(frozen=True)
@@ -185,7 +191,7 @@ def open_engine(
     if args.engine == "api":
         from chainforge.data.sampling.api_engine import ApiEngine
 
-        return ApiEngine(args, policy, directory or Path())
+        return ApiEngine(args, policy, tokenizer, directory or Path())
     from chainforge.data.sampling.local_engine import LocalEngine, open_policy
 
     return LocalEngine(open_policy(policy, dtype=dtype), tokenizer, args)

@@ -1,7 +1,9 @@
+import os
+
 import pytest
 
 from chainforge.core.records import read_rows
-from chainforge.data.collection.ledger import Amount, Ledger, Limits
+from chainforge.data.collection.ledger import SYNC_SECONDS, Amount, Ledger, Limits
 
 WORST = Amount(0.4, 100)
 
@@ -61,3 +63,29 @@ def test_unknown_money_is_not_nothing(path):
         ledger.settle(ledger.send("a", Amount(None, 9)), "a", "answered", Amount(None, 5))
         assert ledger.summary()["usd"] is None
         assert ledger.summary()["tokens"] == 5
+
+
+def test_what_was_promised_survives_a_power_cut(path, monkeypatch):
+    """Of a file that is never closed there is on disk what was forced there."""
+    real, clock = os.fsync, [0.0]
+    on_disk = {}
+
+    def fsync(descriptor):
+        real(descriptor)
+        name = os.readlink(f"/proc/self/fd/{descriptor}")
+        on_disk[name] = None if os.path.isdir(name) else path.read_bytes()
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    ledger = Ledger(path, Limits(usd=10.0))
+    for number in range(12):
+        clock[0] += 0.25
+        request = ledger.send(str(number), WORST)
+        if number % 3:
+            ledger.settle(request, str(number), "answered", Amount(0.3, 20), {"c": number})
+    assert set(on_disk) == {str(path), str(path.parent)}
+    assert on_disk[str(path)] != path.read_bytes()
+    path.write_bytes(on_disk[str(path)])
+    spent = Ledger(path, Limits()).spending
+    assert ledger.spending.requests - spent.requests < SYNC_SECONDS / 0.25
+    assert spent.total().usd >= 0.3 * spent.requests

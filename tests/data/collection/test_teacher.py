@@ -1,20 +1,26 @@
 """Collecting from a real server on the loopback, whose faults are chosen per request."""
 
+import gzip
 import json
 import logging
+import socketserver
 import threading
 import time
+from datetime import date
 from pathlib import Path
 
 import pytest
-from server import FAULTS, REASONING, Answer, Server, chat
+from server import FAULTS, GOOD, REASONING, Answer, Server, chat
 
 from chainforge.core.errors import InputError
 from chainforge.core.records import example, read_rows
 from chainforge.core.transcript import read, write
+from chainforge.data.collection.api import LARGEST_BODY
 from chainforge.data.collection.outcomes import PATIENCE
+from chainforge.data.collection.prices import token_counts
 from chainforge.data.collection.settings import TeacherArgs
 from chainforge.data.collection.teacher import collect
+from chainforge.data.datasets import save_dataset
 from chainforge.data.tasks import TaskArgs, load_examples
 
 KEY = "sk-secret-0123456789"
@@ -72,7 +78,7 @@ def test_a_deepseek_row(server, sums, tmp_path):
     assert row["cost"] in (pytest.approx(42e-6), pytest.approx(84e-6))
     assert row["latency"] >= 0
     assert row["time"].endswith("+00:00")
-    assert row["client"].startswith("openai 3.")
+    assert row["client"].startswith("httpx2 ")
     assert len(row["prompt_hash"]) == 16
     assert {key: row[key] for key in sums[0]} == sums[0]
     assert asked.body["model"] == "deepseek-flash"
@@ -139,6 +145,237 @@ def test_unusable_answers_are_rejected_never_invented(server, sums, tmp_path, an
     assert [name for name, _ in failures(tmp_path)] == [kind]
     again = collect(args, worded, tmp_path)
     assert (again, len(server.asked)) == (collected, 2)
+
+
+def ended(word, content="4", **message):
+    return chat(content, word, **(SAID | message))
+
+
+NO_WORD = chat("4", **SAID)
+NO_WORD["choices"][0].pop("finish_reason")
+
+
+@pytest.mark.parametrize("word", ["eos", "eos_token", "end_turn", "STOP", "stop_sequence",
+                                  "FINISH_REASON_STOP", "COMPLETE"])  # fmt: skip
+def test_an_end_in_any_dialect_is_known(server, sums, tmp_path, word, caplog):
+    server.script = [ended(word)]
+    (row,) = collect(asking(server), sums[:1], tmp_path).rows
+    assert (row["finish_reason"], row["finish_reason_raw"]) == ("stop", word)
+    assert "finish_reason" not in caplog.text
+
+
+@pytest.mark.parametrize("word", ["tired", "tool_calls", "OTHER", "", None, "null", 7, "absent"])
+def test_a_whole_answer_with_an_unknown_end_is_kept_and_noted(server, sums, tmp_path, word, caplog):
+    server.script = [NO_WORD if word == "absent" else ended(word)] * 2
+    rows = collect(asking(server), sums[:2], tmp_path).rows
+    assert len(server.asked) == 2
+    raw = str(word) if word not in ("", None, "null", "absent") else None
+    assert {(row["finish_reason"], row["finish_reason_raw"]) for row in rows} == {("stop", raw)}
+    assert caplog.text.count(f"unknown finish_reason ({raw!r})" if raw else "(none)") == 1
+
+
+@pytest.mark.parametrize("word", ["tired", "tool_calls", "", None, "stop"])
+def test_a_missing_answer_is_asked_for_once_and_says_how_it_ended(server, sums, tmp_path, word):
+    first = sums[0]["prompt"][-1]["content"]
+    server.script = lambda request: ended(word, None) if request.prompt == first else None
+    for _ in range(2):
+        collect(asking(server), sums[:2], tmp_path)
+    assert len(server.asked) == 2
+    (row,) = read_rows(tmp_path / "failures.jsonl")
+    assert (row["class"], row["finish_reason"]) == ("no_answer", word or None)
+    assert row["message"].startswith("the reply holds no answer")
+    assert row["reply"]["reasoning_content"] == REASONING
+    assert word in (None, "", "stop") or repr(word) in row["message"]
+
+
+@pytest.mark.parametrize("word", ["max_tokens", "MAX_TOKENS", "model_length", "max_output_tokens"])
+def test_a_cut_off_answer_is_known_in_any_dialect(server, sums, tmp_path, word):
+    server.script = [ended(word, "")]
+    (row,) = collect(asking(server), sums[:1], tmp_path).rows
+    assert row["sampling"]["max_tokens"] == 65536
+
+
+@pytest.mark.parametrize("word", ["SAFETY", "refusal", "content_filtered", "RECITATION"])
+def test_a_filtered_answer_is_known_in_any_dialect(server, sums, tmp_path, word):
+    server.script = [ended(word)]
+    with pytest.raises(InputError, match="content_filter"):
+        collect(asking(server), sums[:1], tmp_path)
+
+
+@pytest.mark.parametrize("word", ["insufficient_system_resource", "abort", "error"])
+def test_a_reply_that_the_server_breaks_off_is_paid_for_three_times_at_most(
+    server, sums, tmp_path, word
+):
+    first = sums[0]["prompt"][-1]["content"]
+    server.script = lambda request: ended(word) if request.prompt == first else None
+    args = asking(server, max_retries=8)
+    assert collect(args, sums[:2], tmp_path).funnel["dropped"] == {"unfinished": 1}
+    assert len(server.asked) == 3 + 1
+    server.script = []
+    assert collect(args, sums[:2], tmp_path).funnel["kept"] == 2
+
+
+def odd(**fields):
+    return Answer({**chat("4", **SAID), **fields})
+
+
+ODD = [
+    (ended("stop", float("nan")), "no_answer"),
+    (ended("stop", reasoning_content=float("inf")), "no_reasoning"),
+    (odd(usage={"prompt_tokens": float("nan"), "completion_tokens": 60}), None),
+    (odd(usage={"prompt_tokens": 40, "completion_tokens": 10**40}), None),
+    (odd(usage={"prompt_tokens": "40", "completion_tokens": [60]}), None),
+    (odd(usage=[1, 2]), None),
+    (odd(model={"a": 1}, id=float("nan"), system_fingerprint=[]), None),
+    (odd(extra=10**30, more=[float("-inf"), {"a": float("nan")}]), None),
+    (ended("stop", "4 \ud800"), None),
+    (ended("stop", tool_calls=float("nan"), logprobs={"a": [10**25]}), None),
+    (odd(choices=[{"finish_reason": "stop", "message": ["4"]}]), "no_answer"),
+    (odd(choices=[{"finish_reason": {"a": 1}, "message": {"content": {"b": 2}}}]), "no_answer"),
+    (Answer(b'{"choices": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"), "malformed"),
+    (Answer(b'{"choices":' + b'{"a":' * 300 + b"1" + b"}" * 301), "malformed"),
+    (Answer(gzip.compress(b"[" + b" " * LARGEST_BODY + b"]"), headers={"content-encoding": "gzip"}),
+     "too_large"),
+    (Answer(b"\0" * (LARGEST_BODY + 9)), "too_large"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("answer", "kind"), ODD, ids=range(len(ODD)))
+def test_one_odd_reply_ends_no_collection(server, sums, tmp_path, answer, kind):
+    first = sums[0]["prompt"][-1]["content"]
+    server.script = lambda request: answer if request.prompt == first else None
+    collected = collect(asking(server), sums[:2], tmp_path)
+    assert collected.funnel["dropped"] == ({kind: 1} if kind else {})
+    assert len(server.asked) == 2
+    assert save_dataset(collected.rows, tmp_path / "dataset").is_file()
+
+
+@pytest.mark.parametrize(
+    "answer", [b"[1, 2]", b'"text"', b"null", b'{"choices": [1]}', b'{"n": ' + b"9" * 9999 + b"}"]
+)
+def test_what_is_no_reply_is_asked_for_again(server, sums, tmp_path, answer):
+    server.script = [Answer(answer)]
+    assert collect(asking(server), sums[:1], tmp_path).rows[0]["attempts"] == 2
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
+        {"prompt_tokens": 40, "completion_tokens": 0},
+        {"prompt_tokens": 0, "completion_tokens": 60},
+        {"prompt_tokens": -1, "completion_tokens": 60},
+        {"prompt_tokens": 40.0, "completion_tokens": True},
+        {},
+        None,
+    ],
+)
+def test_a_usage_that_cannot_be_is_unknown_and_never_free(server, sums, tmp_path, usage):
+    server.script = [chat("4", usage=usage, **SAID)]
+    collected = collect(asking(server, max_tokens=1000), sums[:1], tmp_path)
+    assert collected.rows[0]["cost"] is None
+    spending = collected.spending
+    assert (spending["untold_requests"], spending["usd"]) == (1, 0)
+    # The prompt's bytes and all the tokens that were allowed, at the dearest hour.
+    assert spending["untold_usd_at_most"] > 1000 * 1.2e-6 / 2
+
+
+def test_reasoning_that_is_counted_in_the_total_only_is_paid_for():
+    usage = {"prompt_tokens": 40, "completion_tokens": 10, "total_tokens": 150}
+    assert token_counts(usage) == (0, 40, 110)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_never_followed(server, sums, tmp_path, status):
+    with Server() as other:
+        server.script = lambda request: Answer(GOOD, status, {"location": other.url})
+        with pytest.raises(InputError, match=f"Set `base_url`.*{other.port}.*not followed"):
+            collect(asking(server, max_requests=1), sums, tmp_path)
+    assert (len(server.asked), len(other.asked)) == (1, 0)
+    assert not read_rows(tmp_path / "samples.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"error": {"message": "no field top_k", "code": 7}}, "status 422: no field top_k"),
+        ({"error": "no field"}, "status 422: no field"),
+        ({"detail": [{"loc": ["body", "top_k"], "msg": "extra"}]}, "top_k.*not know: top_k;"),
+        ({"message": "unexpected keys"}, "unexpected keys.*`extra_body: {}`"),
+        (b"<html>no \x1b[2J", r"<html>no \\x1b\[2J"),
+    ],
+)
+def test_a_server_that_refuses_every_request_costs_no_row(server, sums, tmp_path, body, words):
+    """Fewer rows than it takes to be impatient, or more."""
+    for size in (3, 30):
+        server.script = lambda request: Answer(body, 422)
+        with pytest.raises(InputError, match=f"refused every request: .*{words}"):
+            collect(asking(server, extra_body={"top_k": 5}), sums[:size], tmp_path)
+        assert not any(row["rejected"] for row in read_rows(tmp_path / "failures.jsonl"))
+    server.script = []
+    again = collect(asking(server, extra_body={"top_k": 5}), sums, tmp_path)
+    assert again.funnel["kept"] == 30
+
+
+@pytest.mark.parametrize(
+    "key", ["sk-\u201ccurly\u201d", "sk-one\nsk-two", "'sk-quoted'", "sk-\u043a\u043b\u044e\u0447"]
+)
+def test_a_key_that_cannot_be_sent_costs_no_row(server, sums, tmp_path, monkeypatch, key):
+    monkeypatch.setenv("DEEPSEEK_API_KEY", key)
+    with pytest.raises(InputError, match="DEEPSEEK_API_KEY: the value contains") as error:
+        collect(asking(server), sums, tmp_path)
+    assert key not in str(error.value)
+    assert not [*server.asked, *tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("ALL_PROXY", "nonsense://host"), ("HTTP_PROXY", "http://[::1"), ("SSL_CERT_FILE", "/none")],
+)
+def test_a_setting_of_the_network_that_is_wrong_costs_no_row(
+    server, sums, tmp_path, monkeypatch, variable, value
+):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(InputError, match=f"no request can be sent: .*{variable}"):
+        collect(asking(server), sums, tmp_path)
+    assert not [*server.asked, *tmp_path.iterdir()]
+
+
+@pytest.fixture
+def plain():
+    """A server that answers a TLS greeting in plain text, as a web server on its port does."""
+
+    class Plain(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.recv(4096)
+            self.request.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Plain) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
+
+
+def test_https_to_a_server_without_it_ends_the_run(server, sums, tmp_path, plain):
+    with pytest.raises(InputError, match="http or https"):
+        collect(asking(server, base_url=f"https://127.0.0.1:{plain}/v1"), sums, tmp_path)
+    assert not read_rows(tmp_path / "failures.jsonl")
+
+
+def test_where_no_row_passes_an_answer_is_shown_and_what_would_accept_it(server, sums, tmp_path):
+    cases = [
+        (chat("So \x1b[31m4"), "no_reasoning: .*`instruction: .*<think>.*'So \\\\x1b"),
+        (chat(reasoning_content="2 + 2 = 4."), "`min_reasoning_chars: 10` .*'2 \\+ 2 = 4. 4'"),
+        (chat(reasoning_content="Two and two, so " + "二加二等于四" * 9), "`min_language: 0"),
+        (chat(reasoning_content="So two and two is four. " * 30), "`max_repetition: (1|0.9)"),
+        (chat("x" * 999, "length", **SAID), "raise `max_tokens`.*x'\\.\\.\\."),
+    ]
+    for number, (answer, words) in enumerate(cases):
+        for size in (2, 30):
+            server.script = lambda request, answer=answer: answer
+            with pytest.raises(InputError, match=words) as error:
+                collect(asking(server), sums[:size], tmp_path / f"{number}-{size}")
+            assert len(str(error.value)) < 1000
 
 
 def test_a_rejected_answer_keeps_what_was_paid_for(server, sums, tmp_path):
@@ -396,6 +633,24 @@ def test_a_server_of_ones_own_needs_no_key_and_has_no_price(server, sums, tmp_pa
         ({"teacher": "openai"}, "which `model`"),
         ({"base_url": "http://me:secret@host/v1"}, "leave user, password"),
         ({"base_url": "localhost:8000"}, "expected an address such as"),
+        ({"base_url": "http://h:99999/v1"}, "expected an address such as"),
+        ({"base_url": "http://[::1/v1"}, "expected an address such as"),
+        ({"base_url": "http://"}, "expected an address such as"),
+        ({"base_url": "http://a b/v1"}, "expected an address such as"),
+        ({"base_url": "http://me:secret@[x/v1"}, "leave user, password"),
+        ({"base_url": "http://h/v1?key=secret"}, "leave user, password"),
+        ({"extra_body": {"max_tokens": 100_000}}, "'max_tokens' .*set `max_tokens`"),
+        ({"extra_body": {"max_completion_tokens": 9}}, "set `max_tokens`"),
+        ({"extra_body": {"Max_Tokens": 9}}, "set `max_tokens`"),
+        ({"extra_body": {"n": 8}}, "set `samples_per_prompt`"),
+        ({"extra_body": {"best_of": 8}}, "set `samples_per_prompt`"),
+        ({"extra_body": {"messages": []}}, "leave it out"),
+        ({"extra_body": {"model": "dearer"}}, "set `model`"),
+        ({"extra_body": {"stream": True}}, "leave it out"),
+        ({"extra_body": {"service_tier": "priority"}}, "leave it out"),
+        ({"extra_body": {"options": {"num_predict": 9}}}, "set `max_tokens`"),
+        ({"extra_body": {"min_p": float("nan")}}, "extra_body: cannot be sent as JSON"),
+        ({"extra_body": {"since": date(2026, 1, 1)}}, "extra_body: cannot be sent as JSON"),
         ({"teacher": "openai", "model": "m", "max_usd": 1.0}, "price of 'm' .* is not known"),
         ({"max_usd": 0.0}, "max_usd: expected more than 0"),
         ({"until_correct": 2}, "can never be reached"),

@@ -1,14 +1,11 @@
 """Sampling from servers on the loopback, good ones and bad ones."""
 
-import json
-from collections import Counter
-
 import pytest
 from server import FAULTS, Answer, Server, chat
 
 from chainforge.core.errors import InputError
 from chainforge.core.records import example, read_rows
-from chainforge.data.sampling.engine import SamplingArgs, open_engine, seed_of
+from chainforge.data.sampling.engine import Draw, SamplingArgs, open_engine, seed_of
 from chainforge.data.sampling.rollouts import roll_out
 
 FORM = "<reasoning_process>so</reasoning_process>\n<summary>{}</summary>"
@@ -97,49 +94,124 @@ def test_a_completion_that_was_cut_off_is_a_sample(tmp_path):
     assert {(row["finish_reason"], row["correct"]) for row in rows} == {("length", False)}
 
 
-def test_a_prompt_that_is_refused_for_good_is_counted_and_not_lost(tmp_path):
+TOO_LONG = Answer({"error": {"message": "the prompt is too long"}}, 422)
+NO_MIN_P = Answer({"detail": "Unexpected keys in the request: {'min_p'}"}, 422)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (FAULTS["500"], "status 500: oops"),
+        (TOO_LONG, "status 422: the prompt is too long"),
+        (chat(None, "tool_calls", tool_calls=[{"id": "1"}]), "no answer .*'tool_calls'"),
+        (chat("", "content_filter"), "no answer .*'content_filter'"),
+        ({"choices": [{"finish_reason": "stop"}]}, "no answer"),
+    ],
+)
+def test_a_row_without_an_answer_ends_the_run_and_the_next_asks_for_it_alone(
+    tmp_path, answer, words
+):
     def script(request):
-        too_long = Answer({"error": {"message": "the prompt is too long"}}, 422)
-        return too_long if request.prompt.startswith("0") else right(request)
+        return answer if request.prompt.startswith("0") else right(request)
 
-    with Server(script) as server:
-        rows = run(tmp_path, server.url, rows=prompts(3))
-        asked = len(server.asked)
-        assert run(tmp_path, server.url, rows=prompts(3)) == rows
-        assert len(server.asked) == asked
-    assert Counter(row["finish_reason"] for row in rows) == {"stop": 6, "status_422": 3}
-
-
-def test_what_cannot_be_had_ends_the_run_and_the_next_asks_for_it_alone(tmp_path):
-    def script(request):
-        return FAULTS["500"] if request.prompt.startswith("0") else right(request)
-
-    lost = pytest.raises(InputError, match="3 of 9 completions could not be had")
+    lost = pytest.raises(InputError, match=f"(?s)3 of 9 completions are missing.*{words}")
     with Server(script) as server, lost:
         run(tmp_path, server.url, rows=prompts(3), max_retries=1)
+    assert len(read_rows(tmp_path / "samples.jsonl")) == 6
     with Server(right) as server:
         rows = run(tmp_path, server.url, rows=prompts(3))
     assert len(rows) == 9
     assert len(server.asked) == 3
 
 
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (NO_MIN_P, "every request: status 422: Unexpected keys .*not know: min_p; .*extra_body: {}"),
+        (Answer({"detail": [{"loc": ["body", "top_k"], "msg": "Extra inputs are not permitted"}]},
+                422), "top_k.*not know: top_k; "),
+        (Answer({"object": "error", "message": "unknown field"}, 400),
+         "status 400: unknown field.*not know: min_p, repetition_penalty, top_k; "),
+        (Answer(b"no such route", 405), "every request: status 405: no such route"),
+        (Answer({"error": "who are you?"}, 403), "status 403: who are you"),
+        (Answer({}, 308, {"location": "/v1/"}), "status 308.*redirects are not followed"),
+    ],
+)  # fmt: skip
+def test_a_server_that_refuses_every_request_ends_the_run_with_its_words(tmp_path, answer, words):
+    with Server(lambda request: answer) as server, pytest.raises(InputError, match=words):
+        run(tmp_path, server.url, rows=prompts(2))
+    assert len(server.asked) <= 6
+    assert not read_rows(tmp_path / "samples.jsonl")
+
+
+def test_an_unknown_end_and_an_odd_number_spoil_no_completion(tmp_path, caplog):
+    usage = {"prompt_tokens": 9, "completion_tokens": float("nan")}
+    script = [chat("4", "tired"), chat("4", None, usage), chat("4", "MAX_TOKENS"), chat("", "eos")]
+    with Server(script) as server:
+        rows = run(tmp_path, server.url, rows=prompts(1), num_samples=4, max_concurrency=1)
+    ends = [(row["finish_reason"], row.get("finish_reason_raw"), row["tokens"]) for row in rows]
+    assert ends == [("stop", "tired", 60), ("stop", None, None), ("length", "MAX_TOKENS", 60),
+                    ("stop", "eos", 60)]  # fmt: skip
+    assert "unknown finish_reason ('tired')" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("field", "advice"),
+    [
+        ({"max_tokens": 100_000}, "max_new_tokens"),
+        ({"max_completion_tokens": 9}, "max_new_tokens"),
+        ({"n": 8}, "num_samples"),
+        ({"model": "dearer"}, "served_model"),
+        ({"seed": 1}, "seed"),
+        ({"messages": []}, "leave it out"),
+    ],
+)
+def test_fields_that_are_set_already_are_refused(tmp_path, field, advice):
+    with Server(right) as server, pytest.raises(InputError, match=f"extra_body: .*{advice}"):
+        run(tmp_path, server.url, extra_body=field)
+    assert not server.asked
+
+
+def draws():
+    return [Draw(row, 0, seed_of(4, row["id"], 0)) for row in prompts(3)]
+
+
+def sample(tmp_path, url, policy="a", fails=False, **settings):
+    """Sample once; where judging fails, the answers stay in the account only."""
+    taken = []
+
+    def take(batch):
+        if fails:
+            raise RuntimeError("killed")
+        taken.extend(batch)
+
+    args = SamplingArgs(engine="api", base_url=url, retry_wait=0.01, **settings)
+    open_engine(args, policy, None, directory=tmp_path).sample(draws(), take)
+    return taken
+
+
 def test_an_answer_that_came_before_a_kill_is_not_asked_for_again(tmp_path):
     with Server(right) as server:
-        rows = run(tmp_path, server.url, rows=prompts(3))
-        # The answers are in the account, and not yet among the samples.
-        account = tmp_path / "requests.rank-0/requests.jsonl"
-        lines = read_rows(account)
-        by_key = {f"{row['id']}/{row['sample']}/{row['sampling']['seed']}": row for row in rows}
-        for line in lines:
-            if "outcome" in line:
-                row = by_key[line["key"]]
-                names = ("completion", "tokens", "finish_reason", "served")
-                line["answer"] = {name: row[name] for name in names}
-                line["answer"] |= {"request": line["key"], "source": "policy"}
-        account.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        (tmp_path / "samples.jsonl").unlink()
-        assert run(tmp_path, server.url, rows=prompts(3)) == rows
-        assert len(server.asked) == 9
+        with pytest.raises(RuntimeError):
+            sample(tmp_path, server.url, fails=True)
+        assert len(server.asked) == 3
+        answers = [answer["completion"] for _, answer in sample(tmp_path, server.url)]
+        assert len(server.asked) == 3
+    assert sorted(answers) == [FORM.format(n) for n in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    "other", [{"policy": "b"}, {"served_model": "b"}, {"temperature": 0.5}, {"extra_body": {}}]
+)
+def test_no_model_and_no_settings_get_the_answers_of_others(tmp_path, other):
+    with Server(right) as server:
+        with pytest.raises(RuntimeError):
+            sample(tmp_path, server.url, fails=True)
+        sample(tmp_path, server.url, **other)
+        assert len(server.asked) == 6
+        with Server(right) as second:
+            sample(tmp_path, second.url, **other)
+        assert len(second.asked) == 3
 
 
 def test_a_server_that_takes_the_reasoning_out_is_refused(tmp_path):
