@@ -26,7 +26,7 @@ from measuring import QUICKSTART, results, save, spread
 from sides import prepared, recipe
 
 from chainforge.core.artifacts import read_manifest
-from chainforge.core.config import read_yaml
+from chainforge.core.config import read_settings
 from chainforge.core.records import read_rows
 
 REASON = QUICKSTART / "reason.yaml"
@@ -66,13 +66,13 @@ def main() -> None:
 def one_seed(seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Train every side with one seed; return its curve up to the tokens of plain GRPO."""
     directory = args.runs / str(seed)
-    tasks = [task | {"size": args.size} for task in read_yaml(REASON)["tasks"]]
+    tasks = [task | {"size": args.size} for task in read_settings(REASON)["tasks"]]
     pool = directory / "pool"
     gated = any(side.startswith("gate") for side in args.sides)
     if gated:
         stage("reject", pool, args.cold, seed, directory, {
             "tasks": tasks, "system_prompt": "", "num_samples": args.gate_samples,
-            "max_new_tokens": read_yaml(REASON)["max_completion_length"],
+            "max_new_tokens": read_settings(REASON)["max_completion_length"],
         })  # fmt: skip
     run: dict[str, Any] = {"seed": seed, "sides": {}}
     for name in args.sides:
@@ -103,7 +103,7 @@ def settings_of(
     name: str, tasks: list[dict[str, Any]], pool: Path, args: argparse.Namespace
 ) -> dict[str, Any]:
     """Return the settings of a side: the quickstart's own, and what makes it a side."""
-    reason = read_yaml(REASON)
+    reason = read_settings(REASON)
     # The others may write shorter completions, and so need more rollouts for as many tokens.
     rollouts = args.steps if name == "plain" else args.steps + 2 * args.every
     split = SPLIT if name.endswith("minibatches") else 1

@@ -18,7 +18,7 @@ from typing import Any
 from measuring import ROOT, results
 from random_models import SHAPES, has_gpu
 
-from chainforge.core.config import read_yaml
+from chainforge.core.config import read_settings
 
 RECIPES = {"Qwen2.5-0.5B": "qwen2.5-0.5b", "Qwen2.5-1.5B": "qwen2.5-1.5b",
            "SmolLM2-135M": "smollm2-135m", "toy": "quickstart"}  # fmt: skip
@@ -42,7 +42,7 @@ def arguments(description: str | None, name: str) -> argparse.ArgumentParser:
 
 def shipped(model: str, file: str, keys: Iterable[str]) -> dict[str, Any]:
     """Return what our recipe for a model sets, of the keys that change what a step costs."""
-    settings = read_yaml(ROOT / "recipes" / RECIPES[model] / file)
+    settings = read_settings(ROOT / "recipes" / RECIPES[model] / file)
     settings["use_peft"] = bool(settings.get("use_peft") or "adapter" in settings)
     return {key: settings[key] for key in keys if key in settings}
 

@@ -19,7 +19,7 @@ import torch
 from measuring import QUICKSTART, results, save, spread, turns
 from sides import prepared
 
-from chainforge.core.config import read_yaml
+from chainforge.core.config import read_settings
 from chainforge.core.records import Row
 from chainforge.data.sampling.engine import Drawn, SamplingArgs, seed_of
 from chainforge.data.sampling.local_engine import LocalEngine, open_policy
@@ -137,7 +137,7 @@ def main() -> None:
 
 def prompts(count: int) -> list[Row]:
     """Return prompts of all kinds of the quickstart, mixed."""
-    settings = read_yaml(QUICKSTART / "picks.yaml")
+    settings = read_settings(QUICKSTART / "picks.yaml")
     tasks = TaskArgs(tasks=settings["tasks"], system_prompt=settings["system_prompt"])
     rows = load_examples(tasks, FORM, seed=42)
     kinds = len(settings["tasks"])

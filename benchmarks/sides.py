@@ -9,7 +9,7 @@ from typing import Any
 
 from measuring import CHAINFORGE, QUICKSTART, ROOT, run
 
-from chainforge.core.config import read_yaml
+from chainforge.core.config import read_settings
 from chainforge.data.tasks import TaskArgs, _own_seed, _read_task
 
 RAW = ROOT / "benchmarks/raw"
@@ -34,7 +34,7 @@ def caches(folder: Path) -> dict[str, str]:
 
 def tasks_of(config: str, output: Path) -> Path:
     """Write down what a stage asks, for a raw script: the same rows, in the same order."""
-    settings = TaskArgs(tasks=read_yaml(QUICKSTART / config)["tasks"])
+    settings = TaskArgs(tasks=read_settings(QUICKSTART / config)["tasks"])
     listed = []
     for number, given in enumerate(settings.tasks):
         task = _read_task(given, f"tasks[{number}]")

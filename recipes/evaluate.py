@@ -18,6 +18,7 @@ from rich.console import Console
 from chainforge.core import artifacts, process
 from chainforge.core.config import parse
 from chainforge.core.errors import InputError
+from chainforge.core.paths import unplaced
 from chainforge.core.references import hint
 from chainforge.core.transcript import DEFAULT, system_prompt
 from chainforge.data.measures import summarize
@@ -85,7 +86,7 @@ def settings(
         "engine_options": sampling.engine_options,
         "seed": run.seed,
         "dtype": run.dtype,
-        "tasks": tasks.tasks,
+        "tasks": unplaced(tasks.tasks),
         "transcript": args.transcript,
         "system_prompt": asked,
         "language": args.language,

@@ -16,49 +16,22 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-
 from chainforge.core.errors import InputError
 from chainforge.core.fields import checked, is_one_or_more, is_structured, parts_of
+from chainforge.core.paths import anchored
 from chainforge.core.references import find_preset, hint
-
-# libyaml, where PyYAML was built with it, reads a recipe ten times as fast.
-_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+from chainforge.core.yaml12 import read_yaml, yaml_value
 
 ON_CPU = " Several processes on a CPU count only with `use_cpu: true`."
 
 
-class _UniqueKeyLoader(_SafeLoader):  # type: ignore[misc]
-    """YAML that refuses a key given twice, where PyYAML lets the last one win."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Build a mapping; raise for a duplicate key."""
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            key = str(self.construct_object(key_node, deep=True))
-            if key in seen:
-                line = key_node.start_mark.line + 1
-                raise InputError(f"line {line}: the key {key!r} stands twice")
-            seen.add(key)
-        return super().construct_mapping(node, deep)  # type: ignore[no-any-return]
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML mapping; raise `InputError` when missing, malformed or not a mapping."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file (looked from {Path.cwd()})")
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """Read a YAML of settings, with its paths as one would type them in the current folder."""
+    settings = read_yaml(path)
     try:
-        value = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
+        return anchored(settings, Path(path).parent)
     except InputError as error:
-        raise InputError(f"{path}, {error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: expected `key: value` lines, found a {type(value).__name__}")
-    return {str(key): item for key, item in value.items()}
+        raise InputError(f"{path}: {error}") from None
 
 
 def given(argv: Sequence[str]) -> dict[str, Any]:
@@ -206,23 +179,23 @@ def _layers(
     config: str | None, flags: list[tuple[str, list[str]]]
 ) -> tuple[list[tuple[str, dict[str, Any]]], list[tuple[str, list[str]]]]:
     """Return `(file, settings)` of the preset, if any, and of the YAML; and the other flags."""
-    own = read_yaml(config) if config else {}
+    own = read_settings(config) if config else {}
     chosen = own.pop("preset", None)
     for name, words in flags:
         if name == "preset":
             chosen = words[0] if len(words) == 1 else words
     layers = [(config or "command line", own)]
     if chosen is not None:
-        path = find_preset(chosen, Path(config or ".").parent)
-        layers.insert(0, (str(path), read_yaml(path)))
+        path = find_preset(chosen)
+        layers.insert(0, (str(path), read_settings(path)))
     return layers, [flag for flag in flags if flag[0] != "preset"]
 
 
 def _word(word: str) -> Any:
     """Read one word of the command line as YAML; text that is not YAML stays text."""
     try:
-        return yaml.load(word, _SafeLoader)
-    except yaml.YAMLError:
+        return yaml_value(word)
+    except InputError:
         return word
 
 

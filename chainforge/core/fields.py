@@ -12,6 +12,8 @@ from typing import Any
 
 from chainforge.core.errors import InputError
 
+WORDS = {"yes": True, "on": True, "no": False, "off": False}  # text in YAML 1.2
+
 
 def is_structured(kind: Any) -> bool:
     """True for fields that hold mappings, which argparse cannot read."""
@@ -31,7 +33,7 @@ def is_one_or_more(kind: Any) -> bool:
 def checked(value: Any, kind: Any, where: str) -> Any:
     """Return `value` as a `kind`; raise `InputError` when it is none.
 
-    Text is left to argparse, which converts `1e-4` (text in YAML) to the field's type.
+    Text that reads as a number, and `yes` or `off` for a bool, is taken for what it says.
     """
     if kind is Any or (value is None and _allows_none(kind)):
         return value
@@ -42,18 +44,13 @@ def checked(value: Any, kind: Any, where: str) -> Any:
             return result
     wanted = " or ".join(_name(option) for option in options if option is not type(None))
     found = f"{value!r} ({type(value).__name__})"
-    tip = ""
-    if isinstance(value, bool) and str in options:
-        tip = "; YAML reads a bare no, off, yes or on as true or false: put it in quotes"
-    raise InputError(f"{where}: expected {wanted}, found {found}{tip}")
+    raise InputError(f"{where}: expected {wanted}, found {found}")
 
 
 def _fit(value: Any, kind: Any, where: str) -> tuple[bool, Any]:
     """Say whether `value` is a `kind`, and return it as one."""
     origin = typing.get_origin(kind) or kind
     if origin is typing.Literal:
-        if value is False and "off" in typing.get_args(kind):
-            return True, "off"  # as YAML reads a bare off
         return value in typing.get_args(kind), value
     if origin is list:
         if not isinstance(value, list):
@@ -65,6 +62,7 @@ def _fit(value: Any, kind: Any, where: str) -> tuple[bool, Any]:
     if not isinstance(origin, type) or issubclass(origin, enum.Enum):
         return isinstance(value, str), value
     if origin is bool:
+        value = WORDS.get(value.lower(), value) if isinstance(value, str) else value
         return isinstance(value, bool), value
     if origin in (int, float):
         return _fit_number(value, origin)

@@ -14,6 +14,7 @@ from typing import Any
 
 from chainforge.core.artifacts import STARTED, damage, read_manifest, sha256
 from chainforge.core.errors import InputError
+from chainforge.core.paths import paths_in, unplaced
 from chainforge.core.usercode import own_script, sources
 
 # Where things lie says nothing of what they are: these keys stay out of a fingerprint, and what
@@ -110,24 +111,25 @@ def fingerprint(
     so do functions of modules, the local modules that any of these import, and a recipe `script`
     of one's own.
     """
-    settings = canonical(given)
-    files = set(_files(settings))
+    counted = {key: value for key, value in given.items() if key not in PATH_KEYS | FREE_KEYS}
+    files = list(paths_in(dict(sorted(counted.items()))))
     content = {
         "recipe": recipe,
-        "given": settings,
+        "given": canonical(given),
         "inputs": dict(inputs),
-        "files": {name: sha256(name) for name in sorted(files)},
+        "files": [(path.name, sha256(path)) for path in files],
     }
-    code = _code(settings, own_script(script))
-    if other := {name: sha256(path) for name, path in code.items() if str(path) not in files}:
+    code = _code(counted, own_script(script))
+    if other := {name: sha256(path) for name, path in code.items() if path not in files}:
         content["code"] = other
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def canonical(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings without paths, numbers written one way (`1e-4` is text in YAML)."""
+    """Return the settings without where things are, numbers written one way (`1` and `"1.0"`)."""
     left_out = PATH_KEYS | FREE_KEYS
-    return {key: _number(value) for key, value in sorted(given.items()) if key not in left_out}
+    counted = {key: value for key, value in sorted(given.items()) if key not in left_out}
+    return {key: _number(value) for key, value in unplaced(counted).items()}
 
 
 def _number(value: Any) -> Any:
@@ -142,14 +144,6 @@ def _number(value: Any) -> Any:
             number = float(value)
             return int(number) if number == int(number) else number
     return value
-
-
-def _files(value: Any) -> Iterator[str]:
-    """Yield the local files that a configuration names."""
-    for text in _texts(value):
-        name = text.partition(".py:")[0] + ".py" if ".py:" in text else text
-        if Path(name).is_file():
-            yield name
 
 
 def _texts(value: Any) -> Iterator[str]:

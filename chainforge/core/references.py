@@ -75,16 +75,15 @@ def shipped(folder: str) -> Path:
     return inside if inside.is_dir() else package.parent / folder
 
 
-def find_preset(reference: Any, beside: Path) -> Path:
-    """Return the file of a preset: a shipped one's name, or a path from `beside` or from here."""
+def find_preset(reference: Any) -> Path:
+    """Return the file of a preset: a shipped one's name, or a path."""
     presets = {path.stem: path for path in (shipped("recipes") / "presets").glob("*.yaml")}
     if not isinstance(reference, str):
         raise InputError(f"preset: expected one name or path, found {reference!r}")
     if reference in presets:
         return presets[reference]
-    for root in (beside, Path()):
-        if reference.endswith((".yaml", ".yml")) and (root / reference).is_file():
-            return root / reference
+    if reference.endswith((".yaml", ".yml")) and Path(reference).is_file():
+        return Path(reference)
     raise InputError(
         f"preset: no {reference!r} (or give a path to a .yaml); {hint(reference, presets)}"
     )

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from chainforge.core.errors import Failed, InputError, Stopped
+from chainforge.core.paths import unplaced
 from chainforge.core.records import Row, example, question
 from chainforge.core.references import hint, resolve, user_code, where
 from chainforge.core.transcript import DEFAULT, system_prompt
@@ -185,7 +186,8 @@ def _own_seed(task: _Task, seed: int) -> int:
     reasoning-gym's item `i` of seed `s` is item `0` of seed `s + i`: seeds that lie near each
     other share nearly all rows. The margin at the top leaves room to count up below 2^31.
     """
-    content = json.dumps([task.fn, task.params, task.seed, seed], sort_keys=True, default=str)
+    named = [unplaced(task.fn), unplaced(task.params), task.seed, seed]
+    content = json.dumps(named, sort_keys=True, default=str)
     return int(hashlib.sha256(content.encode()).hexdigest()[:15], 16) % (2**31 - 2**26)
 
 

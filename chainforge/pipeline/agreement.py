@@ -10,10 +10,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from chainforge.core.config import read_yaml
 from chainforge.core.errors import InputError
 from chainforge.core.records import Row, read_rows
 from chainforge.core.transcript import DEFAULT
+from chainforge.core.yaml12 import read_yaml
 from chainforge.pipeline.check import read_params
 
 if TYPE_CHECKING:

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chainforge.core.config import read_yaml
 from chainforge.core.errors import InputError
+from chainforge.core.paths import anchored
 from chainforge.core.references import hint
 from chainforge.core.transcript import PRESETS
+from chainforge.core.yaml12 import read_yaml
 from chainforge.pipeline import places
 from chainforge.pipeline.gates import read_gates
 from chainforge.pipeline.stages import (
@@ -85,7 +86,7 @@ def load_chain(reference: str | Path) -> Chain:
             transcript=_transcript(given.get("transcript")),
             launch=_launch(given, file.parent),
             report_to=_names(given, "report_to"),
-            settings=_settings_by_kind(given, stages),
+            settings=_settings_by_kind(given, stages, file.parent),
         )
     except InputError as error:
         raise InputError(f"{places.short(file)}: {error}") from None
@@ -164,7 +165,7 @@ def _stage(given: Any, folder: Path) -> Stage:
         models=_names(given, "models"),
         data=_names(given, "data"),
         launch=_launch(given, folder),
-        settings=_settings(given),
+        settings=_settings(given, folder),
         gates=read_gates(given.get("gate"), _names(given, "models")),
     )
     if stage.launch and stage.kind.launched == "never":
@@ -211,28 +212,32 @@ def _launch(given: dict[str, Any], folder: Path) -> str | None:
     return launch
 
 
-def _settings(given: dict[str, Any]) -> dict[str, Any]:
+def _settings(given: dict[str, Any], folder: Path) -> dict[str, Any]:
     settings = given.get("set") or {}
     if not isinstance(settings, dict):
         raise InputError("key 'set' must map option names to values, such as {max_steps: 10}")
     for key, value in settings.items():
         with at("key 'set'"):
             check_setting(str(key), value)
-    return settings
+    with at("key 'set'"):
+        return anchored(settings, folder)
 
 
-def _settings_by_kind(given: dict[str, Any], stages: list[Stage]) -> dict[str, dict[str, Any]]:
+def _settings_by_kind(
+    given: dict[str, Any], stages: list[Stage], folder: Path
+) -> dict[str, dict[str, Any]]:
     """Return the chain's own `set`: settings for every stage of a recipe, or for all training."""
     kinds = given.get("set") or {}
     known = {TRAINING, *(stage.recipe for stage in stages)}
     if not isinstance(kinds, dict):
         raise InputError(f"key 'set' must map recipes, or {TRAINING}, to settings")
+    found: dict[str, dict[str, Any]] = {}
     for kind, settings in kinds.items():
         if kind not in known:
             raise InputError(f"key 'set': no stage is of {kind!r}; {hint(str(kind), known)}")
         with at(f"key 'set', {kind}"):
-            _settings({"set": settings})
-    return {str(kind): settings or {} for kind, settings in kinds.items()}
+            found[str(kind)] = _settings({"set": settings}, folder)
+    return found
 
 
 def _names(given: dict[str, Any], key: str) -> tuple[str, ...]:

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from chainforge.core.config import read_yaml
+from chainforge.core.config import read_settings
 from chainforge.core.errors import InputError
 from chainforge.core.transcript import DEFAULT
+from chainforge.core.yaml12 import yaml_value
 
 if TYPE_CHECKING:
     from chainforge.rewards.audit import Audit
@@ -65,7 +65,7 @@ def _rewards_of(file: str, params: Iterable[str]) -> list[dict[str, Any]] | None
     """Return the rewards that a configuration names; None where it leaves them as they are."""
     if list(params):
         raise InputError(f"--params goes with one reward; those of {file} have their own")
-    rewards: list[dict[str, Any]] | None = read_yaml(file).get("rewards")
+    rewards: list[dict[str, Any]] | None = read_settings(file).get("rewards")
     return rewards
 
 
@@ -73,12 +73,12 @@ def read_tasks(task: str) -> dict[str, Any]:
     """Return settings with a list of `tasks`, from a file or from a mapping written as YAML."""
     if task.lstrip().startswith("{"):
         try:
-            return {"tasks": [yaml.safe_load(task)]}
-        except yaml.YAMLError as error:
-            raise InputError(f"--task is not YAML: {' '.join(str(error).split())}") from None
+            return {"tasks": [yaml_value(task)]}
+        except InputError as error:
+            raise InputError(f"--task: {error}") from None
     if task.endswith((".jsonl", ".json")):
         return {"tasks": [{"fn": "jsonl", "params": {"path": task}, "split": "all"}]}
-    settings = read_yaml(task)
+    settings = read_settings(task)
     if "fn" in settings:
         return {"tasks": [settings]}
     if not isinstance(settings.get("tasks"), list) or not settings["tasks"]:
@@ -94,8 +94,8 @@ def read_params(texts: Iterable[str]) -> dict[str, Any]:
         if not equals or not key.isidentifier():
             raise InputError(f"--params {text}: write it as KEY=VALUE, such as max_words=200")
         try:
-            params[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
+            params[key] = yaml_value(value)
+        except InputError:
             params[key] = value
     return params
 

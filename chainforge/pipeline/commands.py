@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from chainforge.core.config import given, read_yaml
+from chainforge.core.config import given, read_settings
 from chainforge.core.errors import InputError
+from chainforge.core.yaml12 import yaml_value
 from chainforge.pipeline import handover, places
 from chainforge.pipeline.chain import Chain
 from chainforge.pipeline.handover import Settings
@@ -140,7 +139,7 @@ def settings_of(
             for other in chain.stages
             if other.recipe == "evaluate" and other.config is not None
         ]
-        own = read_yaml(stage.config).get("decontaminate") if stage.config else None
+        own = read_settings(stage.config).get("decontaminate") if stage.config else None
         entries = settings.get("decontaminate", own) or []
         entries = entries if isinstance(entries, list) else [entries]
         if entries or evaluations:
@@ -187,9 +186,9 @@ def _value(text: str, value: str) -> Any:
     if not value.startswith(("[", "{")):
         return value
     try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise InputError(f"--set {text}: not YAML: {' '.join(str(error).split())}") from None
+        return yaml_value(value)
+    except InputError as error:
+        raise InputError(f"--set {text}: {error}") from None
 
 
 def _scalar(value: Any) -> str:

@@ -7,9 +7,9 @@ import re
 import shutil
 from pathlib import Path
 
-from chainforge.core.config import read_yaml
 from chainforge.core.errors import InputError
 from chainforge.core.references import nearest, shipped
+from chainforge.core.yaml12 import read_yaml
 from chainforge.pipeline import places
 from chainforge.pipeline.chain import load_chain
 from chainforge.pipeline.stages import safe_name
@@ -20,9 +20,8 @@ TEXTS = (".yaml", ".md", ".py")
 def make_project(folder: Path, recipe: str) -> list[str]:
     """Copy the recipe folder `recipe` to `folder`; return what to say of it, line by line.
 
-    What the files say of where they are is put right: paths are those from the current folder, as
-    all paths of a recipe are, or absolute when the project lies elsewhere. The chain, and so the
-    folder of its runs, is named after the project.
+    Commands in the files get the project's own path. A path of a YAML that leads out of the recipe
+    still leads there. The chain, and so the folder of its runs, is named after the project.
     """
     source = _recipe(recipe)
     name = safe_name(folder.resolve().name, "DIR")
@@ -35,8 +34,10 @@ def make_project(folder: Path, recipe: str) -> list[str]:
     shutil.copytree(source, part, ignore=shutil.ignore_patterns("__pycache__", ".*"))
     for file in part.rglob("*"):
         if file.suffix in TEXTS:
-            text = file.read_text(encoding="utf-8")
-            file.write_text(_moved(text, recipe, here, chain, name), encoding="utf-8")
+            text = _moved(file.read_text(encoding="utf-8"), recipe, here, chain, name)
+            if file.suffix == ".yaml":
+                text = _led_back(text, source / file.parent.relative_to(part), folder)
+            file.write_text(text, encoding="utf-8")
     if folder.exists():
         folder.rmdir()
     part.rename(folder)
@@ -55,6 +56,22 @@ def _moved(text: str, recipe: str, here: str, chain: str, name: str) -> str:
     command = r"(chainforge (?:plan|run|show|doctor) )"
     text = re.sub(rf"{command}{re.escape(recipe)}{end}", rf"\g<1>{here}", text)
     return re.sub(rf"(?m)^name: {re.escape(chain)}\b", f"name: {name}", text)
+
+
+def _led_back(text: str, source: Path, folder: Path) -> str:
+    """Return a YAML's text with its paths out of `source` as they read from `folder`.
+
+    They are relative where all is below the current folder, and so moves together; else absolute.
+    """
+
+    def path(match: re.Match[str]) -> str:
+        target = Path(os.path.abspath(source / match[0]))
+        if not target.exists():
+            return match[0]
+        together = all(path.is_relative_to(Path.cwd()) for path in (target, folder.resolve()))
+        return os.path.relpath(target, folder) if together else str(target)
+
+    return re.sub(r"(?<![\w./-])(?:\.\./)+[\w./-]*\w", path, text)
 
 
 def _recipe(recipe: str) -> Path:

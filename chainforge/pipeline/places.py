@@ -11,16 +11,11 @@ import re
 from pathlib import Path
 
 from chainforge.core.errors import InputError
+from chainforge.core.paths import short as short
 from chainforge.core.references import hint, shipped
 
 NO_LAUNCHER = "none"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-
-
-def short(path: str | Path) -> str:
-    """Return a path as one would type it here: relative when it lies below the current folder."""
-    path = Path(os.path.abspath(path))
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def find_chain(reference: str | Path) -> Path:
@@ -58,16 +53,16 @@ def launch_file(name: str, folder: Path) -> Path | None:
 
 
 def model_path(name: str, folder: Path) -> str:
-    """Return a model's directory, looked up from the chain file and from here, or its Hub id."""
-    found = _look(name, folder)
-    if found is not None:
+    """Return a model's directory, looked up from the chain file, or its Hub id."""
+    found = _beside(name, folder)
+    if found.exists():
         if not any((found / name).is_file() for name in ("config.json", "adapter_config.json")):
             raise InputError(f"{found} is not a model directory: it has no config.json")
         return str(found)
-    if _HUB_ID.fullmatch(name):
+    if _HUB_ID.fullmatch(name) and not os.path.exists(name):
         return name
     raise InputError(
-        f"{name!r} is neither a folder (looked in {short(folder)} and {Path.cwd()}) "
+        f"{name!r} is neither a folder in {short(folder)}{_meant(name, folder)} "
         "nor a Hub id such as Qwen/Qwen2.5-0.5B"
     )
 
@@ -78,15 +73,19 @@ def data_path(name: str, folder: Path) -> Path:
 
 
 def _existing(name: str, folder: Path, what: str) -> Path:
-    found = _look(name, folder)
-    if found is None:
-        raise InputError(f"no {what} {name!r}: looked in {short(folder)} and in {Path.cwd()}")
+    found = _beside(name, folder)
+    if not found.exists():
+        raise InputError(f"no {what} {name!r} in {short(folder)}{_meant(name, folder)}")
     return found
 
 
-def _look(name: str, folder: Path) -> Path | None:
-    """Look for a path from the chain's folder, from here, then from where `recipes/` lies."""
-    for root in (folder, Path.cwd(), shipped("recipes").parent):
-        if (root / name).exists():
-            return root / name
-    return None
+def _beside(name: str, folder: Path) -> Path:
+    """Return where a path leads from the chain's folder."""
+    return Path(os.path.abspath(folder / os.path.expanduser(name)))
+
+
+def _meant(name: str, folder: Path) -> str:
+    """Say what to write for a path that is relative to the current folder."""
+    if not os.path.exists(name):
+        return ""
+    return f" (paths are relative to the file: write {os.path.relpath(name, folder)!r})"

@@ -36,6 +36,7 @@ from chainforge.core.artifacts import (
 from chainforge.core.config import given, resolved
 from chainforge.core.disk import writing
 from chainforge.core.errors import InputError
+from chainforge.core.paths import written_for
 from chainforge.data.selection.salvage import rejects_in
 from chainforge.training.hub import send
 from chainforge.training.trackers import TENSORBOARD
@@ -202,7 +203,8 @@ def _begin(stage: Stage) -> None:
     value = {"recipe": stage.recipe, "fingerprint": stage.fingerprint}
     artifacts.write_json(marker, value | {"given": stage.given, "inputs": stage.inputs})
     with open(stage.path("config.yaml"), "w", encoding="utf-8") as file:
-        yaml.safe_dump(stage.config, file, sort_keys=False, allow_unicode=True)
+        config = written_for(stage.config, stage.directory)
+        yaml.safe_dump(config, file, sort_keys=False, allow_unicode=True)
 
 
 def _wait_for_main(stage: Stage) -> None:

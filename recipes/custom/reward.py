@@ -2,7 +2,7 @@
 
     rewards:
       - {fn: accuracy_reward, weight: 1.0}
-      - {fn: recipes/custom/reward.py:concise, weight: 0.1, params: {max_words: 40}}
+      - {fn: reward.py:concise, weight: 0.1, params: {max_words: 40}}
 
 The other arguments are columns of the row (`answer`, `task`, ...) or `params`, by name. Return a
 number, or None where the reward does not apply.

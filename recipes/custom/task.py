@@ -1,7 +1,7 @@
 """A task of one's own: a function that yields questions with their answers.
 
     tasks:
-      - {fn: recipes/custom/task.py:ages, params: {oldest: 60}, size: 200, split: train}
+      - {fn: task.py:ages, params: {oldest: 60}, size: 200, split: train}
 
 `verifier` says how an answer is judged: math (the default), arithmetic, exact, choice or numeric.
 Which questions are held out is decided by their content, not here.

@@ -3,8 +3,9 @@ from typing import Any, Literal
 
 import pytest
 
-from chainforge.core.config import given, parse, read_yaml, resolved
+from chainforge.core.config import given, parse, resolved
 from chainforge.core.errors import InputError
+from chainforge.core.yaml12 import read_yaml
 
 
 @dataclasses.dataclass
@@ -86,17 +87,17 @@ def test_config_may_be_given_with_an_equals_sign(tmp_path):
         ("weights: [1, x]", [], r"weights\[1\]: expected float"),
         ("tasks: {fn: a}", [], "tasks: expected list"),
         ("tasks: [a]", [], r"tasks\[0\]: expected dict"),
-        ("output_dir: no", [], "output_dir: expected str, found False .*put it in quotes"),
+        ("output_dir: false", [], "output_dir: expected str, found False"),
         ("kind: c", [], "kind: expected"),
         ("", ["--kind", "c"], "invalid choice: 'c'"),
         ("", ["--max_steps", "x"], "invalid int value: 'x'"),
         (
             "a: 1\nmax_steps: 1\nmax_steps: 2",
             [],
-            "x.yaml, line 3: the key 'max_steps' stands twice",
+            "x.yaml: line 3: the key 'max_steps' is given twice",
         ),
         ("- a", [], "expected `key: value` lines"),
-        ("a: [", [], "x.yaml is not YAML"),
+        ("a: [", [], "x.yaml: not YAML"),
         ("batch: 6", [], "divisible by num_generations.*make that a multiple of num_generations"),
         ("", ["stray"], "expected|takes one YAML"),
         ("", ["--config", "b.yaml"], "--config takes one YAML file, once"),
@@ -118,7 +119,7 @@ def test_given_merges_as_parse_does(tmp_path):
         ["--config", f"{tmp_path}/x.yaml", "--max_steps", "5", "--data", "a", "b", "--flag"]
     ) == {
         "max_steps": 5,
-        "rate": "1e-4",
+        "rate": 1e-4,
         "data": ["a", "b"],
         "flag": True,
     }
@@ -130,7 +131,7 @@ def test_resolved_holds_what_differs_and_no_secret():
 
 def test_yaml_cannot_run_code(tmp_path):
     (tmp_path / "x.yaml").write_text("a: !!python/object/apply:os.system ['touch /tmp/owned']")
-    with pytest.raises(InputError, match="is not YAML"):
+    with pytest.raises(InputError, match="not YAML"):
         read_yaml(tmp_path / "x.yaml")
 
 

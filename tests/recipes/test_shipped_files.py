@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from chainforge.core.config import parse, read_yaml
+from chainforge.core.config import parse
+from chainforge.core.yaml12 import read_yaml
 from chainforge.data import hub
 from chainforge.data.collection import settings
 from chainforge.data.collection.settings import TeacherArgs

@@ -12,8 +12,8 @@ from datetime import date as Day
 from pathlib import Path
 from typing import Any
 
-from chainforge.core.config import read_yaml
 from chainforge.core.errors import InputError
+from chainforge.core.yaml12 import read_yaml
 
 SHIPPED = Path(__file__).with_name("prices.yaml")
 MILLION = 1_000_000
@@ -109,9 +109,10 @@ def find_price(host: str, model: str, own: str | None = None) -> Price | None:
 def _price(section: dict[str, Any], entry: Any, where: str) -> Price:
     if not isinstance(entry, dict) or section.get("date") is None:
         raise InputError(f"{where}: expected the prices {', '.join(KINDS)}, under a dated host")
-    holidays = section.get("holidays") or []
-    if not all(isinstance(day, Day) for day in holidays):
-        raise InputError(f"{where}: holidays: expected dates such as 2026-10-01")
+    try:
+        holidays = frozenset(Day.fromisoformat(day) for day in section.get("holidays") or [])
+    except (TypeError, ValueError):
+        raise InputError(f"{where}: holidays: expected dates such as 2026-10-01") from None
     off_peak = _rates(entry, where)
     return Price(
         date=str(section["date"]),
@@ -119,7 +120,7 @@ def _price(section: dict[str, Any], entry: Any, where: str) -> Price:
         off_peak=off_peak,
         peak=_rates(entry["peak"], f"{where}: peak") if "peak" in entry else off_peak,
         peak_minutes=tuple(_minutes(text, where) for text in section.get("peak_hours") or []),
-        holidays=frozenset(holidays),
+        holidays=holidays,
     )
 
 

@@ -10,11 +10,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from chainforge.core.config import read_yaml
+from chainforge.core.config import read_settings
 from chainforge.core.errors import InputError
 from chainforge.core.records import Row, question, read_rows
+from chainforge.core.yaml12 import yaml_value
 from chainforge.data.hub import PRESETS
 from chainforge.data.tasks import TaskArgs, load_examples
 
@@ -51,7 +50,7 @@ def _questions(entry: Any, seed: int) -> Iterable[tuple[str, str]]:
         raise InputError(f"expected a task, a path or a Hub id, found {entry!r}")
     path = Path(entry)
     if path.suffix in (".yaml", ".yml"):
-        settings = read_yaml(path)
+        settings = read_settings(path)
         if not settings.get("tasks"):
             raise InputError(f"{entry} has no `tasks`; name a configuration of evaluate.py")
         return _asked(settings["tasks"], seed, path.name)
@@ -65,9 +64,9 @@ def _questions(entry: Any, seed: int) -> Iterable[tuple[str, str]]:
 
 def _task(text: str) -> dict[str, Any]:
     try:
-        task = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{text}: not YAML: {' '.join(str(error).split())}") from None
+        task = yaml_value(text)
+    except InputError as error:
+        raise InputError(f"{text}: {error}") from None
     if not isinstance(task, dict):
         raise InputError(f"{text}: expected a task, as {{fn: hub, params: {{dataset: gsm8k}}}}")
     return task

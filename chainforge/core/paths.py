@@ -1,0 +1,115 @@
+"""One rule for paths: in a YAML they are relative to its folder, in a command to the current one.
+
+A value of a YAML is a path when it reads `./…`, `../…`, `~/…` or `file.py:function`, or when it has
+a slash or a suffix and its folder holds such a file. A bare name, `train` or `modern` for instance,
+is a path only under the keys of `ALWAYS` and `OR_HUB`. All else, such as a Hub id, stays as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from chainforge.core.errors import InputError
+
+ALWAYS = ("output_dir", "logging_dir", "data", "pool", "gate_pool", "prices")
+OR_HUB = ("model_name_or_path", "teacher_model_name_or_path", "models", "chat_template_path",
+          "resume_from_checkpoint", "path")  # fmt: skip
+WRITTEN = ("output_dir", "logging_dir")
+FILES = (".jsonl", ".json", ".yaml", ".yml", ".jinja", ".parquet", ".csv", ".txt", ".py")
+LONGEST = 1024  # what is longer is a text
+_FUNCTION = re.compile(r"(.+\.py)(:\w+)")
+
+
+def short(path: str | Path) -> str:
+    """Return a path as one would type it here: relative when it is below the current folder."""
+    path = Path(os.path.abspath(path))
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def anchored(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the settings of a YAML in `folder` with its paths as one would type them here.
+
+    Raises `InputError` for a path that leads nowhere from there, but does from the current folder.
+    """
+
+    def typed(key: str, path: str, certain: bool) -> str:
+        there = os.path.join(folder, os.path.expanduser(path))
+        if os.path.isabs(path) or os.path.exists(there):
+            return path if os.path.isabs(path) else short(there)
+        if key not in WRITTEN and os.path.exists(path):
+            raise InputError(
+                f"{key}{': ' if key else ''}{path!r} is not in {short(folder)}; paths in a YAML "
+                f"are relative to its folder: write {os.path.relpath(path, folder)!r}"
+            )
+        return short(there) if certain else path
+
+    return {key: _map(value, str(key), typed) for key, value in settings.items()}
+
+
+def written_for(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return settings as a YAML in `folder` has them: the inverse of `anchored`."""
+
+    def seen(key: str, path: str, certain: bool) -> str:
+        if os.path.isabs(path) or not (certain or os.path.exists(path)):
+            return path
+        away = os.path.relpath(path, folder)
+        return away if away.startswith(".") or "/" in away else f"./{away}"
+
+    return {key: _map(value, str(key), seen) for key, value in settings.items()}
+
+
+def unplaced(value: Any) -> Any:
+    """Return settings with each path that exists as its last part: what is there, not where."""
+    return _map(value, "", lambda _, path, __: Path(path).name if os.path.exists(path) else path)
+
+
+def paths_in(value: Any) -> Iterator[Path]:
+    """Yield the files and folders that settings name, in order."""
+    found: list[Path] = []
+
+    def note(_: str, path: str, __: bool) -> str:
+        found.extend([Path(path)] if os.path.exists(path) else [])
+        return path
+
+    _map(value, "", note)
+    yield from found
+
+
+# Takes the key, a text that may be a path, and whether it can be nothing else.
+Change = Callable[[str, str, bool], str]
+
+
+def _map(value: Any, key: str, change: Change) -> Any:
+    """Return a value with `change` made to every text in it that may be a path."""
+    if isinstance(value, Mapping):
+        return {name: _map(item, _nested(str(name)), change) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_map(item, key, change) for item in value]
+    if not isinstance(value, str) or not 0 < len(value) < LONGEST:
+        return value
+    if "\n" in value or "://" in value:
+        return value
+    head, path, tail = "", value, ""
+    if found := _FUNCTION.fullmatch(value):
+        path, tail = found.groups()
+    elif key == "models" and "=" in value:
+        name, _, path = value.partition("=")
+        head = f"{name}="
+    certain = bool(
+        tail
+        or path.startswith(("./", "../", "~/"))
+        or key in ALWAYS
+        or (key == "path" and path.endswith(FILES))
+    )
+    if not certain and key not in OR_HUB and "/" not in path and not Path(path).suffix:
+        return value
+    return head + change(key, path, certain) + tail
+
+
+def _nested(key: str) -> str:
+    """A mapping inside a setting has names of its own: of these only `path` says something."""
+    return key if key == "path" else ""

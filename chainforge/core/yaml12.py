@@ -1,0 +1,148 @@
+"""Read YAML in one place, by the core schema of YAML 1.2.
+
+PyYAML follows YAML 1.1, where `1e-5` is text, `no` is false, `1:30` is ninety and `010` is eight.
+Here a number is what any other tool takes for one, and only `true` and `false` are booleans.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+
+from chainforge.core.errors import InputError
+
+# libyaml, where PyYAML was built with it, reads a recipe ten times as fast.
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+# A recipe has hundreds of values. Aliases of aliases can stand for more than any memory holds.
+MOST_VALUES = 100_000
+MOST_LEVELS = 100  # libyaml's own recursion ends the process, not the reading
+
+MERGE = "tag:yaml.org,2002:merge"
+_INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
+_FLOAT = re.compile(
+    r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+)
+_PLAIN = {
+    "null": r"~|null|Null|NULL|",
+    "bool": r"true|True|TRUE|false|False|FALSE",
+    "int": _INT.pattern,
+    "float": _FLOAT.pattern,
+    "merge": r"<<",
+}
+
+
+class _Loader(_SafeLoader):  # type: ignore[misc]
+    """YAML 1.2 that refuses duplicate keys, cycles, and aliases that stand for too much."""
+
+    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}
+
+    def get_single_node(self) -> Any:
+        """Return the document's node; raise for one that holds itself or is too large."""
+        node = super().get_single_node()
+        if node is not None:
+            _measure(node, {}, set())
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Build a mapping; raise for a duplicate key."""
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            if key_node.tag == MERGE:
+                continue
+            key = str(self.construct_object(key_node, deep=True))
+            if key in seen:
+                raise InputError(f"{_line(key_node)}: the key {key!r} is given twice")
+            seen.add(key)
+        return super().construct_mapping(node, deep)  # type: ignore[no-any-return]
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """Read a whole number, decimal unless it says 0o or 0x."""
+        text = str(self.construct_scalar(node))
+        if not _INT.fullmatch(text):
+            raise InputError(f"{_line(node)}: {text:.40} is not a whole number")
+        try:
+            return int(text, 0 if text[:2] in ("0o", "0x") else 10)
+        except ValueError:
+            raise InputError(f"{_line(node)}: a number of {len(text)} digits") from None
+
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
+        """Read a number."""
+        text = str(self.construct_scalar(node))
+        if not _FLOAT.fullmatch(text):
+            raise InputError(f"{_line(node)}: {text:.40} is not a number")
+        return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+
+
+for _name, _pattern in _PLAIN.items():
+    _tag = f"tag:yaml.org,2002:{_name}"
+    _Loader.add_implicit_resolver(_tag, re.compile(rf"(?:{_pattern})\Z"), None)
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
+
+
+def yaml_value(text: str) -> Any:
+    """Return what a YAML text stands for; raise `InputError` where it is not YAML."""
+    try:
+        _check_depth(text)
+        return yaml.load(text, _Loader)
+    except InputError:
+        raise
+    except yaml.YAMLError as error:
+        raise InputError(f"not YAML: {' '.join(str(error).split())}") from None
+    # A tag such as !!timestamp or !!bool on a text that is none raises whatever Python raises.
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        raise InputError(f"a value does not fit its tag: {error}") from None
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML mapping; raise `InputError` when missing, malformed or not a mapping."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file (looked from {Path.cwd()})")
+    try:
+        value = yaml_value(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not readable: {error}") from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected `key: value` lines, found a {type(value).__name__}")
+    return {str(key): item for key, item in value.items()}
+
+
+def _check_depth(text: str) -> None:
+    level = 0
+    for event in yaml.parse(text, _Loader):
+        level += isinstance(event, yaml.CollectionStartEvent)
+        level -= isinstance(event, yaml.CollectionEndEvent)
+        if level > MOST_LEVELS:
+            raise InputError(f"{_line(event)}: more than {MOST_LEVELS} levels of nesting")
+
+
+def _measure(node: Any, known: dict[int, int], above: set[int]) -> int:
+    """Return how many values a node stands for once its aliases are followed."""
+    mark = id(node)
+    if mark in above:
+        raise InputError(f"{_line(node)}: an alias (*) inside what it names")
+    if mark not in known:
+        if not isinstance(node, yaml.CollectionNode):
+            return 1
+        inner = node.value
+        if isinstance(node, yaml.MappingNode):
+            inner = [part for pair in inner for part in pair]
+        size = 1 + sum(_measure(part, known, above | {mark}) for part in inner)
+        if size > MOST_VALUES:
+            raise InputError(f"{_line(node)}: aliases (*) stand for over {MOST_VALUES:,} values")
+        known[mark] = size
+    return known[mark]
+
+
+def _line(node: Any) -> str:
+    return f"line {node.start_mark.line + 1}"

@@ -1,0 +1,157 @@
+"""One rule for paths: in a YAML from its folder, on the command line from the current folder."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from chainforge.core.config import given, read_settings
+from chainforge.core.errors import InputError
+from chainforge.core.fingerprints import fingerprint
+from chainforge.core.paths import anchored, written_for
+from chainforge.core.references import shipped
+from chainforge.core.yaml12 import read_yaml
+from chainforge.data.tasks import TaskArgs, load_examples
+from chainforge.pipeline.chain import load_chain
+from chainforge.pipeline.plan import plan_chain
+from chainforge.rewards.scoring import RewardArgs, load_rewards
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A folder `project` with files, and `here` beside it as the current folder."""
+    for name in ("project/data/rows.jsonl", "project/train/x", "project/modern/x", "project/r.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "project/base").mkdir()
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here/mine.jsonl").touch()
+    (tmp_path / "here/org").mkdir()
+    (tmp_path / "here/org/name").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "project"
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ({"tasks": [{"params": {"path": "data/rows.jsonl"}}]}, "data/rows.jsonl"),
+        ({"tasks": [{"params": {"path": "missing.jsonl"}}]}, "missing.jsonl"),
+        ({"tasks": [{"params": {"path": "base"}}]}, "base"),
+        ({"rewards": [{"fn": "r.py:good"}]}, "r.py:good"),
+        ({"rewards": [{"fn": "none.py:good"}]}, "none.py:good"),
+        ({"data": ["data"]}, "data"),
+        ({"data": ["./not/there"]}, "not/there"),
+        ({"output_dir": "mine.jsonl"}, "mine.jsonl"),
+        ({"model_name_or_path": "base"}, "base"),
+        ({"models": ["one=base"]}, "base"),
+        ({"decontaminate": ["data/rows.jsonl"]}, "data/rows.jsonl"),
+        ({"deepspeed": "../project/r.py"}, "r.py"),
+        ({"engine_options": {"template": "./base"}}, "base"),
+    ],
+)
+def test_what_is_a_path(project, settings, wanted):
+    found = anchored(settings, project)
+    while not isinstance(found, str):
+        found = next(iter(found.values() if isinstance(found, dict) else found))
+    assert found.removeprefix("one=") == str(project / wanted)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"model_name_or_path": "Qwen/Qwen2.5-0.5B"},
+        {"tasks": [{"fn": "hub", "params": {"dataset": "openai/gsm8k", "path": "openai/gsm8k"}}]},
+        {"tasks": [{"fn": "jsonl", "split": "train"}]},
+        {"preset": "modern"},
+        {"rewards": [{"fn": "math:sqrt", "weight": 0.5}]},
+        {"system_prompt": "Think.\nThen write ./answer"},
+        {"base_url": "http://localhost:8000/v1"},
+        {"output_dir": "/absolute/a"},
+        {"lora_target_modules": ["q_proj", r".*\.v_proj"]},
+    ],
+)
+def test_what_is_none_stays_as_it_is(project, settings):
+    assert anchored(settings, project) == settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"tasks": [{"params": {"path": "mine.jsonl"}}]}, r"write '../here/mine.jsonl'"),
+        ({"data": ["mine.jsonl"]}, "data: 'mine.jsonl' is not in .*write '../here/mine.jsonl'"),
+        ({"model_name_or_path": "org/name"}, "write '../here/org/name'"),
+    ],
+)
+def test_a_path_from_the_current_folder_is_not_guessed(project, settings, words):
+    with pytest.raises(InputError, match=words):
+        anchored(settings, project)
+
+
+def test_what_a_stage_leaves_reads_back_as_it_was(project):
+    settings = {"output_dir": "runs/x", "data": ["mine.jsonl"], "n": 1, "models": ["a=org/name"]}
+    folder = Path("runs/x")
+    assert written_for(settings, folder)["data"] == ["../../mine.jsonl"]
+    assert anchored(written_for(settings, folder), folder) == settings
+
+
+@pytest.mark.parametrize("place", ["elsewhere", "recipes", "recipes/custom"])
+def test_the_custom_recipe_is_the_same_from_every_folder(place, tmp_path, monkeypatch):
+    recipes = shipped("recipes").resolve()
+    chain = recipes / "custom/chain.yaml"
+    monkeypatch.chdir(recipes.parent)
+    here = plan_chain(load_chain(chain), tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere" if place == "elsewhere" else recipes.parent / place)
+    there = plan_chain(load_chain(os.path.relpath(chain)), tmp_path)
+    assert [step.fingerprint for step in there] == [step.fingerprint for step in here]
+    for step in there:
+        for word in step.command:
+            path = word.removeprefix("base=")
+            assert "/" not in path or str(tmp_path) in path or Path(path).exists(), word
+    settings = read_settings(os.path.relpath(chain.with_name("reason.yaml")))
+    rows = load_examples(TaskArgs(tasks=settings["tasks"]))
+    assert load_rewards(RewardArgs(rewards=settings["rewards"]), {"answer", "verifier"})
+    monkeypatch.chdir(recipes.parent)
+    assert (
+        load_examples(TaskArgs(tasks=read_settings(chain.with_name("reason.yaml"))["tasks"]))
+        == rows
+    )
+
+
+def test_a_chain_s_own_settings_and_presets_are_beside_it(project):
+    (project / "mine.yaml").write_text("rewards: [{fn: r.py:good}]\n")
+    (project / "sft.yaml").write_text("preset: mine.yaml\n")
+    (project / "base/config.json").touch()
+    (project / "chain.yaml").write_text(
+        "name: mine\nbase: base\nset: {sft: {prices: p.yaml, chat_template_path: ./t.jinja}}\n"
+        "stages: [{name: a, recipe: sft, model: base, data: data/rows.jsonl, config: sft.yaml}]\n"
+    )
+    (step,) = plan_chain(load_chain(project / "chain.yaml"), "runs")
+    assert step.given["prices"] == str(project / "p.yaml")
+    assert step.given["chat_template_path"] == str(project / "t.jinja")
+    assert step.given["rewards"] == [{"fn": f"{project}/r.py:good"}]
+    assert given(["--config", "../project/mine.yaml"])["rewards"] == step.given["rewards"]
+    (project / "chain.yaml").write_text(
+        "name: mine\nbase: org/name\nstages: [{name: a, recipe: sft, model: base, data: data/}]\n"
+    )
+    with pytest.raises(InputError, match="write '../here/org/name'"):
+        load_chain(project / "chain.yaml")
+
+
+def test_files_count_by_content_and_order_and_not_by_place(tmp_path, monkeypatch):
+    for name in ("one/a.jsonl", "two/a.jsonl", "copy/one/a.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name.removeprefix("copy/"))
+
+    def mark(*names):
+        tasks = [{"fn": "jsonl", "params": {"path": str(tmp_path / name)}} for name in names]
+        return fingerprint("grpo", {"tasks": tasks}, {})
+
+    assert mark("one/a.jsonl") == mark("copy/one/a.jsonl") != mark("two/a.jsonl")
+    assert mark("one/a.jsonl", "two/a.jsonl") != mark("two/a.jsonl", "one/a.jsonl")
+
+
+def test_shipped_yamls_name_no_path_from_the_checkout():
+    for file in shipped("recipes").rglob("*.yaml"):
+        assert "recipes/" not in str(list(read_yaml(file).values())), file
