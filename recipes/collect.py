@@ -12,6 +12,7 @@ from collections import Counter
 
 from chainforge.core import artifacts, process
 from chainforge.core.config import parse
+from chainforge.core.errors import InputError
 from chainforge.core.records import write_rows
 from chainforge.data.collection.budget import estimate
 from chainforge.data.collection.card import write_card
@@ -55,6 +56,8 @@ def main() -> None:
         funnel = selected.funnel | {"in": collected.funnel["in"], "dropped": dict(dropped)}
         funnel["sources"] = collected.sources
         artifacts.write_json(stage.path("funnel.json"), funnel)
+        if not selected.kept:
+            raise InputError(selected.why_none())
         folder = save_dataset(selected.kept, stage.path("dataset")).parent
         write_card(folder, teacher, selected.kept, funnel, collected.spending)
         stage.metrics |= funnel | {"spending": collected.spending}

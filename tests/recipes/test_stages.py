@@ -210,6 +210,23 @@ def test_collect_refuses_bad_settings_before_it_leaves_anything(tmp_path, recipe
     assert not (tmp_path / "traces").exists()
 
 
+def test_collect_that_keeps_nothing_shows_an_answer_and_what_would_accept_it(
+    tmp_path, recipe, monkeypatch
+):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-key-0123456789")
+    answer = chat("\x1b[2Jnever", reasoning_content="The sum is never what it seems to be.")
+    with Server(lambda request: answer) as server:
+        config = write(tmp_path / "c.yaml", tasks=[TASK], teacher="openai", model="small")
+        code, error = recipe("collect", "--config", config, "--base_url", server.url,
+                             "--output_dir", tmp_path / "traces")  # fmt: skip
+    assert code == 2
+    assert "24 of 24 are dropped as wrong" in error
+    assert "\\x1b[2Jnever" in error
+    assert "`require_correct: false` would accept it" in error
+    assert read_manifest(tmp_path / "traces") is None
+    assert len(read_rows(tmp_path / "traces/samples.jsonl")) == 24
+
+
 def test_distill_learns_from_a_teachers_probabilities(tmp_path, tiny_model, recipe):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

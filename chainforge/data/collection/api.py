@@ -263,7 +263,8 @@ class ApiTeacher:
 
     def _hint(self, text: str) -> str:
         """Return what to do about fields of `extra_body` that a server says it does not know."""
-        sent = [name for name in self.endpoint.further if name not in STANDARD]
+        ours = STANDARD + (("thinking",) if self.kind == "deepseek" else ())
+        sent = [name for name in self.endpoint.further if name not in ours]
         named = [name for name in sent if re.search(rf"\b{re.escape(name)}\b", text)]
         if not named and not _UNKNOWN_FIELD.search(text):
             return ""

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from chainforge.core import process
-from chainforge.core.errors import InputError, Stopped
+from chainforge.core.errors import Failed, InputError, Stopped
 from chainforge.core.records import Row
 from chainforge.data.collection.budget import budget_message
 from chainforge.data.collection.jobs import Job
@@ -147,7 +147,9 @@ class Collector:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self.under_way.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self.stop = self.stop or RuntimeError(f"{type(error).__name__}: {error}")
+            self.stop = self.stop or (
+                error if isinstance(error, Exception) else Failed(repr(error))
+            )
         self._news.set()
 
     async def _attempt(self, job: Job, number: int, ticket: Ticket) -> None:

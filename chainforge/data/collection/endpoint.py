@@ -41,7 +41,8 @@ _SYNONYMS = {
     "n": "best_of num_return_sequences num_generations",
     "model": "models route",
     "": "messages prompt input contents system stream stream_options tools tool_choice functions "
-    "function_call plugins web_search_options service_tier",
+    "function_call plugins web_search web_search_options search_parameters enable_search "
+    "service_tier prediction modalities audio",
 }
 _NESTED = ("extra_body", "options", "parameters", "sampling_params", "generation_config")
 
@@ -62,7 +63,7 @@ class Endpoint:
     @classmethod
     def of(cls, args: TeacherArgs) -> Endpoint:
         """Read it from the settings; raise `InputError` for what can be no server."""
-        address = _address(args)
+        address = address_of(args)
         host = urlsplit(address).netloc
         own = args.teacher == "openai" and args.base_url is None
         further: Row = {} if args.temperature is None else {"temperature": args.temperature}
@@ -108,6 +109,42 @@ class Endpoint:
     def prompt_hash(self, row: Row) -> str:
         """Return the hash of the messages as they are sent."""
         return _hash(self.messages(row))[:16]
+
+
+def address_of(args: TeacherArgs) -> str:
+    """Return the server's address; raise `InputError` for what can be none."""
+    if args.base_url is None:
+        return DEEPSEEK_URL if args.teacher == "deepseek" else OPENAI_URL
+    return read_address(args.base_url, KEYS[args.teacher])
+
+
+def read_address(text: str, variable: str = KEYS["openai"]) -> str:
+    """Return a `base_url` as requests need it; `variable` is where its key is read from.
+
+    Raise `InputError` for what is no address, and for one with a password in it.
+    """
+    import httpx2
+
+    address = text.strip().rstrip("/").removesuffix("/chat/completions")
+    host, *_ = address.partition("://")[2].partition("/")
+    if "@" in host or "?" in address or "#" in address:
+        named = re.split("[?#]", host.rpartition("@")[2])[0]
+        raise InputError(
+            "base_url: leave user, password and parameters out of the address (of "
+            f"{named}); a key is read from {variable}"
+        )
+    try:
+        url = httpx2.URL(address)
+        good = url.scheme in ("http", "https") and url.host and urlsplit(address).port != 0
+        why = ""
+    except (httpx2.InvalidURL, ValueError) as error:
+        good, why = False, f" ({error})"
+    if not good or address != "".join(address.split()):
+        raise InputError(
+            "base_url: expected an address such as http://localhost:8000/v1, "
+            f"found {address!r}{why}"
+        )
+    return address
 
 
 def check_extra_body(extra: Any, settings: Mapping[str, str] = TEACHERS) -> None:
@@ -173,33 +210,6 @@ def _model(args: TeacherArgs) -> str:
                        RETIRED, DEEPSEEK_MODEL)  # fmt: skip
         return DEEPSEEK_MODEL
     return args.model or DEEPSEEK_MODEL
-
-
-def _address(args: TeacherArgs) -> str:
-    if args.base_url is None:
-        return DEEPSEEK_URL if args.teacher == "deepseek" else OPENAI_URL
-    import httpx2
-
-    address = args.base_url.strip().rstrip("/").removesuffix("/chat/completions")
-    host, *_ = address.partition("://")[2].partition("/")
-    if "@" in host or "?" in address or "#" in address:
-        raise InputError(
-            "base_url: leave user, password and parameters out of the address (of "
-            f"{re.split('[?#]', host.rpartition('@')[2])[0]}); a key is read from "
-            f"{KEYS[args.teacher]}"
-        )
-    try:
-        url = httpx2.URL(address)
-        good = url.scheme in ("http", "https") and url.host and urlsplit(address).port != 0
-        why = ""
-    except (httpx2.InvalidURL, ValueError) as error:
-        good, why = False, f" ({error})"
-    if not good or address != "".join(address.split()):
-        raise InputError(
-            "base_url: expected an address such as http://localhost:8000/v1, "
-            f"found {address!r}{why}"
-        )
-    return address
 
 
 def _hash(value: Any) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from chainforge.core.errors import InputError
-from chainforge.data.collection.endpoint import check_extra_body
+from chainforge.data.collection.endpoint import address_of, check_extra_body
 from chainforge.data.collection.validation import ValidationArgs, check_settings
 
 
@@ -133,5 +133,7 @@ def check(args: TeacherArgs) -> None:
             f"until_correct ({args.until_correct}) can never be reached with samples_per_prompt "
             f"{args.samples_per_prompt}: raise that"
         )
+    if args.teacher != "offline":
+        address_of(args)
     check_extra_body(args.extra_body)
     check_settings(args)

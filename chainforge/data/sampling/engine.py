@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 
 from chainforge.core.errors import InputError
 from chainforge.core.records import Row
-from chainforge.data.collection.endpoint import check_extra_body
+from chainforge.data.collection.endpoint import check_extra_body, read_address
 
 # The settings by the fields of a request that they set.
 SETTINGS = {"model": "served_model", "max_tokens": "max_new_tokens", "n": "num_samples",
@@ -131,6 +131,8 @@ class SamplingArgs:
             raise InputError("give_up_after: goes with max_samples, which is not set")
         if (self.engine == "api") != bool(self.base_url):
             raise InputError("base_url: goes with `engine: api`, and `engine: api` needs one")
+        for url in [self.base_url] if isinstance(self.base_url, str) else self.base_url:
+            read_address(url)
         check_extra_body(self.extra_body, SETTINGS)
 
 

@@ -6,6 +6,7 @@ what was measured in `drop_detail`.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -110,6 +111,14 @@ class SelectionArgs:
             raise InputError("balance: say how many rows to spread, as `max_rows: 10000`")
 
 
+# Reasons to drop a sample that one setting turns off.
+ACCEPTING = {
+    "wrong": "require_correct: false",
+    "unverified": "require_correct: false",
+    "format": "require_format: false",
+}
+
+
 @dataclass
 class Selected:
     """Where every sample went."""
@@ -117,6 +126,19 @@ class Selected:
     kept: list[Row]
     dropped: list[Row]
     funnel: dict[str, Any]
+
+    def why_none(self) -> str:
+        """Return why no row is kept: the commonest reason, an answer, what would accept it."""
+        reason, count = Counter(row["drop"] for row in self.dropped).most_common(1)[0]
+        row = next(row for row in self.dropped if row["drop"] == reason)
+        setting = ACCEPTING.get(reason)
+        return (
+            f"no row was kept; {count:,} of {len(self.dropped):,} are dropped as {reason}. One of "
+            f"them, where {str(row.get('answer'))[:60]!r} is right: "
+            f"{str(row.get('completion'))[:200]!r}"
+            + (f". `{setting}` would accept it" if setting else "")
+            + ". funnel.json has all reasons"
+        )
 
 
 def select_rows(

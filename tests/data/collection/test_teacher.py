@@ -166,9 +166,12 @@ def test_an_end_in_any_dialect_is_known(server, sums, tmp_path, word, caplog):
 
 @pytest.mark.parametrize("word", ["tired", "tool_calls", "OTHER", "", None, "null", 7, "absent"])
 def test_a_whole_answer_with_an_unknown_end_is_kept_and_noted(server, sums, tmp_path, word, caplog):
-    server.script = [NO_WORD if word == "absent" else ended(word)] * 2
-    rows = collect(asking(server), sums[:2], tmp_path).rows
-    assert len(server.asked) == 2
+    answer, last = NO_WORD if word == "absent" else ended(word), sums[2]["prompt"][-1]["content"]
+    server.script = lambda request: None if request.prompt == last else answer
+    rows = collect(asking(server), sums[:3], tmp_path).rows
+    assert save_dataset(rows, tmp_path / "dataset").is_file()
+    assert rows.pop()["finish_reason"] == "stop"
+    assert len(server.asked) == 3
     raw = str(word) if word not in ("", None, "null", "absent") else None
     assert {(row["finish_reason"], row["finish_reason_raw"]) for row in rows} == {("stop", raw)}
     assert caplog.text.count(f"unknown finish_reason ({raw!r})" if raw else "(none)") == 1
@@ -648,6 +651,7 @@ def test_a_server_of_ones_own_needs_no_key_and_has_no_price(server, sums, tmp_pa
         ({"extra_body": {"model": "dearer"}}, "set `model`"),
         ({"extra_body": {"stream": True}}, "leave it out"),
         ({"extra_body": {"service_tier": "priority"}}, "leave it out"),
+        ({"extra_body": {"models": ["dearer"]}}, "set `model`"),
         ({"extra_body": {"options": {"num_predict": 9}}}, "set `max_tokens`"),
         ({"extra_body": {"min_p": float("nan")}}, "extra_body: cannot be sent as JSON"),
         ({"extra_body": {"since": date(2026, 1, 1)}}, "extra_body: cannot be sent as JSON"),
