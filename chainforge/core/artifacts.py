@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from chainforge.core.disk import replacing, to_disk
 from chainforge.core.errors import InputError
@@ -61,10 +61,18 @@ def read_manifest(directory: str | Path) -> Manifest | None:
     path = Path(directory) / MANIFEST
     if not path.is_file():
         return None
-    try:
-        return Manifest(**read_json(path))
-    except TypeError as error:
-        raise InputError(f"{path} is not a manifest of this version: {error}") from None
+    return cast(Manifest, read_shaped(path, Manifest, "a manifest of this version"))
+
+
+def read_started(directory: str | Path) -> dict[str, Any] | None:
+    """Return what an unfinished stage is being made from, or None."""
+    from chainforge.core.shapes import Started
+
+    path = Path(directory) / STARTED
+    if not path.is_file():
+        return None
+    empty = {"recipe": "", "fingerprint": "", "given": {}, "inputs": {}}
+    return {**empty, **read_shaped(path, Started, "the start of a stage")}
 
 
 def sign_for(directory: Path, names: Iterable[str]) -> tuple[dict[str, str], dict[str, list[int]]]:
@@ -137,8 +145,17 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON: {error}") from None
+
+
+def read_shaped(path: Path, shape: Any, what: str) -> Any:
+    """Read a JSON file that has a shape of `core.shapes`, with all that it holds beside it."""
+    from chainforge.core.shapes import shaped
+
+    value = read_json(path)
+    found = shaped(value, shape, path, what)
+    return value if isinstance(found, dict) else found
 
 
 def sha256(path: str | Path) -> str:

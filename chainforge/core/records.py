@@ -170,7 +170,7 @@ def read_rows(path: str | Path, *, torn_tail: bool = False) -> list[Row]:
             continue
         try:
             row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if not torn_tail or number < len(lines):
                 wrong.append(f"line {number}: {error}")
             continue

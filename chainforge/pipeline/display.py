@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from chainforge.core.artifacts import PROGRESS
+from chainforge.core import shapes
+from chainforge.core.artifacts import PROGRESS, read_shaped
+from chainforge.core.errors import InputError
 
 # How often a stage's progress is told where there is no terminal to draw a bar on.
 LINE_SECONDS = 30.0
@@ -22,12 +23,12 @@ BAR, PERCENT_AND_TIME = 16, 17  # columns of the terminal
 
 def read_progress(directory: Path) -> dict[str, Any]:
     """Return what the stage last said of itself: `done`, `total`, `unit`, `note`."""
-    try:
-        value = json.loads((directory / PROGRESS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        value = {}
     default = {"done": 0, "total": 0, "unit": "", "note": ""}
-    return default | value if isinstance(value, dict) else default
+    try:
+        told = read_shaped(directory / PROGRESS, shapes.Progress, "a stage's progress")
+    except (OSError, InputError):
+        return default
+    return {**default, **told}
 
 
 def seconds_in_words(seconds: float) -> str:

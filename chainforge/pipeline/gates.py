@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chainforge.core.artifacts import read_json
 from chainforge.core.errors import InputError
 from chainforge.core.records import Row, read_rows
 from chainforge.core.references import hint
+from chainforge.pipeline.reporting.readings import results_of
 from chainforge.pipeline.wording import p_words, points
 
 # What a gate may ask of a model, and where results.json has it.
@@ -164,7 +164,7 @@ class Verdict:
 
 def judge(gates: Sequence[Gate], directory: Path) -> Verdict:
     """Say of each gate of a finished stage what was found."""
-    results = read_json(directory / "results.json")
+    results = results_of(directory / "results.json")
     found = Verdict([], [])
     for gate in gates:
         judged = _judge_pair if gate.beats is not None else _judge_metric

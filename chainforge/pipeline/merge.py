@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from chainforge.core.artifacts import read_json
 from chainforge.core.errors import InputError
 from chainforge.core.fingerprints import changes
 from chainforge.core.statistics import over_seeds
 from chainforge.pipeline.places import short
 from chainforge.pipeline.reporting.evidence import read_chain
+from chainforge.pipeline.reporting.readings import results_of
 
 RESULTS = "results.json"
 
@@ -39,10 +39,12 @@ def merge_results(places: Iterable[Path]) -> dict[str, Any]:
     files = list(dict.fromkeys(find_results(place).resolve() for place in places))
     if len(files) < 2:
         raise InputError("merge: give the results of at least two seeds, each of its own run")
-    results = [read_json(file) for file in files]
+    results = [results_of(file) for file in files]
     for file, found in zip(files, results, strict=True):
-        if not isinstance(found.get("settings"), dict):
-            raise InputError(f"{short(file)} does not say how it was sampled: evaluate once more")
+        if "seed" not in (found.get("settings") or {}):
+            raise InputError(
+                f"{short(file)} does not say how it was sampled, with one seed: evaluate once more"
+            )
         _same(short(files[0]), results[0], short(file), found)
     seeds = [found["settings"]["seed"] for found in results]
     for number, seed in enumerate(seeds):

@@ -126,9 +126,10 @@ def _recipe_name(stage: Stage, directory: Path) -> str:
     """A built-in recipe's name; a user's own signs with a name that only it knows."""
     if stage.recipe in RECIPES:
         return stage.recipe
-    for name in (artifacts.MANIFEST, artifacts.STARTED):
-        if (directory / name).is_file():
-            return str(artifacts.read_json(directory / name).get("recipe"))
+    if manifest := artifacts.read_manifest(directory):
+        return manifest.recipe
+    if started := artifacts.read_started(directory):
+        return str(started["recipe"])
     return Path(stage.recipe).stem
 
 
@@ -147,14 +148,13 @@ def _state(
         damaged = artifacts.damage(directory, manifest, thorough=thorough)
         here = places.short(directory)
         return (STALE, [f"{here}/{words}" for words in damaged]) if damaged else (DONE, [])
-    marker = directory / artifacts.STARTED
-    if not marker.is_file():
+    started = artifacts.read_started(directory)
+    if started is None:
         return TO_RUN, []
-    started = artifacts.read_json(marker)
-    if started.get("fingerprint") == fingerprint:
+    if started["fingerprint"] == fingerprint:
         how_far = traces_of_work(directory)
         return (RESUMABLE, [how_far]) if how_far else (TO_RUN, [])
-    changed = _changes(started.get("given", {}), started.get("inputs", {}), settled, inputs)
+    changed = _changes(started["given"], started["inputs"], settled, inputs)
     return TO_RUN, ["an unfinished stage with other settings is set aside", *changed]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from chainforge.core.disk import replacing
-from chainforge.core.errors import InputError
+from chainforge.core.errors import Failed, InputError
 from chainforge.pipeline.reporting.evidence import ChainEvidence, read_chain
 from chainforge.pipeline.reporting.page import render
 
@@ -38,7 +38,7 @@ def watch(chain_dir: Path, every: float, tell: Callable[[str], None]) -> Path:
             chain = read_chain(chain_dir)
             path = _write(chain_dir, chain)
             words = _counted(chain)
-        except InputError as error:
+        except (InputError, Failed, OSError) as error:
             if not chain_dir.is_dir():
                 raise
             words = f"not written: {error}"  # a file is being replaced: the next time it is whole

@@ -11,8 +11,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from chainforge.core.artifacts import read_json
 from chainforge.pipeline.chain import Chain
+from chainforge.pipeline.reporting.readings import results_of
 from chainforge.pipeline.wording import count, p_value, points, sampled
 
 
@@ -21,7 +21,7 @@ def print_results(chain: Chain, directory: Path, console: Console) -> None:
     for stage in chain.stages:
         path = directory / stage.name / "results.json"
         if path.is_file():
-            show_results(read_json(path), console)
+            show_results(results_of(path), console)
 
 
 def show_results(results: dict[str, Any], console: Console) -> None:

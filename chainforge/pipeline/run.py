@@ -201,8 +201,8 @@ def _make_room(step: Step, force: bool) -> bool:
     """
     directory = step.directory
     finished = artifacts.read_manifest(directory) is not None
-    marker = directory / artifacts.STARTED
-    begun = artifacts.read_json(marker).get("fingerprint") if marker.is_file() else None
+    started = artifacts.read_started(directory)
+    begun = started and started["fingerprint"]
     if not finished and begun == step.fingerprint:
         return True
     earlier = None if force else _finished_before(step)

@@ -19,6 +19,7 @@ from chainforge.pipeline.chain import Chain
 from chainforge.pipeline.display import read_progress, seconds_in_words
 from chainforge.pipeline.gates import verdict
 from chainforge.pipeline.plan import DONE, RESUMABLE, STALE, TO_RUN, Step, chain_directory
+from chainforge.pipeline.reporting.readings import funnel_of, results_of
 
 RUNNING, FAILED, STOPPED, HELD = "running", "failed", "stopped", "held"
 SHUT = "gate shut"  # as people read it; to a machine the stage is done, and its gate not passed
@@ -213,10 +214,10 @@ def _came_to(row: dict[str, Any]) -> str:
     """Say what a done stage came to: rows kept, the best model, or what it said last."""
     directory = Path(row["directory"])
     if (directory / "funnel.json").is_file():
-        funnel = artifacts.read_json(directory / "funnel.json")
+        funnel = funnel_of(directory / "funnel.json")
         return f"kept {funnel['kept']:,} of {funnel['in']:,}"
     if (directory / "results.json").is_file():
-        models = artifacts.read_json(directory / "results.json")["models"]
+        models = results_of(directory / "results.json")["models"]
         best = max(models, key=lambda model: model["strict"]["mean"])
         return f"best: {best['name']} {best['strict']['mean']:.1%}"
     return str(row["progress"]["note"])

@@ -184,8 +184,7 @@ def _leave_if_done(stage: Stage) -> None:
 def _begin(stage: Stage) -> None:
     """Mark the directory as this stage's, unless it is somebody else's."""
     marker = stage.path(STARTED)
-    if marker.exists():
-        before = artifacts.read_json(marker)
+    if before := artifacts.read_started(stage.directory):
         if before["fingerprint"] != stage.fingerprint:
             raise InputError(
                 f"{stage.directory} holds an unfinished stage with other settings "

@@ -12,11 +12,12 @@ from chainforge.core import artifacts
 from chainforge.core.artifacts import MANIFEST, PROGRESS, STARTED, Manifest, read_manifest
 from chainforge.core.errors import InputError
 from chainforge.core.records import Row
+from chainforge.core.shapes import Progress
 from chainforge.pipeline import logs
 from chainforge.pipeline.gates import Gate, Verdict, read_gates, verdict
 from chainforge.pipeline.reporting import transcripts
 from chainforge.pipeline.reporting.lineage import name_inputs
-from chainforge.pipeline.reporting.readings import lines_of, object_of, results_of, spending_of
+from chainforge.pipeline.reporting.readings import funnel_of, lines_of, results_of, spending_of
 
 CHAIN = "chain.json"
 # Any of these in a folder makes it a stage, when no chain.json lists the stages.
@@ -150,10 +151,12 @@ def _read_stage(chain: Path, entry: Mapping[str, Any]) -> StageEvidence:
         name = str(entry["name"])
     except (KeyError, TypeError):
         raise InputError(f"{chain / CHAIN}: each stage needs a `name`; got {entry!r}") from None
+    if Path(name).name != name or "\0" in name:
+        raise InputError(f"{chain / CHAIN}: the stage {name!r} names no folder here")
     directory = chain / name
     manifest = read_manifest(directory)
     begun = directory / STARTED
-    made = vars(manifest) if manifest else object_of(begun) if begun.is_file() else {}
+    made = vars(manifest) if manifest else artifacts.read_started(directory) or {}
     log = logs.ending(directory / "log.txt")
     given = entry.get("inputs")
     stage = StageEvidence(
@@ -171,13 +174,14 @@ def _read_stage(chain: Path, entry: Mapping[str, Any]) -> StageEvidence:
         prints=made.get("inputs", {}),
     )
     if (directory / PROGRESS).is_file():
-        stage.progress = object_of(directory / PROGRESS, "done", "total", "unit")
+        told = artifacts.read_shaped(directory / PROGRESS, Progress, "a stage's progress")
+        stage.progress = told
         if begun.is_file():
             seconds = (directory / PROGRESS).stat().st_mtime - begun.stat().st_mtime
             # Else it has only begun, or begun once more, and told nothing since.
             stage.elapsed = seconds if seconds >= 1 else None
     if (directory / "funnel.json").is_file():
-        stage.funnel = object_of(directory / "funnel.json", "in", "kept", "dropped")
+        stage.funnel = funnel_of(directory / "funnel.json")
     if (directory / "results.json").is_file():
         stage.results = results_of(directory / "results.json")
     if stage.state == "done":

@@ -6,7 +6,6 @@ style sheet colours them, so that they follow light, dark and print.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field
 from chainforge.core.records import Row
 from chainforge.pipeline.reporting import axes
 from chainforge.pipeline.reporting.axes import Frame, number, percent
+from chainforge.pipeline.reporting.rows import finite
 
 COLOURS = 6  # that the style sheet has
 
@@ -136,13 +136,13 @@ def alarms_of(health: list[Row]) -> list[Alarm]:
     """Read `health.jsonl`: what was seen (or a `message`), what it means, what to change."""
     found: list[Alarm] = []
     for row in health:
-        step = row.get("step")
+        step = finite(row.get("step"))
         text = row.get("seen") or row.get("message")
-        if _finite(step) and text:
+        if step is not None and text:
             level = "stop" if (row.get("action") or row.get("level")) == "stop" else "warn"
             more = (str(row.get(key) or "") for key in ("means", "change"))
             rule = str(row.get("rule") or "")
-            found.append(Alarm(len(found) + 1, float(step), rule, level, str(text), *more))  # type: ignore[arg-type]
+            found.append(Alarm(len(found) + 1, step, rule, level, str(text), *more))
     return found
 
 
@@ -159,19 +159,14 @@ def _collect(metrics: list[Row]) -> Series:
     """Gather each logged name's steps and values; what is no finite number is left out."""
     series: Series = {}
     for row in metrics:
-        step = row.get("step")
-        if not _finite(step):
+        if (step := finite(row.get("step"))) is None:
             continue
         for key, value in row.items():
-            if key != "step" and _finite(value):
+            if key != "step" and (logged := finite(value)) is not None:
                 steps, values = series.setdefault(key, ([], []))
-                steps.append(float(step))  # type: ignore[arg-type]
-                values.append(float(value))
+                steps.append(step)
+                values.append(logged)
     return series
-
-
-def _finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _plot(

@@ -5,26 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from chainforge.core import artifacts
-from chainforge.core.artifacts import Manifest
-from chainforge.core.errors import InputError
+from chainforge.core.artifacts import MANIFEST, Manifest, read_shaped
 from chainforge.core.records import Row, read_rows
+from chainforge.core.shapes import Bill, Funnel, Results, Spending, shaped
 from chainforge.pipeline.reporting.rows import rows_of
-
-MODEL_KEYS = ("name", "n", "strict", "lenient", "format", "tokens_mean", "truncated")
-PAIR_KEYS = ("from", "to", "difference", "low", "high", "p")
 
 
 def spending_of(directory: Path, manifest: Manifest | None) -> dict[str, Any]:
     """Return what a teacher cost: as signed, or as the account of an unfinished stage has it."""
     if manifest:
-        spending = manifest.metrics.get("spending")
-        return spending if isinstance(spending, dict) else {}
+        spending = manifest.metrics.get("spending") or {}
+        if spending:
+            shaped(spending, Spending, directory / MANIFEST, "a manifest: its spending")
+        return dict(spending)
     account = directory / "requests.jsonl"
     if not account.is_file():
         return {}
     sent, told = 0, []
     for _, line in rows_of(account):
+        shaped(line, Bill, account, "a teacher's account")
         if "outcome" not in line:
             sent += 1
         elif line.get("told"):
@@ -39,21 +38,13 @@ def spending_of(directory: Path, manifest: Manifest | None) -> dict[str, Any]:
 
 
 def results_of(path: Path) -> dict[str, Any]:
-    """Read an evaluation; a model or pair without its numbers is an `InputError`."""
-    results = object_of(path, "models", "pairs")
-    for kind, keys in (("models", MODEL_KEYS), ("pairs", PAIR_KEYS)):
-        for number, entry in enumerate(results[kind]):
-            if missing := [key for key in keys if key not in entry]:
-                raise InputError(f"{path}: {kind}[{number}] has no {', '.join(missing)}")
-    return results
+    """Read what an evaluation measured."""
+    return dict(read_shaped(path, Results, "an evaluation's results"))
 
 
-def object_of(path: Path, *keys: str) -> dict[str, Any]:
-    """Read a JSON object that has these keys."""
-    value = artifacts.read_json(path)
-    if not isinstance(value, dict) or any(key not in value for key in keys):
-        raise InputError(f"{path}: need a JSON object with the keys {', '.join(keys)}")
-    return value
+def funnel_of(path: Path) -> dict[str, Any]:
+    """Read where the rows of a data stage went."""
+    return dict(read_shaped(path, Funnel, "a data stage's funnel"))
 
 
 def lines_of(path: Path) -> list[Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -52,7 +53,7 @@ def rows_of(path: Path, start: int = 0, end: int | None = None) -> Iterator[tupl
 def _row(path: Path, place: int, line: bytes) -> Row | None:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if line.endswith(b"\n"):
             raise InputError(f"{path}: the line at byte {place} is not JSON: {error}") from None
         return None
@@ -98,17 +99,32 @@ def _entry(place: int, row: Row) -> Entry:
 
 
 def _whole(value: Any) -> int:
-    return int(value) if isinstance(value, int | float) else 0
+    return int(number) if (number := finite(value)) is not None else 0
 
 
-def fetch(path: Path, entries: list[Entry]) -> list[Row]:
-    """Read the rows of some entries, in their order."""
+def finite(value: Any) -> float | None:
+    """Return a value as a number where it is one, and finite."""
+    if not isinstance(value, int | float):
+        return None
+    return float(value) if abs(value) <= sys.float_info.max else None
+
+
+def fetch(path: Path, entries: list[Entry]) -> list[tuple[Entry, Row]]:
+    """Read the rows of some entries, in their order.
+
+    A row that is no longer at its place, because a stage is just writing the file, is left out.
+    """
     rows = []
-    with open(path, "rb") as file:
-        for entry in entries:
-            file.seek(entry.place)
-            try:
-                rows.append(json.loads(file.readline()))
-            except ValueError:
-                raise InputError(f"{path} changed while it was being read; try again") from None
+    try:
+        with open(path, "rb") as file:
+            for entry in entries:
+                file.seek(entry.place)
+                try:
+                    row = json.loads(file.readline())
+                except ValueError:
+                    continue
+                if isinstance(row, dict) and _entry(entry.place, row) == entry:
+                    rows.append((entry, row))
+    except FileNotFoundError:
+        return []
     return rows

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from chainforge.core.records import Row, question
 from chainforge.core.transcript import PRESETS, read
+from chainforge.pipeline.reporting.rows import finite
 
 LONGEST = 4000  # characters of one text before its middle is left out
 MARKUP = 420  # bytes that the page needs around each text
@@ -51,7 +52,10 @@ class Case:
 
 def case_of(where: str, kind: str, row: Row, texts: list[Text]) -> Case:
     """Show the prompt of a row with some texts."""
-    asked = question(row) if isinstance(row.get("prompt"), list) else str(row.get("prompt", ""))
+    try:
+        asked = str(question(row))
+    except (KeyError, TypeError, AttributeError):  # a prompt that is no list of messages
+        asked = str(row.get("prompt", ""))
     gold, task = str(row.get("answer", "")), str(row.get("task", ""))
     return Case(where, kind, _shorten(asked), _shorten(gold), task, texts)
 
@@ -63,8 +67,8 @@ def text_of(row: Row, label: str, stage: str) -> Text:
     notes = []
     if row.get("tokens") is not None:
         notes.append(f"{row['tokens']} tokens")
-    if row.get("reward") is not None:
-        notes.append(f"reward {row['reward']:.3g}")
+    if (reward := finite(row.get("reward"))) is not None:
+        notes.append(f"reward {reward:.3g}")
     if row.get("finish_reason") == "length":
         notes.append("cut at the length limit")
     if transcript is None:

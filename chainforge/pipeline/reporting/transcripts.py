@@ -61,13 +61,12 @@ def held_out(
     words = KINDS if before != after else ALONE
     fair = _turns(kinds, lambda key: kinds[key], lambda key: tasks[key])
 
-    def show(key: str) -> Case:
-        found = {name: mine[key] for name, mine in by_model.items() if key in mine}
-        rows = fetch(path, list(found.values()))
-        texts = [text_of(row, name, name) for name, row in zip(found, rows, strict=True)]
-        return case_of(HELD_OUT, words[kinds[key]], rows[-1], texts)
+    def show(key: str) -> Case | None:
+        rows = fetch(path, [mine[key] for mine in by_model.values() if key in mine])
+        texts = [text_of(row, entry.model, entry.model) for entry, row in rows]
+        return case_of(HELD_OUT, words[kinds[key]], rows[-1][1], texts) if rows else None
 
-    cases = list(_within(budget, map(show, fair)))
+    cases = list(_within(budget, filter(None, map(show, fair))))
     order = list(words.values())
     cases.sort(key=lambda case: order.index(case.kind))  # stable: within a kind by turns
     return cases, {words[kind]: len(keys) for kind, keys in groups.items() if kind in words}
@@ -84,19 +83,19 @@ def of_data(stages: Sequence[tuple[str, Path]], budget: int) -> list[Case]:
     for key, stage, fate, _ in _turns(sorted(seen), lambda s: f"{s[1]}\0{s[2]}", lambda s: s[3]):
         wanted.setdefault(key, (stage, fate))
 
-    def show(key: str) -> Case:
+    def show(key: str) -> Case | None:
         texts: list[Text] = []
         row: Row = {}
         for stage, path in stages:
             mine = [entry for name, _, entry in written[key] if name == stage]
             # What the prompt is shown for comes first, lest it be left out.
             mine.sort(key=lambda entry: (stage, entry.fate) != wanted[key])
-            for entry, row in zip(mine[:SAMPLES], fetch(path, mine[:SAMPLES]), strict=True):
+            for entry, row in fetch(path, mine[:SAMPLES]):
                 label = stage if len(mine) == 1 else f"{stage}, sample {entry.sample + 1}"
                 texts.append(text_of(row, label, stage))
-        return case_of(DATA, "", row, texts)
+        return case_of(DATA, "", row, texts) if texts else None
 
-    return list(_within(budget, map(show, wanted)))
+    return list(_within(budget, filter(None, map(show, wanted))))
 
 
 def of_rollouts(stage: str, path: Path, budget: int) -> list[Case]:
@@ -110,12 +109,13 @@ def of_rollouts(stage: str, path: Path, budget: int) -> list[Case]:
     late = [key for key in keys if key[0] == keys[-1][0] and key[0] != keys[0][0]]
     chosen = [key for pair in zip_longest(early[:GROUPS], late[:GROUPS]) for key in pair if key]
 
-    def show(key: tuple[int, str]) -> Case:
+    def show(key: tuple[int, str]) -> Case | None:
         rows = fetch(path, groups[key])
-        texts = [text_of(row, f"{stage}, step {key[0]}", stage) for row in rows]
-        return case_of(ROLLOUTS, f"step {key[0]}", rows[0], texts)
+        texts = [text_of(row, f"{stage}, step {key[0]}", stage) for _, row in rows]
+        return case_of(ROLLOUTS, f"step {key[0]}", rows[0][1], texts) if rows else None
 
-    return sorted(_within(budget, map(show, chosen)), key=lambda case: int(case.kind[5:]))
+    shown = _within(budget, filter(None, map(show, chosen)))
+    return sorted(shown, key=lambda case: int(case.kind[5:]))
 
 
 def sources(path: Path) -> list[dict[str, Any]]:

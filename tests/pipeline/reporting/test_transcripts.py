@@ -153,7 +153,7 @@ def test_rows_are_found_by_their_place_and_a_torn_tail_is_left_out(tmp_path: Pat
     path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows) + '{"id": "t')
     entries = index(path)
     assert [entry.id for entry in entries] == [r["id"] for r in rows]
-    assert fetch(path, entries[::-2]) == rows[::-2]
+    assert [row for _, row in fetch(path, entries[::-2])] == rows[::-2]
     middle = entries[4].place
     assert [r["id"] for _, r in rows_of(path, middle)] == [*"45678"]
     assert [r["id"] for _, r in rows_of(path, middle - 1, middle + 1)] == ["4"]
@@ -163,5 +163,4 @@ def test_rows_are_found_by_their_place_and_a_torn_tail_is_left_out(tmp_path: Pat
     path.write_text("[1]\n")
     with pytest.raises(InputError, match="no JSON object"):
         index(path)
-    with pytest.raises(InputError, match="changed while it was being read"):
-        fetch(path, entries[3:])
+    assert fetch(path, entries[3:]) == []
