@@ -124,15 +124,20 @@ def check(args: TeacherArgs) -> None:
              "patience": 0, "drain": 0, "min_reasoning_chars": 1}  # fmt: skip
     for name, bound in least.items():
         value = getattr(args, name)
-        if value is not None and value < bound:
+        if value is not None and not value >= bound:
             raise InputError(f"{name}: expected {bound} or more, found {value}")
-    if args.timeout <= 0:
+    if not args.timeout > 0:
         raise InputError(f"timeout: expected more than 0 seconds, found {args.timeout}")
     if args.until_correct and args.until_correct > args.samples_per_prompt:
         raise InputError(
             f"until_correct ({args.until_correct}) can never be reached with samples_per_prompt "
             f"{args.samples_per_prompt}: raise that"
         )
+    for name in ("model", "instruction"):
+        try:
+            (getattr(args, name) or "").encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{name}: not valid text: {error.reason}") from None
     if args.teacher != "offline":
         address_of(args)
     check_extra_body(args.extra_body)

@@ -661,6 +661,9 @@ def test_a_server_of_ones_own_needs_no_key_and_has_no_price(server, sums, tmp_pa
         ({"language": "klingon"}, "no language"),
         ({"max_repetition": 2.0}, "expected a share"),
         ({"timeout": 0.0}, "timeout: expected more"),
+        ({"timeout": float("nan")}, "timeout: expected more"),
+        ({"retry_wait": float("nan")}, "retry_wait: expected 0 or more"),
+        ({"instruction": "Think \ud800"}, "instruction: not valid text"),
     ],
 )
 def test_bad_settings_of_an_api_teacher(server, sums, tmp_path, settings, message):
