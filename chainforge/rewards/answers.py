@@ -1,4 +1,4 @@
-"""Read one answer out of an answer text, compare numbers exactly, refuse what is hostile.
+"""Unify the spelling of an answer, reduce what surrounds it to the one answer it gives.
 
 Everything here is linear in the text and runs in the trainer's own process; anything that needs a
 parser of mathematics is left to `chainforge.rewards.judges`.
@@ -7,8 +7,8 @@ parser of mathematics is left to `chainforge.rewards.judges`.
 from __future__ import annotations
 
 import re
-from fractions import Fraction
-from functools import lru_cache
+import unicodedata
+from itertools import pairwise
 from math import comb
 
 # Measured with math-verify 0.9: 50 nested parentheses, 30 nested fractions, 5,000 boxes, 100,000
@@ -22,44 +22,59 @@ MAX_BOXES = 20
 MAX_FRACTIONS = 12
 MAX_TERMS = 1_000
 
-_SYMBOLS = str.maketrans(
-    {
-        "−": "-",
-        "–": "-",
-        "\u00a0": " ",
-        "\u2009": " ",
-        "\u202f": " ",
-        "≈": r"\approx ",
-        "≠": r"\neq ",
-        "≤": r"\leq ",
-        "≥": r"\geq ",
-        "％": "%",
-        "×": r"\times ",
-        "π": r"\pi ",
-        "∞": r"\infty ",
-        **{chr(0xFF10 + digit): str(digit) for digit in range(10)},
-    }
-)
-_WRAPS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"))
-_BOX = re.compile(r"\\boxed\s*\{")
-_WHOLE_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|operatorname)\s*\{([^{}]*)\}")
+_INVISIBLE = dict.fromkeys([0xAD, 0x061C, *range(0x200B, 0x2010), *range(0x2060, 0x2065), 0xFEFF])
+_NAMED = {
+    "−": "-", "–": "-", "‐": "-", "‑": "-", "‒": "-", "—": " - ", "\u2009": r"\,", "\u202f": r"\,",
+    "≈": r"\approx ", "≃": r"\approx ", "≠": r"\neq ", "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ",
+    "⩾": r"\ge ", "×": r"\times ", "÷": "/", "·": r"\cdot ", "⋅": r"\cdot ", "∗": "*", "⁄": "/",
+    "∕": "/", "π": r"\pi ", "∞": r"\infty ", "±": r"\pm ", "∓": r"\mp ", "∪": r"\cup ",
+    "∩": r"\cap ", "∅": r"\emptyset ", "∈": r"\in ", "ℝ": r"\mathbb{R}", "∨": r"\lor ",
+    "∧": r"\land ", "√": r"\sqrt ", "°": r"^{\circ}", "º": r"^{\circ}", "θ": r"\theta ",
+    "α": r"\alpha ", "β": r"\beta ", "“": '"', "”": '"', "„": '"', "‘": "'", "’": "'", "′": "'",
+    "。": ". ", "，": ",", "、": ",", "：": ":", "⟨": r"\langle ", "⟩": r"\rangle ",
+}  # fmt: skip
+_SYMBOLS = str.maketrans(_NAMED)
+_RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+")
+_VULGAR = re.compile(r"(?<=\d)?\s*([¼-¾⅐-⅞↉])")
+
+_END = re.compile(r"<(?:\|[^<>|]{1,40}\||/s|eos|end_of_turn)>\Z")
+_FENCE = re.compile(r"\A```[\w+-]*\n(.*)\n```\Z", re.DOTALL)
+_WRAPS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("*", "*"),
+          ("`", "`"), ('"', '"'), ("'", "'"))  # fmt: skip
+_BOX = re.compile(r"\\f?boxed(?![A-Za-z])\s*")
+_NAME = re.compile(r"\\[A-Za-z]+")
+_BARE = re.compile(r"[+-]?\d[\d,]*(?:\.\d+)?|[A-Za-z]")
+_BARE_END = re.compile(r"\s*(?:\Z|\$|\\[)\]]|\n|[.,;:](?:\s|\Z|\$))|\s+(?![-+*/^=\\\d])")
+_ARGUMENTS = {"frac": 2, "dfrac": 2, "tfrac": 2, "binom": 2, "sqrt": 1, "text": 1, "textbf": 1,
+              "mathrm": 1, "mathbf": 1, "overline": 1, "pi": 0, "infty": 0, "emptyset": 0,
+              "varnothing": 0}  # fmt: skip
+_WHOLE_TEXT = re.compile(r"\\(?:text|mathbf|operatorname|emph|textit)\s*\{([^{}]*)\}")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _BOLD = re.compile(r"(?:^|(?<=\s))\*\*([^*\n]+)\*\*")
-_SAID = re.compile(r"\banswer\b(?:\s+is|\s*[:=])+\s*([^\n]*)", re.IGNORECASE)
-_SPAN = re.compile(r"\$([^$]+)\$|\\\(((?:(?!\\\().)+?)\\\)")  # Stops where another one opens.
-_DOUBT = re.compile(r"[\d%]|\b(?:or|not|nor|never|percent)\b", re.IGNORECASE)
-_THIN = re.compile(r"(?<=\d)(?:\\[,!]|\{,\}|\{\\,\})\s*(?=\d{3})")
-_SPACING = re.compile(r"\\(?:[,;:! ]|q?quad\b|displaystyle\b|left(?![a-z])|right(?![a-z]))|~")
-_FRAC = re.compile(r"\\[dtc]frac")
-_SHORT_FRAC = re.compile(r"\\frac\s*(\d)\s*(\d)(?!\d)")
-_ROOT = re.compile(r"(?<![\\A-Za-z])sqrt\(([^()]*)\)")
-_NAMES = re.compile(r"(?<![\\A-Za-z])(pi|infty)(?![A-Za-z])")
-_LOOSE_SPACE = re.compile(r"(?<![A-Za-z0-9])\s+|\s+(?![A-Za-z0-9])")
-_DECIMAL = r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?"
-_NUMBER = re.compile(rf"(?=[+-]?\.?\d){_DECIMAL}")
-_RATIO = re.compile(
-    rf"([+-]?)(?:\\frac\{{({_DECIMAL})\}}\{{({_DECIMAL})\}}|\(?({_DECIMAL})\)?/\(?({_DECIMAL})\)?)"
+_THIN = re.compile(r"(?<=\d)(?:,?\\[,!]|\{,\}|\{\\,\}|,\{\})\s*(?=\d{3})")
+_SPACING = re.compile(
+    r"(\\\\(?:\[[\w. ]{0,8}\])?)|\\(?:[,;:! ]|q?quad\b|displaystyle\b|(?:left|right)(?![a-z])"
+    r"|[bB]igg?[lr]?(?![a-z]))|~"
 )
+_ALIASES = re.compile(
+    r"\\(dfrac|tfrac|cfrac|leqslant|leq|lt|geqslant|geq|gt|neq?|varnothing|infin|textbf|textrm"
+    r"|mathrm|mbox|bf|rm|degree|dbinom|tbinom|vee|wedge|ast|div)(?![A-Za-z])"
+)
+_ALIAS = {
+    "lt": "<", "gt": ">", "degree": r"^{\circ}", "ast": "*", "div": "/", "bf": "", "rm": "",
+    **{name: f"\\{alias}" for alias, names in {
+        "frac": "dfrac tfrac cfrac", "le": "leqslant leq", "ge": "geqslant geq", "neq": "ne",
+        "emptyset": "varnothing", "infty": "infin", "text": "textbf textrm mathrm mbox",
+        "binom": "dbinom tbinom", "lor": "vee", "land": "wedge"}.items() for name in names.split()},
+}  # fmt: skip
+_SHORT_FRAC = re.compile(r"\\frac(?:\s*(\d)\s*(\d)|\s*(\d)\s*\{|(\{[^{}]*\})\s*(\d))")
+_SHORT_ROOT = re.compile(r"\\sqrt\s*(?:(\d+)|([A-Za-z])|\(([^()]*)\))")
+_ROOT = re.compile(r"(?<![\\A-Za-z])sqrt\s*(?=[\d(])")
+_NAMES = re.compile(r"(?<![\\A-Za-z])(pi|infty)(?![A-Za-z])")
+_CIRCLE = re.compile(r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)")
+_PYTHON_POWER = re.compile(r"(?<=[\w)])\*\*(?=[\w(-])")
+_LETTER_TIMES = re.compile(r"(?<=\d)\s+x\s+(?=10\s*\^)")
+_LOOSE_SPACE = re.compile(r"(?<![A-Za-z0-9])\s+|\s+(?![A-Za-z0-9])")
 _TOWER = re.compile(
     r"(?:\^|\*\*)[\s{(]*(?:\\left)?[\s{(]*\d+[\s})]*(?:\^|\*\*|!)[\s{(]*(?=[\d!}]|$)"
 )
@@ -73,37 +88,79 @@ _FURTHER_TERM = re.compile(r"(?<=[^\s+\-(])\s*[+\-]")
 
 
 def clean(text: str) -> str:
-    """Unwrap an answer (`$..$`, box, bold, text, full stop) and unify its spelling."""
+    """Unwrap an answer (`$..$`, box, bold, text, quotes, full stop) and unify its spelling."""
     text = text.strip()
     if text.isascii() and text.isdigit():
         return text
-    text = _BOLD.sub(r"\1", text.translate(_SYMBOLS)).strip()
-    for _ in range(4):
+    text = _BOLD.sub(r"\1", _visible(text)).strip()
+    for _ in range(5):
         before = text
-        text = text.rstrip(".;,。 \n\t") if len(text) > 1 else text
+        text = text.rstrip(".;, \n\t") if len(text) > 1 else text
+        if text.endswith("\\") and not text.endswith("\\\\"):
+            text = text[:-1]
         for opening, closing in _WRAPS:
             inner = text[len(opening) : -len(closing)]
             if text.startswith(opening) and text.endswith(closing) and opening not in inner:
                 text = inner.strip() or text
-        content = boxes(text) if text.startswith("\\boxed") and text.endswith("}") else None
-        if content and len(content) == 1:
-            text = content[0].strip()
+        if text.startswith("\\boxed") and (content := boxes(text)) and len(content) == 1:
+            text = content[0].strip() if _boxes(text)[0][1] == len(text) else text  # type: ignore[index]
         elif whole := _WHOLE_TEXT.fullmatch(text):
             text = whole[1].strip()
         if text == before:
             break
+        text = _END.sub("", text).strip()
     return _spell(text)
 
 
+def _visible(text: str) -> str:
+    """Drop what cannot be seen and end tokens; write Unicode's mathematics in ASCII and LaTeX."""
+    text = text.strip()
+    if not text.isascii():
+        text = text.translate(_INVISIBLE)
+        text = _RAISED.sub(lambda m: f"^{{{unicodedata.normalize('NFKC', m[0])}}}", text)
+        text = _VULGAR.sub(_fraction, text)
+        text = unicodedata.normalize("NFKC", text.translate(_SYMBOLS)).translate(_SYMBOLS)
+    for _ in range(8):
+        text = text.rstrip()
+        if not text.endswith(">") or not (end := _END.search(text, max(0, len(text) - 44))):
+            break
+        text = text[: end.start()]
+    return text
+
+
+def _fraction(found: re.Match[str]) -> str:
+    top, _, bottom = unicodedata.normalize("NFKC", found[1]).partition("⁄")
+    return f"\\frac{{{top}}}{{{bottom}}}"
+
+
 def _spell(text: str) -> str:
-    """Unify LaTeX spellings that mean the same: spacing, fractions, thousands, currency."""
+    """Unify LaTeX spellings that mean the same: spacing, fractions, thousands, relations."""
     if "\\" in text or "{" in text or "~" in text:
-        text = _SPACING.sub(" ", _THIN.sub("", text))
-        text = _SHORT_FRAC.sub(r"\\frac{\1}{\2}", _FRAC.sub(r"\\frac", text))
-        text = text.replace(r"\%", "%").replace(r"\$", "")
+        text = text.replace(r"\%", "%").replace(r"\$", "¤")
+        text = _SPACING.sub(lambda m: " \\\\ " if m[1] else " ", _THIN.sub("", text))
+        text = _ALIASES.sub(lambda m: _ALIAS.get(m[1], m[0]), text)
+        text = _SHORT_FRAC.sub(_braced, text)
+    if "$" in text:
+        text = text.replace("$", "¤") if text.count("$") == 1 else text.replace("$", " ")
     if "pi" in text or "sqrt" in text or "inf" in text:
-        text = _NAMES.sub(r"\\\1", _ROOT.sub(r"\\sqrt{\1}", text))
-    return " ".join(text.lstrip("$").split())
+        text = _NAMES.sub(r"\\\1", _ROOT.sub(r"\\sqrt", text))
+        text = _SHORT_ROOT.sub(lambda m: f"\\sqrt{{{m[1] or m[2] or m[3]}}}", text)
+    if "^" in text:
+        text = _CIRCLE.sub(r"^{\\circ}", text)
+    if "*" in text:
+        text = _PYTHON_POWER.sub("^", text)
+    if "<" in text or ">" in text or "!" in text:
+        text = text.replace("<=", r"\le ").replace(">=", r"\ge ").replace("!=", r"\neq ")
+    if " x " in text:
+        text = _LETTER_TIMES.sub(r" \\times ", text)
+    return " ".join(text.split())
+
+
+def _braced(found: re.Match[str]) -> str:
+    one, two, top, group, bottom = found.groups()
+    if one:
+        return f"\\frac{{{one}}}{{{two}}}"
+    return f"\\frac{{{top}}}{{" if top else f"\\frac{group}{{{bottom}}}"
 
 
 def squeeze(text: str) -> str:
@@ -112,50 +169,224 @@ def squeeze(text: str) -> str:
 
 
 def boxes(text: str) -> list[str] | None:
-    """Return the contents of the outermost boxes; None when one is open or too many are."""
-    found: list[str] = []
+    r"""Return the contents of the outermost boxes; None when one cannot be read.
+
+    `\boxed 4` and `\boxed\frac37` are boxes too. Unreadable are a box that does not close, one
+    without braces whose end is unclear (`\boxed 4\pi`), and more than 20.
+    """
+    found = _boxes(text)
+    return None if found is None else [text[start:end] for _, _, start, end in found]
+
+
+def _boxes(text: str) -> list[tuple[int, int, int, int]] | None:
+    """Return where each box begins and ends, and where its content does."""
+    found: list[tuple[int, int, int, int]] = []
     position = 0
     while match := _BOX.search(text, position):
-        depth = 1
-        for brace in _BRACE.finditer(text, match.end()):
-            depth += {"{": 1, "}": -1}.get(brace[0], 0)
-            if depth == 0:
-                found.append(text[match.end() : brace.start()])
-                position = brace.end()
-                break
-        if depth or len(found) > MAX_BOXES:
+        braced = text.startswith("{", match.end())
+        end = _after(text, match.end())
+        if end is None or len(found) >= MAX_BOXES:
             return None
+        if not braced and not _BARE_END.match(text, end):
+            return None
+        inside = (match.end() + 1, end - 1) if braced else (match.end(), end)
+        found.append((match.start(), end, *inside))
+        position = end
     return found
 
 
-def candidate(text: str) -> str | None:
-    """Return the one answer that an answer text gives; None when it gives none or several.
+def _after(text: str, place: int) -> int | None:
+    """Return the end of a group in braces, a command with its arguments, a number or a letter."""
+    while text[place : place + 1] == " ":
+        place += 1
+    if text.startswith("{", place):
+        depth = 0
+        for brace in _BRACE.finditer(text, place):
+            depth += {"{": 1, "}": -1}.get(brace[0], 0)
+            if depth == 0:
+                return brace.end()
+        return None
+    if command := _NAME.match(text, place):
+        end: int | None = command.end()
+        for _ in range(_ARGUMENTS.get(command[0][1:], -1)):
+            digit = end is not None and text[end : end + 1].isdigit()
+            end = end + 1 if digit and end else _after(text, end) if end is not None else None
+        return end if command[0][1:] in _ARGUMENTS else None
+    bare = _BARE.match(text, place)
+    return bare.end() if bare else None
 
-    In this order: the box, what follows "answer is", the only `$..$` among words, the whole text.
-    Boxes (or "answer is") that disagree are several answers, and several are none: who names
-    many has not answered.
+
+# Words around an answer. What retracts or hedges is looked for where an answer is marked; elsewhere
+# only the words listed may stand around it.
+_RETRACTED = re.compile(
+    r"\b(?:no|wait|actually|or|maybe|perhaps|possibly|scratch|correction|instead|mistaken?|oops"
+    r"|sorry|incorrect|wrong|guess|unsure|hmm+|rather|kidding|but|isn't|should be|i mean|on second"
+    r" thought|not (?:right|correct|sure|certain|it|that|the))\b",
+    re.IGNORECASE,
+)
+_DENIED = re.compile(
+    r"(?:\b(?:not|cannot|never|or|neither|nor|either|than|except|unless|if|maybe|perhaps|least|most|twice"
+    r"|half)\b|n't\b|\\n(?:eq?|ot)\b)[\s$:(\\]*(?:[a-z]+\s+){0,2}[\s$(\\\[]*\Z",
+    re.IGNORECASE,
+)
+_DOUBT = re.compile(
+    r"\b(?:not|no|nor|never|or|neither|either|cannot|than|least|most|except|unless|if|whether|but"
+    r"|maybe|perhaps|possibly|probably|might|may|could|would|should|ignore|wrong|false|incorrect"
+    r"|doubt|guess|unsure|know|between|twice|half|double|opposite|negative|minus|all|none|anything"
+    r"|nothing|nobody|impossible|exceeds?|actually|wait|instead|every)\b|n't\b",
+    re.IGNORECASE,
+)
+_SAID = re.compile(
+    r"(?:\banswers?\b(?:\s+to\s+[^.\n:]{1,80}?)?(?:\s+(?:is|are)\b|\s*[:=])+|答案(?:是|为|[:=])+"
+    r"|(?:^|\n)####(?!#))\s*",
+    re.IGNORECASE,
+)
+_SPOKEN = re.compile(r"\\text\s*\{([^{}]*answer[^{}]*)\}", re.IGNORECASE)
+_SENTENCE = re.compile(r"[.!?;\n]|,?\s\b(?:so|thus|hence|therefore|then)\b")
+_FULL_STOP = re.compile(r"(?:(?<![.\s])\.|(?<=[a-z][a-z])!)(?:\s+|\Z)|\n+|;\s+|(?<=\w)\?\s")
+_OPENING = re.compile(
+    r"(?:so|thus|hence|therefore|then|finally|and|clearly|now|final|answer|result|the|that|is|in "
+    r"fact|(?:total|sum|value|area)(?=:)|it follows that"
+    r"|we (?:get|have|find|obtain|see|conclude)(?: that)?)\b[,:]?\s+|:\s*",
+    re.IGNORECASE,
+)
+_COPULA = re.compile(
+    r"((?:[A-Za-z']+,?\s+|\\?[a-z]+\s+){0,15}?)(?:is|are|was|were|equals?|gets?|have|has|had|obtain"
+    r"|finds?|gives?|yields?|becomes?|costs|choose|chose|pick|select|selected|left with|earns?"
+    r"|made|makes?|needs?|sold)\b[\s:]*(?:equal to\s+|that\s+|exactly\s+)?(?=\S)(.+)",
+    re.IGNORECASE | re.DOTALL,
+)
+_REASON = re.compile(r",?\s+(?:because|since)\b", re.IGNORECASE)
+_REMARK = re.compile(r"\s*(?:,\s*|\s-\s|\()([a-z][a-z .']*)\)?\Z", re.IGNORECASE)
+_CLOSING = re.compile(
+    r"\s+(?:in (?:total|all)|altogether|overall|(?:are|is|were|was|will be)? ?(?:left|remaining)"
+    r"|(?:is|are) (?:the|my|our) (?:final |correct |right )?(?:answers?|result|solutions?|option"
+    r"|choice)|is correct|is right"
+    r"|as (?:required|desired|needed|requested|expected))\Z",
+    re.IGNORECASE,
+)
+_HARMLESS_WORDS = """
+i hope it is this that was correct right helps helped helpful the a an answer final result
+solution see above below here in total all altogether overall as required desired needed requested
+expected asked for of to you your question questions have any if let me know we are done qed so
+therefore thus problem thank thanks good luck please explanation details calculation and steps
+shown given my our verified checked simplified simplest form fully exact exactly value by left
+remaining which been found computed calculated
+"""
+_HARMLESS = frozenset(_HARMLESS_WORDS.split())
+_JOINT = re.compile(r"[\s$,;]*(?:\\text\s*\{\s*)?(?:and|or)?[\s$},;]*", re.IGNORECASE)
+_TAIL = re.compile(
+    r"[\s$]*(?:[%!^_/*+=<>-]|\\(?:%|cdot|times|pi|sqrt|frac)|(?:\\text\s*\{\s*)?(?:percent|hundred"
+    r"|thousand|million|billion|trillion|dozen|lakh|crore|gross|score|pairs?|tenths|hundredths"
+    r"|thousandths|halves|thirds|quarters|eighths|times|plus|minus|squared|cubed|doubled)\b)",
+    re.IGNORECASE,
+)
+
+
+def candidate(text: str) -> str | None:
+    """Return the one answer that an answer text gives; None when it gives none, or contradicts.
+
+    In this order: the boxes, what follows "answer is", the whole text, without the words that are
+    known to say nothing about it. Boxes beside one another are one answer of several values.
     """
     if len(text) > MAX_TEXT:
         return None
-    contents = boxes(text) if "\\boxed" in text else []
-    if contents is None:
+    text = _visible(text)
+    if fenced := _FENCE.match(text):
+        text = fenced[1].strip()
+    places = _boxes(text) if "\\" in text and "boxed" in text else []
+    if places is None:
         return None
-    if not contents and "nswer" in text.casefold():
-        contents = [said for said in _SAID.findall(_BOLD.sub(r"\1", text)) if said.strip()]
-    if not contents and ("$" in text or "\\(" in text) and not _wrapped(text.strip()):
-        spans = [a or b for a, b in _SPAN.findall(text)]
-        outside = _SPAN.sub(" ", text)
-        if len(spans) == 1 and not _DOUBT.search(outside):
-            contents = spans
-    different = {squeeze(clean(content)) for content in contents} if contents else {clean(text)}
-    if len(different) != 1 or not next(iter(different)):
-        return None
-    return clean(contents[0]) if contents else clean(text)
+    if places:
+        return _boxed(text, places)
+    text = _SPOKEN.sub(r"\1 ", _BOLD.sub(r"\1", text))
+    claims = list(_SAID.finditer(text))
+    if not claims:
+        return clean(_reduce(text))
+    return _claimed(text, claims)
 
 
-def _wrapped(text: str) -> bool:
-    """Whether the whole text is one span of mathematics."""
-    return bool(_SPAN.fullmatch(text.rstrip(". ")))
+def _boxed(text: str, places: list[tuple[int, int, int, int]]) -> str | None:
+    """Return what the boxes say, unless the words around them deny it."""
+    values = {}
+    for _, _, start, end in places:
+        value = clean(text[start:end])
+        values[squeeze(value)] = value
+    first, last = places[0][0], places[-1][1]
+    tail, one = text[last:], next(iter(values.values()))
+    denied = _DENIED.search(text[max(0, first - 80) : first])
+    if "" in values or denied or _TAIL.match(tail) or _RETRACTED.search(tail):
+        return None
+    for said in _SAID.finditer(text):
+        place = said.end()
+        line = text[place : place + 60].partition("\n")[0]
+        inside = any(start <= place < end for start, end, _, _ in places)
+        number = re.match(r"[\s$*]*([+-]?\d[\d,.]*)(?=[.\s$*]*(?:\Z|\n|[A-Z]))", line)
+        if (
+            not inside
+            and number
+            and squeeze(clean(number[1])).replace(",", "")
+            not in {key.replace(",", "") for key in values}
+        ):
+            return None
+    if len(values) == 1:
+        return one
+    between = (text[one[1] : two[0]] for one, two in pairwise(places))
+    return " and ".join(values.values()) if all(map(_JOINT.fullmatch, between)) else None
+
+
+def _claimed(text: str, claims: list[re.Match[str]]) -> str | None:
+    """Return what follows "answer is", when all such places say the same."""
+    if len(claims) > MAX_BOXES:
+        return None
+    found = {}
+    for number, claim in enumerate(claims):
+        before = _SENTENCE.split(text[max(0, claim.start() - 200) : claim.start()])[-1]
+        if _DOUBT.search(before):
+            return None
+        stop = claims[number + 1].start() if number + 1 < len(claims) else len(text)
+        rest = text[claim.end() : stop]
+        if re.fullmatch(r"[\s*]*(?:so|thus|hence|therefore|the|my|our|final|correct|[,\s*])*",
+                        rest, re.IGNORECASE):  # fmt: skip
+            continue  # `Final answer: the final answer is`
+        value = clean(_reduce(re.sub(r"\s+(?:the|my|our)(?: final| correct)?\s*\Z", "", rest)))
+        found[squeeze(value)] = value
+    return next(iter(found.values())) if len(found) == 1 and "" not in found else None
+
+
+def _reduce(text: str) -> str:
+    """Cut the known words off both sides of an answer; what is unknown stays beside it."""
+    text = text.strip()
+    while opening := _OPENING.match(text):
+        text = text[opening.end() :]
+    stop = _FULL_STOP.search(text)
+    if stop and "\\begin" not in text and harmless(text[stop.end() :]):
+        text = text[: stop.start()]
+    text = text.rstrip(". ")
+    if (reason := _REASON.search(text)) and not _RETRACTED.search(
+        re.sub(r"\b(?:no|or|but|wrong|incorrect|not)\b", "", text[reason.end() :])
+    ):
+        text = text[: reason.start()]
+    for _ in range(3):
+        if (remark := _REMARK.search(text, max(0, len(text) - 200))) and harmless(remark[1]):
+            text = text[: remark.start()]
+        text = _CLOSING.sub("", text).rstrip(", ")
+    if (said := _COPULA.fullmatch(text)) and not _DOUBT.search(said[1]):
+        text = said[2]
+    return text
+
+
+def doubted(text: str) -> bool:
+    """Whether a text has words that retract or hedge what stands beside it."""
+    return bool(_RETRACTED.search(text))
+
+
+def harmless(text: str) -> bool:
+    """Whether a text consists of words that say nothing about the answer beside them."""
+    words = re.findall(r"[^\W_]+|[^\s.,!'*_)(-]", text)
+    letters = {word for word in words if len(word) == 1} - {"I", "a"}
+    known = _HARMLESS.issuperset(word.casefold() for word in words)
+    return known and not letters and (not words or max(map(len, words)) > 1)
 
 
 def hostile(text: str, gold: str = "") -> str | None:
@@ -204,48 +435,3 @@ def balanced(text: str) -> bool:
         if level < 0:
             return False
     return level == 0
-
-
-def ratio(text: str) -> tuple[Fraction, Fraction] | None:
-    """Return numerator and denominator as in `a/b` or a LaTeX fraction; None for others."""
-    match = _RATIO.fullmatch(squeeze(text))
-    if match is None:
-        return None
-    sign, *parts = match.groups()
-    written = [part for part in parts if part]
-    if len(written) != 2 or any(not _NUMBER.fullmatch(part) for part in written):
-        return None
-    top, bottom = (Fraction(part.replace(",", "")) for part in written)
-    if bottom == 0:
-        return None
-    top = -top if sign == "-" else top
-    return (-top, -bottom) if bottom < 0 else (top, bottom)
-
-
-@lru_cache(maxsize=65_536)
-def number(text: str) -> Fraction | None:
-    """Return the value of a written-out number (`-3`, `1,234`, `0.5`, `1/2`), None for others."""
-    squeezed = squeeze(text)
-    if squeezed.startswith("(") and squeezed.endswith(")"):
-        squeezed = squeezed[1:-1]
-    if len(squeezed) > MAX_ANSWER or re.search(r",\s", text):
-        return None  # `574, 575` are two numbers, `574,575` is one.
-    if _NUMBER.fullmatch(squeezed):
-        return Fraction(squeezed.replace(",", ""))
-    parts = ratio(squeezed)
-    return parts[0] / parts[1] if parts else None
-
-
-_SCIENTIFIC = re.compile(
-    r"([+-]?[\d.,]+)\s*(?:e|E|\\times\s*10\s*\^|\\cdot\s*10\s*\^|\*\s*10\s*(?:\^|\*\*))"
-    r"\s*\{?\s*([+-]?\d{1,3})\s*\}?"
-)
-
-
-def decimal(text: str) -> Fraction | None:
-    """Return a number's value, also of `1e3` and 1.5 times a power of ten."""
-    value = number(text)
-    if value is None and (match := _SCIENTIFIC.fullmatch(text)):
-        mantissa = number(match[1])
-        value = mantissa * Fraction(10) ** int(match[2]) if mantissa is not None else None
-    return value

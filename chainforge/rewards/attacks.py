@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from chainforge.core.records import Row
 from chainforge.core.transcript import tags_of, write
-from chainforge.rewards.answers import clean, number, squeeze
+from chainforge.rewards.answers import clean, squeeze
+from chainforge.rewards.quantities import number
 
 _REASONING = "The question gives what is needed. Working it out leads to {answer}."
 _STUFFING = "First, step by step, let me think. Second, wait, let me verify. Next, check. Finally, "

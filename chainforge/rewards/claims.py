@@ -8,7 +8,8 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from chainforge.rewards.answers import balanced, candidate, clean, hostile, number, squeeze
+from chainforge.rewards.answers import balanced, boxes, candidate, clean, hostile, squeeze
+from chainforge.rewards.exact import Value, read
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,13 @@ class Gold:
 
     text: str
     key: str
-    value: Fraction | None
-    percent: bool
+    said: Value
     prose: bool
+
+    @property
+    def value(self) -> Fraction | None:
+        """The gold answer as a number, also with a unit or a percent sign; None for others."""
+        return self.said.number.value if self.said.number else None
 
 
 # Two or more letters in a row that are no product of variables: words, not mathematics.
@@ -38,21 +43,22 @@ _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}|\b(?:or|is|no|to|if|so|we|it)\b
 _FUNCTIONS = frozenset({"sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "mod", "inf"}) | {
     written for name in ("sin", "cos", "tan") for written in (f"{name}h", f"arc{name}")
 }
-_LATEX_TEXT = re.compile(r"\\(?:text|mathrm|textbf|operatorname)\s*\{([^{}]*)\}")
-_MARKUP = re.compile(r"\\[A-Za-z]+")
+_LATEX_TEXT = re.compile(r"\\(?:text|operatorname)\s*\{([^{}]*)\}")
+_MARKUP = re.compile(r"\\(?:begin|end)\s*\{[a-zA-Z]*\}|\\[A-Za-z]+")
 
 
 @lru_cache(maxsize=8192)
 def read_gold(text: str | None) -> Gold | None:
     """Read a gold answer; None when it is empty or its braces do not close."""
     spelled = clean(str(text)) if text is not None else ""
+    if "\\boxed" in spelled and boxes(spelled):
+        spelled = candidate(spelled) or spelled
     if not spelled or not balanced(spelled):
         return None
-    bare = spelled.removesuffix("%").strip()
-    words = words_of(spelled)
     # `hello world` is prose: math-verify would read the product of its letters.
-    prose = bool(words) and not re.search(r"[\d=<>^+*/]|\\(?!text|mathrm|textbf)", spelled)
-    return Gold(spelled, squeeze(spelled), number(bare), spelled.endswith("%"), prose)
+    plain = not re.search(r"[\d=<>^+*/]|\\(?!text|emptyset|infty|pi)", spelled)
+    said = read(spelled, True)
+    return Gold(spelled, squeeze(spelled), said, bool(words_of(spelled)) and plain)
 
 
 def words_of(text: str) -> set[str]:
@@ -61,56 +67,52 @@ def words_of(text: str) -> set[str]:
     return {word.casefold() for word in _WORD.findall(plain)} - _FUNCTIONS
 
 
-_EQUALS = re.compile(r"(?<![\\<>!=])=+(?!>)|\\approx(?![a-z])|\\equiv(?![a-z])")
 # Signs that state a problem, a relation or an alternative instead of a value.
 _REFUSED = re.compile(
-    r"\\(?:neq?|leq?|geq?|lt|gt|l?or|l?and|lnot|neg|vee|wedge|pm|mp|not|i*int|oint|sum|prod|lim"
-    r"|max|min|sup|inf|gcd|lcm|det|mod|bmod|pmod|equiv)(?![a-z])|[<>;|?&]{1,2}|±|∨|∧|!="
+    r"\\(?:neq|le|ge|l?or|l?and|lnot|neg|vee|wedge|pm|mp|not|i*int|oint|sum|prod|lim"
+    r"|max|min|sup|inf|gcd|lcm|det|mod|bmod|pmod|equiv)(?![a-z])|[<>;|?&]{1,2}|!"
 )
-_UNIT = re.compile(r"(.*?\d[\s)}.]*)(?:\\(?:text|mathrm)\s*\{\s*([A-Za-z ]+?)\s*\}|([A-Za-z]{2,}))")
-_NO_UNIT = re.compile(
-    r"\b(?:or|and|not|nor|to|no|percent|percentage|pct|hundred|thousand|million|billion|trillion"
-    r"|dozen|half|halves|thirds?|quarters?|tenths?|squared|cubed|factorial|pi|times|plus|minus|mod"
-    r"|choose|over|by|sin|cos|tan|log|ln|exp)\b",
-    re.IGNORECASE,
-)
+
+
+def read_answer(claim: Claim, gold: Gold) -> Value | None:
+    """Return what the answer says; None when it says nothing, too much, or what is hostile."""
+    text = candidate(claim.text)
+    if not text or text == gold.text:
+        return gold.said if text else None
+    if not balanced(text) or hostile(text, gold.text):
+        return None
+    return read(text)
+
+
+def refused(value: Value, gold: Gold) -> bool:
+    """Whether a part of an answer has words or signs that no parser should be asked about."""
+    parts = [part for part in _scalars(value) if part.number is None]
+    return any(
+        words_of(part.text) - words_of(gold.text)
+        or set(_REFUSED.findall(part.text)) - set(_REFUSED.findall(gold.text))
+        for part in parts
+    )
+
+
+def _scalars(value: Value) -> list[Value]:
+    if value.kind in ("scalar", "relation"):
+        return [value]
+    found: list[Value] = []
+    stack = list(value.parts)
+    while stack:
+        part = stack.pop()
+        if isinstance(part, tuple):
+            stack.extend(part)
+        elif isinstance(part, Value):
+            found += _scalars(part)
+    return found
 
 
 def value_text(claim: Claim, gold: Gold) -> str | None:
-    """Return the answer's value as text: `x = 5` is 5, `5 apples` is 5; None is refused.
-
-    Refused are chains (`x=3=5=4`), an equation of numbers (`3=4`), a percent sign the gold answer
-    does not have (4 % is not 4, and paying for both pays a guess), signs and words for several
-    candidates.
-    """
-    text = candidate(claim.text)
-    if text is None or text == gold.text:
-        return text
-    if not balanced(text) or hostile(text, gold.text):
+    """Return the answer's one scalar as text: `x = 5` is 5, `5 apples` is 5; None for others."""
+    value = read_answer(claim, gold)
+    if value is None or value.kind != "scalar" or (value.percent and not gold.said.percent):
         return None
-    if not _EQUALS.search(gold.text):
-        sides = _EQUALS.split(text)
-        if len(sides) > 2 or (len(sides) == 2 and not re.search("[A-Za-z]", sides[0])):
-            return None
-        text = sides[-1].strip()
-    unit = _UNIT.fullmatch(text) if gold.value is not None else None
-    if unit and not _NO_UNIT.search(unit[2] or unit[3]):
-        text = unit[1].strip()
-    if "%" in text and not (gold.percent and text.count("%") == 1 and text.endswith("%")):
+    if value.unit and gold.said.unit and value.unit != gold.said.unit:
         return None
-    if set(_REFUSED.findall(text)) - set(_REFUSED.findall(gold.text)):
-        return None
-    return text or None
-
-
-def same_number(value: Fraction, gold: Gold, text: str) -> bool:
-    """Compare numbers: whole ones exactly, others to six digits, as 0.333333 for 1/3."""
-    assert gold.value is not None
-    golds = [gold.value]
-    if gold.percent and not text.endswith("%"):
-        golds.append(gold.value / 100)
-    slack = Fraction(1, 10**6)
-    return any(
-        value == target or (target.denominator > 1 and abs(value - target) <= slack * abs(target))
-        for target in golds
-    )
+    return value.text

@@ -9,46 +9,42 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
 from chainforge.core.errors import InputError
-from chainforge.rewards import exact
-from chainforge.rewards.answers import (
-    MAX_TEXT,
-    boxes,
-    candidate,
-    decimal,
-    depth,
-    number,
-    ratio,
-    squeeze,
-)
-from chainforge.rewards.claims import Claim, read_gold, same_number, value_text, words_of
+from chainforge.rewards.answers import MAX_TEXT, boxes, candidate, depth, doubted, squeeze
+from chainforge.rewards.claims import Claim, read_answer, read_gold, refused, value_text
+from chainforge.rewards.exact import compare, same_scalar
 from chainforge.rewards.judges import Job
+from chainforge.rewards.quantities import number, ratio
 from chainforge.rewards.scorers import plain_scorer
 
 
-def _math(claim: Claim) -> bool | Job | None:
-    """Exact text, then exact arithmetic, then math-verify with both answers boxed."""
+def _math(claim: Claim) -> bool | list[Job] | None:
+    """Exact text, then structure and exact arithmetic, then math-verify for each scalar left."""
     gold = read_gold(claim.gold)
     if gold is None:
         return None
-    text = value_text(claim, gold)
+    text = candidate(claim.text)
     if text is None:
         return False
     if squeeze(text) == gold.key:
         return True
     if gold.prose:
-        return squeeze(text).casefold() == gold.key.casefold()
-    value = number(text.removesuffix("%"))
-    if value is not None and gold.value is not None:
-        return same_number(value, gold, text)
-    if words_of(text) - words_of(gold.text):
+        return _word(text) == _word(gold.text)
+    if (letter := _ONE_LETTER.fullmatch(gold.text)) and _letter(text) == letter[1]:
+        return True
+    value = read_answer(claim, gold)
+    if value is None or refused(value, gold):
         return False
-    decided = exact.decide(text, gold.text)
-    return ("math", text, gold.text) if decided is None else decided
+    same = compare(value, gold.said)
+    return same if isinstance(same, bool) else [("math", *pair) for pair in same]
+
+
+def _word(text: str) -> str:
+    """Return a text in words as it is compared: without markup, quotes, case and blanks."""
+    return " ".join(_TEXT.sub(r"\1", text).strip(" .\"'").casefold().split())
 
 
 def _arithmetic(claim: Claim) -> bool | None:
@@ -59,32 +55,39 @@ def _arithmetic(claim: Claim) -> bool | None:
     gold = read_gold(claim.gold)
     if gold is None or gold.value is None:
         return None
-    text = value_text(claim, gold)
-    value = number(text.removesuffix("%")) if text else None
-    if text is None or value is None:
+    value = read_answer(claim, gold)
+    if value is None or value.kind != "scalar" or value.number is None:
         return False
-    written = ratio(text.removesuffix("%"))
-    if written is not None and written != ratio(gold.text.removesuffix("%")):
+    written = ratio(value.text)
+    if written is not None and written != ratio(gold.said.text):
         return False
-    return same_number(value, gold, text)
+    return same_scalar(value, gold.said) is True
 
 
 def _numeric(claim: Claim) -> bool | None:
-    """Within `tolerance`, relative to the gold answer and absolute below 1."""
+    """Within `tolerance`, relative to the gold answer."""
     gold = read_gold(claim.gold)
-    target = decimal(gold.text.removesuffix("%").strip()) if gold else None
-    if gold is None or target is None:
+    if gold is None or gold.value is None:
         return None
-    text = value_text(claim, replace(gold, value=target))
-    value = decimal(text.removesuffix("%").strip()) if text else None
-    if text is None or value is None:
+    text = value_text(claim, gold)
+    value = number(text) if text else None
+    if value is None:
         return False
-    return abs(value - target) <= Fraction(claim.tolerance) * max(Fraction(1), abs(target))
+    return abs(value - gold.value) <= Fraction(claim.tolerance) * abs(gold.value)
 
 
+_TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _LETTER = re.compile(r"\(?([A-Za-z0-9])\)?[.:)]?")
-_LETTER_AND_TEXT = re.compile(r"\(?([A-Z0-9])[.:)]\)?\s+(.+)", re.DOTALL)
-_OTHER_LETTER = re.compile(r"(?<![A-Za-z])[A-Z][.:)]|\b(?:or|and|not)\s+\(?[A-Z]\b")
+_ONE_LETTER = re.compile(r"\(?([A-J])\)?[.:)]?")
+_CHOSEN = re.compile(
+    r"(?:(?:the\s+)?(?:correct |right |best )?(?:option|choice|选项?)\s*)?"
+    r"(?:\(([A-Za-z0-9])\)|([A-Z0-9])(?:[.:),]|(?=\s+-\s)|\Z)|([a-z])\Z)(.*)",
+    re.DOTALL | re.IGNORECASE,
+)
+_OTHER_LETTER = re.compile(
+    r"(?<![A-Za-z\\])(?:[A-HJ-Z]|A(?!\s[a-z]))(?![A-Za-z])|\([A-Za-z]\)"
+    r"|\b(?:or|and|not)\s+\(?[A-Z]\b"
+)
 
 
 def _choice(claim: Claim) -> bool | None:
@@ -97,13 +100,19 @@ def _choice(claim: Claim) -> bool | None:
     if text is None:
         return False
     if wanted is None:
-        return squeeze(text).casefold() == gold.key.casefold()
+        return _word(text) == _word(gold.text)
+    return (_letter(text) or "").casefold() == wanted[1].casefold()
+
+
+def _letter(text: str) -> str | None:
+    """Return the letter that an answer chooses; None when it chooses none, or several."""
+    text = _TEXT.sub(r"\1", text).strip()
     if chosen := _LETTER.fullmatch(text):
-        return chosen[1].casefold() == wanted[1].casefold()
-    explained = _LETTER_AND_TEXT.fullmatch(text)
-    if explained is None or _OTHER_LETTER.search(explained[2]):
-        return False
-    return explained[1].casefold() == wanted[1].casefold()
+        return chosen[1]
+    chosen = _CHOSEN.fullmatch(text)
+    if chosen is None or _OTHER_LETTER.search(chosen[4]) or doubted(chosen[4]):
+        return None
+    return chosen[1] or chosen[2] or chosen[3]
 
 
 def _exact(claim: Claim) -> bool | None:
@@ -138,7 +147,7 @@ def _scored(claim: Claim) -> bool | Job | None:
     gold = read_gold(raw)
     if gold and gold.value is not None:
         value = value_text(claim, gold)
-        if value is None or decimal(value.removesuffix("%")) is None:
+        if value is None or number(value) is None:
             return False
         text = value.replace(",", "") if gold.text == raw else text
     elif raw and _bare(raw) in _bare(text) and _bare(raw) != _bare(text):
@@ -173,7 +182,7 @@ def _entry(entry: str | dict[str, Any] | None) -> dict[str, Any]:
     )
 
 
-COMPARISONS: dict[str, Callable[[Claim], bool | Job | None]] = {
+COMPARISONS: dict[str, Callable[[Claim], bool | Job | list[Job] | None]] = {
     "math": _math,
     "arithmetic": _arithmetic,
     "numeric": _numeric,

@@ -18,7 +18,7 @@ from fractions import Fraction
 from functools import lru_cache, partial
 from typing import Any
 
-from chainforge.rewards.answers import decimal
+from chainforge.rewards.quantities import number
 
 Entry = Mapping[str, Any]
 Scorer = Callable[[str, dict[str, Any]], float]
@@ -139,13 +139,13 @@ def _sorts(answer: str, entry: Entry) -> bool:
         json.loads(text.replace("'", '"'), parse_float=str, parse_int=str)
         for text in (answer, entry["answer"])
     )
-    wanted = [decimal(str(one)) for one in gold]
-    return isinstance(found, list) and [decimal(str(one)) for one in found] == wanted
+    wanted = [number(str(one)) for one in gold]
+    return isinstance(found, list) and [number(str(one)) for one in found] == wanted
 
 
 def _near_chance(answer: str, entry: Entry) -> bool:
     """Within a ten-thousandth and within a hundredth of the chance: 0 is no small chance."""
-    found, gold = decimal(answer), decimal(entry["answer"])
+    found, gold = number(answer), number(entry["answer"])
     if found is None or gold is None:
         return False
     return abs(found - gold) <= min(Fraction(1, 10_000), abs(gold) / 100)

@@ -11,7 +11,7 @@ import re
 from collections import defaultdict
 from fractions import Fraction
 from functools import lru_cache
-from math import isqrt
+from math import isqrt, pi, sqrt
 
 Term = tuple[int, tuple[tuple[str, int], ...]]
 """What a coefficient stands before: the square-free number under a root, letters with powers."""
@@ -23,7 +23,7 @@ _TOKEN = re.compile(
 # `e` and `i` may be numbers or letters, `d` a differential.
 _LETTERS = frozenset("abcfghjklmnopqrstuvwxyzABCDFGHJKLMNOPQRSTUVWXYZ")
 _SIGNS = frozenset("+-*/^{}()")
-_MOST_TERMS, _MOST_POWER, _MOST_ROOT, _MOST_DIGITS = 40, 60, 10**6, 40
+_MOST_TERMS, _MOST_POWER, _MOST_ROOT, _LARGEST = 40, 400, 10**6, 10**150
 _PI = "\\pi"
 
 
@@ -37,6 +37,24 @@ def read_sum(text: str) -> Sum:
     Raises `Unclear`, and `ZeroDivisionError` where it divides by nothing.
     """
     return _Reader(text).all()
+
+
+def rational(total: Sum) -> bool:
+    """Whether a sum is a rational number."""
+    return all(term == (1, ()) for term in total)
+
+
+def approximate(total: Sum) -> float | None:
+    """Return about what a sum is worth; None where it has letters or is too large."""
+    worth = 0.0
+    for (root, letters), factor in total.items():
+        if any(name != _PI for name, _ in letters):
+            return None
+        try:
+            worth += float(factor) * sqrt(root) * pi ** sum(power for _, power in letters)
+        except OverflowError:
+            return None
+    return worth
 
 
 class _Reader:
@@ -106,7 +124,7 @@ class _Reader:
         if token == "\\frac":
             return not number
         power = self.place > 1 and self.tokens[self.place - 2] == "^"
-        return token != "(" or last == ")" or (number and not power)
+        return token != "(" or last in (")", _PI) or (number and not power)
 
     def power(self) -> Sum:
         first, base = self.peek(), self.value()
@@ -163,7 +181,7 @@ def _kept(total: Sum) -> Sum:
     if len(total) > _MOST_TERMS:
         raise Unclear
     for factor in total.values():
-        if max(abs(factor.numerator), factor.denominator) > 10**_MOST_DIGITS:
+        if max(abs(factor.numerator), factor.denominator) > _LARGEST:
             raise Unclear
     return {term: factor for term, factor in total.items() if factor}
 

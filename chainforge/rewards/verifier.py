@@ -13,10 +13,11 @@ from typing import Any
 
 from chainforge.core.errors import InputError
 from chainforge.core.references import hint
-from chainforge.rewards.answers import clean, number
+from chainforge.rewards.answers import clean
 from chainforge.rewards.claims import Claim
 from chainforge.rewards.comparison import COMPARISONS
 from chainforge.rewards.judges import Job, Judges
+from chainforge.rewards.quantities import number
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +46,10 @@ def verify(
 def verify_all(claims: Sequence[Claim], judges: Judges | None = None) -> list[bool | None]:
     """Judge a batch, in order. Raises `InputError` for a verifier or an entry that is none."""
     decisions = [_compare(claim) for claim in claims]
-    jobs = list(dict.fromkeys(item for item in decisions if isinstance(item, tuple)))
+    jobs = list(dict.fromkeys(job for item in decisions if isinstance(item, list) for job in item))
     verdicts = {job: known for job in jobs if (known := _cache.get(job)) is not None}
     unknown = [job for job in jobs if job not in verdicts]
-    COUNTS["compared"] += sum(not isinstance(item, tuple) for item in decisions)
+    COUNTS["compared"] += sum(not isinstance(item, list) for item in decisions)
     COUNTS["judged"] += len(unknown)
     for job, verdict in zip(unknown, (judges or JUDGES).judge(unknown), strict=True):
         verdicts[job] = verdict
@@ -59,7 +60,10 @@ def verify_all(claims: Sequence[Claim], judges: Judges | None = None) -> list[bo
             _cache[job] = verdict
     while len(_cache) > _CACHE_SIZE:
         _cache.popitem(last=False)
-    return [_settle(verdicts[item]) if isinstance(item, tuple) else item for item in decisions]
+    return [
+        _settle([verdicts[job] for job in item]) if isinstance(item, list) else item
+        for item in decisions
+    ]
 
 
 def expect(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -77,12 +81,15 @@ def forget() -> None:
     _cache.clear()
 
 
-def _settle(verdict: bool | str) -> bool | None:
-    return _VERDICTS[verdict] if isinstance(verdict, str) else verdict
+def _settle(verdicts: Sequence[bool | str]) -> bool | None:
+    """Return whether all parts of an answer are right; None when one cannot be judged."""
+    said = [_VERDICTS[one] if isinstance(one, str) else one for one in verdicts]
+    return False if False in said else None if None in said else True
 
 
-def _compare(claim: Claim) -> bool | Job | None:
-    """Compare here where that is safe, else return the job for a judging process."""
+def _compare(claim: Claim) -> bool | list[Job] | None:
+    """Compare here where that is safe, else return the jobs for a judging process."""
     if claim.verifier not in COMPARISONS:
         raise InputError(f"no verifier {claim.verifier!r}; {hint(str(claim.verifier), VERIFIERS)}")
-    return COMPARISONS[claim.verifier](claim)
+    found = COMPARISONS[claim.verifier](claim)
+    return [found] if isinstance(found, tuple) else found

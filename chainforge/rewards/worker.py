@@ -218,7 +218,21 @@ def _judge_math(answer: str, gold: str, tell: Callable[[Any], object]) -> bool |
     if not golds:
         return "gold"
     tell(("gold",))
-    return bool(verify(list(golds), list(_parse(answer)), timeout_seconds=None))
+    answers = _parse(answer)
+    if not verify(list(golds), list(answers), timeout_seconds=None):
+        return False
+    return not _far(answers[0], golds[0])
+
+
+def _far(answer: Any, gold: Any) -> bool:
+    """Whether two numbers differ by a millionth; math-verify takes all tiny ones for 0."""
+    if not all(getattr(value, "is_number", False) for value in (answer, gold)):
+        return False
+    try:
+        mine, theirs = complex(answer.evalf(15)), complex(gold.evalf(15))
+    except (TypeError, ValueError, OverflowError):  # infinite, or a symbol that is a number
+        return False
+    return abs(mine - theirs) > 1e-6 * abs(theirs)
 
 
 @lru_cache(maxsize=4096)

@@ -130,10 +130,11 @@ def test_a_reward_that_remembers_is_not_deterministic():
 def test_a_verifier_is_asked_again_not_remembered():
     verify("math", "2*a", "a+a")
     before = COUNTS["judged"]
-    assert audit(load_rewards(RewardArgs([{"fn": "accuracy_reward"}]), COLUMNS), ROWS[1:2]).passed
+    rows = [row(r"\ln 2", "math"), row("e^3", "math")]
+    assert audit(load_rewards(RewardArgs([{"fn": "accuracy_reward"}]), COLUMNS), rows).passed
     first = COUNTS["judged"] - before
     assert first > 0
-    audit(load_rewards(RewardArgs([{"fn": "accuracy_reward"}]), COLUMNS), ROWS[1:2])
+    audit(load_rewards(RewardArgs([{"fn": "accuracy_reward"}]), COLUMNS), rows)
     # What the last pass found is still known to this one's first, but not to its second.
     assert COUNTS["judged"] - before == first + first // 2
 

@@ -60,7 +60,7 @@ def test_no_gold_answer_is_no_verdict():
 
 
 def test_the_verifier_and_its_tolerance_are_arguments():
-    good = write("Well.", "2+2")
+    good = write("Well.", "8/2")
     assert accuracy_reward(good, "4") == 1.0
     assert accuracy_reward(good, "4", verifier="arithmetic") == 0.0
     near = write("Well.", "4.1")

@@ -114,7 +114,7 @@ def test_no_text_costs_the_trainer_more_than_its_length(units, start):
 
 
 def test_a_bomb_scores_0_and_the_batch_is_unharmed(quick):
-    claims = [Claim("math", "4", "4"), Claim("math", r"\sqrt{16.0} + 0", "4")]
+    claims = [Claim("math", "4", "4"), Claim("math", r"\sqrt{16.0} + e", "4+e")]
     claims += [Claim("math", bomb, "4") for bomb in BOMBS]
     claims += [Claim("math", "y^2+0.5z", "0.5z+y^2"), Claim("math", "5", "4")]
     start = time.monotonic()
@@ -152,8 +152,8 @@ def test_a_gold_answer_that_kills_its_judge_is_nobodys_fault(quick):
 def test_it_works_from_other_threads_and_from_several(quick):
     def judge(number):
         bomb = f"(x+y+z+{number})^{{900}}"
-        texts = [f"{number}.0+0", bomb, f"{number}.0+1"]
-        return verify_all([Claim("math", text, str(number)) for text in texts], quick)
+        texts = [f"e+{number}.0", bomb, f"e+{number}.5"]
+        return verify_all([Claim("math", text, f"{number}+e") for text in texts], quick)
 
     with ThreadPoolExecutor(3) as pool:
         assert list(pool.map(judge, range(2, 5))) == [[True, False, False]] * 3
@@ -180,7 +180,7 @@ def test_an_alarm_of_the_trainer_stays_armed(quick):
     before = signal.getsignal(signal.SIGALRM)
     signal.setitimer(signal.ITIMER_REAL, 1000)
     try:
-        claims = [Claim("math", text, "4") for text in ("1.0+1+2", "(x+y-z+2)^{900}", "[" * 1000)]
+        claims = [Claim("math", text, "e+4") for text in ("4.0+e", "(x+y-z+2)^{900}", "[" * 1000)]
         assert verify_all(claims, quick) == [True, False, False]
         assert signal.getsignal(signal.SIGALRM) is before
         assert 900 < signal.getitimer(signal.ITIMER_REAL)[0] <= 1000
@@ -213,8 +213,8 @@ def test_the_main_module_is_not_run_again_nor_is_torch_there(tmp_path):
             import os
             from chainforge.rewards.verifier import JUDGES, verify
             from chainforge.rewards.claims import Claim
-            assert verify("math", "2.0+2", "4") is True
-            assert verify("math", "2.0+3", "4") is False
+            assert verify("math", "e+2.0", "2+e") is True
+            assert verify("math", "e+3.0", "2+e") is False
             maps = open(f"/proc/{{JUDGES._process.pid}}/maps").read()
             assert "sympy" not in __import__("sys").modules, "the parser is in the trainer"
             print("torch" in maps, JUDGES._process.pid)
@@ -240,7 +240,7 @@ def test_the_main_module_is_not_run_again_nor_is_torch_there(tmp_path):
 def test_a_killed_trainer_leaves_no_judges_behind(tmp_path):
     code = (
         "import os; from chainforge.rewards.verifier import JUDGES, verify; "
-        "verify('math', '2.0+2', '4'); print(JUDGES._process.pid, flush=True); os.kill(os.getpid(), 9)"
+        "verify('math', 'e+2.0', '2+e'); print(JUDGES._process.pid, flush=True); os.kill(os.getpid(), 9)"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
