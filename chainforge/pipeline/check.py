@@ -6,6 +6,8 @@ saved completions, what two verifiers judge differently is listed.
 
 from __future__ import annotations
 
+import dataclasses
+from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ from rich.table import Table
 
 from chainforge.core.config import read_settings
 from chainforge.core.errors import InputError
+from chainforge.core.records import Row
 from chainforge.core.transcript import DEFAULT
 from chainforge.core.yaml12 import yaml_value
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 # So much of a completion that fools the reward is shown; some are 100,000 characters long.
 SHOWN_CHARACTERS = 50
 SHOWN_CHANGES = 5
+MANY = 100  # rows on which constant answers are tried
 
 
 def check_reward(
@@ -53,12 +57,23 @@ def check_reward(
     else:
         spec = {"fn": "accuracy_reward" if verifier else reward, "params": read_params(params)}
         judges = RewardArgs(rewards=[spec], transcript=transcript)
-    few = [at_most(item, rows) for item in settings["tasks"]]
-    args = TaskArgs(tasks=few, system_prompt=settings.get("system_prompt"))
-    examples = load_examples(args, transcript)[:rows]
+    tasks = [at_most(item, max(rows, MANY)) for item in settings["tasks"]]
+    args = TaskArgs(tasks=tasks, system_prompt=settings.get("system_prompt"))
+    examples = by_turns(load_examples(args, transcript))[: max(rows, MANY)]
     if verifier:
         examples = [row | {"verifier": reward} for row in examples]
-    return audit(load_rewards(judges, set().union(*examples)), examples, transcript)
+    rewards = load_rewards(judges, set().union(*examples))
+    return audit(rewards, examples[:rows], transcript, examples)
+
+
+def by_turns(rows: list[Row]) -> list[Row]:
+    """Return the first rows of every task first, so that a few rows are some of each."""
+    seen: Counter[str] = Counter()
+    turns = []
+    for row in rows:
+        turns.append(seen[row["task"]])
+        seen[row["task"]] += 1
+    return [rows[place] for place in sorted(range(len(rows)), key=turns.__getitem__)]
 
 
 def _rewards_of(file: str, params: Iterable[str]) -> list[dict[str, Any]] | None:
@@ -128,6 +143,8 @@ def print_audit(audit: Audit, console: Console) -> None:
     for name, attempt, second in audit.changed[:SHOWN_CHANGES]:
         text = f"row {name}, {attempt.kind}: {attempt.total}, then {second}"
         console.print(f"{text}  {tail(attempt.completion)}", markup=False, soft_wrap=True)
+    for constant in audit.constants[:SHOWN_CHANGES]:
+        console.print(str(constant), markup=False)
     for error in audit.errors:
         console.print(error, markup=False, soft_wrap=True)
     console.print(f"{'passed' if audit.passed else 'failed'}: {verdict(audit)}", markup=False)
@@ -149,6 +166,8 @@ def verdict(audit: Audit) -> str:
         said = f"on {rows} of {len(audit)} rows something beat or equalled the gold answer"
         unread = sum(row.unrewarded for row in audit)
         return said + (f"; on {unread} it earned no more than an empty one" if unread else "")
+    if audit.constants:
+        return f"{len(audit.constants)} constant answers are paid on rows that have another"
     return "gold beats every other answer on every row"
 
 
@@ -161,6 +180,7 @@ def to_json(audit: Audit) -> dict[str, Any]:
         "means": audit.means,
         "errors": audit.errors,
         "milliseconds": {kind: speed.milliseconds for kind, speed in audit.speed.items()},
+        "constants": [dataclasses.asdict(constant) for constant in audit.constants],
         "changed": [
             {
                 "row": name,

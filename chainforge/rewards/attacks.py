@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from chainforge.core.records import Row
 from chainforge.core.transcript import tags_of, write
@@ -46,6 +47,19 @@ def wrong_answer(row: Row, rows: Sequence[Row]) -> str:
     return next(different, f"not {gold[::-1]}x")
 
 
+def constants(rows: Sequence[Row]) -> list[str]:
+    """Return answers that must not be paid on many rows: usual constants, and rows' own golds."""
+    golds = {same(gold): gold for row in rows[::-1] if (gold := gold_answer(row)).strip()}
+    return [*CONSTANTS, *[golds[key] for key in reversed(golds)][:COPIED]]
+
+
+def same(answer: str) -> Any:
+    """Return what spellings of one answer share: its number, or its characters."""
+    text = clean(answer)
+    value = number(text)
+    return squeeze(text).casefold() if value is None else value
+
+
 def attacks(row: Row, wrong: str, transcript: str) -> list[tuple[str, str]]:
     """Return the completions that must lose, each with its kind."""
     gold = gold_answer(row)
@@ -80,6 +94,8 @@ def attacks(row: Row, wrong: str, transcript: str) -> list[tuple[str, str]]:
     ]
 
 
+CONSTANTS = ("0", "1", "nan", "inf", "True", "None", "A", "[]", "I do not know.")
+COPIED = 6  # gold answers of other rows that are tried as a constant
 HOSTILE = (
     "\\boxed{9^{9^{9}}}",
     "[" * 100_000,

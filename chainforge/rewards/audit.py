@@ -7,17 +7,28 @@ when a reward pays for less than the truth. Run it before a model does.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from chainforge.core.errors import InputError
 from chainforge.core.records import Row, question
 from chainforge.core.transcript import DEFAULT
-from chainforge.rewards.attacks import attacks, completion_of, gold_answer, wrong_answer
+from chainforge.rewards.attacks import (
+    attacks,
+    completion_of,
+    constants,
+    gold_answer,
+    same,
+    wrong_answer,
+)
 from chainforge.rewards.reward import Reward, RewardFailed
 from chainforge.rewards.scoring import score
 from chainforge.rewards.verifier import forget
 
+# A constant is paid often if it earns as much as the gold answer on this share of the rows whose
+# answer is another, and on two rows at least: one may be a spelling of the same answer.
+OFTEN, LEAST = 0.1, 2
 KINDS = ("gold", "wrong", "empty", "stuffed", "tags", "misplaced", "hostile")
 
 
@@ -65,6 +76,22 @@ class AuditRow:
 
 
 @dataclass(frozen=True)
+class Constant:
+    """An answer that was tried on `tried` rows of a task whose gold answer is another."""
+
+    task: str
+    answer: str
+    tried: int
+    paid: int
+
+    def __str__(self) -> str:
+        return (
+            f"the answer {self.answer!r:.60} earns as much as the gold answer on {self.paid} of "
+            f"{self.tried} rows of {self.task} whose answer is another"
+        )
+
+
+@dataclass(frozen=True)
 class Speed:
     """How many completions of a kind were scored, and how long that took."""
 
@@ -82,13 +109,15 @@ class Audit:
     """The audit of some rewards over some rows.
 
     `speed` is by kind; `changed` are the attempts that got another reward when they were scored
-    once more, in another order, each with its row's id and the second reward.
+    once more, in another order, each with its row's id and the second reward. `constants` are the
+    answers that are paid on many rows, whatever was asked.
     """
 
     rows: list[AuditRow] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     speed: dict[str, Speed] = field(default_factory=dict)
     changed: list[tuple[str, Attempt, float | None]] = field(default_factory=list)
+    constants: list[Constant] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[AuditRow]:
         return iter(self.rows)
@@ -100,7 +129,7 @@ class Audit:
     def passed(self) -> bool:
         """Whether at least one row was judged, gold won in each, and all went as it should."""
         judged = [row for row in self.rows if not row.skipped]
-        sound = not self.errors and not self.changed
+        sound = not self.errors and not self.changed and not self.constants
         return bool(judged) and all(row.passed for row in judged) and sound
 
     @property
@@ -121,12 +150,18 @@ class Audit:
         return [(row, attempt) for row in self.rows for attempt in row.failures]
 
 
-def audit(rewards: Sequence[Reward], rows: Sequence[Row], transcript: str = DEFAULT) -> Audit:
+def audit(
+    rewards: Sequence[Reward],
+    rows: Sequence[Row],
+    transcript: str = DEFAULT,
+    many: Sequence[Row] = (),
+) -> Audit:
     """Score the gold answer and the ways around it for each row; `Audit.passed` is the result.
 
     All is scored twice: the second time kind by kind and backwards, for the clock and to see
-    whether a reward depends on anything but its completion and row. A reward that asks for token
-    ids gets one number per word. Raises `InputError` without rows.
+    whether a reward depends on anything but its completion and row. Constant answers and copied
+    gold answers are tried on `many` rows (those of `rows` when left out). A reward that asks for
+    token ids gets one number per word. Raises `InputError` without rows.
     """
     if not rows:
         raise InputError("audit: no rows to try the rewards on")
@@ -162,6 +197,8 @@ def audit(rewards: Sequence[Reward], rows: Sequence[Row], transcript: str = DEFA
     )
     if not report.errors:
         _score_again(report, rewards, trials, totals)
+    if not report.errors:
+        _try_constants(report, rewards, many or rows, transcript)
     return report
 
 
@@ -202,3 +239,44 @@ def _score_again(
                 trial = trials[place]
                 attempt = Attempt(kind, trial.completion, totals[place])
                 report.changed.append((str(trial.row.get("id", "")), attempt, second))
+
+
+def _try_constants(
+    report: Audit, rewards: Sequence[Reward], rows: Sequence[Row], transcript: str
+) -> None:
+    """Note the answers that are paid on many rows of a task whose gold answer is another."""
+    tasks: dict[str, list[Row]] = {}
+    for row in rows:
+        if gold_answer(row).strip():
+            tasks.setdefault(str(row.get("task", "")), []).append(row)
+    for task, members in tasks.items():
+        tries = [
+            (answer, row)
+            for answer in constants(members)
+            for row in members
+            if same(answer) != same(gold_answer(row))
+        ]
+        asked = [(gold_answer(row), row) for row in members] + tries
+        texts = [completion_of(answer, transcript) for answer, _ in asked]
+        words: dict[str, int] = {}
+        trials = [
+            _Trial(row, "constant", text, [words.setdefault(w, len(words)) for w in text.split()])
+            for (_, row), text in zip(asked, texts, strict=True)
+        ]
+        try:
+            totals = _score(rewards, trials)
+        except RewardFailed as error:
+            report.errors.append(str(error))
+            return
+        golds = {id(row): total for row, total in zip(members, totals, strict=False)}
+        tried, paid = Counter[str](), Counter[str]()
+        for (answer, row), total in zip(tries, totals[len(members) :], strict=True):
+            gold = golds[id(row)]
+            if gold is not None and total is not None:
+                tried[answer] += 1
+                paid[answer] += total >= gold
+        report.constants.extend(
+            Constant(task, answer, tried[answer], count)
+            for answer, count in paid.most_common()
+            if count >= max(LEAST, OFTEN * tried[answer])
+        )

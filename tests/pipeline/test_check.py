@@ -72,6 +72,35 @@ def test_a_generous_reward_fails_and_is_shown_why(place):
     assert all(len(line) <= 80 for line in text.splitlines())
 
 
+def test_a_constant_that_is_paid_fails_on_any_task_of_the_list(place):
+    rows = [{"question": f"{n} + 1?", "answer": str(n + 1)} for n in range(30)]
+    other = [{"question": f"{n} + 50?", "answer": str(n + 50)} for n in range(30)]
+    for name, lines in (("first", rows), ("second", other)):
+        text = "\n".join(map(json.dumps, lines)) + "\n"
+        (place.folder / f"{name}.jsonl").write_text(text)
+    (place.folder / "pays.py").write_text(
+        "def zero(completion, answer, task):\n"
+        "    lazy = task == 'second' and '<summary>0<' in completion\n"
+        "    return float(lazy or completion.endswith(f'\\n<summary>{answer}</summary>')"
+        " and completion.count('<') == 4)\n"
+    )
+    place.configure(
+        "two",
+        tasks=[
+            {"fn": "jsonl", "params": {"path": f"{name}.jsonl"}, "split": "all", "name": name}
+            for name in ("first", "second")
+        ],
+    )
+    text = place.chainforge("check", "pays.py:zero", "--task", "two.yaml", expect=1)
+    said = " ".join(text.split())
+    assert "the answer '0' earns as much as the gold answer on 30 of 30 rows of second" in said
+    assert "failed: 1 constant answers are paid" in text
+    report = place.chainforge("check", "pays.py:zero", "--task", "two.yaml", "--json", expect=1)
+    assert json.loads(report)["constants"] == [
+        {"task": "second", "answer": "0", "tried": 30, "paid": 30}
+    ]
+
+
 def test_params_reach_the_reward_and_json_tells_all(place):
     words = ["check", "mine.py:long", "--task", "sums.jsonl", "--params", "words=2", "--json"]
     audit = json.loads(place.chainforge(*words, expect=1))

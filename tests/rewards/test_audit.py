@@ -1,8 +1,10 @@
 """The audit: honest rewards pass it on every verifier, broken ones are caught and shown."""
 
 import json
+import re
 
 import pytest
+from reasoning_gym import create_dataset
 
 from chainforge.core.errors import InputError
 from chainforge.core.records import example
@@ -105,6 +107,87 @@ def test_a_broken_reward_fails_with_what_fooled_it(function, kinds):
     assert not failed.passed
 
 
+LETTERS = [row(chr(ord("A") + n), "choice", number=n) for n in range(20)]
+SUMS = [row(f"{n * n + 7}", "math", number=n) for n in range(20)]
+
+
+def said(completion):
+    return completion.rpartition("<summary>")[2].removesuffix("</summary>")
+
+
+def pays_zero(completion, answer):
+    return float(said(completion) in ("0", answer))
+
+
+def pays_any_gold(completion, answer):
+    return float(said(completion) in {row["answer"] for row in SUMS})
+
+
+def pays_nan_of_numbers(completion, answer):
+    return float(said(completion) in ("nan", answer))
+
+
+def pays_half_the_time(completion, answer, number):
+    return float(said(completion) == answer or (number % 2 and said(completion) == "True"))
+
+
+def pays_in_part(completion, answer):
+    return 1.0 if said(completion) == answer else 0.9 if said(completion) == "1" else 0.0
+
+
+def pays_one_letter(completion, answer):
+    return float(said(completion) in ("C", answer))
+
+
+@pytest.mark.parametrize(
+    ("function", "rows", "answers"),
+    [
+        (pays_zero, SUMS, {"0"}),
+        (pays_any_gold, SUMS, {"7", "8", "11", "16", "23", "32"}),
+        (pays_nan_of_numbers, SUMS, {"nan"}),
+        (pays_half_the_time, SUMS, {"True"}),
+        (pays_one_letter, LETTERS, {"C"}),
+        (pays_in_part, SUMS, set()),
+        (accuracy_reward, SUMS, set()),
+        (accuracy_reward, LETTERS, set()),
+        (accuracy_reward, [row(f"{n % 2}", "math", number=n) for n in range(9)], set()),
+        (accuracy_reward, [row(text, "math") for text in ("1/2", "0.5", r"\frac12", "3")], set()),
+    ],
+)
+def test_an_answer_that_is_paid_on_many_rows_is_found(function, rows, answers):
+    reward = Reward(bind({"fn": "it"}, {*COLUMNS, "number"}, "r1-cold-start", {"it": function}))
+    report = audit([reward], rows[:2], many=rows)
+    assert {constant.answer for constant in report.constants} == answers
+    assert report.passed == (function is accuracy_reward)
+
+
+@pytest.mark.parametrize(
+    "dataset", ["game_of_life_halting", "puzzle24", "coin_flip", "complex_arithmetic"]
+)
+def test_scorers_of_the_library_that_pay_a_constant_are_found(dataset):
+    made = create_dataset(dataset, seed=3, size=20)
+
+    def library(completion, entry):
+        text = said(completion)
+        harmless = re.fullmatch(r"[\w +*/().-]{1,30}", text)  # it would evaluate the hostile ones
+        return float(bool(harmless) and made.score_answer(text, json.loads(entry)) >= 1)
+
+    items = [made[index] for index in range(20)]
+    rows = [
+        gym(dataset, item["answer"], **item["metadata"], number=n) for n, item in enumerate(items)
+    ]
+    reward = Reward(bind({"fn": "it"}, set(rows[0]), "r1-cold-start", {"it": library}))
+    found = audit([reward], rows[:1], many=rows).constants
+    assert max(constant.paid / constant.tried for constant in found) > 0.8
+    assert not audit(load_rewards(RewardArgs(), set(rows[0])), rows[:1], many=rows).constants
+
+
+def test_a_reward_of_nan_fails_the_audit():
+    report = audit([named(lambda completion: float("nan"))], SUMS)
+    assert not report.passed
+    assert "nan" in report.errors[0]
+
+
 def test_the_clock_stands_by_kind():
     report = audit([named(anywhere)], ROWS[:2])
     assert set(report.speed) == set(KINDS)
@@ -136,7 +219,7 @@ def test_a_verifier_is_asked_again_not_remembered():
     assert first > 0
     audit(load_rewards(RewardArgs([{"fn": "accuracy_reward"}]), COLUMNS), rows)
     # What the last pass found is still known to this one's first, but not to its second.
-    assert COUNTS["judged"] - before == first + first // 2
+    assert first < COUNTS["judged"] - before < 2 * first
 
 
 def test_a_good_reward_does_not_hide_a_strong_bad_one():

@@ -19,7 +19,9 @@ from chainforge.rewards.functions import accuracy_rewards
 from chainforge.rewards.scoring import RewardArgs, check_overlong, load_rewards
 
 JUDGED = ("collect", "grpo", "reject", "evaluate")
-EACH = 2  # rows of each task
+EACH = 2  # rows of each task on which everything is tried
+SHOWN_CONSTANTS = 2
+MANY = 50  # rows of each task on which constant answers are tried
 
 
 def check_rewards(context: Context) -> Iterator[Finding]:
@@ -28,7 +30,7 @@ def check_rewards(context: Context) -> Iterator[Finding]:
         if step.stage.recipe not in JUDGED:
             continue
         try:
-            rows = _few(supply.examples(context, step))
+            rows = _first(supply.examples(context, step), MANY)
             args = material.settings(context, step).get("RewardArgs")
         except (InputError, NotHere):
             continue  # the checks of settings and of rows say so
@@ -40,18 +42,20 @@ def check_rewards(context: Context) -> Iterator[Finding]:
             yield Finding("error", "rewards", str(error), step.stage.name)
 
 
-def _few(rows: list[Row]) -> list[Row]:
+def _first(rows: list[Row], each: int) -> list[Row]:
+    """Return the first rows of each task that have a gold answer."""
     taken: dict[str, list[Row]] = {}
     for row in rows:
-        if gold_answer(row).strip() and len(taken.setdefault(row["task"], [])) < EACH:
+        if gold_answer(row).strip() and len(taken.setdefault(row["task"], [])) < each:
             taken[row["task"]].append(row)
     return [row for some in taken.values() for row in some]
 
 
 def _of(
-    context: Context, step: Step, rows: list[Row], args: RewardArgs | None
+    context: Context, step: Step, many: list[Row], args: RewardArgs | None
 ) -> Iterator[Finding]:
     name, form = step.stage.name, material.transcript_of(step)
+    rows = _first(many, EACH)
     yield from _refused(name, rows, form)
     if args is None:  # an evaluation counts right answers, and has no other rewards
         args = RewardArgs(rewards=[{"fn": "accuracy_reward"}], transcript=form)
@@ -66,7 +70,7 @@ def _of(
         return
     ids = [row["id"] for row in rows]
     key = ("audit", json.dumps([args.rewards, form, ids], default=str))
-    yield from _told(name, material.once(context, key, lambda: audit(rewards, rows, form)))
+    yield from _told(name, material.once(context, key, lambda: audit(rewards, rows, form, many)))
 
 
 def _refused(stage: str, rows: list[Row], form: str) -> Iterator[Finding]:
@@ -97,8 +101,11 @@ def _refused(stage: str, rows: list[Row], form: str) -> Iterator[Finding]:
 def _told(stage: str, report: Audit) -> Iterator[Finding]:
     for error in report.errors:
         yield Finding("error", "rewards", error, stage)
+    for constant in report.constants[:SHOWN_CONSTANTS]:
+        text = f"{constant}; look closer with `chainforge check`"
+        yield Finding("error", "rewards", text, stage, _data(report))
     judged = [row for row in report if not row.skipped]
-    if report.errors or not judged:
+    if report.errors or report.constants or not judged:
         if not judged:
             text = "no reward applies to the gold answers that were tried"
             yield Finding("warning", "rewards", text, stage)
