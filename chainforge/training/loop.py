@@ -21,7 +21,7 @@ from chainforge.training.guards import (
     NotFinite,
     NothingTrained,
 )
-from chainforge.training.policy import unround
+from chainforge.training.policy import check_reference, unround
 from chainforge.training.saving import save
 from chainforge.training.stage import Stage, is_main_process
 from chainforge.training.stopping import StopCallback
@@ -40,6 +40,7 @@ def train(trainer: Any, stage: Stage, guard: LearningGuard | None = None) -> Non
     for the end, `DiskFull` when there is no room: what was reached is kept, but for the first two.
     """
     unround(trainer, stage)
+    check_reference(trainer)
     before = _weight_sums(trainer.model)
     if not before:
         raise NothingTrained("no parameter of the model requires a gradient")

@@ -28,7 +28,7 @@ from typing import Any, Literal
 from chainforge.core.config import given
 from chainforge.core.errors import InputError
 from chainforge.training.saving import KEPT
-from chainforge.training.sources import Source, find_source
+from chainforge.training.sources import REMADE_INITS, Source, find_source
 from chainforge.training.trackers import asked_for, check_trackers
 
 
@@ -125,8 +125,10 @@ def check_policy(args: PolicyArgs, training_args: Any, model_args: Any) -> Start
         )
     if start.continues:
         _check_continues(source, asked)
+        _check_copied(source.lora, training_args, start.quantization)
     if start.joins:
         _check_joins(source.lora, start.lora)
+    _check_head(source.lora if start.continues else start.lora and start.lora.to_dict())
     _settle_dropout(training_args, start.lora_dropout, source.config | start.options, asked)
     return start
 
@@ -197,12 +199,50 @@ def _check_continues(source: Source, asked: dict[str, Any]) -> None:
 def _check_joins(given_one: dict[str, Any], fresh: Any) -> None:
     """Raise `InputError` for adapters that are more than two low-rank products to be joined."""
     for lora, whose in ((given_one, "the given"), (fresh.to_dict(), "the fresh")):
-        for name in ("use_dora", "use_rslora", "modules_to_save", "trainable_token_indices",
-                     "target_parameters", "lora_bias"):  # fmt: skip
-            if lora.get(name):
+        odd = [name for name in ("use_dora", "modules_to_save", "trainable_token_indices",
+                                 "target_parameters", "lora_bias") if lora.get(name)]  # fmt: skip
+        odd += ["bias"] if lora.get("bias", "none") != "none" else []
+        odd += ["init_lora_weights"] if lora.get("init_lora_weights") in REMADE_INITS else []
+        if odd:
+            raise InputError(
+                f"adapter: new leaves both adapters as one, which {odd[0]} of {whose} one does "
+                "not allow; use adapter: merge"
+            )
+
+
+def _check_copied(lora: dict[str, Any], training_args: Any, quantization: Any) -> None:
+    """Raise `InputError` when an adapter cannot train on, or not beside its frozen copy."""
+    beta = getattr(training_args, "beta", 0) if hasattr(training_args, "num_generations") else 0
+    init = lora.get("init_lora_weights")
+    if lora.get("trainable_token_indices"):
+        raise InputError(
+            "adapter: continue: TRL's trainers cannot train an adapter that has "
+            "trainable_token_indices; use adapter: merge"
+        )
+    if init in REMADE_INITS and quantization is not None:
+        raise InputError(
+            f"adapter: continue: init_lora_weights {init} of the given adapter changes the base, "
+            "which cannot be done to quantised weights; use adapter: merge"
+        )
+    odd = {"bias": lora.get("bias", "none") != "none", "init_lora_weights": init in REMADE_INITS}
+    if beta and any(odd.values()):
+        name = next(key for key, value in odd.items() if value)
+        raise InputError(
+            f"adapter: continue with beta {beta}: the KL reference would be a copy of the adapter, "
+            f"and {name}: {lora[name]} changes the base below both; use adapter: merge, or beta: 0"
+        )
+
+
+def _check_head(lora: dict[str, Any] | None) -> None:
+    """Raise `InputError` when the adapter that trains is on the head, as TRL's losses skip it."""
+    for name in ("target_modules", "modules_to_save"):
+        places = (lora or {}).get(name) or []
+        for place in [places] if isinstance(places, str) else places:
+            if place.rpartition(".")[2] == "lm_head":
                 raise InputError(
-                    f"adapter: new leaves both adapters as one, which {name} of {whose} one does "
-                    "not allow; use adapter: merge"
+                    f"lora_{name}: lm_head: TRL computes its losses from the head's own weights, "
+                    "so an adapter on it would never train; leave lm_head out, or use adapter: "
+                    "merge for an adapter that has it"
                 )
 
 

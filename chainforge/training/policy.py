@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from chainforge.core.artifacts import read_manifest
+from chainforge.training.agreement import Agreement
 from chainforge.training.hub import take_over
 from chainforge.training.methods import Start, model_options
 from chainforge.training.saving import START, attach, merge
@@ -90,6 +91,29 @@ def unround(trainer: Any, stage: Stage) -> None:
             weight.data = weight.data.float()
     if start.continues:
         trainer.model.load_adapter(str(start.source.adapter), "default", is_trainable=True)
+
+
+def check_reference(trainer: Any) -> None:
+    """See that the frozen copy of an adapter that trains on, the KL reference, is its copy.
+
+    TRL copies weights by name, and misses those of embeddings. Raises `NotWhatWasTrained` when
+    the copy still differs, unless processes share out the weights, which then cannot be run here.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if "ref" not in getattr(model, "peft_config", {}):
+        return
+    weights = dict(model.named_parameters())
+    for name, weight in weights.items():
+        if name.endswith(".default"):
+            weights[f"{name.removesuffix('default')}ref"].data.copy_(weight.data)
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        return
+    from trl.trainer.utils import use_adapter
+
+    agreement = Agreement(trainer.processing_class)
+    agreement.see("the policy", model)
+    with use_adapter(model, adapter_name="ref"):
+        agreement.see("its KL reference, a copy of the adapter,", model)
 
 
 def prepare(training_args: Any, model_args: Any, stage: Stage) -> Any:

@@ -8,24 +8,29 @@ and written by the first.
 from __future__ import annotations
 
 import contextlib
+import copy
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from chainforge.core.artifacts import read_json, write_json
-from chainforge.core.errors import InputError
+from chainforge.core.errors import Failed, InputError
+from chainforge.training.agreement import Agreement, NotWhatWasTrained
 from chainforge.training.sources import ADAPTER, ADAPTER_WEIGHTS, Source
 from chainforge.training.stage import Stage, is_main_process
 
 KEPT = ("model", "adapter", "checkpoints")
+CONFIG = "config.json"
 START = "start"  # where a stage that was given an adapter leaves what it started from
 
 
 def save(trainer: Any, stage: Stage) -> None:
     """Leave `model/` and, with LoRA, `adapter/`, as far as the stage keeps them.
 
-    Every process of a launch must call this; the first writes while the others wait.
+    Every process of a launch must call this; the first writes while the others wait. Raises
+    `NotWhatWasTrained` when what was saved computes something else than the policy did.
     """
     from peft import PeftModel
 
@@ -35,58 +40,123 @@ def save(trainer: Any, stage: Stage) -> None:
         if isinstance(model, PeftModel):
             _save_adapted(model, trainer.processing_class, stage, state)
         else:
-            model.save_pretrained(str(stage.path("model")), state_dict=state)
+            _save_whole(model, stage, state)
             trainer.processing_class.save_pretrained(str(stage.path("model")))
             shutil.rmtree(stage.path(START), ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
 
 
 def gathered(trainer: Any) -> dict[str, Any] | None:
-    """Return the weights, gathered from all processes; None where each has them whole."""
+    """Return the weights, gathered from all processes.
+
+    None where each process has them whole, and where another process got them.
+    """
     if trainer.is_deepspeed_enabled:
-        return dict(trainer.accelerator.get_state_dict(trainer.deepspeed))
-    if trainer.is_fsdp_enabled:
-        return dict(trainer.accelerator.get_state_dict(trainer.model))
+        state = trainer.accelerator.get_state_dict(trainer.deepspeed)
+    elif trainer.is_fsdp_enabled:
+        state = trainer.accelerator.get_state_dict(trainer.model)
+    else:
+        return None
+    return state and dict(state)
+
+
+def _save_whole(model: Any, stage: Stage, state: dict[str, Any] | None) -> None:
+    """Save a model whose own weights were trained, in the precision of its base."""
+    target, dtype = stage.path("model"), _precision(stage.policy)
+    if state is None and dtype not in (None, model.dtype):
+        state = model.state_dict()
+    if state is not None:
+        # Gathered weights share no memory, so transformers would not know which ones are tied.
+        tied = {copy for copy, kept in model.all_tied_weights_keys.items() if kept in state}
+        state = {name: weight for name, weight in state.items() if name not in tied}
+        state = {name: _rounded(name, weight, dtype) for name, weight in state.items()}
+    model.save_pretrained(str(target), state_dict=state)
+    if dtype is not None:  # transformers writes the precision of training
+        config = read_json(target / CONFIG)
+        write_json(target / CONFIG, config | {"dtype": str(dtype).removeprefix("torch.")})
+
+
+def _precision(start: Any) -> Any:
+    """Return the precision of the model that a stage started from; None when it is not known."""
+    import torch
+
+    config = start.source.config if start else {}
+    for part in (config, config.get("text_config") or {}):
+        if name := part.get("dtype") or part.get("torch_dtype"):
+            return getattr(torch, str(name).removeprefix("torch."), None)
     return None
 
 
+def _rounded(name: str, weight: Any, dtype: Any) -> Any:
+    """Return a weight in another precision, out of the memory of the device that trains."""
+    if dtype is None or not weight.is_floating_point():
+        return weight
+    rounded = weight.detach().to("cpu", dtype)
+    if not rounded.isfinite().all() and weight.isfinite().all():
+        raise Failed(
+            f"{name} has values that {dtype}, the precision of the base, cannot hold. Start from a "
+            "base in bfloat16 or float32: set dtype in its config.json and convert its weights"
+        )
+    return rounded
+
+
 def _save_adapted(model: Any, tokenizer: Any, stage: Stage, state: dict[str, Any] | None) -> None:
-    """Save the adapter, and what it was trained on with the adapter merged in."""
+    """Save the adapter, and its base with the adapter merged in; see that both are the policy."""
     start = stage.policy
     keep = start.keep if start else KEPT
+    options = start.options if start else {}
     adapter, target = stage.path("adapter"), stage.path("model")
     config = model.peft_config["default"]
+    agreement = Agreement(tokenizer, _tokens(config))
+    if state is None and not getattr(model.get_base_model(), "quantization_method", None):
+        agreement.see("the trained policy", model)
     if Path(config.base_model_name_or_path).exists():
         # A relative path would bind the adapter to this working directory.
         config.base_model_name_or_path = str(Path(config.base_model_name_or_path).resolve())
     elif start:
-        config.revision = start.options["revision"]
-    base = config.base_model_name_or_path
+        config.revision = options["revision"]
     shutil.rmtree(adapter, ignore_errors=True)
     model.save_pretrained(str(adapter), selected_adapters=["default"], state_dict=state)
     (adapter / "README.md").unlink(missing_ok=True)
-    if "model" in keep:
-        merge(base, adapter, start.options if start else {}).save_pretrained(str(target))
-        tokenizer.save_pretrained(str(target))
     if start and start.joins:
-        join(start.source, adapter)
+        join(start.source, adapter, options)
+    try:
+        base = read_json(adapter / ADAPTER)["base_model_name_or_path"]
+        saved = attach(open_base(base, options), adapter)
+        agreement.see(f"{adapter} on its base", saved)
+        if "model" in keep:
+            _merge_in(saved, like=model.get_base_model()).save_pretrained(str(target))
+            tokenizer.save_pretrained(str(target))
+            del saved  # one model at a time
+            agreement.see(str(target), open_base(str(target), options | {"revision": None}))
+    except NotWhatWasTrained:
+        shutil.rmtree(adapter)
+        shutil.rmtree(target, ignore_errors=True)
+        raise
     if "adapter" in keep:
         tokenizer.save_pretrained(str(adapter))
     else:
         shutil.rmtree(adapter)
-    if not adapter.exists() or read_json(adapter / ADAPTER)["base_model_name_or_path"] != base:
+    if base != str(stage.path(START).resolve()) or "adapter" not in keep:
         shutil.rmtree(stage.path(START), ignore_errors=True)
 
 
-def merge(base: str, adapter: Path, options: Mapping[str, Any]) -> Any:
-    """Return a model, opened at its own precision and whole, with an adapter merged in.
+def _tokens(config: Any) -> list[int]:
+    """Return the ids of single tokens that an adapter trains."""
+    tokens = config.trainable_token_indices or []
+    lists = tokens.values() if isinstance(tokens, dict) else [tokens]
+    return [int(token) for one in lists for token in one]
 
-    It is opened anew: merging into quantised weights would keep their rounding. `options` are those
-    of `from_pretrained`, of which `revision` and `trust_remote_code` count. Raises `ValueError`
-    when a weight is not finite.
+
+def open_base(base: str, options: Mapping[str, Any]) -> Any:
+    """Open a model at its own precision and whole, its head a weight of its own.
+
+    `options` are those of `from_pretrained`, of which `revision` and `trust_remote_code` count.
     """
+    import torch
     from trl.trainer.utils import create_model_from_path
 
+    model: Any
     with _alone():
         model = create_model_from_path(
             base,
@@ -96,7 +166,53 @@ def merge(base: str, adapter: Path, options: Mapping[str, Any]) -> Any:
             revision=options.get("revision"),
             trust_remote_code=bool(options.get("trust_remote_code")),
         )
-        return attach(model, adapter).merge_and_unload(safe_merge=True)
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is not None and head.weight is embeddings.weight:
+        # What is merged into one of the two is not meant for the other.
+        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    return model
+
+
+def merge(base: str, adapter: Path, options: Mapping[str, Any]) -> Any:
+    """Return a model, opened at its own precision and whole, with an adapter merged in.
+
+    It is opened anew: merging into quantised weights would keep their rounding. Raises
+    `ValueError` when a weight is not finite.
+    """
+    return _merge_in(attach(open_base(base, options), adapter))
+
+
+def _merge_in(adapted: Any, like: Any = None) -> Any:
+    """Merge the adapter of an opened model in; `like` has the settings that training left."""
+    import torch
+
+    tied = adapted.get_base_model().config.get_text_config().tie_word_embeddings
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Input and output embeddings are no longer tied")
+        merged = adapted.merge_and_unload(safe_merge=True)
+    if like is not None:
+        merged.generation_config = copy.deepcopy(like.generation_config)
+        merged.config = _settings(like.config, merged.config)
+    head, embeddings = merged.get_output_embeddings(), merged.get_input_embeddings()
+    if tied and head is not None:
+        equal = torch.equal(head.weight, embeddings.weight)
+        if equal:
+            head.weight = embeddings.weight
+        for config in (merged.config, merged.config.get_text_config()):
+            config.tie_word_embeddings = equal
+    return merged
+
+
+def _settings(trained: Any, opened: Any) -> Any:
+    """Return the configuration that training left, for weights as they are opened here."""
+    config = copy.deepcopy(trained)
+    for part, own in ((config, opened), (config.get_text_config(), opened.get_text_config())):
+        for name in ("dtype", "use_cache"):
+            if hasattr(own, name):
+                setattr(part, name, getattr(own, name))
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    return config
 
 
 def attach(model: Any, adapter: Path, *, trains: bool = False) -> Any:
@@ -129,36 +245,34 @@ def attach(model: Any, adapter: Path, *, trains: bool = False) -> Any:
     return adapted
 
 
-def join(source: Source, adapter: Path) -> None:
+def join(source: Source, adapter: Path, options: Mapping[str, Any]) -> None:
     """Make of the adapter in `adapter`, and of the one below it, one on that one's base.
 
     The sum of two low-rank products is the product of their factors side by side, so the rank is
     the sum of both ranks, and nothing is lost.
     """
-    import torch
-    from safetensors.torch import load_file, save_file
+    from peft.tuners.lora import LoraLayer
 
     assert source.adapter is not None
-    folders = (source.adapter, adapter)
-    configs = [read_json(folder / ADAPTER) for folder in folders]
-    weights = [load_file(folder / ADAPTER_WEIGHTS) for folder in folders]
-    joined = {}
-    for name in sorted(weights[0].keys() | weights[1].keys()):
-        down = "lora_A" in name or "lora_embedding_A" in name  # (rank, in); else (out, rank)
-        like = next(one[name] for one in weights if name in one)
-        parts = []
-        for config, one in zip(configs, weights, strict=True):
-            rank = config["r"]
-            shape = (rank, like.shape[1]) if down else (like.shape[0], rank)
-            part = one[name].float() if name in one else torch.zeros(shape)
-            parts.append(part * (config["lora_alpha"] / rank) if down else part)
-        joined[name] = torch.cat(parts, dim=0 if down else 1).contiguous()
-    rank = sum(config["r"] for config in configs)
-    modules = {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in joined}
-    settings = {"r": rank, "lora_alpha": rank, "target_modules": sorted(modules)}
-    settings |= {"base_model_name_or_path": source.model, "revision": source.revision}
-    save_file(joined, adapter / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    write_json(adapter / ADAPTER, configs[1] | settings)
+    model = attach(open_base(source.model, options), source.adapter)
+    model.load_adapter(str(adapter), "fresh")
+    for name in ("default", "fresh"):
+        # PEFT makes the new adapter's settings of these. Each layer knows its own scale already.
+        config = model.peft_config[name]
+        config.target_modules = {
+            place
+            for place, module in model.get_base_model().named_modules()
+            if isinstance(module, LoraLayer) and name in module.r
+        }
+        config.use_rslora, config.init_lora_weights = False, True
+        config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
+    model.base_model.add_weighted_adapter(["default", "fresh"], [1.0, 1.0], "joined", "cat")
+    shutil.rmtree(adapter)
+    model.save_pretrained(str(adapter.parent), selected_adapters=["joined"])
+    (adapter.parent / "README.md").unlink(missing_ok=True)
+    (adapter.parent / "joined").rename(adapter)
+    settings = {"base_model_name_or_path": source.model, "revision": source.revision}
+    write_json(adapter / ADAPTER, read_json(adapter / ADAPTER) | settings)
 
 
 @contextlib.contextmanager

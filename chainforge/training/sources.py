@@ -23,6 +23,20 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _ADAPTER_FILES = [ADAPTER, ADAPTER_WEIGHTS, "*token*.json", "vocab.*", "merges.txt", "*.jinja"]
 
 
+# Settings of a LoRA adapter with which PEFT merges it exactly. All others must be unset.
+_MERGED = frozenset({
+    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "ensure_weight_tying",
+    "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights",
+    "layers_pattern", "layers_to_transform", "loftq_config", "lora_alpha", "lora_bias",
+    "lora_dropout", "megatron_core", "modules_to_save", "peft_type", "peft_version",
+    "qalora_group_size", "r", "rank_pattern", "revision", "runtime_config", "target_modules",
+    "target_parameters", "task_type", "trainable_token_indices", "use_dora", "use_rslora",
+})  # fmt: skip
+_PLAIN_INITS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")
+# These take the adapter's first value out of the base: PEFT does so again wherever it is loaded.
+REMADE_INITS = ("pissa", "olora")
+
+
 @dataclass(frozen=True)
 class Source:
     """Where a policy comes from: a plain model, or an adapter and the model under it."""
@@ -106,6 +120,7 @@ def _adapter(reference: str, path: Path, trust_remote_code: bool) -> Source:
     lora = read_json(path / ADAPTER)
     if (kind := lora.get("peft_type")) != "LORA":
         raise InputError(f"{path} is an adapter of type {kind}; only LoRA can be trained or merged")
+    _check_exact(lora, str(path / ADAPTER))
     if not (path / ADAPTER_WEIGHTS).exists():
         names = [file.name for file in path.iterdir()]
         raise no_safetensors(f"{path}: {ADAPTER_WEIGHTS} is missing", names)
@@ -128,6 +143,19 @@ def _adapter(reference: str, path: Path, trust_remote_code: bool) -> Source:
     else:
         raise InputError(f"{where}: no such directory (looked from {Path.cwd()}); put it right")
     return Source(reference, base, revision, path.resolve(), config, lora)
+
+
+def _check_exact(lora: dict[str, Any], where: str) -> None:
+    """Raise `InputError` for settings that could be read back as another adapter."""
+    odd = sorted(key for key, value in lora.items() if value and key not in _MERGED)
+    init = lora.get("init_lora_weights")
+    if init not in _PLAIN_INITS + REMADE_INITS:
+        odd.append(f"init_lora_weights: {init}")
+    if odd:
+        raise InputError(
+            f"{where}: an adapter with {odd[0]} cannot be merged exactly from its files. Merge it "
+            "where it was made (merge_and_unload), and give the merged model"
+        )
 
 
 def _config_on_hub(
