@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 # In the order in which they are looked for: a sample's reason is the first that holds.
 REASONS = (
     "truncated",
+    "empty",
     "chat_token",
     "format",
     "unverified",

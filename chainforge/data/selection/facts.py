@@ -12,6 +12,7 @@ import numpy as np
 from chainforge.core.errors import InputError
 from chainforge.core.marks import chat_mark
 from chainforge.core.records import Row
+from chainforge.core.transcript import is_blank
 from chainforge.data.selection.duplicates import text_key
 from chainforge.data.selection.filters import FilterArgs, Finding, filters, parts
 from chainforge.data.selection.shingles import (
@@ -133,6 +134,8 @@ def fault(row: Row, args: SelectionArgs) -> Finding | None:
         return "truncated", f"ended by {ended}"
     if mark := row.get("chat_token") or chat_mark(row["completion"]):
         return "chat_token", f"holds {str(mark)[:60]}"
+    if is_blank(row["completion"]):
+        return "empty", "an empty completion"
     if args.require_format and not row.get("formatted"):
         return "format", "no strict transcript"
     if args.require_correct and correct is None:

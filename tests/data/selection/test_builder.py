@@ -254,3 +254,16 @@ def test_a_push_that_can_go_nowhere_is_refused_before_any_work(
     with pytest.raises(InputError, match=message):
         made(tmp_path, pool(2), **settings)
     assert not (tmp_path / "samples.jsonl").exists()
+
+
+def test_an_empty_completion_is_a_dropped_row(tmp_path):
+    rows = pool(4, 2)
+    for row, text in zip(rows, ["", " \n", "\u200b", "<think>"], strict=False):
+        row |= {"completion": text, "finish_reason": "stop", "correct": None, "formatted": False}
+    anything = SelectionArgs(require_correct=False, require_format=False, select="all")
+    funnel = made(tmp_path, rows, anything, FilterArgs(max_repetition=None))
+    assert funnel["dropped"]["empty"] == 3
+    assert funnel["kept"] + sum(funnel["dropped"].values()) == len(rows)
+    marked = read_rows(tmp_path / "samples.jsonl")
+    assert [row["drop"] for row in marked[:4]] == ["empty", "empty", "empty", None]
+    assert len(sft_dataset([tmp_path])) == funnel["kept"] > 0
