@@ -18,10 +18,12 @@ from typing import Any, NoReturn
 
 from chainforge.core.errors import InputError
 from chainforge.core.fields import checked, is_one_or_more, is_structured, parts_of
+from chainforge.core.options import unknown, wrong_number
 from chainforge.core.paths import anchored
-from chainforge.core.references import find_preset, hint
+from chainforge.core.references import find_preset
 from chainforge.core.yaml12 import read_yaml, yaml_value
 
+Flag = tuple[str, list[str]]  # an option's name, and the words after it
 ON_CPU = " Several processes on a CPU count only with `use_cpu: true`."
 
 
@@ -47,6 +49,9 @@ def given(argv: Sequence[str]) -> dict[str, Any]:
         settings |= layer
     for name, words in flags:
         values = [_word(word) for word in words]
+        if name.startswith("no_") and not words:
+            settings[name.removeprefix("no_")] = False
+            continue
         settings[name] = True if not values else values[0] if len(values) == 1 else values
     return settings
 
@@ -80,39 +85,85 @@ def values_of(*kinds: Any, argv: Sequence[str]) -> tuple[dict[str, Any], ...]:
 
 
 def _parser(kinds: Sequence[Any], argv: list[str]) -> tuple[Any, list[str], str]:
-    """Return a parser that holds preset and YAML, the words left for it, and the file's name."""
-    from trl.scripts.utils import TrlParser
+    """Return a parser that holds preset and YAML, the words left for it, and the file's name.
 
+    What is wrong with several keys is said at once.
+    """
     config, flags = _split(argv)
     source = config or "command line"
     hints = _hints(kinds)
     layers, flags = _layers(config, flags)
-    values: dict[str, Any] = {}
-    for file, layer in layers:
-        for key, value in layer.items():
-            if key not in hints:
-                raise InputError(f"{file}: unknown key {key!r}; {hint(key, hints)}")
-            values[key] = checked(value, hints[key], f"{file}: {key}")
-    words: list[str] = []
-    for name, given_words in flags:
-        _check_flag(name, hints)
-        if is_structured(hints.get(name)) and given_words:
-            value = [_word(word) for word in given_words]
-            one = value[0] if len(value) == 1 and not isinstance(value[0], str) else value
-            values[name] = checked(one, hints[name], f"--{name}")
-        elif len(given_words) > 1 and is_one_or_more(hints.get(name)):
-            values[name] = checked(given_words, hints[name], f"--{name}")
-        else:
-            words += [f"--{name}", *given_words]
+    values, words, problems = _read(layers, flags, hints)
+    if problems:
+        raise InputError("\n".join(problems))
+    parser = _strict_parser(kinds, source)
+    _check_choices(parser, values, source)
+    parser.set_defaults_with_config(**values)
+    typed = {name for name, _ in flags}
+    for key, value in vars(parser.parse_known_args(words)[0]).items():
+        if wrong := wrong_number(key, value, training="learning_rate" in hints):
+            problems.append(f"{'--' if key in typed else f'{source}: '}{key}: {wrong}")
+    if problems:
+        raise InputError("\n".join(problems))
+    return parser, words, source
+
+
+def _strict_parser(kinds: Sequence[Any], source: str) -> Any:
+    from trl.scripts.utils import TrlParser
 
     class Parser(TrlParser):  # type: ignore[misc]
         def error(self, message: str) -> NoReturn:
             raise InputError(f"{source}: {message}")
 
-    parser = Parser(kinds, allow_abbrev=False)
-    _check_choices(parser, values, source)
-    parser.set_defaults_with_config(**values)
-    return parser, words, source
+    return Parser(kinds, allow_abbrev=False)
+
+
+def _read(
+    layers: list[tuple[str, dict[str, Any]]], flags: list[Flag], hints: dict[str, Any]
+) -> tuple[dict[str, Any], list[str], list[str]]:
+    """Return the checked values, the words that are left to argparse, and what is wrong."""
+    values: dict[str, Any] = {}
+    words: list[str] = []
+    problems: list[str] = []
+    for file, layer in layers:
+        for key, value in layer.items():
+            if key not in hints:
+                problems.append(f"{file}: {unknown(f'key {key!r}', key, hints)}")
+                continue
+            try:
+                values[key] = checked(value, hints[key], f"{file}: {key}")
+            except InputError as error:
+                problems.append(str(error))
+    for name, given_words in flags:
+        try:
+            value = _of_flag(name, given_words, hints)
+        except InputError as error:
+            problems.append(str(error))
+            continue
+        if value is None:
+            words += [f"--{name}", *given_words]
+        else:
+            values[name.removeprefix("no_") if value is False else name] = value
+    return values, words, problems
+
+
+def _of_flag(name: str, words: list[str], hints: dict[str, Any]) -> Any:
+    """Return an option's value where argparse cannot read it, else None."""
+    kind = hints.get(name)
+    positive = name.removeprefix("no_")
+    if name not in hints and name != "help":
+        if positive == name or bool not in parts_of(hints.get(positive)):
+            raise InputError(unknown(f"option --{name}", name, hints))
+        if words:
+            raise InputError(f"--{name} takes no value; or write --{positive} true")
+        return False
+    if is_structured(kind) and words:
+        value = [_word(word) for word in words]
+        one = value[0] if len(value) == 1 and not isinstance(value[0], str) else value
+        return checked(one, kind, f"--{name}")
+    if len(words) > 1 and is_one_or_more(kind):
+        return checked(words, kind, f"--{name}")
+    return None
 
 
 def resolved(*configs: Any) -> dict[str, Any]:
@@ -152,11 +203,12 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
-def _split(argv: Sequence[str]) -> tuple[str | None, list[tuple[str, list[str]]]]:
+def _split(argv: Sequence[str]) -> tuple[str | None, list[Flag]]:
     """Split a command line into the config file and `(name, words)` of each other flag."""
     config: str | None = None
-    flags: list[tuple[str, list[str]]] = []
+    flags: list[Flag] = []
     for word in argv:
+        word = "--help" if word == "-h" else word
         if word.startswith("--") and len(word) > 2:
             name, equals, value = word[2:].partition("=")
             flags.append((name.replace("-", "_"), [value] if equals else []))
@@ -176,8 +228,8 @@ def _split(argv: Sequence[str]) -> tuple[str | None, list[tuple[str, list[str]]]
 
 
 def _layers(
-    config: str | None, flags: list[tuple[str, list[str]]]
-) -> tuple[list[tuple[str, dict[str, Any]]], list[tuple[str, list[str]]]]:
+    config: str | None, flags: list[Flag]
+) -> tuple[list[tuple[str, dict[str, Any]]], list[Flag]]:
     """Return `(file, settings)` of the preset, if any, and of the YAML; and the other flags."""
     own = read_settings(config) if config else {}
     chosen = own.pop("preset", None)
@@ -206,12 +258,6 @@ def _hints(kinds: Iterable[Any]) -> dict[str, Any]:
         types_of = typing.get_type_hints(kind)
         found |= {item.name: types_of[item.name] for item in dataclasses.fields(kind) if item.init}
     return found
-
-
-def _check_flag(name: str, hints: dict[str, Any]) -> None:
-    positive = name.removeprefix("no_")
-    if name not in hints and name != "help" and bool not in parts_of(hints.get(positive)):
-        raise InputError(f"unknown option --{name}; {hint(name, hints)}")
 
 
 def _check_choices(parser: Any, values: dict[str, Any], source: str) -> None:

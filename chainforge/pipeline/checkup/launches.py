@@ -63,7 +63,7 @@ def _out_of_place(layout: Layout) -> Iterator[str]:
             "send the stage's line to accelerate_configs/multi_node.slurm"
         )
     if layout.kind.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
-        yield "DeepSpeed is not installed: pip install 'chainforge[deepspeed]'"
+        yield "DeepSpeed is not installed: pip install '.[deepspeed]'"
 
 
 def _in_words(layout: Layout) -> str:

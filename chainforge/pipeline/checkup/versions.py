@@ -33,7 +33,7 @@ def check_versions(context: Context) -> Iterator[Finding]:
             found = importlib.metadata.version(name)
             version = Version(found)
         except importlib.metadata.PackageNotFoundError:
-            yield Finding("error", "versions", f"{name} is not installed: pip install chainforge")
+            yield Finding("error", "versions", f"{name} is not installed: pip install .")
             continue
         except InvalidVersion:
             yield Finding("warning", "versions", f"{name} {found}: {tested} was tested")
@@ -43,8 +43,8 @@ def check_versions(context: Context) -> Iterator[Finding]:
             yield Finding("error", "versions", words)
         elif version.release[:2] != Version(tested).release[:2]:
             words = (
-                f"{name} {found} was not tested; {tested} was: pip install -c constraints.txt "
-                "chainforge, or watch the first steps"
+                f"{name} {found} was not tested; {tested} was: pip install -c constraints.txt ., "
+                "or watch the first steps"
             )
             yield Finding("warning", "versions", words)
         else:

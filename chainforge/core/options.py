@@ -1,0 +1,99 @@
+"""Names that other tools give to an option, and the numbers that an option can take."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Collection, Mapping
+from typing import Any
+
+# Of several names the first that the recipe has.
+ALIASES = {
+    "lora_r": "lora_rank lora_dim rank r peft_r",
+    "lora_target_modules": "lora_target target_modules lora_targets",
+    "use_peft": "use_lora lora peft",
+    "load_in_4bit": "qlora use_qlora load_4bit",
+    "dtype": "torch_dtype precision model_dtype",
+    "num_generations": "group_size rollout_n n_samples_per_prompt num_rollouts generations",
+    "epsilon": "clip_ratio clip_eps clip_range cliprange clip_ratio_low eps_clip",
+    "epsilon_high": "clip_ratio_high clip_range_high",
+    "beta": "kl_coef kl_coeff kl_beta kl_loss_coef init_kl_coef",
+    "learning_rate": "lr actor_lr",
+    "num_train_epochs": "epochs num_epochs n_epochs",
+    "max_steps": "num_rl_steps steps num_steps total_steps total_training_steps max_train_steps",
+    "per_device_train_batch_size": "batch_size train_batch_size micro_batch_size",
+    "gradient_accumulation_steps": "grad_accum gradient_accumulation accumulation_steps",
+    "max_length": "max_seq_length max_seq_len cutoff_len sequence_len model_max_length",
+    "max_completion_length": "max_new_tokens max_response_length max_completion_len max_tokens",
+    "max_new_tokens": "max_completion_length max_response_length max_tokens",
+    "max_tokens": "max_new_tokens max_completion_length max_response_length",
+    "num_samples": "num_generations group_size samples_per_prompt n_samples n",
+    "samples_per_prompt": "num_samples num_generations group_size n_samples n",
+    "model_name_or_path": "model model_name model_id model_path base_model",
+    "data": "dataset dataset_name train_file data_path datasets",
+    "tasks": "task dataset dataset_name",
+    "rewards": "reward_funcs reward_functions reward_fn reward",
+    "attn_implementation": "flash_attn use_flash_attention use_flash_attention_2",
+    "warmup_steps": "warmup_ratio",
+    "report_to": "wandb logger",
+}
+CLOSE = 0.85  # of difflib's ratio: one letter in six; local_rank is no lora_rank
+
+SEEDS = (0, 2**32 - 1)  # what NumPy takes
+_TINY = math.ulp(0.0)  # stands for "above 0"
+_BELOW_1 = math.nextafter(1, 0)
+_RANGES: dict[str, tuple[float, float]] = {
+    "learning_rate weight_decay beta max_grad_norm warmup_steps epsilon epsilon_high delta "
+    "adam_epsilon entropy_coef neftune_noise_alpha temperature repetition_penalty max_usd "
+    "vllm_importance_sampling_cap": (0, math.inf),
+    "num_train_epochs logging_steps save_steps eval_steps timeout": (_TINY, math.inf),
+    "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps "
+    "generation_batch_size steps_per_generation num_iterations max_completion_length "
+    "max_length max_new_tokens num_samples max_samples round_size samples_per_prompt lora_r "
+    "lora_alpha max_concurrency vllm_tensor_parallel_size": (1, math.inf),
+    "adam_beta1 adam_beta2 lora_dropout": (0, _BELOW_1),
+    "min_p label_smoothing_factor ref_model_mixup_alpha": (0, 1),
+    "top_p top_entropy_quantile vllm_gpu_memory_utilization": (_TINY, 1),
+    "seed data_seed": SEEDS,
+}  # fmt: skip
+RANGES = {name: span for names, span in _RANGES.items() for name in names.split()}
+
+
+def meant(key: str, known: Collection[str]) -> str | None:
+    """Return the option that was probably meant: the same in other words, or a slip of the keys."""
+    for name, others in ALIASES.items():
+        if key.lower() in others.split() and name in known:
+            return name
+    for near in difflib.get_close_matches(key.lower(), known, n=3, cutoff=0.75):
+        close = difflib.SequenceMatcher(None, key.lower(), near).ratio() >= CLOSE
+        if close or sorted(key.lower()) == sorted(near):
+            return near
+    return None
+
+
+def unknown(what: str, key: str, known: Collection[str]) -> str:
+    """Say that an option is not known, and which was probably meant."""
+    near = meant(key, known)
+    return f"unknown {what}" + (f"; did you mean {near!r}?" if near else "")
+
+
+def wrong_number(key: str, value: Any, *, training: bool) -> str | None:
+    """Say what is wrong with a number in an option's value, if anything is."""
+    if isinstance(value, Mapping | list | tuple):
+        inner = value.values() if isinstance(value, Mapping) else value
+        found = (wrong_number("", item, training=training) for item in inner)
+        return next((text for text in found if text), None)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if math.isnan(value):
+        return "expected a number, found nan"
+    if key == "max_steps" and (value == 0 or value < -1):
+        return f"expected 1 or more, or -1 for whole epochs, found {value}"
+    low, high = RANGES.get(key, (-math.inf, math.inf))
+    if key == "temperature" and training:
+        low = _TINY  # TRL divides by it
+    if low <= value <= high and not (key in RANGES and math.isinf(value)):
+        return None
+    least = "above 0" if low == _TINY else f"from {low:g} on"
+    most = {math.inf: "", _BELOW_1: ", below 1"}.get(high, f", at most {high:.10g}")
+    return f"expected a finite number {least}{most}, found {value}"
