@@ -29,7 +29,7 @@ from chainforge.pipeline.checkup.room import check_disk
 from chainforge.pipeline.checkup.settings import check_rows, check_settings
 from chainforge.pipeline.checkup.times import check_times
 from chainforge.pipeline.checkup.tokens import check_transcripts
-from chainforge.pipeline.checkup.versions import check_machine, check_versions
+from chainforge.pipeline.checkup.versions import check_judges, check_machine, check_versions
 from chainforge.pipeline.checkup.vocabulary import check_vocabularies
 
 Check = Callable[[Context], Iterable[Finding]]
@@ -38,6 +38,7 @@ CHECKS: tuple[Check, ...] = (
     fetch_models,
     check_versions,
     check_machine,
+    check_judges,
     check_settings,
     check_launches,
     check_matrix,

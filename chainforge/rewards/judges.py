@@ -25,6 +25,8 @@ Job = tuple[str, str, str]
 """Kind (`math` or `reasoning_gym`), the answer, and the gold answer or the entry's JSON."""
 
 _ROOT = Path(__file__).resolve().parents[2]
+_KEPT = {"PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "PYTHONPATH", "PYTHONHOME",
+         "PYTHONUSERBASE", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"}  # fmt: skip
 _PATIENCE = 15  # By the clock: a busy machine takes longer for a second of a processor.
 _START_LIMIT = 120.0  # Importing sympy takes half a second, or a minute on a cold network disk.
 
@@ -33,6 +35,12 @@ def default_workers() -> int:
     """Return this process's share of the machine's cores, 1 to 4."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, min(4, (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def _environment() -> dict[str, str]:
+    """Return what Python needs to start, and no token."""
+    kept = {name: value for name, value in os.environ.items() if name in _KEPT}
+    return kept | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 class Judges:
@@ -58,25 +66,23 @@ class Judges:
     def judge(self, jobs: Sequence[Job]) -> list[bool | str]:
         """Return a verdict per job, in order; see `worker.Crew.judge`.
 
-        Where the program itself dies twice over a batch, its jobs are `lost`: nobody's fault.
-        Raises `RuntimeError` when it cannot start.
+        Where the program itself dies, the jobs that are left are judged one by one, and one over
+        which it dies alone is `lost`. Raises `RuntimeError` when it cannot start.
         """
         if not jobs:
             return []
+        verdicts: list[bool | str | None] = [None] * len(jobs)
         with self._lock:
             try:
-                for _ in range(2):
-                    self._start(tuple({job[0]: None for job in jobs}))
-                    answer = self._ask(jobs)
-                    if answer is not None and "verdicts" in answer:
-                        return list(answer["verdicts"])
-                    logger.warning("the answer judges died (%s); starting them again", answer)
-                    self._stop()
+                self._ask(jobs, range(len(jobs)), verdicts)
+                for index in range(len(jobs)):
+                    if verdicts[index] is None:
+                        self._ask(jobs, [index], verdicts)
             except BaseException:
                 # Ctrl-C or an alarm in mid-batch: its verdicts must not answer the next batch.
                 self._stop()
                 raise
-        return ["lost"] * len(jobs)
+        return ["lost" if verdict is None else verdict for verdict in verdicts]
 
     def begin(self, kinds: Sequence[str]) -> None:
         """Start the program, unless it runs, and do not wait: it imports while others work."""
@@ -119,21 +125,29 @@ class Judges:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            env=_environment(),
             start_new_session=True,
         )
 
-    def _ask(self, jobs: Sequence[Job]) -> dict[str, Any] | None:
-        """Send a batch and wait no longer than its jobs may take; None when there is no answer."""
+    def _ask(
+        self, jobs: Sequence[Job], indices: Sequence[int], verdicts: list[bool | str | None]
+    ) -> None:
+        """Have these jobs judged and fill in what comes; end a program that says nothing more."""
+        some = [jobs[index] for index in indices]
+        self._start(tuple({job[0]: None for job in some}))
         assert self._process is not None
         assert self._process.stdin is not None
-        rounds = -(-len(jobs) // self.workers)
+        message: dict[str, Any] | None = None
         try:
-            self._process.stdin.write(json.dumps(list(jobs)).encode() + b"\n")
+            self._process.stdin.write(json.dumps(some).encode() + b"\n")
             self._process.stdin.flush()
-        except OSError:
-            return None
-        return self._read(rounds * (_PATIENCE * self.limit + 1.0) + _START_LIMIT)
+            for _ in some:
+                # It ends a job in time; making ready for a kind of jobs takes as long as to start.
+                message = self._read(_PATIENCE * self.limit + _START_LIMIT)
+                verdicts[indices[message["index"]]] = message["verdict"]  # type: ignore[index]
+        except (OSError, TypeError, KeyError):
+            logger.warning("the answer judges died (%s); starting them again", message)
+            self._stop()
 
     def _read(self, limit: float) -> dict[str, Any] | None:
         """Read one message; None at the end of the pipe or of the time."""

@@ -1,4 +1,4 @@
-"""The judge's own program: compare answers in forked children that the kernel kills in time.
+"""The judge's own program: compare answers in confined children that it ends in time.
 
 `chainforge.rewards.judges` starts it as `python -c "...worker.main(...)"`; a trainer never
 imports it. It imports the parsers once and forks a child per worker from there, single-threaded,
@@ -6,10 +6,10 @@ so a fork is safe and a killed child is replaced in milliseconds. Being a progra
 imports neither torch nor the user's `__main__`, which multiprocessing's spawn and forkserver would
 both run again in every child.
 
-A child arms timers whose signals it does not handle: the kernel ends it even inside one long
-multiplication of C code, where neither a thread nor a Python signal handler gets a turn. The limit
-counts the processor's time, so that a busy or suspended machine changes no verdict; a second one,
-by the clock, ends a child that waits for something.
+A child is not trusted. It says one byte at a time, which is checked; it holds no descriptor but
+its two pipes; and its time is taken from outside, where nothing that runs in it can stop the
+clock. The limit counts the processor's time, so that a busy or suspended machine changes no
+verdict; a second one, by the clock, ends a child that waits for something.
 """
 
 from __future__ import annotations
@@ -18,15 +18,20 @@ import gc
 import json
 import logging
 import os
+import select
 import signal
 import sys
-from collections.abc import Callable, Collection
+import time
+from collections.abc import Collection, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache
-from multiprocessing import get_context
-from multiprocessing.connection import Connection, wait
+from itertools import pairwise
 from typing import IO, Any
 
+import psutil
+
+from chainforge.rewards.confinement import confine
 from chainforge.rewards.judges import Job
 from chainforge.rewards.scorers import scorer_of
 
@@ -34,9 +39,14 @@ from chainforge.rewards.scorers import scorer_of
 _WARM_UP = (r"\frac{1}{2}", r"2\sqrt{3}", "x^2+3x-1", "(1,2)", "y=2x+3", r"\{1,2\}", "[1,2)",
             r"(-\infty,1)\cup(2,\infty)", "3+4i", r"48^\circ", r"12.5\%")  # fmt: skip
 
+# What a child may say. The first is no verdict: what comes after it is the answer's doing.
+_GOLD_READ = b"g"
+_VERDICTS: dict[bytes, bool | str] = {b"1": True, b"0": False, b"m": "memory", b"?": "gold"}
+_MAX_DESCRIPTOR = 65_536
+
 
 def main(workers: int, limit: float, patience: float, memory: int, kinds: Collection[str]) -> None:
-    """Serve batches until standard input ends: a line of jobs in, a line of verdicts out.
+    """Serve batches until standard input ends: a line of jobs in, a line per verdict out.
 
     `kinds` are the jobs to be ready for; another kind is made ready for when it comes.
     """
@@ -48,7 +58,8 @@ def main(workers: int, limit: float, patience: float, memory: int, kinds: Collec
         crew.prepare(kinds)
         _say(out, {"ready": True})
         while line := sys.stdin.buffer.readline():
-            _say(out, {"verdicts": crew.judge(json.loads(line))})
+            for index, verdict in crew.judge(json.loads(line)):
+                _say(out, {"index": index, "verdict": verdict})
     except BrokenPipeError:
         pass
     except Exception as error:
@@ -61,167 +72,185 @@ def _say(out: IO[str], message: Any) -> None:
     out.flush()
 
 
+@dataclass
+class _Child:
+    """A worker: where it takes jobs, where it says verdicts, and since when it has this job."""
+
+    process: psutil.Process
+    jobs: int
+    verdicts: int
+    index: int = 0
+    gold_read: bool = False
+    started: float = 0.0
+    started_cpu: float = 0.0
+
+    def take(self, index: int, job: Job) -> None:
+        """Send a job."""
+        self.index, self.gold_read = index, False
+        self.started, self.started_cpu = time.monotonic(), self.cpu()
+        with suppress(BrokenPipeError):  # It died: that is seen at the other pipe.
+            data = memoryview(json.dumps(job).encode() + b"\n")
+            while data:
+                data = data[os.write(self.jobs, data) :]
+
+    def cpu(self) -> float:
+        """Return the seconds of a processor that it has used."""
+        try:
+            times = self.process.cpu_times()
+        except psutil.Error:  # It died: that is seen at its pipe.
+            return 0.0
+        return float(times.user + times.system)
+
+    def end(self) -> None:
+        """Kill and reap it, whatever it does."""
+        with suppress(ProcessLookupError):
+            os.kill(self.process.pid, signal.SIGKILL)
+        os.waitpid(self.process.pid, 0)
+        os.close(self.jobs)
+        os.close(self.verdicts)
+
+
 class Crew:
     """The children and who is busy with what; used by one thread."""
 
     def __init__(self, workers: int, limit: float, patience: float, memory: int) -> None:
-        self._limits = (limit, patience, memory)
-        self._fork = get_context("fork")
-        self._children: dict[Connection, Any] = {}
+        self._limit, self._patience, self._memory = limit, patience, memory
         self._workers = workers
+        self._idle: list[_Child] = []
         self._ready: set[str] = set()
 
     def prepare(self, kinds: Collection[str]) -> None:
-        """Import here what these kinds of jobs need, so that no child pays for it in its limit."""
+        """Make here what these jobs need: `math`, or the data set of a scorer.
+
+        No child pays for it in its limit, and none needs to read its files.
+        """
         kinds = set(kinds) - self._ready
-        if not kinds:
+        if not kinds and self._idle:
             return
+        for kind in kinds - {"math"}:
+            with suppress(Exception):  # Its jobs fail in a child: the entry is at fault.
+                scorer_of(kind)
         if "math" in kinds:
             for text in _WARM_UP:
-                _judge_math(text, text + "+0", tell=bool)
-        if "reasoning_gym" in kinds:
-            import reasoning_gym  # noqa: F401
-        self._ready.update(kinds)
-        for connection, child in list(self._children.items()):
-            child.kill()
-            self._dismiss(connection)
-        for _ in range(self._workers):
-            self._hire()
+                list(_judge_math(text, text + "+0"))
+        self._ready |= kinds
+        for child in self._idle:
+            child.end()
+        gc.freeze()
+        self._idle = [self._hire() for _ in range(self._workers)]
 
-    def _hire(self) -> Connection:
-        ours, theirs = self._fork.Pipe()
-        # A child must not hold the other ends, else it would not see this process die.
-        args = (theirs, [*self._children, ours], *self._limits)
-        child = self._fork.Process(target=_work, args=args, daemon=True)
-        child.start()
-        theirs.close()
-        self._children[ours] = child
-        return ours
+    def _hire(self) -> _Child:
+        theirs, jobs = os.pipe()
+        verdicts, answers = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                _work(theirs, answers, self._memory)
+            finally:
+                os._exit(1)
+        os.close(theirs)
+        os.close(answers)
+        os.read(verdicts, 1)  # It is confined: from here on its time is a job's.
+        return _Child(psutil.Process(pid), jobs, verdicts)
 
-    def _dismiss(self, connection: Connection) -> int | None:
-        """Reap a child; return its exit code."""
-        child = self._children.pop(connection)
-        connection.close()
-        child.join()
-        return child.exitcode  # type: ignore[no-any-return]
-
-    def judge(self, jobs: list[Job]) -> list[bool | str]:
-        """Return a verdict per job, in order: true, false, or why there is none.
+    def judge(self, jobs: list[Job]) -> Iterator[tuple[int, bool | str]]:
+        """Yield a verdict per job with its index: true, false, or why there is none.
 
         `gold`: the gold answer cannot be read; `timeout`, `memory`, `crash`: the answer's doing.
         """
-        self.prepare({kind for kind, _, _ in jobs})
-        verdicts: list[bool | str] = ["crash"] * len(jobs)
-        idle = list(self._children)
-        busy: dict[Connection, tuple[int, list[str]]] = {}
+        self.prepare({_kind(job) for job in jobs})
+        busy: dict[int, _Child] = {}
         waiting = list(reversed(list(enumerate(jobs))))
         while waiting or busy:
-            while waiting and idle:
-                connection = idle.pop()
-                index, job = waiting.pop()
-                busy[connection] = (index, [])
-                connection.send(job)
-            for ready in wait([*busy, sys.stdin.fileno()]):
-                if not isinstance(ready, Connection):
-                    os._exit(0)  # The trainer is gone: it never writes while a batch is out.
-                index, stages = busy[ready]
-                try:
-                    message = ready.recv()
-                except (EOFError, OSError):
-                    del busy[ready]
-                    verdicts[index] = _cause(self._dismiss(ready), stages)
-                    idle.append(self._hire())
+            while waiting and self._idle:
+                child = self._idle.pop()
+                child.take(*waiting.pop())
+                busy[child.verdicts] = child
+            for child in self._wait(busy):
+                verdict, reusable = self._hear(child)
+                if verdict is None:
                     continue
-                if isinstance(message, tuple):
-                    stages.append(message[0])
-                    continue
-                verdicts[index] = message
-                del busy[ready]
-                idle.append(ready)
-        return verdicts
+                del busy[child.verdicts]
+                yield child.index, verdict
+                if not reusable:
+                    child.end()
+                self._idle.append(child if reusable else self._hire())
+
+    def _wait(self, busy: dict[int, _Child]) -> list[_Child]:
+        """Wait until a child speaks or may have used up its time."""
+        soonest = min(map(self._remaining, busy.values()))
+        descriptors = [sys.stdin.fileno(), *busy]
+        readable, _, _ = select.select(descriptors, (), (), max(0.0, soonest) + 0.01)
+        if sys.stdin.fileno() in readable:
+            os.killpg(0, signal.SIGKILL)  # The trainer is gone: it never writes during a batch.
+        return [
+            child for end, child in busy.items() if end in readable or self._remaining(child) < 0
+        ]
+
+    def _remaining(self, child: _Child) -> float:
+        """Return for how many seconds a child surely stays within its limits."""
+        used = child.cpu() - child.started_cpu
+        waited = time.monotonic() - child.started
+        return min(self._limit - used, self._patience - waited)
+
+    def _hear(self, child: _Child) -> tuple[bool | str | None, bool]:
+        """Return what came of a job, None if nothing yet, and whether the child may have another.
+
+        One that died, ran out of time or memory, or spoke out of turn may not.
+        """
+        overdue = self._remaining(child) < 0
+        said = b"" if overdue else os.read(child.verdicts, 1)
+        if said == _GOLD_READ and not child.gold_read:
+            child.gold_read = True
+            return None, True
+        if said in _VERDICTS:
+            is_quiet = not select.select([child.verdicts], (), (), 0)[0]
+            return _VERDICTS[said], is_quiet and said != b"m"
+        # Before the gold answer was read, it is the gold answer's doing.
+        return ("gold" if not child.gold_read else "timeout" if overdue else "crash"), False
 
 
-_EXPIRED = (signal.SIGPROF, signal.SIGALRM)
+def _kind(job: Job) -> str:
+    """Return what a job needs: `math`, or the name of a data set."""
+    kind, _, reference = job
+    return kind if kind == "math" else str(json.loads(reference)["metadata"]["source_dataset"])
 
 
-def _cause(code: int | None, stages: list[str]) -> str:
-    """Name why a child died; before the gold was read, it is the gold's doing."""
-    if "gold" not in stages:
-        return "gold"
-    return "timeout" if code is not None and -code in _EXPIRED else "crash"
-
-
-def _work(
-    connection: Connection, others: list[Connection], limit: float, patience: float, memory: int
-) -> None:
-    """Judge jobs until the pipe closes or the kernel ends this process."""
-    for other in others:
-        other.close()
-    _confine(memory)
-    timers = ((signal.ITIMER_PROF, limit), (signal.ITIMER_REAL, patience))
-    for expired in _EXPIRED:
-        signal.signal(expired, signal.SIG_DFL)
-    gc.freeze()
-    while True:
+def _work(jobs: int, verdicts: int, memory: int) -> None:
+    """Judge jobs until the pipe closes or this process is ended."""
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for standard in (0, 1, 2):
+        os.dup2(nothing, standard)
+    kept = sorted((2, jobs, verdicts, _MAX_DESCRIPTOR))
+    for low, high in pairwise(kept):
+        os.closerange(low + 1, high)
+    confine(memory)
+    os.write(verdicts, b"!")
+    for line in os.fdopen(jobs, "rb"):
+        kind, answer, reference = json.loads(line)
+        judge = _judge_math if kind == "math" else _judge_scored
+        said = b"?"
         try:
-            kind, answer, reference = connection.recv()
-        except EOFError:
-            os._exit(0)
-        for timer, most in timers:
-            signal.setitimer(timer, most)
-        try:
-            verdict: bool | str = _JUDGES[kind](answer, reference, connection.send)
+            for said in judge(answer, reference):
+                os.write(verdicts, said)
         except MemoryError:
-            verdict = "memory"
+            os.write(verdicts, b"m")
         except Exception:
             # An answer that a parser or scorer chokes on is not the gold answer.
-            verdict = False
-        for timer, _ in timers:
-            signal.setitimer(timer, 0)
-        connection.send(verdict)
+            os.write(verdicts, b"?" if said == b"?" else b"0")
 
 
-def _confine(memory: int) -> None:
-    """Limit memory, and forbid what judging never needs.
-
-    Some scorers of reasoning-gym hand the model's text to sympy's `parse_expr`, which evaluates
-    it. The audit hook is no sandbox, but it stops files, programs and sockets.
-    """
-    import resource
-
-    for what, most in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CORE, 0)):
-        with suppress(ValueError, OSError):  # macOS knows no RLIMIT_AS
-            resource.setrlimit(what, (most, most))
-    sys.dont_write_bytecode = True
-    sys.addaudithook(_forbid)
-
-
-_FORBIDDEN = ("os.", "subprocess.", "socket.", "shutil.", "ctypes.", "pty.", "signal.", "urllib.")
-_ALLOWED = {"os.listdir", "os.scandir", "os.walk"}
-
-
-def _forbid(event: str, args: tuple[Any, ...]) -> None:
-    """Raise for an audit event outside the business of comparing two answers."""
-    if event == "open":
-        _, mode, flags = args
-        if set("wax+") & set(mode or "") or flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-            raise PermissionError("a judged answer may not write files")
-    elif event.startswith(_FORBIDDEN) and event not in _ALLOWED:
-        raise PermissionError(f"a judged answer may not cause {event}")
-
-
-def _judge_math(answer: str, gold: str, tell: Callable[[Any], object]) -> bool | str:
+def _judge_math(answer: str, gold: str) -> Iterator[bytes]:
     """Compare with math-verify, both boxed, its own timeouts off (they would need the alarm)."""
     from math_verify import verify
 
-    golds = _parse(gold)
-    if not golds:
-        return "gold"
-    tell(("gold",))
-    answers = _parse(answer)
-    if not verify(list(golds), list(answers), timeout_seconds=None):
-        return False
-    return not _far(answers[0], golds[0])
+    if golds := _parse(gold):
+        yield _GOLD_READ
+        answers = _parse(answer)
+        same = verify(list(golds), list(answers), timeout_seconds=None)
+        yield b"1" if same and not _far(answers[0], golds[0]) else b"0"
+    else:
+        yield b"?"
 
 
 def _far(answer: Any, gold: Any) -> bool:
@@ -244,15 +273,9 @@ def _parse(text: str) -> tuple[Any, ...]:
     return tuple(parse(f"\\boxed{{{text}}}", extraction_config=config, parsing_timeout=None))
 
 
-def _judge_scored(answer: str, entry: str, tell: Callable[[Any], object]) -> bool | str:
-    """Ask the data set's own scorer; only the full score is correct, part of it is not."""
+def _judge_scored(answer: str, entry: str) -> Iterator[bytes]:
+    """Ask the data set's scorer; only the full score is correct, part of it is not."""
     question = json.loads(entry)
     scorer = scorer_of(question["metadata"]["source_dataset"])
-    tell(("gold",))
-    return bool(scorer(answer, question) >= 1.0)
-
-
-_JUDGES: dict[str, Callable[..., bool | str]] = {
-    "math": _judge_math,
-    "reasoning_gym": _judge_scored,
-}
+    yield _GOLD_READ
+    yield b"1" if scorer(answer, question) >= 1.0 else b"0"

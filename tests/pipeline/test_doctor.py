@@ -77,7 +77,7 @@ def test_a_sound_chain_passes(findings):
     checks = {f.check for f in found}
     assert checks == {
         "versions", "machine", "settings", "launch", "matrix", "batches", "rows", "transcript",
-        "lengths", "vocabulary", "rewards", "memory", "disk", "time",
+        "lengths", "vocabulary", "rewards", "memory", "disk", "time", "answers",
     }  # fmt: skip
     (vocabulary,) = said(found, "ok", "vocabulary", "pupil")
     assert "padded to 320 and 384 rows" in vocabulary

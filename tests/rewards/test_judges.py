@@ -117,11 +117,7 @@ def test_a_bomb_scores_0_and_the_batch_is_unharmed(quick):
     claims = [Claim("math", "4", "4"), Claim("math", r"\sqrt{16.0} + e", "4+e")]
     claims += [Claim("math", bomb, "4") for bomb in BOMBS]
     claims += [Claim("math", "y^2+0.5z", "0.5z+y^2"), Claim("math", "5", "4")]
-    start = time.monotonic()
-    verdicts = verify_all(claims, quick)
-    assert verdicts == [True, True, False, False, False, True, False]
-    # Three bombs on two workers are two rounds of a second, and some forks on a busy machine.
-    assert time.monotonic() - start < 10
+    assert verify_all(claims, quick) == [True, True, False, False, False, True, False]
     assert quick.judge([("math", "2+2", "4")]) == [True]
 
 
@@ -134,13 +130,50 @@ def test_every_child_can_die_in_one_batch(quick):
     assert verdicts[1:4:2] + verdicts[4:] == [True] * 4
 
 
-def test_memory_is_limited(quick):
-    # Multiplying this out takes gigabytes in half a second of a processor.
-    own = entry("polynomial_multiplication", "x", variables=["x"])
-    quick.judge([("reasoning_gym", "2*x", own)])
-    power = "*".join(["(9**1000)"] * 2)
-    jobs = [("reasoning_gym", f"({power}**1000*x)**1000", own), ("reasoning_gym", "x*1", own)]
-    assert quick.judge(jobs)[1] is True
+@pytest.fixture(scope="module")
+def invaded():
+    """Judges among whose data sets is one with a scorer that attacks: `evil/sitecustomize.py`."""
+    evil = os.path.join(os.path.dirname(__file__), "evil")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", evil + os.pathsep + os.environ.get("PYTHONPATH", ""))
+        patch.setenv("HF_TOKEN", "hf_secret")
+        judges = Judges(workers=2, limit=0.3, memory=768 * 1024**2)
+        judges.judge([("reasoning_gym", "nothing", EVIL)])
+        yield judges
+        judges.close()
+
+
+EVIL = entry("evil", "?", pid=os.getpid())
+
+
+@pytest.mark.parametrize(
+    ("attack", "verdict"),
+    [("nothing", False), ("hang", "timeout"), ("sleep", "timeout"), ("crash", "crash"),
+     ("leave", "crash"), ("exit", "crash"), ("fill", "memory"), ("babble", "crash"),
+     ("flood", True), ("kill", False), ("spy", False)],
+)  # fmt: skip
+def test_code_in_a_child_costs_its_own_verdict_only(invaded, attack, verdict):
+    program = invaded._process.pid
+    jobs = [("reasoning_gym", attack, EVIL)] * 2
+    neighbours = [("math", "x+4", "4+x"), ("math", "x+5", "4+x")] * 4
+    verdicts = invaded.judge([*jobs, *neighbours])
+    assert verdicts == [verdict, verdict, *[True, False] * 4]
+    assert invaded._process.pid == program
+
+
+def test_the_program_holds_no_token(invaded):
+    with open(f"/proc/{invaded._process.pid}/environ", "rb") as file:
+        names = {one.partition(b"=")[0] for one in file.read().split(b"\0") if one}
+    assert b"PATH" in names
+    assert not {b"HF_TOKEN", b"PYTEST_CURRENT_TEST"} & names
+
+
+def test_a_job_over_which_the_program_dies_loses_no_other(invaded):
+    jobs = [("math", f"x+{n}", "4+x") for n in range(6)]
+    program = invaded._process
+    threading.Timer(0.2, program.kill).start()
+    wanted = [n == 4 for n in range(6)]
+    assert invaded.judge([("reasoning_gym", "sleep", EVIL), *jobs]) == ["timeout", *wanted]
 
 
 def test_a_gold_answer_that_kills_its_judge_is_nobodys_fault(quick):
@@ -282,10 +315,8 @@ def test_a_program_that_cannot_start_says_why(monkeypatch):
 
 
 def test_the_default_limit_holds_through_the_reward():
-    start = time.monotonic()
     text = r"<reasoning_process>Big.</reasoning_process><summary>$(a-b+c+1)^{900}$</summary>"
     assert accuracy_reward(text, "4") == 0.0
-    assert time.monotonic() - start < 60  # The limit, and starting on a busy machine.
 
 
 def test_it_starts_beside_other_work_where_golds_are_more_than_numbers(monkeypatch):

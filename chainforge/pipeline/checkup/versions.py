@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from packaging.version import InvalidVersion, Version
 
 from chainforge.pipeline.checkup.findings import Context, Finding
+from chainforge.rewards.confinement import gaps
 
 # Least, tested. Tests hold them to pyproject.toml and constraints.txt.
 PACKAGES = {
@@ -66,3 +67,18 @@ def check_machine(context: Context) -> Iterator[Finding]:
         if not stage.settings["use_cpu"]:
             words = "there is no GPU here, and without `use_cpu: true` the stage asks for one"
             yield Finding("warning", "machine", words, stage.name)
+
+
+def check_judges(context: Context) -> Iterator[Finding]:
+    """Say which kernel limits hold the processes in which answers are judged."""
+    possible = gaps()
+    if not possible:
+        words = "judged without network, writing, new processes or other programs' secrets"
+        yield Finding("ok", "answers", f"{words} (seccomp, Landlock)")
+        return
+    words = (
+        f"this machine cannot take {', '.join(possible)} from the processes that judge answers. "
+        "No answer is evaluated, so this is the second defence; it needs Linux 5.13 with seccomp "
+        "and Landlock, and libseccomp (apt install libseccomp2)"
+    )
+    yield Finding("warning", "answers", words)
