@@ -75,6 +75,7 @@ def main() -> None:
             callbacks=[RolloutCallback(recorder), HeldoutCallback(recorder),
                        HealthCallback(rl, stage)],
         )  # fmt: skip
+        recorder.ends = set(trainer.eos_token_ids)
         train_on_mixed_groups(trainer, rl, rewards)
         stage.notes["kl_reference"] = stage.notes["starts_from"] if training.beta else None
         stage.metrics |= {"gate": gated.counts} if gated.counts else {}

@@ -26,6 +26,7 @@ from typing import Any
 
 from chainforge.core.errors import InputError
 from chainforge.core.weights import check_weights
+from chainforge.data.sampling.engine import ends_of
 from chainforge.training.layout import FSDP2, ZERO3, Layout, layout_here
 from chainforge.training.methods import check_options
 from chainforge.training.sources import Source
@@ -131,17 +132,6 @@ def sizes_of(tokenizer: Any, student: Source, teacher: str, training: Any) -> Si
     )
     sizes.check()
     return sizes
-
-
-def ends_of(reference: str, **options: Any) -> set[int]:
-    """Return the ids at which a model's own generation config ends; none when it has none."""
-    from transformers import GenerationConfig
-
-    try:
-        ends = GenerationConfig.from_pretrained(reference, **options).eos_token_id
-    except OSError:
-        return set()
-    return set(ends) if isinstance(ends, list) else set() if ends is None else {ends}
 
 
 def tokens_of(tokenizer: Any) -> int:

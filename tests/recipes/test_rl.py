@@ -225,3 +225,23 @@ def test_what_does_not_go_together_is_said_before_a_model_is_loaded(rl, tmp_path
     assert code == 2, error
     assert re.search(words, error), error
     assert json.loads((tmp_path / "wrong/stage.json").read_text())["recipe"] == "grpo"
+
+
+def test_a_rollout_that_ends_at_one_of_several_tokens_has_ended(recipe, rl, writer, tmp_path):
+    """Gemma's tokenizer names one end token, its generation config that of a turn as well."""
+    from transformers import AutoTokenizer
+
+    model = shutil.copytree(writer, tmp_path / "writer")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    turn, tokenizer.eos_token = tokenizer.eos_token_id, "<|endoftext|>"
+    tokenizer.save_pretrained(model)
+    ends = {"eos_token_id": [tokenizer.eos_token_id, turn]}
+    (model / "generation_config.json").write_text(json.dumps(ends))
+    assert rl("several", "--model_name_or_path", model, max_steps=1)[0] == 0
+    rows = read_rows(tmp_path / "several/rollouts.jsonl")
+    ended = [row["finish_reason"] == "stop" for row in rows]
+    assert ended == [row["formatted"] for row in rows]
+    assert sum(ended) > len(rows) / 2
+    flags = ["--pool", tmp_path / "several", "--output_dir", tmp_path / "picks"]
+    assert recipe("reject", *flags, "--min_reasoning_chars", "0")[0] == 0
+    assert json.loads((tmp_path / "picks/funnel.json").read_text())["kept"] > 0

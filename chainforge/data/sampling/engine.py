@@ -197,3 +197,14 @@ def open_engine(
     from chainforge.data.sampling.local_engine import LocalEngine, open_policy
 
     return LocalEngine(open_policy(policy, dtype=dtype), tokenizer, args)
+
+
+def ends_of(reference: str, **options: Any) -> set[int]:
+    """Return the ids at which a model's own generation config ends; none when it has none."""
+    from transformers import GenerationConfig
+
+    try:
+        ends = GenerationConfig.from_pretrained(reference, **options).eos_token_id
+    except OSError:
+        return set()
+    return set(ends) if isinstance(ends, list) else set() if ends is None else {ends}

@@ -92,7 +92,8 @@ class Recorder:
         self.values: dict[str, list[float | None]] = {}
         self.rewards = [Recorded(reward, self, last=reward is rewards[-1]) for reward in rewards]
         self._stage, self._model, self._transcript = directory.name, model, transcript
-        self._group, self._end = training.num_generations, end
+        self._group = training.num_generations
+        self.ends = {end}  # a trainer may end at others too: its model's own
         self._sampling = {
             "temperature": training.temperature,
             "top_p": training.top_p,
@@ -157,7 +158,7 @@ class Recorder:
                     "formatted": read(text, self._transcript) is not None,
                     "sampling": self._sampling,
                     "tokens": len(ids),
-                    "finish_reason": "stop" if len(ids) and ids[-1] == self._end else "length",
+                    "finish_reason": "stop" if len(ids) and ids[-1] in self.ends else "length",
                 }
             )
         self.values = {}

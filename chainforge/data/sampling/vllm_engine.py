@@ -8,7 +8,7 @@ from typing import Any
 from chainforge.core.errors import InputError
 from chainforge.core.marks import special_ids
 from chainforge.core.weights import check_weights
-from chainforge.data.sampling.engine import Draw, SamplingArgs, Take
+from chainforge.data.sampling.engine import Draw, SamplingArgs, Take, ends_of
 from chainforge.data.sampling.local_engine import encode, stray
 from chainforge.data.sampling.shards import world_size
 
@@ -36,6 +36,7 @@ class VllmEngine:
         check_weights(policy)
         self.args, self.tokenizer, self._vllm = args, tokenizer, vllm
         self.special = special_ids(tokenizer)
+        self._ends = sorted(ends_of(policy))
         # `generation_config="vllm"`: nothing comes from the model's own generation config.
         options = {"generation_config": "vllm", "enable_prefix_caching": True, "dtype": dtype}
         options["load_format"] = "safetensors"
@@ -82,5 +83,6 @@ class VllmEngine:
             repetition_penalty=1.0,
             max_tokens=args.max_new_tokens,
             seed=draw.seed,
+            stop_token_ids=self._ends,
             skip_special_tokens=True,
         )

@@ -7,10 +7,10 @@ from typing import Any
 
 from chainforge.core.errors import InputError, first_line
 from chainforge.core.transcript import tags_of, write
+from chainforge.data.sampling.engine import ends_of
 from chainforge.pipeline.checkup import material, supply
 from chainforge.pipeline.checkup.findings import Context, Finding, NotHere, Training, of_stage
 from chainforge.training.templates import check_template, learnt
-from chainforge.training.vocabulary import ends_of
 
 
 def check_transcripts(context: Context) -> Iterator[Finding]:

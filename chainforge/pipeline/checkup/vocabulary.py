@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from chainforge.core.errors import InputError
+from chainforge.data.sampling.engine import ends_of
 from chainforge.pipeline.checkup import material
 from chainforge.pipeline.checkup.findings import Context, Finding, NotHere, Training, of_stage
-from chainforge.training.vocabulary import Sizes, differences, ends_of, rows_of, tokens_of
+from chainforge.training.vocabulary import Sizes, differences, rows_of, tokens_of
 
 
 def check_vocabularies(context: Context) -> Iterator[Finding]:

@@ -1,6 +1,8 @@
 """The vLLM engine, against a stand-in for the library: vLLM itself needs a GPU."""
 
+import shutil
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -47,6 +49,19 @@ def test_every_draw_is_made_with_explicit_parameters_and_its_own_seed(vllm, toke
     assert vllm.options["model"] == "some/model"
     assert vllm.options["generation_config"] == "vllm"
     assert vllm.options["tensor_parallel_size"] == 2
+
+
+def test_it_stops_where_the_models_own_generation_config_says(
+    vllm, tokenizer, tiny_model, tmp_path
+):
+    """The rest of that file, such as its temperature, is left alone."""
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    (model / "generation_config.json").write_text('{"eos_token_id": [2, 0], "temperature": 0.1}')
+    rows = [example([{"role": "user", "content": "1 +"}], "?", task="t")]
+    engine = open_engine(SamplingArgs(engine="vllm"), str(model), tokenizer)
+    engine.sample([Draw(rows[0], 0, 1)], lambda batch: None)
+    _, parameters = vllm.asked[0]
+    assert (parameters.stop_token_ids, parameters.temperature) == ([0, 2], 1)
 
 
 def test_several_processes_are_vllms_own_business(vllm, tokenizer, monkeypatch):
