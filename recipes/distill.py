@@ -17,6 +17,7 @@ from chainforge.core import process
 from chainforge.core.config import parse
 from chainforge.core.transcript import DEFAULT
 from chainforge.data.datasets import grpo_dataset
+from chainforge.data.sampling.engine import TemplateArgs
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.training.checkpoints import check_saving
 from chainforge.training.loop import train
@@ -30,7 +31,7 @@ from chainforge.training.vocabulary import bar_unshared, check_teacher, open_tea
 
 
 @dataclass
-class DistillArgs:
+class DistillArgs(TemplateArgs):
     """What distillation needs beside TRL's own options."""
 
     transcript: str = field(default=DEFAULT, metadata={"help": "Preset of the transcript's tags."})
@@ -55,9 +56,14 @@ def main() -> None:
     ) as stage:
         examples = load_examples(tasks, form.transcript, training.seed)
         tokenizer = load_tokenizer(
-            start.tokenizer, form.transcript, trust_remote_code=training.trust_remote_code
+            start.tokenizer,
+            form.transcript,
+            template=form.chat_template_path,
+            rows=examples,
+            template_options=training.chat_template_kwargs,
+            trust_remote_code=training.trust_remote_code,
         )
-        check_teacher(tokenizer, teacher, training, form.transcript)
+        check_teacher(tokenizer, teacher, training, form.transcript, form.chat_template_path)
         sizes = sizes_of(tokenizer, start.source, teacher, training)
         trainer = DistillationTrainer(
             model=open_policy(start, stage),

@@ -108,15 +108,20 @@ def main() -> None:
         "evaluate", run.output_dir, *configs, inputs=inputs, seed=run.seed, shared=True
     ) as stage:
         examples = load_examples(tasks, args.transcript, run.seed)
+        tokenizers = {
+            name: load_tokenizer(
+                path, args.transcript, rows=examples, template=sampling.chat_template_path
+            )
+            for name, path in models.items()
+        }
         judged = {}
         for number, (name, path) in enumerate(models.items()):
-            tokenizer = load_tokenizer(path, args.transcript)
             judged[name] = roll_out(
                 partial(
                     open_engine,
                     sampling,
                     path,
-                    tokenizer,
+                    tokenizers[name],
                     dtype=run.dtype,
                     directory=stage.directory,
                 ),

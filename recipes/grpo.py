@@ -59,7 +59,12 @@ def main() -> None:
         check_batch(gated.rows, training.generation_batch_size, training.num_generations)
         training.reward_weights = [reward.weight for reward in rewards]
         tokenizer = load_tokenizer(
-            start.tokenizer, judges.transcript, trust_remote_code=training.trust_remote_code
+            start.tokenizer,
+            judges.transcript,
+            template=rl.chat_template_path,
+            rows=[*gated.rows, *(unseen or ())],
+            template_options=training.chat_template_kwargs,
+            trust_remote_code=training.trust_remote_code,
         )
         recorder = Recorder(stage.directory, rewards, training, model=base,
                             transcript=judges.transcript, end=tokenizer.eos_token_id,

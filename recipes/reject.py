@@ -55,7 +55,8 @@ def main() -> None:
             examples = load_examples(tasks, judges.transcript, run.seed)
             policy, tokenizer = inputs["model"], None
             if sampling.engine != "api":
-                tokenizer = load_tokenizer(policy, judges.transcript)
+                tokenizer = load_tokenizer(policy, judges.transcript, rows=examples,
+                                           template=sampling.chat_template_path)  # fmt: skip
             rolled = roll_out(
                 partial(open_engine, sampling, policy, tokenizer, dtype=run.dtype,
                         directory=stage.directory),

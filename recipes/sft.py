@@ -19,7 +19,7 @@ from chainforge.training.matrix import check_supported
 from chainforge.training.methods import PolicyArgs, check_policy
 from chainforge.training.policy import open_policy, prepare
 from chainforge.training.stage import open_stage
-from chainforge.training.templates import check_lengths, check_whole, load_tokenizer
+from chainforge.training.templates import check_lengths, check_rows, check_whole, load_tokenizer
 
 
 def main() -> None:
@@ -35,8 +35,14 @@ def main() -> None:
     ) as stage:
         rows, sources = sft_mixture(data, training.seed)
         tokenizer = load_tokenizer(
-            start.tokenizer, data.transcript, trust_remote_code=training.trust_remote_code
+            start.tokenizer,
+            data.transcript,
+            template=training.chat_template_path,
+            rows=rows,
+            trust_remote_code=training.trust_remote_code,
         )
+        training.chat_template_path = None  # the tokenizer has it; TRL would resize the model
+        check_rows(rows, tokenizer)
         check_lengths(rows, tokenizer, training.max_length)
         trainer = SFTTrainer(
             model=open_policy(start, stage),

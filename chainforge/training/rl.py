@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from chainforge.data.sampling.engine import TemplateArgs
 from chainforge.data.sampling.gate import GateArgs
 from chainforge.data.sampling.harvest import HarvestArgs
 from chainforge.training.dynamic import DynamicArgs
@@ -13,5 +14,6 @@ from chainforge.training.heldout import HeldoutArgs
 
 
 @dataclass
-class RLArgs(GuardArgs, HealthArgs, HeldoutArgs, DynamicArgs, HarvestArgs, GateArgs):
+class RLArgs(GuardArgs, HealthArgs, HeldoutArgs, DynamicArgs, HarvestArgs, GateArgs,
+             TemplateArgs):  # fmt: skip
     """Which prompts RL trains on, what it keeps and measures meanwhile, and when it stops."""

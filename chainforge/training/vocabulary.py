@@ -111,10 +111,12 @@ def check_vocabulary(student: Any, teacher: Any, teacher_ends: Collection[int] =
         raise InputError(difference)
 
 
-def check_teacher(student: Any, teacher: str, training: Any, transcript: str) -> None:
+def check_teacher(
+    student: Any, teacher: str, training: Any, transcript: str, template: str | None = None
+) -> None:
     """Raise `InputError` unless a teacher, given by path or Hub id, has the student's tokenizer."""
     options = _given(training)
-    theirs = load_tokenizer(teacher, transcript, **options)
+    theirs = load_tokenizer(teacher, transcript, template=template, **options)
     options.pop("trust_remote_code")
     check_vocabulary(student, theirs, ends_of(teacher, **options))
 

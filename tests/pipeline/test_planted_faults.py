@@ -90,13 +90,13 @@ FAULTS = {
         "error", "batches", "final", "generation window"),
     "a template that pre-fills a tag": (
         lambda c: c.template("assistant\n'", "assistant\n<reasoning_process>'"),
-        "error", "transcript", "cold", "itself writes <reasoning_process>"),
+        "error", "transcript", "cold", "writes <reasoning_process> before the completion"),
     "a template that eats the reasoning": (
         lambda c: c.template("message['content']", "message['content'].split('</reasoning_process>')[-1]"),
-        "error", "transcript", "mixed", "keeps <reasoning_process> 0 times"),
+        "error", "transcript", "mixed", "changes the assistant's text"),
     "a template that ends no turn": (
         lambda c: c.write("base/chat_template.jinja", SHORT + BEGIN),
-        "error", "transcript", "cold", "use a chat template that writes <|im_end|>"),
+        "error", "transcript", "cold", "writes nothing that ends the assistant's turn"),
     "an end that generation does not know": (
         lambda c: (c.edit("base/tokenizer_config.json", eos_token="<|endoftext|>"),
                    c.edit("base/generation_config.json", eos_token_id=0)),

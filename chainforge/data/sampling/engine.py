@@ -23,7 +23,20 @@ SETTINGS = {"model": "served_model", "max_tokens": "max_new_tokens", "n": "num_s
 
 
 @dataclass
-class SamplingArgs:
+class TemplateArgs:
+    """How messages become text."""
+
+    chat_template_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "A .jinja file, or a tokenizer's directory or Hub id, whose chat template is "
+            "used instead of the model's own."
+        },
+    )
+
+
+@dataclass
+class SamplingArgs(TemplateArgs):
     """How to sample. Nothing is inherited from the model's own generation config."""
 
     engine: Literal["transformers", "vllm", "api"] = field(
@@ -129,6 +142,8 @@ class SamplingArgs:
             )
         if self.give_up_after is not None and self.max_samples is None:
             raise InputError("give_up_after: goes with max_samples, which is not set")
+        if self.engine == "api" and self.chat_template_path:
+            raise InputError("chat_template_path: with `engine: api` the server has the template")
         if (self.engine == "api") != bool(self.base_url):
             raise InputError("base_url: goes with `engine: api`, and `engine: api` needs one")
         for url in [self.base_url] if isinstance(self.base_url, str) else self.base_url:

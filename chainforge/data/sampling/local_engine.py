@@ -144,11 +144,9 @@ def encode(tokenizer: Any, rows: list[Row], context: int | None = None) -> list[
         raise InputError("the tokenizer has no chat template, so prompts cannot be written")
     if not rows:
         raise InputError("no prompts to sample from")
-    texts = [
-        tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
-        for row in rows
-    ]
-    prompts: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    prompts: list[list[int]] = tokenizer.apply_chat_template(
+        [row["prompt"] for row in rows], add_generation_prompt=True, return_dict=True
+    )["input_ids"]
     for row, prompt in zip(rows, prompts, strict=True):
         if context is not None and len(prompt) >= context:
             raise InputError(

@@ -87,14 +87,14 @@ def tokens(context: Context, step: Step) -> tuple[float, float]:
         try:
             parts = [part for part in supply.learnt_from(context, step) if part.real]
             found = [row for part in parts for row in part.rows]
-            tokenizer = material.tokenizer(context, step.stage.model or "")
+            tokenizer = material.tokenizer(context, step.stage.model or "", step)
             sizes = whole(tokenizer, _some(found)) if found else [limit]
             return sum(sizes) / len(sizes), 0.0
         except (InputError, NotHere):
             return float(limit), 0.0
     limit = float(limit_of(step))
     try:
-        tokenizer = material.tokenizer(context, material.sampled(step))
+        tokenizer = material.tokenizer(context, material.sampled(step), step)
         sizes = material.prompt_tokens(tokenizer, _some(supply.examples(context, step)))
         return sum(sizes) / len(sizes), limit
     except (InputError, NotHere):

@@ -53,7 +53,7 @@ def _of_sft(context: Context, step: Step, fine: dict[str, str]) -> Iterator[Find
     model = step.stage.model or ""
     if not parts:
         return
-    tokenizer = material.tokenizer(context, model)
+    tokenizer = material.tokenizer(context, model, step)
     limit = material.training_of(context, step).get("max_length")
     room = material.context_length(context, model)
     rows = [row for part in parts for row in part.rows]
@@ -107,7 +107,10 @@ def longest_prompt(context: Context, step: Step) -> Longest:
 
     def make() -> Longest:
         name = material.sampled(step)
-        tokenizer, room = material.tokenizer(context, name), material.context_length(context, name)
+        tokenizer, room = (
+            material.tokenizer(context, name, step),
+            material.context_length(context, name),
+        )
         return longest(
             supply.examples(context, step),
             lambda row: row["prompt"],
@@ -121,7 +124,7 @@ def longest_prompt(context: Context, step: Step) -> Longest:
 
 def _answers(context: Context, step: Step, key: str, limit: int) -> Iterator[Finding]:
     """Hold the answers that a policy has learnt from to the length that it may write."""
-    tokenizer = material.tokenizer(context, material.sampled(step))
+    tokenizer = material.tokenizer(context, material.sampled(step), step)
     parts = [part for part in supply.taught(context, material.sampled(step)) if part.real]
     rows = [row for part in parts for row in part.rows]
     if not rows:

@@ -19,7 +19,9 @@ from chainforge.pipeline.checkup.findings import Context, NotHere
 from chainforge.pipeline.plan import Step
 from chainforge.pipeline.stages import RECIPES
 from chainforge.training.architecture import cached
+from chainforge.training.shield import shield
 from chainforge.training.sources import ADAPTER
+from chainforge.training.templates import set_template
 
 ONLINE = "--online fetches it"
 # All of a model that is looked at here: no weights.
@@ -108,12 +110,13 @@ def transcript_of(step: Step) -> str:
     return str(step.given.get("transcript", DEFAULT))
 
 
-def tokenizer(context: Context, name: str) -> Any:
+def tokenizer(context: Context, name: str, step: Step | None = None) -> Any:
     """Return the tokenizer that a model or a stage's policy goes back to.
 
-    Raises `InputError` for a folder that has none, `NotHere` for a Hub id that is not cached.
+    Its chat template is the one that `step`, or a stage that made the policy, sets. Raises
+    `InputError` for a folder that has none, `NotHere` for a Hub id that is not cached.
     """
-    root = context.root(name)
+    root, template = context.root(name), _template(context, name, step)
 
     def make() -> Any:
         from transformers import AutoTokenizer
@@ -124,13 +127,25 @@ def tokenizer(context: Context, name: str) -> Any:
                 raise NotHere(f"{root}: an adapter without a tokenizer of its own")
             raise InputError(f"{root} has no tokenizer: it has no tokenizer_config.json")
         try:
-            return AutoTokenizer.from_pretrained(root, local_files_only=True)
+            made = AutoTokenizer.from_pretrained(root, local_files_only=True)
         except (OSError, ValueError) as error:
             if folder:
                 raise InputError(f"{root}: no tokenizer: {first_line(error)}") from None
             raise NotHere(f"{root} is not on this machine; {ONLINE}, but no weights") from None
+        set_template(made, template)
+        return shield(made)
 
-    return once(context, ("tokenizer", root), make)
+    return once(context, ("tokenizer", root, template), make)
+
+
+def _template(context: Context, name: str, step: Step | None) -> str | None:
+    """Return the `chat_template_path` that is in force in a stage, or in those below a policy."""
+    step = step or step_of(context, name)
+    while step is not None:
+        if path := step.given.get("chat_template_path"):
+            return str(path)
+        step = step_of(context, sampled(step))
+    return None
 
 
 def context_length(context: Context, name: str) -> int | None:

@@ -69,7 +69,12 @@ def _sample(
         top_k=int(given.get("top_k", 0)),
         generation_batch_size=PROMPTS,
     )
-    tokenizer = load_tokenizer(path, material.transcript_of(step))
+    tokenizer = load_tokenizer(
+        path,
+        material.transcript_of(step),
+        template=given.get("chat_template_path"),
+        rows=rows,
+    )
     engine = LocalEngine(open_policy(path, dtype="auto"), tokenizer, args)
     found: list[tuple[str, int]] = []
 

@@ -10,27 +10,45 @@ from chainforge.core.transcript import tags_of, write
 from chainforge.data.sampling.engine import ends_of
 from chainforge.pipeline.checkup import material, supply
 from chainforge.pipeline.checkup.findings import Context, Finding, NotHere, Training, of_stage
+from chainforge.pipeline.plan import Step
 from chainforge.training.templates import check_template, learnt
 
 
 def check_transcripts(context: Context) -> Iterator[Finding]:
     """See for each training stage that tags survive, carry loss, and that ends are learnt."""
-    for stage in context.training:
+    sampling = [step for step in context.steps if step.stage.recipe in ("reject", "evaluate")]
+    looks = [(stage.name, _of(stage, context)) for stage in context.training]
+    looks += [(step.stage.name, _sampled(step, context)) for step in sampling]
+    for name, findings in looks:
         try:
-            yield from _of(stage, context)
+            yield from findings
         except NotHere as reason:
-            yield Finding("warning", "transcript", f"not looked at: {reason}", stage.name)
+            yield Finding("warning", "transcript", f"not looked at: {reason}", name)
         except InputError as error:
-            yield Finding("error", "transcript", str(error), stage.name)
+            yield Finding("error", "transcript", str(error), name)
+
+
+def _sampled(step: Step, context: Context) -> Iterator[Finding]:
+    """See that the models of a stage that samples take its prompts."""
+    if step.given.get("engine") != "api" and "pool" not in step.given:
+        prompts = [row["prompt"] for row in supply.examples(context, step)]
+        for model in step.stage.models or [step.stage.model or ""]:
+            tokenizer = material.tokenizer(context, model, step)
+            root, form = context.root(model), material.transcript_of(step)
+            check_template(tokenizer, form, root, prompts)
+    yield from ()
 
 
 def _of(stage: Training, context: Context) -> Iterator[Finding]:
     model = stage.step.stage.model or ""
     form, root = material.transcript_of(stage.step), context.root(model)
-    tokenizer = material.tokenizer(context, model)
+    tokenizer = material.tokenizer(context, model, stage.step)
     row = _row(stage, context)
+    asked = [row] if stage.recipe == "sft" else supply.examples(context, stage.step)
+    options = stage.step.given.get("chat_template_kwargs")
+    options = options if isinstance(options, dict) else {}
     try:
-        check_template(tokenizer, form, root)
+        check_template(tokenizer, form, root, [one["prompt"] for one in asked], **options)
         only = stage.step.given.get("assistant_only_loss") is True and stage.recipe == "sft"
         ids, loss = learnt(tokenizer, row, assistant_only=only)
     except InputError:

@@ -24,7 +24,7 @@ def _of(stage: Training, context: Context) -> Iterator[Finding]:
     tokenizers = []
     for name in (stage.step.stage.model or "", stage.step.stage.teacher_model or ""):
         try:
-            tokenizers.append(material.tokenizer(context, name))
+            tokenizers.append(material.tokenizer(context, name, stage.step))
         except (InputError, NotHere) as error:
             text = f"no tokenizer to compare: {error}"
             yield Finding("warning", "vocabulary", text, stage.name)
