@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import re
 from collections.abc import Iterable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from chainforge.core.errors import InputError
 from chainforge.core.records import Row
-from chainforge.core.transcript import lenient_answer
 from chainforge.data.selection.salvage import SHARE, salvage, settle
+from chainforge.rewards.answers import boxed_answers
 
 EXTRACTS = ("text", "hashes", "boxed")
 
@@ -80,15 +82,34 @@ class Columns:
         """Return the gold answer as text."""
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise InputError(f"column {self.answer!r}: expected text or a number, found {value!r}")
-        text = str(value).strip()
+        text = _plain(value) if isinstance(value, float) else str(value).strip()
         if self.extract == "hashes":  # gsm8k: the solution, then #### and the number
-            text = text.rpartition("####")[2].strip().replace(",", "") if "####" in text else ""
-        elif self.extract == "boxed":  # MATH: the last box of the solution
-            text = (lenient_answer(text) or "") if "\\boxed" in text else ""
-        if not text or text == "nan":
-            found = repr(value) if len(str(value)) < 60 else f"...{str(value)[-50:]!r}"
-            raise InputError(f"column {self.answer!r}: no answer ({self.extract}) in {found}")
+            text = text.rpartition("####")[2].strip() if "####" in text else ""
+            text = _THOUSANDS.sub("", text)
+        elif self.extract == "boxed":  # MATH: the box of the solution, or several
+            try:
+                text = ", ".join(boxed_answers(text))
+            except ValueError as error:
+                raise InputError(f"column {self.answer!r}: {error} in {_shown(value)}") from None
+        if not text or text in ("nan", "inf", "-inf"):
+            raise InputError(
+                f"column {self.answer!r}: no answer ({self.extract}) in {_shown(value)}"
+            )
         return text
+
+
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+
+
+def _plain(value: float) -> str:
+    """Write a number of JSON as people do: 0.00001, not 1e-05."""
+    written = repr(value)
+    small = "e" in written and abs(int(written.partition("e")[2])) <= 30
+    return format(Decimal(written), "f") if small else written
+
+
+def _shown(value: Any) -> str:
+    return repr(value) if len(str(value)) < 60 else f"...{str(value)[-50:]!r}"
 
 
 def jsonl(

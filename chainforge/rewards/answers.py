@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from itertools import pairwise
+from itertools import islice, pairwise
 from math import comb
 
 # Measured with math-verify 0.9: 50 nested parentheses, 30 nested fractions, 5,000 boxes, 100,000
@@ -41,7 +41,7 @@ _END = re.compile(r"<(?:\|[^<>|]{1,40}\||/s|eos|end_of_turn)>\Z")
 _FENCE = re.compile(r"\A```[\w+-]*\n(.*)\n```\Z", re.DOTALL)
 _WRAPS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("*", "*"),
           ("`", "`"), ('"', '"'), ("'", "'"))  # fmt: skip
-_BOX = re.compile(r"\\f?boxed(?![A-Za-z])\s*")
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 _NAME = re.compile(r"\\[A-Za-z]+")
 _BARE = re.compile(r"[+-]?\d[\d,]*(?:\.\d+)?|[A-Za-z]")
 _BARE_END = re.compile(r"\s*(?:\Z|\$|\\[)\]]|\n|[.,;:](?:\s|\Z|\$))|\s+(?![-+*/^=\\\d])")
@@ -102,8 +102,9 @@ def clean(text: str) -> str:
             inner = text[len(opening) : -len(closing)]
             if text.startswith(opening) and text.endswith(closing) and opening not in inner:
                 text = inner.strip() or text
-        if text.startswith("\\boxed") and (content := boxes(text)) and len(content) == 1:
-            text = content[0].strip() if _boxes(text)[0][1] == len(text) else text  # type: ignore[index]
+        box = _boxes(text) if text.startswith(("\\boxed", "\\fbox")) else None
+        if box and box[0][1] == len(text):
+            text = text[box[0][2] : box[0][3]].strip()
         elif whole := _WHOLE_TEXT.fullmatch(text):
             text = whole[1].strip()
         if text == before:
@@ -178,6 +179,24 @@ def boxes(text: str) -> list[str] | None:
     return None if found is None else [text[start:end] for _, _, start, end in found]
 
 
+def boxed_answers(text: str) -> list[str]:
+    """Return the different answers that a solution's boxes give, but for those it takes back.
+
+    Raises `ValueError` saying why there is none that can be told for sure.
+    """
+    found = _boxes(text)
+    if found is None:
+        raise ValueError("a \\boxed that does not close or whose end is unclear")
+    kept: dict[str, str] = {}
+    for number, (start, _, first, last) in enumerate(found):
+        if number and _TAKEN_BACK.search(text, found[number - 1][1], start):
+            kept.clear()
+        kept.setdefault(squeeze(clean(text[first:last])), text[first:last].strip())
+    if "" in kept or not kept:
+        raise ValueError("an empty \\boxed" if kept else "no \\boxed")
+    return list(kept.values())
+
+
 def _boxes(text: str) -> list[tuple[int, int, int, int]] | None:
     """Return where each box begins and ends, and where its content does."""
     found: list[tuple[int, int, int, int]] = []
@@ -224,6 +243,10 @@ _RETRACTED = re.compile(
     r" thought|not (?:right|correct|sure|certain|it|that|the))\b",
     re.IGNORECASE,
 )
+_TAKEN_BACK = re.compile(
+    r"\b(?:no|wait|actually|oops|sorry|correction|mistake)\b\s*[:,;.!-]|\bscratch that\b",
+    re.IGNORECASE,
+)
 _DENIED = re.compile(
     r"(?:\b(?:not|cannot|never|or|neither|nor|either|than|except|unless|if|maybe|perhaps|least|most|twice"
     r"|half)\b|n't\b|\\n(?:eq?|ot)\b)[\s$:(\\]*(?:[a-z]+\s+){0,2}[\s$(\\\[]*\Z",
@@ -243,7 +266,7 @@ _SAID = re.compile(
 )
 _SPOKEN = re.compile(r"\\text\s*\{([^{}]*answer[^{}]*)\}", re.IGNORECASE)
 _SENTENCE = re.compile(r"[.!?;\n]|,?\s\b(?:so|thus|hence|therefore|then)\b")
-_FULL_STOP = re.compile(r"(?:(?<![.\s])\.|(?<=[a-z][a-z])!)(?:\s+|\Z)|\n+|;\s+|(?<=\w)\?\s")
+_FULL_STOP = re.compile(r"(?<![.\s])\.(?:\s+|\Z)|\n+|;\s+|(?<=\w)\?\s")
 _OPENING = re.compile(
     r"(?:so|thus|hence|therefore|then|finally|and|clearly|now|final|answer|result|the|that|is|in "
     r"fact|(?:total|sum|value|area)(?=:)|it follows that"
@@ -294,7 +317,7 @@ def candidate(text: str) -> str | None:
     text = _visible(text)
     if fenced := _FENCE.match(text):
         text = fenced[1].strip()
-    places = _boxes(text) if "\\" in text and "boxed" in text else []
+    places = _boxes(text) if "\\" in text and "box" in text else []
     if places is None:
         return None
     if places:
@@ -359,9 +382,9 @@ def _reduce(text: str) -> str:
     text = text.strip()
     while opening := _OPENING.match(text):
         text = text[opening.end() :]
-    stop = _FULL_STOP.search(text)
-    if stop and "\\begin" not in text and harmless(text[stop.end() :]):
-        text = text[: stop.start()]
+    stops = islice(_FULL_STOP.finditer(text), MAX_BOXES)
+    if ends := [stop.start() for stop in stops if harmless(text[stop.end() :])]:
+        text = text[: ends[0]]
     text = text.rstrip(". ")
     if (reason := _REASON.search(text)) and not _RETRACTED.search(
         re.sub(r"\b(?:no|or|but|wrong|incorrect|not)\b", "", text[reason.end() :])

@@ -33,7 +33,7 @@ def _math(claim: Claim) -> bool | list[Job] | None:
         return True
     if gold.prose:
         return _word(text) == _word(gold.text)
-    if (letter := _ONE_LETTER.fullmatch(gold.text)) and _letter(text) == letter[1]:
+    if (letter := _ONE_LETTER.fullmatch(gold.text)) and _letter(text, math=True) == letter[1]:
         return True
     value = read_answer(claim, gold)
     if value is None or refused(value, gold):
@@ -104,7 +104,7 @@ def _choice(claim: Claim) -> bool | None:
     return (_letter(text) or "").casefold() == wanted[1].casefold()
 
 
-def _letter(text: str) -> str | None:
+def _letter(text: str, math: bool = False) -> str | None:
     """Return the letter that an answer chooses; None when it chooses none, or several."""
     text = _TEXT.sub(r"\1", text).strip()
     if chosen := _LETTER.fullmatch(text):
@@ -112,6 +112,8 @@ def _letter(text: str) -> str | None:
     chosen = _CHOSEN.fullmatch(text)
     if chosen is None or _OTHER_LETTER.search(chosen[4]) or doubted(chosen[4]):
         return None
+    if math and not chosen[1] and re.search(r"[\d=^]", chosen[4]):
+        return None  # `B - 1` is a term
     return chosen[1] or chosen[2] or chosen[3]
 
 

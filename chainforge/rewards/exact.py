@@ -379,7 +379,7 @@ def compare(mine: Value, gold: Value) -> bool | Pairs:
     return False
 
 
-_MARKS = re.compile(r"\\(?:le|ge|neq|in|pm|to)(?![a-z])|[<>&?]|\\\\")
+_MARKS = re.compile(r"\\(?:le|ge|neq|in|pm|to|approx)(?![a-z])|[<>&?]|\\\\")
 
 
 def _alike(text: str, gold: str) -> bool:
@@ -483,10 +483,19 @@ def same_scalar(mine: Value, gold: Value) -> bool | Pairs:
     if (based := _BASED.fullmatch(mine.text)) is not None:  # math-verify overlooks the base
         gold_based = _BASED.fullmatch(gold.text)
         return gold_based is not None and based.groups() == gold_based.groups()
+    if _subscripts(mine.text) > _subscripts(gold.text) or _BROKEN.search(mine.text):
+        return False
     one, other = form(mine.text), form(gold.text)
     if one is not None and other is not None:
         return one == other
     return [(mine.text, gold.text)]
+
+
+_BROKEN = re.compile(r"\d\.(?!\d)")  # math-verify reads `8.\frac{3}{7}` as the fraction
+
+
+def _subscripts(text: str) -> int:
+    return text.count("_") - text.count("\\log_")
 
 
 def _key(text: str) -> str:

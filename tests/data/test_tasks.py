@@ -8,6 +8,7 @@ from chainforge.core.errors import InputError
 from chainforge.core.records import question
 from chainforge.core.transcript import system_prompt
 from chainforge.data.splits import same_question, split_of
+from chainforge.data.tables import Columns
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.rewards.verifier import verify
 
@@ -285,6 +286,52 @@ def test_hub_takes_the_boxed_answer(tmp_path):
     assert len(made) == 40
     assert made[0]["answer"] == "\\frac{1}{2}"
     assert made[0]["level"] == "Level 1"
+
+
+BOXED = [
+    (r"So \boxed 4 of the 10 orders.", "4"),
+    (r"$\boxed\frac{3}{7}$ is 3 of 7.", r"\frac{3}{7}"),
+    (r"$\boxed\frac37$", r"\frac37"),
+    (r"\boxed{\text{(A)}} 12", r"\text{(A)}"),
+    (r"\fbox{12} and 13", "12"),
+    (r"$x = \boxed{2}$ or $\boxed{3}$", "2, 3"),
+    (r"\boxed{2}, that is $\boxed{ 2 }$", "2"),
+    (r"\boxed 12.", "12"),
+    (r"\boxed x", "x"),
+    (r"\boxed{3, then 4", None),
+    (r"\boxed{} of 5", None),
+    (r"\boxed{2} and \boxed{", None),
+    (r"\boxed 4\pi", None),
+    (r"\boxed 2^{10}", None),
+    ("The answer is 4.", None),
+]
+
+
+@pytest.mark.parametrize(("solution", "answer"), BOXED)
+def test_a_box_is_read_or_the_row_says_why_not(solution, answer):
+    raw = {"question": "?", "answer": solution}
+    if answer is None:
+        with pytest.raises(InputError, match=r"column 'answer': (?:a|an|no) .*box"):
+            Columns(extract="boxed").row(raw)
+    else:
+        assert Columns(extract="boxed").row(raw)["answer"] == answer
+
+
+@pytest.mark.parametrize(
+    ("value", "extract", "answer"),
+    [
+        (1e-05, "text", "0.00001"),
+        (1e16, "text", "10000000000000000"),
+        (2.50, "text", "2.5"),
+        (-3, "text", "-3"),
+        ("Add.\n#### 1,234", "hashes", "1234"),
+        ("#### (1, 2)", "hashes", "(1, 2)"),
+    ],
+)
+def test_a_number_is_written_as_people_do(value, extract, answer):
+    read = Columns(extract=extract).row({"question": "?", "answer": value})["answer"]
+    assert read == answer
+    assert verify("math", answer, read) is True
 
 
 def test_all_of_a_benchmark_is_test_rows(tmp_path):
