@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import re
+import socket
 import ssl
 import time
 from collections.abc import Iterator
@@ -61,6 +62,8 @@ LARGEST_BODY = 32 * 2**20  # bytes: more than twice the longest answer of any mo
 LARGEST_ERROR = 2**16
 MOST_WORDS = 400  # characters of a server's message
 _NO_MODEL = re.compile(r"model\W.{0,40}not (exist|found|available)|(no such|unknown) model", re.I)
+# A 403 with which a service refuses one prompt.
+_FLAGGED = re.compile(r"\bflagged\b|moderation|content.{0,20}(policy|filter|risk)", re.I)
 _UNKNOWN_FIELD = re.compile(
     r"\b(extra|unexpected|unknown|unrecogni[sz]ed|unsupported|not (permitted|allowed|supported))\b",
     re.I,
@@ -79,6 +82,7 @@ class ApiTeacher:
         self.endpoint = Endpoint.of(args)
         self.price = price_of(args, self.endpoint)
         self.unknown_ends: set[str] = set()
+        self.heard = False  # whether a server has answered at this address
         import httpx2
 
         self.version = f"httpx2 {httpx2.__version__}"
@@ -206,7 +210,7 @@ class ApiTeacher:
                 asyncio.timeout(self.args.timeout),
                 self.client.stream("POST", url, content=content) as response,
             ):
-                good = response.is_success
+                good, self.heard = response.is_success, True
                 data = await _read_body(response, LARGEST_BODY if good else LARGEST_ERROR)
         except TimeoutError:
             raise Transient("timeout", f"no answer within {self.args.timeout:g} s") from None
@@ -225,7 +229,7 @@ class ApiTeacher:
 
         said = f"{self.endpoint.address}: {type(error).__name__}: {self._clean(str(error))}"
         failure: Failure
-        if advice := _wrong_settings(error):
+        if advice := _wrong_settings(error, self.heard):
             failure = Fatal("settings", f"{said}. {advice}")
         elif isinstance(error, httpx2.TimeoutException):
             failure = Transient("timeout", said)
@@ -249,7 +253,7 @@ class ApiTeacher:
             place = self._clean(response.headers.get("location", "elsewhere"))
             advice = f"Set `base_url` to where the API is ({place}): redirects are not followed"
             failure = Fatal(kind, f"{self.endpoint.address}: status {status}. {advice}")
-        elif fatal in FATAL:
+        elif fatal in FATAL and not (status == 403 and _FLAGGED.search(words)):
             advice = FATAL[fatal].format(variable=self.variable)
             failure = Fatal(kind, f"{self.endpoint.address}: {said}. {advice}")
         elif status in PASSING or status >= 500:
@@ -315,8 +319,11 @@ def _words(text: str) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _wrong_settings(error: Exception) -> str | None:
-    """Return what to do where no request can be sent as the settings are; else None."""
+def _wrong_settings(error: Exception, heard: bool) -> str | None:
+    """Return what to do where no request can be sent as the settings are; else None.
+
+    `heard` says that one could: then a name that is not known may be so in passing.
+    """
     import httpx2
 
     if isinstance(error, httpx2.InvalidURL | httpx2.UnsupportedProtocol | UnicodeError):
@@ -327,6 +334,8 @@ def _wrong_settings(error: Exception) -> str | None:
         return "A header cannot be sent: check the key"
     passing = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
     for cause in _causes(error) if isinstance(error, httpx2.ConnectError) else ():
+        if isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME and not heard:
+            return "No such host is known: check `base_url`, or the proxy's name in HTTPS_PROXY"
         if isinstance(cause, ssl.SSLError) and not isinstance(cause, passing):
             return (
                 "Check `base_url` (http or https?), and SSL_CERT_FILE where the server has a "

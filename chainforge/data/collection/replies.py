@@ -22,6 +22,7 @@ OPEN, CLOSE = "<think>", "</think>"
 DEEPEST = 50  # levels of a reply; a real one has fewer than ten
 LARGEST = 2**53  # JSON promises no more digits of an integer than these
 LONGEST_NAME = 200
+TOKEN_CHARACTERS = 40  # of a text have a token at least: on average they have four
 # What helps where a teacher, as a small one, does not say its reasoning apart from its answer.
 ASK = (
     "ask for it with `instruction: Reason between <think> and </think>, then give the final "
@@ -235,16 +236,15 @@ def _first(body: Any) -> Row | None:
 def usage_of(body: Any) -> Row | None:
     """Return the usage that a body reports, also one that is no answer.
 
-    None where it reports nothing: every request has a prompt, and every text tokens.
+    None where it cannot be: every request has a prompt, and every text tokens.
     """
     usage = body.get("usage") if isinstance(body, dict) else None
     if not isinstance(usage, dict) or not usage.get("prompt_tokens"):
         return None
     message = (_first(body) or {}).get("message")
-    said = isinstance(message, dict) and any(
-        value for name, value in message.items() if name != "role"
-    )
-    return None if said and not usage.get("completion_tokens") else usage
+    parts = message.items() if isinstance(message, dict) else ()
+    said = max((len(str(part)) for name, part in parts if part and name != "role"), default=0)
+    return usage if said <= TOKEN_CHARACTERS * (tokens_of(usage) or 0) else None
 
 
 def tokens_of(usage: Row | None) -> int | None:

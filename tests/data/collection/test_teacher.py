@@ -133,6 +133,7 @@ SAID = {"reasoning_content": REASONING}
          "repetition"),
         (Answer({"error": {"message": "bad"}}, 400), "status_400"),
         (Answer({"error": {"message": "bad"}}, 422), "status_422"),
+        (Answer({"error": {"message": "the input was flagged by moderation"}}, 403), "status_403"),
     ],
 )  # fmt: skip
 def test_unusable_answers_are_rejected_never_invented(server, sums, tmp_path, answer, kind):
@@ -266,6 +267,7 @@ def test_what_is_no_reply_is_asked_for_again(server, sums, tmp_path, answer):
     [
         {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
         {"prompt_tokens": 40, "completion_tokens": 0},
+        {"prompt_tokens": 40, "completion_tokens": 1, "total_tokens": 41},
         {"prompt_tokens": 0, "completion_tokens": 60},
         {"prompt_tokens": -1, "completion_tokens": 60},
         {"prompt_tokens": 40.0, "completion_tokens": True},
@@ -357,6 +359,12 @@ def plain():
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server.server_address[1]
         server.shutdown()
+
+
+def test_a_name_that_is_not_known_ends_the_run(server, sums, tmp_path):
+    with pytest.raises(InputError, match="No such host|nothing was|in a row"):
+        collect(asking(server, base_url="http://no-such-host.invalid/v1"), sums, tmp_path)
+    assert not any(row["rejected"] for row in read_rows(tmp_path / "failures.jsonl"))
 
 
 def test_https_to_a_server_without_it_ends_the_run(server, sums, tmp_path, plain):
@@ -466,7 +474,7 @@ def test_an_absent_server_stops_the_run(server, sums, tmp_path):
 
 def test_an_outage_is_waited_for_one_request_at_a_time(server, sums, tmp_path):
     server.script = lambda request: FAULTS["503"] if 5 <= request.number < 32 else None
-    args = asking(server, retry_wait=0.005, patience=20, max_retries=20)
+    args = asking(server, retry_wait=0.005, patience=20, max_retries=20, max_concurrency=4)
     collected = collect(args, sums, tmp_path)
     assert collected.funnel["kept"] == 30
     # Once everything fails, a single request finds out whether it still does.
