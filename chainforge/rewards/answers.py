@@ -29,9 +29,9 @@ _NAMED = {
     "⩾": r"\ge ", "×": r"\times ", "÷": "/", "·": r"\cdot ", "⋅": r"\cdot ", "∗": "*", "⁄": "/",
     "∕": "/", "π": r"\pi ", "∞": r"\infty ", "±": r"\pm ", "∓": r"\mp ", "∪": r"\cup ",
     "∩": r"\cap ", "∅": r"\emptyset ", "∈": r"\in ", "ℝ": r"\mathbb{R}", "∨": r"\lor ",
-    "∧": r"\land ", "√": r"\sqrt ", "°": r"^{\circ}", "º": r"^{\circ}", "θ": r"\theta ",
-    "α": r"\alpha ", "β": r"\beta ", "“": '"', "”": '"', "„": '"', "‘": "'", "’": "'", "′": "'",
-    "。": ". ", "，": ",", "、": ",", "：": ":", "⟨": r"\langle ", "⟩": r"\rangle ",
+    "∧": r"\land ", "√": r"\sqrt ", "∛": r"\sqrt[3] ", "°": r"^{\circ}", "º": r"^{\circ}",
+    "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "“": '"', "”": '"', "„": '"', "‘": "'",
+    "’": "'", "′": "'", "。": ". ", "，": ",", "、": ",", "：": ":", "⟨": r"\langle ", "⟩": r"\rangle ",
 }  # fmt: skip
 _SYMBOLS = str.maketrans(_NAMED)
 _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+")
@@ -40,7 +40,7 @@ _VULGAR = re.compile(r"(?<=\d)?\s*([¼-¾⅐-⅞↉])")
 _END = re.compile(r"<(?:\|[^<>|]{1,40}\||/s|eos|end_of_turn)>\Z")
 _FENCE = re.compile(r"\A```[\w+-]*\n(.*)\n```\Z", re.DOTALL)
 _WRAPS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("*", "*"),
-          ("`", "`"), ('"', '"'), ("'", "'"))  # fmt: skip
+          ("__", "__"), ("`", "`"), ('"', '"'), ("'", "'"))  # fmt: skip
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 _NAME = re.compile(r"\\[A-Za-z]+")
 _BARE = re.compile(r"[+-]?\d[\d,]*(?:\.\d+)?|[A-Za-z]")
@@ -48,7 +48,9 @@ _BARE_END = re.compile(r"\s*(?:\Z|\$|\\[)\]]|\n|[.,;:](?:\s|\Z|\$))|\s+(?![-+*/^
 _ARGUMENTS = {"frac": 2, "dfrac": 2, "tfrac": 2, "binom": 2, "sqrt": 1, "text": 1, "textbf": 1,
               "mathrm": 1, "mathbf": 1, "overline": 1, "pi": 0, "infty": 0, "emptyset": 0,
               "varnothing": 0}  # fmt: skip
-_WHOLE_TEXT = re.compile(r"\\(?:text|mathbf|operatorname|emph|textit)\s*\{([^{}]*)\}")
+_WHOLE_TEXT = re.compile(
+    r"\\(?:text(?:bf|rm|it)?|math(?:rm|bf|it)|mbox|operatorname|emph)\s*\{([^{}]*)\}"
+)
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _BOLD = re.compile(r"(?:^|(?<=\s))\*\*([^*\n]+)\*\*")
 _THIN = re.compile(r"(?<=\d)(?:,?\\[,!]|\{,\}|\{\\,\}|,\{\})\s*(?=\d{3})")
@@ -68,9 +70,9 @@ _ALIAS = {
         "binom": "dbinom tbinom", "lor": "vee", "land": "wedge"}.items() for name in names.split()},
 }  # fmt: skip
 _SHORT_FRAC = re.compile(r"\\frac(?:\s*(\d)\s*(\d)|\s*(\d)\s*\{|(\{[^{}]*\})\s*(\d))")
-_SHORT_ROOT = re.compile(r"\\sqrt\s*(?:(\d+)|([A-Za-z])|\(([^()]*)\))")
+_SHORT_ROOT = re.compile(r"\\sqrt\s*(\[\d\])?\s*(?:(\d+)|([A-Za-z])|\(([^()]*)\))")
 _ROOT = re.compile(r"(?<![\\A-Za-z])sqrt\s*(?=[\d(])")
-_NAMES = re.compile(r"(?<![\\A-Za-z])(pi|infty)(?![A-Za-z])")
+_NAMES = re.compile(r"(?<![\\A-Za-z])(pi|infty|infinity)(?![A-Za-z])", re.IGNORECASE)
 _CIRCLE = re.compile(r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)")
 _PYTHON_POWER = re.compile(r"(?<=[\w)])\*\*(?=[\w(-])")
 _LETTER_TIMES = re.compile(r"(?<=\d)\s+x\s+(?=10\s*\^)")
@@ -96,8 +98,8 @@ def clean(text: str) -> str:
     for _ in range(5):
         before = text
         text = text.rstrip(".;, \n\t") if len(text) > 1 else text
-        if text.endswith("\\") and not text.endswith("\\\\"):
-            text = text[:-1]
+        if text.endswith("\\") and len(text) > 1:
+            text = text.rstrip("\\")
         for opening, closing in _WRAPS:
             inner = text[len(opening) : -len(closing)]
             if text.startswith(opening) and text.endswith(closing) and opening not in inner:
@@ -143,9 +145,11 @@ def _spell(text: str) -> str:
         text = _SHORT_FRAC.sub(_braced, text)
     if "$" in text:
         text = text.replace("$", "¤") if text.count("$") == 1 else text.replace("$", " ")
-    if "pi" in text or "sqrt" in text or "inf" in text:
-        text = _NAMES.sub(r"\\\1", _ROOT.sub(r"\\sqrt", text))
-        text = _SHORT_ROOT.sub(lambda m: f"\\sqrt{{{m[1] or m[2] or m[3]}}}", text)
+    if "pi" in text or "sqrt" in text or "nfi" in text or "inf" in text:
+        text = _NAMES.sub(
+            lambda m: f"\\{m[1].lower().replace('inity', 'ty')}", _ROOT.sub(r"\\sqrt", text)
+        )
+        text = _SHORT_ROOT.sub(lambda m: f"\\sqrt{m[1] or ''}{{{m[2] or m[3] or m[4]}}}", text)
     if "^" in text:
         text = _CIRCLE.sub(r"^{\\circ}", text)
     if "*" in text:
@@ -269,18 +273,19 @@ _SENTENCE = re.compile(r"[.!?;\n]|,?\s\b(?:so|thus|hence|therefore|then)\b")
 _FULL_STOP = re.compile(r"(?<![.\s])\.(?:\s+|\Z)|\n+|;\s+|(?<=\w)\?\s")
 _OPENING = re.compile(
     r"(?:so|thus|hence|therefore|then|finally|and|clearly|now|final|answer|result|the|that|is|in "
-    r"fact|(?:total|sum|value|area)(?=:)|it follows that"
+    r"fact|(?:total|sum|value|area|solution)(?=:)|it follows that"
     r"|we (?:get|have|find|obtain|see|conclude)(?: that)?)\b[,:]?\s+|:\s*",
     re.IGNORECASE,
 )
 _COPULA = re.compile(
-    r"((?:[A-Za-z']+,?\s+|\\?[a-z]+\s+){0,15}?)(?:is|are|was|were|equals?|gets?|have|has|had|obtain"
+    r"((?:\\?[A-Za-z']+,?\s+){0,15}?)(?:is|are|was|were|equals?|gets?|have|has|had|obtain"
     r"|finds?|gives?|yields?|becomes?|costs|choose|chose|pick|select|selected|left with|earns?"
-    r"|made|makes?|needs?|sold)\b[\s:]*(?:equal to\s+|that\s+|exactly\s+)?(?=\S)(.+)",
+    r"|made|makes?|needs?|sold|takes?|took|measures?|weighs?)\b[\s:]*"
+    r"(?:equal to\s+|that\s+|exactly\s+)?(?=\S)(.+)",
     re.IGNORECASE | re.DOTALL,
 )
 _REASON = re.compile(r",?\s+(?:because|since)\b", re.IGNORECASE)
-_REMARK = re.compile(r"\s*(?:,\s*|\s-\s|\()([a-z][a-z .']*)\)?\Z", re.IGNORECASE)
+_REMARK = re.compile(r"\s*(?:,\s*|\s-\s+|\()([a-z][a-z .']*)\)?\Z", re.IGNORECASE)
 _CLOSING = re.compile(
     r"\s+(?:in (?:total|all)|altogether|overall|(?:are|is|were|was|will be)? ?(?:left|remaining)"
     r"|(?:is|are) (?:the|my|our) (?:final |correct |right )?(?:answers?|result|solutions?|option"
@@ -298,8 +303,9 @@ remaining which been found computed calculated
 """
 _HARMLESS = frozenset(_HARMLESS_WORDS.split())
 _JOINT = re.compile(r"[\s$,;]*(?:\\text\s*\{\s*)?(?:and|or)?[\s$},;]*", re.IGNORECASE)
+_FACTOR = re.compile(r"(?:[\d_^]|[=\w)}]\s*[-+/]|[-+/](?<!\s-))\s*\{?\Z")
 _TAIL = re.compile(
-    r"[\s$]*(?:[%!^_/*+=<>-]|\\(?:%|cdot|times|pi|sqrt|frac)|(?:\\text\s*\{\s*)?(?:percent|hundred"
+    r"(?:[\s$]|\*\*)*(?:[%!^_/+=<>-]|(?<!\*)\*(?!\*)|\\(?:%|cdot|times|pi|sqrt|frac)|(?:\\text\s*\{\s*)?(?:percent|hundred"
     r"|thousand|million|billion|trillion|dozen|lakh|crore|gross|score|pairs?|tenths|hundredths"
     r"|thousandths|halves|thirds|quarters|eighths|times|plus|minus|squared|cubed|doubled)\b)",
     re.IGNORECASE,
@@ -337,7 +343,8 @@ def _boxed(text: str, places: list[tuple[int, int, int, int]]) -> str | None:
         values[squeeze(value)] = value
     first, last = places[0][0], places[-1][1]
     tail, one = text[last:], next(iter(values.values()))
-    denied = _DENIED.search(text[max(0, first - 80) : first])
+    before = text[max(0, first - 80) : first].rstrip("$ (\\")
+    denied = _DENIED.search(text[max(0, first - 80) : first]) or _FACTOR.search(before)
     if "" in values or denied or _TAIL.match(tail) or _RETRACTED.search(tail):
         return None
     for said in _SAID.finditer(text):

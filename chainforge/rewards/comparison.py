@@ -44,7 +44,8 @@ def _math(claim: Claim) -> bool | list[Job] | None:
 
 def _word(text: str) -> str:
     """Return a text in words as it is compared: without markup, quotes, case and blanks."""
-    return " ".join(_TEXT.sub(r"\1", text).strip(" .\"'").casefold().split())
+    words = _TEXT.sub(r"\1", text).strip(" .\"'").casefold().split()
+    return " ".join(words[1:] if words[1:] and words[0] in ("a", "an", "the") else words)
 
 
 def _arithmetic(claim: Claim) -> bool | None:
@@ -81,7 +82,7 @@ _LETTER = re.compile(r"\(?([A-Za-z0-9])\)?[.:)]?")
 _ONE_LETTER = re.compile(r"\(?([A-J])\)?[.:)]?")
 _CHOSEN = re.compile(
     r"(?:(?:the\s+)?(?:correct |right |best )?(?:option|choice|选项?)\s*)?"
-    r"(?:\(([A-Za-z0-9])\)|([A-Z0-9])(?:[.:),]|(?=\s+-\s)|\Z)|([a-z])\Z)(.*)",
+    r"(?:\(([A-Za-z0-9])\)|([A-Z0-9])(?:[.:),]|(?=\s+-\s|\s*\([A-Za-z]{2})|\Z)|([a-z])\Z)(.*)",
     re.DOTALL | re.IGNORECASE,
 )
 _OTHER_LETTER = re.compile(

@@ -42,7 +42,7 @@ _SYMBOL = re.compile(
     r"(?:_\s*(?:\{[^{}]{1,12}\}|\w))?'*(?:\^\s*\{?-1\}?)?(?:\([^()=<>]{1,20}\))?"
 )
 _NAMES = re.compile(
-    r"\((?:\s*[a-zA-Z]\s*,)+\s*[a-zA-Z]\s*\)|\|[A-Za-z]+\||m?\s*\\angle\s*\{?\s*[A-Z]+\s*\}?"
+    r"\((?:\s*\\?[a-zA-Z]+\s*,)+\s*\\?[a-zA-Z]+\s*\)|\|[A-Za-z]+\||m?\s*\\angle\s*\{?\s*[A-Z]+\s*\}?"
     r"|(?:\\text\s*\{)?\s*(?:the\s+)?(?:total |surface |final )?(?:area|volume|perimeter|sum|total"
     r"|result|value|answer|cost|price|distance|time|speed|length|width|height|probability|average"
     r"|mean|median|mode|number|radius|circumference|product|difference|ratio|remainder|age|profit"
@@ -78,7 +78,7 @@ _WORD = re.compile(r"(?<!\\)\b[A-Za-z]{3,}")  # `log`, `abc`: a name or a produc
 _BASED = re.compile(r"\s*([\dA-F]+)\s*_\s*\{?(\d+)\}?\s*")
 _ENDLESS = {"\\infty": "+", "+\\infty": "+", "-\\infty": "-"}
 _PLAIN = re.compile(
-    r"(?:\\frac|\\sqrt(?:\s*\[\d+\])?|(?<![\d})])\s*-|[\d.{}^()\s]|/(?!.*/)|(?<=\{)-)+"
+    r"(?:\\frac|\\sqrt(?:\s*\[\d+\])?|(?<![\d})])\s*-(?!-)|[\d.{}^()\s]|/(?!.*/)|(?<=\{)-)+"
 )
 _PRODUCT = re.compile(r"[\d})]\s*\(|\)\s*\d")
 

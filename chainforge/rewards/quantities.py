@@ -115,11 +115,11 @@ mm millimeter millimetre; cm centimeter centimetre; dm decimeter; m meter metre;
 km kilometer kilometre; in inch; ft foot feet; yd yard; mi mile; mg milligram; g gram;
 kg kilogram kilo; lb lbs; oz ounce; ton tonne; ml mL milliliter millilitre; l L liter litre;
 gallon gal; quart qt; pint pt; cup; tablespoon tbsp; teaspoon tsp; s sec second; min minute;
-h hr hour; day; week; month; year yr; decade; century; degree deg °; rad radian; °C celsius;
+h hr hrs hour; day; week; month; year yr yrs; decade; century; degree deg °; rad radian; °C celsius;
 °F fahrenheit; K kelvin; unit; dollar ¤ USD buck; cent; euro € EUR; pound £ GBP;
 yen ¥ 円 JPY; yuan 元 rmb RMB CNY; rupee ₹; N newton; J joule; kJ kilojoule; W watt; kW kilowatt;
 kWh; Pa pascal; V volt; A ampere amp; ohm; Hz hertz; mol mole; cal calorie; kcal;
-mile/hour mph; km/hour kph kmh; rpm; acre; hectare ha; bit; byte; MB; GB; kB; eV; 岁; 人; 个; 天;
+mi/h mph; km/h kph kmh; rpm; acre; hectare ha; bit; byte; MB; GB; kB; eV; 岁; 人; 个; 天;
 小时; 分钟; 米; 厘米; 千米; 度
 """
 _COUNTED = """
@@ -170,7 +170,8 @@ def split_unit(text: str, known: bool = True) -> tuple[str, str | None]:
     for start in range(1, len(tokens)):
         value = " ".join(tokens[:start])
         found = _phrase(tokens[start:], unit)
-        if found and (marked or len(tokens[start]) > 1 or not _LETTER.search(value)):
+        sure = marked or len(tokens[start]) > 1 or read_number(value) is not None
+        if found and (sure or not _LETTER.search(value)):
             value = value.replace(" / ", "/")
             return (text, None) if _FUNCTION.search(value) and "°" in found else (value, found)
     if unit:

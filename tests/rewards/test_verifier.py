@@ -1,6 +1,7 @@
 """What each verifier takes for the gold answer, and what it does not."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -229,6 +230,29 @@ EXACT = [
 @pytest.mark.parametrize(("gold", "answer", "verdict"), EXACT)
 def test_exact(gold, answer, verdict):
     assert verify("exact", answer, gold) is verdict
+
+
+HIDDEN = {"⏎": "\n", "<zwsp>": "\u200b", "<bom>": "\ufeff", "<nnbsp>": "\u202f", "<zwj>": "\u200d"}
+
+
+def groups():
+    """Read `answers.txt`: a verifier and its gold answer, then right (+) and wrong (-) answers."""
+    found = []
+    for line in (Path(__file__).parent / "answers.txt").read_text(encoding="utf-8").split("\n"):
+        mark, _, rest = line.partition(" ")
+        for written, hidden in HIDDEN.items():
+            rest = rest.replace(written, hidden)
+        if mark in ("+", "-"):
+            found[-1][2].extend((answer, mark == "+") for answer in rest.split(" ¦ "))
+        elif mark:
+            found.append((mark, rest, []))
+    return found
+
+
+@pytest.mark.parametrize(("verifier", "gold", "answers"), groups())
+def test_right_answers_are_taken_and_wrong_ones_are_not(verifier, gold, answers):
+    said = verify_all([Claim(verifier, answer, gold) for answer, _ in answers])
+    assert [pair for pair, one in zip(answers, said, strict=True) if pair[1] is not one] == []
 
 
 def entry(dataset="chain_sum", answer="4", **metadata):
