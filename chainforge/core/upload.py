@@ -55,13 +55,19 @@ def token() -> str:
     return found
 
 
-def write_folder(files: Files, folder: Path) -> None:
-    """Write files into a new or empty folder, which appears whole or not at all."""
+def check_folder(folder: Path) -> Path:
+    """Return the absolute path of a folder to write; raise `InputError` unless new or empty."""
     folder = Path(os.path.abspath(folder))
     if folder in (Path.cwd(), *Path.cwd().parents):
         raise InputError(f"{folder} is where you are; name a new folder")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is there and not empty; name a new folder")
+    return folder
+
+
+def write_folder(files: Files, folder: Path) -> None:
+    """Write files into a new or empty folder, which appears whole or not at all."""
+    folder = check_folder(folder)
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
         for name, content in files.items():

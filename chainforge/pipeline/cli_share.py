@@ -11,7 +11,10 @@ import typer
 def export(
     stage: Annotated[
         Path,
-        typer.Argument(metavar="STAGE", help="A finished stage, such as runs/quickstart/final."),
+        typer.Argument(
+            metavar="STAGE",
+            help="A finished stage, such as runs/quickstart/final, or an adapter or a model.",
+        ),
     ],
     to: Annotated[
         str, typer.Option(metavar="owner/name|DIR", help="A repository of the Hub, or a folder.")
@@ -19,7 +22,8 @@ def export(
     what: Annotated[
         str | None,
         typer.Option(
-            metavar="adapter|model|dataset", help="What of it; the adapter if it has one."
+            metavar="adapter|model|dataset",
+            help="What of it; the adapter if it has one. model: an adapter is merged, if need be.",
         ),
     ] = None,
     base: Annotated[

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
 from chainforge.core.errors import InputError
 from chainforge.core.references import hint
 from chainforge.core.sharing import check_secrets
-from chainforge.core.upload import HUB_ID, check_id, push, token, write_folder
+from chainforge.core.upload import HUB_ID, check_folder, check_id, push, token, write_folder
 from chainforge.pipeline import places
-from chainforge.training.package import CARD, Package, What, pack
+from chainforge.training.package import ADAPTER, CARD, Package, What, pack
 
 ON_HUB = "hub:"
 UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
@@ -40,15 +43,49 @@ def export(wish: Wish) -> list[str]:
     online = identity is not None and not wish.dry_run
     if online:
         token()  # before gigabytes are read for nothing
-    package = pack(
-        wish.path,
-        wish.what,  # type: ignore[arg-type]
-        title=title,
-        base=wish.base,
-        licence={"license": wish.licence} if wish.licence else None,
-        upload=identity is not None,
-        online=online,
-    )
+    with _merged(wish) as (path, adapter):
+        package = pack(
+            path,
+            wish.what,  # type: ignore[arg-type]
+            title=title,
+            base=None if adapter else wish.base,
+            licence={"license": wish.licence} if wish.licence else None,
+            upload=identity is not None,
+            online=online,
+            made_from=adapter,
+        )
+        if adapter:  # else the messages would name a folder that is about to go
+            package = replace(package, folder=adapter.folder if identity else Path(wish.to))
+        lines = _send(package, wish, identity)
+    return lines if adapter and identity else [*lines, *_for_llama_cpp(package)]
+
+
+@contextlib.contextmanager
+def _merged(wish: Wish) -> Iterator[tuple[Path, Package | None]]:
+    """Give the path to export; where a model is wanted of an adapter, merge it on the way."""
+    path = wish.path
+    on_hub = not path.exists() and HUB_ID.fullmatch(str(path))
+    stage = (path / "adapter" / ADAPTER).exists() and not (path / "model").exists()
+    if wish.what != "model" or not (on_hub or stage or (path / ADAPTER).exists()):
+        yield path, None
+        return
+    from chainforge.training.saving import merge
+    from chainforge.training.sources import find_source
+
+    found = find_source(str(path)).adapter if on_hub else path
+    if found is None:
+        raise InputError(f"{path} is a model of the Hub already, and no adapter to be merged")
+    adapter = pack(found, "adapter", base=wish.base)
+    assert adapter.base is not None
+    source = find_source(str(adapter.folder), base=adapter.base.name)
+    target = None if hub_id(wish.to) else check_folder(Path(wish.to).expanduser()).parent
+    beside = target if target and target.is_dir() else None  # on the disk where it will be
+    with tempfile.TemporaryDirectory(prefix=".merged-", dir=beside) as folder:
+        merge(source, {"revision": source.revision}, Path(folder, "model"))
+        yield Path(folder, "model"), adapter
+
+
+def _send(package: Package, wish: Wish, identity: str | None) -> list[str]:
     check_secrets(package.files)
     lines = _listed(package)
     if wish.dry_run:
@@ -64,7 +101,7 @@ def export(wish: Wish) -> list[str]:
         message = f"Add the {package.what} that ChainForge made"
         done = push(package.files, identity, package.kind, private=not wish.public, message=message)
         lines.append(f"uploaded: {done.address} ({_seen(not done.private)})")
-    return [*lines, *_for_llama_cpp(package)]
+    return lines
 
 
 def hub_id(to: str) -> str | None:

@@ -14,6 +14,7 @@ from typing import Any
 from chainforge.core.errors import InputError
 from chainforge.pipeline.stages import Stage
 from chainforge.training.settings import TRAINED
+from chainforge.training.sources import merge_command
 
 ADAPTER = "adapter_config.json"
 Settings = Mapping[str, Any]
@@ -62,7 +63,7 @@ def check_path(path: str, name: str, taker: Stage, asked: Settings, role: str = 
     if adapter and (taker.recipe not in TRAINED or role != "model"):
         raise InputError(
             f"stage {taker.name}: {name} is a LoRA adapter ({path}); only {', '.join(TRAINED)} "
-            "open one, as their model; give a model that it is merged into"
+            f"open one, as their model; merge it first: {merge_command(path)}"
         )
     if not adapter and role == "model" and adapter_of(taker, asked) == "continue":
         raise InputError(

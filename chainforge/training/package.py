@@ -69,13 +69,14 @@ def pack(
     licence: Mapping[str, str] | None = None,
     upload: bool = False,
     online: bool = False,
+    made_from: Package | None = None,
 ) -> Package:
     """Choose the files of a stage, or of a folder that is one of its parts, and write the card.
 
     `title` is what the card is called and loaded by; `base` the Hub id of an adapter's base, which
     for an `upload` must be one. `online` asks the Hub for the base's licence, and whether its
-    weights are those that were trained on. Raises `InputError` for what is not there, not finished
-    or changed.
+    weights are those that were trained on. `made_from` is the adapter that was merged into a model.
+    Raises `InputError` for what is not there, not finished or changed.
     """
     what, folder = _part(path, what)
     stages = _signed(folder)
@@ -84,6 +85,9 @@ def pack(
         _check_signed(stages[-1], folder, files)
     notes: list[str] = []
     origin = base_of(stages) if what == "model" else None
+    if made_from:
+        stages = _signed(made_from.folder)
+        origin = base_of(stages) or made_from.base
     if what == "adapter":
         config = read_json(folder / ADAPTER)
         origin = find_base(folder, config, stages, base, upload, online, notes)

@@ -49,7 +49,6 @@ def open_policy(start: Start, stage: Stage) -> Any:
 def _merged(start: Start, stage: Stage) -> Path:
     """Return the directory of the given adapter's base with the adapter merged in."""
     from accelerate import PartialState
-    from transformers import AutoTokenizer
 
     source, target = start.source, stage.path(START)
     assert source.adapter is not None
@@ -59,8 +58,7 @@ def _merged(start: Start, stage: Stage) -> Path:
         if is_main_process() and not target.exists():
             part = stage.path(f"{START}.part")
             shutil.rmtree(part, ignore_errors=True)
-            merge(source.model, source.adapter, start.options).save_pretrained(str(part))
-            AutoTokenizer.from_pretrained(source.tokenizer).save_pretrained(str(part))
+            merge(source, start.options, part)
             part.rename(target)
     return target
 

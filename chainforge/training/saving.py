@@ -128,7 +128,7 @@ def _save_adapted(model: Any, tokenizer: Any, stage: Stage, state: dict[str, Any
             _merge_in(saved, like=model.get_base_model()).save_pretrained(str(target))
             tokenizer.save_pretrained(str(target))
             del saved  # one model at a time
-            agreement.see(str(target), open_base(str(target), options | {"revision": None}))
+            agreement.see(str(target), open_base(str(target), {**options, "revision": None}))
     except NotWhatWasTrained:
         shutil.rmtree(adapter)
         shutil.rmtree(target, ignore_errors=True)
@@ -173,13 +173,29 @@ def open_base(base: str, options: Mapping[str, Any]) -> Any:
     return model
 
 
-def merge(base: str, adapter: Path, options: Mapping[str, Any]) -> Any:
-    """Return a model, opened at its own precision and whole, with an adapter merged in.
+def merge(source: Source, options: Mapping[str, Any], target: Path) -> None:
+    """Write the model of an adapter's base with the adapter merged in, and its tokenizer.
 
-    It is opened anew: merging into quantised weights would keep their rounding. Raises
-    `ValueError` when a weight is not finite.
+    The base is opened at its own precision: merging into quantised weights would keep their
+    rounding. Raises `ValueError` when a weight is not finite, and `NotWhatWasTrained` when what
+    was written computes something else than the adapter on its base.
     """
-    return _merge_in(attach(open_base(base, options), adapter))
+    from transformers import AutoTokenizer
+
+    assert source.adapter is not None
+    tokenizer = AutoTokenizer.from_pretrained(source.tokenizer)
+    adapted = attach(open_base(source.model, options), source.adapter)
+    agreement = Agreement(tokenizer, _tokens(adapted.peft_config["default"]))
+    agreement.see(f"{source.adapter} on its base", adapted)
+    merged = _merge_in(adapted)
+    ends = merged.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if tokenizer.eos_token_id not in [None, *ends]:  # what the adapter's training ended turns with
+        merged.generation_config.eos_token_id = [tokenizer.eos_token_id, *ends]
+    merged.save_pretrained(str(target))
+    tokenizer.save_pretrained(str(target))
+    del adapted, merged  # one model at a time
+    agreement.see(str(target), open_base(str(target), {**options, "revision": None}))
 
 
 def _merge_in(adapted: Any, like: Any = None) -> Any:

@@ -8,6 +8,7 @@ formats can run code, and a model's own code is run only with `trust_remote_code
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,25 +67,37 @@ def check_model(reference: str | None, trust_remote_code: bool = False) -> str:
     path = Path(reference)
     if path.is_dir():
         if (path / ADAPTER).exists():
+            beside = path.resolve().with_name("model")
             raise InputError(
-                f"{path} is a LoRA adapter; give the stage's model/, where it is merged"
-            )
+                f"{path} is a LoRA adapter; "
+                + (f"give {beside}, where it is merged" if (beside / "config.json").exists()
+                   else f"merge it first: {merge_command(path)}")
+            )  # fmt: skip
         _check_directory(path, trust_remote_code)
     elif path.exists() or reference.startswith(("/", "./", "../")) or reference.count("/") > 1:
         raise InputError(f"{path}: no such model directory (looked from {Path.cwd()})")
     return reference
 
 
+def merge_command(adapter: str | Path) -> str:
+    """Return the command that makes a plain model of an adapter."""
+    return f"chainforge export {shlex.quote(str(adapter))} --what model --to DIR"
+
+
 def find_source(
-    reference: str | None, revision: str | None = None, trust_remote_code: bool = False
+    reference: str | None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    base: str | None = None,
 ) -> Source:
     """Return what a policy is made of; raise `InputError` for what cannot be opened, or must not.
 
-    No weights are loaded. Of a Hub id the configuration is fetched, and an adapter whole.
+    No weights are loaded. Of a Hub id the configuration is fetched, and an adapter whole. `base`
+    is where an adapter's base is, if not where the adapter says.
     """
     path = Path(reference or "")
     if reference and path.is_dir() and (path / ADAPTER).exists():
-        return _adapter(reference, path, trust_remote_code)
+        return _adapter(reference, path, trust_remote_code, base)
     reference = check_model(reference, trust_remote_code)
     if path.is_dir():
         return Source(reference, str(path.resolve()), config=read_json(path / "config.json"))
@@ -115,7 +128,9 @@ def _check_code(config: dict[str, Any], where: str, trust_remote_code: bool) -> 
         )
 
 
-def _adapter(reference: str, path: Path, trust_remote_code: bool) -> Source:
+def _adapter(
+    reference: str, path: Path, trust_remote_code: bool, base: str | None = None
+) -> Source:
     """Return a LoRA adapter with its base."""
     lora = read_json(path / ADAPTER)
     if (kind := lora.get("peft_type")) != "LORA":
@@ -129,13 +144,15 @@ def _adapter(reference: str, path: Path, trust_remote_code: bool) -> Source:
             f"{path} holds a model and an adapter, and which one is meant cannot be told; give the "
             "model without adapter_*, or the adapter alone"
         )
-    base, revision = lora.get("base_model_name_or_path"), lora.get("revision")
+    named = lora.get("base_model_name_or_path")
+    base = base or named
+    revision = lora.get("revision") if base == named else None
     if not base:
         raise InputError(f"{path / ADAPTER} names no base model: set base_model_name_or_path")
     where = f"{path / ADAPTER}: base_model_name_or_path: {base}"
     if Path(base).is_dir():
         if (Path(base) / ADAPTER).exists():
-            raise InputError(f"{where} is itself an adapter; merge it into its base first")
+            raise InputError(f"{where} is itself an adapter; merge it first: {merge_command(base)}")
         _check_directory(Path(base), trust_remote_code)
         base, config = str(Path(base).resolve()), read_json(Path(base) / "config.json")
     elif _HUB_ID.fullmatch(base):

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from hubserver import HubServer
 
@@ -350,3 +351,52 @@ def test_what_is_on_the_hub_already_is_never_mixed_nor_shown(journey, run, tiny_
     assert ("models", "me/new") not in hub.repositories
     assert "the Hub did not take it: " in wrong.stdout
     assert "hf_wrong-token" not in wrong.stdout + wrong.stderr
+
+
+@pytest.mark.parametrize("given", ["adapter", "stage without a model", "base elsewhere"])
+def test_an_adapter_is_merged_where_a_model_is_wanted(given, run, tiny_model, tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    adapter, flags = run / "cold/adapter", {}
+    config = adapter / "adapter_config.json"
+    shutil.copytree(adapter, tmp_path / "bare")
+    if given == "stage without a model":
+        shutil.rmtree(run / "cold/model")
+        manifest = read_json(run / "cold/manifest.json")
+        manifest["outputs"] = {
+            k: v for k, v in manifest["outputs"].items() if not k.startswith("model/")
+        }
+        write_json(run / "cold/manifest.json", manifest)
+    else:
+        adapter = tmp_path / "bare"
+        config = adapter / "adapter_config.json"
+        write_json(config, read_json(config) | {"base_model_name_or_path": tiny_model})
+    if given == "base elsewhere":
+        write_json(config, read_json(config) | {"base_model_name_or_path": "/gone"})
+        flags["base"] = tiny_model
+    path = run / "cold" if given == "stage without a model" else adapter
+    if given == "stage without a model":
+        flags["base"] = tiny_model  # me/tiny is out of reach here
+    out = tmp_path / "out"
+    lines = export(Wish(path, str(out), "model", **flags))
+    assert f"written: {out}" in lines
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    ids = torch.arange(1, 30)[None]
+    merged = AutoModelForCausalLM.from_pretrained(out)
+    adapted = PeftModel.from_pretrained(base, adapter)
+    torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, atol=1e-4, rtol=0)
+    assert (out / "tokenizer.json").exists()
+    assert {p.name for p in tmp_path.iterdir()} == {"out", "runs", "bare"}
+    assert "not empty" in refused(path, str(out), what="model", **flags)
+
+
+def test_who_wants_a_plain_model_is_told_how_to_make_one_of_an_adapter(run):
+    from chainforge.training.sources import check_model
+
+    adapter = run / "cold/adapter"
+    with pytest.raises(InputError, match=f"give {run / 'cold/model'}"):
+        check_model(str(adapter))
+    shutil.rmtree(run / "cold/model")
+    with pytest.raises(InputError, match=f"chainforge export {adapter} --what model --to DIR"):
+        check_model(str(adapter))
