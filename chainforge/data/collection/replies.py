@@ -17,6 +17,7 @@ from typing import Any
 from chainforge.core.records import Row
 from chainforge.core.transcript import read
 from chainforge.data.collection.ledger import Amount
+from chainforge.data.collection.prices import token_counts
 
 OPEN, CLOSE = "<think>", "</think>"
 DEEPEST = 50  # levels of a reply; a real one has fewer than ten
@@ -239,18 +240,18 @@ def usage_of(body: Any) -> Row | None:
     None where it cannot be: every request has a prompt, and every text tokens.
     """
     usage = body.get("usage") if isinstance(body, dict) else None
-    if not isinstance(usage, dict) or not usage.get("prompt_tokens"):
+    if (counts := token_counts(usage)) is None:
         return None
     message = (_first(body) or {}).get("message")
     parts = message.items() if isinstance(message, dict) else ()
     said = max((len(str(part)) for name, part in parts if part and name != "role"), default=0)
-    return usage if said <= TOKEN_CHARACTERS * (tokens_of(usage) or 0) else None
+    cached, prompt, output = counts
+    return usage if cached + prompt and said <= TOKEN_CHARACTERS * output else None
 
 
 def tokens_of(usage: Row | None) -> int | None:
     """Return how many tokens an answer had; None where that is not known."""
-    count = (usage or {}).get("completion_tokens")
-    return count if type(count) is int and count >= 0 else None
+    return usage["completion_tokens"] if usage else None
 
 
 def text_of(body: Any, name: str) -> str | None:

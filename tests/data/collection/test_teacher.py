@@ -17,7 +17,6 @@ from chainforge.core.records import example, read_rows
 from chainforge.core.transcript import read, write
 from chainforge.data.collection.api import LARGEST_BODY
 from chainforge.data.collection.outcomes import PATIENCE
-from chainforge.data.collection.prices import token_counts
 from chainforge.data.collection.settings import TeacherArgs
 from chainforge.data.collection.teacher import collect
 from chainforge.data.datasets import save_dataset
@@ -285,9 +284,11 @@ def test_a_usage_that_cannot_be_is_unknown_and_never_free(server, sums, tmp_path
     assert spending["untold_usd_at_most"] > 1000 * 1.2e-6 / 2
 
 
-def test_reasoning_that_is_counted_in_the_total_only_is_paid_for():
-    usage = {"prompt_tokens": 40, "completion_tokens": 10, "total_tokens": 150}
-    assert token_counts(usage) == (0, 40, 110)
+def test_reasoning_that_is_counted_in_the_total_only_is_paid_for(server, sums, tmp_path):
+    usage = {"prompt_tokens": 40, "completion_tokens": 1, "total_tokens": 150}
+    server.script = [chat("4", usage=usage, **SAID)]
+    spending = collect(asking(server), sums[:1], tmp_path).spending
+    assert (spending["tokens"], spending["untold_requests"]) == (150, 0)
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
