@@ -112,7 +112,7 @@ def prose(text: str) -> str:
             continue
         closing = _CLOSING.get(opening, opening)
         if opening == "$":
-            end = _end_of_formula(text, position)
+            end = end_of_formula(text, position)
         else:
             end = -1 if closing in never else text.find(closing, position)
             if end < 0:
@@ -128,18 +128,18 @@ def prose(text: str) -> str:
     return _NOT_WORDS.sub(" ", "".join(kept))
 
 
-def _end_of_formula(text: str, start: int) -> int:
+def end_of_formula(text: str, start: int) -> int:
     """Return where the formula after a `$` ends, by Pandoc's rule; -1 where `$` is a currency.
 
-    The next `$` must be in the same paragraph, and no digit may follow it. Both have a space on
-    their inner side, or neither.
+    The next `$` must be in the same paragraph, no digit may follow it, and no space may precede it
+    if a digit follows the first `$`.
     """
     closing = _DOLLAR.search(text, start)
     if closing is None or closing.start() == start:
         return -1
     inside = text[start : closing.start()]
-    amount = text[closing.end() : closing.end() + 1].isdigit()
-    if amount or "\n\n" in inside or inside[0].isspace() != inside[-1].isspace():
+    amount = inside[0].isdigit() and inside[-1].isspace()
+    if amount or "\n\n" in inside or text[closing.end() : closing.end() + 1].isdigit():
         return -1
     return closing.start()
 

@@ -3,6 +3,7 @@
 The published rule (any 8-gram in common) flags every prompt of a templated task and never a short
 one. Here runs of words that many prompts share do not count, and of an evaluation question's
 other runs at least 80 % must stand in the prompt, with all of its numbers and its formulas whole.
+Formulas are compared by what they say, not by how they are spelled.
 Where hardly any run is left, as in a short question, the whole question must, to the end of its
 sentence: `... if you have 1 cat?` does not stand in `... if you have 1 cat, 2 dogs?`.
 """
@@ -14,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from chainforge.data.selection.mathtext import plain_question
 from chainforge.data.selection.shingles import formulas, hashed, numbers, runs, shingles, tokens
 
 N = 5  # Short questions have few runs of 8 words: there 8 of 10 leaks were found, 10 of 10 with 5.
@@ -43,6 +45,7 @@ class _Item:
 
     source: str
     question: str
+    plain: str
     words: list[str]
     grams: set[int]
     text: str = field(init=False)
@@ -50,8 +53,8 @@ class _Item:
     rare: int = 0
 
     def __post_init__(self) -> None:
-        self.text = sentences(self.question)
-        self.figures = figures(self.words, self.question)
+        self.text = sentences(self.plain)
+        self.figures = figures(self.words, self.plain)
 
 
 def sentences(text: str) -> str:
@@ -75,19 +78,21 @@ class Screen:
         self.items: list[_Item] = []
         self.exact: dict[str, int] = {}
         for source, question in questions:
-            words = tokens(question)
+            text = plain_question(question)
+            words = tokens(text)
             key = " ".join(words)
             if words and key not in self.exact:
                 self.exact[key] = len(self.items)
                 grams = set(shingles(hashed(words), n).tolist())
-                self.items.append(_Item(source, question, words, grams))
+                self.items.append(_Item(source, question, text, words, grams))
         # Questions shorter than a run are runs of their own length.
         self.sizes = sorted({n, *(min(len(item.words), n) for item in self.items)} - {0})
         self.known = {gram for item in self.items for gram in item.grams}
 
     def screen(self, prompts: Sequence[tuple[str, str]]) -> list[Hit | None]:
         """Return what each prompt gives away; `prompts` are (task, text) pairs, each once."""
-        words = [tokens(text) for _, text in prompts]
+        texts = [plain_question(text) for _, text in prompts]
+        words = [tokens(text) for text in texts]
         found = [self._grams(part) for part in words]
         common = self._common([task for task, _ in prompts], found)
         rare: dict[int, list[int]] = {}
@@ -102,7 +107,7 @@ class Screen:
                 anchors.setdefault(rarest, []).append(number)
         return [
             self._hit(text, part, grams, rare, anchors)
-            for (_, text), part, grams in zip(prompts, words, found, strict=True)
+            for text, part, grams in zip(texts, words, found, strict=True)
         ]
 
     def _grams(self, words: list[str]) -> set[int]:
