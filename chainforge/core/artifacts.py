@@ -139,8 +139,15 @@ def write_json(path: str | Path, value: Any) -> None:
         file.write("\n")
 
 
-def read_json(path: str | Path) -> Any:
-    """Read a JSON file; `InputError` names the file when it is missing or malformed."""
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Read a JSON object; `InputError` names the file when it is missing, malformed or none."""
+    value = _json(path)
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object, found a {type(value).__name__}")
+    return value
+
+
+def _json(path: str | Path) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -153,7 +160,7 @@ def read_shaped(path: Path, shape: Any, what: str) -> Any:
     """Read a JSON file that has a shape of `core.shapes`, with all that it holds beside it."""
     from chainforge.core.shapes import shaped
 
-    value = read_json(path)
+    value = _json(path)
     found = shaped(value, shape, path, what)
     return value if isinstance(found, dict) else found
 

@@ -95,7 +95,7 @@ def _parser(kinds: Sequence[Any], argv: list[str]) -> tuple[Any, list[str], str]
     layers, flags = _layers(config, flags)
     values, words, problems = _read(layers, flags, hints)
     if problems:
-        raise InputError("\n".join(problems))
+        raise InputError("\n  ".join(problems))
     parser = _strict_parser(kinds, source)
     _check_choices(parser, values, source)
     parser.set_defaults_with_config(**values)
@@ -104,7 +104,7 @@ def _parser(kinds: Sequence[Any], argv: list[str]) -> tuple[Any, list[str], str]
         if wrong := wrong_number(key, value, training="learning_rate" in hints):
             problems.append(f"{'--' if key in typed else f'{source}: '}{key}: {wrong}")
     if problems:
-        raise InputError("\n".join(problems))
+        raise InputError("\n  ".join(problems))
     return parser, words, source
 
 
@@ -130,11 +130,13 @@ def _read(
             if key not in hints:
                 problems.append(f"{file}: {unknown(f'key {key!r}', key, hints)}")
                 continue
+            value = _none_as_word(key, value)
             try:
                 values[key] = checked(value, hints[key], f"{file}: {key}")
             except InputError as error:
                 problems.append(str(error))
     for name, given_words in flags:
+        given_words = [_none_as_word(name, word) for word in given_words]
         try:
             value = _of_flag(name, given_words, hints)
         except InputError as error:
@@ -145,6 +147,11 @@ def _read(
         else:
             values[name.removeprefix("no_") if value is False else name] = value
     return values, words, problems
+
+
+def _none_as_word(key: str, value: Any) -> Any:
+    """For transformers no tracker is the word `none`; nothing else would be reported to `None`."""
+    return "none" if key == "report_to" and value in (None, "None", "null") else value
 
 
 def _of_flag(name: str, words: list[str], hints: dict[str, Any]) -> Any:

@@ -14,13 +14,15 @@ from pathlib import Path
 from chainforge.core.disk import writing
 from chainforge.core.errors import Failed, InputError, Stopped
 from chainforge.core.launch import check_started
+from chainforge.core.loading import loading_fault
 
 
 def run(main: Callable[[], None]) -> None:
     """Run a recipe: wrong input is one message and exit code 2, any other failure exit code 1.
 
     A run that stopped early in good order says so and exits with its own code. A failure whose
-    reason is known, a full disk for one, is one message too; any other shows its traceback.
+    reason is known, a full disk for one, is one message too; any other shows its traceback. A
+    model that a library could not load is wrong input.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -41,6 +43,9 @@ def run(main: Callable[[], None]) -> None:
         print(f"failed: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
     except Exception as error:
+        if fault := loading_fault(error):
+            print(f"error: {fault}", file=sys.stderr, flush=True)
+            sys.exit(2)
         traceback.print_exc()
         print(f"failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         sys.exit(1)

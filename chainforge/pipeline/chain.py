@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from chainforge.core.errors import InputError
+from chainforge.core.options import SEEDS
 from chainforge.core.paths import anchored
 from chainforge.core.references import hint
 from chainforge.core.transcript import PRESETS
@@ -108,9 +109,9 @@ def _text(given: dict[str, Any], key: str) -> str | None:
 
 
 def _seed(value: Any) -> int | None:
-    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+    if value is None or (type(value) is int and SEEDS[0] <= value <= SEEDS[1]):
         return value
-    raise InputError(f"key 'seed' must be a whole number from 0 on, not {value!r}")
+    raise InputError(f"key 'seed' must be a whole number from 0 to {SEEDS[1]}, not {value!r}")
 
 
 def _transcript(value: Any) -> str | None:

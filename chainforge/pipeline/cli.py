@@ -18,6 +18,7 @@ import typer
 from chainforge import __version__
 from chainforge.core.disk import writing
 from chainforge.core.errors import Failed, InputError, Stopped
+from chainforge.core.loading import loading_fault
 from chainforge.pipeline.cli_check import check, doctor
 from chainforge.pipeline.cli_options import (
     AsJson,
@@ -64,6 +65,11 @@ def main() -> None:
     except Interrupted as error:
         print(f"stopped by {error}; run the same command again to go on from here", file=sys.stderr)
         sys.exit(128 + error.signal)
+    except Exception as error:
+        if (fault := loading_fault(error)) is None:
+            raise
+        print(f"error: {fault}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _version(wanted: bool) -> None:

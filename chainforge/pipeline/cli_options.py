@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from chainforge.core.options import SEEDS
+
 if TYPE_CHECKING:
     from chainforge.pipeline.chain import Chain
     from chainforge.pipeline.plan import Step
@@ -25,7 +27,7 @@ Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Change one setting of one stage."),
 ]
-Seed = Annotated[int | None, typer.Option(min=0, help="Seed of every stage.")]
+Seed = Annotated[int | None, typer.Option(min=SEEDS[0], max=SEEDS[1], help="Seed of every stage.")]
 
 
 def planned(

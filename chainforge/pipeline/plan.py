@@ -13,6 +13,7 @@ from typing import Any
 
 from chainforge.core import artifacts, fingerprints
 from chainforge.core.config import given
+from chainforge.core.errors import InputError
 from chainforge.pipeline import commands, handover, places
 from chainforge.pipeline.chain import Chain
 from chainforge.pipeline.gates import check_samples
@@ -60,6 +61,8 @@ class Overrides:
 
 def chain_directory(chain: Chain, runs: str | Path) -> Path:
     """Return where a chain's stages lie."""
+    if Path(runs).exists() and not Path(runs).is_dir():
+        raise InputError(f"--runs {runs}: a file; name the folder that holds the chains' results")
     return Path(runs) / chain.name
 
 

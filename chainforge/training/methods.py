@@ -20,6 +20,7 @@ weights, and goes through a directory, because TRL opens a reference by the path
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -172,6 +173,13 @@ def _check_method(args: Any, model_args: Any, asked: dict[str, Any]) -> None:
     idle = [key for key in asked if key.startswith("lora_") or key in ("use_dora", "use_rslora")]
     if idle and "use_peft" not in asked:
         raise InputError(f"{idle[0]} is given, but not use_peft: say use_peft: true, or false")
+    targets = model_args.lora_target_modules or ()
+    if listed := [name for name in (targets if isinstance(targets, list | tuple) else [targets])
+                  if re.fullmatch(r"[\w.-]+(?:,\s*[\w.-]+)+", name)]:  # fmt: skip
+        raise InputError(
+            f"lora_target_modules: {listed[0]}: separate the names by blanks, in a YAML as a list: "
+            f"[{', '.join(listed[0].replace(',', ' ').split())}]"
+        )
     if odd := [name for name in args.keep if name not in KEPT]:
         raise InputError(f"keep: {odd[0]!r} is none of: {', '.join(KEPT)}")
     left = {"model", "adapter"} if model_args.use_peft else {"model"}

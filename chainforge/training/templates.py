@@ -58,6 +58,8 @@ def load_tokenizer(
         raise InputError(
             f"{reference}: no tokenizer could be loaded: {first_line(error)}"
         ) from None
+    if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # made of nothing
+        raise InputError(f"{reference}: its tokenizer knows no text; is tokenizer.json missing?")
     set_template(tokenizer, template)
     for parser in ("response_template", "response_schema"):
         if getattr(tokenizer, parser, None) is not None:

@@ -232,3 +232,18 @@ def test_several_processes_on_a_cpu_are_told_what_they_need(tmp_path, monkeypatc
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="count only with `use_cpu: true`"):
         run(tmp_path, "batch: 6")
+
+
+@dataclasses.dataclass
+class Trackers:
+    report_to: None | str | list[str] = "none"  # noqa: RUF036 (in TRL's order)
+
+
+@pytest.mark.parametrize(
+    "words", [["--report_to", "None"], ["--report_to", "null"], ["--report_to=none"], []]
+)
+def test_no_tracker_is_a_word(tmp_path, words):
+    (tmp_path / "x.yaml").write_text("report_to: null\n" if not words else "")
+    assert (
+        parse(Trackers, argv=["--config", str(tmp_path / "x.yaml"), *words])[0].report_to == "none"
+    )
