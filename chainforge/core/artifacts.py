@@ -21,6 +21,7 @@ from typing import Any, cast
 
 from chainforge.core.disk import replacing, to_disk
 from chainforge.core.errors import InputError
+from chainforge.core.redaction import redact
 
 MANIFEST = "manifest.json"
 STARTED = "stage.json"
@@ -135,8 +136,8 @@ def write_json(path: str | Path, value: Any) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False, default=str)
-        file.write("\n")
+        text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+        file.write(redact(text) + "\n")
 
 
 def read_json(path: str | Path) -> dict[str, Any]:

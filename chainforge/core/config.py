@@ -20,6 +20,7 @@ from chainforge.core.errors import InputError
 from chainforge.core.fields import checked, is_one_or_more, is_structured, parts_of
 from chainforge.core.options import unknown, wrong_number
 from chainforge.core.paths import anchored
+from chainforge.core.redaction import check_settings
 from chainforge.core.references import find_preset
 from chainforge.core.yaml12 import read_yaml, yaml_value
 
@@ -30,6 +31,7 @@ ON_CPU = " Several processes on a CPU count only with `use_cpu: true`."
 def read_settings(path: str | Path) -> dict[str, Any]:
     """Read a YAML of settings, with its paths as one would type them in the current folder."""
     settings = read_yaml(path)
+    check_settings(settings, str(path))
     try:
         return anchored(settings, Path(path).parent)
     except InputError as error:
@@ -241,6 +243,8 @@ def _layers(
     own = read_settings(config) if config else {}
     chosen = own.pop("preset", None)
     for name, words in flags:
+        check_settings({name: [_word(word) for word in words]}, "command line")
+        check_settings({name: " ".join(words)}, "command line")
         if name == "preset":
             chosen = words[0] if len(words) == 1 else words
     layers = [(config or "command line", own)]

@@ -15,6 +15,8 @@ from chainforge.core.disk import writing
 from chainforge.core.errors import Failed, InputError, Stopped
 from chainforge.core.launch import check_started
 from chainforge.core.loading import loading_fault
+from chainforge.core.redaction import redact_output
+from chainforge.core.sharing import read_secret
 
 
 def run(main: Callable[[], None]) -> None:
@@ -24,10 +26,12 @@ def run(main: Callable[[], None]) -> None:
     reason is known, a full disk for one, is one message too; any other shows its traceback. A
     model that a library could not load is wrong input.
     """
+    redact_output()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         check_started()
+        read_secret("HF_TOKEN")  # whatever asks the Hub sends it
         with writing(Path.cwd()):
             main()
     except InputError as error:

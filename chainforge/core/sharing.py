@@ -11,19 +11,10 @@ from typing import Any
 
 from chainforge.core.artifacts import MANIFEST, STARTED
 from chainforge.core.errors import InputError
+from chainforge.core.redaction import forms, is_secret_key, secrets
 
 Files = Mapping[str, Path | bytes]  # contents by the names that they go out under
 
-_SECRET = re.compile(
-    r"(?:^|_)(?:TOKEN|SECRET|CREDENTIAL|PASSWD|PASSPHRASE|PAT)S?$|(?:^|_|API|ACCESS)KEYS?$"
-    r"|PASSWORDS?$",
-    re.IGNORECASE,
-)
-# A shorter value, such as the EMPTY of a local server, is no secret, and is part of other words.
-SHORTEST_SECRET = 8
-
-_PRIVATE_KEY = re.compile(r"(?:^|_)(?:token|api_?key|key|secret|password)$", re.IGNORECASE)
-_SPECIAL_TOKEN = re.compile(r"(?:bos|eos|pad|unk|sep|cls|mask)_token", re.IGNORECASE)
 _USER_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
 _PARTS = ("model", "adapter", "dataset")  # of a stage's folder
 _TEXTS = (".json", ".jsonl", ".jinja", ".md", ".parquet", ".txt")
@@ -32,14 +23,16 @@ _TEXTS = (".json", ".jsonl", ".jinja", ".md", ".parquet", ".txt")
 def check_secrets(files: Files) -> None:
     """Raise `InputError` when a file holds the value of a secret environment variable.
 
-    Those are the ones called TOKEN, KEY, SECRET or PASSWORD, *_TOKEN, *APIKEY and so on, and the
-    token of a Hub login. Of parquet files the values are read, since their bytes are compressed.
+    Those are the ones with TOKEN, KEY, SECRET, PASSWORD and so on in their names, and the token of
+    a Hub login; texts may hold them escaped or encoded, too. Of parquet files the values are read,
+    since their bytes are compressed.
     """
-    known = _secrets()
+    known = {name: [form.encode() for form in forms(value)] for name, value in secrets().items()}
     for name, content in files.items() if known else ():
+        text = Path(name).suffix != ".safetensors"
         for part in _parts(content):
-            for variable, value in known.items():
-                if part.find(value) >= 0:
+            for variable, values in known.items():
+                if any(part.find(value) >= 0 for value in (values if text else values[:1])):
                     raise InputError(
                         f"{name} holds the value of {variable}, so nothing was sent. If that is a "
                         "secret, change it where it was issued, and make the file without it; if "
@@ -99,7 +92,7 @@ def public(path: str) -> str:
 def public_settings(value: Any) -> Any:
     """Return settings as others may read them: no key or token, and paths as `public` has them."""
     if isinstance(value, Mapping):
-        return {key: public_settings(one) for key, one in value.items() if not _is_private(key)}
+        return {key: public_settings(one) for key, one in value.items() if not is_secret_key(key)}
     if isinstance(value, list | tuple):
         return [public_settings(one) for one in value]
     if not isinstance(value, str):
@@ -107,24 +100,6 @@ def public_settings(value: Any) -> Any:
     if "\n" not in value and (value.count("/") > 1 or value.startswith(("../", "~/"))):
         value = public(value)
     return _USER_IN_URL.sub("", value).replace(f"{Path.home()}/", "~/")
-
-
-def _is_private(key: Any) -> bool:
-    return bool(_PRIVATE_KEY.search(str(key)) and not _SPECIAL_TOKEN.search(str(key)))
-
-
-def _secrets() -> dict[str, bytes]:
-    """Return the values that must not leave this machine, by what they are called."""
-    from huggingface_hub import get_token
-
-    found = {name: value for name, value in os.environ.items() if _SECRET.search(name)}
-    if (login := get_token()) and login not in found.values():
-        found["the Hub login"] = login
-    return {
-        name: value.strip().encode()
-        for name, value in found.items()
-        if len(value.strip()) >= SHORTEST_SECRET
-    }
 
 
 def _parts(content: Path | bytes) -> Iterator[Any]:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from chainforge.core.artifacts import sha256
 from chainforge.core.errors import InputError
-from chainforge.core.sharing import Files, check_secrets
+from chainforge.core.sharing import Files, check_secrets, read_secret
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def token() -> str:
     """Return the Hub's token, from HF_TOKEN or a login; raise `InputError` when there is none."""
     from huggingface_hub import get_token
 
-    found = get_token()
+    found = read_secret("HF_TOKEN") or get_token()
     if not found:
         raise InputError("no token for the Hub: set HF_TOKEN, or run `hf auth login`")
     return found

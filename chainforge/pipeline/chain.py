@@ -13,6 +13,7 @@ from typing import Any
 from chainforge.core.errors import InputError
 from chainforge.core.options import SEEDS
 from chainforge.core.paths import anchored
+from chainforge.core.redaction import check_settings
 from chainforge.core.references import hint
 from chainforge.core.transcript import PRESETS
 from chainforge.core.yaml12 import read_yaml
@@ -72,6 +73,7 @@ def load_chain(reference: str | Path) -> Chain:
     """Read and check a chain file, given by its path or by a recipe folder's name."""
     file = places.find_chain(reference)
     given = read_yaml(file)
+    check_settings(given, str(file))
     try:
         _check_keys(given, CHAIN_KEYS)
         name = safe_name(given.get("name"), "name")
@@ -201,7 +203,7 @@ def _config(given: dict[str, Any], folder: Path) -> Path | None:
     if not path.is_file():
         there = [file.name for file in folder.glob("*.yaml")]
         raise InputError(f"key 'config': no file {places.short(path)}; {hint(name, there)}")
-    read_yaml(path)
+    check_settings(read_yaml(path), str(path))
     return path
 
 

@@ -19,6 +19,7 @@ from chainforge import __version__
 from chainforge.core.disk import writing
 from chainforge.core.errors import Failed, InputError, Stopped
 from chainforge.core.loading import loading_fault
+from chainforge.core.redaction import redact_output
 from chainforge.pipeline.cli_check import check, doctor
 from chainforge.pipeline.cli_options import (
     AsJson,
@@ -50,6 +51,7 @@ def main() -> None:
     """Run the command line; say what was wrong in one message, without a traceback."""
     from chainforge.pipeline.execute import Interrupted, StageFailed
 
+    redact_output()
     try:
         with writing(Path.cwd()):
             app()

@@ -11,6 +11,7 @@ from typing import Any
 
 from chainforge.core.config import given, read_settings
 from chainforge.core.errors import InputError
+from chainforge.core.redaction import check_settings
 from chainforge.core.yaml12 import yaml_value
 from chainforge.pipeline import handover, places
 from chainforge.pipeline.chain import Chain
@@ -169,6 +170,7 @@ def read_sets(chain: Chain, texts: Iterable[str]) -> dict[str, dict[str, Any]]:
         if not (equals and dot and name):
             raise InputError(f"--set {text}: write it as STAGE.KEY=VALUE, reason.max_steps=20")
         parsed = _value(text, value)
+        check_settings({key: parsed}, f"--set {target}")
         check_setting(key, parsed)
         named = [stage for stage in chain.stages if stage.name == name]
         kind = [stage for stage in chain.stages if name in stage.kinds]

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from chainforge.core.errors import PAUSED
+from chainforge.core.redaction import redact, redact_file
 from chainforge.pipeline import commands
 
 POLL_SECONDS = 0.2
@@ -48,7 +49,7 @@ def execute(command: list[str], log: Path, watch: Callable[[], None]) -> tuple[i
     """
     asked: list[int] = []
     with open(log, "ab") as output, _signals(asked):
-        output.write(f"$ {commands.shell(command)}\n".encode())
+        output.write(f"$ {redact(commands.shell(command))}\n".encode())
         output.flush()
         start = output.tell()
         process = subprocess.Popen(
@@ -67,6 +68,7 @@ def execute(command: list[str], log: Path, watch: Callable[[], None]) -> tuple[i
             _end_group(process)
             watchdog.kill()
             watchdog.communicate()
+    redact_file(log, start)  # of what a launcher or a library wrote itself
     if asked:
         raise Interrupted(asked[0])
     with open(log, "rb") as written:

@@ -9,6 +9,7 @@ from typing import Any
 
 from chainforge.core.disk import replacing
 from chainforge.core.errors import Failed, InputError
+from chainforge.core.redaction import redact
 from chainforge.pipeline.reporting.evidence import ChainEvidence, read_chain
 from chainforge.pipeline.reporting.page import render
 
@@ -68,7 +69,7 @@ def _counted(chain: ChainEvidence) -> str:
 
 def _write(directory: Path, chain: ChainEvidence) -> Path:
     # A lone surrogate in a completion is no UTF-8; it must not cost the report.
-    page = render(chain).encode("utf-8", "replace")
+    page = redact(render(chain)).encode("utf-8", "replace")
     path = directory / "report.html"
     with replacing(path, durable=False) as temporary:
         temporary.write_bytes(page)

@@ -37,6 +37,7 @@ from chainforge.core.config import given, resolved
 from chainforge.core.disk import writing
 from chainforge.core.errors import InputError
 from chainforge.core.paths import written_for
+from chainforge.core.redaction import redact
 from chainforge.data.selection.salvage import rejects_in
 from chainforge.training.hub import send
 from chainforge.training.trackers import TENSORBOARD
@@ -206,7 +207,7 @@ def _begin(stage: Stage) -> None:
     artifacts.write_json(marker, value | {"given": stage.given, "inputs": stage.inputs})
     with open(stage.path("config.yaml"), "w", encoding="utf-8") as file:
         config = written_for(stage.config, stage.directory)
-        yaml.safe_dump(config, file, sort_keys=False, allow_unicode=True)
+        file.write(redact(yaml.safe_dump(config, sort_keys=False, allow_unicode=True)))
 
 
 def _wait_for_main(stage: Stage) -> None:

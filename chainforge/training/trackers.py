@@ -14,6 +14,7 @@ from typing import Any
 from chainforge.core.artifacts import read_json
 from chainforge.core.errors import InputError
 from chainforge.core.references import hint
+from chainforge.core.sharing import read_secret
 
 CHAIN = "chain.json"  # beside the stages; `run` writes it
 TENSORBOARD = "tensorboard"  # the folder in the stage that its curves are written to
@@ -60,6 +61,8 @@ def check_trackers(trackers: list[str]) -> None:
         there = getattr(known, f"is_{name}_available", None)
         if there is not None and not there():
             raise InputError(f"report_to: {name} is not installed; pip install {name}")
+    if "wandb" in trackers:
+        read_secret("WANDB_API_KEY")
 
 
 def chain_of(directory: Path) -> str | None:

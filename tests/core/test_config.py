@@ -22,6 +22,7 @@ class Args:
     styles: dict[str, float] = dataclasses.field(default_factory=lambda: {"careful": 1.0})
     kind: Literal["a", "b"] = "a"
     hub_token: str | None = None
+    label: str | None = None
 
 
 @dataclasses.dataclass
@@ -63,7 +64,7 @@ def test_structures_in_yaml_and_on_the_command_line(tmp_path):
     [
         ("styles: {careful: 1e-3}\nlearning_rate: 1E-3", [], {"styles": {"careful": 1e-3}, "learning_rate": 1e-3}),
         ("use_cpu: yes\nshuffle: off", [], {"use_cpu": True, "shuffle": False}),
-        ("kind: a\nhub_token: no", [], {"hub_token": "no"}),
+        ("kind: a\nlabel: no", [], {"label": "no"}),
         ("use_cpu: true", ["--no_use_cpu"], {"use_cpu": False}),
         ("", ["--no_shuffle"], {"shuffle": False}),
         ("names: all-linear", [], {"names": ["all-linear"]}),

@@ -274,3 +274,30 @@ def test_settings_of_the_command_line_reach_the_stage(workplace):
     assert len(workplace.rows("cold")) == 5
     log = (workplace.folder / "runs/fake/reason/log.txt").read_text()
     assert "--seed 8" in log
+
+
+def test_a_secret_reaches_no_file_and_no_terminal(workplace):
+    """One in the chain is refused unseen; one that a library prints is left out of the log."""
+    value = "s3cr3t-of-mine"
+    (workplace.folder / "cold.yaml").write_text(f"steps: 3\nhub_token: {value}\n")
+    for words in (("run", "chain.yaml"), ("plan", "chain.yaml")):
+        text = workplace.chainforge(*words, expect=2)
+        assert "cold.yaml: hub_token: a secret goes into no file" in text
+        assert value not in text
+    assert not list(workplace.folder.glob("runs/**/log.txt"))
+    workplace.configure("cold", steps=3)
+    text = workplace.chainforge("run", "chain.yaml", "--set", f"cold.hub_token={value}", expect=2)
+    assert value not in text
+    script = workplace.folder / "count.py"
+    spill = "print(repr(os.environ['DB_PASS']))\n    os.write(2, os.environb[b'DB_PASS'])\n"
+    raising = "raise RuntimeError(os.environ['DB_PASS'])"
+    script.write_text(
+        script.read_text().replace("def main():", f"def main():\n    {spill}    {raising}")
+    )
+    text = workplace.chainforge("run", "chain.yaml", expect=1, DB_PASS=f"{value}\nand-more-of-it")
+    assert "RuntimeError: [DB_PASS]" in text
+    found = [path for path in workplace.folder.rglob("*") if path.is_file()]
+    assert workplace.folder / "runs/fake/report.html" in found
+    for data in (text.encode(), *(path.read_bytes() for path in found)):
+        assert value.encode() not in data.replace(b"hub_token: " + value.encode(), b"")
+        assert b"and-more-of-it" not in data

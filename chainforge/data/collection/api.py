@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from chainforge import __version__
 from chainforge.core.errors import InputError
 from chainforge.core.records import Row
-from chainforge.core.sharing import SHORTEST_SECRET
+from chainforge.core.redaction import SHORTEST, forms
 from chainforge.core.transcript import write
 from chainforge.data.collection.endpoint import KEYS, STANDARD, Endpoint, key_of, price_of
 from chainforge.data.collection.ledger import NOTHING, Amount
@@ -282,7 +282,9 @@ class ApiTeacher:
         return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in words)[:most]
 
     def _without_key(self, text: str) -> str:
-        return text.replace(self.key, "***") if len(self.key) >= SHORTEST_SECRET else text
+        for form in forms(self.key) if len(self.key) >= SHORTEST else ():
+            text = text.replace(form, "***")
+        return text
 
 
 @contextlib.contextmanager
