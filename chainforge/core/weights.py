@@ -47,6 +47,11 @@ def no_safetensors(where: str, names: Iterable[str]) -> InputError:
 
 def _check(where: str, names: list[str], fetch: Callable[[str], Path]) -> None:
     """Check the files of a model by their names; `fetch` returns where one of them is."""
+    if "adapter_config.json" in names and "config.json" not in names:
+        raise InputError(
+            f"{where} is a LoRA adapter; merge it first: chainforge export {where} --what model "
+            "--to DIR"
+        )
     indexes = [name for name in sorted(names) if name.endswith(".safetensors.index.json")]
     if not indexes and not any(_WHOLE.fullmatch(name) for name in names):
         raise no_safetensors(where, names)

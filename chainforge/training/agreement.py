@@ -6,13 +6,14 @@ The same few rows go through the trained policy, through the base with `adapter/
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from chainforge.core.errors import Failed
+from chainforge.core.errors import Failed, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,11 @@ class Agreement:
 
     def see(self, name: str, model: Any) -> None:
         """Run the rows through a form of the policy; raise `NotWhatWasTrained` if it differs."""
-        logits, tolerance = self._logits(model), _tolerance(model)
+        try:
+            logits, tolerance = self._logits(model), _tolerance(model)
+        except (RuntimeError, ImportError) as error:  # it needs a device or a kernel of its own
+            logger.warning("%s was not compared: it does not run here: %s", name, first_line(error))
+            return
         if self._seen is None:
             self._seen = name, logits, tolerance
             return
@@ -67,6 +72,9 @@ class Agreement:
         with torch.no_grad():
             found = forward(input_ids=self.ids.to(model.device), use_cache=False).logits
         model.train(training)
+        if not found.isfinite().all() and model.dtype == torch.float16:
+            # Large models may overflow in float16 in places where training, in float32, did not.
+            return self._logits(copy.deepcopy(model).float())
         known: torch.Tensor = found[..., : self.known].float().cpu()
         return known - known.mean(-1, keepdim=True)  # what softmax leaves out
 

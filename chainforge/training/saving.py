@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,8 @@ from chainforge.core.errors import Failed, InputError
 from chainforge.training.agreement import Agreement, NotWhatWasTrained
 from chainforge.training.sources import ADAPTER, ADAPTER_WEIGHTS, Source
 from chainforge.training.stage import Stage, is_main_process
+
+logger = logging.getLogger(__name__)
 
 KEPT = ("model", "adapter", "checkpoints")
 CONFIG = "config.json"
@@ -108,7 +111,10 @@ def _save_adapted(model: Any, tokenizer: Any, stage: Stage, state: dict[str, Any
     adapter, target = stage.path("adapter"), stage.path("model")
     config = model.peft_config["default"]
     agreement = Agreement(tokenizer, _tokens(config))
-    if state is None and not getattr(model.get_base_model(), "quantization_method", None):
+    if state is not None or getattr(model.get_base_model(), "quantization_method", None):
+        logger.info("adapter/ and model/ are compared with one another alone: the policy that was "
+                    "trained is split over processes, or on quantised weights")  # fmt: skip
+    else:
         agreement.see("the trained policy", model)
     if Path(config.base_model_name_or_path).exists():
         # A relative path would bind the adapter to this working directory.
@@ -118,17 +124,18 @@ def _save_adapted(model: Any, tokenizer: Any, stage: Stage, state: dict[str, Any
     shutil.rmtree(adapter, ignore_errors=True)
     model.save_pretrained(str(adapter), selected_adapters=["default"], state_dict=state)
     (adapter / "README.md").unlink(missing_ok=True)
-    if start and start.joins:
-        join(start.source, adapter, options)
     try:
-        base = read_json(adapter / ADAPTER)["base_model_name_or_path"]
-        saved = attach(open_base(base, options), adapter)
-        agreement.see(f"{adapter} on its base", saved)
-        if "model" in keep:
-            _merge_in(saved, like=model.get_base_model()).save_pretrained(str(target))
-            tokenizer.save_pretrained(str(target))
-            del saved  # one model at a time
-            agreement.see(str(target), open_base(str(target), {**options, "revision": None}))
+        with _alone():
+            if start and start.joins:
+                join(start.source, adapter, options)
+            base = read_json(adapter / ADAPTER)["base_model_name_or_path"]
+            saved = attach(open_base(base, options), adapter)
+            agreement.see(f"{adapter} on its base", saved)
+            if "model" in keep:
+                _merge_in(saved, like=model.get_base_model()).save_pretrained(str(target))
+                tokenizer.save_pretrained(str(target))
+                del saved  # one model at a time
+                agreement.see(str(target), open_base(str(target), {**options, "revision": None}))
     except NotWhatWasTrained:
         shutil.rmtree(adapter)
         shutil.rmtree(target, ignore_errors=True)
@@ -184,18 +191,19 @@ def merge(source: Source, options: Mapping[str, Any], target: Path) -> None:
 
     assert source.adapter is not None
     tokenizer = AutoTokenizer.from_pretrained(source.tokenizer)
-    adapted = attach(open_base(source.model, options), source.adapter)
-    agreement = Agreement(tokenizer, _tokens(adapted.peft_config["default"]))
-    agreement.see(f"{source.adapter} on its base", adapted)
-    merged = _merge_in(adapted)
-    ends = merged.generation_config.eos_token_id
-    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    if tokenizer.eos_token_id not in [None, *ends]:  # what the adapter's training ended turns with
-        merged.generation_config.eos_token_id = [tokenizer.eos_token_id, *ends]
-    merged.save_pretrained(str(target))
-    tokenizer.save_pretrained(str(target))
-    del adapted, merged  # one model at a time
-    agreement.see(str(target), open_base(str(target), {**options, "revision": None}))
+    with _alone():
+        adapted = attach(open_base(source.model, options), source.adapter)
+        agreement = Agreement(tokenizer, _tokens(adapted.peft_config["default"]))
+        agreement.see(f"{source.adapter} on its base", adapted)
+        merged = _merge_in(adapted)
+        ends = merged.generation_config.eos_token_id
+        ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+        if tokenizer.eos_token_id not in [None, *ends]:  # the adapter may end turns with another
+            merged.generation_config.eos_token_id = [tokenizer.eos_token_id, *ends]
+        merged.save_pretrained(str(target))
+        tokenizer.save_pretrained(str(target))
+        del adapted, merged  # one model at a time
+        agreement.see(str(target), open_base(str(target), {**options, "revision": None}))
 
 
 def _merge_in(adapted: Any, like: Any = None) -> Any:
