@@ -31,14 +31,16 @@ _NAMED = {
     "∩": r"\cap ", "∅": r"\emptyset ", "∈": r"\in ", "ℝ": r"\mathbb{R}", "∨": r"\lor ",
     "∧": r"\land ", "√": r"\sqrt ", "∛": r"\sqrt[3] ", "°": r"^{\circ}", "º": r"^{\circ}",
     "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "“": '"', "”": '"', "„": '"', "‘": "'",
-    "’": "'", "′": "'", "。": ". ", "，": ",", "、": ",", "：": ":", "⟨": r"\langle ", "⟩": r"\rangle ",
+    "’": "'", "′": "'", "«": '"', "»": '"', "「": '"', "」": '"', "。": ". ", "，": ",", "、": ",",
+    "：": ":", "⟨": r"\langle ", "⟩": r"\rangle ",
 }  # fmt: skip
 _SYMBOLS = str.maketrans(_NAMED)
-_RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+")
+_RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+|[₀-₉]+")
 _VULGAR = re.compile(r"(?<=\d)?\s*([¼-¾⅐-⅞↉])")
 
 _END = re.compile(r"<(?:\|[^<>|]{1,40}\||/s|eos|end_of_turn)>\Z")
-_FENCE = re.compile(r"\A```[\w+-]*\n(.*)\n```\Z", re.DOTALL)
+_FENCE = re.compile(r"\A```(?:[\w+-]*\n)?([^`]*)```\Z")
+_STARRED = re.compile(r"\A\*([^*]+)\*\Z")
 _WRAPS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("*", "*"),
           ("__", "__"), ("`", "`"), ('"', '"'), ("'", "'"))  # fmt: skip
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
@@ -97,6 +99,7 @@ def clean(text: str) -> str:
     text = _BOLD.sub(r"\1", _visible(text)).strip()
     for _ in range(5):
         before = text
+        text = _FENCE.sub(r"\1", text).strip() if text.startswith("```") else text
         text = text.rstrip(".;, \n\t") if len(text) > 1 else text
         if text.endswith("\\") and len(text) > 1:
             text = text.rstrip("\\")
@@ -120,7 +123,7 @@ def _visible(text: str) -> str:
     text = text.strip()
     if not text.isascii():
         text = text.translate(_INVISIBLE)
-        text = _RAISED.sub(lambda m: f"^{{{unicodedata.normalize('NFKC', m[0])}}}", text)
+        text = _RAISED.sub(_level, text)
         text = _VULGAR.sub(_fraction, text)
         text = unicodedata.normalize("NFKC", text.translate(_SYMBOLS)).translate(_SYMBOLS)
     for _ in range(8):
@@ -129,6 +132,11 @@ def _visible(text: str) -> str:
             break
         text = text[: end.start()]
     return text
+
+
+def _level(found: re.Match[str]) -> str:
+    mark = "_" if found[0][0] in "₀₁₂₃₄₅₆₇₈₉" else "^"
+    return f"{mark}{{{unicodedata.normalize('NFKC', found[0])}}}"
 
 
 def _fraction(found: re.Match[str]) -> str:
@@ -243,12 +251,19 @@ def _after(text: str, place: int) -> int | None:
 # only the words listed may stand around it.
 _RETRACTED = re.compile(
     r"\b(?:no|wait|actually|or|maybe|perhaps|possibly|scratch|correction|instead|mistaken?|oops"
-    r"|sorry|incorrect|wrong|guess|unsure|hmm+|rather|kidding|but|isn't|should be|i mean|on second"
-    r" thought|not (?:right|correct|sure|certain|it|that|the))\b",
+    r"|sorry|incorrect|wrong|false|guess|unsure|uncertain|doubt|hmm+|rather|kidding|but|isn't|nope"
+    r"|should (?:be|have)|could|might|probably|however|though|although|alternative(?:ly)?|also|else"
+    r"|strike|edit|make (?:that|it)|reflection|revised?|recheck\w*|redo|recalculat\w*|meant|ignore"
+    r"|disregard|never mind|i mean|on second thought"
+    r"|not (?:right|correct|sure|certain|it|that|the))\b",
     re.IGNORECASE,
 )
 _TAKEN_BACK = re.compile(
     r"\b(?:no|wait|actually|oops|sorry|correction|mistake)\b\s*[:,;.!-]|\bscratch that\b",
+    re.IGNORECASE,
+)
+_UNSURE = re.compile(
+    r"\b(?:(?:do not|don't) know|no idea|guess(?:ing)?|not sure|unsure|maybe|perhaps|possibly)\b",
     re.IGNORECASE,
 )
 _DENIED = re.compile(
@@ -259,32 +274,35 @@ _DENIED = re.compile(
 _DOUBT = re.compile(
     r"\b(?:not|no|nor|never|or|neither|either|cannot|than|least|most|except|unless|if|whether|but"
     r"|maybe|perhaps|possibly|probably|might|may|could|would|should|ignore|wrong|false|incorrect"
-    r"|doubt|guess|unsure|know|between|twice|half|double|opposite|negative|minus|all|none|anything"
+    r"|doubt|guess|unsure|know|says?|said|suppose|assum\w*|almost|nearly|some(?:one)?|between|twice|half|double|opposite|negative|minus|all|none|anything"
     r"|nothing|nobody|impossible|exceeds?|actually|wait|instead|every)\b|n't\b",
     re.IGNORECASE,
 )
 _SAID = re.compile(
-    r"(?:\banswers?\b(?:\s+to\s+[^.\n:]{1,80}?)?(?:\s+(?:is|are)\b|\s*[:=])+|答案(?:是|为|[:=])+"
+    r"(?:\banswers?\b(?:\s+to\s+[^.\n:]{1,80}?)?(?:\s+(?:is|are)\b|\s*[:=])+|答案\s*(?:是|为|[:=])+"
+    r"|答え\s*(?:は|:)|(?:选项|答)\s*(?:是|为|:)+|(?:respuesta|réponse|antwort|resposta|ответ|정답)\s*:"
     r"|(?:^|\n)####(?!#))\s*",
     re.IGNORECASE,
 )
 _SPOKEN = re.compile(r"\\text\s*\{([^{}]*answer[^{}]*)\}", re.IGNORECASE)
-_SENTENCE = re.compile(r"[.!?;\n]|,?\s\b(?:so|thus|hence|therefore|then)\b")
-_FULL_STOP = re.compile(r"(?<![.\s])\.(?:\s+|\Z)|\n+|;\s+|(?<=\w)\?\s")
+_SENTENCE = re.compile(r"[.!?\n]|,?\s\b(?:so|thus|hence|therefore|then)\b")
+_LISTED = re.compile(r"\W*\d[\d\W]*(?:(?:the|my|our|final|and|so)\s+)*", re.IGNORECASE)
+_FULL_STOP = re.compile(r"(?<![.\s])\.(\$*)(?:\s+|\Z)|\n+|;\s+|(?<=\w)\?\s")
 _OPENING = re.compile(
-    r"(?:so|thus|hence|therefore|then|finally|and|clearly|now|final|answer|result|the|that|is|in "
-    r"fact|(?:total|sum|value|area|solution)(?=:)|it follows that"
-    r"|we (?:get|have|find|obtain|see|conclude)(?: that)?)\b[,:]?\s+|:\s*",
+    r"(?:so|thus|hence|therefore|then|finally|and|it's|that's|approximately|clearly|now"
+    r"|final|answer|result|the|that|is|in fact|(?:total|sum|value|area|solution)(?=:)"
+    r"|it follows that|we (?:get|have|find|obtain|see|conclude)(?: that)?)\b[,:]?\s+|:\s*",
     re.IGNORECASE,
 )
 _COPULA = re.compile(
-    r"((?:\\?[A-Za-z']+,?\s+){0,15}?)(?:is|are|was|were|equals?|gets?|have|has|had|obtain"
-    r"|finds?|gives?|yields?|becomes?|costs|choose|chose|pick|select|selected|left with|earns?"
-    r"|made|makes?|needs?|sold|takes?|took|measures?|weighs?)\b[\s:]*"
+    r"((?:\$?\\?[A-Za-z']+\$?,?\s+){0,15}?)(?:is|must be|are|was|were|equals?|gets?|have|has|had"
+    r"|obtain|finds?|gives?|yields?|becomes?|costs|choose|chose|pick|select|selected|left with"
+    r"|earns?|made|makes?|needs?|sold|takes?|took|measures?|weighs?|pays?|paid|spends?|spent|saves?"
+    r"|saved|bought|buys?)\b[\s:]*"
     r"(?:equal to\s+|that\s+|exactly\s+)?(?=\S)(.+)",
     re.IGNORECASE | re.DOTALL,
 )
-_REASON = re.compile(r",?\s+(?:because|since)\b", re.IGNORECASE)
+_REASON = re.compile(r"(?:,?\s+|\s*\()(?:because|since)\b", re.IGNORECASE)
 _REMARK = re.compile(r"\s*(?:,\s*|\s-\s+|\()([a-z][a-z .']*)\)?\Z", re.IGNORECASE)
 _CLOSING = re.compile(
     r"\s+(?:in (?:total|all)|altogether|overall|(?:are|is|were|was|will be)? ?(?:left|remaining)"
@@ -303,7 +321,12 @@ remaining which been found computed calculated
 """
 _HARMLESS = frozenset(_HARMLESS_WORDS.split())
 _JOINT = re.compile(r"[\s$,;]*(?:\\text\s*\{\s*)?(?:and|or)?[\s$},;]*", re.IGNORECASE)
-_FACTOR = re.compile(r"(?:[\d_^]|[=\w)}]\s*[-+/]|[-+/](?<!\s-))\s*\{?\Z")
+# Another value in the sentence of a box, or in what little follows it.
+_NEXT = re.compile(r"[^.!?\n]*[\d=<>]|(?s:[^\d]{0,40}\d.{0,20}\Z)")
+_FACTOR = re.compile(
+    r"(?:[\d_^]|[=\w)}]\s*[-+/]|[-+/](?<!\s-)|\\(?:sqrt(?:\[\d\])?|cdot|times|frac|ln|log|pi|pm|mp"
+    r"|sin|cos|tan|neg|overline))\s*\{?\Z"
+)
 _TAIL = re.compile(
     r"(?:[\s$]|\*\*)*(?:[%!^_/+=<>-]|(?<!\*)\*(?!\*)|\\(?:%|cdot|times|pi|sqrt|frac)|(?:\\text\s*\{\s*)?(?:percent|hundred"
     r"|thousand|million|billion|trillion|dozen|lakh|crore|gross|score|pairs?|tenths|hundredths"
@@ -321,8 +344,7 @@ def candidate(text: str) -> str | None:
     if len(text) > MAX_TEXT:
         return None
     text = _visible(text)
-    if fenced := _FENCE.match(text):
-        text = fenced[1].strip()
+    text = _STARRED.sub(r"\1", _FENCE.sub(r"\1", text)).strip()
     places = _boxes(text) if "\\" in text and "box" in text else []
     if places is None:
         return None
@@ -343,9 +365,11 @@ def _boxed(text: str, places: list[tuple[int, int, int, int]]) -> str | None:
         values[squeeze(value)] = value
     first, last = places[0][0], places[-1][1]
     tail, one = text[last:], next(iter(values.values()))
-    before = text[max(0, first - 80) : first].rstrip("$ (\\")
-    denied = _DENIED.search(text[max(0, first - 80) : first]) or _FACTOR.search(before)
-    if "" in values or denied or _TAIL.match(tail) or _RETRACTED.search(tail):
+    before = text[max(0, first - 80) : first]
+    denied = _DENIED.search(before) or _FACTOR.search(before.rstrip("$ (\\"))
+    if "" in values or denied or _UNSURE.search(before) or _TAIL.match(tail):
+        return None
+    if _RETRACTED.search(tail) or (_NEXT.match(tail) and not harmless(tail)):
         return None
     for said in _SAID.finditer(text):
         place = said.end()
@@ -372,7 +396,7 @@ def _claimed(text: str, claims: list[re.Match[str]]) -> str | None:
     found = {}
     for number, claim in enumerate(claims):
         before = _SENTENCE.split(text[max(0, claim.start() - 200) : claim.start()])[-1]
-        if _DOUBT.search(before):
+        if _DOUBT.search(before) or _LISTED.fullmatch(before):
             return None
         stop = claims[number + 1].start() if number + 1 < len(claims) else len(text)
         rest = text[claim.end() : stop]
@@ -390,8 +414,8 @@ def _reduce(text: str) -> str:
     while opening := _OPENING.match(text):
         text = text[opening.end() :]
     stops = islice(_FULL_STOP.finditer(text), MAX_BOXES)
-    if ends := [stop.start() for stop in stops if harmless(text[stop.end() :])]:
-        text = text[: ends[0]]
+    if ends := [stop for stop in stops if harmless(text[stop.end() :])]:
+        text = text[: ends[0].start()] + (ends[0][1] or "")
     text = text.rstrip(". ")
     if (reason := _REASON.search(text)) and not _RETRACTED.search(
         re.sub(r"\b(?:no|or|but|wrong|incorrect|not)\b", "", text[reason.end() :])

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 from chainforge.rewards.answers import MAX_ANSWER, MAX_DEPTH, depth, squeeze
@@ -54,6 +55,7 @@ _JOINED = re.compile(
     r"\s*\\text\s*\{\s*,?\s*(and|or)\s*,?\s*\}\s*|\s*,?\s+(and|or)\s+|\s*\\(lor|land)(?![a-z])\s*",
     re.IGNORECASE,
 )
+_EITHER = re.compile(r"\bor\b|\\lor", re.IGNORECASE)
 _RELATED = re.compile(r"\\le(?![a-z])|\\ge(?![a-z])|\\neq(?![a-z])|<|>")
 _FLIPPED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le", "\\neq": "\\neq"}
 _EQUALS = re.compile(r"(?<![\\<>!=:])(=)(?![=>])|\\(approx)(?![a-z])")
@@ -109,7 +111,7 @@ def _listed(text: str, items: list[str], gold: bool) -> Value:
     """Read several values: of one thing (`x=2, x=3`), or of several (`x=2, y=3`)."""
     values = [_read(item, gold) for item in items]
     names = [re.sub(r"_.*", "", value.name) for value in values]
-    if all(names) and len(set(names)) == len(values):
+    if all(names) and len(set(names)) == len(values) and not _EITHER.search(text):
         pairs = sorted(zip(names, values, strict=True), key=lambda pair: pair[0])
         return Value("named", text, tuple(pairs))
     if len(set(names) - {""}) > 1 or (names[0] == "" and any(names)):
@@ -190,6 +192,10 @@ def _chain(sides: list[str], text: str, gold: bool) -> Value:
     rounded = [read_number(side) for side in sides if side not in exact]
     forms = [form(side) for side in exact]
     if not exact or None in forms or any(one != forms[0] for one in forms[1:]):
+        return Value("relation", text)
+    equal = rational(forms[0] or {}) and "\\approx" not in text
+    numbers = [read_number(side) for side in sides] if equal else []
+    if any(one and other and one.value != other.value for one, other in pairwise(numbers)):
         return Value("relation", text)
     near = approximate(forms[0] or {})
     for decimal in rounded:
@@ -374,7 +380,8 @@ def compare(mine: Value, gold: Value) -> bool | Pairs:
         if (mine.kind, gold.kind) != ("()", "list"):
             return False
         return _in_order(mine.parts, gold.parts)
-    if mine.kind == gold.kind or (gold.kind == "()" and mine.kind == "list"):
+    listed = mine.kind == "list" and not _JOINED.search(mine.raw)
+    if mine.kind == gold.kind or (gold.kind == "()" and listed):
         return _in_order(mine.parts, gold.parts)
     return False
 
@@ -385,6 +392,8 @@ _MARKS = re.compile(r"\\(?:le|ge|neq|in|pm|to|approx)(?![a-z])|[<>&?]|\\\\")
 def _alike(text: str, gold: str) -> bool:
     """Whether a relation has no signs but the gold answer's, turned round or not."""
     known = set(_MARKS.findall(gold))
+    if _subscripts(text) > _subscripts(gold):
+        return False
     return known | {_FLIPPED.get(sign, sign) for sign in known} >= set(_MARKS.findall(text))
 
 
@@ -421,8 +430,8 @@ def _in_any_order(mine: Value, gold: Value) -> bool | Pairs:
 def _same_named(mine: Value, gold: Value) -> bool | Pairs:
     """Compare `x=2, y=3` with `(2,3)` in the order of the names, or with its like."""
     sides, names = [], []
-    for value in (mine, gold):
-        if value.kind not in ("named", "()", "list") or value.name:
+    for value, kinds in ((mine, ("named", "()", "list")), (gold, ("named", "()"))):
+        if value.kind not in kinds or value.name:
             return False
         named = value.kind == "named"
         names.append([name for name, _ in value.parts] if named else None)

@@ -116,8 +116,8 @@ km kilometer kilometre; in inch; ft foot feet; yd yard; mi mile; mg milligram; g
 kg kilogram kilo; lb lbs; oz ounce; ton tonne; ml mL milliliter millilitre; l L liter litre;
 gallon gal; quart qt; pint pt; cup; tablespoon tbsp; teaspoon tsp; s sec second; min minute;
 h hr hrs hour; day; week; month; year yr yrs; decade; century; degree deg °; rad radian; °C celsius;
-°F fahrenheit; K kelvin; unit; dollar ¤ USD buck; cent; euro € EUR; pound £ GBP;
-yen ¥ 円 JPY; yuan 元 rmb RMB CNY; rupee ₹; N newton; J joule; kJ kilojoule; W watt; kW kilowatt;
+°F fahrenheit; K kelvin; unit; dollar ¤ USD US buck 美元; cent; euro € EUR 欧元; pound £ GBP;
+yen ¥ 円 JPY; yuan 元 块 rmb RMB CNY; rupee ₹; N newton; J joule; kJ kilojoule; W watt; kW kilowatt;
 kWh; Pa pascal; V volt; A ampere amp; ohm; Hz hertz; mol mole; cal calorie; kcal;
 mi/h mph; km/h kph kmh; rpm; acre; hectare ha; bit; byte; MB; GB; kB; eV; 岁; 人; 个; 天;
 小时; 分钟; 米; 厘米; 千米; 度
@@ -147,7 +147,7 @@ _SHAPES = frozenset({"old", "tall", "long", "wide", "high", "deep", "away", "apa
 _CURRENCY = re.compile(
     r"([+-]?)\s*([¤€£¥₹]|(?:US|USD|EUR|GBP)(?=[\s¤]))\s*¤?\s*([+-]?)(?=[\s\d.\\(])"
 )
-_ATTACHED = re.compile(r"(?<=[\d)}])(?=[A-Za-z]{2,}(?:[\s^]|\Z)|[¤€£¥₹元円岁人个天小分米厘千度])")
+_ATTACHED = re.compile(r"(?<=[\d)}])(?=[A-Za-z]{2,}(?:[\s^]|\Z)|[¤€£¥₹\u3040-\u9fff])")
 _TEXT = re.compile(r"\\text\s*\{\s*([^{}\\]*?)\s*\}")
 _ORDINAL = re.compile(
     r"(?<=\d)\s*(?:\^\s*\{?\s*(?:\\text\s*\{\s*)?(?:st|nd|rd|th)\s*\}?\s*\}?|(?:st|nd|rd|th))\Z"
@@ -192,7 +192,7 @@ def _phrase(tokens: list[str], unit: str | None) -> str | None:
     wanted = not unit
     while tokens and tokens[-1] in _SHAPES:
         tokens = tokens[:-1]
-    for token in tokens:
+    for token in tokens[1:] if tokens[0] == "US" and tokens[1:] else tokens:
         if token in ("/", "per", "a", "an", "each") and parts and not wanted:
             wanted = True
         elif token.rstrip(".") in _POWERS and wanted:
