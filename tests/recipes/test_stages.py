@@ -201,7 +201,10 @@ def test_evaluate_by_api_refuses_what_it_cannot_ask_for(
 
 @pytest.mark.parametrize(
     ("settings", "words"),
-    [({"extra_body": {"max_tokens": 9}}, "set `max_tokens`"), ({"samples_per_prompt": 0}, "1 or")],
+    [
+        ({"extra_body": {"max_tokens": 9}}, "set `max_tokens`"),
+        ({"samples_per_prompt": 0}, "expected"),
+    ],
 )
 def test_collect_refuses_bad_settings_before_it_leaves_anything(tmp_path, recipe, settings, words):
     config = write(tmp_path / "c.yaml", tasks=[TASK], **settings)
