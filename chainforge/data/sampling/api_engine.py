@@ -77,6 +77,8 @@ class PolicyServer(ApiTeacher):
                 columns = _columns(body, self._choice(body))
         except Failure as error:
             raise self._settled(error, sent) from None
+        finally:
+            self.heard |= one.heard
         return columns, self._paid(usage_of(body), sent)
 
 
@@ -89,8 +91,9 @@ def _columns(body: Any, choice: Choice) -> Row:
             f"({parsed[0]!r:.60}): start it without a reasoning parser",
         )
     usage = usage_of(body)
-    # A model may say nothing and end its turn; a reply without text that ended otherwise is none.
-    if not choice.content and (choice.end not in (STOP, LENGTH) or "content" not in choice.message):
+    # A model may end its turn at once: that is an empty text. No text at all is no completion.
+    empty = choice.message.get("content") == "" and choice.end in (STOP, LENGTH)
+    if not choice.content and not empty:
         words = f"the reply holds no answer (finish_reason {choice.raw!r})"
         said = {"reply": choice.message, "finish_reason": choice.raw}
         raise Rejected("no_answer", words, usage=usage, said=said)

@@ -104,6 +104,7 @@ NO_MIN_P = Answer({"detail": "Unexpected keys in the request: {'min_p'}"}, 422)
         (FAULTS["500"], "status 500: oops"),
         (TOO_LONG, "status 422: the prompt is too long"),
         (chat(None, "tool_calls", tool_calls=[{"id": "1"}]), "no answer .*'tool_calls'"),
+        (chat(None), "no answer .*'stop'"),
         (chat("", "content_filter"), "no answer .*'content_filter'"),
         ({"choices": [{"finish_reason": "stop"}]}, "no answer"),
     ],
