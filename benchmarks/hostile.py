@@ -49,7 +49,7 @@ TRICKS: dict[str, tuple[Maker, int, int]] = {
     "ones": (_repeated("1 "), 40_000, 60_000),
     "brackets": (_repeated("["), 90_000, 110_000),
     "sum of many": (_repeated("x+", "x"), 2500, 3500),
-    "surrogates": (_repeated("\u202e\x00"), 900, 1100),
+    "surrogates": (_repeated("\u202e\x00", "?"), 900, 1100),
 }  # fmt: skip
 
 

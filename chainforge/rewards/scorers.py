@@ -130,7 +130,7 @@ def _same(answer: str, entry: Entry) -> bool:
 
 
 def _says(answer: str, entry: Entry) -> bool:
-    return answer.strip().casefold() == str(entry["answer"]).casefold()
+    return "".join(answer.split()).casefold() == str(entry["answer"]).casefold()
 
 
 def _sorts(answer: str, entry: Entry) -> bool:
@@ -170,6 +170,7 @@ HERE: dict[str, Callable[[str, Entry], bool]] = {
     "coin_flip": _near_chance,
     "complex_arithmetic": _is_complex,
     "countdown": lambda answer, entry: _makes(entry["metadata"]["target"], answer, entry),
+    "figlet_font": _says,
     "game_of_life_halting": _says,
     "n_queens": lambda answer, entry: answer in entry["metadata"]["valid_answers"],
     "number_sorting": _sorts,
@@ -190,7 +191,7 @@ SYMBOLIC: dict[str, Callable[[str, Entry], bool]] = {
 _AUDITED = """
     ab advanced_geometry arc_agi boxnet calendar_arithmetic chain_sum circuit_logic codeio
     color_cube_rotation cryptarithm decimal_arithmetic decimal_chain_sum dice emoji_mystery
-    family_relationships figlet_font fraction_simplification futoshiki game_of_life graph_color
+    family_relationships fraction_simplification futoshiki game_of_life graph_color
     group_anagrams gsm_symbolic jugs kakurasu knight_swap knights_knaves letter_jumble
     manipulate_matrix mini_sudoku needle_haystack number_format palindrome_generation
     palindrome_partitioning path_star polynomial_equations pool_matrix power_function

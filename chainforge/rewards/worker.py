@@ -189,8 +189,10 @@ class Crew:
 
     def _remaining(self, child: _Child) -> float:
         """Return for how many seconds a child surely stays within its limits."""
-        used = child.cpu() - child.started_cpu
         waited = time.monotonic() - child.started
+        if waited < self._limit:  # One thread uses no more of a processor than passes by the clock.
+            return self._limit - waited
+        used = child.cpu() - child.started_cpu
         return min(self._limit - used, self._patience - waited)
 
     def _hear(self, child: _Child) -> tuple[bool | str | None, bool]:

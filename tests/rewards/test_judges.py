@@ -150,7 +150,7 @@ EVIL = entry("evil", "?", pid=os.getpid())
     ("attack", "verdict"),
     [("nothing", False), ("hang", "timeout"), ("sleep", "timeout"), ("crash", "crash"),
      ("leave", "crash"), ("exit", "crash"), ("fill", "memory"), ("babble", "crash"),
-     ("flood", True), ("kill", False), ("spy", False)],
+     ("flood", True), ("kill", False), ("spy", False), ("spy()", False)],
 )  # fmt: skip
 def test_code_in_a_child_costs_its_own_verdict_only(invaded, attack, verdict):
     program = invaded._process.pid

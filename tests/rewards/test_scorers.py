@@ -106,6 +106,8 @@ VERDICTS = [
     (entry("game_of_life_halting", "False"), "false", True),
     (entry("game_of_life_halting", "False"), "True", False),
     (entry("game_of_life_halting", "True"), "no idea", False),
+    (entry("figlet_font", "understanding"), "U N D E R S T A N D I N G", True),
+    (entry("figlet_font", "understanding"), "understandung", False),
     (entry("bitwise_arithmetic", "0x1f", problem="0x1e + 0x1"), "0x1F", True),
     (entry("bitwise_arithmetic", "0x1f", problem="0x1e + 0x1"), "31", True),
     (entry("bitwise_arithmetic", "0x1f", problem="0x1e + 0x1"), "0x1e + 0x1", False),
