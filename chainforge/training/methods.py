@@ -245,13 +245,16 @@ def _check_head(lora: dict[str, Any] | None) -> None:
     """Raise `InputError` when the adapter that trains is on the head, as TRL's losses skip it."""
     for name in ("target_modules", "modules_to_save"):
         places = (lora or {}).get(name) or []
-        for place in [places] if isinstance(places, str) else places:
-            if place.rpartition(".")[2] == "lm_head":
-                raise InputError(
-                    f"lora_{name}: lm_head: TRL computes its losses from the head's own weights, "
-                    "so an adapter on it would never train; leave lm_head out, or use adapter: "
-                    "merge for an adapter that has it"
-                )
+        if isinstance(places, str):
+            found = bool(re.fullmatch(places, "lm_head"))  # as PEFT reads it
+        else:
+            found = any(place.rpartition(".")[2] == "lm_head" for place in places)
+        if found:
+            raise InputError(
+                f"lora_{name}: lm_head: TRL computes its losses from the head's own weights, so an "
+                "adapter on it would never train; leave lm_head out, or use adapter: merge for an "
+                "adapter that has it"
+            )
 
 
 def _settle_dropout(

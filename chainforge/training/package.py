@@ -18,6 +18,7 @@ from chainforge.core.artifacts import STARTED, read_json, read_manifest, sha256
 from chainforge.core.errors import InputError
 from chainforge.core.sharing import places_told, public
 from chainforge.core.upload import Kind
+from chainforge.core.weights import INDEX, check_weights
 from chainforge.training.adapterbase import find_base
 from chainforge.training.lineage import Ancestor, Origin, base_of, lineage, stages_in
 from chainforge.training.modelcard import data_card, head_of, model_card
@@ -96,6 +97,8 @@ def pack(
     elif base is not None:
         raise InputError(f"base: goes with an adapter, and this is a {what}")
     elif what == "model":
+        if (folder / INDEX).exists():
+            check_weights(str(folder))
         files[CONFIG] = _json(_as_used(read_json(folder / CONFIG)))
     known = dict(licence or {})
     if not known and what != "dataset":

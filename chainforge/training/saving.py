@@ -82,11 +82,20 @@ def _save_whole(model: Any, stage: Stage, state: dict[str, Any] | None) -> None:
 def _precision(start: Any) -> Any:
     """Return the precision of the model that a stage started from; None when it is not known."""
     import torch
+    from safetensors import safe_open
 
-    config = start.source.config if start else {}
+    if start is None:
+        return None
+    config = start.source.config
     for part in (config, config.get("text_config") or {}):
         if name := part.get("dtype") or part.get("torch_dtype"):
             return getattr(torch, str(name).removeprefix("torch."), None)
+    known = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    for path in sorted(Path(start.source.model).glob("*.safetensors")):
+        with safe_open(str(path), "pt") as file:
+            for key in file.keys():  # noqa: SIM118
+                if dtype := known.get(file.get_slice(key).get_dtype()):
+                    return dtype
     return None
 
 

@@ -400,3 +400,9 @@ def test_who_wants_a_plain_model_is_told_how_to_make_one_of_an_adapter(run):
     shutil.rmtree(run / "cold/model")
     with pytest.raises(InputError, match=f"chainforge export {adapter} --what model --to DIR"):
         check_model(str(adapter))
+
+
+def test_a_model_whose_index_names_a_pickle_is_not_exported(tiny_model, tmp_path):
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    write_json(model / "model.safetensors.index.json", {"weight_map": {"a": "pytorch_model.bin"}})
+    assert "pytorch_model.bin" in refused(model, what="model")

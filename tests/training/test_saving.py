@@ -130,9 +130,12 @@ def test_a_fresh_adapter_is_published_as_it_was_trained(case, wide_model, tmp_pa
     assert tied == ("tied" not in case)
 
 
-@pytest.mark.parametrize("name", ["target_modules", "modules_to_save"])
-def test_an_adapter_on_the_head_is_refused(name, wide_model, tmp_path, monkeypatch):
-    flags = [*LORA, f"--lora_{name}", "q_proj", "lm_head"]
+@pytest.mark.parametrize(
+    ("name", "places"),
+    [("target_modules", ["q_proj", "lm_head"]), ("modules_to_save", ["lm_head"])],
+)
+def test_an_adapter_on_the_head_is_refused(name, places, wide_model, tmp_path, monkeypatch):
+    flags = [*LORA, f"--lora_{name}", *places]
     with pytest.raises(InputError, match=f"lora_{name}: lm_head"):
         stage_of(monkeypatch, "sft", wide_model, tmp_path / "cold", *flags)
 
@@ -218,6 +221,18 @@ def test_all_weights_are_saved_in_the_precision_of_the_base(
     assert AutoModelForCausalLM.from_pretrained(stage.path("model"), dtype="auto").dtype == dtype
     left = logits(opened(stage.path("model")).float())
     assert (left - stage.ended).norm() / stage.ended.norm() < 0.03
+
+
+def test_a_base_that_says_no_precision_is_saved_as_its_weights_are(
+    wide_model, tmp_path, monkeypatch
+):
+    base = Path(shutil.copytree(wide_model, tmp_path / "base"))
+    opened(wide_model).bfloat16().save_pretrained(base)
+    config = read_json(base / "config.json")
+    del config["dtype"]
+    (base / "config.json").write_text(json.dumps(config))
+    stage = stage_of(monkeypatch, "sft", base, tmp_path / "cold")
+    assert opened(stage.path("model")).dtype == torch.bfloat16
 
 
 class Shards:
