@@ -1,4 +1,4 @@
-"""Keep what messages say from becoming special tokens.
+"""Keep what messages say from becoming special tokens, and a template's errors readable.
 
 A tokenizer reads the text that a chat template wrote, and cannot tell the template's `<|im_end|>`
 from one that a user or a teacher wrote. A shielded tokenizer is given the latter in two pieces.
@@ -10,7 +10,7 @@ import functools
 import re
 from typing import Any
 
-from chainforge.core.errors import InputError
+from chainforge.core.errors import InputError, first_line
 from chainforge.core.marks import special_ids
 
 # Unicode's noncharacters: no text has them, and templates leave them as they are.
@@ -20,13 +20,13 @@ _CUTS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
 def shield(tokenizer: Any) -> Any:
     """Have a tokenizer's `apply_chat_template` take special tokens within messages for text.
 
-    The tokens still spell the same text. Returns the tokenizer itself.
+    The tokens still spell the same text. A template that fails on a conversation raises
+    `InputError`. Returns the tokenizer itself.
     """
-    special = special_ids(tokenizer).values()
-    if special and not isinstance(tokenizer.apply_chat_template, functools.partial):
+    if not isinstance(tokenizer.apply_chat_template, functools.partial):
         # The longest first, or a part of it would be cut and the whole be left.
-        longest = sorted(special, key=len, reverse=True)
-        marks = re.compile("|".join(re.escape(mark) for mark in longest))
+        longest = sorted(special_ids(tokenizer).values(), key=len, reverse=True)
+        marks = re.compile("|".join(re.escape(mark) for mark in longest) or "(?!)")
         tokenizer.apply_chat_template = functools.partial(_apply, tokenizer, marks)
     return tokenizer
 
@@ -35,7 +35,7 @@ def _apply(
     tokenizer: Any, marks: re.Pattern[str], conversation: Any, *args: Any, **options: Any
 ) -> Any:
     """Do what `apply_chat_template` does, with a cut in every special token within a message."""
-    plain = functools.partial(type(tokenizer).apply_chat_template, tokenizer)
+    plain = functools.partial(_plain, tokenizer)
     many = bool(conversation) and isinstance(conversation[0], list)
     each = conversation if many else [conversation]
     if not options.get("tokenize", True) or not any(_found(turns, marks) for turns in each):
@@ -50,6 +50,14 @@ def _apply(
             "out (assistant_only_loss and padded batches cannot take it for text)"
         )
     return _encode(tokenizer, plain, marks, conversation, options)
+
+
+def _plain(tokenizer: Any, *args: Any, **options: Any) -> Any:
+    """Do what `apply_chat_template` does; raise `InputError` where the template fails."""
+    try:
+        return type(tokenizer).apply_chat_template(tokenizer, *args, **options)
+    except Exception as error:  # a template is a program, and may raise anything
+        raise InputError(f"the chat template fails: {first_line(error)}") from error
 
 
 def _encode(tokenizer: Any, plain: Any, marks: Any, turns: Any, options: dict[str, Any]) -> Any:

@@ -197,7 +197,11 @@ def _change(
     try:
         before, written = render(prompt, add_generation_prompt=True), render(whole)
     except Exception as error:  # a template is a program, and may raise anything
-        return f"fails after {' and '.join(turn['role'] for turn in prompt)}: {first_line(error)}"
+        roles, why = (
+            " and ".join(turn["role"] for turn in prompt),
+            first_line(error.__cause__ or error),
+        )
+        return f"fails after {roles}: {why}"
     for turn in prompt:
         if turn["role"] in ("system", "user") and turn["content"].strip() not in before:
             return f"changes the {turn['role']} turn, or leaves it out"

@@ -58,10 +58,10 @@ class Copy:
         act(tokenizer)
         tokenizer.save_pretrained(self.folder / model)
 
-    def template(self, old, new):
+    def template(self, old, new, times=-1):
         path = self.folder / "base/chat_template.jinja"
         assert old in path.read_text()
-        path.write_text(path.read_text().replace(old, new))
+        path.write_text(path.read_text().replace(old, new, times))
 
     def launch(self, stage, text):
         self.stage(stage, launch=self.write("launch.yaml", text))

@@ -94,6 +94,10 @@ FAULTS = {
     "a template that eats the reasoning": (
         lambda c: c.template("message['content']", "message['content'].split('</reasoning_process>')[-1]"),
         "error", "transcript", "mixed", "changes the assistant's text"),
+    "a template that takes no system turn": (
+        lambda c: (c.template("{%", "{% if messages[0].role == 'system' %}{{ raise_exception('No "
+                              "system') }}{% endif %}{%", 1), c.change("scores", system_prompt="S")),
+        "error", "transcript", "scores", 'No system; set `system_prompt: ""`'),
     "a template that ends no turn": (
         lambda c: c.write("base/chat_template.jinja", SHORT + BEGIN),
         "error", "transcript", "cold", "writes nothing that ends the assistant's turn"),
@@ -217,6 +221,19 @@ def test_the_copy_is_sound_without_a_fault(copy, capsys, monkeypatch):
     shown = told[told.rindex("«") :]
     assert shown.startswith("«<reasoning_process>·")
     assert shown.rstrip().partition("»")[0].endswith("·</summary>·<|im_end|>·⏎")
+
+
+def test_a_template_that_a_stage_sets_is_that_of_those_after_it(copy, capsys, monkeypatch):
+    template = (copy.folder / "base/chat_template.jinja").rename(copy.folder / "chatml.jinja")
+    code, findings, _ = diagnose(capsys, monkeypatch)
+    assert code == 1
+    bare = {f["stage"] for f in findings if f["level"] == "error"}
+    assert {"cold", "reason", "picks", "scores"} <= bare
+    for name in ("cold", "mixed", "scores"):  # the second SFT starts from the base as well
+        copy.change(name, chat_template_path=str(template))
+    code, findings, _ = diagnose(capsys, monkeypatch)
+    assert [f for f in findings if f["level"] != "ok"] == []
+    assert code == 0
 
 
 def test_a_probe_comes_last_and_only_when_nothing_is_wrong(copy, capsys, monkeypatch):

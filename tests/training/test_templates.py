@@ -210,6 +210,12 @@ def test_messages_cannot_become_special_tokens(tokenizer, hostile):
     )
 
 
+def test_a_template_that_fails_later_says_so(tokenizer):
+    made = changed(tokenizer, chat_template="{{ raise_exception('No tools') }}")
+    with pytest.raises(InputError, match="the chat template fails: No tools"):
+        shield(made).apply_chat_template(USER)
+
+
 def test_trl_trains_on_shielded_rows(tiny_model, tokenizer, tmp_path):
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer

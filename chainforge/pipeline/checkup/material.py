@@ -140,12 +140,11 @@ def tokenizer(context: Context, name: str, step: Step | None = None) -> Any:
 
 def _template(context: Context, name: str, step: Step | None) -> str | None:
     """Return the `chat_template_path` that is in force in a stage, or in those below a policy."""
-    step = step or step_of(context, name)
-    while step is not None:
-        if path := step.given.get("chat_template_path"):
-            return str(path)
-        step = step_of(context, sampled(step))
-    return None
+    path = step.given.get("chat_template_path") if step else None
+    below = step_of(context, name)
+    while below is not None and not path:
+        path, below = below.given.get("chat_template_path"), step_of(context, sampled(below))
+    return str(path) if path else None
 
 
 def context_length(context: Context, name: str) -> int | None:

@@ -1,0 +1,83 @@
+"""Each recipe takes `chat_template_path`, and refuses a chat template that its prompts do not fit."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import trl
+import yaml
+
+from chainforge.core.artifacts import read_manifest
+from chainforge.core.transcript import write
+
+SUMS = {"dataset": "chain_sum", "min_terms": 2, "max_terms": 2, "max_digits": 1}
+TASK = {"fn": "reasoning_gym", "params": SUMS, "size": 8, "split": "train"}
+TRAIN = {"use_cpu": True, "bf16": False, "report_to": "none", "max_steps": 1,
+         "per_device_train_batch_size": 4, "learning_rate": 0.01, "save_strategy": "no"}  # fmt: skip
+ASKED = TRAIN | {"tasks": [TASK], "max_completion_length": 8}
+SAMPLED = {"tasks": [TASK], "num_samples": 1, "max_new_tokens": 8}
+LOOSE = {"require_correct": False, "require_format": False, "max_repetition": None,
+         "min_language": None}  # fmt: skip
+RECIPES = {
+    "sft": TRAIN | {"data": ["rows.jsonl"]},
+    "grpo": ASKED | {"num_generations": 2, "random_rewards": True},
+    "distill": ASKED | {"teacher_model_name_or_path": "bare"},
+    "reject": SAMPLED | LOOSE,
+    "evaluate": SAMPLED | {"models": ["one=bare"]},
+}
+ROW = {
+    "messages": [
+        {"role": "system", "content": "Reason, then answer."},
+        {"role": "user", "content": "1 + 1?"},
+        {"role": "assistant", "content": write("1 + 1 is 2.", "2")},
+    ]
+}
+
+
+@pytest.fixture
+def run(tmp_path, tiny_model, tokenizer, recipe, monkeypatch):
+    """Run a recipe on a model without a chat template, and templates beside it."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_model, "bare")
+    Path("bare/chat_template.jinja").unlink()
+    Path("chatml.jinja").write_text(tokenizer.chat_template)
+    for name in ("gemma", "qwen3"):
+        shutil.copy(Path(trl.__file__).parent / f"chat_templates/{name}.jinja", ".")
+    Path("fails.jinja").write_text("{% for m in messages %}{{ m.content + 1 }}{% endfor %}")
+    Path("rows.jsonl").write_text(f"{json.dumps(ROW)}\n" * 8)
+
+    def call(name, output="out", **settings):
+        model = {} if name == "evaluate" else {"model_name_or_path": "bare"}
+        Path("c.yaml").write_text(yaml.safe_dump(model | RECIPES[name] | settings))
+        return recipe(name, "--config", "c.yaml", "--output_dir", output)
+
+    return call
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_template_can_be_given_to_a_model_without_one(run, tokenizer, name):
+    code, error = run(name, "refused")
+    assert code == 2
+    assert "bare: the tokenizer has no chat template; set chat_template_path" in error
+    code, error = run(name, chat_template_path="chatml.jinja")
+    assert code == (name == "distill"), error  # that teacher has nothing to teach
+    assert "chat template" not in error
+    assert (read_manifest("out") is None) == bool(code)
+    if name == "sft":
+        assert Path("out/model/chat_template.jinja").read_text() == tokenizer.chat_template
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_prompts_that_the_template_refuses_are_found_before_a_model_is_loaded(run, name):
+    for file, words in (
+        ("gemma.jinja", 'System role not supported; set `system_prompt: ""`'),
+        ("qwen3.jinja", "set `transcript: think`"),
+        ("fails.jinja", "fails.jinja: the chat template fails after system and user: can only"),
+        ("none.jinja", "chat_template_path: none.jinja: [Errno 2] No such file"),
+    ):
+        code, error = run(name, file.partition(".")[0], chat_template_path=file)
+        assert code == 2, error
+        assert words in error
+        assert "Traceback" not in error
+        assert "Loading weights" not in error
