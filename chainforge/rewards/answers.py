@@ -369,7 +369,8 @@ def _boxed(text: str, places: list[tuple[int, int, int, int]]) -> str | None:
     denied = _DENIED.search(before) or _FACTOR.search(before.rstrip("$ (\\"))
     if "" in values or denied or _UNSURE.search(before) or _TAIL.match(tail):
         return None
-    if _RETRACTED.search(tail) or (_NEXT.match(tail) and not harmless(tail)):
+    others = {number.rstrip(".,") for number in re.findall(r"\d[\d.,]*", tail)}
+    if _RETRACTED.search(tail) or (_NEXT.match(tail) and (not others or others - values.keys())):
         return None
     for said in _SAID.finditer(text):
         place = said.end()

@@ -14,7 +14,7 @@ from typing import Any
 
 from chainforge.core.errors import InputError
 from chainforge.rewards.answers import MAX_TEXT, boxes, candidate, depth, doubted, squeeze
-from chainforge.rewards.claims import Claim, read_answer, read_gold, refused, value_text
+from chainforge.rewards.claims import Claim, read_answer, read_gold, refused, value_text, words_of
 from chainforge.rewards.exact import compare, same_scalar
 from chainforge.rewards.judges import Job
 from chainforge.rewards.quantities import number, ratio
@@ -31,8 +31,10 @@ def _math(claim: Claim) -> bool | list[Job] | None:
         return False
     if squeeze(text) == gold.key:
         return True
+    if (words_of(gold.text) or "\\text" in gold.text) and _word(text) == _word(gold.text):
+        return True
     if gold.prose:
-        return _word(text) == _word(gold.text)
+        return False
     if (letter := _ONE_LETTER.fullmatch(gold.text)) and _letter(text, math=True) == letter[1]:
         return True
     value = read_answer(claim, gold)

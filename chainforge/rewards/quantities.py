@@ -173,7 +173,7 @@ def split_unit(text: str, known: bool = True) -> tuple[str, str | None]:
         sure = marked or len(tokens[start]) > 1 or read_number(value) is not None
         if found and (sure or not _LETTER.search(value)):
             value = value.replace(" / ", "/")
-            return (text, None) if _FUNCTION.search(value) and "°" in found else (value, found)
+            return (text, None) if _FUNCTION.search(value) and found == "degree" else (value, found)
     if unit:
         return " ".join(tokens).replace(" / ", "/"), unit
     if not known and (words := _WORDS.fullmatch(_TEXT.sub(r" \1 ", text))):
