@@ -19,6 +19,7 @@ from chainforge.core import artifacts, process
 from chainforge.core.config import parse
 from chainforge.core.errors import InputError
 from chainforge.core.paths import unplaced
+from chainforge.core.records import has_answer
 from chainforge.core.references import hint
 from chainforge.core.transcript import DEFAULT, system_prompt
 from chainforge.data.measures import summarize
@@ -108,6 +109,8 @@ def main() -> None:
         "evaluate", run.output_dir, *configs, inputs=inputs, seed=run.seed, shared=True
     ) as stage:
         examples = load_examples(tasks, args.transcript, run.seed)
+        if not any(map(has_answer, examples)):
+            raise InputError("tasks: no row has an `answer`, so there is no accuracy to measure")
         tokenizers = {
             name: load_tokenizer(
                 path, args.transcript, rows=examples, template=sampling.chat_template_path

@@ -19,7 +19,7 @@ from chainforge.data.datasets import check_batch, grpo_dataset
 from chainforge.data.sampling.gate import gate
 from chainforge.data.sampling.harvest import Recorder
 from chainforge.data.tasks import TaskArgs, load_examples
-from chainforge.rewards.scoring import RewardArgs, check_overlong, load_rewards
+from chainforge.rewards.scoring import RewardArgs, check_applicable, check_overlong, load_rewards
 from chainforge.rewards.verifier import expect
 from chainforge.training.callbacks import RolloutCallback
 from chainforge.training.checkpoints import check_saving
@@ -53,6 +53,7 @@ def main() -> None:
         gated = gate(load_examples(tasks, judges.transcript, training.seed), rl)
         unseen = hold_out(rl, tasks, judges.transcript, training)
         rewards = load_rewards(judges, set().union(*gated.rows))
+        check_applicable(rewards, gated.rows)
         expect(gated.rows)
         check_dynamic(rl, rewards)
         check_overlong(rewards, training.max_completion_length)

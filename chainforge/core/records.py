@@ -23,7 +23,7 @@ Message = dict[str, str]
 
 
 def example(
-    prompt: list[Message], answer: str, *, task: str, verifier: str = "math", **extra: Any
+    prompt: list[Message], answer: str | None, *, task: str, verifier: str = "math", **extra: Any
 ) -> Row:
     """Make an Example; its id is a hash of task and prompt, so equal content has an equal id."""
     content = json.dumps([task, prompt], sort_keys=True, ensure_ascii=False)
@@ -35,6 +35,14 @@ def example(
 def sample(row: Row, completion: str, index: int, *, source: str, **provenance: Any) -> Row:
     """Make a Sample: the Example, its `index`-th completion, and where that came from."""
     return row | {"completion": completion, "sample": index, "source": source} | provenance
+
+
+def has_answer(row: Row) -> bool:
+    """Return whether a row has a gold answer, or an entry that is scored without one.
+
+    A row without the column says nothing of it: then there may be one.
+    """
+    return row.get("answer", "") is not None or bool(row.get("entry"))
 
 
 def question(row: Row) -> str:

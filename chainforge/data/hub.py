@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 from pathlib import Path
 from typing import Any
@@ -154,7 +155,7 @@ def _load(
 def _readable(dataset: str, part: str, raws: Any, columns: Columns) -> list[Row]:
     """Return the rows of one part; those whose answer cannot be read are counted and left out."""
     labelled = ((f"{part}[{index}]", raw) for index, raw in enumerate(raws))
-    rows, wrong = convert(labelled, columns)
+    rows, wrong = convert(labelled, columns, columns.without_answers(itertools.islice(raws, 1)))
     if len(wrong) > UNREADABLE * (len(rows) + len(wrong)):
         total = len(rows) + len(wrong)
         raise InputError(f"{dataset}: {len(wrong)} of {total} rows cannot be read:{listed(wrong)}")

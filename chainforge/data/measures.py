@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 from chainforge.core.errors import InputError
-from chainforge.core.records import Row
+from chainforge.core.records import Row, has_answer
 from chainforge.core.statistics import (
     macro,
     maj_at_k,
@@ -53,9 +53,13 @@ def measure(
     """Return one model's numbers from its Sample rows, k of them per example id.
 
     All rows together, then `tasks` with the same numbers by task, and `macro`, the mean over the
-    tasks. A row without a verdict counts as wrong and in `unjudged`.
+    tasks. A row without a verdict counts as wrong and in `unjudged`; a prompt without an answer is
+    left out, and counted in `without_answer`.
     """
-    prompts = _by_prompt(name, rows)
+    every = _by_prompt(name, rows)
+    prompts = _answered(every)
+    if not prompts:
+        raise InputError(f"model {name}: no row has an answer, so there is no accuracy to measure")
     by_task: dict[str, dict[str, list[Row]]] = {}
     for key, samples in prompts.items():
         by_task.setdefault(str(samples[0].get("task", "")), {})[key] = samples
@@ -64,6 +68,7 @@ def measure(
     return {
         "name": name,
         **_numbers(prompts, *read_as),
+        **({"without_answer": len(every) - len(prompts)} if len(every) > len(prompts) else {}),
         "samples_per_prompt": min(len(samples) for samples in prompts.values()),
         "tasks": tasks,
         "macro": {kind: _macro(list(by_task.values()), key) for kind, key in ACCURACIES.items()},
@@ -126,7 +131,7 @@ def compare(
     Returns {"from", "to", "difference", "low", "high", "p"}, first samples paired by id; raises
     `InputError` when the two did not answer the same prompts.
     """
-    a, b = _by_prompt(name_a, rows_a), _by_prompt(name_b, rows_b)
+    a, b = (_answered(_by_prompt(*named)) for named in ((name_a, rows_a), (name_b, rows_b)))
     if a.keys() != b.keys():
         odd = sorted(a.keys() ^ b.keys())
         raise InputError(
@@ -156,6 +161,11 @@ def _by_prompt(name: str, rows: list[Row]) -> dict[str, list[Row]]:
     for row in sorted(rows, key=lambda row: (str(row["id"]), row.get("sample") or 0)):
         prompts.setdefault(str(row["id"]), []).append(row)
     return prompts
+
+
+def _answered(prompts: dict[str, list[Row]]) -> dict[str, list[Row]]:
+    """Return the prompts that have a gold answer."""
+    return {key: samples for key, samples in prompts.items() if has_answer(samples[0])}
 
 
 def steps_to(most: int) -> list[int]:

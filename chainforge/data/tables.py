@@ -16,6 +16,9 @@ from chainforge.data.selection.salvage import SHARE, salvage, settle
 from chainforge.rewards.answers import boxed_answers
 
 EXTRACTS = ("text", "hashes", "boxed")
+# Under these names others keep the gold answer: a file that has one was meant to have answers.
+ANSWERS = ("solution", "answers", "final_answer", "gold", "target", "label", "ground_truth",
+           "expected", "expected_answer", "output", "reference")  # fmt: skip
 
 
 def wrong_turns(turns: Any) -> str | None:
@@ -49,7 +52,14 @@ class Columns:
         if self.extract not in EXTRACTS:
             raise InputError(f"extract: {self.extract!r} is none of {', '.join(EXTRACTS)}")
 
-    def row(self, raw: Any) -> Row:
+    def without_answers(self, raws: Iterable[Any]) -> bool:
+        """Return whether a table holds prompts alone, not answers under a name of its own."""
+        own = {self.answer, *ANSWERS}
+        return self.answer == "answer" and not any(
+            isinstance(raw, dict) and own & raw.keys() for raw in raws
+        )
+
+    def row(self, raw: Any, prompts_only: bool = False) -> Row:
         """Return a table's row as one of a task; raise `InputError` saying what is wrong."""
         if not isinstance(raw, dict):
             raise InputError(f"a {type(raw).__name__}, not a mapping")
@@ -57,7 +67,8 @@ class Columns:
         messages = self.prompt or ("prompt" if self.question not in raw and "prompt" in raw else "")
         asked = messages or self.question
         self._check(raw, "prompt" if messages else "question", asked)
-        self._check(raw, "answer", self.answer)
+        if not prompts_only:
+            self._check(raw, "answer", self.answer)
         for name in self.keep or ():
             self._check(raw, "keep", name)
         turns = raw[asked] if messages else [{"role": "user", "content": raw[asked]}]
@@ -69,7 +80,8 @@ class Columns:
         extra = {key: raw[key] for key in keep if key not in (asked, self.answer)}
         if "id" in extra:  # an Example's id is the hash of its content
             extra["source_id"] = extra.pop("id")
-        answer = self._answer(raw[self.answer])
+        answer = raw.get(self.answer)
+        answer = None if answer is None else self._answer(answer)
         return extra | {"prompt": turns, "answer": answer, "verifier": verifier}
 
     def _check(self, raw: Row, key: str, name: str) -> None:
@@ -128,18 +140,19 @@ def jsonl(
     """Read a file of JSON lines; `question` (or `prompt`, messages) and `answer` name its columns.
 
     A column `verifier` counts unless one is given here; other columns are kept (`keep`: only
-    these). With a `size` the rows are drawn by `seed`. Malformed rows, and rows with the `id` of
-    an earlier one, are left out and written to the stage's rejects; more than the share
-    `max_bad_rows` of them raises `InputError`.
+    these). A file without answers holds prompts for rewards that need none. With a `size` the rows
+    are drawn by `seed`. Malformed rows, and rows with the `id` of an earlier one, are left out and
+    written to the stage's rejects; more than the share `max_bad_rows` of them raises `InputError`.
     """
     columns = Columns(question, answer, prompt, verifier, extract, keep)
     found = salvage(path, unique="id")
     if not found.rows and not found.faults:
         raise InputError(f"{path} is empty: expected one JSON object a line")
     rows: list[Row] = []
+    prompts_only = columns.without_answers(raw for _, raw in found.rows)
     for number, raw in found.rows:
         try:
-            rows.append(columns.row(raw))
+            rows.append(columns.row(raw, prompts_only))
         except InputError as error:
             found.faults.append((number, str(error)))
     total = len(rows) + len(found.faults)
@@ -148,13 +161,15 @@ def jsonl(
     return draw([{"task": name} | row for row in rows], size, seed)
 
 
-def convert(raws: Iterable[tuple[str, Any]], columns: Columns) -> tuple[list[Row], list[str]]:
+def convert(
+    raws: Iterable[tuple[str, Any]], columns: Columns, prompts_only: bool = False
+) -> tuple[list[Row], list[str]]:
     """Return the rows that could be read, and for each other one where and why not."""
     rows: list[Row] = []
     wrong: list[str] = []
     for label, raw in raws:
         try:
-            rows.append(columns.row(raw))
+            rows.append(columns.row(raw, prompts_only))
         except InputError as error:
             wrong.append(f"{label}: {error}")
     return rows, wrong

@@ -201,11 +201,12 @@ def _as_example(raw: Any, task: _Task, where: str) -> Row:
         turns = [{"role": "user", "content": raw["question"]}]
     if wrong := wrong_turns(turns):
         raise InputError(f"{where}: {wrong}")
-    if not isinstance(raw.get("answer"), str):
-        raise InputError(f"{where}: `answer` must be text, found {raw.get('answer')!r}")
+    row["answer"] = answer = raw.get("answer")
+    if answer is not None and not isinstance(answer, str):
+        raise InputError(f"{where}: `answer` must be text, found {answer!r}")
     # An entry of reasoning-gym may be scored by its data set without any single right answer.
-    if not raw["answer"].strip() and "entry" not in raw:
-        raise InputError(f"{where}: `answer` is empty")
+    if answer is not None and not answer.strip() and "entry" not in raw:
+        raise InputError(f"{where}: `answer` is empty; leave it out where there is none")
     own = task.fn.rpartition(":")[2]
     row["task"] = task.name or raw.get("task") or own
     row["verifier"] = raw.get("verifier") or "math"

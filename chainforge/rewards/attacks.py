@@ -74,7 +74,7 @@ def attacks(row: Row, wrong: str, transcript: str) -> list[tuple[str, str]]:
         " ".join([wrong, gold] * 50),
     ]
     if number(clean(gold)) is not None:
-        stuffed += [f"x={wrong}={gold}", f"{gold}\\%", f"{wrong}={gold}"]
+        stuffed += [f"x={wrong}={gold}", f"{gold}\\%", f"{wrong}={gold}", f"{wrong} or x = {gold}"]
         if row.get("verifier") == "arithmetic":
             stuffed += [f"{gold}+0", f"{gold}*1"]
     second = f"{tags.answer_open}{gold}{tags.answer_close}" if tags.answer_open else right

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from chainforge.core.errors import Failed, InputError
+from chainforge.core.records import Row, has_answer
 from chainforge.core.references import described, user_code
 from chainforge.rewards.binding import BATCH_NAMES, Bound
 from chainforge.rewards.functions import accuracy_reward
@@ -34,7 +35,8 @@ class NotFinite(ValueError):
 class Reward:
     """A reward function in TRL's batch form, named for TRL's metrics by `__name__`.
 
-    None is "does not apply": rows of another task, and rows where the function failed.
+    None is "does not apply": rows of another task, rows without an answer where the function needs
+    one, and rows where the function failed.
     `nonfinite` says which value of which row was the first that was NaN or infinite.
     """
 
@@ -63,6 +65,12 @@ class Reward:
         """The length at which its penalty is largest, for TRL's soft overlong punishment."""
         return getattr(self._bound.function, "max_completion_len", None)
 
+    def applies(self, row: Row) -> bool:
+        """Whether it judges a row: one of its task, with an answer if it needs one."""
+        if self.task is not None and row.get("task") != self.task:
+            return False
+        return has_answer(row) or not self._bound.required & {"answer", "solution"}
+
     def __repr__(self) -> str:
         return f"Reward({self.__name__!r}, weight={self.weight}, task={self.task!r})"
 
@@ -80,8 +88,9 @@ class Reward:
 
         Raises `RewardFailed` when too many of the last rows failed.
         """
-        tasks = columns.get("task") or [None] * len(completions)
-        rows = [i for i in range(len(completions)) if self.task is None or tasks[i] == self.task]
+        size = len(completions)
+        known = {name: columns[name] for name in ("task", "answer", "entry") if columns.get(name)}
+        rows = [i for i in range(size) if self.applies({name: known[name][i] for name in known})]
         chosen = {key: _pick(value, rows, len(completions)) for key, value in columns.items()}
         chosen["prompts"] = [prompts[i] for i in rows]
         chosen["completions"] = texts = [text_of(completions[i]) for i in rows]

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chainforge.core.errors import InputError
-from chainforge.core.records import Row
+from chainforge.core.records import Row, has_answer
 from chainforge.core.transcript import DEFAULT, tags_of
 from chainforge.rewards.binding import BATCH_NAMES, bind
 from chainforge.rewards.functions import BUILTINS
 from chainforge.rewards.reward import Reward, RewardFailed
 
-__all__ = ["Reward", "RewardArgs", "RewardFailed", "Score", "check_overlong", "load_rewards",
-           "score"]  # fmt: skip
+__all__ = ["Reward", "RewardArgs", "RewardFailed", "Score", "check_applicable", "check_overlong",
+           "load_rewards", "score"]  # fmt: skip
 
 
 def _default_rewards() -> list[dict[str, Any]]:
@@ -87,6 +87,20 @@ def load_rewards(args: RewardArgs, columns: Collection[str]) -> list[Reward]:
                 f"rewards: {name!r} stands {names.count(name)} times; give each its own `name:`"
             )
     return [Reward(item, share, seed) for item in bound]
+
+
+def check_applicable(rewards: Sequence[Reward], rows: Sequence[Row]) -> None:
+    """Raise `InputError` for rows to which no reward applies: nothing can be learnt from them."""
+    without = [row for row in rows if not any(reward.applies(row) for reward in rewards)]
+    if without:
+        names = ", ".join(reward.__name__ for reward in rewards)
+        row = without[0]
+        why = "" if has_answer(row) else ", which has no `answer`"
+        raise InputError(
+            f"rewards: none of {names} applies to {len(without)} of {len(rows)} rows, such as "
+            f"{row.get('id')} of task {row.get('task')!r}{why}; add a reward that does, such as "
+            "format_reward or your own"
+        )
 
 
 def check_overlong(rewards: Sequence[Reward], longest: int) -> None:

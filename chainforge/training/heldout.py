@@ -18,7 +18,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from chainforge.core.errors import InputError
-from chainforge.core.records import Row
+from chainforge.core.records import Row, has_answer
 from chainforge.data.sampling.harvest import Recorder
 from chainforge.data.tasks import TaskArgs, load_examples
 
@@ -80,9 +80,12 @@ def hold_out(args: HeldoutArgs, tasks: TaskArgs, transcript: str, training: Any)
             )
         others.append(task | {"split": "validation", "size": count + (number < rest)})
     try:
-        return load_examples(replace(tasks, tasks=others), transcript, training.seed)
+        rows = load_examples(replace(tasks, tasks=others), transcript, training.seed)
     except InputError as error:
         raise InputError(f"heldout_size: the validation split: {error}") from None
+    if not any(map(has_answer, rows)):
+        raise InputError("heldout_size: no row has an `answer`, so there is nothing to measure")
+    return rows
 
 
 def _schedule(args: HeldoutArgs, training: Any) -> None:

@@ -27,6 +27,19 @@ def row(identity: str, sample: int, correct: bool | None, **extra: Any) -> Row:
     return values | extra
 
 
+def test_prompts_without_an_answer_have_no_accuracy() -> None:
+    answered = [row("a", 0, True, answer="4"), row("b", 0, False, answer="5")]
+    open_ended = [row("c", 0, None, answer=None), row("d", 0, None, answer=None, task="chat")]
+    result = measure("final", answered + open_ended)
+    assert (result["n"], result["without_answer"]) == (2, 2)
+    assert (result["strict"]["mean"], result["unjudged"]) == (0.5, 0)
+    assert set(result["tasks"]) == {"sums"}
+    assert "without_answer" not in measure("final", answered)
+    assert compare("a", answered + open_ended, "b", answered)["difference"] == 0
+    with pytest.raises(InputError, match="no row has an answer"):
+        measure("final", open_ended)
+
+
 def test_accuracy_counts_the_first_sample_of_each_prompt() -> None:
     rows = [
         row("a", 1, False),

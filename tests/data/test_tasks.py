@@ -169,8 +169,8 @@ def test_jsonl_of_messages(tmp_path):
         ('{"question": null, "answer": "b"}\n', "line 1: column 'question'"),
         ('{"question": "  ", "answer": "b"}\n', "line 1: column 'question'"),
         ('{"question": "a", "answer": ""}\n', "line 1: column 'answer'"),
-        ('{"question": "a", "answer": null}\n', "line 1: column 'answer'"),
         ('{"question": "a", "answer": ["b"]}\n', "line 1: column 'answer'"),
+        ('{"question": "a", "solution": "b"}\n{"question": "c"}\n', "2 of 2 rows"),
         (
             '{"question": "a", "answers": "b"}\n',
             "no column 'answer', but question, answers; name yours",
@@ -195,6 +195,23 @@ def test_malformed_lines_are_named(tmp_path, lines, message):
         load({"fn": "jsonl", "params": {"path": str(path)}, "split": "all"})
 
 
+@pytest.mark.parametrize(
+    ("lines", "answers"),
+    [
+        ([{"question": "a"}, {"question": "b", "level": 3}], [None, None]),
+        ([{"prompt": [{"role": "user", "content": "a"}]}], [None]),
+        ([{"question": "a", "answer": None}, {"question": "b", "answer": "4"}], [None, "4"]),
+    ],
+)
+def test_prompts_need_no_answer(tmp_path, lines, answers):
+    path = write_jsonl(tmp_path / "prompts.jsonl", lines)
+    rows = load({"fn": "jsonl", "params": {"path": path}, "split": "all"})
+    assert [row["answer"] for row in rows] == answers
+    (tmp_path / "own.py").write_text("def own():\n    return [{'question': 'a'}]\n")
+    (row,) = load({"fn": f"{tmp_path}/own.py:own", "split": "all"})
+    assert row["answer"] is None
+
+
 def test_tasks_of_different_splits_may_not_share_a_question(tmp_path):
     path = write_jsonl(
         tmp_path / "x.jsonl", [{"question": f"What is {i}?", "answer": str(i)} for i in range(100)]
@@ -212,7 +229,7 @@ def test_a_task_of_ones_own(tmp_path):
         "    for i in range(size * 3):\n"
         "        yield {'question': f'{kind} {i}?', 'answer': str(i), 'verifier': 'exact', 'n': i}\n"
         "def wrong():\n"
-        "    yield {'question': 'a'}\n"
+        "    yield {'question': 'a', 'answer': 3}\n"
         "def text():\n"
         "    return 'text'\n"
     )
@@ -223,7 +240,7 @@ def test_a_task_of_ones_own(tmp_path):
     assert rows[0]["verifier"] == "exact"
     assert isinstance(rows[0]["n"], int)
     assert {split_of(question(row)) for row in rows} == {"train"}
-    for name, message in (("wrong", "row 1: `answer` must be text"), ("text", "gave a str"),
+    for name, message in (("wrong", "row 1: `answer` must be text, found 3"), ("text", "gave a str"),
                           ("riddle", "did you mean 'riddles'")):  # fmt: skip
         with pytest.raises(InputError, match=message):
             load(task | {"fn": f"{file}:{name}", "params": {}})

@@ -202,3 +202,25 @@ def test_a_pool_and_a_policy_are_one_too_many(tmp_path, picks, recipe):
     code, error = recipe("reject", *picks("both", "--pool", tmp_path))
     assert code == 2
     assert "leave model_name_or_path out" in error
+
+
+def test_prompts_without_answers_are_sampled_and_kept(tmp_path, tiny_model, recipe):
+    write_rows(tmp_path / "prompts.jsonl", [{"question": f"Say {word}."} for word in "abcd"])
+    config = write(
+        tmp_path / "open.yaml",
+        tasks=[
+            {"fn": "jsonl", "params": {"path": str(tmp_path / "prompts.jsonl")}, "split": "all"}
+        ],
+        num_samples=2,
+        max_new_tokens=10,
+        require_format=False,
+    )
+    code, error = recipe("reject", "--config", str(config), "--model_name_or_path",
+                         str(tiny_model), "--output_dir", str(tmp_path / "open"))  # fmt: skip
+    assert code in (0, 2), error  # a tiny model may never end: then nothing is kept, and it says so
+    rows = read_rows(tmp_path / "open/samples.jsonl")
+    assert len(rows) == 8
+    assert {row["correct"] for row in rows} == {None}
+    assert {row["rewards"]["accuracy_reward"] for row in rows} == {None}
+    assert {row["drop"] for row in rows} <= {None, "truncated", "empty", "duplicate", "not_selected",
+                                             "repetition", "language"}  # fmt: skip

@@ -205,6 +205,8 @@ def test_rules_warn_once_or_stop(rl, tmp_path, caplog):
     ("settings", "words"),
     [
         ({"dynamic_sampling": True, "rewards": [{"fn": "format_reward"}]}, "no reward says whether"),
+        ({"rewards": [{"fn": "accuracy_reward"}], "tasks": [{"fn": "jsonl", "split": "all"}]},
+         "none of accuracy_reward applies to 300 of 300 rows, .* which has no `answer`"),
         ({"dynamic_sampling": True, "random_rewards": True}, "goes with no `random_rewards`"),
         ({"dynamic_sampling": True, "dynamic_max_rounds": 0}, "expected 1 or more"),
         ({"keep_best": True}, "go with heldout_size"),
@@ -221,6 +223,10 @@ def test_what_does_not_go_together_is_said_before_a_model_is_loaded(rl, tmp_path
     if "tasks" in settings:
         path = tmp_path / "rows.jsonl"
         settings["tasks"][0]["params"] = {"path": str(path)}
+        if "rewards" in settings:
+            path = tmp_path / "prompts.jsonl"
+            write_rows(path, [{"question": row["question"]} for row in ROWS])
+            settings["tasks"][0]["params"] = {"path": str(path)}
     code, error = rl("wrong", **settings)
     assert code == 2, error
     assert re.search(words, error), error

@@ -12,7 +12,13 @@ import pytest
 from chainforge.core.errors import InputError
 from chainforge.core.records import example
 from chainforge.core.transcript import write
-from chainforge.rewards.scoring import RewardArgs, RewardFailed, load_rewards, score
+from chainforge.rewards.scoring import (
+    RewardArgs,
+    RewardFailed,
+    check_applicable,
+    load_rewards,
+    score,
+)
 
 COLUMNS = {"id", "prompt", "answer", "task", "verifier"}
 
@@ -161,6 +167,26 @@ def test_a_task_limits_a_reward_to_its_rows(own):
     batch = own(spec("declared", task="chat"))
     rows = [make("a", "1", task="chat"), make("b", task="sum"), make("c", "333", task="chat")]
     assert [s.total for s in score(batch, rows, ["x", "x", "xx"])] == [2.0, None, 5.0]
+
+
+def test_a_reward_that_needs_an_answer_does_not_apply_without_one(own):
+    rewards = load_rewards(RewardArgs(), COLUMNS)
+    rewards += own("half", "declared", spec("concise", params={"max_words": 1}))
+    rows = [make("a", None), make("b"), make("c", None, task="chat")]
+    scores = score(rewards, rows, [write("Well.", "4")] * 3)
+    assert [s.rewards["accuracy_reward"] for s in scores] == [None, 1.0, None]
+    assert [s.rewards["half"] for s in scores] == [None, 0.5, None]
+    assert [s.rewards["declared"] is None for s in scores] == [True, False, True]
+    assert [s.rewards["format_reward"] for s in scores] == [1.0, 1.0, 1.0]
+    assert all(s.rewards["concise"] is not None for s in scores)
+    assert [reward.failed for reward in rewards] == [0] * 5
+    check_applicable(rewards, rows)
+    message = "none of accuracy_reward, half applies to 2 of 3 rows, .* has no `answer`"
+    with pytest.raises(InputError, match=message):
+        check_applicable([rewards[0], rewards[2]], rows)
+    (chatty,) = own(spec("concise", params={"max_words": 1}, task="chat"))
+    with pytest.raises(InputError, match="concise applies to 2 of 3 rows"):
+        check_applicable([chatty], rows)
 
 
 def test_functions_in_trls_form_pass_through(own):

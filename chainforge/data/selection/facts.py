@@ -11,7 +11,7 @@ import numpy as np
 
 from chainforge.core.errors import InputError
 from chainforge.core.marks import chat_mark
-from chainforge.core.records import Row
+from chainforge.core.records import Row, has_answer
 from chainforge.core.transcript import is_blank
 from chainforge.data.selection.duplicates import text_key
 from chainforge.data.selection.filters import FilterArgs, Finding, filters, parts
@@ -138,9 +138,9 @@ def fault(row: Row, args: SelectionArgs) -> Finding | None:
         return "empty", "an empty completion"
     if args.require_format and not row.get("formatted"):
         return "format", "no strict transcript"
-    if args.require_correct and correct is None:
+    if args.require_correct and correct is None and has_answer(row):
         return "unverified", "the answer could not be checked"
-    if args.require_correct and not correct:
+    if args.require_correct and correct is not None and not correct:
         return "wrong", f"answered {str(row.get('extracted'))[:60]!r}"
     if args.min_reward is not None and (reward is None or reward < args.min_reward):
         return "below_min_reward", f"reward {reward}"

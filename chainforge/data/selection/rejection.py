@@ -36,7 +36,11 @@ class SelectionArgs:
         default=None, metadata={"help": "Least total reward; none when left out."}
     )
     require_correct: bool = field(
-        default=True, metadata={"help": "Drop samples that are wrong or could not be verified."}
+        default=True,
+        metadata={
+            "help": "Drop samples that are wrong or could not be verified; of prompts without an "
+            "answer none is."
+        },
     )
     require_format: bool = field(
         default=True, metadata={"help": "Drop samples that are not a strict transcript."}

@@ -56,7 +56,7 @@ def case_of(where: str, kind: str, row: Row, texts: list[Text]) -> Case:
         asked = str(question(row))
     except (KeyError, TypeError, AttributeError):  # a prompt that is no list of messages
         asked = str(row.get("prompt", ""))
-    gold, task = str(row.get("answer", "")), str(row.get("task", ""))
+    gold, task = str(row.get("answer") or ""), str(row.get("task", ""))
     return Case(where, kind, _shorten(asked), _shorten(gold), task, texts)
 
 
