@@ -197,11 +197,8 @@ def _change(
     try:
         before, written = render(prompt, add_generation_prompt=True), render(whole)
     except Exception as error:  # a template is a program, and may raise anything
-        roles, why = (
-            " and ".join(turn["role"] for turn in prompt),
-            first_line(error.__cause__ or error),
-        )
-        return f"fails after {roles}: {why}"
+        roles = " and ".join(turn["role"] for turn in prompt)
+        return f"fails after {roles}: {first_line(error.__cause__ or error)}"
     for turn in prompt:
         if turn["role"] in ("system", "user") and turn["content"].strip() not in before:
             return f"changes the {turn['role']} turn, or leaves it out"
@@ -217,10 +214,11 @@ def _change(
             return f"writes {opened} before the completion, so that no completion has it"
         return f"changes the assistant's text to {rest!r:.80}"
     end = rest[len(text) :]
-    words = functools.reduce(
-        lambda left, mark: left.replace(mark, ""), special_ids(tokenizer).values(), end
-    )
-    if any(tag in end for tag in _TAGS) or _END.sub("", words):
+    words = _END.sub("", end)
+    if words:  # a tokenizer's own marks may look like words
+        for mark in special_ids(tokenizer).values():
+            words = words.replace(_END.sub("", mark), "")
+    if words or any(tag in end for tag in _TAGS):
         return f"adds {end!r:.60} to the assistant's text"
     return None if end else "writes nothing that ends the assistant's turn"
 

@@ -118,6 +118,15 @@ def test_a_template_that_changes_the_conversation_is_found(tokenizer, what):
         check_template(changed(tokenizer, chat_template=template), "think", "tiny", [SYSTEM])
 
 
+def test_the_end_of_a_turn_may_look_like_a_word(tokenizer):
+    template = tokenizer.chat_template.replace("<|im_end|>", "EOT")
+    made = changed(tokenizer, chat_template=template)
+    with pytest.raises(InputError, match="adds 'EOT' to the assistant's text"):
+        check_template(made, "think", "tiny")
+    made.add_tokens(["EOT"], special_tokens=True)
+    check_template(made, "think", "tiny")
+
+
 def test_a_tokenizer_without_a_template_is_told_how_to_get_one(tokenizer):
     with pytest.raises(InputError, match=r"no chat template; set chat_template_path to a \.jinja"):
         check_template(changed(tokenizer, chat_template=None), "think", "tiny")
