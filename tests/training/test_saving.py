@@ -54,7 +54,6 @@ def somebodys(wide_model, tmp_path):
 # Settings of the given adapter, what it can be used for, and what is refused. `kl` is continue
 # with a KL reference.
 GIVEN = {
-    "alpha_pattern": ({"alpha_pattern": {"q_proj": 32}}, "new", ""),
     "patterns and rsLoRA": (
         {"alpha_pattern": {"v_proj": 3}, "rank_pattern": {"q_proj": 6}, "use_rslora": True},
         "new kl",
@@ -64,7 +63,7 @@ GIVEN = {
     "one layer": ({"layers_to_transform": [1]}, "new", ""),
     "head": ({"target_modules": ["q_proj", "lm_head"]}, "merge", "continue"),
     "DoRA": ({"use_dora": True}, "merge", "new"),
-    "bias": ({"bias": "lora_only"}, "merge continue", "new kl"),
+    "bias": ({"bias": "lora_only"}, "continue", "new kl"),
     "all biases": ({"bias": "all"}, "", "new kl"),
     "bias of B": ({"lora_bias": True}, "kl", "new"),
     "modules to save": ({"modules_to_save": ["embed_tokens"]}, "kl", "new"),
@@ -98,13 +97,16 @@ def test_a_given_adapter_is_published_as_it_was_trained(
     same(logits(adapted(stage.path("adapter"))), left)
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("case", "way"), REFUSED)
 def test_a_given_adapter_that_cannot_be_published_is_refused_before_it_is_loaded(
-    case, way, somebodys, tmp_path, monkeypatch
+    case, way, wide_model, tmp_path, monkeypatch
 ):
-    given, _ = somebodys(**GIVEN[case][0])
-    monkeypatch.setattr("trl.trainer.utils.create_model_from_path", None)
+    given = tmp_path / "given"
+    given.mkdir()
+    (given / "adapter_model.safetensors").write_bytes(b"")
+    plain = {"peft_type": "LORA", "r": 4, "base_model_name_or_path": wide_model}
+    config = plain | {"target_modules": ["q_proj", "v_proj"]} | GIVEN[case][0]
+    (given / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match=r"adapter: merge|beta: 0|merge_and_unload"):
         stage_of(monkeypatch, "grpo", given, tmp_path / "rl", *LORA, *WAYS[way])
     assert not (tmp_path / "rl").exists()
@@ -162,10 +164,8 @@ def spoil(part, **changes):
 
 FAULTS = {
     "another scale of one matrix": spoil("adapter_config.json", alpha_pattern={"q_proj": 999}),
-    "another scale": spoil("adapter_config.json", use_rslora=True),
     "a base that is changed again": spoil("adapter_config.json", init_lora_weights="pissa"),
     "another norm": spoil("config.json", rms_norm_eps=9.0),
-    "another rotation": spoil("config.json", rope_parameters={"rope_theta": 9, "rope_type": "default"}),
 }  # fmt: skip
 
 
@@ -181,7 +181,7 @@ def test_what_is_not_what_was_trained_is_not_signed(fault, wide_model, tmp_path,
     }
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["lora", "qlora"])
 def test_the_end_token_of_training_is_the_one_of_the_saved_model(
     method, wide_model, tmp_path, monkeypatch
 ):
@@ -205,7 +205,7 @@ def test_the_end_token_of_training_is_the_one_of_the_saved_model(
     assert AutoTokenizer.from_pretrained(model).eos_token_id == end
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_all_weights_are_saved_in_the_precision_of_the_base(
     dtype, wide_model, tmp_path, monkeypatch
 ):
