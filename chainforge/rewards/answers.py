@@ -58,7 +58,7 @@ _BOLD = re.compile(r"(?:^|(?<=\s))\*\*([^*\n]+)\*\*")
 _THIN = re.compile(r"(?<=\d)(?:,?\\[,!]|\{,\}|\{\\,\}|,\{\})\s*(?=\d{3})")
 _SPACING = re.compile(
     r"(\\\\(?:\[[\w. ]{0,8}\])?)|\\(?:[,;:! ]|q?quad\b|displaystyle\b|(?:left|right)(?![a-z])"
-    r"|[bB]igg?[lr]?(?![a-z]))|~"
+    r"|[bB]igg?[lr]?(?![a-z]))|(?<!~)~(?!~)"
 )
 _ALIASES = re.compile(
     r"\\(dfrac|tfrac|cfrac|leqslant|leq|lt|geqslant|geq|gt|neq?|varnothing|infin|textbf|textrm"
@@ -279,7 +279,7 @@ _DOUBT = re.compile(
     re.IGNORECASE,
 )
 _SAID = re.compile(
-    r"(?:\banswers?\b(?:\s+to\s+[^.\n:]{1,80}?)?(?:\s+(?:is|are)\b|\s*[:=])+|答案\s*(?:是|为|[:=])+"
+    r"(?:\banswers?\b(?:\s+to\s+[^.\n:]{1,80}?)?(?:\s+(?:is|are)\b|\s*[:=])+|答案\s*(?:是|为|选|[:=])+"
     r"|答え\s*(?:は|:)|(?:选项|答)\s*(?:是|为|:)+|(?:respuesta|réponse|antwort|resposta|ответ|정답)\s*:"
     r"|(?:^|\n)####(?!#))\s*",
     re.IGNORECASE,

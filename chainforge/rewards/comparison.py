@@ -83,7 +83,8 @@ _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _LETTER = re.compile(r"[(\[]?([A-Za-z0-9])[)\]]?[.:)]?")
 _ONE_LETTER = re.compile(r"\(?([A-J])\)?[.:)]?")
 _CHOSEN = re.compile(
-    r"(?:(?:the\s+)?(?:correct |right |best )?(?:option|choice|answer|letter|[故应]?选[项择]?)\s*)?"
+    r"(?:(?:the\s+)?(?:correct |right |best )?(?:option|choice|answer|letter)\s*"
+    r"|(?:因此|所以|故|应)?选[项择]?\s*)?"
     r"(?:\(([A-Za-z0-9])\)|([A-Z0-9])(?:[.:),]|(?=\s+-\s|\s*\([A-Za-z]{2})|\Z)|([a-z])\Z)(.*)",
     re.DOTALL | re.IGNORECASE,
 )

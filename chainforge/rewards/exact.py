@@ -102,7 +102,8 @@ def _read(text: str, gold: bool) -> Value:
     if _RELATED.search(text) or "\\cup" in text or _WHOLE_LINE.fullmatch(text):
         return _region(text) or Value("relation", text)
     if (member := _MEMBER.fullmatch(text)) and not text.startswith("("):
-        return replace(_read(member[2].strip(), gold), name=member[1])
+        inside = _read(member[2].strip(), gold)
+        return replace(inside, name=member[1]) if inside.parts else Value("relation", text)
     items = [item.strip() for item in _split(_JOINED.sub(" , ", text))]
     return _listed(text, items, gold) if len(items) > 1 and all(items) else _single(text, gold)
 
@@ -460,13 +461,11 @@ def _same_region(mine: Value | None, gold: Value | None) -> bool | Pairs:
     return found or True
 
 
-def _start(interval: tuple[End, End]) -> float:
+def _start(interval: tuple[End, End]) -> Fraction | float:
     low = interval[0][0]
     if low is _LOW:
         return float("-inf")
-    total = form(low.text)
-    near = float(low.number.value) if low.number else approximate(total) if total else None
-    return 0.0 if near is None else near
+    return low.number.value if low.number else approximate(form(low.text) or {}) or 0.0
 
 
 def same_scalar(mine: Value, gold: Value) -> bool | Pairs:

@@ -39,7 +39,7 @@ class Number(NamedTuple):
 
     def rounds(self, value: float) -> bool:
         """Whether this is a value rounded to so many places, or cut after two of them or more."""
-        off, place = abs(float(self.value) - value), float(self.place)
+        off, place = abs(self.value - Fraction(value)), float(self.place)
         return off <= 0.51 * place or (off < place <= 0.011)
 
 
@@ -116,7 +116,7 @@ km kilometer kilometre; in inch; ft foot feet; yd yard; mi mile; mg milligram; g
 kg kilogram kilo; lb lbs; oz ounce; ton tonne; ml mL milliliter millilitre; l L liter litre;
 gallon gal; quart qt; pint pt; cup; tablespoon tbsp; teaspoon tsp; s sec second; min minute;
 h hr hrs hour; day; week; month; year yr yrs; decade; century; degree deg °; rad radian; °C celsius;
-°F fahrenheit; K kelvin; unit; dollar ¤ USD US buck 美元; cent; euro € EUR 欧元; pound £ GBP;
+°F fahrenheit; K kelvin; unit; dollar ¤ USD US buck 美元; cent ¢; euro € EUR 欧元; pound £ GBP;
 yen ¥ 円 JPY; yuan 元 块 rmb RMB CNY; rupee ₹; N newton; J joule; kJ kilojoule; W watt; kW kilowatt;
 kWh; Pa pascal; V volt; A ampere amp; ohm; Hz hertz; mol mole; cal calorie; kcal;
 mi/h mph; km/h kph kmh; rpm; acre; hectare ha; bit; byte; MB; GB; kB; eV; 岁; 人; 个; 天;
@@ -147,12 +147,13 @@ _SHAPES = frozenset({"old", "tall", "long", "wide", "high", "deep", "away", "apa
 _CURRENCY = re.compile(
     r"([+-]?)\s*([¤€£¥₹]|(?:US|USD|EUR|GBP)(?=[\s¤]))\s*¤?\s*([+-]?)(?=[\s\d.\\(])"
 )
-_ATTACHED = re.compile(r"(?<=[\d)}])(?=[A-Za-z]{2,}(?:[\s^]|\Z)|[¤€£¥₹\u3040-\u9fff])")
+_ATTACHED = re.compile(r"(?<=[\d)}])(?=[A-Za-z]{2,}(?:[\s^]|\Z)|[¤€£¥₹¢\u3040-\u9fff])")
 _TEXT = re.compile(r"\\text\s*\{\s*([^{}\\]*?)\s*\}")
 _ORDINAL = re.compile(
-    r"(?<=\d)\s*(?:\^\s*\{?\s*(?:\\text\s*\{\s*)?(?:st|nd|rd|th)\s*\}?\s*\}?|(?:st|nd|rd|th))\Z"
+    r"(?<=\d)(?:\s*\^\s*\{?\s*(?:\\text\s*\{\s*)?(?:st|nd|rd|th)\s*\}?\s*\}?|(?:st|nd|rd|th))\Z"
 )
-_PART = re.compile(r"([^\W\d_]+|[¤€£¥₹°]C?F?)\.?(?:\^\{?(-?\d)\}?)?")
+_SCALE = re.compile(r"\bdegrees?\s+(?=(?:[CF]|celsius|fahrenheit)\b)", re.IGNORECASE)
+_PART = re.compile(r"([^\W\d_]+|[¤€£¥₹¢°]C?F?)\.?(?:\^\{?(-?\d)\}?)?")
 
 
 def split_unit(text: str, known: bool = True) -> tuple[str, str | None]:
@@ -166,10 +167,12 @@ def split_unit(text: str, known: bool = True) -> tuple[str, str | None]:
         spaced, unit = money[1] + money[3] + spaced[money.end() :].strip(), _canonical(money[2])
     marked = "\\text" in spaced
     spaced = re.sub(r"\s+\^", "^", _TEXT.sub(r" \1 ", spaced)).replace("/", " / ")
-    tokens = _ATTACHED.sub(" ", spaced).split()
+    tokens = _SCALE.sub("", _ATTACHED.sub(" ", spaced)).split()
     for start in range(1, len(tokens)):
         value = " ".join(tokens[:start])
         found = _phrase(tokens[start:], unit)
+        if unit and _phrase(tokens[start:], None) == unit:
+            found = unit  # `$20 dollars`
         sure = marked or len(tokens[start]) > 1 or read_number(value) is not None
         if found and (sure or not _LETTER.search(value)):
             value = value.replace(" / ", "/")

@@ -11,7 +11,7 @@ import re
 from collections import defaultdict
 from fractions import Fraction
 from functools import lru_cache
-from math import isqrt, pi, sqrt
+from math import isfinite, isqrt, pi, sqrt
 
 Term = tuple[int, tuple[tuple[str, int], ...]]
 """What a coefficient stands before: the square-free number under a root, letters with powers."""
@@ -54,7 +54,7 @@ def approximate(total: Sum) -> float | None:
             worth += float(factor) * sqrt(root) * pi ** sum(power for _, power in letters)
         except OverflowError:
             return None
-    return worth
+    return worth if isfinite(worth) else None
 
 
 class _Reader:
