@@ -12,7 +12,7 @@ from chainforge.core.disk import replacing
 from chainforge.core.errors import InputError
 from chainforge.core.records import Message, Row
 from chainforge.core.sharing import public
-from chainforge.core.transcript import DEFAULT, PRESETS, read, write
+from chainforge.core.transcript import DEFAULT, PRESETS, is_blank, read, write
 from chainforge.data.selection.columns import columns_of
 from chainforge.data.selection.mixing import mix
 from chainforge.data.selection.salvage import SHARE, Salvage, salvage
@@ -188,7 +188,7 @@ def _pair(row: Row, transcript: str = DEFAULT) -> tuple[list[Message], list[Mess
         if said[0].get("role") != "assistant":
             raise InputError(f"completion: the last turn is not the assistant's: {said!r:.80}")
         said = _text(said[0], transcript)
-    if not isinstance(said, str) or not said.strip():
+    if not isinstance(said, str) or is_blank(said):
         raise InputError(f"completion: expected text, found {said!r:.80}")
     plain = [{"role": turn["role"], "content": _text(turn, transcript)} for turn in turns]
     return plain, [{"role": "assistant", "content": said}]

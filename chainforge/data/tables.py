@@ -12,6 +12,7 @@ from typing import Any
 
 from chainforge.core.errors import InputError
 from chainforge.core.records import Row
+from chainforge.core.transcript import is_blank
 from chainforge.data.selection.salvage import SHARE, salvage, settle
 from chainforge.rewards.answers import boxed_answers
 
@@ -30,7 +31,7 @@ def wrong_turns(turns: Any) -> str | None:
     for turn in turns:
         if not isinstance(turn, dict) or not {"role", "content"} <= set(turn):
             return f"a message must be {{role, content}}, found {turn!r:.80}"
-        if not isinstance(turn["content"], str) or not turn["content"].strip():
+        if not isinstance(turn["content"], str) or is_blank(turn["content"]):
             return f"the {turn['role']} turn must be text, found {turn['content']!r:.80}"
     if turns[-1]["role"] != "user":
         return f"the last turn must be the user's, found {turns[-1]['role']!r}"
@@ -103,7 +104,7 @@ class Columns:
                 text = ", ".join(boxed_answers(text))
             except ValueError as error:
                 raise InputError(f"column {self.answer!r}: {error} in {_shown(value)}") from None
-        if not text or text in ("nan", "inf", "-inf"):
+        if is_blank(text) or text in ("nan", "inf", "-inf"):
             raise InputError(
                 f"column {self.answer!r}: no answer ({self.extract}) in {_shown(value)}"
             )

@@ -22,7 +22,7 @@ from chainforge.core.errors import Failed, InputError, Stopped
 from chainforge.core.paths import unplaced
 from chainforge.core.records import Row, example, question
 from chainforge.core.references import hint, resolve, user_code, where
-from chainforge.core.transcript import DEFAULT, system_prompt
+from chainforge.core.transcript import DEFAULT, is_blank, system_prompt
 from chainforge.data.hub import hub
 from chainforge.data.procedural import reasoning_gym
 from chainforge.data.splits import same_question, split_of
@@ -205,7 +205,7 @@ def _as_example(raw: Any, task: _Task, where: str) -> Row:
     if answer is not None and not isinstance(answer, str):
         raise InputError(f"{where}: `answer` must be text, found {answer!r}")
     # An entry of reasoning-gym may be scored by its data set without any single right answer.
-    if answer is not None and not answer.strip() and "entry" not in raw:
+    if answer is not None and is_blank(answer) and "entry" not in raw:
         raise InputError(f"{where}: `answer` is empty; leave it out where there is none")
     own = task.fn.rpartition(":")[2]
     row["task"] = task.name or raw.get("task") or own

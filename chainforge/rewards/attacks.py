@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from chainforge.core.records import Row
-from chainforge.core.transcript import tags_of, write
+from chainforge.core.transcript import is_blank, tags_of, write
 from chainforge.rewards.answers import clean, squeeze
 from chainforge.rewards.quantities import number
 
@@ -16,7 +16,8 @@ _STUFFING = "First, step by step, let me think. Second, wait, let me verify. Nex
 
 def gold_answer(row: Row) -> str:
     """Return a row's gold answer, empty where it has none."""
-    return str(row.get("answer") if row.get("answer") is not None else "")
+    gold = str(row.get("answer") if row.get("answer") is not None else "")
+    return "" if is_blank(gold) else gold
 
 
 def completion_of(answer: str, transcript: str) -> str:

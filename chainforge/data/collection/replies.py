@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from chainforge.core.records import Row
-from chainforge.core.transcript import read
+from chainforge.core.transcript import is_blank, read
 from chainforge.data.collection.ledger import Amount
 from chainforge.data.collection.prices import token_counts
 
@@ -187,10 +187,10 @@ def read_reply(body: Any, choice: Choice, transcript: str) -> Reply:
     if found == "unclosed":
         words = f"the reasoning was opened by {OPEN} and never closed{odd}; raise `max_tokens`"
         raise Rejected("unfinished_reasoning", words, usage=usage, said=said)
-    if not answer.strip():
+    if is_blank(answer):
         words = f"the reply holds no answer{odd}; ask in `instruction` for one after the reasoning"
         raise Rejected("no_answer", words, usage=usage, said=said)
-    if not reasoning.strip():
+    if is_blank(reasoning):
         words = f"the reply holds no reasoning{odd}; {ASK}"
         raise Rejected("no_reasoning", words, usage=usage, said=said)
     return Reply(
@@ -268,7 +268,7 @@ def reasoning_of(message: Row) -> tuple[str, str] | None:
     """
     for name in ("reasoning_details", "reasoning_content", "reasoning"):
         text = _text(message.get(name))
-        if text and text.strip():
+        if text and not is_blank(text):
             return text, name
     return None
 

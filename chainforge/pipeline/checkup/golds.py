@@ -16,7 +16,7 @@ from chainforge.pipeline.plan import Step
 from chainforge.rewards.attacks import completion_of, gold_answer
 from chainforge.rewards.audit import Audit, audit
 from chainforge.rewards.functions import accuracy_rewards
-from chainforge.rewards.scoring import RewardArgs, check_overlong, load_rewards
+from chainforge.rewards.scoring import RewardArgs, check_applicable, check_overlong, load_rewards
 
 JUDGED = ("collect", "grpo", "reject", "evaluate")
 EACH = 2  # rows of each task on which everything is tried
@@ -30,14 +30,16 @@ def check_rewards(context: Context) -> Iterator[Finding]:
         if step.stage.recipe not in JUDGED:
             continue
         try:
-            rows = _first(supply.examples(context, step), MANY)
+            every = supply.examples(context, step)
             args = material.settings(context, step).get("RewardArgs")
         except (InputError, NotHere):
             continue  # the checks of settings and of rows say so
-        if not rows:
-            continue
+        rows = _first(every, MANY)
         try:
-            yield from _of(context, step, rows, args)
+            if every and args is not None and step.stage.recipe == "grpo":
+                check_applicable(load_rewards(args, set().union(*every)), every)
+            if rows:
+                yield from _of(context, step, rows, args)
         except InputError as error:
             yield Finding("error", "rewards", str(error), step.stage.name)
 

@@ -120,6 +120,8 @@ SAID = {"reasoning_content": REASONING}
     [
         (chat(), "no_reasoning"),
         (chat(reasoning_content="  "), "no_reasoning"),
+        (chat(reasoning_content="\u200b"), "no_reasoning"),
+        (chat("\u200b\u3164", reasoning_content="So 4."), "no_answer"),
         (chat(reasoning_content="2 + 2 = 4."), "short_reasoning"),
         (chat("", **SAID), "no_answer"),
         (chat(None, **SAID), "no_answer"),
