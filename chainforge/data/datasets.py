@@ -75,9 +75,10 @@ def sft_mixture(args: DataArgs, seed: int = 0) -> tuple[Dataset, dict[str, dict[
     A source is a stage's directory (its `dataset/`, or its `samples.jsonl`), a folder of parquet
     files, or a .jsonl or .parquet file; rows may have `messages` instead of `prompt` and
     `completion`. A reasoning beside an assistant's text is joined with it as `transcript` says.
-    Rows with a reason in `drop` are left out and counted, malformed rows are left out and written
-    to the stage's rejects. Raises `InputError`, naming path and row, for too many of them, for
-    rows of the fallback teacher unless they are allowed, and when nothing is left.
+    Rows with a reason in `drop`, and wrong ones that were never selected, are left out and counted;
+    malformed rows are left out and written to the stage's rejects. Raises `InputError`, naming path
+    and row, for too many of them, for rows of the fallback teacher unless they are allowed, and
+    when nothing is left.
     """
     from datasets import Dataset
 
@@ -147,17 +148,23 @@ def _read(path: str | Path, columns: tuple[str, ...] = ()) -> Salvage:
             f"{path}: holds no rows: neither dataset/*.parquet nor samples.jsonl; is it the "
             "directory of a finished collect or reject stage?"
         )
-    kept = [(number, row) for number, row in found.rows if not row.get("drop")]
+    kept = [(number, row) for number, row in found.rows if not _dropped(row)]
     found.dropped, found.rows = len(found.rows) - len(kept), kept
     if not found.rows:
         found.settle()
         raise InputError(
-            f"{path}: no rows to train on ({found.dropped} are marked `drop`); its funnel.json, if "
-            "any, says where they went"
+            f"{path}: no rows to train on ({found.dropped} are marked `drop`, or wrong); its "
+            "funnel.json, if any, says where they went"
         )
     if found.dropped:
-        logger.warning("%s: %d rows are marked `drop` and left out", path, found.dropped)
+        words = "%s: left out %d rows that are marked `drop`, or wrong and never selected"
+        logger.warning(words, path, found.dropped)
     return found
+
+
+def _dropped(row: Row) -> bool:
+    """Return whether selection dropped a Sample, or would have, had it seen it: it is wrong."""
+    return bool(row["drop"]) if "drop" in row else row.get("correct") is False
 
 
 def _parquet(files: list[Path], columns: tuple[str, ...]) -> list[Row]:

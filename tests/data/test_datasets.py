@@ -65,11 +65,12 @@ def test_sft_rows_of_files(tmp_path):
 
 
 def test_dropped_rows_of_a_file_are_not_trained_on(tmp_path, caplog):
-    path = stage(tmp_path / "picks", samples(3) + samples(2, drop="wrong")) + "/samples.jsonl"
+    rows = samples(2) + samples(1, drop=None, correct=False) + samples(2, drop="wrong")
+    path = stage(tmp_path / "picks", rows + samples(1, correct=False)) + "/samples.jsonl"
     made, counts = sft_mixture(DataArgs([path]))
     assert len(made) == 3
-    assert counts == {path: {"rows": 3, "used": 3, "dropped": 2}}
-    assert "2 rows are marked `drop`" in caplog.text
+    assert counts == {path: {"rows": 3, "used": 3, "dropped": 3}}
+    assert "left out 3 rows that are marked `drop`" in caplog.text
 
 
 SUM = {"role": "user", "content": "1 + 1?"}

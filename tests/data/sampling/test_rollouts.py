@@ -1,3 +1,4 @@
+import copy
 import json
 from collections import Counter
 
@@ -183,6 +184,15 @@ def test_verdicts_strict_and_lenient():
     assert (bare["reward"], bare["extracted"]) == (0.0, "4")
     wrong = judged(FORM.format("3 + 1 = 4", "5"))
     assert (wrong["correct"], wrong["lenient_correct"], wrong["reward"]) == (False, False, 0.2)
+
+
+@pytest.mark.parametrize(("end", "mark"), [("", None), ("[END]", "[END]"), ("</s>", "</s>")])
+def test_a_completion_with_a_special_token_is_marked(tokenizer, end, mark):
+    made = copy.deepcopy(tokenizer)
+    made.add_tokens(["[END]"], special_tokens=True)
+    row = examples(1)[0] | {"completion": FORM.format("0 + 1 = 1", "1") + end}
+    (verdict,) = judge([row], "r1-cold-start", tokenizer=made)
+    assert verdict.get("chat_token") == mark
 
 
 def test_rows_stay_json(model, tokenizer, tmp_path):
