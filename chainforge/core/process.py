@@ -5,18 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
+import stat
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from chainforge.core.disk import writing
 from chainforge.core.errors import Failed, InputError, Stopped
-from chainforge.core.launch import check_started
+from chainforge.core.launch import LAUNCHED, check_started
 from chainforge.core.loading import loading_fault
 from chainforge.core.redaction import redact_output
 from chainforge.core.sharing import read_secret
+
+CHAIN = "CHAINFORGE_CHAIN"  # set for the stages that `chainforge run` starts
+_launcher: int | None = None  # the process that launched this one
 
 
 def run(main: Callable[[], None]) -> None:
@@ -27,6 +34,7 @@ def run(main: Callable[[], None]) -> None:
     model that a library could not load is wrong input.
     """
     redact_output()
+    _watch_launcher()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
@@ -55,14 +63,60 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(1)
 
 
+def stop_signals() -> list[signal.Signals]:
+    """Return the signals that ask for an orderly stop; SIGHUP unless `nohup` ignores it."""
+    found = [signal.SIGINT, signal.SIGTERM]
+    hangup: signal.Signals | None = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
+        found.append(hangup)
+    return found
+
+
+def leave_terminal() -> None:
+    """Write to nowhere from now on if the terminal is gone: what is printed would be an error."""
+    for descriptor in (1, 2):
+        with contextlib.suppress(OSError):
+            device = stat.S_ISCHR(os.fstat(descriptor).st_mode)
+            if device and not os.isatty(descriptor):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+
+
+def orphaned() -> bool:
+    """Whether what launched this process has ended: what it makes then must not be signed."""
+    return _launcher is not None and os.getppid() != _launcher
+
+
+def _watch_launcher() -> None:
+    """Have this process stop as on SIGTERM when `chainforge run`, accelerate or torchrun ends.
+
+    Killed alone, a launcher leaves its processes at work, where nobody looks for them.
+    """
+    global _launcher
+    if not any(key in os.environ for key in (CHAIN, LAUNCHED, "TORCHELASTIC_RUN_ID")):
+        return  # started from a shell, which may well be closed
+    _launcher = os.getppid()
+
+    def watch() -> None:
+        while not orphaned():
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 @contextlib.contextmanager
 def heed_signals(heed: Callable[[int], None]) -> Iterator[None]:
-    """Give SIGINT and SIGTERM to a function, while an event loop runs in the main thread."""
+    """Give the stop signals to a function, while an event loop runs in the main thread."""
     loop = asyncio.get_running_loop()
+
+    def note(number: int) -> None:
+        leave_terminal()
+        heed(number)
+
     heeded = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(ValueError, RuntimeError):  # not in the main thread
-            loop.add_signal_handler(number, heed, int(number))
+    for number in stop_signals():
+        with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):  # Windows, threads
+            loop.add_signal_handler(number, note, int(number))
             heeded.append(number)
     try:
         yield

@@ -17,16 +17,27 @@ from pathlib import Path
 from types import FrameType
 
 from chainforge.core.errors import PAUSED
+from chainforge.core.process import CHAIN, leave_terminal, stop_signals
 from chainforge.core.redaction import redact, redact_file
 from chainforge.pipeline import commands
 
 POLL_SECONDS = 0.2
 # How long what is left of a group may take to end after its leader has.
 GRACE_SECONDS = 20
-STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+# How long processes may take to save and end whose launcher was killed.
+ORPHAN_SECONDS = 600
+STOPPED = (130, 143, 129)  # by SIGINT, SIGTERM and SIGHUP
 # accelerate and torchrun end with 1 whatever the recipe ended with, but their last words say it.
 _WORDS = re.compile(r"returned non-zero exit status (\d+)\.|exitcode\s*: (\d+)\b")
 _TOLD = (2, 1, PAUSED, *STOPPED)  # of several processes the one that failed, not those it ended
+
+
+_WATCHDOG = """
+read -r _
+kill -s TERM -- "-$1"
+while [ "$2" -gt 0 ] && kill -s 0 -- "-$1" 2> /dev/null; do sleep 1; set -- "$1" $(($2 - 1)); done
+kill -s KILL -- "-$1"
+"""
 
 
 class StageFailed(RuntimeError):
@@ -45,7 +56,7 @@ def execute(command: list[str], log: Path, watch: Callable[[], None]) -> tuple[i
     """Run a printed command to its end; return its exit code and what it wrote.
 
     Output goes to the end of `log`. `watch` is called a few times a second. Raises `Interrupted`
-    once the stage has ended because of SIGINT or SIGTERM.
+    once the stage has ended because of SIGINT, SIGTERM or SIGHUP.
     """
     asked: list[int] = []
     with open(log, "ab") as output, _signals(asked):
@@ -58,12 +69,12 @@ def execute(command: list[str], log: Path, watch: Callable[[], None]) -> tuple[i
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=os.environ | {"CHAINFORGE_CHAIN": "1"},  # a stage then draws no bars of its own
+            env=os.environ | {CHAIN: "1"},  # a stage then draws no bars of its own
         )
         watchdog = _watchdog(process.pid)
         try:
             _wait(process, asked, watch)
-            _let_end(process.pid, asked, watch)
+            _let_end(process, asked, watch)
         finally:
             _end_group(process)
             watchdog.kill()
@@ -90,17 +101,24 @@ def _wait(process: subprocess.Popen[bytes], asked: list[int], watch: Callable[[]
     watch()
 
 
-def _let_end(group: int, asked: list[int], watch: Callable[[], None]) -> None:
+def _let_end(process: subprocess.Popen[bytes], asked: list[int], watch: Callable[[], None]) -> None:
     """After a signal let the stage save what it has, until a second one, however long it takes.
 
-    A launcher dies of the signal at once, while the recipe that it launched is still at work.
+    A launcher dies of the signal at once, while the recipe that it launched is still at work. When
+    somebody killed the launcher alone, the recipe is asked to stop, and has a while to do so.
     """
     heard = len(asked)
-    while heard and len(asked) == heard and _works(group):
+    killed = process.returncode < 0 and not heard
+    if killed:
+        _signal_group(process.pid, signal.SIGTERM)
+    end = time.monotonic() + (ORPHAN_SECONDS if killed else float("inf"))
+    while (heard or killed) and len(asked) == heard and _works(process.pid):
+        if time.monotonic() > end:
+            break
         watch()
         time.sleep(POLL_SECONDS)
     if len(asked) > heard:
-        _signal_group(group, signal.SIGKILL)
+        _signal_group(process.pid, signal.SIGKILL)
 
 
 def _works(group: int) -> bool:
@@ -144,12 +162,12 @@ def _signal_group(group: int, number: int) -> bool:
 
 
 def _watchdog(group: int) -> subprocess.Popen[bytes]:
-    """Start a shell that kills the group as soon as this process is gone.
+    """Start a shell that stops the group as soon as this process is gone, and kills it in the end.
 
     It reads from a pipe whose other end only this process holds, so that even SIGKILL wakes it.
     """
     return subprocess.Popen(
-        ["sh", "-c", 'read -r _; kill -s KILL -- "-$1"', "watchdog", str(group)],
+        ["sh", "-c", _WATCHDOG, "watchdog", str(group), str(ORPHAN_SECONDS)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -159,12 +177,13 @@ def _watchdog(group: int) -> subprocess.Popen[bytes]:
 
 @contextlib.contextmanager
 def _signals(asked: list[int]) -> Iterator[None]:
-    """Note SIGINT and SIGTERM in `asked` instead of ending this process."""
+    """Note SIGINT, SIGTERM and SIGHUP in `asked` instead of ending this process."""
 
     def note(number: int, frame: FrameType | None) -> None:
+        leave_terminal()
         asked.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, note) for number in stop_signals()}
     try:
         yield
     finally:

@@ -81,6 +81,8 @@ def run_chain(
                     send(step.directory)  # what a kill kept from it
                     display.line(stage.name, "done")
                 known[stage.name] = _signed(step.directory)
+                for aside in asides(step.directory):  # also those of a run that was cut
+                    aside.unlink() if aside.is_symlink() else shutil.rmtree(aside)
                 _pass_gates(step, display, ignore_gates)
     finally:
         if ran or judged:  # the page of a stage that failed is wanted most
@@ -161,7 +163,7 @@ def _run_stage(step: Step, display: Display, report: LiveReport, force: bool) ->
     if not _make_room(step, force):
         display.line(name, "done: what these settings made before is taken again")
         return
-    directory.mkdir(parents=True, exist_ok=True)
+    directory.resolve().mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     report.begin()
     with display.stage(name, directory) as look:
@@ -188,8 +190,6 @@ def _run_stage(step: Step, display: Display, report: LiveReport, force: bool) ->
         raise StageFailed(f"stage {name} {ending(code)}. {log} ends:\n{last}")
     if artifacts.read_manifest(directory) is None:
         raise StageFailed(f"stage {name} ended well but left no manifest.json; see {log}")
-    for aside in asides(directory):
-        shutil.rmtree(aside)
     display.line(name, f"done  {seconds}  {read_progress(directory)['note']}".rstrip())
 
 
@@ -209,7 +209,7 @@ def _make_room(step: Step, force: bool) -> bool:
     if finished or begun or (earlier and directory.exists()):
         _set_aside(directory)
     if earlier:
-        earlier.rename(directory)
+        earlier.rename(directory.resolve())
     return earlier is None
 
 
@@ -225,16 +225,24 @@ def _finished_before(step: Step) -> Path | None:
 
 
 def _set_aside(directory: Path) -> None:
-    """Rename a stage's directory to a free `<stage>.old-<n>`."""
+    """Rename a stage's directory to a free `<stage>.old-<n>`; of a link, what it leads to."""
+    directory = directory.resolve()
     with artifacts.lock(directory):  # whoever works in it by hand must not lose it
         number = 1
         while (aside := directory.with_name(f"{directory.name}.old-{number}")).exists():
             number += 1
-        directory.rename(aside)
+        try:
+            directory.rename(aside)
+        except OSError as error:  # a mount point, for one
+            raise InputError(
+                f"{directory} cannot be set aside as {aside.name} ({error.strerror}); move what it "
+                "holds away, or delete it"
+            ) from None
 
 
 def asides(directory: Path) -> Iterator[Path]:
     """Yield what was set aside of a stage."""
+    directory = directory.resolve()
     name = re.compile(re.escape(directory.name) + r"\.old-\d+")
     for path in sorted(directory.parent.glob("*.old-*")):
         if name.fullmatch(path.name):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from chainforge.core.artifacts import read_manifest
+from chainforge.core.process import CHAIN
 from chainforge.training.agreement import Agreement
 from chainforge.training.hub import take_over
 from chainforge.training.methods import Start, model_options
@@ -124,6 +125,6 @@ def prepare(training_args: Any, model_args: Any, stage: Stage) -> Any:
         training_args.model_init_kwargs = model_options(model_args, training_args)
     else:
         training_args.model_init_kwargs = None if start.opened_here else start.options
-    if os.environ.get("CHAINFORGE_CHAIN"):
+    if os.environ.get(CHAIN):
         training_args.disable_tqdm = True  # the chain draws the bar; a log has no use for one
     return training_args

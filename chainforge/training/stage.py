@@ -13,6 +13,7 @@ import logging
 import os
 import platform
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from chainforge import __version__
-from chainforge.core import artifacts, fingerprints
+from chainforge.core import artifacts, fingerprints, process
 from chainforge.core.artifacts import (
     HOLDER,
     LOCK,
@@ -35,7 +36,7 @@ from chainforge.core.artifacts import (
 )
 from chainforge.core.config import given, resolved
 from chainforge.core.disk import writing
-from chainforge.core.errors import InputError
+from chainforge.core.errors import InputError, Stopped
 from chainforge.core.paths import written_for
 from chainforge.core.redaction import redact
 from chainforge.data.selection.salvage import rejects_in
@@ -146,6 +147,11 @@ def open_stage(
         with writing(directory):
             with rejects_in(directory) if is_main_process() else contextlib.nullcontext():
                 yield stage
+            if process.orphaned():
+                raise Stopped(
+                    "by SIGTERM: what launched this process has ended; run the same command again",
+                    128 + signal.SIGTERM,
+                )
             if is_main_process():
                 _sign(stage, time.monotonic() - started)
             if stage.policy and "checkpoints" not in stage.policy.keep:
@@ -161,7 +167,7 @@ def _script() -> str | None:
 
 def _looks_closely() -> bool:
     """Whether this process hashes its inputs: the first, unless the chain has done so just now."""
-    return is_main_process() and "CHAINFORGE_CHAIN" not in os.environ
+    return is_main_process() and process.CHAIN not in os.environ
 
 
 def _leave_if_done(stage: Stage) -> None:

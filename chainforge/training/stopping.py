@@ -14,16 +14,15 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from chainforge.core.errors import Stopped
+from chainforge.core.process import leave_terminal, stop_signals
 from chainforge.training.checkpoints import window
 from chainforge.training.stage import Stage
 
 logger = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
 
 class StopCallback(TrainerCallback):
-    """On SIGINT or SIGTERM save a checkpoint and stop, at the next step that can be gone on from.
+    """On SIGINT, SIGTERM or SIGHUP save a checkpoint and stop, at the next step to resume from.
 
     In GRPO that is the end of a generation window: a checkpoint does not hold the completions that
     are still to be trained on. Whoever cannot wait for it kills the run, which then goes on from
@@ -42,7 +41,7 @@ class StopCallback(TrainerCallback):
     def heeding(self) -> Iterator[None]:
         """Note the signals instead of dying of them."""
         before = {}
-        for number in SIGNALS:
+        for number in stop_signals():
             with contextlib.suppress(ValueError):  # not in the main thread
                 before[number] = signal.signal(number, self._note)
         try:
@@ -52,6 +51,7 @@ class StopCallback(TrainerCallback):
                 signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        leave_terminal()
         if self.asked and number == signal.SIGINT:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import shutil
 import signal
 import subprocess
@@ -180,7 +181,10 @@ def test_other_settings_never_go_on_with_half_a_stage(workplace):
     assert len(workplace.rows("cold")) == 5
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+STOPS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+
+
+@pytest.mark.parametrize(("number", "code"), STOPS)
 def test_a_stop_reaches_the_stage_and_says_how_to_go_on(workplace, number, code):
     chain = workplace.start("run", "chain.yaml", FAKE_STOP_AT="cold:2")
     recipe = workplace.wait_for_rows("cold", 2)
@@ -301,3 +305,97 @@ def test_a_secret_reaches_no_file_and_no_terminal(workplace):
     for data in (text.encode(), *(path.read_bytes() for path in found)):
         assert value.encode() not in data.replace(b"hub_token: " + value.encode(), b"")
         assert b"and-more-of-it" not in data
+
+
+LAUNCHER = "import subprocess, sys; subprocess.run([sys.executable, 'inner.py', *sys.argv[1:]])"
+SAVING = """
+        def save(number, frame):
+            time.sleep(3)
+            open(stage.path("saved"), "w").close()
+            sys.exit(128 + number)
+        import signal
+        signal.signal(signal.SIGTERM, save)
+        path = stage.path("samples.jsonl")
+"""
+
+
+@pytest.mark.parametrize("killed", ["the launcher", "the chain"])
+def test_a_stage_whose_launcher_was_killed_saves_and_is_not_signed(workplace, killed):
+    script = workplace.folder / "count.py"
+    mark = '        path = stage.path("samples.jsonl")\n'
+    (workplace.folder / "inner.py").write_text(script.read_text().replace(mark, SAVING[1:]))
+    script.write_text(LAUNCHER)
+    chain = workplace.start("run", "chain.yaml", FAKE_STOP_AT="traces:2")
+    recipe = workplace.wait_for_rows("traces", 2)
+    with open(f"/proc/{recipe}/stat") as file:
+        launcher = int(file.read().rpartition(")")[2].split()[1])
+    os.kill(launcher if killed == "the launcher" else chain.pid, signal.SIGKILL)
+    second = workplace.chainforge("run", "chain.yaml", expect=2)  # while it saves
+    assert "in use by process" in second
+    assert f"process {recipe} " in second or killed == "the launcher"
+    chain.communicate(timeout=60)
+    assert gone(recipe)
+    assert (workplace.folder / "runs/fake/traces/saved").exists()
+    assert (workplace.folder / "runs/fake/traces/stage.json").exists()
+    assert not (workplace.folder / "runs/fake/traces/manifest.json").exists()
+
+
+def test_a_recipe_that_its_launcher_left_does_not_sign(workplace):
+    """Without a signal's handler it is ended; one that comes to its end first signs nothing."""
+    script = workplace.folder / "count.py"
+    text = script.read_text().replace('write_json(stage.path("model")',
+        'time.sleep(3)\n        write_json(stage.path("model")')  # fmt: skip
+    ignore = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nimport sys\n"
+    script.write_text(text.replace("import sys\n", ignore, 1))
+    code = (
+        "import os, subprocess, sys, time\n"
+        "p = subprocess.Popen([sys.executable, 'count.py', '--output_dir', 'mine'])\n"
+        "while not os.path.exists('mine/samples.jsonl'): time.sleep(0.05)\n"
+        "print(p.pid, flush=True); os._exit(0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=workplace.folder, capture_output=True, text=True,
+        env=os.environ | {"TORCHELASTIC_RUN_ID": "1"}, timeout=60,
+    )  # fmt: skip
+    assert gone(int(done.stdout.split()[0]))
+    assert "stopped: by SIGTERM: what launched this process has ended" in done.stderr
+    assert not (workplace.folder / "mine/manifest.json").exists()
+
+
+def test_a_terminal_that_is_closed_stops_a_stage_in_good_order(workplace):
+    master, terminal = pty.openpty()
+    chain = subprocess.Popen(
+        [sys.executable, "-c", "import fcntl, termios, chainforge.pipeline.cli as cli\n"
+         "fcntl.ioctl(0, termios.TIOCSCTTY, 0); cli.main()", "run", "chain.yaml"],
+        stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,
+        cwd=workplace.folder, env=os.environ | {"FAKE_STOP_AT": "cold:2"},
+    )  # fmt: skip
+    os.close(terminal)
+    recipe = workplace.wait_for_rows("cold", 2)
+    os.close(master)
+    assert chain.wait(timeout=60) == 129
+    assert gone(recipe)
+    assert workplace.states()["cold"] == "resumable"
+
+
+def test_a_stage_directory_that_is_a_link_is_replaced_where_it_leads(workplace, tmp_path):
+    disk = tmp_path / "disk"
+    workplace.run(until="traces")
+    (workplace.folder / "runs/fake/traces").rename(disk)
+    (workplace.folder / "runs/fake/traces").symlink_to(disk)
+    workplace.configure("traces", steps=4)
+    workplace.run(until="traces")
+    assert (workplace.folder / "runs/fake/traces").is_symlink()
+    assert len((disk / "samples.jsonl").read_text().splitlines()) == 4
+    assert not list(tmp_path.glob("disk.old-*"))
+
+
+def test_what_a_cut_run_set_aside_is_removed_once_the_stage_is_done(workplace):
+    workplace.run(until="cold")
+    fake = workplace.folder / "runs/fake"
+    (fake / "cold.old-1").mkdir()
+    (fake / "cold.old-2").symlink_to(workplace.folder / "base")
+    (fake / "cold.old-of-mine").mkdir()
+    workplace.run(until="cold")
+    assert {path.name for path in fake.glob("cold.*")} == {"cold.old-of-mine"}
+    assert (workplace.folder / "base/config.json").exists()
