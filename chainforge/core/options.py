@@ -46,11 +46,12 @@ _RANGES: dict[str, tuple[float, float]] = {
     "learning_rate weight_decay beta max_grad_norm warmup_steps epsilon epsilon_high delta "
     "adam_epsilon entropy_coef neftune_noise_alpha temperature repetition_penalty max_usd "
     "vllm_importance_sampling_cap": (0, math.inf),
+    "dataloader_num_workers heldout_size give_up_after": (0, math.inf),
     "num_train_epochs logging_steps save_steps eval_steps timeout": (_TINY, math.inf),
     "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps "
     "generation_batch_size steps_per_generation num_iterations max_completion_length "
     "max_length max_new_tokens num_samples max_samples round_size samples_per_prompt lora_r "
-    "lora_alpha max_concurrency vllm_tensor_parallel_size": (1, math.inf),
+    "lora_alpha num_generations max_concurrency vllm_tensor_parallel_size": (1, math.inf),
     "adam_beta1 adam_beta2 lora_dropout": (0, _BELOW_1),
     "min_p label_smoothing_factor ref_model_mixup_alpha": (0, 1),
     "top_p top_entropy_quantile vllm_gpu_memory_utilization": (_TINY, 1),
@@ -93,7 +94,8 @@ def wrong_number(key: str, value: Any, *, training: bool) -> str | None:
     if key == "temperature" and training:
         low = _TINY  # TRL divides by it
     if low <= value <= high and not (key in RANGES and math.isinf(value)):
-        return None
+        too_long = isinstance(value, int) and abs(value) >= 2**63
+        return f"a number of {len(str(abs(value)))} digits is too long" if too_long else None
     least = "above 0" if low == _TINY else f"from {low:g} on"
     most = {math.inf: "", _BELOW_1: ", below 1"}.get(high, f", at most {high:.10g}")
     return f"expected a finite number {least}{most}, found {value}"

@@ -28,6 +28,15 @@ def nearest(word: str, words: Iterable[str]) -> str | None:
     return found[0] if found else None
 
 
+def refuse_unknown(given: Iterable[Any], known: Iterable[str], where: str = "") -> None:
+    """Raise `InputError` for all keys of a mapping that are not known, each with a hint."""
+    known = list(known)
+    odd = [f"{where}unknown key {key!r}; {hint(str(key), known)}" for key in given
+           if key not in known]  # fmt: skip
+    if odd:
+        raise InputError("\n  ".join(odd))
+
+
 def hint(word: str, words: Iterable[str]) -> str:
     """Return the end of an error message: the nearest word, or all that there are."""
     words = sorted(words)

@@ -21,7 +21,7 @@ from typing import Any
 from chainforge.core.errors import Failed, InputError, Stopped
 from chainforge.core.paths import unplaced
 from chainforge.core.records import Row, example, question
-from chainforge.core.references import hint, resolve, user_code, where
+from chainforge.core.references import hint, refuse_unknown, resolve, user_code, where
 from chainforge.core.transcript import DEFAULT, is_blank, system_prompt
 from chainforge.data.hub import hub
 from chainforge.data.procedural import reasoning_gym
@@ -112,9 +112,7 @@ def _read_task(raw: Any, where: str) -> _Task:
     if not isinstance(raw, dict):
         raise InputError(f"{where}: expected a mapping with `fn`, found {raw!r}")
     known = [item.name for item in fields(_Task) if item.name != "where"]
-    for key in raw:
-        if key not in known:
-            raise InputError(f"{where}: unknown key {key!r}; {hint(str(key), known)}")
+    refuse_unknown(raw, known, f"{where}: ")
     if not isinstance(raw.get("fn"), str):
         raise InputError(f"{where}: `fn` must name a function: {', '.join(BUILTINS)} or your own")
     task = _Task(where, **{"params": {}} | {key: raw[key] for key in raw if raw[key] is not None})

@@ -14,7 +14,7 @@ from chainforge.core.errors import InputError
 from chainforge.core.options import SEEDS
 from chainforge.core.paths import anchored
 from chainforge.core.redaction import check_settings
-from chainforge.core.references import hint
+from chainforge.core.references import hint, refuse_unknown
 from chainforge.core.transcript import PRESETS
 from chainforge.core.yaml12 import read_yaml
 from chainforge.pipeline import places
@@ -98,9 +98,7 @@ def load_chain(reference: str | Path) -> Chain:
 def _check_keys(given: Any, known: tuple[str, ...]) -> None:
     if not isinstance(given, dict):
         raise InputError(f"expected `key: value` lines, not a {type(given).__name__}")
-    for key in given:
-        if key not in known:
-            raise InputError(f"unknown key {key!r}: {hint(str(key), known)}")
+    refuse_unknown(given, known)
 
 
 def _text(given: dict[str, Any], key: str) -> str | None:

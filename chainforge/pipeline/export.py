@@ -153,7 +153,10 @@ def _for_llama_cpp(package: Package) -> list[str]:
     """Say how llama.cpp's own scripts turn it into GGUF, which Ollama and LM Studio read too."""
     folder = shlex.quote(places.short(package.folder))
     if package.what == "model":
-        return [f"as GGUF: python llama.cpp/convert_hf_to_gguf.py {folder} --outtype q8_0"]
+        return [
+            f"as GGUF: python llama.cpp/convert_hf_to_gguf.py {folder} --outtype q8_0 (it takes "
+            "the tokenizers of published models; the quickstart's own is no pre-tokenizer it knows)"
+        ]
     if package.what == "adapter" and package.base:
         option = "--base-model-id" if package.base.on_hub else "--base"
         name = package.base.name

@@ -17,7 +17,7 @@ from typing import Any
 
 from chainforge.core.errors import InputError
 from chainforge.core.records import Row, read_rows
-from chainforge.core.references import hint
+from chainforge.core.references import hint, refuse_unknown
 from chainforge.pipeline.reporting.readings import results_of
 from chainforge.pipeline.wording import p_words, points
 
@@ -82,9 +82,7 @@ def _read(entry: Any, models: Sequence[str]) -> Gate:
         raise InputError(
             f"key 'gate': expected {{metric: accuracy, min: 0.2}} or {{beats: cold}}, not {entry!r}"
         )
-    for key in entry:
-        if key not in _KEYS:
-            raise InputError(f"key 'gate': unknown key {key!r}; {hint(str(key), _KEYS)}")
+    refuse_unknown(entry, _KEYS, "key 'gate': ")
     if ("metric" in entry) == ("beats" in entry):
         raise InputError("key 'gate': needs `metric` or `beats`, and not both; a list holds more")
     for key in ("model", "beats"):

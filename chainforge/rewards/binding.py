@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from chainforge.core.errors import InputError
-from chainforge.core.references import described, hint, nearest, resolve, user_code
+from chainforge.core.references import described, hint, nearest, refuse_unknown, resolve, user_code
 
 KEYS = ("fn", "weight", "params", "task", "name")
 # What a trainer passes beside the columns of the row: to one call each, and to a batch function.
@@ -66,7 +66,7 @@ def bind(
     names = [item.name for item in given]
     for key in params:
         if key not in names and not (batch and everything):
-            raise InputError(f"reward {reference}: no parameter {key!r}; {hint(key, names)}")
+            raise InputError(f"reward {reference}: no parameter {key!r}; {hint(str(key), names)}")
     if "transcript" in names:
         params.setdefault("transcript", transcript)
     if check := getattr(function, "check", None):
@@ -97,9 +97,7 @@ def _check_spec(spec: Mapping[str, Any]) -> tuple[str, float, Mapping[str, Any]]
         raise InputError(
             f"rewards: each entry is like {{fn: accuracy_reward, weight: 1.0}}, not {spec!r}"
         )
-    for key in spec:
-        if key not in KEYS:
-            raise InputError(f"rewards: unknown key {key!r} in {dict(spec)}; {hint(key, KEYS)}")
+    refuse_unknown(spec, KEYS, f"rewards: in {dict(spec)}: ")
     if "fn" not in spec:
         raise InputError(f"rewards: no `fn` in {dict(spec)}; it names the function")
     reference, weight = spec["fn"], spec.get("weight", 1.0)
@@ -144,7 +142,7 @@ def _call_factory(
     free = any(item.kind is inspect.Parameter.VAR_KEYWORD for item in parameters)
     for key in params:
         if key not in names and not free:
-            raise InputError(f"reward {reference}: no parameter {key!r}; {hint(key, names)}")
+            raise InputError(f"reward {reference}: no parameter {key!r}; {hint(str(key), names)}")
     for item in parameters:
         if item.default is item.empty and item.kind in _PARAMETERS and item.name not in params:
             raise InputError(

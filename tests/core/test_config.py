@@ -127,6 +127,7 @@ def test_config_may_be_given_with_an_equals_sign(tmp_path):
         ("max_steps: 0", [], "max_steps: expected 1 or more, or -1"),
         ("max_steps: -2", [], "max_steps: expected 1 or more, or -1"),
         ("max_steps: 1e3", [], "max_steps: expected int, found 1000.0"),
+        ("batch: 10000000000000000000", [], "batch: a number of 20 digits is too long"),
         ("seed: 10000000000000000000", [], "seed: .* at most 4294967295"),
         ("", ["--no_use_cpu", "x"], "--no_use_cpu takes no value; or write --use_cpu true"),
         ("", ["--no_max_steps"], "unknown option --no_max_steps"),

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from chainforge.core.errors import InputError
-from chainforge.core.references import resolve
+from chainforge.core.references import refuse_unknown, resolve
 
 BUILTINS = {"root": "math:sqrt", "floor": math.floor}
 
@@ -53,3 +53,14 @@ def test_a_file_that_does_not_import_names_the_line(tmp_path, code, words):
     (tmp_path / "mine.py").write_text(code)
     with pytest.raises(InputError, match=f"mine.py does not import: {words}"):
         resolve(f"{tmp_path}/mine.py:f", {})
+
+
+def test_all_unknown_keys_are_named_at_once():
+    refuse_unknown({"fn": 1}, ("fn", "params"), "tasks[0]: ")
+    with pytest.raises(InputError) as error:
+        refuse_unknown({"fm": 1, "fn": 2, "parms": 3, 4: 5}, ("fn", "params"), "tasks[0]: ")
+    assert str(error.value).splitlines() == [
+        "tasks[0]: unknown key 'fm'; there are: fn, params",
+        "  tasks[0]: unknown key 'parms'; did you mean 'params'?",
+        "  tasks[0]: unknown key 4; there are: fn, params",
+    ]

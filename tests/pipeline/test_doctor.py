@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.version import Version
 
 from chainforge.core.transcript import write
 from chainforge.pipeline.chain import load_chain
@@ -218,6 +219,9 @@ def test_the_versions_are_those_of_the_project():
         assert pinned[name] == tested
         assert f'"{name}>={least}' in project
     assert f'requires-python = ">={versions.PYTHON}"' in project
+    # What vLLM needs allows no newer NumPy, and its own next version no newer transformers.
+    assert engines.LEAST <= pinned["vllm"] <= engines.MOST
+    assert Version(pinned["numpy"]) < Version("2.4")
     known = Path(find_spec("trl").origin).with_name("import_utils.py").read_text()
     assert f'Version("{engines.LEAST}") <= _vllm_base_version <= Version("{engines.MOST}")' in known
 

@@ -153,6 +153,7 @@ def test_only_what_a_loader_reads_goes_out_private_unless_told(journey):
     assert f"{hub.url}/me/adapter (private)" in done.stderr
     assert f"uploaded: {hub.url}/datasets/me/traces (private)" in done.stdout
     assert "llama.cpp/convert_hf_to_gguf.py runs/c/cold/model" in done.stdout
+    assert "the quickstart's own is no pre-tokenizer it knows" in done.stdout
     assert (
         "llama.cpp/convert_lora_to_gguf.py runs/c/cold/adapter --base-model-id me/tiny"
         in done.stdout
