@@ -14,13 +14,16 @@ from server import FAULTS, GOOD, REASONING, Answer, Server, chat
 
 from chainforge.core.errors import InputError
 from chainforge.core.records import example, read_rows
-from chainforge.core.transcript import read, write
+from chainforge.core.transcript import DEFAULT, read, write
 from chainforge.data.collection.api import LARGEST_BODY
 from chainforge.data.collection.outcomes import PATIENCE
 from chainforge.data.collection.settings import TeacherArgs
 from chainforge.data.collection.teacher import collect
 from chainforge.data.datasets import save_dataset
+from chainforge.data.sampling.rollouts import judge
+from chainforge.data.selection.rejection import SelectionArgs, select_rows
 from chainforge.data.tasks import TaskArgs, load_examples
+from chainforge.rewards.scoring import RewardArgs, load_rewards
 
 KEY = "sk-secret-0123456789"
 
@@ -43,6 +46,19 @@ def asking(server, **settings):
     quick = {"max_retries": 2, "retry_wait": 0.01, "patience": 0.1, "longest_wait": 0.05}
     common = {"teacher": "deepseek", "base_url": server.url, "drain": 5}
     return TeacherArgs(**common | quick | settings)
+
+
+def test_prompts_without_an_answer_are_collected_and_kept(server, tmp_path):
+    rows = [example([{"role": "user", "content": "Why add?"}], None, task="chat")]
+    rewards = load_rewards(RewardArgs(), rows[0])
+    collected = collect(
+        asking(server), rows, tmp_path, score=lambda rows: judge(rows, DEFAULT, rewards)
+    )
+    selected = select_rows(collected.rows, SelectionArgs())
+    (row,) = selected.kept
+    assert (row["answer"], row["correct"], row["reward"]) == (None, None, 0.2)
+    assert row["rewards"] == {"accuracy_reward": None, "format_reward": 1.0}
+    assert len(save_dataset(selected.kept, tmp_path / "dataset").read_bytes()) > 0
 
 
 def failures(directory):
