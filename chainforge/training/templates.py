@@ -136,10 +136,15 @@ def check_template(
     shapes = {tuple(turn["role"] for turn in turns): turns for turns in reversed(list(prompts))}
     tried = list(shapes.values())[-_SHAPES:] or [_QUESTION]
     others = [preset for preset in readable if preset != transcript]
-    # What rendering imports is not on the template's account.
-    tokenizer.apply_chat_template(_QUESTION, chat_template="", tokenize=False)
-    if flaw := _bounded(lambda: _flaw(tokenizer, transcript, tried, others, options), name):
+    flaw = _bounded(tokenizer, lambda: _flaw(tokenizer, transcript, tried, others, options), name)
+    if flaw:
         raise InputError(f"{name}: the chat template {flaw}")
+
+
+def check_bounded(tokenizer: Any, name: str) -> None:
+    """Raise `InputError` when the chat template takes too much to write one question."""
+    if getattr(tokenizer, "chat_template", None):
+        _bounded(tokenizer, lambda: _change(tokenizer, _QUESTION, _ANSWER, {}), name)
 
 
 def _survives(tokenizer: Any, preset: str) -> bool:
@@ -223,11 +228,13 @@ def _change(
     return None if end else "writes nothing that ends the assistant's turn"
 
 
-def _bounded(work: Callable[[], str | None], name: str) -> str | None:
+def _bounded(tokenizer: Any, work: Callable[[], str | None], name: str) -> str | None:
     """Return what `work` returns, from a child process with limits of time and memory.
 
     A template may loop without end or ask for all memory, and only a process can be stopped.
     """
+    # What rendering imports is not on the template's account.
+    tokenizer.apply_chat_template(_QUESTION, chat_template="", tokenize=False)
     if not hasattr(os, "fork"):
         return work()
     context = multiprocessing.get_context("fork")

@@ -223,6 +223,16 @@ def test_the_copy_is_sound_without_a_fault(copy, capsys, monkeypatch):
     assert shown.rstrip().partition("»")[0].endswith("·</summary>·<|im_end|>·⏎")
 
 
+def test_a_template_without_end_does_not_hold_the_doctor(copy, capsys, monkeypatch):
+    monkeypatch.setattr("chainforge.training.templates._CPU_SECONDS", 1)
+    loops = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
+    copy.template("{%", loops + "{%", 1)
+    code, findings, _ = diagnose(capsys, monkeypatch)
+    assert code == 1
+    found = {f["stage"] for f in findings if "the chat template was stopped" in f["text"]}
+    assert {"cold", "reason"} <= found
+
+
 def test_a_template_that_a_stage_sets_is_that_of_those_after_it(copy, capsys, monkeypatch):
     template = (copy.folder / "base/chat_template.jinja").rename(copy.folder / "chatml.jinja")
     code, findings, _ = diagnose(capsys, monkeypatch)

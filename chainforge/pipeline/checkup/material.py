@@ -21,7 +21,7 @@ from chainforge.pipeline.stages import RECIPES
 from chainforge.training.architecture import cached
 from chainforge.training.shield import shield
 from chainforge.training.sources import ADAPTER
-from chainforge.training.templates import set_template
+from chainforge.training.templates import check_bounded, set_template
 
 ONLINE = "--online fetches it"
 # All of a model that is looked at here: no weights.
@@ -133,6 +133,7 @@ def tokenizer(context: Context, name: str, step: Step | None = None) -> Any:
                 raise InputError(f"{root}: no tokenizer: {first_line(error)}") from None
             raise NotHere(f"{root} is not on this machine; {ONLINE}, but no weights") from None
         set_template(made, template)
+        check_bounded(made, template or root)
         return shield(made)
 
     return once(context, ("tokenizer", root, template), make)
