@@ -322,7 +322,14 @@ remaining which been found computed calculated
 _HARMLESS = frozenset(_HARMLESS_WORDS.split())
 _JOINT = re.compile(r"[\s$,;]*(?:\\text\s*\{\s*)?(?:and|or)?[\s$},;]*", re.IGNORECASE)
 # Another value in the sentence of a box, or in what little follows it.
-_NEXT = re.compile(r"[^.!?\n]*[\d=<>]|(?s:[^\d]{0,40}\d.{0,20}\Z)")
+_NEXT = re.compile(
+    r"[\s$]*(?:[,;/&(=<>\d-]|(?:and|or|to)\b)[^.!?\n]*[\d=<>]|(?s:\s*[.!?;:\n][^\d]{0,40}\d.{0,20}\Z)",
+    re.IGNORECASE,
+)
+_BEHIND = re.compile(
+    r"[\s$]*(?:\\text\s*\{)?\s*([A-Za-z°][A-Za-z/ ]{0,30}(?:\^\{?\d\}?)?)\s*\}?(?:\^\{?(\d)\}?)?"
+    r"[\s$]*(?:[.,;\n]|\Z)"
+)
 _FACTOR = re.compile(
     r"(?:[\d_^]|[=\w)}]\s*[-+/]|[-+/](?<!\s-)|\\(?:sqrt(?:\[\d\])?|cdot|times|frac|ln|log|pi|pm|mp"
     r"|sin|cos|tan|neg|overline))\s*\{?\Z"
@@ -385,9 +392,19 @@ def _boxed(text: str, places: list[tuple[int, int, int, int]]) -> str | None:
         ):
             return None
     if len(values) == 1:
-        return one
+        return _with_unit(one, tail)
     between = (text[one[1] : two[0]] for one, two in pairwise(places))
     return " and ".join(values.values()) if all(map(_JOINT.fullmatch, between)) else None
+
+
+def _with_unit(value: str, tail: str) -> str:
+    """Add the unit that a box has behind it."""
+    from chainforge.rewards.quantities import split_unit
+
+    if not (behind := _BEHIND.match(tail)) or split_unit(value)[1]:
+        return value
+    unit = behind[1] + (f"^{behind[2]}" if behind[2] else "")
+    return f"{value} {unit}" if split_unit(f"1 {unit}")[1] else value
 
 
 def _claimed(text: str, claims: list[re.Match[str]]) -> str | None:
