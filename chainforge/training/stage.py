@@ -41,7 +41,7 @@ from chainforge.core.paths import written_for
 from chainforge.core.redaction import redact
 from chainforge.data.selection.salvage import rejects_in
 from chainforge.training.hub import send
-from chainforge.training.trackers import TENSORBOARD
+from chainforge.training.trackers import RUN_ID, TENSORBOARD
 
 if TYPE_CHECKING:
     from chainforge.training.methods import Start
@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes")
 WORKING_FILES = {"log.txt", LOCK, HOLDER, PROGRESS, STARTED, MANIFEST, UPLOAD}
-UNSIGNED = {"checkpoints", TENSORBOARD}
+UNSIGNED = {"checkpoints", TENSORBOARD, RUN_ID}
 
 
 @dataclass

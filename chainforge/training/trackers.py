@@ -7,9 +7,12 @@ TRL and transformers do the reporting. What a stage adds is names: the project i
 from __future__ import annotations
 
 import dataclasses
+import netrc
 import os
+import secrets
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from chainforge.core.artifacts import read_json
 from chainforge.core.errors import InputError
@@ -17,6 +20,7 @@ from chainforge.core.references import hint
 from chainforge.core.sharing import read_secret
 
 CHAIN = "chain.json"  # beside the stages; `run` writes it
+RUN_ID = "wandb-run-id.txt"  # trackio goes on with the run of the same name by itself
 TENSORBOARD = "tensorboard"  # the folder in the stage that its curves are written to
 
 
@@ -37,6 +41,8 @@ def name_run(training: Any, directory: Path) -> None:
     if chain:
         os.environ.setdefault("WANDB_PROJECT", training.project)
         os.environ.setdefault("TRACKIO_PROJECT", training.project)
+    if "wandb" in trackers and int(os.environ.get("RANK", "0")) == 0:
+        _continue_run(directory)
     if TENSORBOARD in trackers:
         given = os.environ.get("TENSORBOARD_LOGGING_DIR")
         # One folder for each run: TensorBoard would draw several in one as one line.
@@ -61,8 +67,34 @@ def check_trackers(trackers: list[str]) -> None:
         there = getattr(known, f"is_{name}_available", None)
         if there is not None and not there():
             raise InputError(f"report_to: {name} is not installed; pip install {name}")
-    if "wandb" in trackers:
-        read_secret("WANDB_API_KEY")
+    if "wandb" in trackers and not _reaches_wandb():
+        raise InputError(
+            "report_to: wandb has no key: set WANDB_API_KEY, run `wandb login`, or set "
+            "WANDB_MODE=offline"
+        )
+
+
+def _reaches_wandb() -> bool:
+    """Whether wandb needs no key, or has one, in the environment or from `wandb login`."""
+    if os.environ.get("WANDB_MODE", "online").lower() not in ("online", "shared"):
+        return True
+    if read_secret("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    try:
+        logins = netrc.netrc(os.environ.get("NETRC"))
+    except (OSError, netrc.NetrcParseError):
+        return False
+    return bool(host and logins.authenticators(host))
+
+
+def _continue_run(directory: Path) -> None:
+    """Have wandb go on with the stage's run when the stage is resumed, and not begin another."""
+    path = directory / RUN_ID
+    if not path.is_file():
+        path.write_text(f"{secrets.token_hex(4)}\n", encoding="utf-8")
+    os.environ.setdefault("WANDB_RUN_ID", path.read_text(encoding="utf-8").strip())
+    os.environ.setdefault("WANDB_RESUME", "allow")
 
 
 def chain_of(directory: Path) -> str | None:
