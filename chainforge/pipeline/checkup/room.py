@@ -80,7 +80,8 @@ def _of_training(stage: Training, context: Context) -> tuple[int, int]:
     given, settings = material.training_of(context, stage.step), stage.settings
     dtype = shape.dtype if settings["dtype"] == "auto" else settings["dtype"]
     size = DTYPES.get(str(dtype), 4)
-    model, trained = shape.parameters * size, shape.parameters
+    # It is trained in one precision, and saved in that of its base.
+    model, trained = shape.parameters * DTYPES.get(str(shape.dtype), 4), shape.parameters
     if method_of(settings) != "full":
         trained = shape.adapter(settings["lora_r"], settings["lora_target_modules"])
     checkpoint = trained * size * (1 + STATES)
