@@ -15,6 +15,11 @@ from chainforge.core.errors import InputError
 WORDS = {"yes": True, "on": True, "no": False, "off": False}  # text in YAML 1.2
 
 
+def truth(value: Any) -> Any:
+    """Return the bool that a word such as `off` stands for; any other value as it is."""
+    return WORDS.get(value.lower(), value) if isinstance(value, str) else value
+
+
 def is_structured(kind: Any) -> bool:
     """True for fields that hold mappings, which argparse cannot read."""
     return (
@@ -64,7 +69,7 @@ def _fit(value: Any, kind: Any, where: str) -> tuple[bool, Any]:
     if not isinstance(origin, type) or issubclass(origin, enum.Enum):
         return isinstance(value, str), value
     if origin is bool:
-        value = WORDS.get(value.lower(), value) if isinstance(value, str) else value
+        value = truth(value)
         return isinstance(value, bool), value
     if origin in (int, float):
         return _fit_number(value, origin)

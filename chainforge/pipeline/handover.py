@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from chainforge.core.errors import InputError
+from chainforge.core.fields import truth
 from chainforge.pipeline.stages import Stage
 from chainforge.training.settings import TRAINED
 from chainforge.training.sources import merge_command
@@ -100,4 +101,4 @@ def _in_words(stage: Stage, settings: Settings) -> str:
 
 
 def _true(value: Any) -> bool:
-    return value is True or str(value).lower() in ("true", "1", "yes")
+    return value is True or str(truth(value)).lower() in ("true", "1")

@@ -176,4 +176,4 @@ def _section(given: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def _true(value: Any) -> bool:
-    return str(value).lower() in ("true", "1", "yes")
+    return str(value).lower() in ("true", "1", "yes", "on")

@@ -28,6 +28,7 @@ from typing import Any, Literal
 
 from chainforge.core.config import given
 from chainforge.core.errors import InputError
+from chainforge.core.fields import truth
 from chainforge.training.saving import KEPT
 from chainforge.training.sources import REMADE_INITS, Source, find_source
 from chainforge.training.trackers import asked_for, check_trackers
@@ -269,7 +270,7 @@ def _settle_dropout(
 
     if not isinstance(training_args, GRPOConfig) or not training_args.beta:
         return
-    if asked.get("disable_dropout") is False and lora_dropout:
+    if truth(asked.get("disable_dropout")) is False and lora_dropout:
         raise InputError(
             f"disable_dropout: false with lora_dropout {lora_dropout} and beta "
             f"{training_args.beta}: the KL would be one of dropout; leave disable_dropout out"

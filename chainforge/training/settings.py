@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from chainforge.core.fields import truth
+
 TRAINED = ("sft", "grpo", "distill")
 
 _MODEL = {
@@ -74,6 +76,7 @@ def settings_of(recipe: str, given: Mapping[str, Any]) -> dict[str, Any]:
     for key, default in found.items():
         if key in given:
             found[key] = _as(given[key], default)
+    found["bf16"] = truth(found["bf16"])
     if found["bf16"] is None:  # as TRL's own configurations do
         found["bf16"] = not found["fp16"]
     return found
@@ -93,7 +96,7 @@ def of_objects(recipe: str, *configs: Any) -> dict[str, Any]:
 def _as(value: Any, default: Any) -> Any:
     """Return a value of its default's type, where it can be one."""
     if isinstance(default, bool) and isinstance(value, str):
-        return value.lower() in ("true", "yes", "1")
+        return value.lower() in ("true", "yes", "on", "1")
     if isinstance(default, int | float) and not isinstance(default, bool):
         try:
             return type(default)(float(value))

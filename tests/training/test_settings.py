@@ -40,3 +40,9 @@ def test_parsed_configurations_give_the_same(tmp_path):
     assert {key for key in found if found[key] != expected[key]} <= {
         "generation_batch_size", "steps_per_generation"
     }  # fmt: skip
+
+
+def test_a_word_is_the_bool_that_the_recipe_takes_it_for():
+    given = {"bf16": "no", "use_cpu": "on", "use_peft": "off", "gradient_checkpointing": "No"}
+    found = settings_of("sft", given)
+    assert [found[key] for key in given] == [False, True, False, False]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from chainforge.core.errors import InputError, first_line
+from chainforge.core.fields import truth
 from chainforge.core.transcript import tags_of, write
 from chainforge.data.sampling.engine import ends_of
 from chainforge.pipeline.checkup import material, supply
@@ -49,13 +50,13 @@ def _of(stage: Training, context: Context) -> Iterator[Finding]:
     options = options if isinstance(options, dict) else {}
     try:
         check_template(tokenizer, form, root, [one["prompt"] for one in asked], **options)
-        only = stage.step.given.get("assistant_only_loss") is True and stage.recipe == "sft"
+        only = truth(stage.step.given.get("assistant_only_loss")) is True and stage.recipe == "sft"
         ids, loss = learnt(tokenizer, row, assistant_only=only)
     except InputError:
         raise
     except Exception as error:  # a template is a program, and may raise anything
         raise InputError(f"{root}: the chat template fails: {first_line(error)}") from error
-    if stage.recipe == "sft" and stage.step.given.get("completion_only_loss") is False:
+    if stage.recipe == "sft" and truth(stage.step.given.get("completion_only_loss")) is False:
         loss = [True] * len(ids)
     carrying = [one for one, carries in zip(ids, loss, strict=True) if carries]
     problems = list(_lost(tokenizer.decode(carrying), row, form)) if stage.recipe == "sft" else []
