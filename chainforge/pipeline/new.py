@@ -30,17 +30,19 @@ def make_project(folder: Path, recipe: str) -> list[str]:
     here = places.short(folder)
     chain = str(read_yaml(source / "chain.yaml").get("name"))
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(source, part, ignore=shutil.ignore_patterns("__pycache__", ".*"))
-    for file in part.rglob("*"):
-        if file.suffix in TEXTS:
-            text = _moved(file.read_text(encoding="utf-8"), recipe, here, chain, name)
-            if file.suffix == ".yaml":
-                text = _led_back(text, source / file.parent.relative_to(part), folder)
-            file.write_text(text, encoding="utf-8")
-    if folder.exists():
-        folder.rmdir()
-    part.rename(folder)
+    try:
+        shutil.copytree(source, part, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+        for file in part.rglob("*"):
+            if file.suffix in TEXTS:
+                text = _moved(file.read_text(encoding="utf-8"), recipe, here, chain, name)
+                if file.suffix == ".yaml":
+                    text = _led_back(text, source / file.parent.relative_to(part), folder)
+                file.write_text(text, encoding="utf-8")
+        if folder.exists():
+            folder.rmdir()
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     load_chain(folder)  # it is as sound as what it was copied from
     files = ", ".join(sorted(file.name for file in folder.iterdir()))
     return [f"{here}, from the recipe {recipe}: {files}", f"read {here}/README.md, then:",

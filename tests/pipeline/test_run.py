@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from hubserver import HubServer
@@ -399,3 +400,52 @@ def test_what_a_cut_run_set_aside_is_removed_once_the_stage_is_done(workplace):
     workplace.run(until="cold")
     assert {path.name for path in fake.glob("cold.*")} == {"cold.old-of-mine"}
     assert (workplace.folder / "base/config.json").exists()
+
+
+FULL = {
+    "report": ("report", "runs/fake"),
+    "merge": ("merge", "one.json", "two.json", "--output", "merged.json"),
+    "new": ("new", "mine", "--from", "custom"),
+    "export": ("export", "runs/fake/cold", "--what", "model", "--to", "./out"),
+    "a first run": ("run", "chain.yaml", "--runs", "first"),
+    "a run": ("run", "chain.yaml", "--force"),
+}
+
+
+@pytest.mark.parametrize("words", FULL.values(), ids=FULL)
+def test_a_full_disk_is_one_message_and_leaves_no_half_files(workplace, words):
+    """The kernel refuses files beyond 100 bytes, as it does on a full disk."""
+    workplace.run(until="cold")
+    (workplace.folder / "runs/fake/cold/model/model.safetensors").write_bytes(bytes(500))
+    (workplace.folder / "runs/fake/cold/manifest.json").unlink()
+    (workplace.folder / "runs/fake/cold/stage.json").unlink()
+    models = [{"name": "m", "n": 1, "strict": SHARE, "lenient": SHARE, "format": 1.0,
+               "tokens_mean": 1.0, "truncated": 0.0}]  # fmt: skip
+    for seed, name in enumerate(("one.json", "two.json")):
+        write_json(Path(name), {"models": models, "pairs": [], "settings": {"seed": seed}})
+    words = [word.replace("fake/cold", "fake/cold/model") for word in words]
+    before = set(workplace.folder.rglob("*"))
+    code = (
+        "import resource, sys; import chainforge.pipeline.cli as cli\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)); cli.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=workplace.folder, capture_output=True, text=True
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "no room to write" in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    made = {path.name for path in set(workplace.folder.rglob("*")) - before}
+    assert not [name for name in made if name.endswith((".tmp", ".part"))]
+    assert not made & {"mine", "out", "merged.json"}
+
+
+SHARE = {"mean": 1.0, "low": 0.2, "high": 1.0}
+
+
+def test_a_place_that_cannot_be_written_is_named(workplace):
+    (workplace.folder / "file").write_text("")
+    text = workplace.chainforge("run", "chain.yaml", "--runs", "file", expect=2)
+    assert "file" in text
+    text = workplace.chainforge("new", "file/below", "--from", "custom", expect=2)
+    assert "file/" in text
