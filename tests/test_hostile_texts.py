@@ -20,7 +20,7 @@ from chainforge.rewards.functions import format_reward, language_consistency_rew
 SIZE = 100_000
 checks = filters(FilterArgs(
     min_completion_tokens=1, max_completion_tokens=10**9, max_repetition=1.0 - 1e-9,
-    min_language=0.01, max_paragraph_chars=10**9, drop_code=True, drop_leaked=True,
+    min_language=0.01, max_paragraph_chars=10**9, drop_code=True, drop_leaked=True, drop_several=True,
 ))
 row = {"id": "a", "tokens": 9, "answer": "4", "prompt": [{"role": "user", "content": "但 a"}]}
 for text in map(eval, sys.stdin):
