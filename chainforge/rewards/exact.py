@@ -80,7 +80,7 @@ _WORD = re.compile(r"(?<!\\)\b[A-Za-z]{3,}")  # `log`, `abc`: a name or a produc
 _BASED = re.compile(r"\s*([\dA-F]+)\s*_\s*\{?(\d+)\}?\s*")
 _ENDLESS = {"\\infty": "+", "+\\infty": "+", "-\\infty": "-"}
 _PLAIN = re.compile(
-    r"(?:\\frac|\\sqrt(?:\s*\[\d+\])?|(?<![\d})])\s*-(?!-)|[\d.{}^()\s]|/(?!.*/)|(?<=\{)-)+"
+    r"(?:\\frac|\\sqrt(?:\s*\[\d+\])?|(?<![\d})])-(?!-)|[\d.{}^()\s]|/(?!.*/)|(?<=\{)-)+"
 )
 _PRODUCT = re.compile(r"[\d})]\s*\(|\)\s*\d")
 
