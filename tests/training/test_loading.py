@@ -8,6 +8,7 @@ import pytest
 from chainforge.core import process
 from chainforge.core.errors import InputError
 from chainforge.core.references import shipped
+from chainforge.training.methods import PolicyArgs, _check_method
 from chainforge.training.sources import find_source
 from chainforge.training.templates import load_tokenizer
 
@@ -108,3 +109,14 @@ def test_other_failures_keep_their_traceback(capsys):
         process.run(fail)
     assert end.value.code == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("targets", ["q_proj,v_proj", ["q_proj, v_proj"]])
+def test_names_in_one_word_are_asked_for_as_a_list(targets):
+    from trl import ModelConfig
+
+    model = ModelConfig(use_peft=True, lora_target_modules=targets)
+    with pytest.raises(InputError, match=r"in a YAML as a list: \[q_proj, v_proj\]"):
+        _check_method(PolicyArgs(), model, {})
+    for fine in ("all-linear", ["q_proj", "v_proj"], [r".*\.(q|v)_proj"], None):
+        _check_method(PolicyArgs(), ModelConfig(use_peft=True, lora_target_modules=fine), {})
