@@ -323,7 +323,8 @@ _HARMLESS = frozenset(_HARMLESS_WORDS.split())
 _JOINT = re.compile(r"[\s$,;]*(?:\\text\s*\{\s*)?(?:and|or)?[\s$},;]*", re.IGNORECASE)
 # Another value in the sentence of a box, or in what little follows it.
 _NEXT = re.compile(
-    r"[\s$]*(?:[,;/&(=<>\d-]|(?:and|or|to)\b)[^.!?\n]*[\d=<>]|(?s:\s*[.!?;:\n][^\d]{0,40}\d.{0,20}\Z)",
+    r"[\s$]*(?:\d|(?:[,;/&(=<>-]|(?:and|or|to)\b)[^.!?\n]*[\d=<>])"
+    r"|(?s:\s*[.!?;:\n][^\d]{0,40}\d.{0,20}\Z)",
     re.IGNORECASE,
 )
 _BEHIND = re.compile(
@@ -371,7 +372,9 @@ def _boxed(text: str, places: list[tuple[int, int, int, int]]) -> str | None:
         value = clean(text[start:end])
         values[squeeze(value)] = value
     first, last = places[0][0], places[-1][1]
-    tail, one = text[last:], next(iter(values.values()))
+    # One blank for many: a pattern would try each of them.
+    tail = re.sub(r"\s+", lambda blank: "\n" if "\n" in blank[0] else " ", text[last:])
+    one = next(iter(values.values()))
     before = text[max(0, first - 80) : first]
     denied = _DENIED.search(before) or _FACTOR.search(before.rstrip("$ (\\"))
     if "" in values or denied or _UNSURE.search(before) or _TAIL.match(tail):
@@ -401,7 +404,7 @@ def _with_unit(value: str, tail: str) -> str:
     """Add the unit that a box has behind it."""
     from chainforge.rewards.quantities import split_unit
 
-    if not (behind := _BEHIND.match(tail)) or split_unit(value)[1]:
+    if not (behind := _BEHIND.match(tail[:80])) or split_unit(value)[1]:
         return value
     unit = behind[1] + (f"^{behind[2]}" if behind[2] else "")
     return f"{value} {unit}" if split_unit(f"1 {unit}")[1] else value
