@@ -1,7 +1,8 @@
 """A teacher behind an OpenAI-compatible API: one request, its outcome, and what it cost.
 
-Retries, pauses and limits are the collector's business. Bodies are read up to a limit, and a
-redirect is never followed: key and prompt go to the address that was given, and nowhere else.
+The official client sends it. Retries, pauses and limits are the collector's business. Bodies are
+read up to a limit, and a redirect is never followed: key and prompt go to the address that was
+given, and nowhere else.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import re
 import socket
 import ssl
@@ -18,7 +20,6 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from chainforge import __version__
 from chainforge.core.errors import InputError
 from chainforge.core.records import Row
 from chainforge.core.redaction import SHORTEST, forms
@@ -43,6 +44,7 @@ from chainforge.data.collection.validation import validate
 
 if TYPE_CHECKING:
     import httpx2
+    import openai
 
     from chainforge.data.collection.settings import TeacherArgs
 
@@ -83,27 +85,37 @@ class ApiTeacher:
         self.price = price_of(args, self.endpoint)
         self.unknown_ends: set[str] = set()
         self.heard = False  # whether a server has answered at this address
-        import httpx2
+        import openai
 
-        self.version = f"httpx2 {httpx2.__version__}"
+        self.version = f"openai {openai.__version__}"
         for name in ("httpx2", "httpcore2"):  # a line for every request
             logging.getLogger(name).setLevel(logging.WARNING)
+        # The client sends headers from the environment, which are OpenAI's, to any server.
+        lines = os.environ.get("OPENAI_CUSTOM_HEADERS", "").split("\n")
+        ambient = [line.partition(":")[0].strip() for line in lines]
+        ambient += ["OpenAI-Organization", "OpenAI-Project"]
+        none = openai.Omit()
+        self.headers: dict[str, str | openai.Omit] = dict.fromkeys(ambient, none)
+        self.headers["Authorization"] = f"Bearer {self.key}" if self.key else none
         self.client = self._open()
 
-    def _open(self) -> httpx2.AsyncClient:
+    def _open(self) -> openai.AsyncOpenAI:
         import httpx2
+        import openai
 
-        headers = {"content-type": "application/json", "user-agent": f"chainforge/{__version__}"}
-        if self.key:
-            headers["authorization"] = f"Bearer {self.key}"
         seconds = self.args.timeout
         try:
-            return httpx2.AsyncClient(
-                headers=headers,
+            return openai.AsyncOpenAI(
+                api_key=self.key or "none",
+                base_url=self.endpoint.address,
+                max_retries=0,
                 # Of each read, not in all; `_post` sets the deadline.
                 timeout=httpx2.Timeout(seconds, connect=min(seconds, CONNECT_SECONDS)),
-                limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
-                follow_redirects=False,
+                http_client=httpx2.AsyncClient(
+                    limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
+                    follow_redirects=False,
+                    event_hooks={"response": [self._check]},
+                ),
             )
         except (ValueError, ImportError, OSError, httpx2.InvalidURL) as error:
             raise InputError(
@@ -113,7 +125,7 @@ class ApiTeacher:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self.client.aclose()
+        await self.client.close()
 
     def request_key(self, row: Row, index: int) -> str:
         """Return the hash of the request and of the answer's number."""
@@ -196,40 +208,45 @@ class ApiTeacher:
     async def _post(self, row: Row, longer: bool) -> Any:
         """Send one request and return the body; raise a `Failure` for what goes wrong."""
         import httpx2
+        import openai
 
-        request = self.endpoint.parameters(longer) | {"messages": self.endpoint.messages(row)}
-        try:
-            content = json.dumps(request, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            failure = Rejected("unsendable", f"the prompt is not valid text: {error.reason}")
-            failure.paid = NOTHING
-            raise failure from None
-        url = f"{self.endpoint.address}/chat/completions"
         try:
             async with (
                 asyncio.timeout(self.args.timeout),
-                self.client.stream("POST", url, content=content) as response,
+                self.client.chat.completions.with_streaming_response.create(
+                    model=self.endpoint.model,
+                    messages=self.endpoint.messages(row),  # type: ignore[arg-type]
+                    extra_body=self.endpoint.parameters(longer),
+                    extra_headers=self.headers,  # type: ignore[arg-type]
+                ) as response,
             ):
-                good, self.heard = response.is_success, True
-                data = await _read_body(response, LARGEST_BODY if good else LARGEST_ERROR)
+                data = await _read_body(response.http_response, LARGEST_BODY)
         except TimeoutError:
             raise Transient("timeout", f"no answer within {self.args.timeout:g} s") from None
+        except openai.APIConnectionError as error:
+            raise self._not_sent(error.__cause__ or error) from None
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, UnicodeError) as error:
             raise self._not_sent(error) from None
-        if not good:
-            raise self._judged(response, data)
         if len(data) > LARGEST_BODY:
             words = f"the reply is larger than {LARGEST_BODY >> 20} MiB"
             raise Rejected("too_large", words)
         return parse_body(data, self._without_key)
 
-    def _not_sent(self, error: Exception) -> Failure:
-        """Judge an error of the connection: of the settings, for all requests, or in passing."""
+    async def _check(self, response: httpx2.Response) -> None:
+        """Raise a `Failure` for a status that is no success; the client would read all of it."""
+        self.heard = True
+        if not response.is_success:
+            raise self._judged(response, await _read_body(response, LARGEST_ERROR))
+
+    def _not_sent(self, error: BaseException) -> Failure:
+        """Judge an error of sending: of the settings, of the row, or in passing."""
         import httpx2
 
         said = f"{self.endpoint.address}: {type(error).__name__}: {self._clean(str(error))}"
         failure: Failure
-        if advice := _wrong_settings(error, self.heard):
+        if isinstance(error, UnicodeEncodeError) and error.encoding == "utf-8":  # of the body
+            failure = Rejected("unsendable", f"the prompt is not valid text: {error.reason}")
+        elif advice := _wrong_settings(error, self.heard):
             failure = Fatal("settings", f"{said}. {advice}")
         elif isinstance(error, httpx2.TimeoutException):
             failure = Transient("timeout", said)
@@ -237,7 +254,8 @@ class ApiTeacher:
             failure = Transient("connection", said)
         # Nothing was sent, so nothing can be billed.
         before = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError)
-        failure.paid = NOTHING if advice or isinstance(error, before) else None
+        unsent = not isinstance(failure, Transient) or isinstance(error, before)
+        failure.paid = NOTHING if unsent else None
         return failure
 
     def _judged(self, response: httpx2.Response, data: bytes) -> Failure:
@@ -321,7 +339,7 @@ def _words(text: str) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _wrong_settings(error: Exception, heard: bool) -> str | None:
+def _wrong_settings(error: BaseException, heard: bool) -> str | None:
     """Return what to do where no request can be sent as the settings are; else None.
 
     `heard` says that one could: then a name that is not known may be so in passing.

@@ -77,8 +77,6 @@ class PolicyServer(ApiTeacher):
                 columns = _columns(body, self._choice(body))
         except Failure as error:
             raise self._settled(error, sent) from None
-        finally:
-            self.heard |= one.heard
         return columns, self._paid(usage_of(body), sent)
 
 

@@ -93,7 +93,7 @@ def test_a_deepseek_row(server, sums, tmp_path):
     assert row["cost"] in (pytest.approx(42e-6), pytest.approx(84e-6))
     assert row["latency"] >= 0
     assert row["time"].endswith("+00:00")
-    assert row["client"].startswith("httpx2 ")
+    assert row["client"].startswith("openai ")
     assert len(row["prompt_hash"]) == 16
     assert {key: row[key] for key in sums[0]} == sums[0]
     assert asked.body["model"] == "deepseek-flash"
@@ -126,6 +126,13 @@ def test_where_the_reasoning_is(server, sums, tmp_path, message, found):
     server.script = [chat(**({"content": "4"} | message))]
     (row,) = collect(asking(server), sums[:1], tmp_path).rows
     assert (row["completion"], row["reasoning_source"]) == (write(REASONING, "4"), found)
+
+
+def test_a_prompt_that_is_no_text_costs_its_row_only(server, sums, tmp_path):
+    broken = sums[0] | {"prompt": [{"role": "user", "content": "Half \ud800"}]}
+    collected = collect(asking(server), [broken, *sums[1:3]], tmp_path)
+    assert collected.funnel["dropped"] == {"unsendable": 1}
+    assert len(server.asked) == 2
 
 
 SAID = {"reasoning_content": REASONING}
@@ -630,6 +637,21 @@ def test_the_key_is_nowhere(server, sums, tmp_path, caplog):
     assert not any(KEY in text for text in [*written, caplog.text, str(caught.value)])
     assert "***" in str(caught.value)
     assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize("key", [KEY, None])
+def test_a_server_gets_no_header_from_the_environment(server, sums, tmp_path, monkeypatch, key):
+    if key is None:
+        monkeypatch.delenv("OPENAI_API_KEY")
+    for name in ("ORG_ID", "PROJECT_ID", "ADMIN_KEY"):
+        monkeypatch.setenv(f"OPENAI_{name}", "another's")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9")
+    custom = "authorization: another's\nX-Token: another's\nAuthorization: another's\nbad\n"
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", custom)
+    collect(asking(server, teacher="openai", model="m"), sums[:1], tmp_path)
+    headers = server.asked[0].headers
+    assert headers.get("authorization") == (key and f"Bearer {key}")
+    assert "another's" not in str(headers)
 
 
 @pytest.mark.parametrize("teacher", ["deepseek", "openai"])
