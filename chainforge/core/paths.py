@@ -37,7 +37,7 @@ def anchored(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """
 
     def typed(key: str, path: str, certain: bool) -> str:
-        there = os.path.join(folder, os.path.expanduser(path))
+        there = os.path.abspath(os.path.join(folder, os.path.expanduser(path)))
         if os.path.isabs(path) or os.path.exists(there):
             return path if os.path.isabs(path) else short(there)
         if key not in WRITTEN and os.path.exists(path):
@@ -45,7 +45,12 @@ def anchored(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
                 f"{key}{': ' if key else ''}{path!r} is not in {short(folder)}; paths in a YAML "
                 f"are relative to its folder: write {os.path.relpath(path, folder)!r}"
             )
-        return short(there) if certain else path
+        if not certain:
+            return path
+        away = short(there)
+        # Where nothing is, a path without a dot would be taken for the id of a model of the Hub.
+        or_hub = key in OR_HUB and not path.endswith(FILES)
+        return f"./{away}" if or_hub and not os.path.isabs(away) else away
 
     return {key: _map(value, str(key), typed) for key, value in settings.items()}
 

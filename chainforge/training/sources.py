@@ -185,8 +185,8 @@ def _config_on_hub(
         config, _ = PretrainedConfig.get_config_dict(reference, revision=revision)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{where or reference}: neither a directory (looked from {Path.cwd()}) nor to be had "
-            f"from the Hub: {first_line(error)}"
+            f"{where or reference}: no such directory (looked from {Path.cwd()}), and the Hub "
+            f"did not give it: {first_line(error)}"
         ) from None
     _check_code(config, f"{reference}: its config.json", trust_remote_code)
     check_weights(reference, revision)

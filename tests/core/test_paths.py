@@ -15,6 +15,7 @@ from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.pipeline.chain import load_chain
 from chainforge.pipeline.plan import plan_chain
 from chainforge.rewards.scoring import RewardArgs, load_rewards
+from chainforge.training.sources import check_model
 
 
 @pytest.fixture
@@ -47,6 +48,7 @@ def project(tmp_path, monkeypatch):
         ({"models": ["one=base"]}, "base"),
         ({"decontaminate": ["data/rows.jsonl"]}, "data/rows.jsonl"),
         ({"deepspeed": "../project/r.py"}, "r.py"),
+        ({"teacher_model_name_or_path": "./base"}, "base"),
         ({"engine_options": {"template": "./base"}}, "base"),
     ],
 )
@@ -117,6 +119,15 @@ def test_the_custom_recipe_is_the_same_from_every_folder(place, tmp_path, monkey
         load_examples(TaskArgs(tasks=read_settings(chain.with_name("reason.yaml"))["tasks"]))
         == rows
     )
+
+
+def test_a_model_that_is_not_there_is_not_sought_on_the_hub(project):
+    for name in ("./nowhere", "./org/nowhere"):
+        for key, prefix in (("model_name_or_path", ""), ("models", "one=")):
+            found = anchored({key: prefix + name}, Path())
+            assert found == {key: prefix + name}
+    with pytest.raises(InputError, match="org/nowhere: no such model directory"):
+        check_model(found["models"].removeprefix("one="))
 
 
 def test_a_chain_s_own_settings_and_presets_are_beside_it(project):

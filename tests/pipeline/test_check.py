@@ -149,7 +149,7 @@ SAVED = [  # the gold answer, what was answered, and how it was judged then
     ("0.5", "1/2", True),
     ("0.5", "\\frac{1}{2}", True),
     ("0.5", "1/2", True),
-    ("4", "2+2", True),
+    ("4", "2^2", True),
     ("4", "\u202e4 [bold]", False),
 ]
 
@@ -181,7 +181,7 @@ def test_verifiers_are_compared_on_saved_completions(stage):
     assert half["verdicts"]["math"] == 1.0
     assert half["verdicts"]["exact"] == 0.0
     text = stage.chainforge(*words, "--against", "arithmetic", "--against", "mine.py:generous")
-    assert "gold '4', answer '2+2': math 1, arithmetic 0, mine.py:generous 1" in text
+    assert "gold '4', answer '2^2': math 1, arithmetic 0, mine.py:generous 1" in text
     assert "\u202e" not in text
 
 

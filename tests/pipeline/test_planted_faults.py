@@ -143,7 +143,7 @@ FAULTS = {
         "error", "rewards", "reason", "more than the gold answer"),
     "a reward for the form alone": (
         lambda c: c.change("reason", rewards=[{"fn": "format_reward"}]),
-        "warning", "rewards", "reason", "as much as the gold answer"),
+        "error", "rewards", "reason", "as much as the gold answer"),
     "another vocabulary than the teacher's": (
         lambda c: c.tokenizer(lambda t: t.add_tokens(["<extra>"]), "student_base"),
         "error", "vocabulary", "pupil", "differ in 1 tokens"),

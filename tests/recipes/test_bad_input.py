@@ -76,7 +76,7 @@ CASES = {
     "a task row without answer": ("collect", COLLECT | {"tasks": [JSONL]}, "answer"),
     "no key": ("collect", COLLECT | {"teacher": "deepseek"}, "DEEPSEEK_API_KEY is not set"),
     "a sampling value out of range": ("reject", REJECT | {"top_p": 2.0}, "top_p: expected"),
-    "not YAML": ("collect", None, "c.yaml is not YAML"),
+    "not YAML": ("collect", None, "c.yaml: not YAML"),
 }
 
 

@@ -133,7 +133,7 @@ def test_an_adapter_beside_a_models_weights_is_ambiguous(model, adapter):
 
 
 def test_a_hub_id_that_is_not_to_be_had_is_one_message():
-    with pytest.raises(InputError, match="me/nowhere: neither a directory .* nor to be had"):
+    with pytest.raises(InputError, match="me/nowhere: no such directory .* did not give it"):
         find_source("me/nowhere")
 
 

@@ -107,10 +107,10 @@ def _told(stage: str, report: Audit) -> Iterator[Finding]:
         text = f"{constant}; look closer with `chainforge check`"
         yield Finding("error", "rewards", text, stage, _data(report))
     judged = [row for row in report if not row.skipped]
-    if report.errors or report.constants or not judged:
-        if not judged:
-            text = "no reward applies to the gold answers that were tried"
-            yield Finding("warning", "rewards", text, stage)
+    if not judged:
+        text = "no reward applies to the gold answers that were tried"
+        yield Finding("warning", "rewards", text, stage)
+    if report.errors or not judged:
         return
     worse = [(row, one) for row, one in report.failures if (one.total or 0) > (row.gold or 0)]
     failures = worse or report.failures
@@ -124,7 +124,7 @@ def _told(stage: str, report: Audit) -> Iterator[Finding]:
             f"{one.total:g}; look closer with `chainforge check`"
         )
         yield Finding("error" if worse else "warning", "rewards", text, stage, _data(report))
-    else:
+    elif not report.constants:
         golds = sorted({round(float(row.gold or 0), 4) for row in judged})
         best = " to ".join(f"{value:g}" for value in dict.fromkeys((golds[0], golds[-1])))
         text = f"gold answers get {best}, and more than any other"
