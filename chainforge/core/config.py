@@ -132,13 +132,13 @@ def _read(
             if key not in hints:
                 problems.append(f"{file}: {unknown(f'key {key!r}', key, hints)}")
                 continue
-            value = _none_as_word(key, value)
+            value = _trackers(key, value)
             try:
                 values[key] = checked(value, hints[key], f"{file}: {key}")
             except InputError as error:
                 problems.append(str(error))
     for name, given_words in flags:
-        given_words = [_none_as_word(name, word) for word in given_words]
+        given_words = ["none"] if (kept := _trackers(name, given_words)) == "none" else kept
         try:
             value = _of_flag(name, given_words, hints)
         except InputError as error:
@@ -151,9 +151,13 @@ def _read(
     return values, words, problems
 
 
-def _none_as_word(key: str, value: Any) -> Any:
-    """For transformers no tracker is the word `none`; nothing else would be reported to `None`."""
-    return "none" if key == "report_to" and value in (None, "None", "null") else value
+def _trackers(key: str, value: Any) -> Any:
+    """Return the value of `report_to` as transformers takes it: no tracker is `none`, and alone."""
+    if key != "report_to" or value == []:
+        return value
+    names = value if isinstance(value, list) else [value]
+    named = [name for name in names if name not in (None, "none", "None", "null")]
+    return (named if isinstance(value, list) else value) if named else "none"
 
 
 def _of_flag(name: str, words: list[str], hints: dict[str, Any]) -> Any:

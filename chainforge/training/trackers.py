@@ -51,9 +51,9 @@ def name_run(training: Any, directory: Path) -> None:
 
 
 def asked_for(report_to: str | list[str] | None) -> list[str]:
-    """Return the trackers that `report_to` names; `all` are those that are installed."""
+    """Return the trackers that `report_to` names; `all`, alone, are those that are installed."""
     names = [report_to] if isinstance(report_to, str) else report_to or []
-    return [name for name in names if name not in ("none", "all")]
+    return [] if names in (["none"], ["all"]) else names
 
 
 def check_trackers(trackers: list[str]) -> None:

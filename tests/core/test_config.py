@@ -242,10 +242,21 @@ class Trackers:
 
 
 @pytest.mark.parametrize(
-    "words", [["--report_to", "None"], ["--report_to", "null"], ["--report_to=none"], []]
+    ("text", "words", "wanted"),
+    [
+        ("", ["--report_to", "None"], ["none"]),
+        ("", ["--report_to", "null"], ["none"]),
+        ("", ["--report_to=none"], ["none"]),
+        ("", ["--report_to", "none", "None"], ["none"]),
+        ("", ["--report_to", "none", "wandb"], ["wandb"]),
+        ("null", [], ["none"]),
+        ("[none, None]", [], ["none"]),
+        ("[null]", [], ["none"]),
+        ("[none, wandb, null]", [], ["wandb"]),
+        ("[wandb]", [], ["wandb"]),
+    ],
 )
-def test_no_tracker_is_a_word(tmp_path, words):
-    (tmp_path / "x.yaml").write_text("report_to: null\n" if not words else "")
-    assert (
-        parse(Trackers, argv=["--config", str(tmp_path / "x.yaml"), *words])[0].report_to == "none"
-    )
+def test_no_tracker_is_a_word(tmp_path, text, words, wanted):
+    (tmp_path / "x.yaml").write_text(f"report_to: {text}\n" if text else "")
+    found = parse(Trackers, argv=["--config", str(tmp_path / "x.yaml"), *words])[0].report_to
+    assert (found if isinstance(found, list) else [found]) == wanted

@@ -73,7 +73,11 @@ CASES = {
         COLLECT | {"tasks": [JSONL | {"params": {"path": "empty.jsonl"}}]},
         "empty.jsonl",
     ),
-    "a task row without answer": ("collect", COLLECT | {"tasks": [JSONL]}, "answer"),
+    "a task row without answer": (
+        "grpo",
+        GRPO | {"tasks": [JSONL], "rewards": [{"fn": "accuracy_reward"}]},
+        "answer",
+    ),
     "no key": ("collect", COLLECT | {"teacher": "deepseek"}, "DEEPSEEK_API_KEY is not set"),
     "a sampling value out of range": ("reject", REJECT | {"top_p": 2.0}, "top_p: expected"),
     "not YAML": ("collect", None, "c.yaml: not YAML"),
