@@ -180,7 +180,7 @@ def _entry(entry: str | dict[str, Any] | None) -> dict[str, Any]:
         read = json.loads(entry) if isinstance(entry, str) else entry
         if isinstance(read, dict) and read["metadata"]["source_dataset"] and "answer" in read:
             return read
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         pass
     raise InputError(
         "verifier reasoning_gym: the row needs a column `entry`, a JSON string with `question`, "

@@ -16,6 +16,7 @@ import socket
 import struct
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -90,10 +91,16 @@ def _restrict_files(libc: Any) -> None:
 
 
 def _imported_from() -> set[str]:
-    """Return Python's own directories and, elsewhere, those of the packages that are loaded."""
-    own = (sys.prefix, sys.base_prefix)
+    """Return Python's own directories and, elsewhere, those of the packages that are loaded.
+
+    Not the whole of its prefix, beneath which a home directory with its tokens may be.
+    """
+    places = (sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+    prefixes = (sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix)
+    own = {*places, *(f"{prefix}/{name}" for prefix in prefixes for name in ("lib", "lib64"))}
     packages = (getattr(module, "__path__", ()) for module in list(sys.modules.values()))
-    elsewhere = {path for paths in packages for path in paths if not path.startswith(own)}
+    inside = tuple(f"{directory}/" for directory in own)
+    elsewhere = {path for paths in packages for path in paths if not path.startswith(inside)}
     return {*own, *_LIBRARIES, *elsewhere}
 
 

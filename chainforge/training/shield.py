@@ -24,9 +24,10 @@ def shield(tokenizer: Any) -> Any:
     `InputError`. Returns the tokenizer itself.
     """
     if not isinstance(tokenizer.apply_chat_template, functools.partial):
-        # The longest first, or a part of it would be cut and the whole be left.
+        # The first character of each, also of one that begins within another.
         longest = sorted(special_ids(tokenizer).values(), key=len, reverse=True)
-        marks = re.compile("|".join(re.escape(mark) for mark in longest) or "(?!)")
+        any_mark = "|".join(re.escape(mark) for mark in longest) or "(?!)"
+        marks = re.compile(f"(?s)(?=({any_mark})).")
         tokenizer.apply_chat_template = functools.partial(_apply, tokenizer, marks)
     return tokenizer
 
@@ -68,18 +69,31 @@ def _encode(tokenizer: Any, plain: Any, marks: Any, turns: Any, options: dict[st
     def divided(text: Any) -> Any:
         if not isinstance(text, str):
             return text
-        return marks.sub(lambda found: found[0][0] + cut + found[0][1:], text)
+        return marks.sub(lambda found: found[0] + cut, text)
 
     shown = [{key: divided(value) for key, value in turn.items()} for turn in turns]
     rendering = {"tokenize", "return_dict", "return_tensors", "tokenizer_kwargs"}
     asked = {key: value for key, value in options.items() if key not in rendering}
-    pieces = plain(shown, tokenize=False, **asked).split(cut)
-    ids = [
-        one for piece in pieces for one in tokenizer(piece, add_special_tokens=False)["input_ids"]
-    ]
+    first, *others = plain(shown, tokenize=False, **asked).split(cut)
+    ids = [*_ids(tokenizer, first)]
+    for piece in others:
+        ids += _continued(tokenizer, piece)
     if not options.get("return_dict", True):
         return ids
     return {"input_ids": ids, "attention_mask": [1] * len(ids)}
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def _continued(tokenizer: Any, text: str) -> list[int]:
+    """Return the tokens of a text in mid-sentence: SentencePiece would put a blank before it."""
+    before, whole = _ids(tokenizer, "\n"), _ids(tokenizer, f"\n{text}")
+    if whole[: len(before)] == before:
+        return whole[len(before) :]
+    return _ids(tokenizer, text)
 
 
 def _found(turns: Any, marks: re.Pattern[str]) -> str | None:
@@ -87,5 +101,5 @@ def _found(turns: Any, marks: re.Pattern[str]) -> str | None:
     for turn in turns:
         for text in turn.values():
             if isinstance(text, str) and (found := marks.search(text)):
-                return found[0]
+                return found[1]
     return None

@@ -1,6 +1,8 @@
 # ruff: noqa: SIM115
 """What the kernel takes from a judging process: attack code runs there, and gets nowhere."""
 
+import ctypes
+import errno
 import os
 import socket
 import subprocess
@@ -8,7 +10,7 @@ import sys
 
 import pytest
 
-from chainforge.rewards.confinement import confine, gaps
+from chainforge.rewards.confinement import _CALLS, _HARMLESS_IF, confine, gaps
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux" or gaps() != [], reason="other kernel")
 
@@ -83,6 +85,28 @@ def test_an_attack_fails(place, attack):
     assert not said.startswith(("did it", "nothing")), said
     assert [path.name for path in place.iterdir()] == ["secret"]
     assert (place / "secret").read_text() == SECRET
+
+
+def test_a_home_beneath_pythons_prefix_is_not_read(place, monkeypatch):
+    for name in ("prefix", "base_prefix", "exec_prefix", "base_exec_prefix"):
+        monkeypatch.setattr(sys, name, str(place))
+    assert confined(ATTACKS["read"], place) == "PermissionError"
+
+
+def test_no_other_call_of_the_kernel_is_allowed():
+    def sweep():
+        libc = ctypes.CDLL(None, use_errno=True)
+        # Every number but the allowed ones, and 335 and 336, which only the kernel's probes use.
+        for number in sorted({*range(470)} - allowed - {335, 336}):
+            libc.syscall(number, 0, 0, 0, 0, 0, 0)
+            if ctypes.get_errno() != errno.EPERM:
+                return number
+            ctypes.set_errno(0)
+        return "none"
+
+    names = [name.encode() for name in (*_CALLS.split(), *_HARMLESS_IF)]
+    allowed = set(map(ctypes.CDLL("libseccomp.so.2").seccomp_syscall_resolve_name, names))
+    assert confined(sweep) == "did it: none"
 
 
 def test_judging_still_works_and_imports_late():

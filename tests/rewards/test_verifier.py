@@ -302,7 +302,7 @@ def test_text_is_never_a_program(tmp_path):
     assert not target.exists()
 
 
-@pytest.mark.parametrize("broken", [None, "", "{", "[]", "{}", '{"answer": "4"}', 3])
+@pytest.mark.parametrize("broken", [None, "", "{", "[]", "{}", '{"answer": "4"}', 3, "[" * 100_000])
 def test_reasoning_gym_says_what_an_entry_must_hold(broken):
     with pytest.raises(InputError, match="source_dataset"):
         verify("reasoning_gym", "4", "4", broken)

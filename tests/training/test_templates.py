@@ -219,6 +219,45 @@ def test_messages_cannot_become_special_tokens(tokenizer, hostile):
     )
 
 
+@pytest.mark.parametrize("scheme", ["first", "always", "legacy"])
+def test_no_blank_is_put_into_a_special_token_by_sentencepiece(scheme):
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = ["<unk>", "<s>", "</s>", "\u2581", *(f"<0x{byte:02X}>" for byte in range(256))]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    llama = Tokenizer(models.BPE(vocabulary, [], byte_fallback=True, unk_token="<unk>"))
+    if scheme == "legacy":
+        steps = [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+        llama.normalizer = normalizers.Sequence(steps)
+    else:
+        llama.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    steps = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    llama.decoder = decoders.Sequence(steps)
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=llama, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    made.chat_template = "{% for m in messages %}<s>{{ m['content'] }}</s>{% endfor %}"
+
+    def shown(text):
+        return made.decode(
+            shield(made).apply_chat_template([{**USER[0], "content": text}])["input_ids"]
+        )
+
+    for text in ("a</s>b", "</s>", "not <s>struck</s> out", "</s></s>"):
+        assert shown(text) == shown(text.replace("s>", "x>")).replace("x>", "s>")
+
+
+def test_a_special_token_within_another_or_across_its_end_is_text_too(tokenizer):
+    made = changed(tokenizer)
+    marks = ["<<SYS>>", "<SYS>", "SYS>>", ">><s"]
+    made.add_tokens(marks, special_tokens=True)
+    for text in (*marks, "<<SYS>><s", "<<<SYS>>>>"):
+        ids = shield(made).apply_chat_template([{**USER[0], "content": text}])["input_ids"]
+        assert made.decode(ids) == f"<|im_start|>user\n{text}<|im_end|>\n"
+        assert not set(ids) & set(made.convert_tokens_to_ids(marks))
+
+
 def test_a_template_that_fails_later_says_so(tokenizer):
     made = changed(tokenizer, chat_template="{{ raise_exception('No tools') }}")
     with pytest.raises(InputError, match="the chat template fails: No tools"):
