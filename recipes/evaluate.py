@@ -19,14 +19,13 @@ from chainforge.core import artifacts, process
 from chainforge.core.config import parse
 from chainforge.core.errors import InputError
 from chainforge.core.paths import unplaced
-from chainforge.core.records import has_answer
 from chainforge.core.references import hint
 from chainforge.core.transcript import DEFAULT, system_prompt
 from chainforge.data.measures import summarize
 from chainforge.data.sampling import shards
 from chainforge.data.sampling.engine import SamplingArgs, open_engine
 from chainforge.data.sampling.rollouts import roll_out
-from chainforge.data.tasks import TaskArgs, load_examples
+from chainforge.data.tasks import TaskArgs, check_answers, load_examples
 from chainforge.pipeline.results import show_results
 from chainforge.rewards.language import scripts_of
 from chainforge.training.sources import check_model
@@ -109,8 +108,7 @@ def main() -> None:
         "evaluate", run.output_dir, *configs, inputs=inputs, seed=run.seed, shared=True
     ) as stage:
         examples = load_examples(tasks, args.transcript, run.seed)
-        if not any(map(has_answer, examples)):
-            raise InputError("tasks: no row has an `answer`, so there is no accuracy to measure")
+        check_answers(examples)
         tokenizers = {
             name: load_tokenizer(
                 path, args.transcript, rows=examples, template=sampling.chat_template_path

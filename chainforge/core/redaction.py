@@ -48,7 +48,10 @@ _SPECIAL = re.compile(
     re.IGNORECASE,
 )
 _MARK = re.compile(r"<.*>|\[.*\]")
-_LOOKS = re.compile(r"\b(?:sk-[\w-]{20,}|hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{30,})")
+_LOOKS = re.compile(
+    r"\b(?:sk-[\w-]{20,}|hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{30,}"
+    r"|://[^/@\s:\[]*:(?!\d+/)[^@\s]+@)"  # the password in an address
+)
 
 
 @lru_cache(maxsize=4096)

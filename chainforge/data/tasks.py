@@ -20,7 +20,7 @@ from typing import Any
 
 from chainforge.core.errors import Failed, InputError, Stopped
 from chainforge.core.paths import unplaced
-from chainforge.core.records import Row, example, question
+from chainforge.core.records import Row, example, has_answer, question
 from chainforge.core.references import hint, refuse_unknown, resolve, user_code, where
 from chainforge.core.transcript import DEFAULT, is_blank, system_prompt
 from chainforge.data.hub import hub
@@ -105,6 +105,12 @@ def load_examples(args: TaskArgs, transcript: str = DEFAULT, seed: int = 0) -> l
     if len(set().union(*questions.values())) != sum(map(len, questions.values())):
         raise AssertionError("splits that were loaded together share a question")
     return rows
+
+
+def check_answers(rows: list[Row]) -> None:
+    """Raise `InputError` for rows of which none has an answer: an accuracy needs some."""
+    if not any(map(has_answer, rows)):
+        raise InputError("tasks: no row has an `answer`, so there is no accuracy to measure")
 
 
 def _read_task(raw: Any, where: str) -> _Task:

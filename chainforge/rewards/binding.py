@@ -30,8 +30,9 @@ _PARAMETERS = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWOR
 class Bound:
     """A reward function with its constants and the names it takes from each row.
 
-    `required` are the taken names without a default; `batch` says that it is called once with
-    lists, in TRL's form; `everything` that it takes whatever it is given (`**kwargs`).
+    `required` are the taken names without a default, and of `answer` and `solution` what its code
+    looks up in `**kwargs`; `batch` says that it is called once with lists, in TRL's form;
+    `everything` that it takes whatever it is given (`**kwargs`).
     """
 
     function: Callable[..., Any]
@@ -76,8 +77,21 @@ def bind(
     task = spec.get("task")
     if task is not None and "task" not in columns:
         raise InputError(f"reward {reference}: limited to task {task!r}, but rows have no `task`")
-    required = frozenset(item.name for item in given if item.default is item.empty)
-    return Bound(function, str(name), weight, task, params, taken, required, batch, everything)
+    required = {item.name for item in given if item.default is item.empty}
+    if batch and everything:
+        required |= {"answer", "solution"} & _words(inspect.unwrap(function))
+    return Bound(
+        function, str(name), weight, task, params, taken, frozenset(required), batch, everything
+    )
+
+
+def _words(code: Any) -> set[str]:
+    """Return the texts in a function's code, such as the keys that it looks up."""
+    code = getattr(code, "__code__", None) or getattr(type(code).__call__, "__code__", code)
+    found: set[str] = set()
+    for one in getattr(code, "co_consts", ()):
+        found |= {one} if isinstance(one, str) else _words(one)
+    return found
 
 
 def _check_params(reference: str, check: Callable[..., Any], params: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from chainforge.core.errors import Failed, InputError
-from chainforge.core.records import Row, has_answer
+from chainforge.core.records import Row
 from chainforge.core.references import described, user_code
 from chainforge.rewards.binding import BATCH_NAMES, Bound
 from chainforge.rewards.functions import accuracy_reward
@@ -69,7 +69,9 @@ class Reward:
         """Whether it judges a row: one of its task, with an answer if it needs one."""
         if self.task is not None and row.get("task") != self.task:
             return False
-        return has_answer(row) or not self._bound.required & {"answer", "solution"}
+        if row.get("answer", "") is not None or not self._bound.required & {"answer", "solution"}:
+            return True
+        return "entry" in self._bound.taken and bool(row.get("entry"))  # it judges by that
 
     def __repr__(self) -> str:
         return f"Reward({self.__name__!r}, weight={self.weight}, task={self.task!r})"
@@ -127,6 +129,8 @@ class Reward:
         bound = self._bound
         messages = [[{"role": "assistant", "content": text}] for text in columns["completions"]]
         available = columns | {"completions": messages}
+        if "answer" in columns:
+            available.setdefault("solution", columns["answer"])
         self._need(bound.taken, available)
         names = {*bound.taken, *(available if bound.everything else ())} - set(bound.constants)
         given = {name: _column(available, name, size) for name in names}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chainforge.core.errors import InputError
-from chainforge.core.records import Row, has_answer
+from chainforge.core.records import Row
 from chainforge.core.transcript import DEFAULT, tags_of
 from chainforge.rewards.binding import BATCH_NAMES, bind
 from chainforge.rewards.functions import BUILTINS
@@ -95,7 +95,7 @@ def check_applicable(rewards: Sequence[Reward], rows: Sequence[Row]) -> None:
     if without:
         names = ", ".join(reward.__name__ for reward in rewards)
         row = without[0]
-        why = "" if has_answer(row) else ", which has no `answer`"
+        why = "" if row.get("answer", "") is not None else ", which has no `answer`"
         raise InputError(
             f"rewards: none of {names} applies to {len(without)} of {len(rows)} rows, such as "
             f"{row.get('id')} of task {row.get('task')!r}{why}; add a reward that does, such as "

@@ -87,6 +87,9 @@ def test_what_is_no_secret_is_left_alone(monkeypatch, value):
         ("notes", "see sk-abcdefghijklmnopqrstuv", True), ("notes", "hf_" + "a" * 34, True),
         ("notes", "the sk-ill of it", False), ("notes", "so v4lue-of-a-key it is", True),
         ("max_tokens", 5, False),
+        ("base_url", "http://me:hunter2@host:8000/v1", True), ("where", "git+ssh://a:b/c@host", True),
+        ("base_url", "http://host:8000/v1/@cf", False), ("base_url", "http://[::1]:8/@a", False),
+        ("repo", "ssh://git@host/x", False),
     ],
 )  # fmt: skip
 def test_a_secret_in_the_settings_is_refused_and_never_repeated(

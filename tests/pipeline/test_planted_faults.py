@@ -57,6 +57,12 @@ def golds_that_are_none(copy):
     copy.change("reason", tasks=[{"fn": "jsonl", "params": params, "split": "all"}])
 
 
+def rows_without_answers(copy):
+    rows = [{"question": f"Name {n} things."} for n in range(40)]
+    params = {"path": copy.write("open.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))}
+    copy.change("scores", tasks=[{"fn": "jsonl", "params": params, "split": "all"}])
+
+
 def reward(copy, text, **more):
     file = copy.write("reward.py", text)
     copy.change("reason", rewards=[{"fn": f"{file}:pay"} | more])
@@ -115,6 +121,8 @@ FAULTS = {
         rows_of_another_form, "error", "rows", "cold", "4 of 4 completions"),
     "no tasks": (
         lambda c: c.change("reason", tasks=[]), "error", "rows", "reason", "tasks: none given"),
+    "an evaluation of what has no answers": (
+        rows_without_answers, "error", "rows", "scores", "no row has an `answer`"),
     "more rows than there are": (
         lambda c: c.change("scores", tasks=[{"fn": "reasoning_gym", "size": 400, "split": "test",
                                              "params": FEW_SUMS}]),

@@ -56,6 +56,9 @@ def always(completions, **kwargs):
 def declared(completions, answer, prompts, trainer_state):
     return [len(c[0]["content"]) + len(a) for c, a in zip(completions, answer)]
 
+def looked_up(completions, **kwargs):
+    return [float(gold in c[0]["content"]) for c, gold in zip(completions, kwargs.get("solution"))]
+
 def short(completions, **kwargs):
     return [1.0]
 
@@ -187,6 +190,15 @@ def test_a_reward_that_needs_an_answer_does_not_apply_without_one(own):
     (chatty,) = own(spec("concise", params={"max_words": 1}, task="chat"))
     with pytest.raises(InputError, match="concise applies to 2 of 3 rows"):
         check_applicable([chatty], rows)
+
+
+def test_a_batch_function_that_looks_answers_up_is_called_with_answers_alone(own):
+    rewards = own("always", "looked_up", "short")
+    rows = [make("a", None), make("b", "44"), make("c", None, entry={"metadata": {}})]
+    scores = score(rewards, rows, ["x", "is 44", "x"])
+    assert [s.rewards["always"] for s in scores] == [None, 2.0, None]
+    assert [s.rewards["looked_up"] for s in scores] == [None, 1.0, None]
+    assert [reward.failed for reward in rewards] == [0, 0, 3]  # `short` needs no answer
 
 
 def test_functions_in_trls_form_pass_through(own):

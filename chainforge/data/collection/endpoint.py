@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -126,20 +125,18 @@ def read_address(text: str, variable: str = KEYS["openai"]) -> str:
     import httpx2
 
     address = text.strip().rstrip("/").removesuffix("/chat/completions")
-    host, *_ = address.partition("://")[2].partition("/")
-    if "@" in host or "?" in address or "#" in address:
-        named = re.split("[?#]", host.rpartition("@")[2])[0]
-        raise InputError(
-            "base_url: leave user, password and parameters out of the address (of "
-            f"{named}); a key is read from {variable}"
-        )
     try:
         url = httpx2.URL(address)
         good = url.scheme in ("http", "https") and url.host and urlsplit(address).port != 0
-        why = ""
+        good, private, why = good and address == "".join(address.split()), bool(url.userinfo), ""
     except (httpx2.InvalidURL, ValueError) as error:
-        good, why = False, f" ({error})"
-    if not good or address != "".join(address.split()):
+        good, private, why = False, False, f" ({error})"
+    if private or "?" in address or "#" in address or ("@" in address and not good):
+        raise InputError(
+            "base_url: leave user, password and parameters out of the address; a key is read from "
+            f"{variable}"
+        )
+    if not good:
         raise InputError(
             "base_url: expected an address such as http://localhost:8000/v1, "
             f"found {address!r}{why}"

@@ -225,7 +225,7 @@ def choice_of(body: Any) -> Choice:
         raise Transient("unfinished", words, billed=True, usage=usage_of(body))
     message = first.get("message")
     message = message if isinstance(message, dict) else {}
-    return Choice(message, _text(message.get("content")) or "", raw, end)
+    return Choice(message, _text(_parts(message.get("content"), reasoning=False)) or "", raw, end)
 
 
 def _first(body: Any) -> Row | None:
@@ -261,16 +261,29 @@ def text_of(body: Any, name: str) -> str | None:
 
 
 def reasoning_of(message: Row) -> tuple[str, str] | None:
-    """Return a reasoning that has a field of its own, and the field's name.
+    """Return a reasoning that has a field or parts of its own, and the name of the field.
 
     In this order: `reasoning_details` (OpenRouter), `reasoning_content` (DeepSeek, SGLang),
-    `reasoning` (vLLM, Ollama).
+    `reasoning` (vLLM, Ollama), parts of `content` (Mistral).
     """
-    for name in ("reasoning_details", "reasoning_content", "reasoning"):
-        text = _text(message.get(name))
+    for name in ("reasoning_details", "reasoning_content", "reasoning", "content"):
+        value = message.get(name)
+        text = _text(_parts(value, reasoning=True) if name == "content" else value)
         if text and not is_blank(text):
             return text, name
     return None
+
+
+def _parts(content: Any, *, reasoning: bool) -> Any:
+    """Return the parts of a content that are its reasoning, or all others; a text has no parts."""
+    if not isinstance(content, list):
+        return None if reasoning else content
+    return [part for part in content if _is_reasoning(part) == reasoning]
+
+
+def _is_reasoning(part: Any) -> bool:
+    kind = part.get("type") if isinstance(part, dict) else None
+    return isinstance(kind, str) and kind.startswith(("thinking", "reasoning"))
 
 
 def _divide(message: Row, content: str, transcript: str) -> tuple[str, str, str]:
@@ -297,7 +310,8 @@ def _divide(message: Row, content: str, transcript: str) -> tuple[str, str, str]
 def _text(value: Any) -> str | None:
     """Return a text, or the joined texts of a list of parts; encrypted parts have none."""
     if isinstance(value, list):
-        parts = [part for part in value if isinstance(part, dict)]
-        texts = [part.get("text") or part.get("summary") or "" for part in parts]
-        return "".join(text for text in texts if isinstance(text, str)) or None
+        return "".join(_text(part) or "" for part in value if isinstance(part, dict)) or None
+    if isinstance(value, dict):
+        names = ("text", "thinking", "reasoning", "summary")
+        return _text(next((value[name] for name in names if value.get(name)), None))
     return value if isinstance(value, str) else None

@@ -72,8 +72,9 @@ class Shards:
         self.refresh()
 
     def extend(self, rows: list[Row]) -> None:
-        """Write Samples down."""
+        """Write Samples to disk: who was asked for them may forget them then."""
         self._lines.extend(rows)
+        self._lines.sync()
         self._note(rows)
 
     def refresh(self) -> list[Row]:

@@ -12,6 +12,7 @@ from chainforge.data.collection.settings import TeacherArgs
 from chainforge.data.sampling.engine import SamplingArgs
 from chainforge.data.selection.filters import FilterArgs, filters
 from chainforge.data.selection.rejection import SelectionArgs
+from chainforge.data.tasks import check_answers
 from chainforge.pipeline.checkup import material, supply
 from chainforge.pipeline.checkup.findings import Context, Finding, Level, NotHere, of_stage
 from chainforge.pipeline.plan import Step
@@ -53,6 +54,8 @@ def check_rows(context: Context) -> Iterator[Finding]:
         try:
             if rows := supply.examples(context, step):
                 counts[name] = len(rows)
+                if step.stage.recipe == "evaluate":
+                    check_answers(rows)
             if step.stage.recipe == "sft":
                 yield from _of_sft(context, step)
         except NotHere as reason:

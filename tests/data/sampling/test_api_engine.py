@@ -1,5 +1,7 @@
 """Sampling from servers on the loopback, good ones and bad ones."""
 
+import os
+
 import pytest
 from server import FAULTS, Answer, Server, chat
 
@@ -199,6 +201,27 @@ def test_an_answer_that_came_before_a_kill_is_not_asked_for_again(tmp_path):
         answers = [answer["completion"] for _, answer in sample(tmp_path, server.url)]
         assert len(server.asked) == 3
     assert sorted(answers) == [FORM.format(n) for n in (1, 2, 3)]
+
+
+def test_no_answer_is_forgotten_before_its_sample_is_on_disk(tmp_path, monkeypatch):
+    samples, on_disk = tmp_path / "samples.jsonl", []
+    force, replace = os.fsync, os.replace
+
+    def fsync(descriptor):
+        force(descriptor)
+        if os.readlink(f"/proc/self/fd/{descriptor}") == str(samples):
+            on_disk[:] = read_rows(samples)
+
+    def forget(source, target):
+        if target.name == "requests.jsonl":
+            assert len(on_disk) == 24
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", forget)
+    with Server(right) as server:
+        run(tmp_path, server.url)
+    assert len(on_disk) == 24
 
 
 @pytest.mark.parametrize(
