@@ -227,9 +227,9 @@ def pretrain(
 
 
 def save(model: Qwen2ForCausalLM, folder: Path) -> None:
-    """Save a bf16 copy; training goes on in float32."""
-    weights = {name: value.to(torch.bfloat16) for name, value in model.state_dict().items()}
-    copy = Qwen2ForCausalLM(model.config).to(torch.bfloat16)
+    """Save the weights rounded to bfloat16, as float32: stages save in their base's precision."""
+    weights = {name: value.bfloat16().float() for name, value in model.state_dict().items()}
+    copy = Qwen2ForCausalLM(model.config)
     copy.load_state_dict(weights)
     copy.tie_weights()
     copy.generation_config = model.generation_config
