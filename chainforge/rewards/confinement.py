@@ -18,7 +18,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -100,7 +100,8 @@ def _imported_from() -> set[str]:
     own = {*places, *(f"{prefix}/{name}" for prefix in prefixes for name in ("lib", "lib64"))}
     packages = (getattr(module, "__path__", ()) for module in list(sys.modules.values()))
     inside = tuple(f"{directory}/" for directory in own)
-    elsewhere = {path for paths in packages for path in paths if not path.startswith(inside)}
+    named = (paths for paths in packages if isinstance(paths, Iterable))  # torch.classes has none
+    elsewhere = {path for paths in named for path in paths if not path.startswith(inside)}
     return {*own, *_LIBRARIES, *elsewhere}
 
 
