@@ -178,6 +178,17 @@ def sha256(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def make_directory(directory: Path) -> None:
+    """Make a directory, or what a link of its name leads to; `/proc`, for one, takes none."""
+    try:
+        directory.resolve().mkdir(parents=True, exist_ok=True)
+    except (FileNotFoundError, RuntimeError) as error:  # the latter for a link to itself
+        raise InputError(
+            f"{directory}: no folder can be made there ({error}); name another place, or correct "
+            "the link"
+        ) from None
+
+
 @contextlib.contextmanager
 def lock(directory: str | Path) -> Iterator[None]:
     """Hold a directory alone; a second holder gets an `InputError` that names the first.
@@ -185,7 +196,7 @@ def lock(directory: str | Path) -> Iterator[None]:
     The kernel lets go when the holder dies, so no lock is ever stale.
     """
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     held = _acquire(directory, LOCK_SECONDS)
     if held is None:
         raise InputError(

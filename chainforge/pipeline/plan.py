@@ -6,6 +6,7 @@ from. So the state of every stage is known at once: done, stale, resumable or to
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,6 +93,8 @@ def plan_stage(
     """
     parent = chain_directory(chain, runs)
     directory = parent / stage.name
+    with at(f"stage {stage.name}"):
+        _check_place(directory)
 
     def settings(one: Stage) -> dict[str, Any]:
         return commands.settings_of(one, chain, overrides.sets, overrides.seed)
@@ -123,6 +126,20 @@ def plan_stage(
         state=state,
         why=why,
     )
+
+
+def _check_place(directory: Path) -> None:
+    """Raise `InputError` for a place where no stage's directory can be."""
+    if directory.is_dir():
+        return
+    try:
+        place = directory.resolve()
+    except (OSError, RuntimeError):  # which one depends on the version of Python
+        raise InputError(f"{directory} is a link that leads to itself; remove it") from None
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        raise InputError(f"{place} is a file where a folder belongs; move it away")
 
 
 def _recipe_name(stage: Stage, directory: Path) -> str:

@@ -7,6 +7,7 @@ that has succeeded.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
@@ -163,7 +164,7 @@ def _run_stage(step: Step, display: Display, report: LiveReport, force: bool) ->
     if not _make_room(step, force):
         display.line(name, "done: what these settings made before is taken again")
         return
-    directory.resolve().mkdir(parents=True, exist_ok=True)
+    artifacts.make_directory(directory)
     started = time.monotonic()
     report.begin()
     with display.stage(name, directory) as look:
@@ -229,7 +230,7 @@ def _set_aside(directory: Path) -> None:
     directory = directory.resolve()
     with artifacts.lock(directory):  # whoever works in it by hand must not lose it
         number = 1
-        while (aside := directory.with_name(f"{directory.name}.old-{number}")).exists():
+        while os.path.lexists(aside := directory.with_name(f"{directory.name}.old-{number}")):
             number += 1
         try:
             directory.rename(aside)
@@ -245,7 +246,7 @@ def asides(directory: Path) -> Iterator[Path]:
     directory = directory.resolve()
     name = re.compile(re.escape(directory.name) + r"\.old-\d+")
     for path in sorted(directory.parent.glob("*.old-*")):
-        if name.fullmatch(path.name):
+        if name.fullmatch(path.name) and (path.is_dir() or path.is_symlink()):
             yield path
 
 

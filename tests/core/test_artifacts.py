@@ -119,3 +119,13 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", no_locks)
     with pytest.raises(InputError, match="gives no locks .No locks available"), lock(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("target", ["/proc/nowhere/x", "out"])
+def test_a_directory_that_cannot_be_made_is_named(tmp_path, target):
+    (tmp_path / "out").symlink_to(target)
+    with (
+        pytest.raises(InputError, match="out: no folder can be made there"),
+        lock(tmp_path / "out"),
+    ):
+        pass

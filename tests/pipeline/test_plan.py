@@ -237,3 +237,24 @@ def test_a_recipe_of_ones_own_that_changed_makes_its_stages_stale(workplace):
     (workplace.folder / "helper.py").write_text("STEP = 2")
     step = workplace.plan()["traces"]
     assert (step.state, step.why) == ("stale", ["code or a file that the settings name changed"])
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda place: place.write_text("mine"), "cold is a file where a folder belongs"),
+        (lambda place: place.symlink_to(place.parent / "file"), "fake/file is a file where"),
+        (lambda place: place.symlink_to(place.parent / "file/x"), "fake/file is a file where"),
+        (lambda place: place.symlink_to(place), "a link that leads to itself"),
+    ],
+)
+def test_a_place_where_no_stage_can_be_is_named(real, make, words):
+    place = real.folder / "runs/fake/cold"
+    place.parent.mkdir(parents=True)
+    (place.parent / "file").touch()
+    place.symlink_to(place.parent / "to/be/made")
+    assert command_lines()["cold"]
+    place.unlink()
+    make(place)
+    with pytest.raises(InputError, match=f"stage cold: .*{words}"):
+        command_lines()
