@@ -1,5 +1,6 @@
 """What many tests need: a tiny tokenizer and a tiny Qwen2, made here, so that nothing is fetched."""
 
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -21,6 +22,12 @@ def pytest_addoption(parser):
         action="store_true",
         help="Kill runs at every step and in every file (10 minutes), not at a few of them.",
     )
+
+
+def pytest_collection_finish():
+    # accelerate collects garbage after each training: not through all that is imported by now.
+    gc.collect()
+    gc.freeze()
 
 
 TAGS = [

@@ -205,15 +205,19 @@ def test_the_end_token_of_training_is_the_one_of_the_saved_model(
     assert AutoTokenizer.from_pretrained(model).eos_token_id == end
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("dtype", "said"), [(torch.float16, True), (torch.bfloat16, False)])
 def test_all_weights_are_saved_in_the_precision_of_the_base(
-    dtype, wide_model, tmp_path, monkeypatch
+    dtype, said, wide_model, tmp_path, monkeypatch
 ):
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
     base = Path(shutil.copytree(wide_model, tmp_path / "base"))
     opened(wide_model).to(dtype).save_pretrained(base)
+    if not said:  # then it is the one of its weights
+        config = read_json(base / "config.json")
+        del config["dtype"]
+        (base / "config.json").write_text(json.dumps(config))
     stage = stage_of(monkeypatch, "sft", base, tmp_path / "cold")
     weights = load_file(stage.path("model/model.safetensors"))
     assert {weight.dtype for weight in weights.values()} == {dtype}
@@ -223,20 +227,8 @@ def test_all_weights_are_saved_in_the_precision_of_the_base(
     assert (left - stage.ended).norm() / stage.ended.norm() < 0.03
 
 
-def test_a_base_that_says_no_precision_is_saved_as_its_weights_are(
-    wide_model, tmp_path, monkeypatch
-):
-    base = Path(shutil.copytree(wide_model, tmp_path / "base"))
-    opened(wide_model).bfloat16().save_pretrained(base)
-    config = read_json(base / "config.json")
-    del config["dtype"]
-    (base / "config.json").write_text(json.dumps(config))
-    stage = stage_of(monkeypatch, "sft", base, tmp_path / "cold")
-    assert opened(stage.path("model")).dtype == torch.bfloat16
-
-
 class Shards:
-    """What stands around a model that is split over processes: ZeRO-3 or FSDP 2."""
+    """What stands around a model: split over processes by ZeRO-3 or FSDP 2, or whole."""
 
     def __init__(self, model, kind, main):
         self.is_deepspeed_enabled, self.is_fsdp_enabled = kind == "zero", kind == "fsdp"
@@ -273,8 +265,11 @@ def test_split_weights_are_saved_by_the_first_process_alone(
         same(logits(opened(tmp_path / "model")), logits(trainer.model))
 
 
-def test_a_value_that_the_bases_precision_cannot_hold_is_named(wide_model, tmp_path, monkeypatch):
-    base = Path(shutil.copytree(wide_model, tmp_path / "base"))
-    opened(wide_model).half().save_pretrained(base)
-    with pytest.raises(Failed, match="torch.float16, the precision of the base, cannot hold"):
-        stage_of(monkeypatch, "sft", base, tmp_path / "cold", "--learning_rate", "1e5")
+def test_a_value_that_the_bases_precision_cannot_hold_is_named(tiny_model, tmp_path):
+    trainer = Shards(opened(tiny_model), "whole", True)
+    trainer.model.model.norm.weight.data[0] = 1e5
+    half = SimpleNamespace(source=SimpleNamespace(config={"dtype": "float16"}))
+    stage = SimpleNamespace(path=lambda name: tmp_path / name, policy=half)
+    with pytest.raises(Failed, match="model.norm.weight .* torch.float16, the precision of the"):
+        saving.save(trainer, stage)
+    assert not list(tmp_path.iterdir())
