@@ -110,7 +110,8 @@ def _map(value: Any, key: str, change: Change) -> Any:
         or key in ALWAYS
         or (key == "path" and path.endswith(FILES))
     )
-    if not certain and key not in OR_HUB and "/" not in path and not Path(path).suffix:
+    named = any(map(str.isalnum, path))  # `/` may divide, and is no folder then
+    if not certain and key not in OR_HUB and not (named and ("/" in path or Path(path).suffix)):
         return value
     return head + change(key, path, certain) + tail
 

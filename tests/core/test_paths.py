@@ -9,7 +9,7 @@ import pytest
 from chainforge.core.config import given, read_settings
 from chainforge.core.errors import InputError
 from chainforge.core.fingerprints import fingerprint
-from chainforge.core.paths import anchored, written_for
+from chainforge.core.paths import anchored, paths_in, unplaced, written_for
 from chainforge.core.references import shipped
 from chainforge.core.yaml12 import read_yaml
 from chainforge.data.tasks import TaskArgs, load_examples
@@ -72,10 +72,13 @@ def test_what_is_a_path(project, settings, wanted):
         {"base_url": "http://localhost:8000/v1"},
         {"output_dir": "/absolute/a"},
         {"lora_target_modules": ["q_proj", r".*\.v_proj"]},
+        {"tasks": [{"params": {"operators": ["+", "/", "//"]}}]},
     ],
 )
 def test_what_is_none_stays_as_it_is(project, settings):
     assert anchored(settings, project) == settings
+    assert not list(paths_in(settings))
+    assert unplaced(settings) == settings
 
 
 @pytest.mark.parametrize(
