@@ -32,13 +32,15 @@ _NAMED = {
     "∧": r"\land ", "√": r"\sqrt ", "∛": r"\sqrt[3] ", "°": r"^{\circ}", "º": r"^{\circ}",
     "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "“": '"', "”": '"', "„": '"', "‘": "'",
     "’": "'", "′": "'", "«": '"', "»": '"', "「": '"', "」": '"', "。": ". ", "，": ",", "、": ",",
-    "：": ":", "⟨": r"\langle ", "⟩": r"\rangle ",
+    "Π": r"\Pi ", "：": ":", "⟨": r"\langle ", "⟩": r"\rangle ",
 }  # fmt: skip
 _SYMBOLS = str.maketrans(_NAMED)
 _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+|[₀-₉]+")
 _VULGAR = re.compile(r"(?<=\d)?\s*([¼-¾⅐-⅞↉])")
 
 _END = re.compile(r"<(?:\|[^<>|]{1,40}\||/s|eos|end_of_turn)>\Z")
+_HEADING = re.compile(r"\A#{1,6}[ \t]+(?=\S[^\n]*\Z)")
+_TICKS = "✓✔✅☑\ufe0f"
 _FENCE = re.compile(r"\A```(?:[\w+-]*\n)?([^`]*)```\Z")
 _STARRED = re.compile(r"\A\*([^*]+)\*\Z")
 _WRAPS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("*", "*"),
@@ -76,6 +78,14 @@ _SHORT_ROOT = re.compile(r"\\sqrt\s*(\[\d\])?\s*(?:(\d+)|([A-Za-z])|\(([^()]*)\)
 _ROOT = re.compile(r"(?<![\\A-Za-z])sqrt\s*(?=[\d(])")
 _NAMES = re.compile(r"(?<![\\A-Za-z])(pi|infty|infinity)(?![A-Za-z])", re.IGNORECASE)
 _CIRCLE = re.compile(r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)")
+_FUNCTION = re.compile(
+    r"(?<![\\A-Za-z])((?:arc)?(?:sin|cos|tan)|(?:sin|cos|tan)h|cot|sec|csc|ln|log)"
+    r"(?=\s*[(\d\\^_]|\s+[A-Za-z](?![A-Za-z]))"
+)
+_MINUS = re.compile(
+    r"(\A|=\s*)(?:\\text\s*\{\s*)?(?:negative|minus)(?:\s*\}\s*|\s+)(?=[\d.]|\\frac|\\sqrt)",
+    re.IGNORECASE,
+)
 _PYTHON_POWER = re.compile(r"(?<=[\w)])\*\*(?=[\w(-])")
 _LETTER_TIMES = re.compile(r"(?<=\d)\s+x\s+(?=10\s*\^)")
 _LOOSE_SPACE = re.compile(r"(?<![A-Za-z0-9])\s+|\s+(?![A-Za-z0-9])")
@@ -100,7 +110,7 @@ def clean(text: str) -> str:
     for _ in range(5):
         before = text
         text = _FENCE.sub(r"\1", text).strip() if text.startswith("```") else text
-        text = text.rstrip(".;, \n\t") if len(text) > 1 else text
+        text = _unstopped(text)
         if text.endswith("\\") and len(text) > 1:
             text = text.rstrip("\\")
         for opening, closing in _WRAPS:
@@ -127,11 +137,17 @@ def _visible(text: str) -> str:
         text = _VULGAR.sub(_fraction, text)
         text = unicodedata.normalize("NFKC", text.translate(_SYMBOLS)).translate(_SYMBOLS)
     for _ in range(8):
-        text = text.rstrip()
+        text = text.rstrip().rstrip(_TICKS).rstrip()
         if not text.endswith(">") or not (end := _END.search(text, max(0, len(text) - 44))):
             break
         text = text[: end.start()]
     return text
+
+
+def _unstopped(text: str) -> str:
+    """Drop the stops at the end, but no ellipsis: `1, 2, ...` has more than two values."""
+    text = text.rstrip()
+    return text if text.endswith("...") or len(text) < 2 else text.rstrip(".;, \n\t")
 
 
 def _level(found: re.Match[str]) -> str:
@@ -164,6 +180,7 @@ def _spell(text: str) -> str:
         text = _PYTHON_POWER.sub("^", text)
     if "<" in text or ">" in text or "!" in text:
         text = text.replace("<=", r"\le ").replace(">=", r"\ge ").replace("!=", r"\neq ")
+    text = _MINUS.sub(r"\1-", _FUNCTION.sub(r"\\\1", text))
     if " x " in text:
         text = _LETTER_TIMES.sub(r" \\times ", text)
     return " ".join(text.split())
@@ -268,20 +285,27 @@ _UNSURE = re.compile(
 )
 _DENIED = re.compile(
     r"(?:\b(?:not|cannot|never|or|neither|nor|either|than|except|unless|if|maybe|perhaps|least|most|twice"
-    r"|half)\b|n't\b|\\n(?:eq?|ot)\b)[\s$:(\\]*(?:[a-z]+\s+){0,2}[\s$(\\\[]*\Z",
+    r"|half|(?:anything|everything|all|nothing)\s+but)\b|n't\b|\\n(?:eq?|ot)\b)[\s$:(\\]*(?:[a-z]+\s+){0,2}[\s$(\\\[]*\Z",
     re.IGNORECASE,
 )
 _DOUBT = re.compile(
     r"\b(?:not|no|nor|never|or|neither|either|cannot|than|least|most|except|unless|if|whether|but"
     r"|maybe|perhaps|possibly|probably|might|may|could|would|should|ignore|wrong|false|incorrect"
     r"|doubt|guess|unsure|know|says?|said|suppose|assum\w*|almost|nearly|some(?:one)?|between|twice|half|double|opposite|negative|minus|all|none|anything"
-    r"|nothing|nobody|impossible|exceeds?|actually|wait|instead|every)\b|n't\b",
+    r"|plus|times|squared|cubed|root|modulo|of (?:the|my) answer|number of answers|nothing|nobody"
+    r"|impossible|exceeds?|actually|wait|instead|every)\b|n't\b|\\(?:neg|lnot|not)(?![a-z])",
     re.IGNORECASE,
 )
 _SAID = re.compile(
     r"(?:\banswers?\b(?:\s+to\s+[^.\n:]{1,80}?)?(?:\s+(?:is|are)\b|\s*[:=])+|答案\s*(?:是|为|选|[:=])+"
     r"|答え\s*(?:は|:)|(?:选项|答)\s*(?:是|为|:)+|(?:respuesta|réponse|antwort|resposta|ответ|정답)\s*:"
     r"|(?:^|\n)####(?!#))\s*",
+    re.IGNORECASE,
+)
+# Not the answer, but somebody's, one of several, or something made from it.
+_ANOTHER = re.compile(
+    r"(?:'s|\b(?:a|an|one|another|possible|first|previous|his|her|their|(?:of|claims?)(?: the)?))"
+    r"\s+(?:\w+\s+)?\Z",
     re.IGNORECASE,
 )
 _SPOKEN = re.compile(r"\\text\s*\{([^{}]*answer[^{}]*)\}", re.IGNORECASE)
@@ -305,7 +329,8 @@ _COPULA = re.compile(
 _REASON = re.compile(r"(?:,?\s+|\s*\()(?:because|since)\b", re.IGNORECASE)
 _REMARK = re.compile(r"\s*(?:,\s*|\s-\s+|\()([a-z][a-z .']*)\)?\Z", re.IGNORECASE)
 _CLOSING = re.compile(
-    r"\s+(?:in (?:total|all)|altogether|overall|(?:are|is|were|was|will be)? ?(?:left|remaining)"
+    r"\s+(?:of them|in (?:total|all)|altogether|overall"
+    r"|(?:are|is|were|was|will be)? ?(?:left|remaining)"
     r"|(?:is|are) (?:the|my|our) (?:final |correct |right )?(?:answers?|result|solutions?|option"
     r"|choice)|is correct|is right"
     r"|as (?:required|desired|needed|requested|expected))\Z",
@@ -324,7 +349,9 @@ _JOINT = re.compile(r"[\s$,;]*(?:\\text\s*\{\s*)?(?:and|or)?[\s$},;]*", re.IGNOR
 # Another value in the sentence of a box, or in what little follows it.
 _NEXT = re.compile(
     r"[\s$]*(?:\d|(?:[,;/&(=<>-]|(?:and|or|to)\b)[^.!?\n]*[\d=<>])"
-    r"|(?s:\s*[.!?;:\n][^\d]{0,40}\d.{0,20}\Z)",
+    r"|(?s:[\s$]*[.!?;:\n][^\d]{0,40}\d.{0,20}\Z)"
+    r"|[\s$]*(?:\\text\s*\{)?\s*[A-Za-z]+[\s$.}]*(?:[/&=<>+,;?!\n或-]{1,3}|and\b|or\b|to\b)"
+    r"[\s$]*\d[\d.,]*[\s$]*\Z",
     re.IGNORECASE,
 )
 _BEHIND = re.compile(
@@ -332,11 +359,18 @@ _BEHIND = re.compile(
     r"[\s$]*(?:[.,;\n]|\Z)"
 )
 _FACTOR = re.compile(
-    r"(?:[\d_^]|[=\w)}]\s*[-+/]|[-+/](?<!\s-)|\\(?:sqrt(?:\[\d\])?|cdot|times|frac|ln|log|pi|pm|mp"
-    r"|sin|cos|tan|neg|overline))\s*\{?\Z"
+    r"(?:[\d_^]|(?<![A-Za-z])[A-Za-z]|\\[dt]?frac\s*\{[^{}]*\}|[=\w)}]\s*[-+/]|[-+/](?<!\s-)"
+    r"|\\(?:sqrt(?:\[\d\])?|cdot|times|[dt]?frac|ln|log|pi|pm|mp"
+    r"|sin|cos|tan|neg|overline|[bx]?cancel|sout)|~~)\s*\{?\Z"
+)
+# What is alone left of `= \boxed{..}`, where it is another number, `2x` or `|x|`; `7; \boxed{8}`.
+_LEFT = re.compile(
+    r"(?:\A|[\n$,;:(\[]|[a-z]{2}\s)\s*(-?[\d.]+|-?\d+[A-Za-z]|\|[a-z]\|)\s*=[\s$]*\Z"
+    r"|\A[\s$]*([-\d.,]+?)[\s$]*[,;\n][\s$]*\Z"
 )
 _TAIL = re.compile(
-    r"(?:[\s$]|\*\*)*(?:[%!^_/+=<>-]|(?<!\*)\*(?!\*)|\\(?:%|cdot|times|pi|sqrt|frac)|(?:\\text\s*\{\s*)?(?:percent|hundred"
+    r"(?:[\s$]|\*\*|\\[)\]])*(?:[%!^_/+=<>-]|(?<!\*)\*(?!\*)|\\(?:%|cdot|times|pi|sqrt|frac)|(?:if|when|unless|otherwise)\b"
+    r"|(?:\\text\s*\{\s*)?(?:percent|hundred"
     r"|thousand|million|billion|trillion|dozen|lakh|crore|gross|score|pairs?|tenths|hundredths"
     r"|thousandths|halves|thirds|quarters|eighths|times|plus|minus|squared|cubed|doubled)\b)",
     re.IGNORECASE,
@@ -352,7 +386,7 @@ def candidate(text: str) -> str | None:
     if len(text) > MAX_TEXT:
         return None
     text = _visible(text)
-    text = _STARRED.sub(r"\1", _FENCE.sub(r"\1", text)).strip()
+    text = _HEADING.sub("", _STARRED.sub(r"\1", _FENCE.sub(r"\1", text))).strip()
     places = _boxes(text) if "\\" in text and "box" in text else []
     if places is None:
         return None
@@ -376,7 +410,9 @@ def _boxed(text: str, places: list[tuple[int, int, int, int]]) -> str | None:
     tail = re.sub(r"\s+", lambda blank: "\n" if "\n" in blank[0] else " ", text[last:])
     one = next(iter(values.values()))
     before = text[max(0, first - 80) : first]
-    denied = _DENIED.search(before) or _FACTOR.search(before.rstrip("$ (\\"))
+    left = _LEFT.search(before)
+    denied = (_DENIED.search(before) or _FACTOR.search(before.rstrip("$ (\\"))
+              or (left and (left[1] or left[2]) not in values))  # fmt: skip
     if "" in values or denied or _UNSURE.search(before) or _TAIL.match(tail):
         return None
     others = {number.rstrip(".,") for number in re.findall(r"\d[\d.,]*", tail)}
@@ -386,28 +422,53 @@ def _boxed(text: str, places: list[tuple[int, int, int, int]]) -> str | None:
         place = said.end()
         line = text[place : place + 60].partition("\n")[0]
         inside = any(start <= place < end for start, end, _, _ in places)
-        number = re.match(r"[\s$*]*([+-]?\d[\d,.]*)(?=[.\s$*]*(?:\Z|\n|[A-Z]))", line)
-        if (
-            not inside
-            and number
-            and squeeze(clean(number[1])).replace(",", "")
-            not in {key.replace(",", "") for key in values}
-        ):
-            return None
+        number = _ALONE.match(line)
+        if not inside and number:
+            said_value = _digits(squeeze(clean(number[1])))
+            if said_value not in map(_digits, values) and said_value[-1:].isdigit():
+                return None
     if len(values) == 1:
         return _with_unit(one, tail)
     between = (text[one[1] : two[0]] for one, two in pairwise(places))
     return " and ".join(values.values()) if all(map(_JOINT.fullmatch, between)) else None
 
 
-def _with_unit(value: str, tail: str) -> str:
+_ALONE = re.compile(
+    r"[\s$*]*([+-]?\d[\d,.]*|[A-Za-z]+(?:-[a-z]+)?)(?=[.\s$*\\]*(?:\Z|\n|[A-Z]|\\?box))"
+)
+_COUNTED_TO_TWENTY = """
+zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
+sixteen seventeen eighteen nineteen
+"""
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+_ONES = _COUNTED_TO_TWENTY.split()
+_COUNTS = {word: str(value) for value, word in enumerate(_ONES)} | {
+    f"{ten}-{_ONES[one]}" if one else ten: str(10 * place + one)
+    for place, ten in enumerate(_TENS.split(), 2)
+    for one in range(10)
+}
+_TWICE = re.compile(r"(.*\S)\s*\(([\w -]+)\)", re.DOTALL)
+
+
+def _digits(text: str) -> str:
+    """Write `fifteen` and `1,500` in digits alone."""
+    text = text.replace(",", "").strip("$ ")
+    return _COUNTS.get("-".join(text.casefold().split()), text)
+
+
+def _with_unit(value: str, tail: str) -> str | None:
     """Add the unit that a box has behind it."""
     from chainforge.rewards.quantities import split_unit
 
     if not (behind := _BEHIND.match(tail[:80])) or split_unit(value)[1]:
-        return value
+        return None if _GLUED.match(tail) else value
     unit = behind[1] + (f"^{behind[2]}" if behind[2] else "")
-    return f"{value} {unit}" if split_unit(f"1 {unit}")[1] else value
+    if split_unit(f"1 {unit}")[1]:
+        return f"{value} {unit}"
+    return None if _GLUED.match(tail) else value
+
+
+_GLUED = re.compile(r"[A-Za-z]")
 
 
 def _claimed(text: str, claims: list[re.Match[str]]) -> str | None:
@@ -417,7 +478,7 @@ def _claimed(text: str, claims: list[re.Match[str]]) -> str | None:
     found = {}
     for number, claim in enumerate(claims):
         before = _SENTENCE.split(text[max(0, claim.start() - 200) : claim.start()])[-1]
-        if _DOUBT.search(before) or _LISTED.fullmatch(before):
+        if _DOUBT.search(before) or _LISTED.fullmatch(before) or _ANOTHER.search(before):
             return None
         stop = claims[number + 1].start() if number + 1 < len(claims) else len(text)
         rest = text[claim.end() : stop]
@@ -437,9 +498,14 @@ def _reduce(text: str) -> str:
     stops = islice(_FULL_STOP.finditer(text), MAX_BOXES)
     if ends := [stop for stop in stops if harmless(text[stop.end() :])]:
         text = text[: ends[0].start()] + (ends[0][1] or "")
-    text = text.rstrip(". ")
-    if (reason := _REASON.search(text)) and not _RETRACTED.search(
-        re.sub(r"\b(?:no|or|but|wrong|incorrect|not)\b", "", text[reason.end() :])
+    text = _unstopped(text)
+    reason = _REASON.search(text)
+    if (
+        reason
+        and ("(" not in reason[0] or text.endswith(")"))
+        and not _RETRACTED.search(
+            re.sub(r"\b(?:no|or|but|wrong|incorrect|not)\b", "", text[reason.end() :])
+        )
     ):
         text = text[: reason.start()]
     for _ in range(3):
@@ -448,6 +514,8 @@ def _reduce(text: str) -> str:
         text = _CLOSING.sub("", text).rstrip(", ")
     if (said := _COPULA.fullmatch(text)) and not _DOUBT.search(said[1]):
         text = said[2]
+    if (twice := _TWICE.fullmatch(text)) and _digits(twice[1]) == _digits(twice[2]):
+        return _digits(twice[1])
     return text
 
 

@@ -70,7 +70,7 @@ def words_of(text: str) -> set[str]:
 # Signs that state a problem, a relation or an alternative instead of a value.
 _REFUSED = re.compile(
     r"\\(?:neq|le|ge|l?or|l?and|lnot|neg|vee|wedge|pm|mp|not|i*int|oint|sum|prod|lim"
-    r"|max|min|sup|inf|gcd|lcm|det|mod|bmod|pmod|equiv)(?![a-z])|[<>;|?&]{1,2}|!"
+    r"|Pi|max|min|sup|inf|gcd|lcm|det|mod|bmod|pmod|equiv)(?![a-z])|[<>;|?&]{1,2}|!"
 )
 
 

@@ -85,13 +85,16 @@ _ONE_LETTER = re.compile(r"\(?([A-J])\)?[.:)]?")
 _CHOSEN = re.compile(
     r"(?:(?:the\s+)?(?:correct |right |best )?(?:option|choice|answer|letter)\s*"
     r"|(?:因此|所以|故|应)?选[项择]?\s*)?"
-    r"(?:\(([A-Za-z0-9])\)|([A-Z0-9])(?:[.:),]|(?=\s+-\s|\s*\([A-Za-z]{2})|\Z)|([a-z])\Z)(.*)",
+    r"(?:\(([A-Za-z0-9])\)|([A-Z0-9])(?:[.:),]|(?=\s+-\s|\s*\([A-Za-z]{2}|\s+\([\d\\¤$])|\Z)|([a-z])\Z)(.*)",
     re.DOTALL | re.IGNORECASE,
 )
 _OTHER_LETTER = re.compile(
     r"(?<![A-Za-z\\])(?:[A-HJ-Z]|A(?!\s[a-z]))(?![A-Za-z])|\([A-Za-z]\)"
     r"|\b(?:or|and|not)\s+\(?[A-Z]\b"
 )
+
+
+_BESIDE = re.compile(r"(?:,|.\s*(?:,|and\b|or\b|[或和]))\s*[\d$¤]|[^\n]*(?:\n|\?\s*[\d?])")
 
 
 def _choice(claim: Claim) -> bool | None:
@@ -114,6 +117,8 @@ def _letter(text: str, math: bool = False) -> str | None:
     if chosen := _LETTER.fullmatch(text):
         return chosen[1]
     chosen = _CHOSEN.fullmatch(text)
+    if chosen and _BESIDE.match(text, chosen.start(4) - 1):
+        return None
     if chosen is None or _OTHER_LETTER.search(chosen[4]) or doubted(chosen[4]):
         return None
     if math and not chosen[1] and re.search(r"[\d=^]", chosen[4]):

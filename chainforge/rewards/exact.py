@@ -43,11 +43,11 @@ _SYMBOL = re.compile(
     r"(?:_\s*(?:\{[^{}]{1,12}\}|\w))?'*(?:\^\s*\{?-1\}?)?(?:\([^()=<>]{1,20}\))?"
 )
 _NAMES = re.compile(
-    r"\((?:\s*\\?[a-zA-Z]+\s*,)+\s*\\?[a-zA-Z]+\s*\)|\|[A-Za-z]+\||m?\s*\\angle\s*\{?\s*[A-Z]+\s*\}?"
+    r"\((?:\s*\\?[a-zA-Z]+\s*,)+\s*\\?[a-zA-Z]+\s*\)|\|(?-i:[A-Z]+|[zw])\||m?\s*\\angle\s*\{?\s*[A-Z]+\s*\}?"
     r"|(?:\\text\s*\{)?\s*(?:the\s+)?(?:total |surface |final )?(?:area|volume|perimeter|sum|total"
     r"|result|value|answer|cost|price|distance|time|speed|length|width|height|probability|average"
     r"|mean|median|mode|number|radius|circumference|product|difference|ratio|remainder|age|profit"
-    r"|solution|solutions|ans)\s*\}?|[a-z]{2,3}",
+    r"|solution|solutions|ans)\s*\}?",
     re.IGNORECASE,
 )
 _FUNCTIONS = re.compile(r"\\(?:sin|cos|tan|log|ln|pi|infty|emptyset|sqrt|frac|text|pm|mp)\Z")
@@ -179,6 +179,9 @@ def _chain(sides: list[str], text: str, gold: bool) -> Value:
         sides = sides[1:]
     elif is_symbol(sides[0]) or _NAMES.fullmatch(sides[0]):
         name, sides = squeeze(sides[0]), sides[1:]
+        letters = name.strip("()").split(",")
+        if "," in name and letters != sorted(letters) and max(map(len, letters)) == 1:
+            return Value("relation", text)  # `(y,x) = (2,3)`
     elif len(sides) == 2 and is_symbol(sides[1]) and not gold and "\\approx" not in text:
         name, sides = squeeze(sides[1]), sides[:1]
     sides = [side for place, side in enumerate(sides) if not (
@@ -265,6 +268,8 @@ def _matrix(text: str) -> Value | None:
     if not rows or (found and found[1] in ("v", "V")) or (found is None and len(rows) < 2):
         return None
     cells = tuple(tuple(_read(cell.strip(), False) for cell in row.split("&")) for row in rows)
+    if any(cell.name for row in cells for cell in row):
+        return None
     return Value("matrix", text, cells)
 
 
@@ -355,6 +360,12 @@ def as_region(value: Value) -> Value | None:
 
 def compare(mine: Value, gold: Value) -> bool | Pairs:
     """Return whether an answer is the gold answer; pairs are what math-verify must find equal."""
+    if gold.kind == "scalar" and mine.kind == "set" and len(mine.parts) == 1:
+        mine = mine.parts[0]
+    return _compare(mine, gold)
+
+
+def _compare(mine: Value, gold: Value) -> bool | Pairs:
     if mine.name and gold.name and mine.name != gold.name:
         return False
     if gold.kind == "relation":
@@ -364,8 +375,6 @@ def compare(mine: Value, gold: Value) -> bool | Pairs:
         both = "=" in mine.raw and "=" in gold.raw and is_formula(gold.raw.partition("=")[2])
         return [(mine.raw, gold.raw)] if both and _alike(mine.raw, gold.raw) else False
     if gold.kind == "scalar":
-        if mine.kind == "set" and len(mine.parts) == 1 and mine.text.startswith("\\{"):
-            mine = mine.parts[0]
         return same_scalar(mine, gold) if mine.kind == "scalar" else False
     if gold.kind == "region" or mine.kind == "region":
         return _same_region(as_region(mine), as_region(gold))
@@ -378,10 +387,10 @@ def compare(mine: Value, gold: Value) -> bool | Pairs:
     if gold.kind in ("list", "set"):
         if mine.kind in ("list", "set"):
             return _in_any_order(mine, gold)
-        if (mine.kind, gold.kind) != ("()", "list"):
+        if (mine.kind, gold.kind) != ("()", "list") or _SIGNED.search(gold.text):
             return False
         return _in_order(mine.parts, gold.parts)
-    listed = mine.kind == "list" and not _JOINED.search(mine.raw)
+    listed = mine.kind == "list" and not mine.name and not _JOINED.search(mine.raw)
     if mine.kind == gold.kind or (gold.kind == "()" and listed):
         return _in_order(mine.parts, gold.parts)
     return False
@@ -403,7 +412,7 @@ def _in_order(mine: Sequence[Value], gold: Sequence[Value]) -> bool | Pairs:
         return False
     found: Pairs = []
     for one, other in zip(mine, gold, strict=True):
-        same = compare(one, other)
+        same = _compare(one, other)
         if same is False:
             return False
         found += same if isinstance(same, list) else []
@@ -416,7 +425,7 @@ def _in_any_order(mine: Value, gold: Value) -> bool | Pairs:
         return False
     left, unclear = list(gold.parts), []
     for one in mine.parts:
-        same = [compare(one, other) for other in left]
+        same = [_compare(one, other) for other in left]
         if True in [s is True for s in same]:
             left.pop(next(place for place, s in enumerate(same) if s is True))
         elif all(s is False for s in same):
@@ -501,7 +510,9 @@ def same_scalar(mine: Value, gold: Value) -> bool | Pairs:
     return [(mine.text, gold.text)]
 
 
-_BROKEN = re.compile(r"\d\.(?!\d)")  # math-verify reads `8.\frac{3}{7}` as the fraction
+_BROKEN = re.compile(
+    r"\d\.(?!\d)|\d\s+\d"
+)  # math-verify reads `8.\frac{3}{7}` as the fraction, `5 0` as 0
 
 
 def _subscripts(text: str) -> int:
@@ -515,6 +526,7 @@ def _key(text: str) -> str:
 
 def worked_out(text: str) -> bool:
     """Whether a text is a value rather than a task: one fraction, root or power of numbers."""
+    text = squeeze(text)
     return bool(_PLAIN.fullmatch(text)) and not _PRODUCT.search(text)
 
 

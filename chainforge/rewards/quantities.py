@@ -113,12 +113,15 @@ def _scaled(mantissa: str, exponent: int) -> Number | None:
 _MEASURES = """
 mm millimeter millimetre; cm centimeter centimetre; dm decimeter; m meter metre;
 km kilometer kilometre; in inch; ft foot feet; yd yard; mi mile; mg milligram; g gram;
-kg kilogram kilo; lb lbs; oz ounce; ton tonne; ml mL milliliter millilitre; l L liter litre;
-gallon gal; quart qt; pint pt; cup; tablespoon tbsp; teaspoon tsp; s sec second; min minute;
+kg kilogram; lb lbs; oz ounce; ton tonne; ml mL milliliter millilitre; l L liter litre;
+gallon gal; quart qt; pint pt; cup; tablespoon tbsp; teaspoon tsp; s sec second;
+ms millisecond; μs microsecond; ns nanosecond;
+nm nanometer nanometre; μm micrometer micrometre; μg microgram; min minute;
 h hr hrs hour; day; week; month; year yr yrs; decade; century; degree deg °; rad radian; °C celsius;
 °F fahrenheit; K kelvin; unit; dollar ¤ USD US buck 美元; cent ¢; euro € EUR 欧元; pound £ GBP;
 yen ¥ 円 JPY; yuan 元 块 rmb RMB CNY; rupee ₹; N newton; J joule; kJ kilojoule; W watt; kW kilowatt;
-kWh; Pa pascal; V volt; A ampere amp; ohm; Hz hertz; mol mole; cal calorie; kcal;
+kWh; Pa pascal; V volt; A ampere amp; ohm; Hz hertz;
+kHz; MHz; GHz; kV; mV; mA; kPa; MW; MJ; keV; MeV; mol mole; cal calorie; kcal;
 mi/h mph; km/h kph kmh; rpm; acre; hectare ha; bit; byte; MB; GB; kB; eV; 岁; 人; 个; 天;
 小时; 分钟; 米; 厘米; 千米; 度
 """
@@ -150,9 +153,10 @@ _CURRENCY = re.compile(
 _ATTACHED = re.compile(r"(?<=[\d)}])(?=[A-Za-z]{2,}(?:[\s^]|\Z)|[¤€£¥₹¢\u3040-\u9fff])")
 _TEXT = re.compile(r"\\text\s*\{\s*([^{}\\]*?)\s*\}")
 _ORDINAL = re.compile(
-    r"(?<=\d)(?:\s*\^\s*\{?\s*(?:\\text\s*\{\s*)?(?:st|nd|rd|th)\s*\}?\s*\}?|(?:st|nd|rd|th))\Z"
+    r"(?<=\d)(?:\s*\^\s*\{?)?\s*(?:\\text\s*\{\s*)?(?<!\s)(?:st|nd|rd|th)\s*\}{0,2}\Z"
 )
 _SCALE = re.compile(r"\bdegrees?\s+(?=(?:[CF]|celsius|fahrenheit)\b)", re.IGNORECASE)
+_DEGREES = re.compile(r"°\s*(?:\\text\s*\{\s*)?([CF])\s*\}?\Z")
 _PART = re.compile(r"([^\W\d_]+|[¤€£¥₹¢°]C?F?)\.?(?:\^\{?(-?\d)\}?)?")
 
 
@@ -162,7 +166,7 @@ def split_unit(text: str, known: bool = True) -> tuple[str, str | None]:
     With `known` only a unit on the list is one; else any words behind a number are.
     """
     text = _ORDINAL.sub("", text)
-    spaced, unit = text.replace("^{\\circ}", " ° ").replace("° C", "°C").replace("° F", "°F"), None
+    spaced, unit = _DEGREES.sub(r"°\1", text.replace("^{\\circ}", " ° ")), None
     if money := _CURRENCY.match(spaced):
         spaced, unit = money[1] + money[3] + spaced[money.end() :].strip(), _canonical(money[2])
     marked = "\\text" in spaced
@@ -193,6 +197,8 @@ def _phrase(tokens: list[str], unit: str | None) -> str | None:
     """Return the unit that words name, `cm^2` for `square centimeters`; None for other words."""
     parts, power = [unit] if unit else [], None
     wanted = not unit
+    if wanted and tokens[0] == "per":
+        parts, wanted = ["1"], False
     while tokens and tokens[-1] in _SHAPES:
         tokens = tokens[:-1]
     for token in tokens[1:] if tokens[0] == "US" and tokens[1:] else tokens:
