@@ -75,7 +75,7 @@ def test_a_relative_base_is_found_and_made_absolute(tiny_model, adapter, monkeyp
     edit(adapter / "adapter_config.json", base_model_name_or_path=Path(tiny_model).name)
     assert find_source(str(adapter)).model == tiny_model
     monkeypatch.chdir(adapter)
-    with pytest.raises(InputError, match="base_model_name_or_path: tiny: neither a directory"):
+    with pytest.raises(InputError, match="base_model_name_or_path: tiny: no such directory"):
         find_source(str(adapter))
 
 
