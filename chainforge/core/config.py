@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from chainforge.core.errors import InputError
 from chainforge.core.fields import checked, is_one_or_more, is_structured, parts_of
-from chainforge.core.options import unknown, wrong_number
+from chainforge.core.options import unknown, wrong_number, wrong_word
 from chainforge.core.paths import anchored
 from chainforge.core.redaction import check_settings
 from chainforge.core.references import find_preset
@@ -68,7 +68,7 @@ def parse(*kinds: Any, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
         parsed = parser.parse_args_into_dataclasses(args=words, look_for_args_file=False)
     except InputError:
         raise
-    except (ValueError, TypeError, ImportError) as error:
+    except (ValueError, TypeError, ImportError, OSError) as error:
         raise InputError(f"{source}: {error}{_advice(str(error))}") from error
     return tuple(parsed)
 
@@ -103,7 +103,8 @@ def _parser(kinds: Sequence[Any], argv: list[str]) -> tuple[Any, list[str], str]
     parser.set_defaults_with_config(**values)
     typed = {name for name, _ in flags}
     for key, value in vars(parser.parse_known_args(words)[0]).items():
-        if wrong := wrong_number(key, value, training="learning_rate" in hints):
+        wrong = wrong_number(key, value, training="learning_rate" in hints)
+        if wrong := wrong or wrong_word(key, value, hints):
             problems.append(f"{'--' if key in typed else f'{source}: '}{key}: {wrong}")
     if problems:
         raise InputError("\n  ".join(problems))

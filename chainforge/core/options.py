@@ -44,19 +44,32 @@ _TINY = math.ulp(0.0)  # stands for "above 0"
 _BELOW_1 = math.nextafter(1, 0)
 _RANGES: dict[str, tuple[float, float]] = {
     "learning_rate weight_decay beta max_grad_norm warmup_steps epsilon epsilon_high delta "
-    "adam_epsilon entropy_coef neftune_noise_alpha temperature repetition_penalty max_usd "
+    "adam_epsilon entropy_coef neftune_noise_alpha temperature max_usd "
     "vllm_importance_sampling_cap": (0, math.inf),
     "dataloader_num_workers heldout_size give_up_after": (0, math.inf),
-    "num_train_epochs logging_steps save_steps eval_steps timeout": (_TINY, math.inf),
+    "num_train_epochs logging_steps save_steps eval_steps timeout repetition_penalty "
+    "sapo_temperature_neg sapo_temperature_pos vllm_server_timeout": (_TINY, math.inf),
     "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps "
     "generation_batch_size steps_per_generation num_iterations max_completion_length "
     "max_length max_new_tokens num_samples max_samples round_size samples_per_prompt lora_r "
-    "lora_alpha num_generations max_concurrency vllm_tensor_parallel_size": (1, math.inf),
+    "lora_alpha num_generations num_generations_eval max_concurrency vllm_tensor_parallel_size "
+    "vllm_max_model_length pad_to_multiple_of dataset_num_proc eval_accumulation_steps "
+    "ref_model_sync_steps ddp_bucket_cap_mb ddp_timeout": (1, math.inf),
+    "vllm_server_port vllm_group_port": (1, 65535),
     "adam_beta1 adam_beta2 lora_dropout": (0, _BELOW_1),
     "min_p label_smoothing_factor ref_model_mixup_alpha": (0, 1),
     "top_p top_entropy_quantile vllm_gpu_memory_utilization": (_TINY, 1),
     "seed data_seed": SEEDS,
 }  # fmt: skip
+# Words of GRPO that TRL reads as late as in its first step.
+WORDS = {
+    "loss_type": "grpo bnpo dr_grpo dapo cispo luspo sapo vespo",
+    "importance_sampling_level": "token sequence",
+    "scale_rewards": "group batch none",
+    "multi_objective_aggregation": "sum_then_normalize normalize_then_sum",
+    "vllm_mode": "server colocate",
+    "vllm_importance_sampling_mode": "token_truncate token_mask sequence_truncate sequence_mask",
+}
 RANGES = {name: span for names, span in _RANGES.items() for name in names.split()}
 
 
@@ -76,6 +89,14 @@ def unknown(what: str, key: str, known: Collection[str]) -> str:
     """Say that an option is not known, and which was probably meant."""
     near = meant(key, known)
     return f"unknown {what}" + (f"; did you mean {near!r}?" if near else "")
+
+
+def wrong_word(key: str, value: Any, known: Collection[str]) -> str | None:
+    """Say what is wrong with a word in an option's value, if anything is."""
+    words = WORDS.get(key, "").split() if "importance_sampling_level" in known else []
+    if not words or not isinstance(value, str) or value in words:
+        return None
+    return f"expected one of {', '.join(words)}, found {value!r}"
 
 
 def wrong_number(key: str, value: Any, *, training: bool) -> str | None:

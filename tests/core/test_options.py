@@ -1,6 +1,6 @@
 import pytest
 
-from chainforge.core.options import ALIASES, RANGES, meant
+from chainforge.core.options import ALIASES, RANGES, WORDS, meant
 
 GRPO = ["lora_r", "lora_target_modules", "dtype", "torch_compile", "num_generations", "heldout_size", "local_rank", "epsilon", "max_steps", "learning_rate", "max_completion_length", "use_peft", "beta", "seed"]  # fmt: skip
 
@@ -28,4 +28,31 @@ def test_the_tables_name_options_that_some_recipe_has():
     scripts = list(shipped("recipes").glob("*.py"))
     known = {name for script in scripts for name in _hints(kinds_of(script))}
     assert set(ALIASES) <= known
-    assert set(RANGES) <= known
+    assert set(RANGES) | set(WORDS) <= known
+
+
+@pytest.mark.parametrize("text", [
+    "loss_type: gpro", "scale_rewards: groups", "scale_rewards: off", "vllm_mode: colocated", "repetition_penalty: 0",
+    "importance_sampling_level: seq", "vllm_importance_sampling_mode: mask", "ddp_timeout: 0",
+    "multi_objective_aggregation: sum", "vllm_server_port: 99999", "accelerator_config: gone.json",
+])  # fmt: skip
+def test_what_trl_would_find_out_late_is_found_at_once(text, tmp_path):
+    from trl import GRPOConfig
+
+    from chainforge.core.config import parse
+    from chainforge.core.errors import InputError
+
+    (tmp_path / "x.yaml").write_text(f"output_dir: o\nuse_cpu: true\nbf16: false\n{text}\n")
+    with pytest.raises(InputError, match=text.partition(": ")[2]):
+        parse(GRPOConfig, argv=["--config", str(tmp_path / "x.yaml")])
+
+
+def test_every_word_of_grpo_that_is_known_is_taken():
+    from trl import GRPOConfig
+
+    from chainforge.core.config import parse
+
+    rest = ["--output_dir", "o", "--use_cpu", "true", "--bf16", "false"]
+    for key, words in WORDS.items():
+        for word in words.split():
+            assert parse(GRPOConfig, argv=[f"--{key}", word, *rest])
