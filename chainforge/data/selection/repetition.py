@@ -7,7 +7,7 @@ import re
 import numpy as np
 from numpy.typing import NDArray
 
-from chainforge.data.selection.shingles import Hashes, hashed_tokens, runs, tokens
+from chainforge.data.selection.shingles import Hashes, cut, hashed_tokens, runs
 
 RUN = 20  # A run of so many pieces comes twice by accident in hardly any text.
 LINE = 20  # Characters from which on a line that comes again says something again.
@@ -42,8 +42,7 @@ def repetition(text: str) -> float:
     """
     # Pieces are compared by their hashes, 64 bits wide: numpy does in one go what would be a loop.
     pieces = hashed_tokens(text)
-    every = np.ones(len(pieces), dtype=np.bool_)
-    if not _again(pieces, SHORTEST, every):  # nearly every text: it has neither a run nor a loop
+    if not _again(pieces, SHORTEST):  # nearly every text: it has neither a run nor a loop
         return _lines(text)
     counted = _not_sums(text)
     return max(_again(pieces, RUN, counted), _lines(text), _loop(pieces, counted))
@@ -52,18 +51,22 @@ def repetition(text: str) -> float:
 def _not_sums(text: str) -> Mask:
     """Return which pieces of a text are not in a short stretch of mathematics without a word."""
     commands = {name.lower() for name in _COMMAND.findall(text)}
-    words = [piece not in commands and bool(_WORD.search(piece)) for piece in tokens(text)]
-    lengths = np.diff(np.flatnonzero([True, *words, True]))
-    return np.repeat(lengths > SUM, lengths)[: len(words)] | np.array(words, dtype=np.bool_)
+    pieces = cut(text)  # few of them differ in a text that repeats itself
+    is_word = {one: one not in commands and bool(_WORD.search(one)) for one in set(pieces)}
+    words = np.array([is_word[piece] for piece in pieces], dtype=np.bool_)
+    lengths = np.diff(np.flatnonzero(np.concatenate(([True], words, [True]))))
+    return np.repeat(lengths > SUM, lengths)[: len(words)] | words
 
 
-def _again(pieces: Hashes, size: int, counted: Mask) -> float:
+def _again(pieces: Hashes, size: int, counted: Mask | None = None) -> float:
     """Return the share of the runs of `size` pieces that occurred before, any of them counted."""
-    found = runs(pieces, size)
+    found = again = runs(pieces, size)
     if not len(found):
         return 0.0
-    ends = np.cumsum(np.concatenate(([0], counted)))
-    again = np.sort(found[ends[size:] > ends[:-size]])
+    if counted is not None:
+        ends = np.cumsum(np.concatenate(([0], counted)))
+        again = found[ends[size:] > ends[:-size]]
+    again = np.sort(again)
     return int(np.count_nonzero(again[1:] == again[:-1])) / len(found)
 
 

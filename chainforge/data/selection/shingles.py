@@ -67,6 +67,12 @@ def formulas(text: str) -> tuple[str, ...]:
     return tuple(found)
 
 
+@functools.lru_cache(maxsize=1)
+def cut(text: str) -> list[str]:
+    """Return the tokens of a text; the last text's are remembered."""
+    return tokens(text)
+
+
 def hashed(words: Sequence[str]) -> Hashes:
     """Return the hash of each token, the same in every process."""
     return np.array(RMinHash.hash_token_sets([words])[0], dtype=np.uint64)
@@ -75,7 +81,7 @@ def hashed(words: Sequence[str]) -> Hashes:
 @functools.lru_cache(maxsize=1)  # the same reasoning is looked at for repetition, and sketched
 def hashed_tokens(text: str) -> Hashes:
     """Return the hash of each token of a text; the last text's are remembered."""
-    return hashed(tokens(text))
+    return hashed(cut(text))
 
 
 def runs(hashes: Hashes, size: int) -> Hashes:
