@@ -282,4 +282,4 @@ def _check_choices(parser: Any, values: dict[str, Any], source: str) -> None:
         value = values.get(action.dest)
         if action.choices and value is not None and value not in list(action.choices):
             choices = ", ".join(str(choice) for choice in action.choices)
-            raise InputError(f"{source}: {action.dest}: {value!r} is none of: {choices}")
+            raise InputError(f"{source}: {action.dest}: expected one of {choices}, found {value!r}")

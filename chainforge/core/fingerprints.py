@@ -90,7 +90,7 @@ def input_fingerprint(reference: str | Path, *, thorough: bool = False) -> str:
             part = "" if directory == path else path.name
             if damaged := damage(directory, manifest, part, thorough=thorough):
                 raise InputError(
-                    f"{directory}: {'; '.join(damaged[:3])}; run the stage again, or copy it anew"
+                    f"{directory}: {'; '.join(damaged[:3])}; run the stage again, or copy it again"
                 )
             return manifest.fingerprint
         if (directory / STARTED).exists():

@@ -155,7 +155,7 @@ def _escaped(text: str) -> list[str]:
 
 
 def _in_base64(data: bytes) -> Iterator[str]:
-    """Yield the base64 that a value gives wherever it stands in what is encoded."""
+    """Yield the base64 of a value, for each of its possible places in what is encoded."""
     for before in range(3):
         for encode in (base64.b64encode, base64.urlsafe_b64encode):
             text = encode(bytes(before) + data).decode()
