@@ -77,7 +77,8 @@ class JsonLines:
 
     def sync(self) -> None:
         """Force the rows to disk, so that they survive a power cut."""
-        os.fsync(self._file.fileno())
+        with writing(self.path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Force the rows to disk and close the file."""
