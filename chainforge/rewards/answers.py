@@ -350,7 +350,7 @@ _JOINT = re.compile(r"[\s$,;]*(?:\\text\s*\{\s*)?(?:and|or)?[\s$},;]*", re.IGNOR
 _NEXT = re.compile(
     r"[\s$]*(?:\d|(?:[,;/&(=<>-]|(?:and|or|to)\b)[^.!?\n]*[\d=<>])"
     r"|(?s:[\s$]*[.!?;:\n][^\d]{0,40}\d.{0,20}\Z)"
-    r"|[\s$]*(?:\\text\s*\{)?\s*[A-Za-z]+[\s$.}]*(?:[/&=<>+,;?!\n或-]{1,3}|and\b|or\b|to\b)"
+    r"|[\s$]{0,4}(?:\\text\s*\{)?\s?[A-Za-z]+[\s$.}]{0,4}(?:[/&=<>+,;?!\n或-]{1,3}|and\b|or\b|to\b)"
     r"[\s$]*\d[\d.,]*[\s$]*\Z",
     re.IGNORECASE,
 )
@@ -406,8 +406,7 @@ def _boxed(text: str, places: list[tuple[int, int, int, int]]) -> str | None:
         value = clean(text[start:end])
         values[squeeze(value)] = value
     first, last = places[0][0], places[-1][1]
-    # One blank for many: a pattern would try each of them.
-    tail = re.sub(r"\s+", lambda blank: "\n" if "\n" in blank[0] else " ", text[last:])
+    tail = _narrow(text[last:])
     one = next(iter(values.values()))
     before = text[max(0, first - 80) : first]
     left = _LEFT.search(before)
@@ -490,9 +489,14 @@ def _claimed(text: str, claims: list[re.Match[str]]) -> str | None:
     return next(iter(found.values())) if len(found) == 1 and "" not in found else None
 
 
+def _narrow(text: str) -> str:
+    """Leave one blank of many: a pattern would try each of them."""
+    return re.sub(r"\s+", lambda blank: "\n" if "\n" in blank[0] else " ", text)
+
+
 def _reduce(text: str) -> str:
     """Cut the known words off both sides of an answer; what is unknown stays beside it."""
-    text = text.strip()
+    text = _narrow(text.strip())
     while opening := _OPENING.match(text):
         text = text[opening.end() :]
     stops = islice(_FULL_STOP.finditer(text), MAX_BOXES)
