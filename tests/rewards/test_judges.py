@@ -105,10 +105,11 @@ UNITS = ["\\(", "\\)", "\\[", "\\]", "$", "$ ", "**", " **a", "`", "```\n", "ans
 )
 @example(["\\("], "", 10_000)
 @example(["- "], "", 280)
+@example(["\t"], "x = ", 10_000)
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_no_text_costs_the_trainer_more_than_its_length(units, start, length):
     unit = "".join(units)
-    text = start + unit * (length // len(unit)) + "x"
+    text = start + unit * (length // len(unit)) + "x\nx"
     own = entry("countdown", "8 * 3", numbers=[3, 8], target=24)
     golds = [("math", "x+1"), ("math", "4"), ("math", "(1,2)"), ("math", "1/2"), ("choice", "A"),
              ("arithmetic", "4"), ("numeric", "4.5"), ("exact", "Paris")]  # fmt: skip
