@@ -94,7 +94,7 @@ def sign_for(directory: Path, names: Iterable[str]) -> tuple[dict[str, str], dic
 def damage(
     directory: Path, manifest: Manifest, part: str = "", *, thorough: bool = False
 ) -> list[str]:
-    """Say which files under `part` are not what the stage signed: `model/x is missing`.
+    """Return which files under `part` are not what the stage signed: `model/x is missing`.
 
     A file of the same size and time is taken for the same unless `thorough`; one of another time,
     as in a copied run, is the same when its contents are.
@@ -215,7 +215,7 @@ def lock(directory: str | Path) -> Iterator[None]:
 
 
 def holder(directory: str | Path) -> str | None:
-    """Say who holds a directory just now (`process 12 on host`); None when nobody does."""
+    """Return who holds a directory just now (`process 12 on host`); None when nobody does."""
     directory = Path(directory)
     name = _name(directory)
     if name is None:  # nobody does: a holder that ended in order has removed its name

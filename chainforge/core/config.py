@@ -195,7 +195,7 @@ def resolved(*configs: Any) -> dict[str, Any]:
 
 
 def _advice(message: str) -> str:
-    """Say what to change where a library's own words stop at what is wrong."""
+    """Return what to change where a library's own words stop at what is wrong."""
     if "divisible by num_generations" in message or "divisible by the global batch" in message:
         return (
             " A step draws per_device_train_batch_size x processes x gradient_accumulation_steps "

@@ -106,7 +106,7 @@ def to_disk(path: Path) -> None:
 
 
 def message(path: Path) -> str:
-    """Say that a file found no room, how much there is, and what to do."""
+    """Return an error: the file found no room, how much there is, and what to do."""
     folder = next(place for place in (path, *path.absolute().parents) if place.is_dir())
     free = size_in_words(shutil.disk_usage(folder).free)
     which = f"a file, probably in {path}" if path.is_dir() else path

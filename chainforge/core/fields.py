@@ -53,7 +53,7 @@ def checked(value: Any, kind: Any, where: str) -> Any:
 
 
 def _fit(value: Any, kind: Any, where: str) -> tuple[bool, Any]:
-    """Say whether `value` is a `kind`, and return it as one."""
+    """Return whether `value` is a `kind`, and return it as one."""
     origin = typing.get_origin(kind) or kind
     if origin is typing.Literal:
         return value in typing.get_args(kind), value

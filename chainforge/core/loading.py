@@ -1,4 +1,4 @@
-"""Say in one sentence why a library could not load a model, a tokenizer or an adapter.
+"""Explain in one sentence why a library could not load a model, a tokenizer or an adapter.
 
 What was loaded is the user's, and so the fault is one of input: a damaged file, a model that this
 transformers does not know, an adapter of another vocabulary, layers that the model does not have.

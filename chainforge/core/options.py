@@ -86,13 +86,13 @@ def meant(key: str, known: Collection[str]) -> str | None:
 
 
 def unknown(what: str, key: str, known: Collection[str]) -> str:
-    """Say that an option is not known, and which was probably meant."""
+    """Return the message for an unknown option, with the one that was probably meant."""
     near = meant(key, known)
     return f"unknown {what}" + (f"; did you mean {near!r}?" if near else "")
 
 
 def wrong_word(key: str, value: Any, known: Collection[str]) -> str | None:
-    """Say what is wrong with a word in an option's value, if anything is."""
+    """Return what is wrong with a word in an option's value, if anything is."""
     words = WORDS.get(key, "").split() if "importance_sampling_level" in known else []
     if not words or not isinstance(value, str) or value in words:
         return None
@@ -100,7 +100,7 @@ def wrong_word(key: str, value: Any, known: Collection[str]) -> str | None:
 
 
 def wrong_number(key: str, value: Any, *, training: bool) -> str | None:
-    """Say what is wrong with a number in an option's value, if anything is."""
+    """Return what is wrong with a number in an option's value, if anything is."""
     if isinstance(value, Mapping | list | tuple):
         inner = value.values() if isinstance(value, Mapping) else value
         found = (wrong_number("", item, training=training) for item in inner)

@@ -160,7 +160,7 @@ def _load_module(name: str) -> ModuleType:
 
 
 def where(error: BaseException, path: Path | None) -> str:
-    """Say what went wrong, with the line in the user's own file where there is one."""
+    """Return what went wrong, with the line in the user's own file where there is one."""
     line = getattr(error, "lineno", None)
     source = error.__cause__ if isinstance(error, UserCodeEnded) and error.__cause__ else error
     for frame in traceback.extract_tb(source.__traceback__):

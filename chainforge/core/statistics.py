@@ -1,4 +1,4 @@
-"""Say how sure a number is: intervals, paired tests, pass@k and majority votes.
+"""Return how sure a number is: intervals, paired tests, pass@k and majority votes.
 
 Every function refuses an empty sample with an `InputError`: no rows, no number.
 """

@@ -228,7 +228,7 @@ def _passes(error: Exception) -> bool:
 
 
 def _advice(error: Exception, identity: str) -> str:
-    """Say what to do about a refusal."""
+    """Return what to do about a refusal."""
     status = _status(error)
     if status == 401:
         return ". The token is not known there: set HF_TOKEN, or run `hf auth login`"

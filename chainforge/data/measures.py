@@ -126,7 +126,7 @@ def _macro(parts: list[dict[str, list[Row]]], key: str) -> dict[str, float]:
 def compare(
     name_a: str, rows_a: list[Row], name_b: str, rows_b: list[Row], seed: int = 0
 ) -> dict[str, Any]:
-    """Say how much more of the same prompts b gets right than a, strictly.
+    """Return how much more of the same prompts b gets right than a, strictly.
 
     Returns {"from", "to", "difference", "low", "high", "p"}, first samples paired by id; raises
     `InputError` when the two did not answer the same prompts.

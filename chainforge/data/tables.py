@@ -23,7 +23,7 @@ ANSWERS = ("solution", "answers", "final_answer", "gold", "target", "label", "gr
 
 
 def wrong_turns(turns: Any) -> str | None:
-    """Say what keeps a value from being a prompt; None when it is one."""
+    """Return what keeps a value from being a prompt; None when it is one."""
     if turns is None:
         return "neither `question` nor `prompt`"
     if not isinstance(turns, list) or not turns:

@@ -151,7 +151,7 @@ def print_audit(audit: Audit, console: Console) -> None:
 
 
 def verdict(audit: Audit) -> str:
-    """Say in a sentence what the audit found."""
+    """Return in a sentence what the audit found."""
     if audit.errors:
         return "the reward itself failed"
     if all(row.skipped for row in audit):

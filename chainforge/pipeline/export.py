@@ -128,7 +128,7 @@ def _seen(public: bool) -> str:
 
 
 def _listed(package: Package) -> list[str]:
-    """Say what goes out, and what does not."""
+    """Return what goes out, and what does not."""
     lines = [f"{package.what} from {places.short(package.folder)}"]
     width = max(map(len, package.files))
     for name, content in sorted(package.files.items()):
@@ -150,7 +150,7 @@ def _size(size: int) -> str:
 
 
 def _for_llama_cpp(package: Package) -> list[str]:
-    """Say how llama.cpp's own scripts turn it into GGUF, which Ollama and LM Studio read too."""
+    """Return how llama.cpp's own scripts turn it into GGUF, which Ollama and LM Studio read too."""
     folder = shlex.quote(places.short(package.folder))
     if package.what == "model":
         return [

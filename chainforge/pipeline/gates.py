@@ -50,7 +50,7 @@ class Gate:
     p: float = SIGNIFICANT
 
     def __str__(self) -> str:
-        """Say what it asks, as in a plan."""
+        """Return what it asks, as in a plan."""
         if self.beats is not None:
             return f"{self.model} beats {self.beats} (p < {self.p:g})"
         least = f"at least {self.low:g}" if self.low is not None else ""
@@ -161,7 +161,7 @@ class Verdict:
 
 
 def judge(gates: Sequence[Gate], directory: Path) -> Verdict:
-    """Say of each gate of a finished stage what was found."""
+    """Return what was found for each gate of a finished stage."""
     results = results_of(directory / "results.json")
     found = Verdict([], [])
     for gate in gates:

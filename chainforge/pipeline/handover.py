@@ -74,7 +74,7 @@ def check_path(path: str, name: str, taker: Stage, asked: Settings, role: str = 
 
 
 def contract(stage: Stage, settings: Settings, path: str) -> list[tuple[str, str]]:
-    """Say what a training stage trains and, in RL with a KL penalty, what it is held to."""
+    """Return what a training stage trains and, in RL with a KL penalty, what it is held to."""
     if stage.recipe not in TRAINED:
         return []
     lines = [("trains", _in_words(stage, settings))]

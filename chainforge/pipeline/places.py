@@ -85,7 +85,7 @@ def _beside(name: str, folder: Path) -> Path:
 
 
 def _meant(name: str, folder: Path) -> str:
-    """Say what to write for a path that is relative to the current folder."""
+    """Return what to write for a path that is relative to the current folder."""
     if not os.path.exists(name):
         return ""
     return f" (paths are relative to the file: write {os.path.relpath(name, folder)!r})"

@@ -1,4 +1,4 @@
-"""Say what running a chain would do: each stage's command, its inputs, and whether it must run.
+"""Return what running a chain would do: each stage's command, its inputs, and whether it must run.
 
 A stage's fingerprint is known before it has run, because it is a hash of what the stage is made
 from. So the state of every stage is known at once: done, stale, resumable or to run.
@@ -184,7 +184,7 @@ def _changes(
     settled: dict[str, Any],
     inputs: dict[str, Input],
 ) -> list[str]:
-    """Say which settings and inputs differ."""
+    """Return which settings and inputs differ."""
     words = fingerprints.changes(old_given, settled)
     for role in sorted(old_inputs.keys() | inputs.keys()):
         if role not in inputs:
@@ -198,7 +198,7 @@ def _changes(
 
 
 def traces_of_work(directory: Path) -> str:
-    """Say what an unfinished stage has to go on from; empty when there is nothing."""
+    """Return what an unfinished stage has to go on from; empty when there is nothing."""
     checkpoints = [
         int(path.name.rpartition("-")[2])
         for path in (directory / "checkpoints").glob("checkpoint-*")
@@ -216,7 +216,7 @@ def traces_of_work(directory: Path) -> str:
 
 
 def contracts(step: Step) -> list[tuple[str, str]]:
-    """Say where a stage starts and, in RL with a KL penalty, which policy it is held to."""
+    """Return where a stage starts and, in RL with a KL penalty, which policy it is held to."""
     lines: list[tuple[str, str]] = []
     model = step.inputs.get("model")
     if model is not None:

@@ -57,7 +57,7 @@ def _done(chain: ChainEvidence) -> bool:
 
 
 def _counted(chain: ChainEvidence) -> str:
-    """Say how far a chain is: `4 of 9 stages done, final: 12 of 40 steps`."""
+    """Return how far a chain is: `4 of 9 stages done, final: 12 of 40 steps`."""
     words = [f"{sum(s.state == 'done' for s in chain.stages)} of {len(chain.stages)} stages done"]
     for stage in chain.stages:
         if stage.state in ("running", "failed"):

@@ -257,7 +257,7 @@ def _signed(directory: Path) -> str:
 
 
 def ending(code: int) -> str:
-    """Say how a process ended."""
+    """Return how a process ended."""
     if code >= 0:
         return f"failed with exit code {code}"
     name = signal.Signals(-code).name

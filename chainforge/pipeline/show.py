@@ -136,7 +136,7 @@ def print_chain(chain: Chain, runs: str | Path, steps: list[Step], console: Cons
 
 
 def _print_gates(described: list[dict[str, Any]], console: Console) -> None:
-    """Say which gates are shut, and what waits for them."""
+    """Return which gates are shut, and what waits for them."""
     for row in described:
         if row["gate"] and not row["gate"]["passed"]:
             console.print(Text(f"{row['name']}: gate not passed"))
@@ -192,7 +192,7 @@ def _made_from(row: dict[str, Any]) -> str:
 
 
 def _remark(row: dict[str, Any]) -> str:
-    """Say how far a stage is, what it ended with, or why it must run; causes stand below."""
+    """Return how far a stage is, what it ended with, or why it must run; causes stand below."""
     told = row["progress"]
     how_far = f"{told['done']:,} of {told['total']:,} {told['unit']}" if told["total"] else ""
     if row["state"] == RUNNING:
@@ -211,7 +211,7 @@ def _remark(row: dict[str, Any]) -> str:
 
 
 def _came_to(row: dict[str, Any]) -> str:
-    """Say what a done stage came to: rows kept, the best model, or what it said last."""
+    """Return what a done stage came to: rows kept, the best model, or what it said last."""
     directory = Path(row["directory"])
     if (directory / "funnel.json").is_file():
         funnel = funnel_of(directory / "funnel.json")

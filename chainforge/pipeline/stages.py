@@ -181,7 +181,7 @@ def _check_leaves(
 
 @contextlib.contextmanager
 def at(where: str) -> Iterator[None]:
-    """Say where in the file an `InputError` arose."""
+    """Name the file in which an `InputError` arose."""
     try:
         yield
     except InputError as error:

@@ -61,7 +61,7 @@ def duration(seconds: float | None) -> str:
 
 
 def solved(model: Mapping[str, Any]) -> str:
-    """Say one model's accuracy: `final solves 87.2 % of 500 held-out problems (84.0 to ...)`."""
+    """Return one model's accuracy: `final solves 87.2 % of 500 held-out problems (84.0 ...)`."""
     strict = model["strict"]
     return (
         f"{model['name']} solves {percent(strict['mean'])} of {model['n']:,} held-out problems "
@@ -80,7 +80,7 @@ def gained(pair: Mapping[str, Any]) -> str:
 
 
 def sampled(settings: Mapping[str, Any]) -> str:
-    """Say how completions were sampled: `temperature 1, top-p 1, up to 72 tokens, seed 42`."""
+    """Return how completions were sampled: `temperature 1, top-p 1, up to 72 tokens, seed 42`."""
     sampling = settings.get("sampling") or {}
     names = {"temperature": "temperature", "top_p": "top-p", "top_k": "top-k"}
     said = [f"{word} {sampling[key]:g}" for key, word in names.items() if sampling.get(key)]

@@ -537,7 +537,7 @@ def harmless(text: str) -> bool:
 
 
 def hostile(text: str, gold: str = "") -> str | None:
-    """Say why a candidate should not reach a parser, None when it may; a long gold allows more."""
+    """Return why a candidate should not reach a parser, or None; a long gold allows more."""
     if len(text) > max(MAX_ANSWER, 2 * len(gold)):
         return "length"
     if sum(map(str.isdigit, text)) > max(MAX_DIGITS, 2 * sum(map(str.isdigit, gold))):

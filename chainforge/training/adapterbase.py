@@ -73,7 +73,7 @@ def _compare(own: str, asked: str, notes: list[str]) -> None:
 
 
 def _mend(folder: Path, own: str) -> str:
-    """Say what to do about an adapter whose base is only here."""
+    """Return what to do about an adapter whose base is only here."""
     if not Path(own).is_dir():
         return (
             f"the adapter in {folder} goes on {own or 'a model that it does not name'}, which is "

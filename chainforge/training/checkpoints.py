@@ -66,7 +66,7 @@ def last_good(directory: Path, processes: int = 1) -> Path | None:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """Say what is wrong with a checkpoint, or None when it is whole.
+    """Return what is wrong with a checkpoint, or None when it is whole.
 
     The best checkpoint so far, which a run may end with, must be whole too.
     """

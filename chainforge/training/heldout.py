@@ -129,7 +129,7 @@ def _batch(size: int, training: Any) -> int:
 
 
 def chosen_step(trainer: Any) -> dict[str, Any]:
-    """Say which step the model at the end of training is from, for the manifest."""
+    """Return which step the model at the end of training is from, for the manifest."""
     state = trainer.state
     if not trainer.args.load_best_model_at_end or not state.best_model_checkpoint:
         return {"model_step": state.global_step}

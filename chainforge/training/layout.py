@@ -126,7 +126,7 @@ def layout_here(environment: Mapping[str, str] = os.environ) -> Layout:
 
 
 def faults(file: str | Path) -> Iterator[str]:
-    """Say what is wrong with a launch file, and what to write instead."""
+    """Return what is wrong with a launch file, and what to write instead."""
     given = read_yaml(file)
     nested = {"fsdp_config": FSDP_KEYS, "deepspeed_config": DEEPSPEED_KEYS}
     sections = [("", given, KEYS)]

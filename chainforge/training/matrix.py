@@ -101,7 +101,7 @@ def cell_of(settings: Mapping[str, Any], layout: Layout) -> Cell | None:
 
 
 def refusals(settings: Mapping[str, Any], layout: Layout) -> Iterator[str]:
-    """Say why a recipe cannot work, and what would; nothing when it can."""
+    """Return why a recipe cannot work, and what would; nothing when it can."""
     quantised = settings["load_in_4bit"] or settings["load_in_8bit"]
     if settings["load_in_4bit"] and settings["load_in_8bit"]:
         yield "load_in_4bit and load_in_8bit: one of them, not both"

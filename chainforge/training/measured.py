@@ -86,7 +86,7 @@ def results(stages: Sequence[Ancestor]) -> list[str]:
 
 
 def _asked(found: Measurement) -> str:
-    """Say what an evaluation asked, how answers were sampled, and what the intervals are."""
+    """Return what an evaluation asked, how answers were sampled, and what the intervals are."""
     row = found.row
     tasks = [f"`{code(task)}`" for task in row.get("tasks") or ()]
     named = ", ".join(tasks) if len(tasks) <= NAMED_TASKS else f"{len(tasks)} tasks"
@@ -112,7 +112,7 @@ def _row(row: Mapping[str, Any], own: bool) -> str:
 
 
 def _of_several(found: Measurement) -> str:
-    """Say what several samples of each row come to, where there are several."""
+    """Return what several samples of each row come to, where there are several."""
     row = found.row
     most = str(row.get("samples_per_prompt", 1))
     if most == "1" or most not in row["pass_at_k"]:

@@ -1,4 +1,4 @@
-"""Say what a stage starts from and how it trains, and see that the settings make sense together.
+"""Return what a stage starts from and how it trains, and see that the settings make sense together.
 
 `model_name_or_path` is a plain model (a Hub id, a directory, a stage's `model/`) or a LoRA adapter
 (a directory, a stage's `adapter/`, a Hub id). `adapter:` says what becomes of an adapter:

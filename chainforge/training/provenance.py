@@ -49,7 +49,7 @@ def story(stages: Sequence[Ancestor], funnels: Sequence[Ancestor]) -> list[str]:
 
 
 def _took(stage: Ancestor) -> str:
-    """Say what a stage was made from: each role once, with all that had it."""
+    """Return what a stage was made from: each role once, with all that had it."""
     by_role: dict[str, list[str]] = {}
     for role, origin in stage.took.items():
         by_role.setdefault(role.partition(".")[0], []).append(named(origin))
@@ -86,7 +86,7 @@ def _versions(stage: Ancestor) -> str:
 
 
 def terms(stages: Sequence[Ancestor], what: str) -> str:
-    """Say on which terms others let their part be used: who wrote rows, and other models."""
+    """Return the terms on which others let their part be used: who wrote rows, and other models."""
     lines = []
     for kind, model, host in _teachers(stages):
         if kind == "offline":

@@ -33,7 +33,7 @@ Group = list[Rollout]
 
 
 def is_mixed(verdicts: Sequence[float]) -> bool:
-    """Say whether a group has right and wrong answers; NaN is no verdict."""
+    """Return whether a group has right and wrong answers; NaN is no verdict."""
     return len({verdict for verdict in verdicts if not math.isnan(verdict)}) > 1
 
 

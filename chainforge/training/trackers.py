@@ -20,7 +20,7 @@ from chainforge.core.references import hint
 from chainforge.core.sharing import read_secret
 
 CHAIN = "chain.json"  # beside the stages; `run` writes it
-RUN_ID = "wandb-run-id.txt"  # trackio goes on with the run of the same name by itself
+RUN_ID = "wandb-run-id.txt"  # trackio resumes the run of the same name by itself
 TENSORBOARD = "tensorboard"  # the folder in the stage that its curves are written to
 
 

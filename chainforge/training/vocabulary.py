@@ -75,7 +75,7 @@ class Sizes:
 
 
 def differences(student: Any, teacher: Any, teacher_ends: Collection[int] = ()) -> Iterator[str]:
-    """Say what keeps two tokenizers from meaning the same, and what to do; nothing when they do.
+    """Return what keeps two tokenizers from meaning the same, and what to do; nothing when they do.
 
     `teacher_ends` are the ids at which the teacher's generation config ends, beside its
     tokenizer's own.

@@ -93,7 +93,7 @@ def flip_unseen(path):
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
 
 
-def test_a_flipped_bit_is_found_once_a_run_and_the_stage_made_anew(workplace):
+def test_a_flipped_bit_is_found_once_a_run_and_the_stage_is_rerun(workplace):
     workplace.run()
     model = workplace.folder / "runs/fake/cold/model/config.json"
     whole = model.read_bytes()

@@ -20,7 +20,7 @@ UNKNOWN = "unknown: name a file with the model's price as `prices`"
 def budget_message(
     args: TeacherArgs, limit: str, worst: Amount, ledger: Ledger, results: Results
 ) -> str:
-    """Say which limit ended the run, what was spent, and how to go on."""
+    """Return which limit ended the run, what was spent, and how to go on."""
     spending = ledger.spending
     told, unsure = spending.told, spending.unsure
     parts = {
@@ -39,7 +39,7 @@ def budget_message(
 
 
 def estimate(args: TeacherArgs, examples: list[Row], output_dir: str | None = None) -> str:
-    """Say what a collection would ask for and cost, without asking.
+    """Return what a collection would ask for and cost, without asking.
 
     Answers that `output_dir` holds already are left out. An answer's length cannot be known:
     `expected_tokens` is the guess, the limit of tokens the worst case.

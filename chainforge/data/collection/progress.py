@@ -1,4 +1,4 @@
-"""Say how a collection comes along: one line for a person, in a terminal or in a log."""
+"""Return how a collection comes along: one line for a person, in a terminal or in a log."""
 
 from __future__ import annotations
 

@@ -235,7 +235,7 @@ def read_pool(paths: Sequence[str]) -> list[Row]:
 
 
 def origins(pool: Sequence[Row]) -> dict[str, Any]:
-    """Say which policies wrote a pool: how many, from which steps; older ones than the last."""
+    """Return which policies wrote a pool: how many, from which steps; older ones than the last."""
     steps: dict[str, list[int]] = defaultdict(list)
     for row in pool:
         steps[str(row.get("stage") or row["pooled_from"])].append(int(row.get("step") or 0))

@@ -80,7 +80,7 @@ class Rounds:
         raise AssertionError("the last round settles a prompt")
 
     def _verdict(self, identity: str, end: int) -> State | None:
-        """Say why a prompt needs no more after `end` samples; None when it does."""
+        """Return why a prompt needs no more after `end` samples; None when it does."""
         if self.args.adaptive:
             taken, there = self._accepted[identity], self.rows[identity]
             # Of equal completions only one can be kept.
@@ -105,7 +105,7 @@ class Rounds:
         ]
 
     def report(self) -> dict[str, Any]:
-        """Say what was sampled, and what stopping early saved and may have cost."""
+        """Return what was sampled, and what stopping early saved and may have cost."""
         rows = self.samples()
         found: dict[str, Any] = {
             "prompts": len(self.examples),

@@ -20,7 +20,7 @@ CODE_LINES = 3
 
 
 def code_block(text: str) -> str | None:
-    """Say what block of code a text holds: a fence, or three lines of code in a row."""
+    """Return what block of code a text holds: a fence, or three lines of code in a row."""
     whole = f"\n{text}"
     if _FENCE.search(whole):
         return "a fenced block"

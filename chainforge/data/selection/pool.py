@@ -148,7 +148,7 @@ def _measure(
 
 
 def _wrong(row: Row) -> str | None:
-    """Say what keeps a row from being a scored sample."""
+    """Return what keeps a row from being a scored sample."""
     kinds = {"id": str, "completion": str}
     for name, kind in kinds.items():
         if not isinstance(row.get(name), kind):

@@ -93,7 +93,7 @@ def _row(stage: Training, context: Context) -> Any:
 
 
 def _lost(carrying: str, row: Any, form: str) -> Iterator[str]:
-    """Say which tags of a row carry no loss, or more than they should."""
+    """Return which tags of a row carry no loss, or more than they should."""
     said = row["completion"][0]["content"]
     for tag in tags_of(form).all:
         if carrying.count(tag) != said.count(tag):
@@ -106,7 +106,7 @@ def _lost(carrying: str, row: Any, form: str) -> Iterator[str]:
 def _unlearnt(
     stage: Training, context: Context, tokenizer: Any, ending: int | None
 ) -> Iterator[str]:
-    """Say when the last token that is learnt is not one at which generation stops."""
+    """Report when the last token that is learnt is not one at which generation stops."""
     name = stage.name if stage.recipe == "sft" else stage.step.stage.model or ""
     own = material.end_token(context, name)
     stops = {tokenizer.convert_tokens_to_ids(own)} if own else set()

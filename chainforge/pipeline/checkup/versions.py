@@ -55,7 +55,7 @@ def check_versions(context: Context) -> Iterator[Finding]:
 
 
 def check_machine(context: Context) -> Iterator[Finding]:
-    """Say what this machine has, and warn where a chain asks for GPUs that are not here."""
+    """Return what this machine has, and warn where a chain asks for GPUs that are not here."""
     machine = context.machine
     gpus = ", ".join(f"{size / 2**30:.0f} GiB" for size in machine.gpus)
     words = f"{len(machine.gpus)} GPUs ({gpus})" if machine.gpus else "no GPU"
@@ -70,7 +70,7 @@ def check_machine(context: Context) -> Iterator[Finding]:
 
 
 def check_judges(context: Context) -> Iterator[Finding]:
-    """Say which kernel limits hold the processes in which answers are judged."""
+    """Return which kernel limits hold the processes in which answers are judged."""
     possible = gaps()
     if not possible:
         words = "judged without network, writing, new processes or other programs' secrets"

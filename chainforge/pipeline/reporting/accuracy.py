@@ -146,7 +146,7 @@ def _gain(pair: dict[str, Any], low: float, high: float) -> Gain:
 
 
 def _asked(settings: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
-    """Say how the models were measured, from what `results.json` tells of it."""
+    """Return how the models were measured, from what `results.json` tells of it."""
     if not settings:
         return []
     engine = f"{(settings.get('sampling') or {}).get('engine', '')}, dtype {settings.get('dtype')}"

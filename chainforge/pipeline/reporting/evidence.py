@@ -63,7 +63,7 @@ class StageEvidence:
 
     @property
     def how_far(self) -> str:
-        """Say how far an unfinished stage is; empty where it has not said so."""
+        """Return how far an unfinished stage is; empty where it has not said so."""
         if self.manifest or not self.progress.get("total"):
             return ""
         return "{done:,} of {total:,} {unit}".format(**self.progress)

@@ -1,4 +1,4 @@
-"""Say what the top of the report shows: the chain's picture, what each stage came to, warnings."""
+"""Return the top of the report: the chain's picture, what each stage came to, warnings."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def picture(
 
 
 def stage_view(stage: StageEvidence) -> dict[str, Any]:
-    """Say of one stage what the picture and the configuration section show."""
+    """Return what the picture and the configuration section show of one stage."""
     manifest = stage.manifest
     return {
         "name": stage.name,
@@ -57,7 +57,7 @@ def stage_view(stage: StageEvidence) -> dict[str, Any]:
 
 
 def _headline(stage: StageEvidence) -> str:
-    """Say in a few words what a stage did."""
+    """Return in a few words what a stage did."""
     if stage.funnel:
         return f"kept {stage.funnel['kept']:,} of {stage.funnel['in']:,} rows"
     if stage.results and stage.results["models"]:
@@ -77,7 +77,7 @@ def states(chain: ChainEvidence) -> str:
 
 
 def progress(chain: ChainEvidence) -> str:
-    """Say how the stage at work, or the one that failed, comes along; empty without one."""
+    """Return how the stage at work, or the one that failed, comes along; empty without one."""
     for stage in chain.stages:
         if stage.state in ("running", "failed"):
             words = ("is at work", ", ") if stage.state == "running" else ("failed", " after ")
@@ -106,7 +106,7 @@ def unpaid(chain: ChainEvidence) -> bool:
 
 
 def notices(chain: ChainEvidence) -> list[str]:
-    """Say what a reader must know before believing the numbers."""
+    """Return what a reader must know before believing the numbers."""
     found = [text for stage in chain.stages for text in _notices(stage)]
     waiting = [stage.name for stage in chain.stages if stage.state in ("unfinished", "not started")]
     if waiting:

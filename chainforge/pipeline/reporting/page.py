@@ -99,7 +99,7 @@ def _training(chain: ChainEvidence, evaluation: Evaluation | None) -> list[dict[
 
 
 def _data_stage(stage: StageEvidence) -> dict[str, Any]:
-    """Say where a data stage's rows came from and went; each loss starts where the next ends."""
+    """Return where a data stage's rows came from and went; each loss starts where the next ends."""
     funnel = stage.funnel or {}
     left, dropped = funnel["in"], []
     for reason, number in funnel["dropped"].items():  # in the order of the filters
