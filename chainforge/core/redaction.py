@@ -76,16 +76,20 @@ def _is_set(value: Any) -> bool:
 
 def check_settings(value: Any, where: str) -> None:
     """Raise `InputError` for a setting that is, or holds, a secret; its value is never repeated."""
+    _check(value, where, secrets())
+
+
+def _check(value: Any, where: str, known: Mapping[str, str]) -> None:
     if isinstance(value, Mapping):
         for key, item in value.items():
             if is_secret_key(key) and _is_set(item):
                 _refuse(f"{where}: {key}")
-            check_settings(item, f"{where}: {key}")
+            _check(item, f"{where}: {key}", known)
     elif isinstance(value, list | tuple):
         for item in value:
-            check_settings(item, where)
+            _check(item, where, known)
     elif isinstance(value, str):
-        name = next((name for name, one in secrets().items() if one in value), None)
+        name = next((name for name, one in known.items() if one in value), None)
         if name or _LOOKS.search(value):
             _refuse(where, f" (it holds the value of {name})" if name else "")
 

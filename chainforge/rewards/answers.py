@@ -11,11 +11,12 @@ import unicodedata
 from itertools import islice, pairwise
 from math import comb
 
+from chainforge.rewards.quantities import MAX_ANSWER, split_unit, squeeze
+
 # Measured with math-verify 0.9: 50 nested parentheses, 30 nested fractions, 5,000 boxes, 100,000
 # digits or a power that is 1,000 terms when multiplied out cost it seconds to minutes, so none of
 # them reaches it.
 MAX_TEXT = 20_000
-MAX_ANSWER = 300
 MAX_DEPTH = 12
 MAX_DIGITS = 60
 MAX_BOXES = 20
@@ -88,7 +89,6 @@ _MINUS = re.compile(
 )
 _PYTHON_POWER = re.compile(r"(?<=[\w)])\*\*(?=[\w(-])")
 _LETTER_TIMES = re.compile(r"(?<=\d)\s+x\s+(?=10\s*\^)")
-_LOOSE_SPACE = re.compile(r"(?<![A-Za-z0-9])\s+|\s+(?![A-Za-z0-9])")
 _TOWER = re.compile(
     r"(?:\^|\*\*)[\s{(]*(?:\\left)?[\s{(]*\d+[\s})]*(?:\^|\*\*|!)[\s{(]*(?=[\d!}]|$)"
 )
@@ -193,11 +193,6 @@ def _braced(found: re.Match[str]) -> str:
     return f"\\frac{{{top}}}{{" if top else f"\\frac{group}{{{bottom}}}"
 
 
-def squeeze(text: str) -> str:
-    """Drop the spaces that mean nothing; keep those between letters or digits (`4 5` is two)."""
-    return _LOOSE_SPACE.sub("", text)
-
-
 def boxes(text: str) -> list[str] | None:
     r"""Return the contents of the outermost boxes; None when one cannot be read.
 
@@ -284,14 +279,16 @@ _UNSURE = re.compile(
     re.IGNORECASE,
 )
 _DENIED = re.compile(
-    r"(?:\b(?:not|cannot|never|or|neither|nor|either|than|except|unless|if|maybe|perhaps|least|most|twice"
-    r"|half|(?:anything|everything|all|nothing)\s+but)\b|n't\b|\\n(?:eq?|ot)\b)[\s$:(\\]*(?:[a-z]+\s+){0,2}[\s$(\\\[]*\Z",
+    r"(?:\b(?:not|cannot|never|or|neither|nor|either|than|except|unless|if|maybe|perhaps|least|most"
+    r"|twice|half|(?:anything|everything|all|nothing)\s+but)\b|n't\b|\\n(?:eq?|ot)\b)"
+    r"[\s$:(\\]*(?:[a-z]+\s+){0,2}[\s$(\\\[]*\Z",
     re.IGNORECASE,
 )
 _DOUBT = re.compile(
     r"\b(?:not|no|nor|never|or|neither|either|cannot|than|least|most|except|unless|if|whether|but"
     r"|maybe|perhaps|possibly|probably|might|may|could|would|should|ignore|wrong|false|incorrect"
-    r"|doubt|guess|unsure|know|says?|said|suppose|assum\w*|almost|nearly|some(?:one)?|between|twice|half|double|opposite|negative|minus|all|none|anything"
+    r"|doubt|guess|unsure|know|says?|said|suppose|assum\w*|almost|nearly|some(?:one)?|between|twice"
+    r"|half|double|opposite|negative|minus|all|none|anything"
     r"|plus|times|squared|cubed|root|modulo|of (?:the|my) answer|number of answers|nothing|nobody"
     r"|impossible|exceeds?|actually|wait|instead|every)\b|n't\b|\\(?:neg|lnot|not)(?![a-z])",
     re.IGNORECASE,
@@ -369,7 +366,8 @@ _LEFT = re.compile(
     r"|\A[\s$]*([-\d.,]+?)[\s$]*[,;\n][\s$]*\Z"
 )
 _TAIL = re.compile(
-    r"(?:[\s$]|\*\*|\\[)\]])*(?:[%!^_/+=<>-]|(?<!\*)\*(?!\*)|\\(?:%|cdot|times|pi|sqrt|frac)|(?:if|when|unless|otherwise)\b"
+    r"(?:[\s$]|\*\*|\\[)\]])*(?:[%!^_/+=<>-]|(?<!\*)\*(?!\*)"
+    r"|\\(?:%|cdot|times|pi|sqrt|frac)|(?:if|when|unless|otherwise)\b"
     r"|(?:\\text\s*\{\s*)?(?:percent|hundred"
     r"|thousand|million|billion|trillion|dozen|lakh|crore|gross|score|pairs?|tenths|hundredths"
     r"|thousandths|halves|thirds|quarters|eighths|times|plus|minus|squared|cubed|doubled)\b)",
@@ -456,14 +454,11 @@ def _digits(text: str) -> str:
 
 
 def _with_unit(value: str, tail: str) -> str | None:
-    """Add the unit that a box has behind it."""
-    from chainforge.rewards.quantities import split_unit
-
-    if not (behind := _BEHIND.match(tail[:80])) or split_unit(value)[1]:
-        return None if _GLUED.match(tail) else value
-    unit = behind[1] + (f"^{behind[2]}" if behind[2] else "")
-    if split_unit(f"1 {unit}")[1]:
-        return f"{value} {unit}"
+    """Add the unit that a box has behind it; None where other letters are joined to the box."""
+    if (behind := _BEHIND.match(tail[:80])) and not split_unit(value)[1]:
+        unit = behind[1] + (f"^{behind[2]}" if behind[2] else "")
+        if split_unit(f"1 {unit}")[1]:
+            return f"{value} {unit}"
     return None if _GLUED.match(tail) else value
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from chainforge.core.records import Row
 from chainforge.core.transcript import is_blank, tags_of, write
-from chainforge.rewards.answers import clean, squeeze
-from chainforge.rewards.quantities import number
+from chainforge.rewards.answers import clean
+from chainforge.rewards.quantities import number, squeeze
 
 _REASONING = "The question gives what is needed. Working it out leads to {answer}."
 _STUFFING = "First, step by step, let me think. Second, wait, let me verify. Next, check. Finally, "

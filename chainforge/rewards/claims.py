@@ -8,8 +8,9 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from chainforge.rewards.answers import balanced, boxes, candidate, clean, hostile, squeeze
+from chainforge.rewards.answers import balanced, boxes, candidate, clean, hostile
 from chainforge.rewards.exact import Value, read
+from chainforge.rewards.quantities import squeeze
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from fractions import Fraction
 from typing import Any
 
 from chainforge.core.errors import InputError
-from chainforge.rewards.answers import MAX_TEXT, boxes, candidate, depth, doubted, squeeze
+from chainforge.rewards.answers import MAX_TEXT, boxes, candidate, depth, doubted
 from chainforge.rewards.claims import Claim, read_answer, read_gold, refused, value_text, words_of
 from chainforge.rewards.exact import compare, same_scalar
 from chainforge.rewards.judges import Job
-from chainforge.rewards.quantities import number, ratio
+from chainforge.rewards.quantities import number, ratio, squeeze
 from chainforge.rewards.scorers import plain_scorer
 
 

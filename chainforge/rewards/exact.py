@@ -15,8 +15,8 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
-from chainforge.rewards.answers import MAX_ANSWER, MAX_DEPTH, depth, squeeze
-from chainforge.rewards.quantities import Number, read_number, split_unit
+from chainforge.rewards.answers import MAX_DEPTH, depth
+from chainforge.rewards.quantities import MAX_ANSWER, Number, read_number, split_unit, squeeze
 from chainforge.rewards.sums import Sum, Unclear, approximate, rational, read_sum
 
 Pairs = list[tuple[str, str]]
@@ -193,7 +193,7 @@ def _chain(sides: list[str], text: str, gold: bool) -> Value:
     last, unit = split_unit(sides[-1])
     sides = [*sides[:-1], last]
     exact = [side for side in sides if not _place(side)]
-    rounded = [read_number(side) for side in sides if side not in exact]
+    decimals = [side for side in sides if side not in exact]
     forms = [form(side) for side in exact]
     if not exact or None in forms or any(one != forms[0] for one in forms[1:]):
         return Value("relation", text)
@@ -202,23 +202,19 @@ def _chain(sides: list[str], text: str, gold: bool) -> Value:
     if any(one and other and one.value != other.value for one, other in pairwise(numbers)):
         return Value("relation", text)
     near = approximate(forms[0] or {})
-    for decimal in rounded:
+    for decimal in map(read_number, decimals):
         if near is None or decimal is None or not decimal.rounds(near):
             return Value("relation", text)
     # Without a symbol before it, `2+2=4` says the question, not a value.
     if not name and rational(forms[0] or {}) and not all(map(read_number, sides)):
         return Value("relation", text)
-    about = _scalar(sides[sides.index(_last(sides, exact, False))], gold) if rounded else None
+    about = _scalar(decimals[-1], gold) if decimals else None
     return replace(_scalar(exact[-1], gold), name=name, about=about, unit=unit)
 
 
 def _place(text: str) -> Fraction:
     number = read_number(text)
     return number.place if number else Fraction(0)
-
-
-def _last(sides: list[str], exact: list[str], wanted: bool) -> str:
-    return [side for side in sides if (side in exact) is wanted][-1]
 
 
 def is_symbol(text: str) -> bool:
@@ -425,16 +421,22 @@ def _in_any_order(mine: Value, gold: Value) -> bool | Pairs:
         return False
     left, unclear = list(gold.parts), []
     for one in mine.parts:
-        same = [_compare(one, other) for other in left]
-        if True in [s is True for s in same]:
-            left.pop(next(place for place, s in enumerate(same) if s is True))
-        elif all(s is False for s in same):
+        verdicts = [_compare(one, other) for other in left]
+        equal = next((place for place, same in enumerate(verdicts) if same is True), None)
+        if equal is not None:
+            left.pop(equal)
+        elif all(same is False for same in verdicts):
             return False
         else:
             unclear.append(one)
     if len(unclear) < 2:
         return _in_order(unclear, left)
-    return [(f"\\{{{','.join(v.text for v in side)}\\}}" for side in (unclear, left))]  # type: ignore[list-item]
+    return [(_set_of(unclear), _set_of(left))]
+
+
+def _set_of(values: Sequence[Value]) -> str:
+    """Write values as a set of LaTeX."""
+    return f"\\{{{','.join(value.text for value in values)}\\}}"
 
 
 def _same_named(mine: Value, gold: Value) -> bool | Pairs:
@@ -510,9 +512,8 @@ def same_scalar(mine: Value, gold: Value) -> bool | Pairs:
     return [(mine.text, gold.text)]
 
 
-_BROKEN = re.compile(
-    r"\d\.(?!\d)|\d\s+\d"
-)  # math-verify reads `8.\frac{3}{7}` as the fraction, `5 0` as 0
+# math-verify reads `8.\frac{3}{7}` as the fraction, `5 0` as 0.
+_BROKEN = re.compile(r"\d\.(?!\d)|\d\s+\d")
 
 
 def _subscripts(text: str) -> int:

@@ -7,8 +7,9 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
-from chainforge.rewards.answers import MAX_ANSWER, squeeze
+MAX_ANSWER = 300  # characters, of an answer that a parser may see
 
+_LOOSE_SPACE = re.compile(r"(?<![A-Za-z0-9])\s+|\s+(?![A-Za-z0-9])")
 _DECIMAL = r"(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?"
 _NUMBER = re.compile(rf"(?=[+-]?\.?\d)[+-]?{_DECIMAL}")
 _RATIO = re.compile(
@@ -22,6 +23,11 @@ _SCIENTIFIC = re.compile(
 _REPEATING = re.compile(r"([+-]?)(\d*)\.(\d*)\\(?:overline|bar)\s*\{(\d+)\}")
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _SCALED = re.compile(rf"([+-]?{_DECIMAL})\s*(?:\\text\{{\s*)?({'|'.join(_SCALES)})\s*\}}?")
+
+
+def squeeze(text: str) -> str:
+    """Drop the spaces that mean nothing; keep those between letters or digits (`4 5` is two)."""
+    return _LOOSE_SPACE.sub("", text)
 
 
 class Number(NamedTuple):

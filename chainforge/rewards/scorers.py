@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import json
+import operator
 import re
 import sys
 from collections import Counter
@@ -42,62 +43,75 @@ def expression(text: str) -> ast.expr:
         raise ValueError("not arithmetic") from error
 
 
-def _value(node: ast.expr) -> Fraction:
-    """Work out `+ - * /` over whole numbers."""
-    match node:
-        case ast.Constant(value=value) if type(value) is int:
-            return Fraction(value)
-        case ast.UnaryOp(op=ast.UAdd() | ast.USub() as sign, operand=operand):
-            return _value(operand) * (-1 if isinstance(sign, ast.USub) else 1)
-        case ast.BinOp(left=left, op=ast.Add(), right=right):
-            return _value(left) + _value(right)
-        case ast.BinOp(left=left, op=ast.Sub(), right=right):
-            return _value(left) - _value(right)
-        case ast.BinOp(left=left, op=ast.Mult(), right=right):
-            return _value(left) * _value(right)
-        case ast.BinOp(left=left, op=ast.Div(), right=right):
-            return _value(left) / _value(right)
-    raise ValueError(f"no arithmetic: {type(node).__name__}")
+Operators = Mapping[type[ast.operator], Callable[[Any, Any], Any]]
+_FOUR: Operators = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+
+
+def _work_out(
+    node: ast.expr,
+    number: Callable[[Any], Any],
+    operators: Operators,
+    names: Mapping[str, Any] | None = None,
+    functions: Mapping[str, Any] | None = None,
+) -> Any:
+    """Work out a tree of numbers, these operators and names, and functions of one argument.
+
+    Raises `ValueError` for anything else; `number` does so for a constant that is none.
+    """
+
+    def value(node: ast.expr) -> Any:
+        match node:
+            case ast.Constant(value=constant):
+                return number(constant)
+            case ast.Name(id=name) if name in (names or {}):
+                return (names or {})[name]
+            case ast.Call(func=ast.Name(id=name), args=[inside], keywords=[]) if name in (
+                functions or {}
+            ):
+                return (functions or {})[name](value(inside))
+            case ast.UnaryOp(op=ast.UAdd() | ast.USub() as sign, operand=operand):
+                return value(operand) * (-1 if isinstance(sign, ast.USub) else 1)
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in operators:
+                return operators[type(op)](value(left), value(right))
+        raise ValueError(f"not arithmetic: {type(node).__name__}")
+
+    return value(node)
+
+
+def _whole(constant: Any) -> Fraction:
+    if type(constant) is not int:
+        raise ValueError("not a whole number")
+    return Fraction(constant)
 
 
 def _makes(target: int, answer: str, entry: Entry) -> bool:
     """Whether the answer makes the target of exactly the numbers given, by `+ - * /`."""
     tree = expression(answer)
-    value = _value(tree)
+    value = _work_out(tree, _whole, _FOUR)
     used = Counter(node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
     return used == Counter(entry["metadata"]["numbers"]) and value == target
 
 
-def _symbolic(node: ast.expr, names: Mapping[str, Any], functions: Mapping[str, Any]) -> Any:
+def _symbolic(text: str, names: Mapping[str, Any], functions: Mapping[str, Any]) -> Any:
     """Build sympy's expression out of numbers, these names and these functions of one argument."""
     import sympy
 
-    def build(node: ast.expr) -> Any:
-        match node:
-            case ast.Constant(value=value) if type(value) in (int, float):
-                return sympy.Rational(str(value))
-            case ast.Name(id=name) if name in names:
-                return names[name]
-            case ast.Call(func=ast.Name(id=name), args=[inside], keywords=[]) if name in functions:
-                return functions[name](build(inside))
-            case ast.UnaryOp(op=ast.UAdd() | ast.USub() as sign, operand=operand):
-                return build(operand) * (-1 if isinstance(sign, ast.USub) else 1)
-            case ast.BinOp(left=left, op=ast.Add(), right=right):
-                return build(left) + build(right)
-            case ast.BinOp(left=left, op=ast.Sub(), right=right):
-                return build(left) - build(right)
-            case ast.BinOp(left=left, op=ast.Mult(), right=right):
-                return build(left) * build(right)
-            case ast.BinOp(left=left, op=ast.Div(), right=right):
-                return build(left) / build(right)
-            case ast.BinOp(left=left, op=ast.Pow(), right=right):
-                power = build(right)
-                if power.is_number and abs(power) > _MAX_EXPONENT:
-                    raise ValueError("a power beyond any that a task asks for")
-                return build(left) ** power
-        raise ValueError(f"not an expression: {type(node).__name__}")
+    def number(constant: Any) -> Any:
+        if type(constant) not in (int, float):
+            raise ValueError("not a number")
+        return sympy.Rational(str(constant))
 
-    return build(node)
+    def power(base: Any, exponent: Any) -> Any:
+        if exponent.is_number and abs(exponent) > _MAX_EXPONENT:
+            raise ValueError("a power beyond any that a task asks for")
+        return base**exponent
+
+    return _work_out(expression(text), number, {**_FOUR, ast.Pow: power}, names, functions)
 
 
 _FUNCTIONS = "sin cos tan cot sec csc asin acos atan sinh cosh tanh exp log ln sqrt Abs"
@@ -111,8 +125,8 @@ def _integrates(answer: str, entry: Entry) -> bool:
     x = sympy.Symbol(variable)
     names = {"C": sympy.Symbol("C"), "E": sympy.E, "pi": sympy.pi, variable: x}
     functions = {name: getattr(sympy, name) for name in _FUNCTIONS.split()}
-    found = sympy.diff(_symbolic(expression(answer), names, functions), x)
-    integrand = _symbolic(expression(entry["metadata"]["integrand"]), names, functions)
+    found = sympy.diff(_symbolic(answer, names, functions), x)
+    integrand = _symbolic(entry["metadata"]["integrand"], names, functions)
     return bool(sympy.simplify(found - integrand) == 0)
 
 
@@ -121,7 +135,7 @@ def _multiplies(answer: str, entry: Entry) -> bool:
     import sympy
 
     names = {name: sympy.Symbol(name) for name in entry["metadata"]["variables"]}
-    found, product = (_symbolic(expression(text), names, {}) for text in (answer, entry["answer"]))
+    found, product = (_symbolic(text, names, {}) for text in (answer, entry["answer"]))
     return bool(found == product)
 
 

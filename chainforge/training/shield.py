@@ -24,10 +24,8 @@ def shield(tokenizer: Any) -> Any:
     `InputError`. Returns the tokenizer itself.
     """
     if not isinstance(tokenizer.apply_chat_template, functools.partial):
-        # The first character of each, also of one that begins within another.
         longest = sorted(special_ids(tokenizer).values(), key=len, reverse=True)
-        any_mark = "|".join(re.escape(mark) for mark in longest) or "(?!)"
-        marks = re.compile(f"(?s)(?=({any_mark})).")
+        marks = re.compile("|".join(re.escape(mark) for mark in longest) or "(?!)")
         tokenizer.apply_chat_template = functools.partial(_apply, tokenizer, marks)
     return tokenizer
 
@@ -66,10 +64,13 @@ def _encode(tokenizer: Any, plain: Any, marks: Any, turns: Any, options: dict[st
     whole = str(turns)
     cut = next(character for character in _CUTS if character not in whole)
 
+    # The first character of each, also of one that begins within another.
+    begins = re.compile(f"(?s)(?=(?:{marks.pattern})).")
+
     def divided(text: Any) -> Any:
         if not isinstance(text, str):
             return text
-        return marks.sub(lambda found: found[0] + cut, text)
+        return begins.sub(lambda found: found[0] + cut, text)
 
     shown = [{key: divided(value) for key, value in turn.items()} for turn in turns]
     rendering = {"tokenize", "return_dict", "return_tensors", "tokenizer_kwargs"}
@@ -101,5 +102,5 @@ def _found(turns: Any, marks: re.Pattern[str]) -> str | None:
     for turn in turns:
         for text in turn.values():
             if isinstance(text, str) and (found := marks.search(text)):
-                return found[1]
+                return found[0]
     return None

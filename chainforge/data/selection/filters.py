@@ -17,8 +17,9 @@ from chainforge.core.transcript import PRESETS, Transcript
 from chainforge.data.selection.codeblocks import code_block
 from chainforge.data.selection.languages import check_vote, language_share, voted_share
 from chainforge.data.selection.repetition import repetition
-from chainforge.rewards.answers import boxes, clean, squeeze
+from chainforge.rewards.answers import boxes, clean
 from chainforge.rewards.language import scripts_of
+from chainforge.rewards.quantities import squeeze
 
 
 @dataclass
