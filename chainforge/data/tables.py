@@ -72,7 +72,9 @@ class Columns:
             self._check(raw, "answer", self.answer)
         for name in self.keep or ():
             self._check(raw, "keep", name)
-        turns = raw[asked] if messages else [{"role": "user", "content": raw[asked]}]
+        # A prompt may be a text, too: `{"prompt": "Explain entanglement"}`.
+        is_text = not messages or isinstance(raw[asked], str)
+        turns = [{"role": "user", "content": raw[asked]}] if is_text else raw[asked]
         if wrong := wrong_turns(turns):
             raise InputError(f"column {asked!r}: {wrong}")
         turns = [{"role": turn["role"], "content": turn["content"]} for turn in turns]

@@ -200,6 +200,7 @@ def test_malformed_lines_are_named(tmp_path, lines, message):
     [
         ([{"question": "a"}, {"question": "b", "level": 3}], [None, None]),
         ([{"prompt": [{"role": "user", "content": "a"}]}], [None]),
+        ([{"prompt": "Explain entanglement"}, {"prompt": "Derive it"}], [None, None]),
         ([{"question": "a", "answer": None}, {"question": "b", "answer": "4"}], [None, "4"]),
     ],
 )
@@ -207,6 +208,7 @@ def test_prompts_need_no_answer(tmp_path, lines, answers):
     path = write_jsonl(tmp_path / "prompts.jsonl", lines)
     rows = load({"fn": "jsonl", "params": {"path": path}, "split": "all"})
     assert [row["answer"] for row in rows] == answers
+    assert all(row["prompt"][-1]["role"] == "user" for row in rows)
     (tmp_path / "own.py").write_text("def own():\n    return [{'question': 'a'}]\n")
     (row,) = load({"fn": f"{tmp_path}/own.py:own", "split": "all"})
     assert row["answer"] is None
