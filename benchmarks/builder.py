@@ -32,7 +32,7 @@ from measuring import ROOT, results, save, spread
 
 from chainforge.core.artifacts import read_json
 from chainforge.core.transcript import write
-from chainforge.data.selection.filters import FilterArgs, filters, parts
+from chainforge.data.filters import FilterArgs, filters, parts
 
 SAMPLES = 8
 LIMIT_SECONDS, LIMIT_BYTES = 300, 4 * 2**30

@@ -24,8 +24,8 @@ import openai
 from measuring import ROOT, results, save, turns
 
 from chainforge.core.records import Row, example
-from chainforge.data.collection.settings import TeacherArgs
-from chainforge.data.collection.teacher import collect
+from chainforge.generate.settings import TeacherArgs
+from chainforge.generate.teacher import collect
 
 KEY = "sk-benchmark-0000"
 

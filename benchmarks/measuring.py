@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from chainforge.core.artifacts import read_json, write_json
-from chainforge.training.stage import device, versions
+from chainforge.train.stage import device, versions
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "recipes/quickstart"
 T = TypeVar("T")
-CHAINFORGE = [sys.executable, "-m", "chainforge.pipeline.cli"]
+CHAINFORGE = [sys.executable, "-m", "chainforge.cli"]
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,10 @@ from typing import Any
 from measuring import results, save
 from random_models import SHAPES, has_gpu, make_model, tokenizer_of
 
-from chainforge.training.architecture import read_shape
-from chainforge.training.layout import Layout
-from chainforge.training.memory import CUDA, INTERPRETER, estimate
-from chainforge.training.settings import settings_of
+from chainforge.train.architecture import read_shape
+from chainforge.train.layout import Layout
+from chainforge.train.memory import CUDA, INTERPRETER, estimate
+from chainforge.train.settings import settings_of
 
 OFF = 0.15  # that much an estimate may be
 MINI = {

@@ -21,13 +21,13 @@ from sides import prepared
 
 from chainforge.core.config import read_settings
 from chainforge.core.records import Row
-from chainforge.data.sampling.engine import Drawn, SamplingArgs, seed_of
-from chainforge.data.sampling.local_engine import LocalEngine, open_policy
-from chainforge.data.sampling.rollouts import judge
-from chainforge.data.sampling.rounds import Rounds, accepted_by
-from chainforge.data.selection.rejection import SelectionArgs, select_rows
+from chainforge.data.rejection import SelectionArgs, select_rows
 from chainforge.data.tasks import TaskArgs, load_examples
-from chainforge.training.templates import load_tokenizer
+from chainforge.generate.engine import Drawn, SamplingArgs, seed_of
+from chainforge.generate.local_engine import LocalEngine, open_policy
+from chainforge.generate.rollouts import judge
+from chainforge.generate.rounds import Rounds, accepted_by
+from chainforge.train.templates import load_tokenizer
 
 FORM = "r1-cold-start"
 LONGEST = 72

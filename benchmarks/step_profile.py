@@ -99,8 +99,8 @@ def install(clock: Clock) -> None:
     from transformers.trainer_callback import CallbackHandler
     from trl import GRPOTrainer
 
-    from chainforge.data.sampling.harvest import Recorder
-    from chainforge.training import loop
+    from chainforge.generate.harvest import Recorder
+    from chainforge.train import loop
 
     clock.wrap("building the trainer, loading the model", GRPOTrainer, "__init__")
     clock.wrap(STEP, GRPOTrainer, "training_step")

@@ -14,17 +14,17 @@ from chainforge.core import artifacts, process
 from chainforge.core.config import parse
 from chainforge.core.errors import InputError
 from chainforge.core.records import write_rows
-from chainforge.data.collection.budget import estimate
-from chainforge.data.collection.card import write_card
-from chainforge.data.collection.progress import watched
-from chainforge.data.collection.settings import TeacherArgs, check
-from chainforge.data.collection.teacher import collect
 from chainforge.data.datasets import save_dataset
-from chainforge.data.sampling.rollouts import judge
-from chainforge.data.selection.rejection import SelectionArgs, select_rows
+from chainforge.data.rejection import SelectionArgs, select_rows
 from chainforge.data.tasks import TaskArgs, load_examples
+from chainforge.generate.budget import estimate
+from chainforge.generate.card import write_card
+from chainforge.generate.progress import watched
+from chainforge.generate.rollouts import judge
+from chainforge.generate.settings import TeacherArgs, check
+from chainforge.generate.teacher import collect
 from chainforge.rewards.scoring import RewardArgs, load_rewards
-from chainforge.training.stage import RunArgs, open_stage
+from chainforge.train.stage import RunArgs, open_stage
 
 
 def main() -> None:

@@ -17,17 +17,17 @@ from chainforge.core import process
 from chainforge.core.config import parse
 from chainforge.core.transcript import DEFAULT
 from chainforge.data.datasets import grpo_dataset
-from chainforge.data.sampling.engine import TemplateArgs
 from chainforge.data.tasks import TaskArgs, load_examples
-from chainforge.training.checkpoints import check_saving
-from chainforge.training.loop import train
-from chainforge.training.matrix import check_supported
-from chainforge.training.methods import PolicyArgs, check_policy
-from chainforge.training.policy import open_policy, prepare
-from chainforge.training.sources import check_model
-from chainforge.training.stage import open_stage
-from chainforge.training.templates import load_tokenizer
-from chainforge.training.vocabulary import bar_unshared, check_teacher, open_teacher, sizes_of
+from chainforge.generate.engine import TemplateArgs
+from chainforge.train.checkpoints import check_saving
+from chainforge.train.loop import train
+from chainforge.train.matrix import check_supported
+from chainforge.train.methods import PolicyArgs, check_policy
+from chainforge.train.policy import open_policy, prepare
+from chainforge.train.sources import check_model
+from chainforge.train.stage import open_stage
+from chainforge.train.templates import load_tokenizer
+from chainforge.train.vocabulary import bar_unshared, check_teacher, open_teacher, sizes_of
 
 
 @dataclass

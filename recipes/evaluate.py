@@ -15,6 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
+from chainforge.chain.results import show_results
 from chainforge.core import artifacts, process
 from chainforge.core.config import parse
 from chainforge.core.errors import InputError
@@ -22,15 +23,14 @@ from chainforge.core.paths import unplaced
 from chainforge.core.references import hint
 from chainforge.core.transcript import DEFAULT, system_prompt
 from chainforge.data.measures import summarize
-from chainforge.data.sampling import shards
-from chainforge.data.sampling.engine import SamplingArgs, open_engine
-from chainforge.data.sampling.rollouts import roll_out
 from chainforge.data.tasks import TaskArgs, check_answers, load_examples
-from chainforge.pipeline.results import show_results
+from chainforge.generate import shards
+from chainforge.generate.engine import SamplingArgs, open_engine
+from chainforge.generate.rollouts import roll_out
 from chainforge.rewards.language import scripts_of
-from chainforge.training.sources import check_model
-from chainforge.training.stage import RunArgs, is_main_process, open_stage
-from chainforge.training.templates import load_tokenizer
+from chainforge.train.sources import check_model
+from chainforge.train.stage import RunArgs, is_main_process, open_stage
+from chainforge.train.templates import load_tokenizer
 
 
 @dataclass

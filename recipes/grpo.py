@@ -16,24 +16,24 @@ stage into its own control: the same steps on rewards that mean nothing.
 from chainforge.core import process
 from chainforge.core.config import parse
 from chainforge.data.datasets import check_batch, grpo_dataset
-from chainforge.data.sampling.gate import gate
-from chainforge.data.sampling.harvest import Recorder
 from chainforge.data.tasks import TaskArgs, load_examples
+from chainforge.generate.gate import gate
+from chainforge.generate.harvest import Recorder
 from chainforge.rewards.scoring import RewardArgs, check_applicable, check_overlong, load_rewards
 from chainforge.rewards.verifier import expect
-from chainforge.training.callbacks import RolloutCallback
-from chainforge.training.checkpoints import check_saving
-from chainforge.training.dynamic import check_dynamic, train_on_mixed_groups
-from chainforge.training.guards import LearningGuard
-from chainforge.training.health import HealthCallback
-from chainforge.training.heldout import HeldoutCallback, chosen_step, hold_out
-from chainforge.training.loop import train
-from chainforge.training.matrix import check_supported
-from chainforge.training.methods import PolicyArgs, check_policy
-from chainforge.training.policy import open_policy, prepare
-from chainforge.training.rl import RLArgs
-from chainforge.training.stage import is_main_process, open_stage
-from chainforge.training.templates import load_tokenizer
+from chainforge.train.callbacks import RolloutCallback
+from chainforge.train.checkpoints import check_saving
+from chainforge.train.dynamic import check_dynamic, train_on_mixed_groups
+from chainforge.train.guards import LearningGuard
+from chainforge.train.health import HealthCallback
+from chainforge.train.heldout import HeldoutCallback, chosen_step, hold_out
+from chainforge.train.loop import train
+from chainforge.train.matrix import check_supported
+from chainforge.train.methods import PolicyArgs, check_policy
+from chainforge.train.policy import open_policy, prepare
+from chainforge.train.rl import RLArgs
+from chainforge.train.stage import is_main_process, open_stage
+from chainforge.train.templates import load_tokenizer
 
 
 def main() -> None:

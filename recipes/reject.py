@@ -17,20 +17,20 @@ from rich.console import Console
 from chainforge.core import process
 from chainforge.core.config import parse
 from chainforge.core.errors import InputError
-from chainforge.data.sampling import shards
-from chainforge.data.sampling.engine import SamplingArgs, open_engine
-from chainforge.data.sampling.harvest import PoolArgs
-from chainforge.data.sampling.rollouts import roll_out
-from chainforge.data.sampling.rounds import accepted_by
-from chainforge.data.selection.builder import BuildArgs, Rows, build, open_pool, pooled, rehearse
-from chainforge.data.selection.filters import FilterArgs
-from chainforge.data.selection.rejection import SelectionArgs
+from chainforge.data.filters import FilterArgs
+from chainforge.data.rejection import SelectionArgs
 from chainforge.data.tasks import TaskArgs, load_examples
+from chainforge.generate import shards
+from chainforge.generate.builder import BuildArgs, Rows, build, open_pool, pooled, rehearse
+from chainforge.generate.engine import SamplingArgs, open_engine
+from chainforge.generate.harvest import PoolArgs
+from chainforge.generate.rollouts import roll_out
+from chainforge.generate.rounds import accepted_by
 from chainforge.rewards.scoring import RewardArgs, load_rewards
-from chainforge.training.hub import send_rows
-from chainforge.training.sources import check_model
-from chainforge.training.stage import RunArgs, is_main_process, open_stage
-from chainforge.training.templates import load_tokenizer
+from chainforge.train.repo_files import send_rows
+from chainforge.train.sources import check_model
+from chainforge.train.stage import RunArgs, is_main_process, open_stage
+from chainforge.train.templates import load_tokenizer
 
 
 def main() -> None:

@@ -13,13 +13,13 @@ is an error, never cut in silence.
 from chainforge.core import process
 from chainforge.core.config import parse
 from chainforge.data.datasets import DataArgs, sft_mixture
-from chainforge.training.checkpoints import check_saving
-from chainforge.training.loop import train
-from chainforge.training.matrix import check_supported
-from chainforge.training.methods import PolicyArgs, check_policy
-from chainforge.training.policy import open_policy, prepare
-from chainforge.training.stage import open_stage
-from chainforge.training.templates import check_lengths, check_rows, check_whole, load_tokenizer
+from chainforge.train.checkpoints import check_saving
+from chainforge.train.loop import train
+from chainforge.train.matrix import check_supported
+from chainforge.train.methods import PolicyArgs, check_policy
+from chainforge.train.policy import open_policy, prepare
+from chainforge.train.stage import open_stage
+from chainforge.train.templates import check_lengths, check_rows, check_whole, load_tokenizer
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TRAINERS = ("sft", "grpo", "distillation")
-WARM = ("peft", "chainforge.training.loop", *(f"trl.trainer.{name}_trainer" for name in TRAINERS))
+WARM = ("peft", "chainforge.train.loop", *(f"trl.trainer.{name}_trainer" for name in TRAINERS))
 
 
 class Warm:

@@ -13,8 +13,8 @@ ATOMS = [
 PROGRAM = r"""
 import sys
 from chainforge.core.transcript import PRESETS, lenient_answer, read, tags_of
-from chainforge.data.selection import contamination, duplicates
-from chainforge.data.selection.filters import FilterArgs, filters, parts
+from chainforge.data import contamination, duplicates
+from chainforge.data.filters import FilterArgs, filters, parts
 from chainforge.rewards.functions import format_reward, language_consistency_reward
 
 SIZE = 100_000

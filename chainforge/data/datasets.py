@@ -13,9 +13,9 @@ from chainforge.core.errors import InputError
 from chainforge.core.records import Message, Row
 from chainforge.core.sharing import public
 from chainforge.core.transcript import DEFAULT, PRESETS, is_blank, read, write
-from chainforge.data.selection.columns import columns_of
-from chainforge.data.selection.mixing import mix
-from chainforge.data.selection.salvage import SHARE, Salvage, salvage
+from chainforge.data.columns import columns_of
+from chainforge.data.mixing import mix
+from chainforge.data.salvage import SHARE, Salvage, salvage
 from chainforge.data.tables import wrong_turns
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import Any
 from chainforge.core.errors import InputError
 from chainforge.core.records import Row
 from chainforge.core.transcript import is_blank
-from chainforge.data.selection.salvage import SHARE, salvage, settle
+from chainforge.data.salvage import SHARE, salvage, settle
 from chainforge.rewards.answers import boxed_answers
 
 EXTRACTS = ("text", "hashes", "boxed")

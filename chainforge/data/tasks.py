@@ -23,8 +23,8 @@ from chainforge.core.paths import unplaced
 from chainforge.core.records import Row, example, has_answer, question
 from chainforge.core.references import hint, refuse_unknown, resolve, user_code, where
 from chainforge.core.transcript import DEFAULT, is_blank, system_prompt
-from chainforge.data.hub import hub
 from chainforge.data.procedural import reasoning_gym
+from chainforge.data.sources import hub
 from chainforge.data.splits import same_question, split_of
 from chainforge.data.tables import jsonl, wrong_turns
 from chainforge.rewards.verifier import VERIFIERS

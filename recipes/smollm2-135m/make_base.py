@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from chainforge.core.errors import InputError
-from chainforge.training.templates import load_tokenizer
+from chainforge.train.templates import load_tokenizer
 
 # Beside the chain a folder of the Hub id's name comes before the Hub.
 HERE = Path(__file__).parent / "HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from chainforge.chain.chain import load_chain
+from chainforge.chain.plan import plan_chain
 from chainforge.core.config import given, read_settings
 from chainforge.core.errors import InputError
 from chainforge.core.fingerprints import fingerprint
@@ -13,10 +15,8 @@ from chainforge.core.paths import anchored, paths_in, unplaced, written_for
 from chainforge.core.references import shipped
 from chainforge.core.yaml12 import read_yaml
 from chainforge.data.tasks import TaskArgs, load_examples
-from chainforge.pipeline.chain import load_chain
-from chainforge.pipeline.plan import plan_chain
 from chainforge.rewards.scoring import RewardArgs, load_rewards
-from chainforge.training.sources import check_model
+from chainforge.train.sources import check_model
 
 
 @pytest.fixture

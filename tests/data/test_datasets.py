@@ -15,7 +15,7 @@ from chainforge.data.datasets import (
     sft_dataset,
     sft_mixture,
 )
-from chainforge.data.selection.salvage import rejects_in
+from chainforge.data.salvage import rejects_in
 
 
 def samples(n, source="offline", **columns):

@@ -406,8 +406,8 @@ def test_importing_tasks_imports_no_torch():
     import subprocess
 
     code = (
-        "import sys, chainforge.data.tasks, chainforge.data.collection.teacher, chainforge.data.selection.rejection,"
-        " chainforge.data.datasets, chainforge.data.sampling.engine;"
+        "import sys, chainforge.data.tasks, chainforge.generate.teacher, chainforge.data.rejection,"
+        " chainforge.data.datasets, chainforge.generate.engine;"
         "assert not {'torch', 'transformers', 'openai', 'datasets'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

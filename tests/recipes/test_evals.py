@@ -8,11 +8,11 @@ import yaml
 from chainforge.core.config import parse
 from chainforge.core.references import resolve
 from chainforge.core.transcript import system_prompt
-from chainforge.data.hub import PRESETS
-from chainforge.data.sampling.engine import SamplingArgs
+from chainforge.data.sources import PRESETS
 from chainforge.data.tasks import TaskArgs, load_examples
-from chainforge.pipeline.gates import METRICS, read_gates
-from chainforge.training.stage import RunArgs
+from chainforge.generate.engine import SamplingArgs
+from chainforge.report.gates import METRICS, read_gates
+from chainforge.train.stage import RunArgs
 
 ROOT = Path(__file__).parents[2]
 EVALS = sorted(ROOT.glob("recipes/evals/*.yaml"))

@@ -7,26 +7,26 @@ from pathlib import Path
 
 import pytest
 
+from chainforge.chain.chain import load_chain
+from chainforge.chain.plan import plan_chain
+from chainforge.chain.stages import TRAINING
 from chainforge.core.config import parse
 from chainforge.core.yaml12 import read_yaml
-from chainforge.data import hub
-from chainforge.data.collection import settings
-from chainforge.data.collection.settings import TeacherArgs
+from chainforge.data import sources as hub
 from chainforge.data.datasets import DataArgs
-from chainforge.data.sampling.engine import SamplingArgs
-from chainforge.data.sampling.harvest import PoolArgs
-from chainforge.data.selection.builder import BuildArgs
-from chainforge.data.selection.filters import FilterArgs, filters
-from chainforge.data.selection.rejection import SelectionArgs
+from chainforge.data.filters import FilterArgs, filters
+from chainforge.data.rejection import SelectionArgs
 from chainforge.data.tasks import TaskArgs
-from chainforge.pipeline.chain import load_chain
-from chainforge.pipeline.plan import plan_chain
-from chainforge.pipeline.stages import TRAINING
+from chainforge.generate import settings
+from chainforge.generate.builder import BuildArgs
+from chainforge.generate.engine import SamplingArgs
+from chainforge.generate.harvest import PoolArgs
+from chainforge.generate.settings import TeacherArgs
 from chainforge.rewards.scoring import RewardArgs, check_overlong, load_rewards
-from chainforge.training.checkpoints import check_save_steps
-from chainforge.training.methods import PolicyArgs
-from chainforge.training.rl import RLArgs
-from chainforge.training.stage import RunArgs
+from chainforge.train.checkpoints import check_save_steps
+from chainforge.train.methods import PolicyArgs
+from chainforge.train.rl import RLArgs
+from chainforge.train.stage import RunArgs
 
 ROOT = Path(__file__).parents[2]
 CHAINS = sorted(

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from chainforge.chain.chain import load_chain
+from chainforge.chain.plan import plan_chain
 from chainforge.core.artifacts import read_manifest, write_json
 from chainforge.core.records import JsonLines, example, sample
 from chainforge.core.transcript import write
-from chainforge.pipeline.chain import load_chain
-from chainforge.pipeline.plan import plan_chain
 
 TRACKIO = """
 import contextvars, json, pathlib, types

@@ -65,7 +65,7 @@ def quickstart(tmp_path_factory):
 def two(quickstart):
     """The directory of the chain that two processes ran."""
     done = subprocess.run(
-        [sys.executable, "-m", "chainforge.pipeline.cli", "run", quickstart / "2/chain.yaml",
+        [sys.executable, "-m", "chainforge.cli", "run", quickstart / "2/chain.yaml",
          "--runs", quickstart / "runs", "--launch", "cpu_ddp"],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},

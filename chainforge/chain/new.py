@@ -1,0 +1,95 @@
+"""`chainforge new`: copy a recipe folder out, to make it one's own."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+from chainforge.chain.chain import load_chain
+from chainforge.chain.stages import safe_name
+from chainforge.core import places
+from chainforge.core.errors import InputError
+from chainforge.core.references import nearest, shipped
+from chainforge.core.yaml12 import read_yaml
+
+TEXTS = (".yaml", ".md", ".py")
+
+
+def make_project(folder: Path, recipe: str) -> list[str]:
+    """Copy the recipe folder `recipe` to `folder`; return what to say of it, line by line.
+
+    Commands in the files get the project's own path. A path of a YAML that leads out of the recipe
+    still leads there. The chain, and so the folder of its runs, is named after the project.
+    """
+    source = _recipe(recipe)
+    name = safe_name(folder.resolve().name, "DIR")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} is there and not empty; name a new folder")
+    here = places.short(folder)
+    chain = str(read_yaml(source / "chain.yaml").get("name"))
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    try:
+        shutil.copytree(source, part, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+        for file in part.rglob("*"):
+            if file.suffix in TEXTS:
+                text = _moved(file.read_text(encoding="utf-8"), recipe, here, chain, name)
+                if file.suffix == ".yaml":
+                    text = _led_back(text, source / file.parent.relative_to(part), folder)
+                file.write_text(text, encoding="utf-8")
+        if folder.exists():
+            folder.rmdir()
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    load_chain(folder)  # it is as sound as what it was copied from
+    files = ", ".join(sorted(file.name for file in folder.iterdir()))
+    return [f"{here}, from the recipe {recipe}: {files}", f"read {here}/README.md, then:",
+            f"  chainforge plan {here}", f"  chainforge run {here}"]  # fmt: skip
+
+
+def _moved(text: str, recipe: str, here: str, chain: str, name: str) -> str:
+    """Return a file's text for its new place: the paths in it, and the chain's name."""
+    end = r"(?![\w.-]*\w)"
+    text = re.sub(rf"(?m)^.*chainforge new \S+ --from {re.escape(recipe)}.*\n\n?", "", text)
+    text = re.sub(rf"recipes/{re.escape(recipe)}{end}", here, text)
+    text = re.sub(rf"\bruns/{re.escape(chain)}{end}", f"runs/{name}", text)
+    command = r"(chainforge (?:plan|run|show|doctor) )"
+    text = re.sub(rf"{command}{re.escape(recipe)}{end}", rf"\g<1>{here}", text)
+    return re.sub(rf"(?m)^name: {re.escape(chain)}\b", f"name: {name}", text)
+
+
+def _led_back(text: str, source: Path, folder: Path) -> str:
+    """Return a YAML's text with its paths out of `source` as they read from `folder`.
+
+    They are relative where all is below the current folder, and so moves together; else absolute.
+    """
+
+    def path(match: re.Match[str]) -> str:
+        target = Path(os.path.abspath(source / match[0]))
+        if not target.exists():
+            return match[0]
+        together = all(path.is_relative_to(Path.cwd()) for path in (target, folder.resolve()))
+        return os.path.relpath(target, folder) if together else str(target)
+
+    return re.sub(r"(?<![\w./-])(?:\.\./)+[\w./-]*\w", path, text)
+
+
+def _recipe(recipe: str) -> Path:
+    """Return the folder of a recipe; raise `InputError` listing all when there is none."""
+    folders = {file.parent.name: file.parent for file in shipped("recipes").glob("*/chain.yaml")}
+    if recipe in folders:
+        return folders[recipe]
+    width = max(map(len, folders))
+    listed = "\n".join(f"  {name:<{width}}  {_title(folders[name])}" for name in sorted(folders))
+    near = nearest(recipe, folders)
+    hint = f"did you mean {near!r}? There are" if near else "there are"
+    raise InputError(f"--from: no recipe {recipe!r}; {hint}\n{listed}")
+
+
+def _title(folder: Path) -> str:
+    """Return what a recipe's README calls it."""
+    readme = folder / "README.md"
+    lines = readme.read_text(encoding="utf-8").splitlines() if readme.is_file() else []
+    return next((line.lstrip("# ") for line in lines if line.startswith("# ")), "")

@@ -1,1 +1,0 @@
-"""Stage 0: collect chain-of-thought from a teacher."""

@@ -1,1 +1,0 @@
-"""Sample from a policy, locally or from servers, and judge what it wrote."""

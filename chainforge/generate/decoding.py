@@ -1,0 +1,249 @@
+"""The lines that are generated at once: their cache, their tokens, and how they come and go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from transformers.cache_utils import DynamicLayer
+
+from chainforge.generate.engine import Draw, SamplingArgs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+# Columns by which a cache grows. transformers' own copies all of it for every token.
+BLOCK = 64
+
+
+class Columns(DynamicLayer):
+    """A layer of the cache that has room for further tokens."""
+
+    keys: Tensor
+    values: Tensor
+    view: Tensor | None = None
+    whole: list[Tensor]
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append the states of new tokens; return those of all."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = key_states, value_states
+            return self.keys, self.values
+        old, new = self.keys.shape[-2], key_states.shape[-2]
+        # Lines that left or came have made other tensors of these.
+        if self.view is not self.keys or old + new > self.whole[0].shape[-2]:
+            self.whole = [_with_room(states, new + BLOCK) for states in (self.keys, self.values)]
+        for whole, states in zip(self.whole, (key_states, value_states), strict=True):
+            whole[:, :, old : old + new] = states
+        self.keys, self.values = (whole[:, :, : old + new] for whole in self.whole)
+        self.view = self.keys
+        return self.keys, self.values
+
+
+def _with_room(states: Tensor, columns: int) -> Tensor:
+    lines, heads, length, size = states.shape
+    whole = states.new_empty(lines, heads, length + columns, size)
+    whole[:, :, :length] = states
+    return whole
+
+
+@dataclass(eq=False)
+class Batch:
+    """Lines under way. The first dimension of every tensor is the line.
+
+    `mask` has a column for each column of the cache; prompts stand at its right end, so that all
+    lines grow together, each with positions of its own. `logits` are those of the next token.
+    """
+
+    draws: list[Draw]
+    cache: Any
+    mask: Tensor
+    positions: Tensor
+    logits: Tensor
+    written: Tensor  # (lines, most tokens)
+    uniforms: Tensor  # likewise: a random number for each token
+    counts: Tensor
+    limits: Tensor
+    going: Tensor
+    last: int  # the last position that the model knows
+
+    def __len__(self) -> int:
+        return len(self.draws)
+
+    @property
+    def joinable(self) -> bool:
+        """Whether lines of another batch can be put beside these: the cache holds all tokens."""
+        return all(isinstance(one, Columns) and one.is_initialized for one in self.cache.layers)
+
+    def uniform(self) -> Tensor:
+        """Return each line's random number for its next token."""
+        return self.uniforms.gather(1, self._next())
+
+    def _next(self) -> Tensor:
+        return self.counts.clamp(max=self.written.shape[1] - 1)[:, None]
+
+    def write(self, tokens: Tensor, ends: list[int]) -> int:
+        """Append a token to each line that goes on; return how many do after it."""
+        import torch
+
+        old = self.written.gather(1, self._next())[:, 0]
+        self.written.scatter_(1, self._next(), torch.where(self.going, tokens, old)[:, None])
+        self.counts += self.going
+        ended = torch.isin(tokens, tokens.new_tensor(ends)) | (self.counts >= self.limits)
+        self.going &= ~ended
+        return int(self.going.sum())
+
+    def forward(self, model: Any) -> None:
+        """Run the last tokens through the model."""
+        import torch
+
+        latest = self.written.gather(1, (self.counts - 1)[:, None])
+        self.positions = (self.positions + 1).clamp(max=self.last)
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self), 1)], dim=1)
+        self.logits = model(
+            input_ids=latest,
+            attention_mask=self.mask,
+            position_ids=self.positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+
+    def leave(self) -> tuple[list[tuple[Draw, list[int]]], Batch | None]:
+        """Take out the lines that ended; return them with their tokens, and what is left."""
+        going, counts = self.going.tolist(), self.counts.tolist()
+        out = [line for line, goes in enumerate(going) if not goes]
+        tokens = self.written[~self.going].tolist()
+        done = [
+            (self.draws[line], ids[: counts[line]]) for line, ids in zip(out, tokens, strict=True)
+        ]
+        if len(out) == len(self):
+            return done, None
+        stay = self.going.nonzero()[:, 0]
+        self.draws = [draw for draw, goes in zip(self.draws, going, strict=True) if goes]
+        for name in ("mask", "positions", "written", "uniforms", "counts", "limits", "going"):
+            setattr(self, name, getattr(self, name)[stay])
+        self.cache.batch_select_indices(stay)
+        if self.joinable and (unused := int(self.mask.argmax(1).min())):
+            self.mask = self.mask[:, unused:]
+            _map(self.cache, lambda states: states[:, :, unused:])
+        return done, self
+
+    def widen(self, columns: int) -> None:
+        """Put unused columns before the first."""
+        from torch.nn.functional import pad
+
+        self.mask = pad(self.mask, (columns, 0))
+        _map(self.cache, lambda states: pad(states, (0, 0, columns, 0)))
+
+    def join(self, other: Batch) -> Batch:
+        """Put another batch's lines, which are about to get their first token, beside these."""
+        import torch
+
+        width = max(self.mask.shape[1], other.mask.shape[1])
+        for batch in (self, other):
+            batch.widen(width - batch.mask.shape[1])
+        for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
+            mine.keys = torch.cat([mine.keys, theirs.keys])
+            mine.values = torch.cat([mine.values, theirs.values])
+        self.draws = self.draws + other.draws
+        for name in ("mask", "positions", "logits", "written", "uniforms", "counts", "limits",
+                     "going"):  # fmt: skip
+            setattr(self, name, torch.cat([getattr(self, name), getattr(other, name)]))
+        return self
+
+
+def _map(cache: Any, change: Any) -> None:
+    """Change the keys and values of every layer."""
+    for layer in cache.layers:
+        layer.keys, layer.values = change(layer.keys), change(layer.values)
+
+
+def prefill(
+    model: Any,
+    draws: list[Draw],
+    prompts: dict[str, list[int]],
+    limits: list[int],
+    args: SamplingArgs,
+) -> Batch:
+    """Run the prompts of draws through the model, each prompt once."""
+    import torch
+    from transformers import DynamicCache
+
+    lines = {name: line for line, name in enumerate(dict.fromkeys(d.row["id"] for d in draws))}
+    chosen = [prompts[name] for name in lines]
+    width = max(map(len, chosen))
+    ids = torch.zeros((len(chosen), width), dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for line, prompt in enumerate(chosen):
+        ids[line, width - len(prompt) :] = torch.tensor(prompt)
+        mask[line, width - len(prompt) :] = 1
+    ids, mask = ids.to(model.device), mask.to(model.device)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    cache = DynamicCache(config=model.config)
+    cache.layers = [Columns() if type(one) is DynamicLayer else one for one in cache.layers]
+    logits = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits[:, -1]
+    if len(lines) < len(draws):
+        of_draw = torch.tensor([lines[draw.row["id"]] for draw in draws], device=model.device)
+        cache.batch_select_indices(of_draw)
+        mask, positions, logits = mask[of_draw], positions[of_draw], logits[of_draw]
+    context = getattr(model.config, "max_position_embeddings", None)
+    return Batch(
+        draws=list(draws),
+        cache=cache,
+        mask=mask,
+        positions=positions[:, -1:],
+        logits=logits,
+        written=torch.zeros((len(draws), args.max_new_tokens), dtype=torch.long, device=ids.device),
+        uniforms=_uniforms(draws, args).to(ids.device),
+        counts=torch.zeros(len(draws), dtype=torch.long, device=ids.device),
+        limits=torch.tensor(limits, device=ids.device),
+        going=torch.ones(len(draws), dtype=torch.bool, device=ids.device),
+        last=context - 1 if isinstance(context, int) else 2**31,
+    )
+
+
+def _uniforms(draws: list[Draw], args: SamplingArgs) -> Tensor:
+    """Return a random number in [0, 1) for every token, from each sample's own seed."""
+    import torch
+
+    if args.temperature == 0:
+        return torch.zeros(len(draws), args.max_new_tokens)
+    generator = torch.Generator()
+    return torch.stack(
+        [torch.rand(args.max_new_tokens, generator=generator.manual_seed(d.seed)) for d in draws]
+    )
+
+
+def choose(logits: Tensor, uniform: Tensor, args: SamplingArgs) -> Tensor:
+    """Return the next token of each line: where its random number falls in the distribution.
+
+    `logits` have shape (lines, vocabulary), `uniform` (lines, 1). One number decides a token, so
+    that a sample depends on its own seed alone, whatever stands beside it.
+    """
+    import torch
+    from transformers import TopKLogitsWarper, TopPLogitsWarper
+
+    if args.temperature == 0:
+        return logits.argmax(-1)
+    logits = logits.float() / args.temperature
+    if args.top_k:
+        logits = TopKLogitsWarper(args.top_k)(None, logits)
+    if args.top_p < 1:
+        logits = TopPLogitsWarper(args.top_p)(None, logits)
+    heights = logits.softmax(-1).cumsum(-1)
+    top = heights[:, -1:]
+    # Rounding may lift the product to the top itself, which lies beyond the last token.
+    aim = torch.minimum(uniform * top, torch.nextafter(top, torch.zeros_like(top)))
+    return torch.searchsorted(heights, aim, right=True)[:, 0]

@@ -1,0 +1,107 @@
+"""Put numbers into words, with their intervals, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from chainforge.generate.progress import usd
+
+MINUS = "\u2212"
+NBSP = "\u00a0"
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """Write a share of 0.8723 as 87.2 %; a dash for None."""
+    return "–" if share is None else f"{100 * share:.{digits}f}{NBSP}%"
+
+
+def points(difference: float, sign: bool = True) -> str:
+    """Write a difference of shares in percentage points: +25.2, −3.0."""
+    text = f"{100 * difference:{'+' if sign else ''}.1f}"
+    return text.replace("-", MINUS)
+
+
+def p_value(p: float) -> str:
+    """Write p as 0.63, 0.031 or < 0.0001."""
+    if p < 0.0001:
+        return f"<{NBSP}0.0001"
+    digits = 4 if p < 0.001 else 3 if p < 0.1 else 2
+    return f"{p:.{digits}f}"
+
+
+def p_words(p: float) -> str:
+    """Write p as in a sentence: p = 0.031."""
+    return f"p{NBSP}{p_value(p)}" if p < 0.0001 else f"p{NBSP}={NBSP}{p_value(p)}"
+
+
+def count(value: float | None) -> str:
+    """Write a count or a mean of counts with thousands apart: 12,345 or 83.4."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if value == int(value) or abs(value) >= 1000 else f"{value:,.1f}"
+
+
+def money(value: float | None) -> str:
+    """Write US dollars; None is an unknown price."""
+    return "price not known" if value is None else usd(value)
+
+
+def duration(seconds: float | None) -> str:
+    """Write seconds as 48 s, 3 min 05 s or 2 h 07 min."""
+    if seconds is None:
+        return "–"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f}{NBSP}s" if seconds < 9.95 else f"{whole}{NBSP}s"
+    if whole < 3600:
+        return f"{whole // 60}{NBSP}min {whole % 60:02d}{NBSP}s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60:,}{NBSP}h {minutes % 60:02d}{NBSP}min"
+
+
+def solved(model: Mapping[str, Any]) -> str:
+    """Return one model's accuracy: `final solves 87.2 % of 500 held-out problems (84.0 ...)`."""
+    strict = model["strict"]
+    return (
+        f"{model['name']} solves {percent(strict['mean'])} of {model['n']:,} held-out problems "
+        f"(95{NBSP}% interval {100 * strict['low']:.1f} to {percent(strict['high'])})"
+    )
+
+
+def gained(pair: Mapping[str, Any]) -> str:
+    """Say a paired difference: `25.2 points more than cold (21.0 to 29.4, p < 0.0001)`."""
+    more = "more" if pair["difference"] >= 0 else "fewer"
+    text = (
+        f"{points(abs(pair['difference']), sign=False)} points {more} than {pair['from']} "
+        f"({points(pair['low'])} to {points(pair['high'])}, {p_words(pair['p'])})"
+    )
+    return text if pair["p"] < 0.05 else f"{text}; chance alone could explain that"
+
+
+def sampled(settings: Mapping[str, Any]) -> str:
+    """Return how completions were sampled: `temperature 1, top-p 1, up to 72 tokens, seed 42`."""
+    sampling = settings.get("sampling") or {}
+    names = {"temperature": "temperature", "top_p": "top-p", "top_k": "top-k"}
+    said = [f"{word} {sampling[key]:g}" for key, word in names.items() if sampling.get(key)]
+    if sampling.get("temperature") == 0:
+        said = ["greedy decoding"]
+    if sampling.get("max_new_tokens"):
+        said.append(f"up to {sampling['max_new_tokens']:,} tokens")
+    if (samples := sampling.get("num_samples")) is not None:
+        said.append(f"{samples} sample{'s' if samples > 1 else ''} of each prompt")
+    if seeds := settings.get("seeds"):
+        said.append(f"seeds {', '.join(map(str, seeds))}")
+    elif settings.get("seed") is not None:
+        said.append(f"seed {settings['seed']}")
+    return ", ".join(said)
+
+
+def source(name: str) -> str:
+    """Say plainly what a row's `source` means, to be read after "rows"."""
+    return {
+        "offline": "were written by the built-in solver, not by a language model",
+        "offline-fallback": "were written by the built-in solver, for the teacher did not answer",
+        "policy": "were sampled from the model that the stage was given",
+        "not recorded": "do not say where they come from",
+    }.get(name, "were written by the teacher")

@@ -1,0 +1,250 @@
+"""How much memory a training stage needs on each device, from its settings and `config.json`.
+
+What is counted follows TRL 1.16 and transformers 5.23: weights in `dtype` (float32 unless set),
+mixed precision by autocast, the fused head that never holds all logits, the key-value cache of
+`generate`. The activations' coefficients are the bytes that autograd saves for each token in one
+block, counted on real models (`benchmarks/memory.py`, which also measures whole stages).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from chainforge.train.architecture import DTYPES, Shape
+from chainforge.train.layout import Layout
+from chainforge.train.matrix import method_of
+
+GIB = 1024**3
+# Bytes saved for each token in one block, for each number of the hidden size, of the MLP's inner
+# size, of all heads together, and of the sequence (the attention mask), by precision and by how
+# many of the block's linear layers have an adapter.
+SAVED = {
+    ("float32", "none"): (24, 16, 16, 4),
+    ("float32", "some"): (24, 12, 16, 4),
+    ("float32", "all"): (48, 20, 24, 4),
+    ("half", "none"): (16, 8, 8, 2),
+    ("half", "some"): (24, 6, 8, 2),
+    ("half", "all"): (48, 14, 16, 2),
+    ("mixed", "none"): (26, 8, 8, 2),
+    ("mixed", "some"): (20, 6, 8, 2),
+    ("mixed", "all"): (38, 12, 14, 2),
+}
+TILE_TOKENS, TILE_VOCABULARY = 4096, 32768  # of TRL's fused head, whatever the vocabulary
+CPU_TILES = 7  # where Triton is not, what is done to a tile makes as many more
+# Optimizers' state, in bytes for each trainable number; of others twice the number's own size.
+STATES = {"sgd": 0.0, "adafactor": 0.0, "adamw_8bit": 2.0, "adamw_bnb_8bit": 2.0,
+          "paged_adamw_8bit": 2.0, "lion_8bit": 1.0, "paged_lion_8bit": 1.0}  # fmt: skip
+CUDA = 1 * GIB  # context, libraries' workspaces and NCCL's buffers
+FRAGMENTS = 0.1  # of what comes and goes: the allocator cannot use every gap
+INTERPRETER = GIB // 2  # Python and the libraries, in main memory
+PROMPT_TOKENS = 256  # where nobody has counted the prompts
+
+
+@dataclass
+class Estimate:
+    """Bytes on each device: what stays, and what comes and goes in each phase of a step."""
+
+    resident: dict[str, int]
+    phases: dict[str, dict[str, int]]
+    assumed: list[str] = field(default_factory=list)
+
+    @property
+    def phase(self) -> str:
+        """The phase that needs most."""
+        return max(self.phases, key=lambda name: sum(self.phases[name].values()))
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """What the peak is made of, the largest first."""
+        parts = self.resident | self.phases[self.phase]
+        return {name: size for name, size in sorted(parts.items(), key=lambda x: -x[1]) if size}
+
+    @property
+    def peak(self) -> int:
+        """The most that is held at a time."""
+        return sum(self.parts.values())
+
+
+def estimate(
+    recipe: str,
+    settings: Mapping[str, Any],
+    shape: Shape,
+    layout: Layout,
+    *,
+    teacher: Shape | None = None,
+    prompt_tokens: int | None = None,
+    device_bytes: int | None = None,
+) -> Estimate:
+    """Estimate a training stage; `settings` as from `settings_of`, for one device of `layout`."""
+    plan = _Plan(recipe, settings, shape, layout, prompt_tokens)
+    found = Estimate(plan.resident(teacher), plan.training(), plan.assumed)
+    if recipe != "sft":
+        writing = plan.generation(device_bytes)
+        if "vLLM" in writing and not settings["vllm_enable_sleep_mode"]:
+            found.resident["vLLM"] = writing.pop("vLLM")
+        found.phases["writing completions"] = writing
+    if settings["use_cpu"]:
+        found.resident["Python and libraries"] = INTERPRETER
+    else:
+        found.resident["CUDA context and buffers"] = CUDA
+        for phase in found.phases.values():
+            phase["fragmentation"] = int(FRAGMENTS * sum(phase.values()))
+    return found
+
+
+class _Plan:
+    """The quantities that the parts of an estimate share."""
+
+    def __init__(
+        self, recipe: str, settings: Mapping[str, Any], shape: Shape, layout: Layout,
+        prompt_tokens: int | None,
+    ) -> None:  # fmt: skip
+        self.recipe, self.settings, self.shape, self.layout = recipe, settings, shape, layout
+        self.assumed: list[str] = []
+        self.method = method_of(settings)
+        dtype = shape.dtype if settings["dtype"] == "auto" else settings["dtype"]
+        self.size = DTYPES.get(str(dtype), 4)
+        half = settings["bf16"] or settings["fp16"]
+        self.precision = "half" if self.size == 2 else "mixed" if half else "float32"
+        lora = settings["lora_r"], settings["lora_target_modules"]
+        self.adapted = 0 if self.method == "full" else shape.adapter(*lora)
+        self.trained = self.adapted or shape.parameters
+        self.trained_size = self.size if self.method == "full" else 4  # adapters are in float32
+        # Two blocks and the head, which are whole while they are used.
+        self.gathered = (2 * shape.block + shape.vocabulary * shape.hidden) * 2
+        self.weight_share = layout.processes if layout.shards_weights else 1
+        self.state_share = layout.processes if layout.shards_optimizer else 1
+        self.batch = int(settings["per_device_train_batch_size"])
+        self.tokens = self._length(prompt_tokens)
+
+    def _length(self, prompt_tokens: int | None) -> int:
+        """Return how many tokens the longest row has."""
+        if self.recipe == "sft":
+            length = self.settings["max_length"]
+            if length is None:
+                self.assumed.append("max_length is not set: 1024 tokens a row")
+            return int(length or 1024)
+        if prompt_tokens is None:
+            self.assumed.append(f"prompts of {PROMPT_TOKENS} tokens")
+        self.prompt = prompt_tokens or PROMPT_TOKENS
+        return self.prompt + int(self.settings["max_completion_length"] or 512)
+
+    def weights(self) -> int:
+        shape = self.shape
+        if self.method != "QLoRA":
+            return shape.parameters * self.size
+        quantised = shape.layers * shape.block_linear
+        packed = 1.0 if self.settings["load_in_8bit"] else 0.5
+        # One scale for each 64 numbers, in float32, or as a byte with nested quantisation.
+        scales = 1 / 64 if self.settings["use_bnb_nested_quant"] else 4 / 64
+        whole = (shape.parameters - quantised) * self.size
+        return int(quantised * (packed + scales)) + whole
+
+    def resident(self, teacher: Shape | None) -> dict[str, int]:
+        """What stays from the first step to the last."""
+        held = STATES.get(str(self.settings["optim"]), 2 * self.trained_size)
+        optimizer = self.trained * held / self.state_share
+        weights = self.weights() / self.weight_share
+        if self.layout.kind.startswith("zero") and self.method == "full":
+            # DeepSpeed trains in half precision, with a float32 copy beside Adam's two.
+            weights = self.shape.parameters * 2 / self.weight_share
+            optimizer = self.trained * (4 + max(held, 2 * 4)) / self.state_share
+        found = {
+            "weights": 0 if self.layout.offload_parameters else int(weights),
+            "adapter": self.adapted * self.trained_size // self.weight_share,
+            "optimizer": 0 if self.layout.offload_optimizer else int(optimizer),
+        }
+        if self.recipe == "grpo" and self._number("beta") > 0:
+            found["reference"] = self.trained * self.trained_size // self.weight_share
+        if teacher is not None:
+            size = DTYPES.get(teacher.dtype, 4)
+            found["teacher"] = teacher.parameters * size // self.weight_share
+        return found
+
+    def training(self) -> dict[str, dict[str, int]]:
+        """What comes and goes with the loss, and with the backward pass through the blocks."""
+        shape, tokens = self.shape, self.batch * self.tokens
+        hidden, inner, heads, mask = SAVED[self.precision, self._adapters()]
+        block = tokens * (
+            hidden * shape.hidden + inner * shape.inner + heads * shape.heads * shape.head_size
+            + mask * self.tokens
+        )  # fmt: skip
+        stored, copies = shape.layers * block, shape.layers * self._cast()
+        if self.settings["gradient_checkpointing"]:
+            stored = shape.layers * tokens * (2 if self.precision == "half" else 4) * shape.hidden
+            # A cast weight is kept to the end of the forward pass only where it is trained itself.
+            copies = copies if self.method == "full" else self._cast()
+        gradients = self.trained * self.trained_size // self.state_share
+        accumulated = self.settings["gradient_accumulation_steps"] > 1
+        # From the batches before, and as DDP's buckets, which are copies.
+        held = gradients * (accumulated + (self.layout.kind == "ddp"))
+        common = {"gradients": held, "weights cast to half": copies // self.weight_share}
+        if self.layout.shards_weights:
+            common["gathered weights"] = self.gathered
+        loss = {"activations": stored, "loss": self._head(tokens)}
+        backward = {"activations": stored + block}
+        if not accumulated:  # they come as activations go
+            backward["new gradients"] = max(0, gradients - stored)
+        return {"loss": common | loss, "backward": common | backward}
+
+    def _cast(self) -> int:
+        """Bytes of one block's weights in the precision that they are multiplied in."""
+        if self.method == "QLoRA":
+            return max(a * b for a, b in self.shape.linears.values()) * self.size
+        return 2 * self.shape.block_linear if self.precision == "mixed" else 0
+
+    def _head(self, tokens: int) -> int:
+        """The tiles of the fused head, and the gradient of its weights in float32."""
+        rows = min(tokens, TILE_TOKENS)
+        number = 8 if self.recipe == "distill" else 4 if self.precision == "float32" else 2
+        tiles = rows * TILE_VOCABULARY * number
+        if self.settings["use_cpu"]:
+            tiles += CPU_TILES * rows * min(self.shape.vocabulary, TILE_VOCABULARY) * 4
+        trained = self.shape.vocabulary * self.shape.hidden * 4 if self.method == "full" else 0
+        return tiles + trained + 2 * tokens * self.shape.hidden * 4
+
+    def generation(self, device_bytes: int | None) -> dict[str, int]:
+        """What comes and goes while completions are written."""
+        if self.settings["use_vllm"]:
+            if self.settings["vllm_mode"] == "server":
+                return {}
+            if device_bytes is None:
+                self.assumed.append("vLLM's share is of a device whose size is not known: left out")
+            return {"vLLM": int(self._number("vllm_gpu_memory_utilization") * (device_bytes or 0))}
+        shape, rows = self.shape, self._rows()
+        # Keys stay in the stream's precision after rotation, values are in the matrices'.
+        number = {"half": 2 + 2, "float32": 4 + 4, "mixed": 4 + 2}[self.precision]
+        cache = rows * self.tokens * shape.layers * shape.key_heads * shape.head_size * number
+        found = {
+            "key-value cache": cache + cache // shape.layers,  # growing one block's copies it
+            "sampling": rows * shape.vocabulary * 4 * 3,  # logits, and what a softmax makes of them
+            "prefill": rows * self.prompt * (2 * shape.inner + 4 * shape.hidden) * 4,
+        }
+        if self.layout.kind == "zero3":
+            found["gathered weights"] = shape.parameters * 2  # ds3_gather_for_generation
+        elif self.layout.shards_weights:
+            found["gathered weights"] = self.gathered
+        return found
+
+    def _rows(self) -> int:
+        """Return how many completions a device writes at once."""
+        if given := self.settings.get("generation_batch_size"):
+            return max(1, math.ceil(int(given) / self.layout.processes))
+        steps = self.settings.get("steps_per_generation")
+        return self.batch * int(steps or self.settings["gradient_accumulation_steps"])
+
+    def _adapters(self) -> str:
+        if self.method == "full":
+            return "none"
+        targets = self.settings["lora_target_modules"] or []
+        names = [targets] if isinstance(targets, str) else targets
+        in_mlp = any(name.endswith(("all-linear", "gate_proj", "up_proj", "down_proj"))
+                     for name in names)  # fmt: skip
+        return "all" if in_mlp else "some"
+
+    def _number(self, key: str) -> float:
+        value = self.settings[key]
+        return float(value) if isinstance(value, int | float) else 0.0

@@ -1,0 +1,123 @@
+"""The command line: help, versions, exit codes, and how soon it answers."""
+
+import json
+import subprocess
+import sys
+
+import chainforge
+from chainforge.core.places import find_chain, shipped
+
+EVALUATE = """
+import sys
+from chainforge.core import process
+from chainforge.core.artifacts import write_json
+from chainforge.core.config import given
+from chainforge.train.stage import open_stage
+
+def share(mean):
+    return {"mean": mean, "low": mean - 0.02, "high": mean + 0.02}
+
+def main():
+    settings = given(sys.argv[1:])
+    models = [word.partition("=") for word in settings["models"]]
+    inputs = {f"models.{name}": path for name, _, path in models}
+    with open_stage("scoring", settings["output_dir"], inputs=inputs) as stage:
+        rows = [
+            {"name": name, "n": 500, "strict": share(0.2 + 0.3 * i), "lenient": share(0.25 + 0.3 * i),
+             "format": 0.99, "tokens_mean": 83.42, "truncated": 0.0, "pass_at_k": {"1": 0.5}}
+            for i, (name, _, _) in enumerate(models)
+        ]
+        pair = {"from": models[0][0], "to": models[1][0], "difference": 0.3, "low": 0.25,
+                "high": 0.35, "p": 1e-9}
+        write_json(stage.path("results.json"), {"models": rows, "pairs": [pair]})
+
+process.run(main)
+"""
+
+
+def test_help_and_version(workplace):
+    text = workplace.chainforge("--help")
+    for command in ("plan", "run", "show", "check", "report", "export", "new"):
+        assert command in text
+    assert workplace.chainforge("--version").strip() == f"chainforge {chainforge.__version__}"
+
+
+def test_a_misspelt_command_or_option_is_wrong_input(workplace):
+    assert "plan" in workplace.chainforge("plna", "chain.yaml", expect=2)
+    workplace.chainforge("plan", "chain.yaml", "--jsn", expect=2)
+    workplace.chainforge("run", expect=2)
+
+
+def test_wrong_input_is_one_message(workplace):
+    workplace.chain["stages"][1]["model"] = "bsae"
+    workplace.save()
+    for command in ("plan", "run", "show"):
+        text = workplace.chainforge(command, "chain.yaml", expect=2)
+        assert text.startswith("error: chain.yaml: stage cold: ")
+        assert "did you mean 'base'" in text
+    assert not (workplace.folder / "runs").exists()
+
+
+def test_a_run_ends_with_the_table_and_the_report(workplace):
+    (workplace.folder / "judge.py").write_text(EVALUATE)
+    stage = {"name": "scores", "recipe": "judge.py", "models": ["cold", "reason"]}
+    workplace.chain["stages"].append(stage)
+    workplace.save()
+    for _ in range(2):
+        text = workplace.chainforge("run", "chain.yaml")
+        assert "all 4 stages are done" in text
+        flat = " ".join(text.replace("\u00a0", " ").split())
+        assert "500 held-out rows" in flat
+        assert "reason 50.0 (48.0 to 52.0) 55.0 (53.0 to 57.0) 99.0 83.4" in flat
+        assert "cold reason +30.0 +25.0 to +35.0 < 0.0001" in flat
+        assert text.rstrip().endswith("report: runs/fake/report.html")
+        assert all(len(line) <= 80 for line in text.splitlines())
+
+
+def test_the_report_can_be_written_by_itself(workplace):
+    workplace.run(until="traces")
+    assert workplace.chainforge("report", "runs/fake").strip() == "runs/fake/report.html"
+    assert "no such run" in workplace.chainforge("report", "runs/none", expect=2)
+
+
+def test_a_shipped_chain_is_known_by_its_name(workplace):
+    assert find_chain("quickstart") == shipped("recipes") / "quickstart/chain.yaml"
+    text = workplace.chainforge("plan", "quikstart", expect=2)
+    assert "did you mean 'quickstart'" in text
+
+
+def test_planning_needs_no_torch(workplace):
+    code = (
+        "import sys\n"
+        "from chainforge import cli\n"
+        "from chainforge.chain import plan, run, show, results\n"
+        "from chainforge.chain.chain import load_chain\n"
+        "plan.plan_chain(load_chain('chain.yaml'), 'runs')\n"
+        "run.run_chain(load_chain('chain.yaml'), 'runs')\n"
+        "import json; print(json.dumps(sorted(sys.modules)))"
+    )
+    workplace.run()
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=workplace.folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = set(json.loads(done.stdout.splitlines()[-1]))
+    assert not loaded & {"torch", "transformers", "trl", "datasets", "scipy", "matplotlib"}
+
+
+def test_the_report_is_watched_from_another_terminal(workplace):
+    chain = workplace.start("run", "chain.yaml", FAKE_STOP_AT="cold:2")
+    workplace.wait_for_rows("cold", 2)
+    watching = workplace.start("report", "runs/fake", "--watch", "--every", "0.1")
+    assert "Ctrl-C ends this, not the chain" in watching.stdout.readline()
+    assert watching.stdout.readline() == "1 of 3 stages done, cold running 2 of 3 steps\n"
+    assert "while the chain runs" in workplace.report()
+    chain.kill()
+    out, err = watching.communicate(timeout=60)
+    assert (watching.returncode, err) == (0, "")
+    assert out.splitlines()[-1].endswith("nobody runs it just now")
+    assert "while the chain runs" not in workplace.report()
+    chain.communicate()

@@ -1,0 +1,409 @@
+"""Export: what goes out, what never does, and that it loads back from a Hub on the loopback."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hubserver import HubServer
+
+from chainforge.core.artifacts import read_json, read_manifest, write_json
+from chainforge.core.errors import InputError
+from chainforge.hub.export import Wish, export, hub_id
+
+ROOT = Path(__file__).parents[2]
+SUMS = {"dataset": "chain_sum", "min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 1}
+TASK = {"fn": "reasoning_gym", "params": SUMS, "size": 24}
+# One process does what a user does in several, since each would import torch anew: base to the Hub,
+# traces, LoRA on the base from the Hub with `push_to_hub`, scores, exports, loading it all back.
+JOURNEY = """
+import json, runpy, sys
+from pathlib import Path
+import torch
+
+def recipe(name, *argv):
+    sys.argv = [name, *argv]
+    runpy.run_path(f"{ROOT}/recipes/{name}.py", run_name="__main__")
+
+def chainforge(*argv):
+    from chainforge import cli
+    sys.argv = ["chainforge", *argv]
+    try:
+        cli.main()
+    except SystemExit as leaving:
+        assert not leaving.code, leaving.code
+
+ROOT, tiny = sys.argv[1:]
+chainforge("export", tiny, "--to", "me/tiny", "--license", "apache-2.0")
+recipe("collect", "--config", "traces.yaml", "--output_dir", "runs/c/traces")
+recipe("sft", "--config", "cold.yaml", "--data", "runs/c/traces", "--output_dir", "runs/c/cold")
+recipe("reject", "--config", "picks.yaml", "--pool", "runs/c/traces", "--output_dir", "runs/c/picks")
+recipe("evaluate", "--config", "scores.yaml", "--models", "base=me/tiny", "cold=runs/c/cold/model",
+       "--output_dir", "runs/c/scores")
+chainforge("export", "runs/c/cold", "--what", "model", "--to", "me/merged", "--public")
+chainforge("export", "runs/c/traces", "--what", "dataset", "--to", "me/traces")
+chainforge("export", "runs/c/cold", "--to", "./folder")
+
+from datasets import load_dataset
+from peft import AutoPeftModelForCausalLM, PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("me/adapter")
+batch = tokenizer("1 + 2 =", return_tensors="pt")
+def logits(model):
+    with torch.no_grad():
+        return model.eval()(**batch).logits
+
+here = logits(AutoModelForCausalLM.from_pretrained("runs/c/cold/model"))
+base = AutoModelForCausalLM.from_pretrained("me/tiny")
+moved = (logits(base) - here).abs().max()
+adapted = logits(PeftModel.from_pretrained(base, "runs/c/cold/adapter"))
+there = {
+    "adapter": logits(AutoPeftModelForCausalLM.from_pretrained("me/adapter")) - adapted,
+    "folder": logits(AutoPeftModelForCausalLM.from_pretrained("folder")) - adapted,
+    "on base": logits(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("me/tiny"),
+                                                "me/adapter")) - adapted,
+    "merged": logits(AutoModelForCausalLM.from_pretrained("me/merged")) - here,
+}
+def rows_of(*source, **files):
+    return load_dataset(*source, **files, split="train").to_list()
+
+rows = rows_of("me/traces")
+same = rows == rows_of("parquet", data_files="runs/c/traces/dataset/train.parquet")
+picks = rows_of("me/picks")
+same &= picks == rows_of("parquet", data_files="runs/c/picks/dataset/train.parquet")
+Path("seen.json").write_text(json.dumps({
+    "moved": moved.item(), "there": {name: d.abs().max().item() for name, d in there.items()},
+    "rows": [len(rows), len(picks)], "same rows": same,
+    "tokens": tokenizer("1 + 2 =")["input_ids"] == AutoTokenizer.from_pretrained(tiny)("1 + 2 =")["input_ids"],
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def journey(tmp_path_factory, tiny_model):
+    """A run that went to the Hub: its folder, the Hub, and what was seen when it was loaded."""
+    folder = tmp_path_factory.mktemp("journey")
+    train = {"use_cpu": True, "bf16": False, "report_to": "none", "gradient_checkpointing": False}
+    train |= {"max_steps": 2, "per_device_train_batch_size": 8, "learning_rate": 0.01}
+    train |= {"save_strategy": "no", "model_name_or_path": "me/tiny", "use_peft": True}
+    files = {
+        "traces": {"tasks": [TASK], "system_prompt": ""},
+        "cold": train | {"push_to_hub": True, "hub_model_id": "me/adapter"},
+        "picks": {"push_to_hub": True, "hub_dataset_id": "me/picks", "system_prompt": ""},
+        "scores": {
+            "tasks": [TASK | {"size": 8, "split": "test"}],
+            "num_samples": 1,
+            "max_new_tokens": 4,
+        },
+    }
+    for name, values in files.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(values))
+    (folder / "journey.py").write_text(JOURNEY)
+    with HubServer() as hub:
+        done = subprocess.run(
+            [sys.executable, "journey.py", str(ROOT), tiny_model],
+            cwd=folder,
+            env=os.environ | hub.environment(folder / "home") | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, hub, json.loads((folder / "seen.json").read_text()), done
+
+
+def test_what_was_sent_loads_back_with_the_same_logits_and_rows(journey):
+    _, _, seen, _ = journey
+    assert seen["moved"] > 1e-3
+    assert seen["there"] == dict.fromkeys(("adapter", "folder", "on base", "merged"), 0.0)
+    assert seen["rows"] == [24, 24]
+    assert seen["same rows"]
+    assert seen["tokens"]
+
+
+def test_the_key_is_in_no_file_and_no_request_but_its_header(journey):
+    folder, hub, _, done = journey
+    assert not hub.carried(hub.secret)
+    assert any(hub.token in headers.values() for _, _, headers, _ in hub.requests)
+    assert hub.secret not in done.stdout + done.stderr
+    for file in folder.rglob("*"):
+        if file.is_file():
+            assert hub.secret.encode() not in file.read_bytes(), file
+
+
+def test_only_what_a_loader_reads_goes_out_private_unless_told(journey):
+    _, hub, _, done = journey
+    tokenizer = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "README.md"}
+    assert set(hub.files("me/adapter")) == tokenizer | {
+        "adapter_config.json", "adapter_model.safetensors"
+    }  # fmt: skip
+    weights = {"config.json", "generation_config.json", "model.safetensors"}
+    assert set(hub.files("me/merged")) == set(hub.files("me/tiny")) == tokenizer | weights
+    for rows in ("me/traces", "me/picks"):
+        assert set(hub.files(rows, "datasets")) == {"README.md", "train.parquet"}
+    private = {name: repository.private for (_, name), repository in hub.repositories.items()}
+    assert private == {"me/tiny": True, "me/adapter": True, "me/merged": False, "me/traces": True,
+                       "me/picks": True}  # fmt: skip
+    assert "uploaded 6 files" not in done.stdout
+    assert f"{hub.url}/me/adapter (private)" in done.stderr
+    assert f"uploaded: {hub.url}/datasets/me/traces (private)" in done.stdout
+    assert "llama.cpp/convert_hf_to_gguf.py runs/c/cold/model" in done.stdout
+    assert "the quickstart's own is no pre-tokenizer it knows" in done.stdout
+    assert (
+        "llama.cpp/convert_lora_to_gguf.py runs/c/cold/adapter --base-model-id me/tiny"
+        in done.stdout
+    )
+
+
+def test_the_cards_tell_base_lineage_results_and_terms(journey):
+    folder, hub, _, _ = journey
+    card = hub.files("me/adapter")["README.md"].decode()
+    head = yaml.safe_load(card.split("---")[1])
+    assert head["base_model"] == "me/tiny"
+    assert head["base_model_relation"] == "adapter"
+    assert head["library_name"] == "peft"
+    assert head["license"] == "apache-2.0"  # the base's own card says so
+    for text in ("AutoPeftModelForCausalLM", "| `traces` |", "24 of 24 samples kept", "| `cold` |",
+                 "model: [me/tiny](https://huggingface.co/me/tiny); data: `traces`", "2 steps", "Versions: chainforge",
+                 "no language model wrote them", "learning_rate: 0.01"):  # fmt: skip
+        assert text in card, text
+    assert str(folder) not in card
+    assert "hub_model_id" not in card
+    # Trained and sent before anything was measured; the merged model went out later.
+    assert "Nothing was measured" in card
+    merged = hub.files("me/merged")["README.md"].decode()
+    assert "Evaluation `scores`: 8 held-out rows of `chain_sum`" in merged
+    assert "| `base` | 0.0 (0.0 to 32.4) |" in merged
+    assert "| **`cold`** | 0.0 (0.0 to 32.4) |" in merged
+    assert yaml.safe_load(merged.split("---")[1])["base_model_relation"] == "finetune"
+    rows = hub.files("me/traces", "datasets")["README.md"].decode()
+    assert "## How it was made" in rows
+    assert rows.count("## Terms") == 1
+    picks = hub.files("me/picks", "datasets")["README.md"].decode()
+    assert "| `picks` | rejection sampling | data: `traces` | 24 of 24 samples kept" in picks
+    assert "no language model wrote them" in picks
+
+
+def test_push_to_hub_leaves_no_trace_in_the_fingerprint(journey):
+    folder, _, _, _ = journey
+    manifest = read_manifest(folder / "runs/c/cold")
+    assert not [key for key in manifest.given if "hub" in key]
+    assert not list((folder / "runs/c/cold").rglob("training_args.bin"))
+
+
+@pytest.fixture
+def run(journey, tmp_path):
+    """The finished run, to be spoilt."""
+    shutil.copytree(journey[0] / "runs/c", tmp_path / "runs/c")
+    return tmp_path / "runs/c"
+
+
+def refused(path, to="./out", **wish):
+    with pytest.raises(InputError) as error:
+        export(Wish(path, to, **wish))
+    return str(error.value)
+
+
+def test_a_stage_without_what_was_asked_names_what_it_has(run, tmp_path):
+    shutil.rmtree(run / "cold/adapter")
+    assert "say --what model" in refused(run / "cold")
+    assert "it has model/" in refused(run / "cold", what="dataset")
+    assert "say --what dataset" in refused(run / "traces")
+    assert "did you mean 'adapter'" in refused(run / "cold", what="adaptor")
+    assert "give one of its stages: cold, picks, traces" in refused(run)
+    assert "no such directory" in refused(run / "clod")
+    (run / "cold/manifest.json").unlink()
+    assert "not finished" in refused(run / "cold")
+
+
+def test_a_changed_or_lost_file_is_not_exported(run):
+    weights = run / "cold/model/model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert "is not what the stage signed" in refused(run / "cold", what="model")
+    weights.unlink()
+    assert "is gone" in refused(run / "cold", what="model")
+
+
+def test_what_is_no_part_of_a_model_stays_here(run, tmp_path):
+    adapter = run / "cold/adapter"
+    (adapter / "training_args.bin").write_bytes(b"pickle")
+    (adapter / "ref").mkdir()
+    (adapter / "ref/adapter_model.safetensors").write_bytes(b"reference")
+    lines = export(Wish(run / "cold", str(tmp_path / "out")))
+    assert "left out: ref/adapter_model.safetensors, training_args.bin" in lines
+    assert not list((tmp_path / "out").rglob("*.bin")) + list((tmp_path / "out").rglob("ref"))
+    assert "not empty" in refused(run / "cold", str(tmp_path / "out"))
+
+
+def test_a_secret_in_any_file_stops_the_export(run, tmp_path, monkeypatch):
+    row = read_json(run / "cold/manifest.json")["given"]["learning_rate"]
+    assert row == 0.01
+    monkeypatch.setenv("MY_API_KEY", "chain-of-thought")  # stands in the card of the data set
+    assert "README.md holds the value of MY_API_KEY" in refused(run / "traces", what="dataset")
+    monkeypatch.setenv("MY_API_KEY", "final answer")  # stands in the rows, compressed
+    assert "train.parquet holds the value of MY_API_KEY" in refused(run / "traces", what="dataset")
+    assert "final answer" not in refused(run / "traces", what="dataset")
+    assert not Path("out").exists()
+    monkeypatch.setenv("MY_API_KEY", "lora_A.")  # too short to be one
+    assert export(Wish(run / "cold", str(tmp_path / "out")))
+    monkeypatch.setenv("OTHER_TOKEN", "base_model.model")  # stands in the weights' names
+    assert "adapter_model.safetensors holds the value of OTHER_TOKEN" in refused(run / "cold")
+
+
+def test_an_adapter_on_a_local_base_needs_to_know_it_on_the_hub(run, tiny_model, tmp_path):
+    config = run / "cold/adapter/adapter_config.json"
+    write_json(config, read_json(config) | {"base_model_name_or_path": tiny_model})
+    manifest = read_json(run / "cold/manifest.json")
+    from chainforge.core.artifacts import sha256
+
+    manifest["outputs"]["adapter/adapter_config.json"] = sha256(config)
+    write_json(run / "cold/manifest.json", manifest)
+    message = refused(run / "cold", "me/adapter", dry_run=True)
+    assert "--base HUB_ID" in message
+    assert "--what model" in message
+    assert f"chainforge export {tiny_model} --to owner/base" in message
+    lines = export(Wish(run / "cold", "me/adapter", base="me/tiny", dry_run=True))
+    assert "goes on: me/tiny" in lines
+    assert any("base_model: me/tiny" in line for line in lines)
+    lines = export(Wish(run / "cold", str(tmp_path / "out")))
+    assert any(f"its base is a folder here, {tiny_model}" in line for line in lines)
+    assert f"convert_lora_to_gguf.py {run}/cold/adapter --base {tiny_model}" in lines[-1]
+    assert read_json(tmp_path / "out/adapter_config.json")["base_model_name_or_path"] == "tiny"
+    export(Wish(run / "cold", str(tmp_path / "there"), base=tiny_model))  # if that is wanted
+    config = read_json(tmp_path / "there/adapter_config.json")
+    assert config["base_model_name_or_path"] == tiny_model
+    assert "expected a Hub id" in refused(run / "cold", base="../tiny")
+
+
+def test_a_base_other_than_the_one_trained_on_is_refused(run):
+    assert "was trained on me/tiny" in refused(run / "cold", base="me/other")
+    assert "goes with an adapter" in refused(run / "cold", what="model", base="me/tiny")
+
+
+def test_a_repository_and_a_folder_are_told_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert hub_id("me/my-model") == "me/my-model"
+    assert hub_id("./me/my-model") is hub_id("/me/my-model") is hub_id("folder") is None
+    (tmp_path / "me").mkdir()
+    with pytest.raises(InputError, match=r"say ./me/my-model or hub:me/my-model"):
+        hub_id("me/my-model")
+    assert hub_id("hub:me/my-model") == "me/my-model"
+    with pytest.raises(InputError, match="expected owner/name"):
+        hub_id("hub:my-model")
+
+
+PUSH = """
+import sys
+from pathlib import Path
+from chainforge.hub.export import Wish, export
+for words in Path(sys.argv[1]).read_text().splitlines():
+    stage, to, what, base, public = words.split("|")
+    try:
+        print(export(Wish(Path(stage), to, what or None, base or None, None, public == "public"))[-2:])
+    except ValueError as error:
+        print("refused:", error)
+"""
+
+
+def test_what_is_on_the_hub_already_is_never_mixed_nor_shown(journey, run, tiny_model, tmp_path):
+    """A public repository of that name, one with other files, a wrong base, a wrong token."""
+    cold = run / "cold"
+    shutil.copytree(tiny_model, tmp_path / "other")
+    weights = tmp_path / "other/model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    config = read_json(cold / "adapter/adapter_config.json")
+    shutil.copytree(cold / "adapter", tmp_path / "local")
+    write_json(
+        tmp_path / "local/adapter_config.json",
+        config | {"base_model_name_or_path": str(tmp_path / "other")},
+    )
+    hub = HubServer()
+    hub.repositories = journey[1].repositories
+    wishes = [
+        f"{cold}|me/merged|model||",  # public there, private here
+        f"{cold}|me/adapter|model||",  # an adapter there
+        f"{cold}|me/merged|model||public",  # once more: the same files
+        f"{tmp_path}/local|me/new||me/tiny|",  # trained on other weights
+        f"{tmp_path}/local|me/new||me/none|",
+    ]
+    (tmp_path / "wishes").write_text("\n".join(wishes))
+    with hub:
+        environment = os.environ | hub.environment(tmp_path / "home")
+        command = [sys.executable, "-c", PUSH, str(tmp_path / "wishes")]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        lines = done.stdout.splitlines()
+        environment["HF_TOKEN"] = "hf_wrong-token"
+        (tmp_path / "wishes").write_text(f"{cold}|me/new|model||")
+        wrong = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert "is there and is public: say --public" in lines[0], done.stderr
+    assert "adapter_config.json of another upload" in lines[1]
+    assert "(public)" in lines[2]
+    assert "has another model.safetensors" in lines[3]
+    assert "me/none: no such model on the Hub" in lines[4]
+    assert ("models", "me/new") not in hub.repositories
+    assert "the Hub did not take it: " in wrong.stdout
+    assert "hf_wrong-token" not in wrong.stdout + wrong.stderr
+
+
+@pytest.mark.parametrize("given", ["adapter", "stage without a model", "base elsewhere"])
+def test_an_adapter_is_merged_where_a_model_is_wanted(given, run, tiny_model, tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    adapter, flags = run / "cold/adapter", {}
+    config = adapter / "adapter_config.json"
+    shutil.copytree(adapter, tmp_path / "bare")
+    if given == "stage without a model":
+        shutil.rmtree(run / "cold/model")
+        manifest = read_json(run / "cold/manifest.json")
+        manifest["outputs"] = {
+            k: v for k, v in manifest["outputs"].items() if not k.startswith("model/")
+        }
+        write_json(run / "cold/manifest.json", manifest)
+    else:
+        adapter = tmp_path / "bare"
+        config = adapter / "adapter_config.json"
+        write_json(config, read_json(config) | {"base_model_name_or_path": tiny_model})
+    if given == "base elsewhere":
+        write_json(config, read_json(config) | {"base_model_name_or_path": "/gone"})
+        flags["base"] = tiny_model
+    path = run / "cold" if given == "stage without a model" else adapter
+    if given == "stage without a model":
+        flags["base"] = tiny_model  # me/tiny is out of reach here
+    out = tmp_path / "out"
+    lines = export(Wish(path, str(out), "model", **flags))
+    assert f"written: {out}" in lines
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    ids = torch.arange(1, 30)[None]
+    merged = AutoModelForCausalLM.from_pretrained(out)
+    adapted = PeftModel.from_pretrained(base, adapter)
+    torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, atol=1e-4, rtol=0)
+    assert (out / "tokenizer.json").exists()
+    assert {p.name for p in tmp_path.iterdir()} == {"out", "runs", "bare"}
+    assert "not empty" in refused(path, str(out), what="model", **flags)
+
+
+def test_who_wants_a_plain_model_is_told_how_to_make_one_of_an_adapter(run):
+    from chainforge.train.sources import check_model
+
+    adapter = run / "cold/adapter"
+    with pytest.raises(InputError, match=f"give {run / 'cold/model'}"):
+        check_model(str(adapter))
+    shutil.rmtree(run / "cold/model")
+    with pytest.raises(InputError, match=f"chainforge export {adapter} --what model --to DIR"):
+        check_model(str(adapter))
+
+
+def test_a_model_whose_index_names_a_pickle_is_not_exported(tiny_model, tmp_path):
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    write_json(model / "model.safetensors.index.json", {"weight_map": {"a": "pytorch_model.bin"}})
+    assert "pytorch_model.bin" in refused(model, what="model")

@@ -1,0 +1,284 @@
+"""Faults planted in a copy of the quickstart, each found by `chainforge doctor` where it is.
+
+No model is loaded meanwhile: the weights in the copy are no weights.
+"""
+
+import json
+import shutil
+import sys
+
+import pytest
+from quickcopy import ROOT, Copy
+
+from chainforge import cli
+from chainforge.core.transcript import write
+
+SHORT = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '\n' }}{% endfor %}"
+BEGIN = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+
+FEW_SUMS = {"dataset": "chain_sum", "min_terms": 2, "max_terms": 2, "max_digits": 1}
+
+
+def diagnose(capsys, monkeypatch, *words):
+    """Call the command in this process; return its exit code, findings and what else it said."""
+    command = ["chainforge", "doctor", "quick", "--json", *words]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    told = capsys.readouterr()
+    return left.value.code or 0, json.loads(told.out)["findings"] if told.out else [], told.err
+
+
+@pytest.fixture
+def copy(tmp_path, monkeypatch):
+    for name in ("DEEPSEEK_API_KEY", "OPENAI_API_KEY", "HF_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    return Copy(tmp_path, monkeypatch)
+
+
+def no_token(copy):
+    from huggingface_hub import constants
+
+    copy.monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(copy.folder / "no-token"))
+    copy.change("mixed", push_to_hub=True, hub_model_id="me/mine")
+
+
+def rows_of_another_form(copy):
+    rows = [{"prompt": [{"role": "user", "content": f"{n} + 1 ="}], "completion": write("I add.", "2", "think")}
+            for n in range(4)]  # fmt: skip
+    copy.write("own.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
+    copy.stage("cold", data="own.jsonl")
+
+
+def golds_that_are_none(copy):
+    rows = [{"question": f"Name {n} things.", "answer": "a thing"} for n in range(40)]
+    copy.write("own.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
+    params = {"path": str(copy.folder / "own.jsonl"), "verifier": "numeric"}
+    copy.change("reason", tasks=[{"fn": "jsonl", "params": params, "split": "all"}])
+
+
+def rows_without_answers(copy):
+    rows = [{"question": f"Name {n} things."} for n in range(40)]
+    params = {"path": copy.write("open.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))}
+    copy.change("scores", tasks=[{"fn": "jsonl", "params": params, "split": "all"}])
+
+
+def reward(copy, text, **more):
+    file = copy.write("reward.py", text)
+    copy.change("reason", rewards=[{"fn": f"{file}:pay"} | more])
+
+
+def special_tags(tokenizer):
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<summary>", "</summary>"]})
+
+
+# What is planted; at which level, by which check and in which stage it is found; what is said.
+FAULTS = {
+    "a misspelt key": (
+        lambda c: c.change("reason", learning_rat=1e-4),
+        "error", "settings", "reason", "did you mean 'learning_rate'?"),
+    "a number in words": (
+        lambda c: c.change("reason", num_generations="eight"),
+        "error", "settings", "reason", "num_generations"),
+    "sampling that cannot be": (
+        lambda c: c.change("picks", top_p=1.5), "error", "settings", "picks", "top_p: expected"),
+    "no key for the teacher": (
+        lambda c: c.change("collect", teacher="deepseek"),
+        "error", "teacher", "traces", "DEEPSEEK_API_KEY is not set"),
+    "a teacher that is not there": (
+        lambda c: c.change("collect", teacher="openai", model="m", base_url="http://127.0.0.1:9/v1"),
+        "error", "teacher", "traces", "does not answer"),
+    "groups that do not divide": (
+        lambda c: c.change("reason", num_generations=6),
+        "error", "batches", "reason", "write per_device_train_batch_size: 6"),
+    "a checkpoint inside a generation": (
+        lambda c: c.change("final", steps_per_generation=4, save_steps=6),
+        "error", "batches", "final", "generation window"),
+    "a template that pre-fills a tag": (
+        lambda c: c.template("assistant\n'", "assistant\n<reasoning_process>'"),
+        "error", "transcript", "cold", "writes <reasoning_process> before the completion"),
+    "a template that eats the reasoning": (
+        lambda c: c.template("message['content']", "message['content'].split('</reasoning_process>')[-1]"),
+        "error", "transcript", "mixed", "changes the assistant's text"),
+    "a template that takes no system turn": (
+        lambda c: (c.template("{%", "{% if messages[0].role == 'system' %}{{ raise_exception('No "
+                              "system') }}{% endif %}{%", 1), c.change("scores", system_prompt="S")),
+        "error", "transcript", "scores", 'No system; set `system_prompt: ""`'),
+    "a template that ends no turn": (
+        lambda c: c.write("base/chat_template.jinja", SHORT + BEGIN),
+        "error", "transcript", "cold", "writes nothing that ends the assistant's turn"),
+    "an end that generation does not know": (
+        lambda c: (c.edit("base/tokenizer_config.json", eos_token="<|endoftext|>"),
+                   c.edit("base/generation_config.json", eos_token_id=0)),
+        "error", "transcript", "cold", "set `eos_token: <|im_end|>` in the SFT stage"),
+    "tags that are special tokens": (
+        lambda c: c.tokenizer(special_tags),
+        "error", "transcript", "cold", "the tags are lost in decoding"),
+    "no tokenizer": (
+        lambda c: (c.folder / "base/tokenizer_config.json").unlink(),
+        "error", "transcript", "cold", "has no tokenizer_config.json"),
+    "rows of another form": (
+        rows_of_another_form, "error", "rows", "cold", "4 of 4 completions"),
+    "no tasks": (
+        lambda c: c.change("reason", tasks=[]), "error", "rows", "reason", "tasks: none given"),
+    "an evaluation of what has no answers": (
+        rows_without_answers, "error", "rows", "scores", "no row has an `answer`"),
+    "more rows than there are": (
+        lambda c: c.change("scores", tasks=[{"fn": "reasoning_gym", "size": 400, "split": "test",
+                                             "params": FEW_SUMS}]),
+        "error", "rows", "scores", "distinct rows of split 'test' exist"),
+    "rows longer than max_length": (
+        lambda c: c.change("cold", max_length=40), "error", "lengths", "cold", "raise max_length"),
+    "prompts longer than the model": (
+        lambda c: c.edit("base/config.json", max_position_embeddings=16),
+        "error", "lengths", "reason", "TRL cuts no prompt"),
+    "no room for a completion": (
+        lambda c: c.edit("base/config.json", max_position_embeddings=96),
+        "warning", "lengths", "picks", "write max_new_tokens:"),
+    "completions shorter than what was learnt": (
+        lambda c: c.change("reason", max_completion_length=16),
+        "warning", "lengths", "reason", "such will be cut"),
+    "a verifier that refuses its golds": (
+        golds_that_are_none, "error", "rewards", "reason", "does not accept 2 of 2 gold answers"),
+    "no such reward": (
+        lambda c: c.change("final", rewards=[{"fn": "acuracy_reward"}]),
+        "error", "rewards", "final", "did you mean 'accuracy_reward'?"),
+    "a reward of a column that no row has": (
+        lambda c: reward(c, "def pay(completion, colour):\n    return 1.0\n"),
+        "error", "rewards", "reason", "colour"),
+    "a reward that pays wrong answers more": (
+        lambda c: reward(c, "def pay(completion, answer):\n    return float(answer not in completion)\n"),
+        "error", "rewards", "reason", "more than the gold answer"),
+    "a reward for the form alone": (
+        lambda c: c.change("reason", rewards=[{"fn": "format_reward"}]),
+        "error", "rewards", "reason", "as much as the gold answer"),
+    "another vocabulary than the teacher's": (
+        lambda c: c.tokenizer(lambda t: t.add_tokens(["<extra>"]), "student_base"),
+        "error", "vocabulary", "pupil", "differ in 1 tokens"),
+    "4-bit weights under FSDP 2": (
+        lambda c: (c.change("cold", load_in_4bit=True, use_peft=True, use_cpu=False),
+                   c.stage("cold", launch="fsdp2")),
+        "error", "matrix", "cold", "cannot shard 4-bit weights"),
+    "ZeRO-3 that cannot save": (
+        lambda c: c.launch("final", "distributed_type: DEEPSPEED\nnum_processes: 2\n"
+                           "deepspeed_config: {zero_stage: 3}\n"),
+        "error", "launch", "final", "zero3_save_16bit_model: only with true"),
+    "two processes that are one": (
+        lambda c: c.launch("cold", "distributed_type: MULTI_CPU\nnum_processes: 2\nuse_cpu: true\n"),
+        "error", "launch", "cold", "starts one process and says nothing"),
+    "too small a GPU": (
+        lambda c: (c.on_gpu(1024), c.change("mixed", use_cpu=False)),
+        "error", "memory", "mixed", "of 1.0 GiB"),
+    "a tracker that is not installed": (
+        lambda c: c.change("chain", report_to="mlflow"),
+        "error", "tracker", "cold", "mlflow is not installed; pip install mlflow"),
+    "no token for the Hub": (no_token, "error", "Hub", "mixed", "set HF_TOKEN"),
+    "a disk that checkpoints will fill": (
+        lambda c: c.change("cold", save_steps=1, max_steps=100_000_000),
+        "error", "disk", "cold", "`save_total_limit: 2`"),
+    "a version that is too old": (
+        lambda c: c.package("peft", "0.1.0"), "error", "versions", None, "peft 0.1.0 is too old"),
+    "a version that nobody tested": (
+        lambda c: c.package("peft", "9.9"), "warning", "versions", None, "peft 9.9 was not tested"),
+    "a model that is not on this machine": (
+        lambda c: c.change("chain", base="Qwen/Qwen2.5-0.5B"),
+        "warning", "transcript", "cold", "--online fetches it"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_is_found(name, copy, capsys, monkeypatch):
+    plant, level, check, stage, words = FAULTS[name]
+    plant(copy)
+    code, findings, said = diagnose(capsys, monkeypatch)
+    found = [
+        f["text"] for f in findings if (f["level"], f["check"], f["stage"]) == (level, check, stage)
+    ]
+    assert any(words in text for text in found), (found, findings, said)
+    assert code == (1 if any(f["level"] == "error" for f in findings) else 0)
+    assert code == 1 or level == "warning"
+
+
+REFUSED = {
+    "a file of data that is not there": (
+        lambda c: c.stage("cold", data="nowhere.jsonl"), "stage cold: no data 'nowhere.jsonl'"),
+    "a model that is not there": (
+        lambda c: c.change("chain", base="./nowhere"), "key 'base': './nowhere' is neither"),
+    "a stage that is not there": (
+        lambda c: c.stage("reason", model="could"), "stage reason: key 'model': no stage or model"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_chain_is_refused_as_everywhere(name, copy, capsys, monkeypatch):
+    plant, words = REFUSED[name]
+    plant(copy)
+    code, findings, said = diagnose(capsys, monkeypatch)
+    assert (code, findings) == (2, [])
+    assert words in said
+
+
+def test_the_copy_is_sound_without_a_fault(copy, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["chainforge", "doctor", "quick"])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    told = capsys.readouterr().out
+    assert not left.value.code, told
+    assert "0 errors, 0 warnings" in told
+    assert max(map(len, told.splitlines())) <= 80
+    shown = told[told.rindex("«") :]
+    assert shown.startswith("«<reasoning_process>·")
+    assert shown.rstrip().partition("»")[0].endswith("·</summary>·<|im_end|>·⏎")
+
+
+def test_a_template_without_end_does_not_hold_the_doctor(copy, capsys, monkeypatch):
+    monkeypatch.setattr("chainforge.train.templates._CPU_SECONDS", 1)
+    loops = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
+    copy.template("{%", loops + "{%", 1)
+    code, findings, _ = diagnose(capsys, monkeypatch)
+    assert code == 1
+    found = {f["stage"] for f in findings if "the chat template was stopped" in f["text"]}
+    assert {"cold", "reason"} <= found
+
+
+def test_a_template_that_a_stage_sets_is_that_of_those_after_it(copy, capsys, monkeypatch):
+    template = (copy.folder / "base/chat_template.jinja").rename(copy.folder / "chatml.jinja")
+    code, findings, _ = diagnose(capsys, monkeypatch)
+    assert code == 1
+    bare = {f["stage"] for f in findings if f["level"] == "error"}
+    assert {"cold", "reason", "picks", "scores"} <= bare
+    for name in ("cold", "mixed", "scores"):  # the second SFT starts from the base as well
+        copy.change(name, chat_template_path=str(template))
+    code, findings, _ = diagnose(capsys, monkeypatch)
+    assert [f for f in findings if f["level"] != "ok"] == []
+    assert code == 0
+
+
+def test_a_probe_comes_last_and_only_when_nothing_is_wrong(copy, capsys, monkeypatch):
+    copy.change("reason", num_generations=6)
+    code, findings, _ = diagnose(capsys, monkeypatch, "--probe")
+    assert code == 1
+    assert (findings[-1]["check"], findings[-1]["text"][:8]) == ("probe", "left out")
+    copy.change("reason", num_generations=8, max_completion_length=4)
+    base = copy.folder / "base"
+    shutil.copy2(ROOT / "recipes/quickstart/base/model.safetensors", base)
+    copy.stage("reason", model="base")
+    code, findings, _ = diagnose(capsys, monkeypatch, "--probe")
+    probed = {f["stage"]: f for f in findings if f["check"] == "probe"}
+    assert probed["reason"]["data"]["sampled"] == 8
+    assert probed["reason"]["data"]["cut"] > 4
+    assert probed["reason"]["level"] == "warning"
+    assert probed["pupil"]["level"] == "error"
+    assert "student_base cannot be sampled from: " in probed["pupil"]["text"]
+    assert probed["picks"]["text"].startswith("reason is not made yet")
+    assert code == 1
+
+
+def test_keys_are_never_shown(copy, capsys, monkeypatch):
+    monkeypatch.setenv("DEEPSEEK_API_KEY", "sk-a-secret-of-mine")
+    copy.change("collect", teacher="deepseek")
+    code, findings, _ = diagnose(capsys, monkeypatch)
+    (teacher,) = [f for f in findings if f["check"] == "teacher"]
+    assert (code, teacher["level"]) == (0, "ok")
+    assert "DEEPSEEK_API_KEY is set" in teacher["text"]
+    assert "a-secret" not in json.dumps(findings)

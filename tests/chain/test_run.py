@@ -1,0 +1,451 @@
+"""Running a chain: what is done is skipped, what is stale made anew, what was cut goes on."""
+
+import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hubserver import HubServer
+
+from chainforge.core.artifacts import UPLOAD, write_json
+
+
+def alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    with open(f"/proc/{process}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0] != "Z"
+
+
+def gone(process: int) -> bool:
+    """Wait a while for a process to end."""
+    for _ in range(100):
+        if not alive(process):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_chain_runs_and_then_has_nothing_to_do(workplace):
+    first = workplace.chainforge("run", "chain.yaml")
+    assert "loss 0.33" in first
+    before = {name: workplace.rows(name) for name in ("traces", "cold", "reason")}
+    second = workplace.chainforge("run", "chain.yaml")
+    assert "all 3 stages are done" in second
+    assert "running" not in second
+    assert {name: workplace.rows(name) for name in before} == before
+    log = (workplace.folder / "runs/fake/cold/log.txt").read_text()
+    assert log.startswith("$ python count.py --config cold.yaml")
+
+
+def test_the_report_is_written_after_the_last_stage(workplace):
+    assert "report.html" in workplace.chainforge("run", "chain.yaml")
+    report = workplace.folder / "runs/fake/report.html"
+    assert "reason" in report.read_text()
+    report.unlink()
+    assert "report" not in workplace.chainforge("run", "chain.yaml", "--until", "cold")
+
+
+def test_what_is_stale_is_made_anew_and_the_old_result_removed(workplace):
+    workplace.run()
+    untouched = workplace.rows("traces")
+    workplace.configure("cold", steps=4)
+    text = workplace.chainforge("run", "chain.yaml")
+    assert "steps: 3 -> 4" in text
+    assert len(workplace.rows("cold")) == 4
+    assert workplace.rows("traces") == untouched
+    assert set(workplace.states().values()) == {"done"}
+    assert not list((workplace.folder / "runs/fake").glob("*.old-*"))
+
+
+def test_an_old_result_survives_a_failure_and_comes_back_with_its_settings(workplace):
+    workplace.run()
+    before = workplace.rows("cold")
+    workplace.configure("cold", steps=4)
+    workplace.chainforge("run", "chain.yaml", expect=1, FAKE_FAIL="cold")
+    assert workplace.states()["cold"] == "resumable"
+    workplace.configure("cold", steps=3)
+    assert "taken again" in workplace.chainforge("run", "chain.yaml")
+    assert workplace.rows("cold") == before
+    assert set(workplace.states().values()) == {"done"}
+
+
+def test_a_result_that_lost_a_file_is_made_anew(workplace):
+    workplace.run()
+    (workplace.folder / "runs/fake/cold/model/config.json").unlink()
+    assert "is missing" in workplace.chainforge("run", "chain.yaml")
+    assert set(workplace.states().values()) == {"done"}
+
+
+def flip_unseen(path):
+    """Flip a bit, and give the file its time back, as bit rot does."""
+    state, data = path.stat(), bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+def test_a_flipped_bit_is_found_once_a_run_and_the_stage_is_rerun(workplace):
+    workplace.run()
+    model = workplace.folder / "runs/fake/cold/model/config.json"
+    whole = model.read_bytes()
+    flip_unseen(model)
+    script = ["count.py", "--output_dir", "mine", "--model_name_or_path", "runs/fake/cold/model"]
+    by_hand = subprocess.run(
+        [sys.executable, *script], cwd=workplace.folder, capture_output=True, text=True
+    )
+    assert by_hand.returncode == 2
+    assert "model/config.json is not what was signed" in by_hand.stderr
+    refused = workplace.chainforge("run", "chain.yaml", "--from", "reason", expect=2)
+    assert "reason needs cold, of which model/config.json is not what was signed" in refused
+    text = workplace.chainforge("run", "chain.yaml")
+    assert "stale: runs/fake/cold/model/config.json is not what was signed" in text
+    assert model.read_bytes() == whole
+    assert "stale" not in workplace.chainforge("run", "chain.yaml")
+
+
+def test_the_plan_sees_another_size_or_time_and_a_copied_run_is_whole(workplace):
+    workplace.run()
+    shutil.copytree("runs", "copy", copy_function=shutil.copyfile)  # with new times
+    assert {step.state for step in workplace.plan("copy").values()} == {"done"}
+    (workplace.folder / "copy/fake/cold/samples.jsonl").write_text("")
+    step = workplace.plan("copy")["cold"]
+    assert step.state == "stale"
+    assert "copy/fake/cold/samples.jsonl has 0 bytes, and not the" in step.why[0]
+    assert "samples.jsonl has 0 bytes" in workplace.chainforge(
+        "show", "chain.yaml", "--runs", "copy"
+    )
+
+
+def test_a_stage_that_was_killed_goes_on_and_ends_like_an_undisturbed_one(workplace):
+    chain = workplace.start("run", "chain.yaml", FAKE_STOP_AT="cold:2")
+    recipe = workplace.wait_for_rows("cold", 2)
+    os.kill(recipe, signal.SIGKILL)
+    _, err = chain.communicate(timeout=30)
+    assert chain.returncode == 1
+    assert "SIGKILL" in err
+    assert "failed: was ended by SIGKILL (out of memory?)" in workplace.chainforge(
+        "show", "chain.yaml"
+    )
+    assert "log.txt" in err
+    assert workplace.states() == {"traces": "done", "cold": "resumable", "reason": "to run"}
+    workplace.run()
+    processes = [row["process"] for row in workplace.rows("cold")]
+    assert processes[:2] == [recipe, recipe]
+    assert processes[2] != recipe
+    undisturbed = {name: workplace.fingerprint(name) for name in ("cold", "reason")}
+    workplace.run(runs="again")
+    for name, fingerprint in undisturbed.items():
+        manifest = (workplace.folder / "again/fake" / name / "manifest.json").read_text()
+        assert fingerprint in manifest
+
+
+def test_killing_the_chain_itself_leaves_nothing_running(workplace):
+    chain = workplace.start("run", "chain.yaml", FAKE_STOP_AT="cold:2")
+    recipe = workplace.wait_for_rows("cold", 2)
+    chain.kill()
+    chain.communicate()
+    assert gone(recipe)
+    workplace.run()
+    assert [row["step"] for row in workplace.rows("cold")] == [0, 1, 2]
+
+
+def test_what_a_kill_kept_from_being_sent_is_sent(workplace, tmp_path):
+    workplace.run()
+    order = workplace.folder / "runs/fake/cold" / UPLOAD
+    write_json(order, {"what": "model", "to": "me/cold", "private": True})
+    with HubServer() as hub:
+        text = workplace.chainforge("run", "chain.yaml", **hub.environment(tmp_path / "hf"))
+        assert json.loads(hub.files("me/cold")["config.json"]) == {"steps": 3}
+    assert "all 3 stages are done" in text
+    assert not order.exists()
+
+
+def test_other_settings_never_go_on_with_half_a_stage(workplace):
+    chain = workplace.start("run", "chain.yaml", FAKE_STOP_AT="cold:2")
+    recipe = workplace.wait_for_rows("cold", 2)
+    chain.kill()
+    chain.communicate()
+    assert gone(recipe)
+    workplace.configure("cold", steps=5)
+    assert workplace.states()["cold"] == "to run"
+    assert "set aside" in workplace.chainforge("run", "chain.yaml")
+    assert len({row["process"] for row in workplace.rows("cold")}) == 1
+    assert len(workplace.rows("cold")) == 5
+
+
+STOPS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+
+
+@pytest.mark.parametrize(("number", "code"), STOPS)
+def test_a_stop_reaches_the_stage_and_says_how_to_go_on(workplace, number, code):
+    chain = workplace.start("run", "chain.yaml", FAKE_STOP_AT="cold:2")
+    recipe = workplace.wait_for_rows("cold", 2)
+    chain.send_signal(number)
+    _, err = chain.communicate(timeout=30)
+    assert chain.returncode == code
+    assert "run the same command again" in err
+    assert gone(recipe)
+    workplace.run()
+
+
+def test_a_stage_that_a_signal_stopped_by_itself_has_not_failed(workplace):
+    """A scheduler may signal the processes of a job one by one, the stage before the chain."""
+    text = workplace.chainforge("run", "chain.yaml", expect=143, FAKE_SIGNAL="cold")
+    assert "stopped: stage cold by SIGTERM after step 2 of 3" in text
+    assert workplace.states()["cold"] == "resumable"
+    workplace.run()
+
+
+def test_a_second_run_is_refused_while_the_first_works(workplace):
+    chain = workplace.start("run", "chain.yaml", FAKE_STOP_AT="cold:1")
+    workplace.wait_for_rows("cold", 1)
+    text = workplace.chainforge("run", "chain.yaml", expect=2)
+    assert str(chain.pid) in text
+    assert f"process {chain.pid}" in workplace.chainforge("show", "chain.yaml")
+    chain.kill()
+    chain.communicate()
+
+
+def test_wrong_input_of_a_recipe_is_one_message_and_exit_code_2(workplace):
+    workplace.configure("cold", wrong="three")
+    text = workplace.chainforge("run", "chain.yaml", expect=2)
+    assert "error: stage cold: steps: three\n  line 3: not a number" in text
+    assert not (workplace.folder / "runs/fake/cold/manifest.json").exists()
+
+
+def test_wrong_input_is_told_from_failure_through_accelerate_too(workplace):
+    del workplace.chain["launch"]
+    workplace.chain["stages"] = workplace.chain["stages"][:1]
+    workplace.save()
+    workplace.configure("traces", wrong="three")
+    text = workplace.chainforge("run", "chain.yaml", expect=2)
+    assert "error: stage traces: steps: three" in text
+    assert "CalledProcessError" not in text
+
+
+def test_a_failure_shows_the_end_of_the_log_and_exit_code_1(workplace):
+    text = workplace.chainforge("run", "chain.yaml", expect=1, FAKE_FAIL="cold")
+    assert "failed: RuntimeError: the loss is not a number" in text
+    assert "runs/fake/cold/log.txt" in text
+    assert workplace.states()["reason"] == "to run"
+
+
+def test_force_makes_anew_what_is_done(workplace):
+    workplace.run()
+    before = workplace.rows("cold")
+    workplace.run(force=True, from_="cold", until="cold")
+    assert workplace.rows("cold") != before
+    assert workplace.states()["reason"] == "done"
+
+
+def test_from_takes_what_is_before_as_it_is(workplace):
+    workplace.run(until="cold")
+    before = workplace.rows("cold")
+    workplace.configure("cold", steps=9)
+    text = workplace.chainforge("run", "chain.yaml", "--from", "reason")
+    assert "the stages from reason on are done" in text
+    assert workplace.rows("cold") == before
+    assert len(workplace.rows("reason")) == 3
+
+
+def test_from_needs_what_is_before(workplace):
+    text = workplace.chainforge("run", "chain.yaml", "--from", "reason", expect=2)
+    assert "reason needs cold" in text
+    text = workplace.chainforge("run", "chain.yaml", "--from", "raeson", expect=2)
+    assert "did you mean 'reason'" in text
+    workplace.chainforge("run", "chain.yaml", "--from", "reason", "--until", "cold", expect=2)
+
+
+def test_a_folder_that_is_no_stage_is_left_alone(workplace):
+    mine = workplace.folder / "runs/fake/cold/thesis.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("years of work")
+    text = workplace.chainforge("run", "chain.yaml", expect=2)
+    assert "thesis.txt" in text
+    assert mine.read_text() == "years of work"
+
+
+def test_settings_of_the_command_line_reach_the_stage(workplace):
+    workplace.chainforge("run", "chain.yaml", "--set", "cold.steps=5", "--seed", "8")
+    assert len(workplace.rows("cold")) == 5
+    log = (workplace.folder / "runs/fake/reason/log.txt").read_text()
+    assert "--seed 8" in log
+
+
+def test_a_secret_reaches_no_file_and_no_terminal(workplace):
+    """One in the chain is refused unseen; one that a library prints is left out of the log."""
+    value = "s3cr3t-of-mine"
+    (workplace.folder / "cold.yaml").write_text(f"steps: 3\nhub_token: {value}\n")
+    for words in (("run", "chain.yaml"), ("plan", "chain.yaml")):
+        text = workplace.chainforge(*words, expect=2)
+        assert "cold.yaml: hub_token: a secret goes into no file" in text
+        assert value not in text
+    assert not list(workplace.folder.glob("runs/**/log.txt"))
+    workplace.configure("cold", steps=3)
+    text = workplace.chainforge("run", "chain.yaml", "--set", f"cold.hub_token={value}", expect=2)
+    assert value not in text
+    script = workplace.folder / "count.py"
+    spill = "print(repr(os.environ['DB_PASS']))\n    os.write(2, os.environb[b'DB_PASS'])\n"
+    raising = "raise RuntimeError(os.environ['DB_PASS'])"
+    script.write_text(
+        script.read_text().replace("def main():", f"def main():\n    {spill}    {raising}")
+    )
+    text = workplace.chainforge("run", "chain.yaml", expect=1, DB_PASS=f"{value}\nand-more-of-it")
+    assert "RuntimeError: [DB_PASS]" in text
+    found = [path for path in workplace.folder.rglob("*") if path.is_file()]
+    assert workplace.folder / "runs/fake/report.html" in found
+    for data in (text.encode(), *(path.read_bytes() for path in found)):
+        assert value.encode() not in data.replace(b"hub_token: " + value.encode(), b"")
+        assert b"and-more-of-it" not in data
+
+
+LAUNCHER = "import subprocess, sys; subprocess.run([sys.executable, 'inner.py', *sys.argv[1:]])"
+SAVING = """
+        def save(number, frame):
+            time.sleep(3)
+            open(stage.path("saved"), "w").close()
+            sys.exit(128 + number)
+        import signal
+        signal.signal(signal.SIGTERM, save)
+        path = stage.path("samples.jsonl")
+"""
+
+
+@pytest.mark.parametrize("killed", ["the launcher", "the chain"])
+def test_a_stage_whose_launcher_was_killed_saves_and_is_not_signed(workplace, killed):
+    script = workplace.folder / "count.py"
+    mark = '        path = stage.path("samples.jsonl")\n'
+    (workplace.folder / "inner.py").write_text(script.read_text().replace(mark, SAVING[1:]))
+    script.write_text(LAUNCHER)
+    chain = workplace.start("run", "chain.yaml", FAKE_STOP_AT="traces:2")
+    recipe = workplace.wait_for_rows("traces", 2)
+    with open(f"/proc/{recipe}/stat") as file:
+        launcher = int(file.read().rpartition(")")[2].split()[1])
+    os.kill(launcher if killed == "the launcher" else chain.pid, signal.SIGKILL)
+    second = workplace.chainforge("run", "chain.yaml", expect=2)  # while it saves
+    assert "in use by process" in second
+    assert f"process {recipe} " in second or killed == "the launcher"
+    chain.communicate(timeout=60)
+    assert gone(recipe)
+    assert (workplace.folder / "runs/fake/traces/saved").exists()
+    assert (workplace.folder / "runs/fake/traces/stage.json").exists()
+    assert not (workplace.folder / "runs/fake/traces/manifest.json").exists()
+
+
+def test_a_recipe_that_its_launcher_left_does_not_sign(workplace):
+    """Without a signal's handler it is ended; one that comes to its end first signs nothing."""
+    script = workplace.folder / "count.py"
+    text = script.read_text().replace('write_json(stage.path("model")',
+        'time.sleep(3)\n        write_json(stage.path("model")')  # fmt: skip
+    ignore = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nimport sys\n"
+    script.write_text(text.replace("import sys\n", ignore, 1))
+    code = (
+        "import os, subprocess, sys, time\n"
+        "p = subprocess.Popen([sys.executable, 'count.py', '--output_dir', 'mine'])\n"
+        "while not os.path.exists('mine/samples.jsonl'): time.sleep(0.05)\n"
+        "print(p.pid, flush=True); os._exit(0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=workplace.folder, capture_output=True, text=True,
+        env=os.environ | {"TORCHELASTIC_RUN_ID": "1"}, timeout=60,
+    )  # fmt: skip
+    assert gone(int(done.stdout.split()[0]))
+    assert "stopped: by SIGTERM: what launched this process has ended" in done.stderr
+    assert not (workplace.folder / "mine/manifest.json").exists()
+
+
+def test_a_terminal_that_is_closed_stops_a_stage_in_good_order(workplace):
+    master, terminal = pty.openpty()
+    chain = subprocess.Popen(
+        [sys.executable, "-c", "import fcntl, termios, chainforge.cli as cli\n"
+         "fcntl.ioctl(0, termios.TIOCSCTTY, 0); cli.main()", "run", "chain.yaml"],
+        stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,
+        cwd=workplace.folder, env=os.environ | {"FAKE_STOP_AT": "cold:2"},
+    )  # fmt: skip
+    os.close(terminal)
+    recipe = workplace.wait_for_rows("cold", 2)
+    os.close(master)
+    assert chain.wait(timeout=60) == 129
+    assert gone(recipe)
+    assert workplace.states()["cold"] == "resumable"
+
+
+def test_a_stage_directory_that_is_a_link_is_replaced_where_it_leads(workplace, tmp_path):
+    disk = tmp_path / "disk"
+    workplace.run(until="traces")
+    (workplace.folder / "runs/fake/traces").rename(disk)
+    (workplace.folder / "runs/fake/traces").symlink_to(disk)
+    workplace.configure("traces", steps=4)
+    workplace.run(until="traces")
+    assert (workplace.folder / "runs/fake/traces").is_symlink()
+    assert len((disk / "samples.jsonl").read_text().splitlines()) == 4
+    assert not list(tmp_path.glob("disk.old-*"))
+
+
+def test_what_a_cut_run_set_aside_is_removed_once_the_stage_is_done(workplace):
+    workplace.run(until="cold")
+    fake = workplace.folder / "runs/fake"
+    (fake / "cold.old-1").mkdir()
+    (fake / "cold.old-2").symlink_to(workplace.folder / "base")
+    (fake / "cold.old-of-mine").mkdir()
+    workplace.run(until="cold")
+    assert {path.name for path in fake.glob("cold.*")} == {"cold.old-of-mine"}
+    assert (workplace.folder / "base/config.json").exists()
+
+
+FULL = {
+    "report": ("report", "runs/fake"),
+    "merge": ("merge", "one.json", "two.json", "--output", "merged.json"),
+    "new": ("new", "mine", "--from", "custom"),
+    "export": ("export", "runs/fake/cold", "--what", "model", "--to", "./out"),
+    "a first run": ("run", "chain.yaml", "--runs", "first"),
+    "a run": ("run", "chain.yaml", "--force"),
+}
+
+
+@pytest.mark.parametrize("words", FULL.values(), ids=FULL)
+def test_a_full_disk_is_one_message_and_leaves_no_half_files(workplace, words):
+    """The kernel refuses files beyond 100 bytes, as it does on a full disk."""
+    workplace.run(until="cold")
+    (workplace.folder / "runs/fake/cold/model/model.safetensors").write_bytes(bytes(500))
+    (workplace.folder / "runs/fake/cold/manifest.json").unlink()
+    (workplace.folder / "runs/fake/cold/stage.json").unlink()
+    models = [{"name": "m", "n": 1, "strict": SHARE, "lenient": SHARE, "format": 1.0,
+               "tokens_mean": 1.0, "truncated": 0.0}]  # fmt: skip
+    for seed, name in enumerate(("one.json", "two.json")):
+        write_json(Path(name), {"models": models, "pairs": [], "settings": {"seed": seed}})
+    words = [word.replace("fake/cold", "fake/cold/model") for word in words]
+    before = set(workplace.folder.rglob("*"))
+    code = (
+        "import resource, sys; import chainforge.cli as cli\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)); cli.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=workplace.folder, capture_output=True, text=True
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "no room to write" in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    made = {path.name for path in set(workplace.folder.rglob("*")) - before}
+    assert not [name for name in made if name.endswith((".tmp", ".part"))]
+    assert not made & {"mine", "out", "merged.json"}
+
+
+SHARE = {"mean": 1.0, "low": 0.2, "high": 1.0}
+
+
+def test_a_place_that_cannot_be_written_is_named(workplace):
+    (workplace.folder / "file").write_text("")
+    text = workplace.chainforge("run", "chain.yaml", "--runs", "file", expect=2)
+    assert "file" in text
+    text = workplace.chainforge("new", "file/below", "--from", "custom", expect=2)
+    assert "file/" in text

@@ -1,0 +1,95 @@
+"""Whether copies of mathematical problems are found however they are spelled, and no others."""
+
+import re
+
+import pytest
+from mathproblems import LIST
+from planted import Maker
+
+from chainforge.data.contamination import Screen
+
+FORMULA = re.compile(r"\$\$.*?\$\$|\\\[.*?\\\]|(?<!\\)\$(?:\\.|[^$\\])+\$", re.DOTALL)
+
+
+def formulas(change):
+    return lambda text: FORMULA.sub(lambda match: change(match[0]), text)
+
+
+def swap(*pairs):
+    def change(text):
+        for old, new in pairs:
+            text = re.sub(old, new, text)
+        return text
+
+    return change
+
+
+def delimiters(opening, closing):
+    marks = re.compile(r"^(?:\$\$?|\\\[)|(?:\$\$?|\\\])$")
+    return formulas(lambda formula: opening + marks.sub("", formula) + closing)
+
+
+CHANGES = {
+    "drawings removed": swap((r"\s*\[asy\].*?\[/asy\]\s*", " ")),
+    "dfrac": swap((r"\\frac", r"\\dfrac")),
+    "tfrac": swap((r"\\frac", r"\\tfrac")),
+    "cfrac": swap((r"\\frac", r"\\cfrac")),
+    "short fractions": swap((r"\\frac\{(\d)\}\{(\d)\}", r"\\frac\1\2")),
+    "binom": swap((r"\\dbinom", r"\\binom")),
+    "blanks dropped": formulas(lambda formula: formula.replace(" ", "")),
+    "blanks added": formulas(swap((r"([-+=<>()])", r" \1 "))),
+    "thin spaces": formulas(swap((r"([=+])", r"\\,\1\\!"))),
+    "determine": swap((r"\bFind\b", "Determine"), (r"\bfind\b", "determine")),
+    "compute": swap((r"\b(?:Find|Determine|Evaluate|Calculate)\b", "Compute")),
+    "what is": swap((r"\b(?:Find|Determine|Evaluate|Calculate|Compute)\b", "What is")),
+    "find for what is": swap((r"\bWhat is\b", "Find"), (r"\bwhat is\b", "find")),
+    "show": swap((r"\bProve\b", "Show")),
+    "brackets for dollars": delimiters(r"\(", r"\)"),
+    "display": delimiters("$$", "$$"),
+    "square brackets": delimiters(r"\[", r"\]"),
+    "left and right": formulas(swap((r"(?<![\\t])\(", r"\\left("), (r"(?<!\\)\)", r"\\right)"))),
+    "left and right removed": swap((r"\\left|\\right", "")),
+    "display style": formulas(swap((r"^(\$+|\\\[)", r"\1\\displaystyle "))),
+    "text macros": formulas(swap((r"\\mathbf", r"\\boldsymbol"), (r"\\text\b", r"\\mbox"))),
+    "signs": swap(
+        (r"\\le\b", "≤"), (r"\\geq?\b", "≥"), (r"\\neq?\b", "≠"), (r"\\times|\\cdot\b", "×"),
+        (r"\\pi\b", "π"), (r"\\infty\b", "∞"), (r"\\angle\b", "∠"), (r"\^\\circ", "°"),
+        (r"\\sqrt\{(\d+)\}", r"√\1"), (r"\\lambda", "λ"), (r"\\in\b", "∈"), (r"\^2", "²"),
+    ),
+    "commands": swap((r"\\le\b", r"\\leqslant"), (r"\\cdot\b", r"\\times"), (r"\\neq\b", r"\\ne")),
+    "thousands": swap((r"(\d),\\!(?=\d)", r"\1,"), (r"\b(\d)(\d{3})\b", r"\1,\2")),
+    "punctuation": swap((r"[,;](?=\s)", ""), (r"\.(?=\s|\$|$)", ""), (r"\?", " ?")),
+    "capitals and lines": lambda text: text.upper().replace(". ", ".\n") if "\\" not in text else text,
+    "instructions": lambda text: f"Solve this problem.\n\n{text}\n\nThink step by step.",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_copy_in_another_spelling_is_found(name):
+    screen = Screen([("math", text) for text in LIST])
+    copies = [CHANGES[name](text) for text in LIST]
+    hits = screen.screen([("train", text) for text in copies])
+    changed = sum(copy != text for copy, text in zip(copies, LIST, strict=True))
+    missed = [copy for copy, hit in zip(copies, hits, strict=True) if hit is None]
+    assert changed >= 1
+    assert len(missed) <= 0.03 * changed, missed
+
+
+def test_other_problems_are_not_found():
+    make = Maker(seed=7)
+    screen = Screen([("math", text) for text in LIST])
+    others = [make.question() for _ in range(1000)]
+    others += [re.sub(r"\d+", lambda m: str(int(m[0]) + 1), text) for text in LIST
+               if re.search(r"\d", text) and "[asy]" not in text]  # fmt: skip
+    others += [f"Find $x$ if $3^{{x+{n}}} = 9^{{2x-{n}}}$." for n in range(9)]
+    others += [
+        r"Find the roots of $(x - 3)^3 - (x -7)^3 = (2x - 10)^3.$",
+        r"Simplify $\sqrt{50} - \sqrt{18}$.",
+        r"Compute $\cos 60^\circ$.",
+        r"How many integers satisfy the inequality $|x| > 3\pi$?",
+        r"Compute $\dbinom{12}{5} + \dbinom{12}{4}$.",
+        r"Find $f(x)$. Compute $a + b$. What is the value of $x$?",
+        "Evaluate the expression. What is the number of square inches in 110 square feet?",
+    ]
+    hits = screen.screen([("train", text) for text in others])
+    assert [(text, str(hit)) for text, hit in zip(others, hits, strict=True) if hit] == []

@@ -1,0 +1,333 @@
+"""Long collections with faults, kills, signals and budgets, against a server on the loopback."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from server import FAULTS, REASONING, Answer, Server, chat
+
+from chainforge.core.errors import InputError, Stopped
+from chainforge.core.records import example, read_rows
+from chainforge.generate.settings import TeacherArgs
+from chainforge.generate.teacher import collect
+
+KEY = "sk-CANARY-0123456789"
+QUICK = {"teacher": "deepseek", "retry_wait": 0.02, "longest_wait": 0.2, "timeout": 5.0, "drain": 5}
+
+# A collection as a process of its own, which can be killed.
+DRIVER = """
+import json, logging, sys
+from chainforge.core import process
+from chainforge.generate.settings import TeacherArgs
+from chainforge.generate.teacher import collect
+
+rows = [json.loads(line) for line in open("examples.jsonl")]
+process.run(lambda: collect(TeacherArgs(**json.loads(sys.argv[1])), rows, "out"))
+"""
+
+
+def examples(number):
+    return [
+        example([{"role": "user", "content": f"What is {n} and two?"}], "4", task="sums")
+        for n in range(number)
+    ]
+
+
+class Faulty:
+    """Answer a share of the requests with some fault, never the same way twice for a prompt."""
+
+    def __init__(self, share, names=tuple(FAULTS)):
+        self.share, self.names, self.faults = share, names, 0
+
+    def __call__(self, request):
+        text = f"{request.prompt}/{request.tries}/{request.number}"
+        draw = random.Random(hashlib.sha256(text.encode()).digest())
+        name = draw.choice(self.names)
+        if draw.random() >= self.share:
+            return None
+        if name == "length" and request.body["max_tokens"] > 32768:
+            return None  # cut off for a second time it would be rejected
+        self.faults += name != "drip"  # which only takes its time
+        return FAULTS[name]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEEPSEEK_API_KEY", KEY)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def check_whole(prompts, samples=2):
+    rows = read_rows("out/samples.jsonl")
+    assert len(rows) == prompts * samples
+    assert len({(row["id"], row["sample"]) for row in rows}) == prompts * samples
+    assert {row["completion"].count(REASONING) for row in rows} == {1}
+
+
+def test_a_thousand_rows_through_faults_of_every_kind(folder):
+    faulty = Faulty(0.15)
+    with Server(faulty, seconds=0.02, drip=0.005) as server:
+        args = TeacherArgs(**QUICK, base_url=server.url, samples_per_prompt=2, max_concurrency=32)
+        collected = collect(args, examples(500), "out")
+    assert collected.funnel == {"in": 1000, "kept": 1000, "dropped": {}}
+    check_whole(500)
+    assert faulty.faults > 100
+    assert len(server.asked) <= faulty.faults + 1000
+    assert not read_rows("out/failures.jsonl")
+
+
+def start(server, **settings):
+    args = QUICK | {"base_url": server.url} | settings
+    Path("driver.py").write_text(DRIVER)
+    return subprocess.Popen(
+        [sys.executable, "driver.py", json.dumps(args)], stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for_rows(number, process):
+    path = Path("out/samples.jsonl")
+    while process.poll() is None:
+        if path.is_file() and path.read_bytes().count(b"\n") >= number:
+            return
+        time.sleep(0.01)
+    raise AssertionError(process.stderr.read())
+
+
+def write_examples(number):
+    rows = examples(number)
+    Path("examples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def unheard():
+    """Count the requests of which a killed run never heard again."""
+    lines = [json.loads(line) for line in Path("out/requests.jsonl").read_text().splitlines()]
+    ended = {line["request"] for line in lines if "outcome" in line}
+    return sum(line["request"] not in ended for line in lines if "sent" in line)
+
+
+def test_killed_three_times_it_asks_only_for_what_is_missing(folder):
+    write_examples(500)
+    faulty = Faulty(0.15)
+    with Server(faulty, seconds=0.02, drip=0.005) as server:
+        for rows in (150, 400, 800):
+            process = start(server, samples_per_prompt=2, max_concurrency=32)
+            wait_for_rows(rows, process)
+            process.kill()
+            process.wait()
+        cut = unheard()
+        process = start(server, samples_per_prompt=2, max_concurrency=32)
+        assert process.wait(60) == 0, process.stderr.read()
+    check_whole(500)
+    assert 0 < cut <= 3 * 32
+    assert len(server.asked) <= faulty.faults + 1000 + cut
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_what_is_under_way_finish(folder, number):
+    write_examples(200)
+    with Server(seconds=0.3) as server:
+        process = start(server)
+        wait_for_rows(8, process)
+        process.send_signal(number)
+        words = process.communicate(timeout=20)[1]
+        assert process.returncode == 128 + number
+        assert f"stopped: by {number.name}; every answer so far is kept" in words
+        # Every request that was sent has its row: nothing that was paid for is lost.
+        assert len(read_rows("out/samples.jsonl")) == len(server.asked) < 200
+        assert unheard() == 0
+
+
+def test_a_second_signal_does_not_wait(folder):
+    write_examples(30)
+    with Server(lambda request: FAULTS["hang"] if request.number else None) as server:
+        process = start(server, timeout=50.0)
+        wait_for_rows(1, process)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+    outcomes = {row.get("outcome") for row in read_rows("out/requests.jsonl") if "told" in row}
+    assert outcomes == {"answered", "interrupted"}
+
+
+def as_long_as_allowed(request):
+    """Answer with as many tokens as were allowed, and as many of prompt as its bytes."""
+    prompt = sum(len(turn["content"]) for turn in request.body["messages"]) + 64
+    usage = {"prompt_tokens": prompt, "completion_tokens": request.body["max_tokens"]}
+    return Answer(chat(reasoning_content=REASONING, usage=usage), seconds=0.005)
+
+
+PRICES = """
+api.deepseek.com:
+  date: 2026-11-01
+  models: {deepseek-flash: {cache_hit: 0.01, cache_miss: 0.30, output: 1.20}}
+"""
+
+
+def bill(server):
+    """Return what all that was asked costs, answered or not."""
+    usd = 0.0
+    for request in server.asked:
+        prompt = sum(len(turn["content"]) for turn in request.body["messages"]) + 64
+        usd += (0.30 * prompt + 1.20 * request.body["max_tokens"]) / 1e6
+    return usd
+
+
+@pytest.mark.parametrize("concurrency", [1, 20, 200])
+@pytest.mark.parametrize("faults", [False, True])
+def test_max_usd_is_never_exceeded(folder, concurrency, faults):
+    budget = 0.05
+    (folder / "prices.yaml").write_text(PRICES)
+    silent = Faulty(0.3, ("hang", "cut body", "reset", "500", "cut JSON"))  # bills unseen
+
+    def script(request):
+        return (silent(request) if faults else None) or as_long_as_allowed(request)
+
+    with Server(script) as server:
+        args = TeacherArgs(
+            **QUICK | {"timeout": 0.5 if faults else 20.0},
+            base_url=server.url,
+            max_tokens=500,
+            max_usd=budget,
+            prices="prices.yaml",
+            max_concurrency=concurrency,
+        )
+        for _ in range(2):  # a second run begins with what the first one spent
+            with pytest.raises(Stopped, match=r"by max_usd \(0.05\): .*raise max_usd") as stopped:
+                collect(args, examples(300), "out")
+            assert stopped.value.code == 3
+            assert bill(server) <= budget
+        rows = read_rows("out/samples.jsonl")
+        assert len(rows) > (20 if faults else 60)
+        assert sum(row["cost"] for row in rows) <= budget
+
+
+def test_max_usd_counts_the_requests_of_a_killed_run(folder):
+    write_examples(300)
+    (folder / "prices.yaml").write_text(PRICES)
+    with Server(as_long_as_allowed) as server:
+        settings = {"max_tokens": 500, "max_usd": 0.04, "max_concurrency": 20}
+        settings["prices"] = "prices.yaml"
+        for rows in (5, 15, 25):
+            process = start(server, **settings)
+            wait_for_rows(rows, process)
+            process.kill()
+            process.wait()
+        process = start(server, **settings)
+        words = process.communicate(timeout=30)[1]
+        assert process.returncode == 3
+        assert "stopped: by max_usd" in words
+        assert bill(server) <= 0.04
+
+
+def test_a_raised_budget_goes_on(folder):
+    with Server() as server:
+        args = TeacherArgs(**QUICK, base_url=server.url, max_requests=12)
+        with pytest.raises(Stopped, match=r"by max_requests \(12\): 12 spent"):
+            collect(args, examples(30), "out")
+        assert len(server.asked) == 12
+        args.max_requests = 30
+        assert collect(args, examples(30), "out").funnel["kept"] == 30
+        assert len(server.asked) == 30
+
+
+def test_max_tokens_total(folder):
+    with Server() as server:
+        args = TeacherArgs(
+            **QUICK, base_url=server.url, max_tokens=1000, max_tokens_total=3000, max_concurrency=9
+        )
+        with pytest.raises(Stopped, match="by max_tokens_total"):
+            collect(args, examples(30), "out")
+        spent = sum(row["usage"]["total_tokens"] for row in read_rows("out/samples.jsonl"))
+        assert 1400 < spent <= 3000
+
+
+def test_a_key_refused_after_fifty_answers(folder):
+    refuses = Answer({"error": {"message": "no"}}, 401)
+    with Server(lambda request: refuses if request.number >= 50 else None) as server:
+        args = TeacherArgs(**QUICK, base_url=server.url)
+        with pytest.raises(InputError, match="check DEEPSEEK_API_KEY"):
+            collect(args, examples(100), "out")
+        assert len(read_rows("out/samples.jsonl")) == 50
+
+
+def test_the_limit_of_a_server_is_found_and_kept_to(folder):
+    with Server(limit=10, seconds=0.05) as server:
+        args = TeacherArgs(**QUICK, base_url=server.url)
+        assert collect(args, examples(400), "out").funnel["kept"] == 400
+        assert server.most == 10
+        assert len(server.asked) < 440
+
+
+def test_a_wait_that_the_server_asked_for_is_told(folder):
+    busy = Answer({}, 429, {"retry-after": "3"})
+    notes = []
+    with Server(lambda request: busy if request.number < 8 else None) as server:
+        args = TeacherArgs(**QUICK | {"longest_wait": 9.0}, base_url=server.url, max_concurrency=4)
+        collect(args, examples(6), "out", progress=lambda done, total, note: notes.append(note))
+    assert any("refused (429), waiting" in note for note in notes), notes
+
+
+def recipe(folder, server, *flags, **settings):
+    prompts = [[{"role": "user", "content": f"What is {n} and two?"}] for n in range(40)]
+    rows = [
+        {"prompt": prompts[n], "answer": "4" if n % 4 else "5", "verifier": "numeric"}
+        for n in range(40)
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tasks = [{"fn": "jsonl", "params": {"path": "rows.jsonl"}, "split": "all"}]
+    config = QUICK | {"tasks": tasks, "base_url": server.url} | settings
+    (folder / "collect.yaml").write_text(yaml.safe_dump(config))
+    stages = [{"name": "traces", "recipe": "collect", "config": "collect.yaml"}]
+    (folder / "chain.yaml").write_text(yaml.safe_dump({"name": "c", "stages": stages}))
+    done = subprocess.run(
+        [sys.executable, "-m", "chainforge.cli", "run", "chain.yaml", *flags],
+        env=os.environ | {"NO_COLOR": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_chain_collects_stops_at_its_budget_and_goes_on(folder):
+    stage = folder / "runs/c/traces"
+    fourth = "What is 3 and two?"
+    with Server(lambda request: FAULTS["500"] if request.prompt == fourth else None) as server:
+        settings = {"fallback": "none", "max_retries": 1, "max_concurrency": 4}
+        code, text = recipe(folder, server, max_requests=12, **settings)
+        assert code == 3, text
+        assert "stopped: stage traces by max_requests (12): 12 spent" in text
+        assert not (stage / "manifest.json").exists()
+        assert len(server.asked) == 12
+        code, text = recipe(folder, server, **settings)  # the same stage: what is paid stays
+        assert code == 0, text
+        # The failing prompt is asked twice a run, in the first run as far as its budget went.
+        assert 39 + 2 <= len(server.asked) <= 39 + 4
+    funnel = json.loads((stage / "funnel.json").read_text())
+    assert funnel["in"] == 40
+    assert funnel["kept"] == 29
+    assert funnel["dropped"] == {"status_500": 1, "wrong": 10}
+    rows = read_rows(stage / "samples.jsonl")
+    assert sorted({row["drop"] for row in rows}, key=str) == [None, "wrong"]
+    card = (stage / "dataset/README.md").read_text()
+    head = yaml.safe_load(card.split("---")[1])
+    assert head["configs"][0]["data_files"] == "train.parquet"
+    assert "| left out: `wrong` | 10 |" in card
+    assert "distillation" in card
+    manifest = json.loads((stage / "manifest.json").read_text())
+    assert manifest["metrics"]["sources"] == {"deepseek-flash": 39}
+    assert manifest["metrics"]["spending"]["requests"] == len(server.asked)
+    for path in folder.rglob("*"):
+        assert not path.is_file() or KEY.encode() not in path.read_bytes(), path

@@ -1,0 +1,169 @@
+from collections import defaultdict
+from types import SimpleNamespace
+
+import pytest
+
+from chainforge.core.errors import InputError
+from chainforge.core.records import example, read_rows, write_rows
+from chainforge.generate.harvest import Recorder, origins, read_pool
+from chainforge.rewards.scoring import RewardArgs, load_rewards
+
+END = 2
+FORM = "<reasoning_process>so</reasoning_process>\n<summary>{}</summary>"
+TRAINING = SimpleNamespace(
+    num_generations=2, temperature=1.0, top_p=1.0, top_k=0, max_completion_length=8
+)
+
+
+def prompts(count=2):
+    return [
+        example([{"role": "user", "content": f"{n} + 1 ="}], str(n + 1), task="t", verifier="exact")
+        for n in range(count)
+    ]
+
+
+def recorder(directory, **settings):
+    return Recorder(directory, load_rewards(RewardArgs(**settings), set(prompts()[0])), TRAINING,
+                    model="m", transcript="r1-cold-start", end=END)  # fmt: skip
+
+
+def roll(recorder, step, rows, texts, log_metric=lambda name, value: None):
+    """Call the rewards as TRL does: one after the other, every row's columns beside them."""
+    columns = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
+    return [
+        reward(
+            prompts=[row["prompt"] for row in rows],
+            completions=[[{"role": "assistant", "content": text}] for text in texts],
+            completion_ids=[[5, END] if text else [5, 5, 5] for text in texts],
+            trainer_state=SimpleNamespace(global_step=step),
+            log_metric=log_metric,
+            log_extra=lambda name, values: None,
+            **columns,
+        )
+        for reward in recorder.rewards
+    ]
+
+
+def test_groups_that_score_alike_are_counted(tmp_path):
+    """Two of 1.2 do; in float32 TRL's own share of such groups stays at 0."""
+    (stage := tmp_path / "reason").mkdir()
+    first, second = prompts()
+    told = defaultdict(list)
+    texts = [FORM.format(1), FORM.format(1), "", FORM.format(2)]
+    roll(recorder(stage), 0, [first, first, second, second], texts,
+         lambda name, value: told[name].append(value))  # fmt: skip
+    assert (told["groups/alike"], told["groups/mixed_correctness"]) == ([1, 0], [0, 1])
+    assert (told["accuracy"], told["formatted"]) == ([1, 1, 0, 1], [1, 1, 0, 1])
+
+
+@pytest.mark.parametrize("settings", [{}, {"random_rewards": True}])
+def test_an_evaluation_logs_its_strict_accuracy_and_no_rollouts(tmp_path, settings):
+    log = recorder(tmp_path, **settings)
+    log.held_out = True
+    told = []
+    texts = [FORM.format(1), FORM.format(7)]
+    roll(log, 0, prompts(), texts, lambda name, value: told.append((name, value)))
+    assert [pair for pair in told if pair[0] == "accuracy"] == [("accuracy", 1), ("accuracy", 0)]
+    assert not (tmp_path / "rollouts.jsonl").exists()
+
+
+def test_every_rollout_is_kept_with_its_rewards_step_and_policy(tmp_path):
+    (stage := tmp_path / "reason").mkdir()
+    log = recorder(stage)
+    first, second = prompts()
+    rows = [first, first, second, second]
+    texts = [FORM.format(1), FORM.format(7), "", FORM.format(2)]
+    values = roll(log, 0, rows, texts)
+    assert values == [[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 0.0, 1.0]]
+    roll(log, 1, rows, texts)
+    assert log.close() == 8
+    logged = read_rows(stage / "rollouts.jsonl")
+    assert [row["step"] for row in logged] == [1] * 4 + [2] * 4
+    one = logged[0]
+    assert {key: one[key] for key in first} == first
+    assert one["rewards"] == {"accuracy_reward": 1.0, "format_reward": 1.0}
+    assert one["reward"] == pytest.approx(1.2)
+    assert [row["correct"] for row in logged[:4]] == [True, False, False, True]
+    assert [row["formatted"] for row in logged[:4]] == [True, True, False, True]
+    assert [row["finish_reason"] for row in logged[:4]] == ["stop", "stop", "length", "stop"]
+    assert [row["tokens"] for row in logged[:4]] == [2, 2, 3, 2]
+    assert [row["sample"] for row in logged[:4]] == [0, 1, 0, 1]
+    assert (one["policy"], logged[4]["policy"], one["stage"]) == ("reason@0", "reason@1", "reason")
+
+
+def test_shaped_or_random_rewards_are_no_verdict(tmp_path):
+    rows = prompts()
+    for number, settings in enumerate(
+        [
+            {"rewards": [{"fn": "format_reward"}]},
+            {"rewards": [{"fn": "accuracy_reward", "params": {"lenient": True}}]},
+            {"random_rewards": True},
+        ]
+    ):
+        log = recorder(tmp_path / str(number), **settings)
+        roll(log, 0, rows, [FORM.format(1)] * 2)
+        log.close()
+        logged = read_rows(tmp_path / str(number) / "rollouts.jsonl")
+        assert [row["correct"] for row in logged] == [None, None]
+
+
+def test_a_resumed_run_forgets_the_steps_that_it_takes_again(tmp_path):
+    log = recorder(tmp_path)
+    for step in range(4):
+        roll(log, step, prompts(), [FORM.format(1)] * 2)
+    path = tmp_path / "rollouts.jsonl"
+    with open(path, "ab") as file:
+        file.write(b'{"torn')
+    again = recorder(tmp_path)
+    again.resume(2)
+    assert [row["step"] for row in read_rows(path)] == [1, 1, 2, 2]
+    roll(again, 2, prompts(), [FORM.format(1)] * 2)
+    assert again.close() == 6
+    anew = recorder(tmp_path)
+    anew.resume(0)
+    assert read_rows(path) == []
+
+
+def test_processes_write_apart_and_are_merged_by_step(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    logs = []
+    for rank in (0, 1):
+        monkeypatch.setenv("RANK", str(rank))
+        logs.append(recorder(tmp_path))
+        logs[-1].resume(0)
+        for step in range(2):
+            roll(logs[-1], step, [prompts()[rank]] * 2, [FORM.format(1)] * 2)
+    monkeypatch.setenv("RANK", "0")
+    assert logs[0].close() == 8
+    rows = read_rows(tmp_path / "rollouts.jsonl")
+    assert [row["step"] for row in rows] == [1] * 4 + [2] * 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rollouts.jsonl"]
+
+
+def test_a_pool_numbers_samples_anew_and_says_where_they_are_from(tmp_path):
+    log = recorder(tmp_path / "reason")
+    for step in range(3):
+        roll(log, step, prompts(), [FORM.format(1)] * 2)
+    log.close()
+    others = [row | {"completion": "x", "sample": 0, "drop": "wrong"} for row in prompts(1)]
+    (tmp_path / "picks").mkdir()
+    write_rows(tmp_path / "picks/samples.jsonl", others)
+    pool = read_pool([str(tmp_path / "reason"), str(tmp_path / "picks")])
+    keys = [(row["id"], row["sample"]) for row in pool]
+    assert len(keys) == len(set(keys)) == 7
+    assert not any("drop" in row for row in pool)
+    assert origins(pool) == {
+        "reason": {"rows": 6, "policies": 3, "steps": [1, 3]},
+        "picks": {"rows": 1},
+    }
+
+
+def test_what_is_no_pool_is_said(tmp_path):
+    with pytest.raises(InputError, match=r"no samples: expected a \.jsonl file"):
+        read_pool([str(tmp_path)])
+    write_rows(tmp_path / "samples.jsonl", prompts(1))
+    with pytest.raises(InputError, match="row 1: no sample: it has no 'completion'"):
+        read_pool([str(tmp_path)])
+    write_rows(tmp_path / "samples.jsonl", [])
+    with pytest.raises(InputError, match="no samples in it"):
+        read_pool([str(tmp_path)])

@@ -1,0 +1,179 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from chainforge.core.errors import InputError
+from chainforge.train import checkpoints
+from chainforge.train.checkpoints import check_saving, damage, last_good, rotate, seal, window
+
+FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth")
+
+
+def checkpoint(directory, step, sealed=True, **state):
+    path = directory / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    for name in FILES:
+        (path / name).write_bytes(f"{name} of step {step}".encode())
+    state = {"global_step": step, "max_steps": 12} | state
+    (path / "trainer_state.json").write_text(json.dumps(state))
+    if sealed:
+        seal(path)
+    return path
+
+
+def names(directory):
+    return {path.name for path in directory.iterdir()}
+
+
+def test_the_newest_by_number_not_by_name(tmp_path):
+    assert last_good(tmp_path / "none") is None
+    for step in (9, 10, 2):
+        checkpoint(tmp_path, step)
+    assert last_good(tmp_path).name == "checkpoint-10"
+
+
+def test_what_was_not_written_to_its_end_is_set_aside(tmp_path, caplog):
+    checkpoint(tmp_path, 4)
+    checkpoint(tmp_path, 5, sealed=False)
+    (tmp_path / "checkpoint-6").mkdir()
+    assert last_good(tmp_path).name == "checkpoint-4"
+    assert names(tmp_path) == {"checkpoint-4", "damaged-checkpoint-5", "damaged-checkpoint-6"}
+    assert "checkpoint-5 is not whole (it was cut while it was written" in caplog.text
+    assert "set aside as damaged-checkpoint-6" in caplog.text
+    checkpoint(tmp_path, 7, sealed=False)
+    assert last_good(tmp_path).name == "checkpoint-4"
+    assert names(tmp_path) == {"checkpoint-4", "damaged-checkpoint-7"}  # they do not pile up
+    checkpoints.forget_asides(tmp_path)
+    assert names(tmp_path) == {"checkpoint-4"}
+
+
+def test_no_flipped_bit_of_the_seal_goes_unseen(tmp_path):
+    path = checkpoint(tmp_path, 4)
+    whole = (path / checkpoints.SEAL).read_bytes()
+    for bit in range(0, 8 * (len(whole) - 1), 37):  # the last byte is the newline
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        (path / checkpoints.SEAL).write_bytes(flipped)
+        assert damage(path), f"bit {bit}: {flipped}"
+
+
+def test_files_in_folders_count_too(tmp_path):
+    path = checkpoint(tmp_path, 4, sealed=False)
+    (path / "global_step4").mkdir()
+    (path / "global_step4/shard.pt").write_bytes(b"shard")
+    seal(path)
+    assert damage(path) is None
+    (path / "global_step4/shard.pt").write_bytes(b"sharp")
+    assert damage(path) == "global_step4/shard.pt is not what was written"
+
+
+def test_a_checkpoint_is_no_better_than_the_best_one_that_it_points_to(tmp_path, caplog):
+    checkpoint(tmp_path, 2)
+    best = checkpoint(tmp_path, 4, best_model_checkpoint="runs/x/checkpoints/checkpoint-4")
+    checkpoint(tmp_path, 6, best_model_checkpoint="runs/x/checkpoints/checkpoint-4")
+    assert last_good(tmp_path).name == "checkpoint-6"
+    (best / "model.safetensors").write_bytes(b"")
+    assert last_good(tmp_path).name == "checkpoint-2"
+    assert "the best checkpoint before it, checkpoint-4: model.safetensors" in caplog.text
+
+
+def test_only_whole_ones_are_counted_when_old_ones_are_removed(tmp_path):
+    for step in (2, 4, 6, 8):
+        checkpoint(tmp_path, step)
+    checkpoint(tmp_path, 5, sealed=False)
+    rotate(tmp_path, None, None)
+    assert len(names(tmp_path)) == 5
+    rotate(tmp_path, 2, best="runs/x/checkpoints/checkpoint-2")
+    assert names(tmp_path) == {"checkpoint-2", "checkpoint-6", "checkpoint-8"}
+    rotate(tmp_path, 1, best=None)
+    assert names(tmp_path) == {"checkpoint-8"}
+
+
+def test_another_number_of_processes_is_refused(tmp_path):
+    path = checkpoint(tmp_path, 4, sealed=False)
+    (path / "rng_state.pth").rename(path / "rng_state_0.pth")
+    shutil.copy(path / "rng_state_0.pth", path / "rng_state_1.pth")
+    seal(path)
+    assert last_good(tmp_path, processes=2) == path
+    with pytest.raises(InputError, match="made by 2 processes, and this run has 1"):
+        last_good(tmp_path, processes=1)
+
+
+@pytest.fixture(scope="module")
+def grpo():
+    """Make a GRPOConfig as the recipe gets it, with TRL's own resolution of the window."""
+    from trl import GRPOConfig
+
+    def make(**changes):
+        fixed = {"use_cpu": True, "bf16": False, "output_dir": "x", "report_to": "none"}
+        fixed |= {"per_device_train_batch_size": 4, "num_generations": 4, "save_steps": 4}
+        return GRPOConfig(**(fixed | changes))
+
+    return make
+
+
+BETWEEN = [
+    (1, {}),
+    (1, {"gradient_accumulation_steps": 4}),
+    (1, {"gradient_accumulation_steps": 4, "steps_per_generation": 2}),
+    (4, {"steps_per_generation": 4}),
+    (4, {"generation_batch_size": 16}),
+    (4, {"num_iterations": 4}),
+    (4, {"num_iterations": 2, "generation_batch_size": 8, "save_steps": 8}),
+    (2, {"steps_per_generation": 4, "gradient_accumulation_steps": 2}),
+    (4, {"steps_per_generation": 4, "save_strategy": "no", "save_steps": 3}),
+    (4, {"steps_per_generation": 4, "save_strategy": "epoch", "save_steps": 3}),
+]
+
+
+@pytest.mark.parametrize(("steps", "changes"), BETWEEN)
+def test_saves_between_generations_are_fine(grpo, steps, changes):
+    config = grpo(**changes)
+    check_saving(config)
+    assert window(config) == steps
+
+
+INSIDE = [
+    ("save_steps: 6 .* window of 4 .* such as 4$", {"steps_per_generation": 4, "save_steps": 6}),
+    ("save_steps: 3 .* such as 4$", {"generation_batch_size": 16, "save_steps": 3}),
+    ("save_steps: 3 .* window of 2", {"num_iterations": 2, "save_steps": 3}),
+    ("save_steps: 0.5 .* such as 2$", {"num_iterations": 2, "save_steps": 0.5, "max_steps": 8}),
+    (
+        "save_steps: 9 .* window of 4 .* such as 8$",
+        {"steps_per_generation": 4, "num_iterations": 2, "gradient_accumulation_steps": 2}
+        | {"save_steps": 9},
+    ),
+    (
+        r"gradient_accumulation_steps \(2\) and steps_per_generation x num_iterations \(3\)",
+        {"steps_per_generation": 3, "gradient_accumulation_steps": 2},
+    ),
+    (
+        "eval_steps: 3 .* window of 4",
+        {"steps_per_generation": 4, "save_strategy": "best", "eval_strategy": "steps"}
+        | {"eval_steps": 3, "metric_for_best_model": "reward", "per_device_eval_batch_size": 4},
+    ),
+]
+
+
+@pytest.mark.parametrize(("words", "changes"), INSIDE)
+def test_saves_inside_a_generation_window_are_refused(grpo, words, changes):
+    with pytest.raises(InputError, match=words):
+        check_saving(grpo(**changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"save_only_model": True}, {"ignore_data_skip": True}, {"resume_from_checkpoint": "x"}],
+)
+def test_what_would_not_go_on_exactly_is_refused(grpo, changes):
+    with pytest.raises(InputError, match=f"^{next(iter(changes))}: "):
+        check_saving(grpo(**changes))
+
+
+def test_the_seal_names_every_file(tmp_path):
+    path = checkpoint(tmp_path, 4)
+    sealed = json.loads((path / checkpoints.SEAL).read_text())["files"]
+    assert set(sealed) == {*FILES, "trainer_state.json"}
+    assert damage(Path(path)) is None

@@ -1,0 +1,115 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from chainforge.train.architecture import read_shape
+from chainforge.train.layout import Layout
+from chainforge.train.memory import GIB, PROMPT_TOKENS, estimate
+from chainforge.train.remedies import remedies
+from chainforge.train.settings import settings_of
+
+SEVEN = read_shape(
+    {
+        "model_type": "qwen2", "vocab_size": 152064, "hidden_size": 3584, "num_hidden_layers": 28,
+        "intermediate_size": 18944, "num_attention_heads": 28, "num_key_value_heads": 4,
+        "tie_word_embeddings": False,
+    }
+)  # fmt: skip
+MEASURED = json.loads(
+    (Path(__file__).parents[2] / "benchmarks/results/memory.json").read_text()
+)["cases"]  # fmt: skip
+LORA = {"use_peft": True, "dtype": "bfloat16"}
+QLORA = LORA | {"load_in_4bit": True}
+
+
+def need(recipe="sft", kind="single", processes=1, device=None, teacher=None, **given):
+    settings = settings_of(recipe, given)
+    layout = Layout(kind, processes)
+    return estimate(recipe, settings, SEVEN, layout, device_bytes=device, teacher=teacher)
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_the_estimate_is_near_what_was_measured(name, monkeypatch):
+    """Against the recorded measurements of `benchmarks/memory.py`, on the same cases."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    import memory as benchmark
+
+    row = MEASURED[name]
+    expected = benchmark.expected(name, "tensors" in row)
+    assert expected["estimate"] == row["estimate"], "run benchmarks/memory.py again"
+    peak = row.get("tensors") or row["allocated"]
+    assert 0.9 < expected["estimate"] / peak < 1.1
+
+
+def test_the_parts_are_what_one_would_say_by_hand():
+    full = need()
+    assert full.resident["weights"] == SEVEN.parameters * 4
+    assert full.resident["optimizer"] == SEVEN.parameters * 8
+    assert need(kind="zero3", processes=8).resident["optimizer"] == SEVEN.parameters * 12 // 8
+    assert need(kind="zero2", processes=8).resident["weights"] == SEVEN.parameters * 2
+    assert need(kind="fsdp2", processes=8).resident["weights"] == SEVEN.parameters * 4 // 8
+    lora = need(**LORA)
+    assert lora.resident["weights"] == SEVEN.parameters * 2
+    assert lora.resident["adapter"] == SEVEN.adapter(16, None) * 4
+    assert need(**QLORA).resident["weights"] < 0.45 * lora.resident["weights"]
+    assert need(**QLORA, use_bnb_nested_quant=True).peak < need(**QLORA).peak
+    assert need(optim="adamw_8bit").resident["optimizer"] == SEVEN.parameters * 2
+
+
+def test_what_takes_memory_and_what_spares_it():
+    assert need(**LORA).peak < need(**LORA, gradient_checkpointing=False).peak
+    assert need(**LORA).peak < need(**LORA, per_device_train_batch_size=32).peak
+    assert need(kind="ddp", processes=8).peak > need().peak  # its buckets
+    grpo = need("grpo", **LORA)
+    assert "reference" not in grpo.resident
+    assert need("grpo", beta=0.04).resident["reference"] == SEVEN.parameters * 4
+    assert need("grpo", **LORA, beta=0.04).resident["reference"] < grpo.resident["weights"] / 100
+    many = need("grpo", **LORA, gradient_accumulation_steps=32)
+    assert many.phase == "writing completions"
+    assert "key-value cache" in many.parts
+    assert any(str(PROMPT_TOKENS) in words for words in many.assumed)
+    gathered = need("grpo", kind="zero3", processes=8).phases["writing completions"]
+    assert gathered["gathered weights"] == SEVEN.parameters * 2
+    pupil = need("distill", **LORA, teacher=SEVEN)
+    assert pupil.resident["teacher"] == SEVEN.parameters * 4
+
+
+def test_vllm_takes_its_share_of_the_device():
+    vllm = LORA | {"use_vllm": True}
+    stays = need("grpo", device=80 * GIB, **vllm)
+    assert stays.resident["vLLM"] == int(0.3 * 80 * GIB)
+    sleeps = need("grpo", device=80 * GIB, **vllm, vllm_enable_sleep_mode=True)
+    assert "vLLM" not in sleeps.resident
+    assert sleeps.peak < stays.peak
+    assert need("grpo", **vllm, vllm_mode="server").peak < sleeps.peak
+    assert any("left out" in words for words in need("grpo", **vllm).assumed)
+
+
+def advised(gib, recipe="sft", kind="single", processes=1, **given):
+    settings = settings_of(recipe, given)
+    return remedies(recipe, settings, SEVEN, Layout(kind, processes), gib * GIB)
+
+
+def test_the_setting_that_costs_least_is_named():
+    words, found = advised(24, **LORA, gradient_checkpointing=False)
+    assert words == ["gradient_checkpointing: true"]
+    assert found.peak <= 24 * GIB
+    words, _ = advised(19, **LORA, max_length=8192, per_device_train_batch_size=16)
+    assert words[0].startswith("per_device_train_batch_size: ")
+    assert "gradient_accumulation_steps" in words[0]
+    assert advised(24)[0] == ["use_peft: true, dtype: bfloat16 (LoRA)"]
+    assert advised(11)[0] == ["use_peft: true, load_in_4bit: true, dtype: bfloat16 (QLoRA)"]
+    assert advised(80, kind="ddp", processes=8)[0] == ["launch: fsdp2"]
+
+
+def test_several_settings_where_one_is_not_enough():
+    given = LORA | {"gradient_checkpointing": False, "max_length": 16384}
+    words, found = advised(17, **given)
+    assert len(words) > 1
+    assert found.peak <= 17 * GIB
+    words, found = advised(20, "grpo", **LORA, gradient_accumulation_steps=64)
+    assert any(word.startswith("generation_batch_size: ") for word in words), words
+    words, found = advised(2)
+    assert words
+    assert found.peak > 2 * GIB  # not even all of them would do

@@ -1,0 +1,222 @@
+"""The cards: what they tell, and that nothing hostile or private gets out through them."""
+
+import getpass
+import json
+import re
+import shutil
+import socket
+from pathlib import Path
+
+import finished as runs
+import pytest
+import yaml
+
+from chainforge.core.errors import InputError
+from chainforge.train.package import pack
+
+HOSTILE = "x`](javascript:alert(1)) | <img src=x onerror=alert(1)>\n---\nlicense: mit\n```\n# Gone"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cards")
+    return runs.chain(folder / "runs/full", runs.base(folder / "models/begin", "apache-2.0"))
+
+
+def card_of(*args, **options):
+    package = pack(*args, **options)
+    text = package.files["README.md"].decode()
+    head = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)[1]
+    return text, yaml.safe_load(head), package
+
+
+def test_the_card_of_a_model_tells_all_that_it_came_from(run):
+    text, head, _ = card_of(run / "final", "model", title="me/final")
+    assert head["license"] == "apache-2.0"  # as the base's own card says
+    assert head["library_name"] == "transformers"
+    assert "base_model" not in head  # it is on no Hub
+    for stage in ("traces", "cold", "reason", "picks", "mixed", "final"):
+        assert f"| `{stage}` |" in text
+    assert "lessons" not in text
+    assert "| `mixed` | supervised fine-tuning | model: `begin`; data: `picks`, `traces` |" in text
+    assert "3 steps, mean loss 0.5, 90 s on cpu (2 cores)" in text
+    assert "## Where the samples of `picks` went" in text
+    assert "| `wrong` | 3 | 7 |" in text
+    assert "| **`final`** | 50.0 (45.0 to 55.0) |" in text
+    assert "beta: 0.01" in text
+    assert "Versions: chainforge" in text
+    assert "DeepSeek's Open Platform Terms" in text
+    assert 'AutoModelForCausalLM.from_pretrained("me/final"' in text
+    assert '{"role": "system", "content": "Think first."}' in text
+
+
+def test_the_card_of_a_student_tells_its_base_and_whose_lessons_it_had(run):
+    text, head, _ = card_of(run / "student", "model")
+    assert head["base_model"] == "Qwen/Qwen2.5-0.5B"
+    assert head["base_model_relation"] == "finetune"
+    assert "[Qwen/Qwen2.5-0.5B](https://huggingface.co/Qwen/Qwen2.5-0.5B)" in text
+    assert "| `lessons` | rejection sampling | model: `final` |" in text
+    assert "by models that began as `begin`" in text
+    assert "| `final` |" in text.partition("## Results")[2]
+
+
+def test_a_teacher_by_probabilities_is_told_with_its_terms(tmp_path):
+    runs.stage(tmp_path / "pupil", "distill", model="me/small", teacher="Qwen/Qwen2.5-7B")
+    text, head, _ = card_of(tmp_path / "pupil", "model")
+    assert head["base_model"] == "me/small"
+    assert "teacher: [Qwen/Qwen2.5-7B]" in text
+    assert "began as [Qwen/Qwen2.5-7B]" in text
+
+
+def test_the_card_of_an_adapter_on_a_model_of_the_hub(tmp_path):
+    runs.stage(tmp_path / "cold", "sft", model="Qwen/Qwen2.5-0.5B", parts=("model", "adapter"))
+    text, head, package = card_of(tmp_path / "cold", title="me/adapter", upload=True)
+    assert head["base_model"] == "Qwen/Qwen2.5-0.5B"
+    assert head["base_model_relation"] == "adapter"
+    assert head["library_name"] == "peft"
+    assert "lora" in head["tags"]
+    assert 'AutoPeftModelForCausalLM.from_pretrained("me/adapter"' in text
+    assert set(package.files) == {
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json"
+    }  # fmt: skip
+
+
+def test_the_card_of_rows_tells_whose_they_are(run):
+    text, head, package = card_of(run / "lessons", "dataset")
+    assert head["license"] == "other"
+    assert "# Rows" in text
+    assert "| `final` |" in text
+    assert "by models that began as `begin`" in text
+    assert set(package.files) == {"README.md", "train.parquet"}
+    text, head, _ = card_of(run / "lessons", "dataset", licence={"license": "cc-by-4.0"})
+    assert head["license"] == "cc-by-4.0"
+    assert text.count("# Rows") == 1
+
+
+def test_nothing_of_this_machine_stands_in_what_goes_out(tmp_path):
+    """Settings, bases and teachers by absolute paths, an adapter on such a base, a login's name."""
+    home = str(Path.home())
+    private = tmp_path / "a-users-name"
+    begin = runs.base(private / "models/begin")
+    given = {
+        "tasks": [{"fn": "jsonl", "params": {"path": f"{private}/problems.jsonl"}}],
+        "rewards": [{"fn": f"{private}/mine.py:good", "params": {"api_key": "sk-0", "k": 1}}],
+        "deepspeed": "../../a-users-name/zero.json",
+        "vllm_server_base_url": "http://a-users-name:pass@gpu:8000/v1",
+        "wandb_token": "t0ken",
+        "eos_token": "<|im_end|>",
+        "loss_type": f"{home}/x y",
+    }
+    runs.stage(private / "cold", "sft", model=begin, given=given, parts=("model", "adapter"),
+               adapter_config={"base_model_name_or_path": begin})  # fmt: skip
+    runs.stage(private / "pupil", "distill", model=begin, teacher=private / "cold/model")
+    text, _, package = card_of(private / "cold", "adapter", title="out")
+    assert base_in(package) == "begin"
+    assert 'from_pretrained("begin"' in text
+    assert 'PeftModel.from_pretrained(base, "out")' in text
+    for wanted in ("path: problems.jsonl", "mine.py:good", "k: 1", "<|im_end|>", "zero.json"):
+        assert wanted in text
+    whole = text + card_of(private / "pupil", "model")[0]
+    whole += "".join(c.decode() for c in package.files.values() if isinstance(c, bytes))
+    told = ("a-users-name", str(tmp_path), f"{home}/", "sk-0", "t0ken", socket.gethostname())
+    assert not [word for word in told if word in whole]
+    if len(getpass.getuser()) > 4:
+        assert getpass.getuser() not in whole
+
+
+def base_in(package):
+    return json.loads(package.files["adapter_config.json"])["base_model_name_or_path"]
+
+
+def test_a_path_in_a_file_that_is_sent_as_it_is_is_noted(tmp_path, monkeypatch):
+    model = Path(runs.base(tmp_path / "plain"))
+    monkeypatch.chdir(tmp_path)
+    (model / "tokenizer_config.json").write_text(json.dumps({"name": f"{tmp_path}/plain"}))
+    _, _, package = card_of(model, licence={"license": "mit"})
+    assert package.notes == [f"tokenizer_config.json names {tmp_path}, a folder of this machine"]
+    config = json.loads(package.files["config.json"])
+    assert config == {"model_type": "qwen2"}  # without where it lay, and what was for training
+
+
+def test_hostile_names_and_settings_stay_what_they_are(tmp_path):
+    given = {"tasks": [{"fn": "hub", "params": {"dataset": HOSTILE}}], "system_prompt": HOSTILE,
+             "run_name": HOSTILE, "teacher": "openai", "model": HOSTILE, "base_url": HOSTILE}  # fmt: skip
+    traces = runs.stage(tmp_path / "traces", "collect", given=given)
+    del given["teacher"], given["model"], given["base_url"]
+    folder = tmp_path / "runs `x` | [y](z)"
+    runs.stage(folder, "grpo", model=HOSTILE, data=[traces], given=given)
+    text, head, _ = card_of(folder, "model", title="a`b <b> [c](d) #e\n---\n# f")
+    assert "license" not in head
+    assert head["tags"] == ["chainforge", "trl", "reasoning"]
+    outside = re.sub(r"(`{3,})\w+\n.*?\n\1\n", "", text, flags=re.DOTALL)  # what is no code block
+    lines = outside.splitlines()
+    titles = [line for line in lines if line.startswith("#")]
+    assert [title.strip("# ") for title in titles][1:] == [
+        "Use", "Results", "How it was made", "Where the samples of `traces` went",
+        f"Settings of `{folder.name.replace('`', chr(39)).replace('|', '/')}`",
+        "Licence and terms", "Limits",
+    ]  # fmt: skip
+    assert titles[0] == r"# a\`b \<b\> \[c\](d) \#e --- \# f"
+    plain = re.sub(r"`[^`\n]*`", "", outside.partition("## Use")[2])  # what is no code span
+    assert "javascript" not in plain
+    assert "<img" not in plain
+    rows = [line for line in lines if line.startswith("| `")]
+    assert rows
+    assert all(line.count("|") in (4, 5) for line in rows)
+
+
+def test_a_stage_that_is_not_finished_is_refused_with_all_its_parts(run, tmp_path):
+    cold = shutil.copytree(run / "cold", tmp_path / "cold")
+    (cold / "stage.json").write_text("{}")
+    (cold / "manifest.json").unlink()
+    checkpoint = shutil.copytree(cold / "model", cold / "checkpoints/checkpoint-9")
+    for path in (cold, cold / "model", checkpoint):
+        with pytest.raises(InputError, match=rf"{cold}: this stage is not finished"):
+            pack(path)
+
+
+def test_the_base_of_an_adapter_is_found_where_the_run_was_moved_to(run, tmp_path):
+    was, moved = tmp_path / "was", tmp_path / "moved"
+    shutil.copytree(run / "cold", was / "cold")
+    base = str(was / "cold/model")
+    runs.stage(was / "reason", "grpo", model=base, parts=("adapter",),
+               adapter_config={"base_model_name_or_path": base})  # fmt: skip
+    was.rename(moved)
+    with pytest.raises(InputError, match=rf"chainforge export {moved}/cold --what model --to"):
+        pack(moved / "reason", upload=True)
+    _, _, package = card_of(moved / "reason")
+    assert base_in(package) == "cold/model"
+    assert f"its base is a folder here, {moved}/cold/model" in package.notes[0]
+    _, head, package = card_of(moved / "reason", base="me/cold", upload=True)
+    assert head["base_model"] == base_in(package) == "me/cold"
+    _, _, package = card_of(moved / "reason", base=str(moved / "cold/model"))
+    assert base_in(package) == str(moved / "cold/model")  # into a folder, as it was asked for
+    shutil.rmtree(moved / "cold")
+    with pytest.raises(InputError, match="gone from here and is no model of the Hub"):
+        pack(moved / "reason", upload=True)
+
+
+@pytest.mark.parametrize(
+    ("base", "upload", "message"),
+    [("../begin", True, "expected a Hub id"), ("nowhere", False, "expected a Hub id"),
+     ("me/other", False, "was trained on Qwen/Qwen2.5-0.5B")],
+)  # fmt: skip
+def test_a_base_that_cannot_be_is_refused(tmp_path, base, upload, message):
+    runs.stage(tmp_path / "cold", "sft", model="Qwen/Qwen2.5-0.5B", parts=("adapter",))
+    with pytest.raises(InputError, match=message):
+        pack(tmp_path / "cold", base=base, upload=upload)
+
+
+def test_pairs_go_out_with_the_rows_and_hidden_files_do_not(tmp_path):
+    for name in ("train.parquet", "pairs/train.parquet", ".hidden.parquet"):
+        runs.rows(tmp_path / "rows" / name)
+    (tmp_path / "rows/README.md").write_text("---\nlicense: [broken\n---\n\n# Mine\n")
+    text = pack(tmp_path / "rows").files["README.md"].decode()
+    assert "# Mine" in text
+    package = pack(tmp_path / "rows", licence={"license": "mit"})
+    assert set(package.files) == {"README.md", "train.parquet", "pairs/train.parquet"}
+    assert package.left_out == [".hidden.parquet"]
+    assert package.files["README.md"].decode() == "---\nlicense: mit\n---\n\n# Mine\n"
+    (tmp_path / "rows/train.parquet").write_bytes(b"torn")
+    with pytest.raises(InputError, match=r"train.parquet is not a parquet file"):
+        pack(tmp_path / "rows")

@@ -1,0 +1,307 @@
+"""A run that is killed, stopped or out of room goes on and ends as an undisturbed one, bit by bit.
+
+By default a few steps of each kind of stage are tried; `--every-step` tries all of them.
+"""
+
+import json
+import re
+import shutil
+import signal
+
+import pytest
+import yaml
+from forks import Warm
+
+from chainforge.core.artifacts import read_manifest, sha256
+from chainforge.core.records import read_rows
+from chainforge.core.transcript import write
+from chainforge.train.checkpoints import SEAL, last_good
+
+STEPS = 12
+FIXED = {"use_cpu": True, "bf16": False, "report_to": "none", "gradient_checkpointing": False}
+FIXED |= {"max_steps": STEPS, "learning_rate": 0.01, "save_steps": 2, "logging_steps": 5}
+# Each goes through its data more than once, and so through several orders of them.
+KINDS = {
+    "sft": ("sft", {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}),
+    "packed": ("sft", {"per_device_train_batch_size": 1, "packing": True, "max_length": 128}),
+    "grpo": ("grpo", {"per_device_train_batch_size": 8, "steps_per_generation": 2, "beta": 0.1}),
+    "lora": (
+        "grpo",
+        {"per_device_train_batch_size": 16, "num_iterations": 2, "beta": 0.1, "use_peft": True},
+    ),
+    "distill": ("distill", {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}),
+    # by epochs, and in an order that transformers draws from what training itself draws from
+    "grouped": (
+        "sft",
+        {"per_device_train_batch_size": 4, "train_sampling_strategy": "group_by_length"}
+        | {"save_strategy": "epoch"},
+    ),
+    "two": ("grpo", {"per_device_train_batch_size": 4, "steps_per_generation": 2}),
+    # the best of several checkpoints becomes the policy, and only the newest is kept beside it
+    "best": (
+        "grpo",
+        {"per_device_train_batch_size": 8, "heldout_size": 4, "keep_best": True}
+        | {"save_total_limit": 1},
+    ),
+    # an adapter that an earlier stage left, trained on over a base in four bits
+    "qlora": (
+        "grpo",
+        {"per_device_train_batch_size": 8, "beta": 0.1, "use_peft": True}
+        | {"load_in_4bit": True, "adapter": "continue"},
+    ),
+}
+# Killed when so many steps are taken; after 12 only the policy is left to save.
+FEW = {"sft": [0], "packed": [7], "grpo": [5, 12], "lora": [3], "distill": [9]}
+FEW |= {"grouped": [7], "two": [7], "best": [1, 12], "qlora": [7]}
+TIMES = re.compile("_(time|runtime|per_second)$")
+FILES_SAVED_BY_TORCH = 3  # optimizer, scheduler, random numbers
+
+
+def pytest_generate_tests(metafunc):
+    every = metafunc.config.getoption("--every-step")
+    if "killed_at" in metafunc.fixturenames:
+        steps = {kind: range(STEPS + 1) if every else few for kind, few in FEW.items()}
+        cases = [(kind, step) for kind in KINDS for step in steps[kind]]
+        metafunc.parametrize(("kind", "killed_at"), cases)
+    if "torn" in metafunc.fixturenames:
+        numbers = range(1, FILES_SAVED_BY_TORCH + 1)
+        cases = [(kind, n) for kind in ("sft", "lora") for n in numbers]
+        metafunc.parametrize(("kind", "torn"), cases if every else cases[:1])
+
+
+class Runs:
+    """Runs of each kind of stage, of the same settings, in folders of their own."""
+
+    def __init__(self, folder, model, teacher):
+        self.folder, self.warm, self.model, self.done = folder, Warm(), model, set()
+        questions = [self._question(n) for n in range(100)]
+        traces = [self._trace(n) for n in range(22)]
+        for name, rows in (("questions", questions), ("traces", traces)):
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            (folder / f"{name}.jsonl").write_text(text)
+        (folder / "reward.py").write_text("def short(completion):\n    return -len(completion)\n")
+        task = {"fn": "jsonl", "params": {"path": str(folder / "questions.jsonl")}, "size": 14}
+        own = {
+            "sft": {"data": [str(folder / "traces.jsonl")]},
+            "grpo": {"tasks": [task], "rewards": [{"fn": f"{folder}/reward.py:short"}]}
+            | {"num_generations": 4, "max_completion_length": 8},
+            "distill": {"tasks": [task], "teacher_model_name_or_path": teacher}
+            | {"max_completion_length": 8},
+        }
+        for kind, (recipe, settings) in KINDS.items():
+            text = yaml.safe_dump(FIXED | own[recipe] | settings)
+            (folder / f"{kind}.yaml").write_text(text)
+
+    @staticmethod
+    def _question(n):
+        return {"question": f"{n} + {n + 1} =", "answer": str(2 * n + 1), "verifier": "exact"}
+
+    @staticmethod
+    def _trace(n):
+        prompt = [{"role": "user", "content": f"{n} + 1 ="}]
+        return {"prompt": prompt, "completion": write(f"{n} + 1 = {n + 1}", str(n + 1))}
+
+    def place(self, kind, name):
+        return self.folder / kind / name / "stage"
+
+    def run(self, kind, name, *flags, fault=None):
+        """Run a stage; return its exit code and what it said."""
+        place = self.place(kind, name)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        words = ["--config", self.folder / f"{kind}.yaml", "--output_dir", place, *flags]
+        start = (
+            self.place("lora", self.whole("lora")) / "adapter" if kind == "qlora" else self.model
+        )
+        words += ["--model_name_or_path", start]
+        ranks = 2 if kind == "two" else 1
+        log = place.with_name("log.txt")
+        return self.warm.run(KINDS[kind][0], *words, log=log, fault=fault, ranks=ranks)
+
+    def finish(self, kind, name, *flags):
+        """Run a stage to its end and compare it with an undisturbed one; return what it said."""
+        code, text = self.run(kind, name, *flags)
+        assert code == 0, text
+        found, whole = self.left(kind, name), self.left(kind, self.whole(kind))
+        for key, value in whole.items():
+            assert found[key] == value, key
+        return text
+
+    def whole(self, kind):
+        """Return the name of an undisturbed run."""
+        if kind not in self.done:
+            code, text = self.run(kind, "whole")
+            assert code == 0, text
+            self.done.add(kind)
+        return "whole"
+
+    def left(self, kind, name):
+        """Return what a run leaves, without what it took in time."""
+        stage = self.place(kind, name)
+        logs = read_rows(stage / "metrics.jsonl")
+        rollouts = stage / "rollouts.jsonl"
+        return {
+            "model": sha256(stage / "model/model.safetensors"),
+            "logs": [{k: v for k, v in log.items() if not TIMES.search(k)} for log in logs],
+            "rollouts": read_rows(rollouts) if rollouts.exists() else None,
+            "metrics": read_manifest(stage).metrics,
+        }
+
+    def checkpoints(self, kind, name):
+        found = self.place(kind, name).glob("checkpoints/*checkpoint-*")
+        return sorted(path.name for path in found)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, tiny_model):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("runs")
+    teacher = AutoModelForCausalLM.from_pretrained(tiny_model)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weight in teacher.parameters():
+            weight += 0.1 * torch.randn_like(weight)
+    shutil.copytree(tiny_model, folder / "teacher")
+    teacher.save_pretrained(folder / "teacher")
+    found = Runs(folder, tiny_model, str(folder / "teacher"))
+    yield found
+    found.warm.close()
+    print(f"{found.warm.seconds:.0f} s of CPU in runs")
+
+
+def test_a_killed_run_ends_as_an_undisturbed_one(runs, kind, killed_at):
+    name = f"killed-{killed_at}"
+    assert runs.run(kind, name, fault={"step": killed_at})[0] == -signal.SIGKILL
+    assert not (runs.place(kind, name) / "manifest.json").exists()
+    before = runs.checkpoints(kind, name)
+    text = runs.finish(kind, name)
+    assert ("resuming from" in text) == bool(before)
+    assert "not whole" not in text
+
+
+def test_a_run_killed_while_it_saves_goes_on_from_the_checkpoint_before(runs, kind, torn):
+    """Even when only one is to be kept: the old one goes when the new one is whole."""
+    name = f"torn-{torn}"
+    fault = {"save": 6, "file": torn}
+    code, _ = runs.run(kind, name, "--save_total_limit", 1, fault=fault)
+    assert code == -signal.SIGKILL
+    assert runs.checkpoints(kind, name) == ["checkpoint-4", "checkpoint-6"]
+    text = runs.finish(kind, name, "--save_total_limit", 1)
+    assert "checkpoint-6 is not whole (it was cut while it was written" in text
+    assert "checkpoints/checkpoint-4" in text.partition("resuming from ")[2].splitlines()[0]
+    assert runs.checkpoints(kind, name) == ["checkpoint-12"]
+
+
+FAULTS = {
+    "torn": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "empty": lambda path: path.write_bytes(b""),
+    "flipped": lambda path: path.write_bytes(flipped(path.read_bytes())),
+    "missing": lambda path: path.unlink(),
+}
+
+
+def flipped(data):
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 16]) + data[middle + 1 :]
+
+
+@pytest.mark.parametrize("kind", ["sft", "lora"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_any_damage_to_any_file_of_the_newest_is_seen(runs, tmp_path, caplog, kind, fault):
+    whole = runs.place(kind, runs.whole(kind)) / "checkpoints"
+    names = [path.name for path in (whole / "checkpoint-12").iterdir()]
+    needed = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", SEAL}
+    weights = {"sft": "model.safetensors", "lora": "adapter_model.safetensors"}
+    assert needed | {weights[kind]} < set(names)
+    for name in names:
+        place = tmp_path / name
+        for checkpoint in ("checkpoint-10", "checkpoint-12"):
+            shutil.copytree(whole / checkpoint, place / checkpoint)
+        FAULTS[fault](place / "checkpoint-12" / name)
+        assert last_good(place).name == "checkpoint-10", name
+        assert (place / "damaged-checkpoint-12").is_dir()
+        assert name in caplog.messages[-1]
+        assert "set aside as damaged-checkpoint-12" in caplog.messages[-1]
+
+
+def test_a_flipped_bit_costs_the_steps_since_the_checkpoint_before(runs):
+    runs.run("lora", "flipped", fault={"step": 7})
+    path = runs.place("lora", "flipped") / "checkpoints/checkpoint-6/optimizer.pt"
+    FAULTS["flipped"](path)
+    text = runs.finish("lora", "flipped")
+    assert "checkpoint-6 is not whole (optimizer.pt is not what was written)" in text
+    assert "checkpoints/checkpoint-4" in text.partition("resuming from ")[2].splitlines()[0]
+    assert "damaged-checkpoint-6" not in runs.checkpoints("lora", "flipped")  # once all is well
+
+
+def test_without_any_whole_checkpoint_a_run_begins_anew_and_says_so(runs):
+    runs.run("sft", "anew", fault={"step": 5})
+    for checkpoint in runs.place("sft", "anew").glob("checkpoints/checkpoint-*"):
+        FAULTS["missing"](checkpoint / "model.safetensors")
+    assert "has no whole checkpoint: beginning anew" in runs.finish("sft", "anew")
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "at", "stops_after"),
+    [
+        ("sft", signal.SIGINT, 5, 6),
+        ("grpo", signal.SIGTERM, 4, 6),
+        ("two", signal.SIGTERM, 4, 6),
+    ],
+)
+def test_a_signal_stops_a_run_where_it_can_go_on(runs, kind, number, at, stops_after):
+    """Step 5 is in the middle of what GRPO generated at step 4; nothing was to be saved at all."""
+    flags = ["--save_strategy", "no"]
+    code, text = runs.run(kind, "stopped", *flags, fault={"step": at, "signal": number})
+    assert code == 128 + number
+    assert f"stopped: by {number.name} after step {stops_after} of 12; run the same" in text
+    waits = f"{number.name}: to stop after step {stops_after}, where this generation is trained on"
+    assert (waits in text) == (kind != "sft")
+    assert runs.checkpoints(kind, "stopped") == [f"checkpoint-{stops_after}"]
+    code, text = runs.run(kind, "stopped", *flags)
+    assert code == 0, text
+    assert f"resuming from {runs.place(kind, 'stopped')}/checkpoints/checkpoint-6" in text
+    found, whole = runs.left(kind, "stopped"), runs.left(kind, runs.whole(kind))
+    assert found["model"] == whole["model"]
+    assert found["rollouts"] == whole["rollouts"]
+
+
+def test_a_signal_after_the_last_step_is_too_late(runs):
+    code, text = runs.run("sft", "late", fault={"step": STEPS, "signal": signal.SIGTERM})
+    assert code == 0, text
+    assert runs.left("sft", "late") == runs.left("sft", runs.whole("sft"))
+
+
+def test_a_full_disk_is_named_and_leaves_the_last_good_state(runs):
+    runs.run("sft", "full", fault={"step": 5})
+    code, text = runs.run("sft", "full", fault={"file_size": 150_000})
+    assert code == 1
+    folder = runs.place("sft", "full") / "checkpoints/checkpoint-6"
+    assert f"failed: no room to write a file, probably in {folder}: " in text
+    assert "The last file begun there is " in text
+    assert "are free on its disk" in text
+    assert "save_total_limit: 1" in text
+    assert "Traceback" not in text
+    assert runs.checkpoints("sft", "full") == ["checkpoint-2", "checkpoint-4"]
+    assert "checkpoint-4" in runs.finish("sft", "full").partition("resuming from")[2]
+
+
+def test_a_full_disk_names_the_file_where_it_can(runs):
+    flags = ["--save_strategy", "no"]
+    code, text = runs.run("grpo", "rows", *flags, fault={"file_size": 30_000})
+    assert code == 1
+    assert f"failed: no room to write {runs.place('grpo', 'rows')}/rollouts.jsonl: " in text
+    assert runs.run("grpo", "rows", *flags)[0] == 0
+    assert runs.left("grpo", "rows")["model"] == runs.left("grpo", runs.whole("grpo"))["model"]
+    assert len(runs.left("grpo", "rows")["rollouts"]) == STEPS * 8
+
+
+def test_another_number_of_processes_is_refused(runs):
+    runs.run("two", "one", fault={"step": 5})
+    place = runs.place("two", "one")
+    words = ["--config", runs.folder / "two.yaml", "--model_name_or_path", runs.model]
+    words += ["--output_dir", place]
+    code, text = runs.warm.run("grpo", *words, log=place.with_name("log.txt"))
+    assert code == 2
+    assert "was made by 2 processes, and this run has 1" in text

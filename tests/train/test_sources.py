@@ -1,0 +1,197 @@
+"""What may be opened, and what is refused before anything of it is loaded."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from chainforge.core.errors import InputError
+from chainforge.generate.local_engine import open_policy
+from chainforge.train.sources import check_model, find_source
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda path: path.mkdir(), "not a model directory: it has no config.json"),
+        (lambda path: (path / "model").mkdir(parents=True), "not a model directory"),
+        (lambda path: path.write_text(""), "no such model directory"),
+        (lambda path: None, "no such model directory"),
+    ],
+)
+def test_a_path_that_is_no_model_is_refused(tmp_path, make, words):
+    make(tmp_path / "m")
+    with pytest.raises(InputError, match=words):
+        check_model(str(tmp_path / "m"))
+
+
+def test_a_model_is_found(tiny_model, tmp_path):
+    assert check_model(tiny_model) == tiny_model
+    assert check_model("Qwen/Qwen2.5-0.5B") == "Qwen/Qwen2.5-0.5B"
+    shutil.copytree(tiny_model, tmp_path / "cold/model")
+    with pytest.raises(InputError, match="its model/ is one: give that"):
+        check_model(str(tmp_path / "cold"))
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter/adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match="is a LoRA adapter"):
+        check_model(str(tmp_path / "adapter"))
+    with pytest.raises(InputError, match="name a model"):
+        check_model(None)
+
+
+@pytest.fixture
+def model(tiny_model, tmp_path):
+    """A copy of the tiny model that may be spoilt."""
+    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
+
+
+@pytest.fixture
+def adapter(tiny_model, tmp_path):
+    """An adapter's directory, as far as it is looked at before it is loaded."""
+    path = tmp_path / "adapter"
+    path.mkdir()
+    (path / "adapter_model.safetensors").write_bytes(b"")
+    edit(path / "adapter_config.json", peft_type="LORA", base_model_name_or_path=tiny_model, r=4)
+    return path
+
+
+def edit(path, **changes):
+    before = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(before | changes))
+
+
+def test_a_model_and_an_adapter_are_told_apart(tiny_model, adapter):
+    plain, adapted = find_source(tiny_model), find_source(str(adapter))
+    assert (plain.model, plain.adapter, plain.tokenizer) == (tiny_model, None, tiny_model)
+    assert (adapted.model, adapted.adapter) == (tiny_model, adapter)
+    assert adapted.tokenizer == tiny_model
+    assert adapted.config["model_type"] == "qwen2"
+    assert adapted.lora["r"] == 4
+
+
+def test_a_relative_base_is_found_and_made_absolute(tiny_model, adapter, monkeypatch):
+    monkeypatch.chdir(Path(tiny_model).parent)
+    edit(adapter / "adapter_config.json", base_model_name_or_path=Path(tiny_model).name)
+    assert find_source(str(adapter)).model == tiny_model
+    monkeypatch.chdir(adapter)
+    with pytest.raises(InputError, match="base_model_name_or_path: tiny: no such directory"):
+        find_source(str(adapter))
+
+
+def test_a_model_of_pickles_is_refused(model):
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    for find in (check_model, find_source):
+        with pytest.raises(InputError, match="only pytorch_model.bin, which is a pickle"):
+            find(str(model))
+    (model / "pytorch_model.bin").unlink()
+    with pytest.raises(InputError, match="found no weights"):
+        find_source(str(model))
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_a_models_own_code_runs_only_when_it_is_trusted(model, file):
+    edit(model / file, auto_map={"AutoModelForCausalLM": "evil.Model"})
+    (model / "evil.py").write_text(f"open({str(model / 'ran')!r}, 'w')\n")
+    for find in (check_model, find_source):
+        with pytest.raises(InputError, match="auto_map.*trust_remote_code: true"):
+            find(str(model))
+    assert find_source(str(model), trust_remote_code=True).model == str(model)
+    assert not (model / "ran").exists()
+
+
+ADAPTERS = {
+    "no base": ({"base_model_name_or_path": None}, "names no base model"),
+    "base that is gone": ({"base_model_name_or_path": "/no/such"}, "no such directory"),
+    "base that is no model": ({"base_model_name_or_path": "."}, "it has no config.json"),
+    "base that is itself an adapter": ({"base_model_name_or_path": "adapter"}, "itself an adapter"),
+    "another kind of adapter": ({"peft_type": "IA3"}, "of type IA3; only LoRA"),
+}
+
+
+@pytest.mark.parametrize("case", ADAPTERS)
+def test_an_adapter_that_cannot_be_opened_is_refused(case, adapter, monkeypatch):
+    changes, words = ADAPTERS[case]
+    monkeypatch.chdir(adapter.parent)
+    edit(adapter / "adapter_config.json", **changes)
+    with pytest.raises(InputError, match=words):
+        find_source("adapter")
+
+
+def test_an_adapter_of_pickles_is_refused(adapter):
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    with pytest.raises(InputError, match="only adapter_model.bin, which is a pickle"):
+        find_source(str(adapter))
+
+
+def test_an_adapter_beside_a_models_weights_is_ambiguous(model, adapter):
+    # transformers would take the adapter, on its own base, and train none of it.
+    shutil.copy(adapter / "adapter_config.json", model)
+    shutil.copy(adapter / "adapter_model.safetensors", model)
+    with pytest.raises(InputError, match="holds a model and an adapter"):
+        find_source(str(model))
+
+
+def test_a_hub_id_that_is_not_to_be_had_is_one_message():
+    with pytest.raises(InputError, match="me/nowhere: no such directory .* did not give it"):
+        find_source("me/nowhere")
+
+
+INDEX = "model.safetensors.index.json"
+HOSTILE = {
+    "an index of pickles": {"a": "pytorch_model.bin"},
+    "an index with one pickle": {"a": "dummy.safetensors", "b": "pytorch_model-00002-of-00002.bin"},
+    "a file elsewhere": {"a": "../other/model.safetensors"},
+    "an absolute path": {"a": "/tmp/model.safetensors"},
+    "a part that is missing": {"a": "model-00001-of-00002.safetensors"},
+    "a part that is no name": {"a": 3},
+    "nothing": {},
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_an_index_may_name_only_safetensors_beside_it(case, model):
+    """transformers opens each file by the ending of its name: pickles with torch.load."""
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    (model / "dummy.safetensors").write_bytes(b"")
+    (model / INDEX).write_text(json.dumps({"weight_map": HOSTILE[case]}))
+    for find in (check_model, find_source):
+        with pytest.raises(InputError, match=INDEX):
+            find(str(model))
+
+
+def test_a_dummy_does_not_make_a_model_of_pickles_safe(model):
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    (model / "dummy.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match="only pytorch_model.bin, which is a pickle"):
+        find_source(str(model))
+
+
+def test_a_configuration_cannot_send_the_loader_elsewhere(model):
+    edit(model / "config.json", transformers_weights="adapter_model.bin")
+    with pytest.raises(InputError, match="transformers_weights"):
+        find_source(str(model))
+
+
+def test_a_sharded_model_is_opened_and_pickles_beside_it_are_left_alone(model, tiny_model):
+    from transformers import AutoModelForCausalLM
+
+    opened = AutoModelForCausalLM.from_pretrained(tiny_model)
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    opened.save_pretrained(model, max_shard_size="30KB")
+    assert (model / INDEX).exists()
+    assert find_source(str(model)).model == check_model(str(model)) == str(model)
+
+
+def test_an_index_in_the_hubs_cache_is_checked_too(model, tmp_path, monkeypatch):
+    snapshot = tmp_path / "hub/models--me--evil/snapshots" / ("0" * 40)
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    (model / INDEX).write_text(json.dumps({"weight_map": {"a": "pytorch_model.bin"}}))
+    shutil.copytree(model, snapshot)
+    (tmp_path / "hub/models--me--evil/refs").mkdir()
+    (tmp_path / "hub/models--me--evil/refs/main").write_text("0" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    with pytest.raises(InputError, match="pytorch_model.bin"):
+        find_source("me/evil")
+    with pytest.raises(InputError, match="pytorch_model.bin"):
+        open_policy("me/evil")

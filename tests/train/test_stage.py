@@ -1,0 +1,125 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from chainforge.core import artifacts, fingerprints
+from chainforge.core.errors import InputError
+from chainforge.train.stage import open_stage
+
+
+@pytest.fixture(autouse=True)
+def argv(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["recipe.py", "--max_steps", "3", "--output_dir", "out"])
+
+
+def work(directory, recipe="sft", **options):
+    with open_stage(recipe, str(directory), **options) as stage:
+        stage.path("samples.jsonl").write_text("{}\n")
+        stage.metrics["rows"] = 1
+    return stage
+
+
+def test_a_stage_signs_what_it_leaves(tmp_path):
+    directory = tmp_path / "runs/cold"
+    stage = work(directory, seed=7)
+    manifest = artifacts.read_manifest(directory)
+    assert manifest.fingerprint == stage.fingerprint
+    assert (manifest.seed, manifest.metrics, manifest.given) == (7, {"rows": 1}, {"max_steps": 3})
+    assert manifest.outputs["samples.jsonl"] == artifacts.sha256(directory / "samples.jsonl")
+    assert set(manifest.outputs) == {"samples.jsonl", "config.yaml"}
+    assert {"torch", "trl", "chainforge"} <= set(manifest.versions)
+
+
+def test_the_chain_can_foretell_the_fingerprint(tmp_path):
+    stage = work(tmp_path / "a", inputs={"model": "Qwen/Qwen2.5-0.5B"})
+    inputs = {"model": fingerprints.input_fingerprint("Qwen/Qwen2.5-0.5B")}
+    assert stage.fingerprint == fingerprints.fingerprint("sft", {"max_steps": "3"}, inputs)
+
+
+def test_a_stage_that_fails_is_not_signed_and_goes_on(tmp_path):
+    with pytest.raises(RuntimeError), open_stage("sft", str(tmp_path / "a")):
+        raise RuntimeError
+    assert artifacts.read_manifest(tmp_path / "a") is None
+    work(tmp_path / "a")
+    assert artifacts.read_manifest(tmp_path / "a")
+
+
+def test_done_is_done(tmp_path):
+    work(tmp_path / "a")
+    before = (tmp_path / "a/manifest.json").read_bytes()
+    with pytest.raises(SystemExit) as leaving:
+        work(tmp_path / "a")
+    assert leaving.value.code == 0
+    assert (tmp_path / "a/manifest.json").read_bytes() == before
+
+
+def test_other_settings_never_overwrite(tmp_path, monkeypatch):
+    work(tmp_path / "done")
+    with pytest.raises(RuntimeError), open_stage("sft", str(tmp_path / "cut")):
+        raise RuntimeError
+    monkeypatch.setattr(sys, "argv", ["recipe.py", "--max_steps", "4"])
+    with pytest.raises(InputError, match="finished stage made otherwise .max_steps: 3 -> 4"):
+        work(tmp_path / "done")
+    with pytest.raises(InputError, match="unfinished stage with other settings .max_steps: 3 -> 4"):
+        work(tmp_path / "cut")
+
+
+def test_another_input_is_named(tmp_path):
+    work(tmp_path / "a", inputs={"model": "x/y"})
+    with pytest.raises(InputError, match="the input model changed"):
+        work(tmp_path / "a", inputs={"model": "x/z"})
+
+
+def test_a_folder_that_is_no_stage_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("...")
+    with pytest.raises(InputError, match=r"not empty and not a stage's .*thesis.tex"):
+        work(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} <= {"thesis.tex", ".lock"}
+
+
+def test_output_dir_must_be_given():
+    with pytest.raises(InputError, match="--output_dir"), open_stage("sft", None):
+        pass
+
+
+def test_a_second_run_in_one_directory_is_refused(tmp_path):
+    code = (
+        "import sys, time; sys.argv = ['x', '--max_steps', '3']\n"
+        "from chainforge.train.stage import open_stage\n"
+        f"with open_stage('sft', {str(tmp_path / 'a')!r}): print('open', flush=True); time.sleep(60)"
+    )
+    first = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert first.stdout.readline() == "open\n"
+    try:
+        with pytest.raises(InputError, match=f"in use by process {first.pid}"):
+            work(tmp_path / "a")
+    finally:
+        first.kill()
+        first.wait()
+    work(tmp_path / "a")
+
+
+def test_secrets_are_in_no_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_CANARY")
+    monkeypatch.setenv("DEEPSEEK_API_KEY", "sk-CANARY")
+    work(tmp_path / "a")
+    texts = [path.read_text() for path in (tmp_path / "a").iterdir()]
+    assert not any("CANARY" in text for text in texts)
+
+
+def test_only_the_first_process_writes(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    (tmp_path / "a").mkdir()
+    with open_stage("sft", str(tmp_path / "a")) as stage:
+        stage.progress(1, 2, "steps")
+    assert os.listdir(tmp_path / "a") == []
+
+
+def test_progress_is_readable_at_any_time(tmp_path):
+    with open_stage("sft", str(tmp_path / "a")) as stage:
+        stage.progress(1, 2, "steps", "loss 0.5")
+        word = json.loads(stage.path("progress.json").read_text())
+    assert word == {"done": 1, "total": 2, "unit": "steps", "note": "loss 0.5"}

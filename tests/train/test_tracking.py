@@ -1,0 +1,73 @@
+"""A tracker that cannot be reached is told before anything is trained; a resumed run stays one."""
+
+import os
+import sys
+from types import SimpleNamespace
+
+import pytest
+from trl import SFTConfig
+
+from chainforge.core.errors import InputError
+from chainforge.train.trackers import check_trackers, name_run
+
+
+@pytest.fixture(autouse=True)
+def wandb(tmp_path, monkeypatch):
+    """A package called wandb, and a machine that knows no key."""
+    (tmp_path / "lib/wandb").mkdir(parents=True)
+    (tmp_path / "lib/wandb/__init__.py").write_text("run = None")
+    monkeypatch.syspath_prepend(tmp_path / "lib")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    for name in list(os.environ):
+        if name.startswith("WANDB_"):
+            monkeypatch.delenv(name)
+    yield tmp_path
+    sys.modules.pop("wandb", None)
+
+
+WAYS = {
+    "nothing": ({}, "", False),
+    "a key": ({"WANDB_API_KEY": "0123456789abcdef"}, "", True),
+    "an empty key": ({"WANDB_API_KEY": " "}, "", False),
+    "two keys": ({"WANDB_API_KEY": "a-key\na-key"}, "", False),
+    "offline": ({"WANDB_MODE": "offline"}, "", True),
+    "disabled": ({"WANDB_MODE": "disabled"}, "", True),
+    "online": ({"WANDB_MODE": "online"}, "", False),
+    "a login": ({}, "machine api.wandb.ai\n  login user\n  password 0123\n", True),
+    "a login elsewhere": ({}, "machine example.org\n  login user\n  password 0123\n", False),
+    "a server of one's own": ({"WANDB_BASE_URL": "https://example.org:80/x"},
+                              "machine example.org\n  login user\n  password 0123\n", True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("environment", "logins", "fine"), WAYS.values(), ids=WAYS)
+def test_wandb_without_a_key_is_refused(wandb, monkeypatch, environment, logins, fine):
+    (wandb / "netrc").write_text(logins)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if fine:
+        check_trackers(["wandb"])
+        return
+    with pytest.raises(InputError, match="WANDB_API_KEY") as error:
+        check_trackers(["wandb"])
+    assert "a-key" not in str(error.value)
+
+
+def test_a_resumed_stage_goes_on_with_its_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    seen = []
+    for stage in ("one", "one", "two"):
+        for name in ("WANDB_RUN_ID", "WANDB_RESUME"):
+            monkeypatch.setenv(name, "")  # so that it is as it was after the test
+            monkeypatch.delenv(name)
+        (tmp_path / stage).mkdir(exist_ok=True)
+        project = SFTConfig.__dataclass_fields__["project"].default
+        training = SimpleNamespace(report_to=["wandb"], run_name=None, project=project)
+        name_run(training, tmp_path / stage)
+        assert training.run_name == stage
+        assert os.environ["WANDB_RESUME"] == "allow"
+        seen.append(os.environ["WANDB_RUN_ID"])
+    assert seen[0] == seen[1] != seen[2]
+    monkeypatch.setenv("WANDB_RUN_ID", "mine")
+    name_run(training, tmp_path / "one")
+    assert os.environ["WANDB_RUN_ID"] == "mine"

@@ -1,0 +1,156 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from stages import changed
+
+from chainforge.core import artifacts
+from chainforge.core.errors import InputError
+from chainforge.train.layout import Layout
+from chainforge.train.sources import Source
+from chainforge.train.vocabulary import (
+    Sizes,
+    bar_unshared,
+    check_vocabulary,
+    ends_of,
+    open_teacher,
+    rows_of,
+    sizes_of,
+)
+
+SMALL, LARGE = 320, 384  # as in `padded_models`
+
+
+def trainer_of(padded_models, tokenizer, student, teacher, folder, **options):
+    from datasets import Dataset
+    from trl import DistillationConfig, DistillationTrainer
+
+    prompt = [{"role": "user", "content": "1 + 2 ="}]
+    values = {
+        "output_dir": str(folder), "use_cpu": True, "bf16": False, "report_to": "none",
+        "gradient_checkpointing": False, "max_steps": 1, "per_device_train_batch_size": 4,
+        "max_completion_length": 8, "beta": 1.0,
+    }  # fmt: skip
+    training = DistillationConfig(**values | options)
+    sizes = sizes_of(
+        tokenizer,
+        Source("student", padded_models["student", student]),
+        padded_models["teacher", teacher],
+        training,
+    )
+    assert (sizes.student, sizes.teacher) == (student, teacher)
+    trainer = DistillationTrainer(
+        model=padded_models["student", student],
+        teacher_model=open_teacher(
+            padded_models["teacher", teacher],
+            training,
+            SimpleNamespace(attn_implementation=None),
+            sizes,
+        ),
+        args=training,
+        train_dataset=Dataset.from_dict({"prompt": [prompt] * 8}),
+        processing_class=tokenizer,
+    )
+    bar_unshared(trainer, sizes)
+    return trainer, sizes
+
+
+def by_hand(padded_models, student, teacher, ids, beta):
+    """Return the divergence on the ids that both models have, and its gradient, without TRL."""
+    from transformers import AutoModelForCausalLM
+
+    shared = min(student, teacher)
+    mine = AutoModelForCausalLM.from_pretrained(
+        padded_models["student", student], dtype=torch.float32
+    )
+    theirs = AutoModelForCausalLM.from_pretrained(
+        padded_models["teacher", teacher], dtype=torch.float32
+    )
+    with torch.no_grad():
+        p_t = theirs(ids).logits[:, 3:-1, :shared].log_softmax(-1)
+    p_s = mine(ids).logits[:, 3:-1, :shared].log_softmax(-1)
+    mixed = torch.logsumexp(
+        torch.stack([p_s + torch.tensor(1 - beta).log(), p_t + torch.tensor(beta).log()]), 0
+    )
+
+    def kl(p, q):
+        return (p.exp() * (p - q)).sum(-1)
+
+    loss = {0.0: kl(p_t, p_s), 1.0: kl(p_s, p_t)}.get(beta)
+    if loss is None:
+        loss = beta * kl(p_t, mixed) + (1 - beta) * kl(p_s, mixed)
+    loss.mean().backward()
+    return loss.mean(), mine.get_output_embeddings().weight.grad
+
+
+@pytest.mark.parametrize(("student", "teacher"), [(SMALL, LARGE), (LARGE, SMALL)])
+def test_the_loss_is_the_divergence_on_the_shared_ids(
+    padded_models, tokenizer, tmp_path, student, teacher
+):
+    before = {path: artifacts.sha256(path) for path in padded_models.values()}
+    trainer, sizes = trainer_of(padded_models, tokenizer, student, teacher, tmp_path)
+    ids = torch.randint(0, sizes.tokens, (2, 12))
+    inputs = {"prompt_ids": ids[:, :4], "completion_ids": ids[:, 4:]}
+    inputs |= {key.replace("ids", "mask"): torch.ones_like(value) for key, value in inputs.items()}
+    head = trainer.model.get_output_embeddings()
+    for beta in (0.0, 0.5, 1.0):
+        trainer.beta = beta
+        trainer.model.zero_grad()
+        trainer.model.eval()
+        loss = trainer.compute_loss(trainer.model, inputs)
+        loss.backward()
+        expected, gradient = by_hand(padded_models, student, teacher, ids, beta)
+        torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(head.weight.grad, gradient, atol=1e-5, rtol=1e-4)
+    written = trainer.model.generate(ids[:, :4], max_new_tokens=64, do_sample=True, eos_token_id=-1)
+    assert written[:, 4:].max() < sizes.shared
+    assert (written[:, 4:] >= sizes.tokens).any()  # padding has probability in these random models
+    trainer.save_model(str(tmp_path / "saved"))
+    assert {path: artifacts.sha256(path) for path in padded_models.values()} == before
+    assert rows_of(str(tmp_path / "saved")) == student
+    assert "bias" not in " ".join(trainer.model.state_dict()).replace("proj.bias", "")
+
+
+def test_models_of_one_size_go_to_trl_as_they_are(padded_models, tokenizer, tmp_path):
+    trainer, _ = trainer_of(padded_models, tokenizer, SMALL, SMALL, tmp_path)
+    assert trainer.teacher_model.config.vocab_size == SMALL
+    assert trainer.model.get_output_embeddings().bias is None
+    assert trainer.args.teacher_model_init_kwargs["dtype"] == "auto"
+
+
+def test_tokenizers_that_agree(tokenizer):
+    check_vocabulary(tokenizer, changed(tokenizer))
+    ended = changed(tokenizer, eos_token="<|endoftext|>")
+    check_vocabulary(tokenizer, ended, {tokenizer.eos_token_id})
+
+
+def test_real_mismatches_are_refused_with_what_to_do(tokenizer):
+    from tokenizers import pre_tokenizers
+
+    other = changed(tokenizer)
+    other.add_tokens(["<extra>"])
+    words = r"differ in 1 tokens \('<extra>'\).*distil by traces instead"
+    with pytest.raises(InputError, match=words):
+        check_vocabulary(tokenizer, other)
+    other = changed(tokenizer)
+    other.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    with pytest.raises(InputError, match="cut text into other ones"):
+        check_vocabulary(tokenizer, other)
+    with pytest.raises(InputError, match="never to end"):
+        check_vocabulary(tokenizer, changed(tokenizer, eos_token="<|endoftext|>"))
+
+
+def test_where_a_model_ends_by_its_own_word(padded_models, tmp_path, tokenizer):
+    assert ends_of(padded_models["student", SMALL]) == {tokenizer.eos_token_id}
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [3, 4]}')
+    assert ends_of(str(tmp_path)) == {3, 4}
+    assert ends_of(str(tmp_path / "none")) == set()
+
+
+def test_sizes_that_cannot_be():
+    with pytest.raises(InputError, match="the teacher has embeddings for 300 ids"):
+        Sizes(310, 320, 300).check()
+    Sizes(310, 320, 384).check(Layout("fsdp2", 8))
+    Sizes(310, 384, 320).check(Layout("ddp", 8))
+    with pytest.raises(InputError, match=r"head sharded \(zero3\)"):
+        Sizes(310, 384, 320).check(Layout("zero3", 8))
