@@ -24,43 +24,19 @@ def check(
         str | None,
         typer.Option(metavar="FILE", help="A YAML with `tasks:`, a .jsonl, or one task as YAML."),
     ] = None,
-    samples: Annotated[
-        Path | None,
-        typer.Option(metavar="STAGE", help="Compare on the completions that a stage saved."),
-    ] = None,
-    against: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="With --samples: another judge; may be repeated."),
-    ] = None,
     params: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="A parameter of the reward; may be repeated."),
     ] = None,
-    rows: Annotated[
-        int | None, typer.Option(min=1, help="How many rows: 16 of a task, all samples.")
-    ] = None,
+    rows: Annotated[int, typer.Option(min=1, help="How many rows of the task to try.")] = 16,
     as_json: AsJson = False,
 ) -> None:
-    """Audit a reward or verifier: gold must beat wrong, empty and stuffed answers.
-
-    With --samples: list the saved completions on which verifiers do not agree.
-    """
-    if (task and samples) or (against and not samples):
-        raise InputError("give --task to audit, or --samples (and --against) to compare")
+    """Audit a reward or verifier: gold must beat wrong, empty and stuffed answers."""
     from rich.console import Console
 
-    if samples is not None:
-        from chainforge.chain import agreement
-
-        compared = agreement.compare_judges(reward, samples, against or (), params or (), rows)
-        if as_json:
-            print_json(agreement.to_json(*compared))
-        else:
-            agreement.print_agreement(*compared, Console(highlight=False))
-        return
     from chainforge.chain import check as audits
 
-    audit = audits.check_reward(reward, task, params=params or (), rows=rows or 16)
+    audit = audits.check_reward(reward, task, params=params or (), rows=rows)
     if as_json:
         print_json(audits.to_json(audit))
     else:

@@ -1,7 +1,6 @@
-"""Audit a reward or a verifier before it trains anything, and compare verifiers after.
+"""Audit a reward or a verifier before it trains anything.
 
-Gold answers must beat every answer that is none, in any order of scoring, at a known speed. Over
-saved completions, what two verifiers judge differently is listed.
+Gold answers must beat every other answer, in any order of scoring, at a known speed.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
 # So much of a completion that fools the reward is shown; some are 100,000 characters long.
 SHOWN_CHARACTERS = 50
+SHOWN_ANSWER = 40
 SHOWN_CHANGES = 5
 MANY = 100  # rows on which constant answers are tried
 
@@ -47,7 +47,7 @@ def check_reward(
 
     whole = reward.endswith((".yaml", ".yml"))
     if task is None and not whole:
-        raise InputError("give --task to audit, or --samples (and --against) to compare")
+        raise InputError("give --task FILE, whose rows the reward is tried on")
     settings = read_tasks(task or reward)
     transcript = settings.get("transcript", DEFAULT)
     verifier = reward in VERIFIERS
@@ -204,6 +204,12 @@ def to_json(audit: Audit) -> dict[str, Any]:
             for row, attempt in audit.failures
         ],
     }
+
+
+def shown(text: str) -> str:
+    """Show a text on one line, whatever it holds."""
+    line = ascii(text)
+    return line if len(line) <= SHOWN_ANSWER else f"{line[: SHOWN_ANSWER - 3]}..."
 
 
 def tail(completion: str) -> str:

@@ -6,8 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from chainforge.chain.agreement import shown
-from chainforge.chain.check import tail
+from chainforge.chain.check import shown, tail
 from chainforge.chain.plan import Step
 from chainforge.core.errors import InputError
 from chainforge.core.records import Row

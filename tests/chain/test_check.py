@@ -1,12 +1,8 @@
 """Auditing a reward from the command line: honest ones pass, generous ones fail."""
 
 import json
-from pathlib import Path
 
 import pytest
-
-from chainforge.chain.agreement import compare_judges
-from chainforge.core.errors import InputError
 
 ROWS = [("What is 3 + 4?", "7"), ("What is 12 * 12?", "144"), ("What is 9 - 4?", "5")]
 GENEROUS = '''
@@ -143,63 +139,6 @@ def test_a_reward_of_chance_fails_and_says_that_it_changed(place):
     assert "got another reward when they were scored again" in text
 
 
-SAVED = [  # the gold answer, what was answered, and how it was judged then
-    ("7", "7", True),
-    ("7", "8", False),
-    ("0.5", "1/2", True),
-    ("0.5", "\\frac{1}{2}", True),
-    ("0.5", "1/2", True),
-    ("4", "2^2", True),
-    ("4", "\u202e4 [bold]", False),
-]
-
-
-@pytest.fixture
-def stage(place):
-    """A folder as `evaluate` leaves it."""
-    folder = place.folder / "runs/fake/scores"
-    folder.mkdir(parents=True)
-    rows = [
-        {"id": str(i), "answer": gold, "correct": right, "verifier": "math", "task": "t",
-         "completion": f"<think>\nso\n</think>\n\n{said}"}
-        for i, (gold, said, right) in enumerate(SAVED)
-    ]  # fmt: skip
-    (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "config.yaml").write_text("transcript: think\n")
-    return place
-
-
-def test_verifiers_are_compared_on_saved_completions(stage):
-    words = ["check", "math", "--samples", "runs/fake/scores"]
-    found = json.loads(stage.chainforge(*words, "--json"))
-    judges = {judge["judge"]: judge for judge in found["judges"]}
-    assert list(judges) == ["math", "saved", "arithmetic", "numeric", "exact"]
-    assert judges["saved"]["differs"] == 0
-    assert judges["exact"]["differs"] == 4
-    half = found["disagreements"][0]
-    assert (half["gold"], half["answer"], half["ids"]) == ("0.5", "1/2", ["2", "4"])
-    assert half["verdicts"]["math"] == 1.0
-    assert half["verdicts"]["exact"] == 0.0
-    text = stage.chainforge(*words, "--against", "arithmetic", "--against", "mine.py:generous")
-    assert "gold '4', answer '2^2': math 1, arithmetic 0, mine.py:generous 1" in text
-    assert "\u202e" not in text
-
-
-@pytest.mark.parametrize(
-    ("samples", "against", "found"),
-    [
-        ("runs/fake/nowhere", (), "no such file"),
-        ("runs/fake", (), r"holds no samples\.jsonl"),
-        ("sums.jsonl", (), "no row with a `completion`"),
-        ("runs/fake/scores", ["mth"], "no built-in function"),
-        ("runs/fake/scores", ["math"], "named twice"),
-    ],
-)
-def test_what_cannot_be_compared_is_refused(stage, samples, against, found):
-    with pytest.raises(InputError, match=found):
-        compare_judges("math", Path(samples), against)
-
-
 def test_a_task_may_be_written_on_the_command_line(place):
     task = "{fn: jsonl, params: {path: sums.jsonl}, split: all}"
     audit = json.loads(place.chainforge("check", "accuracy_reward", "--task", task, "--json"))
@@ -213,7 +152,7 @@ def test_a_task_may_be_written_on_the_command_line(place):
         (["mine.py:long", "--task", "sums.jsonl"], "words"),
         (["mine.py:long", "--task", "sums.jsonl", "--params", "words"], "KEY=VALUE"),
         (["accuracy_reward", "--task", "nowhere.yaml"], "nowhere.yaml"),
-        (["accuracy_reward"], "--task to audit, or --samples"),
+        (["accuracy_reward"], "give --task FILE"),
         (["base.yaml", "--params", "k=1", "--task", "sums.jsonl"], "--params goes with one reward"),
         (["accuracy_reward", "--task", "base.yaml"], "no task in it"),
         (["accuracy_reward", "--task", "{fn: jsnol}"], "did you mean 'jsonl'"),
