@@ -37,8 +37,8 @@ from chainforge.data.filters import FilterArgs, filters, parts
 SAMPLES = 8
 LIMIT_SECONDS, LIMIT_BYTES = 300, 4 * 2**30
 SETTINGS = [
-    "--rescore", "false", "--keep", "2", "--select", "best", "--max_paragraph_chars", "1500",
-    "--drop_code", "true", "--near_duplicates", "0.8", "--max_rows", "150000", "--balance",
+    "--rescore", "false", "--max_per_prompt", "2", "--select", "best", "--max_paragraph_chars",
+    "1500", "--drop_code", "true", "--near_duplicates", "0.8", "--max_rows", "150000", "--balance",
     "task",
 ]  # fmt: skip
 TEXT = (

@@ -182,7 +182,7 @@ def sampling(samples: int, batch_size: int, **more: Any) -> SamplingArgs:
 
 def adaptive(model: Any, tokenizer: Any, rows: list[Row], args: Any, keep: int) -> Row:
     """Compare what a kept row costs with and without rounds; the samples have the same seeds."""
-    selection = SelectionArgs(keep=keep)
+    selection = SelectionArgs(max_per_prompt=keep)
     found: Row = {"keep": keep}
     rounds = sampling(1, 256, max_samples=args.samples, round_size=keep)
     for name, case in (("fixed", sampling(args.samples, 256)), ("rounds", rounds)):

@@ -8,9 +8,9 @@ Every option is TRL's own (GRPOConfig, ModelConfig) but for those of the other c
 the KL reference is the policy that the stage starts from, whatever `adapter` does with a LoRA
 adapter that it is given. `gate_pool` leaves out prompts that were always or never solved before,
 `dynamic_sampling` groups without right and wrong answers. `heldout_size` rows are evaluated
-meanwhile, and rules of `health` warn or stop; after `max_idle_steps` that teach nothing the stage
-ends. Every completion is kept with its rewards in `rollouts.jsonl`. `--random_rewards` turns the
-stage into its own control: the same steps on rewards that mean nothing.
+meanwhile, and rules of `health` warn or stop; the stage ends after `max_zero_advantage_steps` that
+teach nothing. Every completion is kept with its rewards in `rollouts.jsonl`. `--random_rewards`
+turns the stage into its own control: the same steps on rewards that mean nothing.
 """
 
 from chainforge.core import process

@@ -68,7 +68,7 @@ def main() -> None:
                 provenance={"model": policy, "stage": stage.directory.name},
                 rewards=load_rewards(judges, set().union(*examples)),
                 accept=accepted_by(selection, texts),
-                keep=selection.keep,
+                keep=selection.max_per_prompt,
                 progress=stage.progress,
             )  # fmt: skip
             source, report = Rows(rolled.samples), rolled.report

@@ -6,7 +6,7 @@
 
 Every option is TRL's own (SFTConfig, ModelConfig) but for `data`, `data_weights` (the ratio in
 which several sources stand), `transcript`, `adapter` (what becomes of a LoRA adapter that the stage
-is given) and `keep`. The loss is on the completion alone; a row that does not fit into `max_length`
+is given) and `save`. The loss is on the completion alone; a row that does not fit into `max_length`
 is an error, never cut in silence.
 """
 

@@ -47,11 +47,11 @@ def part_of(
         )
     wants = how == "continue" or (how == "new" and trains_adapter(giver, given))
     part = "adapter" if wants else "model"
-    kept = given.get("keep")
+    kept = given.get("save")
     if known and kept is not None and part not in (kept if isinstance(kept, list) else [kept]):
         raise InputError(
-            f"stage {taker.name} needs {giver.name}/{part}, which {giver.name} does not keep "
-            f"(keep: {kept}); add {part} to it"
+            f"stage {taker.name} needs {giver.name}/{part}, which {giver.name} does not save "
+            f"(save: {kept}); add {part} to it"
         )
     return part
 

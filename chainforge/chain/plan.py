@@ -222,8 +222,8 @@ def contracts(step: Step) -> list[tuple[str, str]]:
     if model is not None:
         lines.append(("starts from", f"{model.name}: {model.path}"))
         lines += handover.contract(step.stage, step.given, model.path)
-    if kept := step.given.get("keep"):
-        lines.append(("keeps", ", ".join(kept) if isinstance(kept, list) else str(kept)))
+    if kept := step.given.get("save"):
+        lines.append(("saves", ", ".join(kept) if isinstance(kept, list) else str(kept)))
     teacher = step.inputs.get("teacher")
     if teacher is not None:
         lines.append(("teacher", f"{teacher.name}: {teacher.path}"))

@@ -38,7 +38,7 @@ PATH_KEYS = frozenset(
 # rule of health, steps in vain or a full disk stopped goes on with another setting.
 FREE_KEYS = frozenset(
     {
-        "drain",
+        "shutdown_timeout",
         "dry_run",
         "expected_tokens",
         "health",
@@ -49,15 +49,15 @@ FREE_KEYS = frozenset(
         "hub_private_repo",
         "hub_strategy",
         "hub_token",
-        "longest_wait",
+        "max_retry_after",
         "max_concurrency",
-        "max_idle_steps",
+        "max_zero_advantage_steps",
         "max_requests",
         "max_retries",
         "max_tokens_total",
         "max_usd",
         "nonfinite_rewards",
-        "patience",
+        "outage_timeout",
         "prices",
         "project",
         "report_to",

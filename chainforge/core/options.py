@@ -46,7 +46,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "learning_rate weight_decay beta max_grad_norm warmup_steps epsilon epsilon_high delta "
     "adam_epsilon entropy_coef neftune_noise_alpha temperature max_usd "
     "vllm_importance_sampling_cap": (0, math.inf),
-    "dataloader_num_workers heldout_size give_up_after": (0, math.inf),
+    "dataloader_num_workers heldout_size max_failed_samples": (0, math.inf),
     "num_train_epochs logging_steps save_steps eval_steps timeout repetition_penalty "
     "sapo_temperature_neg sapo_temperature_pos vllm_server_timeout": (_TINY, math.inf),
     "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps "

@@ -27,7 +27,8 @@ def choose(
     """Return the positions to keep of one prompt's eligible samples, at most `keep` of them.
 
     `how` is `best` (highest reward), `random`, `shortest`, `median` (nearest to the median
-    length), `diverse` (each as unlike those before it as can be), or `all`, whatever `keep` says.
+    length), `diverse` (each as unlike those before it as can be), or `all`, whatever
+    `max_per_prompt` says.
     `sketch` gives a row of MinHash for each position.
     """
     if how == "all" or len(positions) <= keep:

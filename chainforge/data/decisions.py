@@ -204,7 +204,7 @@ def _select(
     chosen = choose(
         positions,
         args.select,
-        args.keep,
+        args.max_per_prompt,
         seed,
         reward=facts.reward.__getitem__,
         length=facts.length.__getitem__,

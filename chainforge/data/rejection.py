@@ -23,13 +23,13 @@ KINDS = ("task", "difficulty")
 class SelectionArgs:
     """What to keep of the samples of each prompt."""
 
-    keep: int = field(default=1, metadata={"help": "Most samples kept of one prompt."})
+    max_per_prompt: int = field(default=1, metadata={"help": "Most samples kept of one prompt."})
     select: Literal["best", "random", "shortest", "median", "diverse", "all"] = field(
         default="best",
         metadata={
             "help": "Which are kept: those of highest reward (at random among equals), any, the "
             "shortest, those nearest to the median length, those that differ most, or all of them "
-            "whatever `keep` says."
+            "whatever `max_per_prompt` says."
         },
     )
     min_reward: float | None = field(
@@ -97,7 +97,7 @@ class SelectionArgs:
 
     def check(self) -> None:
         """Raise `InputError` for settings that can mean nothing."""
-        for name in ("keep", "max_rows", "max_per_task"):
+        for name in ("max_per_prompt", "max_rows", "max_per_task"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name}: expected 1 or more, found {value}")

@@ -55,7 +55,7 @@ def rows(context: Context, step: Step) -> int:
         elif giver.stage.recipe == "collect":
             number += prompts(context, giver) * samples(giver.given | {"teacher": ""})
         elif giver.stage.recipe == "reject" and giver.stage.model:
-            number += prompts(context, giver) * int(giver.given.get("keep", 1))
+            number += prompts(context, giver) * int(giver.given.get("max_per_prompt", 1))
         else:
             raise NotHere(f"how many rows data.{place} will have is not known")
     return number

@@ -53,7 +53,7 @@ def check_disk(context: Context) -> Iterator[Finding]:
     largest = max(sizes, key=lambda name: sizes[name])
     text = (
         f"{words}: {size_in_words(sizes[largest])} of it by {largest}; there set "
-        "`save_total_limit: 2`, a larger save_steps, and `keep: [model]`; or give --runs another "
+        "`save_total_limit: 2`, a larger save_steps, and `save: [model]`; or give --runs another "
         "disk"
     )
     yield Finding("error" if peak > free else "warning", "disk", text, largest, data)
@@ -86,7 +86,7 @@ def _of_training(stage: Training, context: Context) -> tuple[int, int]:
         trained = shape.adapter(settings["lora_r"], settings["lora_target_modules"])
     checkpoint = trained * size * (1 + STATES)
     number = _checkpoints(stage, context, given)
-    kept = stage.step.given.get("keep", KEPT)
+    kept = stage.step.given.get("save", KEPT)
     adapter = trained * size if trained != shape.parameters else 0
     during = model + adapter + number * checkpoint
     return during, model + adapter + (number * checkpoint if "checkpoints" in kept else 0)

@@ -181,7 +181,7 @@ class ApiEngine:
                 timeout=args.timeout,
                 max_retries=args.max_retries,
                 retry_wait=args.retry_wait,
-                patience=args.patience,
+                outage_timeout=args.outage_timeout,
             )
             for url in urls
         ]

@@ -153,7 +153,10 @@ def build(
     folder = save_dataset(kept, directory / "dataset").parent
     if matched:
         pairs.save_pairs(pairs.pair_rows(matched, paired), folder)
-    settings = resolved(selection, texts) | {"keep": selection.keep, "select": selection.select}
+    settings = resolved(selection, texts) | {
+        "max_per_prompt": selection.max_per_prompt,
+        "select": selection.select,
+    }
     write_sheet(
         folder, kept, funnel, settings=settings, pairs=len(matched), license=args.dataset_license
     )

@@ -53,7 +53,7 @@ class Collector:
         ceiling = args.ceiling()
         start = FIRST if teacher.metered else ceiling
         self.limiter = Limiter(ceiling, start, args.retry_wait)
-        self.breaker = Breaker(PATIENCE, args.retry_wait, args.patience)
+        self.breaker = Breaker(PATIENCE, args.retry_wait, args.outage_timeout)
         self.under_way: set[asyncio.Task[None]] = set()
         self.stop: Exception | None = None
         self._gone = False  # the server, as far as the breaker can tell
@@ -196,7 +196,7 @@ class Collector:
     def _transient(self, job: Job, error: Transient, ticket: Ticket, now: float) -> None:
         """Ask again later, or record the failure when it was asked often enough."""
         self.results.fault(error.kind, str(error))
-        asked = None if error.wait is None else min(error.wait, self.args.longest_wait)
+        asked = None if error.wait is None else min(error.wait, self.args.max_retry_after)
         if error.refused:
             self.limiter.refused(ticket, now, asked)
             pause = self.args.retry_wait * random.uniform(0.25, 1.0)
@@ -237,9 +237,9 @@ class Collector:
 
     async def _let_end(self) -> None:
         """Wait for what is under way, as long as one may after a signal or an error."""
-        end = asyncio.get_running_loop().time() + self.args.drain
+        end = asyncio.get_running_loop().time() + self.args.shutdown_timeout
         if self.under_way:
-            logger.info("waiting up to %g s for %d answers under way", self.args.drain,
+            logger.info("waiting up to %g s for %d answers under way", self.args.shutdown_timeout,
                         len(self.under_way))  # fmt: skip
         while self.under_way and self._signals < 2:
             left = end - asyncio.get_running_loop().time()

@@ -50,14 +50,14 @@ class SamplingArgs(TemplateArgs):
     max_samples: int | None = field(
         default=None,
         metadata={
-            "help": "Sample in rounds, until a prompt has `keep` accepted completions or so many "
-            "in all; `num_samples` is not used then."
+            "help": "Sample in rounds, until a prompt has `max_per_prompt` accepted completions or "
+            "so many in all; `num_samples` is not used then."
         },
     )
     round_size: int = field(
         default=4, metadata={"help": "Completions of a prompt in one round, with max_samples."}
     )
-    give_up_after: int | None = field(
+    max_failed_samples: int | None = field(
         default=None,
         metadata={
             "help": "Leave a prompt alone after so many completions without an accepted one, with "
@@ -99,7 +99,7 @@ class SamplingArgs(TemplateArgs):
     retry_wait: float = field(
         default=1.0, metadata={"help": "api: seconds before the first retry, doubled each time."}
     )
-    patience: float = field(
+    outage_timeout: float = field(
         default=600.0,
         metadata={"help": "api: seconds without any answer before the servers count as gone."},
     )
@@ -122,7 +122,7 @@ class SamplingArgs(TemplateArgs):
     def check(self) -> None:
         """Raise `InputError` for values that nothing can be sampled with."""
         least = {"num_samples": 1, "max_new_tokens": 1, "generation_batch_size": 1, "round_size": 1,
-                 "max_samples": 1, "give_up_after": 1, "max_concurrency": 1,
+                 "max_samples": 1, "max_failed_samples": 1, "max_concurrency": 1,
                  "max_retries": 0}  # fmt: skip
         for name, bound in least.items():
             value = getattr(self, name)
@@ -140,8 +140,8 @@ class SamplingArgs(TemplateArgs):
                 f"temperature: 0 would give the same completion {self.most} times; "
                 f"set `{name}: 1` or a temperature above 0"
             )
-        if self.give_up_after is not None and self.max_samples is None:
-            raise InputError("give_up_after: goes with max_samples, which is not set")
+        if self.max_failed_samples is not None and self.max_samples is None:
+            raise InputError("max_failed_samples: goes with max_samples, which is not set")
         if self.engine == "api" and self.chat_template_path:
             raise InputError("chat_template_path: with `engine: api` the server has the template")
         if (self.engine == "api") != bool(self.base_url):

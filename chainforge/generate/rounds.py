@@ -87,7 +87,7 @@ class Rounds:
             found = {there[sample]["completion"] for sample in range(end) if taken[sample]}
             if len(found) >= self.keep:
                 return "enough"
-            limit = self.args.give_up_after
+            limit = self.args.max_failed_samples
             if limit is not None and end >= limit and end < self.args.most and not found:
                 return "given_up"
         return "exhausted" if end >= self.args.most else None

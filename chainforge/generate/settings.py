@@ -98,14 +98,14 @@ class TeacherArgs(ValidationArgs):
     retry_wait: float = field(
         default=1.0, metadata={"help": "Seconds before the first retry, doubled for each further."}
     )
-    longest_wait: float = field(
+    max_retry_after: float = field(
         default=600.0, metadata={"help": "Most seconds that a server's Retry-After is obeyed."}
     )
-    patience: float = field(
+    outage_timeout: float = field(
         default=600.0,
         metadata={"help": "Seconds that nothing at all may work before the server counts as gone."},
     )
-    drain: float = field(
+    shutdown_timeout: float = field(
         default=120.0,
         metadata={"help": "Seconds that Ctrl-C waits for answers under way; a second one, none."},
     )
@@ -118,8 +118,8 @@ class TeacherArgs(ValidationArgs):
 def check(args: TeacherArgs) -> None:
     """Raise `InputError` for settings that can mean nothing."""
     least = {"samples_per_prompt": 1, "until_correct": 1, "max_tokens": 1, "max_retries": 0,
-             "max_concurrency": 1, "expected_tokens": 1, "retry_wait": 0, "longest_wait": 0,
-             "patience": 0, "drain": 0, "min_reasoning_chars": 1}  # fmt: skip
+             "max_concurrency": 1, "expected_tokens": 1, "retry_wait": 0, "max_retry_after": 0,
+             "outage_timeout": 0, "shutdown_timeout": 0, "min_reasoning_chars": 1}  # fmt: skip
     for name, bound in least.items():
         value = getattr(args, name)
         if value is not None and not value >= bound:

@@ -33,7 +33,7 @@ class NotFinite(Failed):
 class GuardArgs:
     """When RL is in vain."""
 
-    max_idle_steps: int = field(
+    max_zero_advantage_steps: int = field(
         default=30,
         metadata={
             "help": "End the stage when this many steps in a row teach nothing: in every group all "
@@ -120,7 +120,7 @@ class LearningGuard(TrainerCallback):
             control.should_training_stop = True
 
     def _look(self, state: TrainerState) -> None:
-        limit, logs = self.args.max_idle_steps, state.log_history
+        limit, logs = self.args.max_zero_advantage_steps, state.log_history
         if limit < 1 or not logs or "train_runtime" in logs[-1]:
             return
         if idle_since(logs, TRUNCATED) >= limit:
@@ -172,7 +172,7 @@ def _never(idle: int, reward: float | None) -> str:
         "or the form is not known yet: train it first (a cold start), make the tasks easier, raise "
         "num_generations or temperature, or add a reward that tells bad from worse; rollouts.jsonl "
         "has what was written. If it is the highest, there is nothing to learn: take harder tasks "
-        "or leave the stage out. `max_idle_steps` says how long to wait"
+        "or leave the stage out. `max_zero_advantage_steps` says how long to wait"
     )
 
 
@@ -182,7 +182,7 @@ def _collapsed(idle: int, before: float | None, now: float | None) -> str:
         f"for {idle} steps the completions of every group have had the same reward, and it fell "
         f"{levels}: the policy has collapsed. Begin anew with a lower learning_rate, a higher "
         "temperature or `beta` above 0; an earlier checkpoint may be better than this one. "
-        "`max_idle_steps` says how long to wait"
+        "`max_zero_advantage_steps` says how long to wait"
     )
 
 
@@ -193,5 +193,5 @@ def _truncated(logs: Sequence[Log], limit: int) -> str:
         + (f" ({length:.0f} tokens)" if length else "")
         + ", so that no answer was ever finished. Raise max_completion_length, reward short "
         "answers, or see that the model ends its turn (its end-of-sequence token); "
-        "`max_idle_steps` says how long to wait"
+        "`max_zero_advantage_steps` says how long to wait"
     )

@@ -45,7 +45,7 @@ class PolicyArgs:
             "first. continue: it trains on. new: merged, and a fresh one trains on top."
         },
     )
-    keep: list[str] = field(
+    save: list[str] = field(
         default_factory=lambda: list(KEPT),
         metadata={"help": "What stays of `model`, `adapter` and `checkpoints`; all if left out."},
     )
@@ -57,7 +57,7 @@ class Start:
 
     source: Source
     adapter: str
-    keep: tuple[str, ...]
+    save: tuple[str, ...]
     options: dict[str, Any]  # of `from_pretrained`
     quantization: Any = None
     lora: Any = None
@@ -115,7 +115,7 @@ def check_policy(args: PolicyArgs, training_args: Any, model_args: Any) -> Start
     start = Start(
         source=source,
         adapter=args.adapter,
-        keep=tuple(args.keep),
+        save=tuple(args.save),
         options=model_options(model_args, training_args) | {"revision": source.revision},
         quantization=get_quantization_config(model_args),
         lora=get_peft_config(model_args),
@@ -181,12 +181,12 @@ def _check_method(args: Any, model_args: Any, asked: dict[str, Any]) -> None:
             f"lora_target_modules: {listed[0]}: separate the names by blanks, in a YAML as a list: "
             f"[{', '.join(listed[0].replace(',', ' ').split())}]"
         )
-    if odd := [name for name in args.keep if name not in KEPT]:
-        raise InputError(f"keep: {odd[0]!r} is none of: {', '.join(KEPT)}")
+    if odd := [name for name in args.save if name not in KEPT]:
+        raise InputError(f"save: {odd[0]!r} is not one of: {', '.join(KEPT)}")
     left = {"model", "adapter"} if model_args.use_peft else {"model"}
-    if not left & set(args.keep):
+    if not left & set(args.save):
         names = " or ".join(sorted(left))
-        raise InputError(f"keep: nothing of what is trained would stay; keep {names}")
+        raise InputError(f"save: nothing of what is trained would stay; save {names}")
 
 
 def _check_continues(source: Source, asked: dict[str, Any]) -> None:

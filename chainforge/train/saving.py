@@ -115,7 +115,7 @@ def _rounded(name: str, weight: Any, dtype: Any) -> Any:
 def _save_adapted(model: Any, tokenizer: Any, stage: Stage, state: dict[str, Any] | None) -> None:
     """Save the adapter, and its base with the adapter merged in; see that both are the policy."""
     start = stage.policy
-    keep = start.keep if start else KEPT
+    save = start.save if start else KEPT
     options = start.options if start else {}
     adapter, target = stage.path("adapter"), stage.path("model")
     config = model.peft_config["default"]
@@ -140,7 +140,7 @@ def _save_adapted(model: Any, tokenizer: Any, stage: Stage, state: dict[str, Any
             base = read_json(adapter / ADAPTER)["base_model_name_or_path"]
             saved = attach(open_base(base, options), adapter)
             agreement.see(f"{adapter} on its base", saved)
-            if "model" in keep:
+            if "model" in save:
                 _merge_in(saved, like=model.get_base_model()).save_pretrained(str(target))
                 tokenizer.save_pretrained(str(target))
                 del saved  # one model at a time
@@ -149,11 +149,11 @@ def _save_adapted(model: Any, tokenizer: Any, stage: Stage, state: dict[str, Any
         shutil.rmtree(adapter)
         shutil.rmtree(target, ignore_errors=True)
         raise
-    if "adapter" in keep:
+    if "adapter" in save:
         tokenizer.save_pretrained(str(adapter))
     else:
         shutil.rmtree(adapter)
-    if base != str(stage.path(START).resolve()) or "adapter" not in keep:
+    if base != str(stage.path(START).resolve()) or "adapter" not in save:
         shutil.rmtree(stage.path(START), ignore_errors=True)
 
 

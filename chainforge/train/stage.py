@@ -146,7 +146,7 @@ def open_stage(
                 )
             if is_main_process():
                 _sign(stage, time.monotonic() - started)
-            if stage.policy and "checkpoints" not in stage.policy.keep:
+            if stage.policy and "checkpoints" not in stage.policy.save:
                 shutil.rmtree(stage.path("checkpoints"), ignore_errors=True)
             if is_main_process():
                 send(directory)

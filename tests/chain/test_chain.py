@@ -68,10 +68,10 @@ def test_settings_for_all_stages_of_a_kind(write):
     assert ranks == {
         "traces": None, "cold": 8, "reason": 32, "picks": None, "mixed": 16, "pupil": 8, "scores": None
     }  # fmt: skip
-    given = read_sets(chain, ["training.lora_r=4", "mixed.lora_r=2", "reject.keep=2"])
+    given = read_sets(chain, ["training.lora_r=4", "mixed.lora_r=2", "reject.max_per_prompt=2"])
     assert {name: dict(values) for name, values in given.items()} == {
         "cold": {"lora_r": "4"}, "reason": {"lora_r": "4"}, "mixed": {"lora_r": "2"},
-        "pupil": {"lora_r": "4"}, "picks": {"keep": "2"},
+        "pupil": {"lora_r": "4"}, "picks": {"max_per_prompt": "2"},
     }  # fmt: skip
     assert "did you mean 'training'" in message(write(set={"trainng": {}}))
     assert "no stage is of 'count.py'" in message(write(set={"count.py": {}}))

@@ -62,9 +62,9 @@ def test_the_command_line_counts_too(chain):
 
 
 def test_all_weights_and_what_is_kept_are_said(chain):
-    steps = chain(cold={"use_peft": False, "keep": ["model"]}, reason={"adapter": "new"})
+    steps = chain(cold={"use_peft": False, "save": ["model"]}, reason={"adapter": "new"})
     assert dict(contracts(steps["cold"]))["trains"] == "all weights"
-    assert dict(contracts(steps["cold"]))["keeps"] == "model"
+    assert dict(contracts(steps["cold"]))["saves"] == "model"
     assert steps["reason"].inputs["model"].path == "runs/c/cold/model"
 
 
@@ -80,15 +80,15 @@ REFUSED = {
         "stage reason: adapter: continue: stage cold trains all weights",
     ),
     "the adapter is not kept": (
-        {"cold": {"keep": ["model"]}, "reason": {"adapter": "continue"}},
-        r"reason needs cold/adapter, which cold does not keep .*add adapter",
+        {"cold": {"save": ["model"]}, "reason": {"adapter": "continue"}},
+        r"reason needs cold/adapter, which cold does not save .*add adapter",
     ),
     "the model is not kept": (
-        {"cold": {"keep": ["adapter", "checkpoints"]}},
-        "reason needs cold/model, which cold does not keep",
+        {"cold": {"save": ["adapter", "checkpoints"]}},
+        "reason needs cold/model, which cold does not save",
     ),
     "the model that is measured is not kept": (
-        {"cold": {"keep": "adapter"}, "reason": {"adapter": "continue"}, "last": [SCORES]},
+        {"cold": {"save": "adapter"}, "reason": {"adapter": "continue"}, "last": [SCORES]},
         "scores needs cold/model",
     ),
     "a plain base": ({"cold": {"adapter": "continue"}}, "cold: adapter: continue: base is a plain"),

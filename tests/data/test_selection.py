@@ -51,7 +51,7 @@ def why(rows, **settings):
 )
 def test_why_a_sample_is_dropped(columns, reason):
     rows = [scored(), scored(index=1, **columns)]
-    assert why(rows, keep=2, min_reward=1.0) == [None, reason]
+    assert why(rows, max_per_prompt=2, min_reward=1.0) == [None, reason]
 
 
 def test_filters_can_be_off():
@@ -78,8 +78,8 @@ def test_a_bad_twin_does_not_take_the_place_of_a_good_one():
 def test_best_keeps_the_highest_rewards():
     rows = [scored(index=i, reward=reward) for i, reward in enumerate([1.0, None, 1.3, -1.0, 1.2])]
     lost = "not_selected"
-    assert why(rows, keep=2, select="best") == [lost, lost, None, lost, None]
-    assert why(rows, keep=4, select="best") == [None, lost, None, None, None]
+    assert why(rows, max_per_prompt=2, select="best") == [lost, lost, None, lost, None]
+    assert why(rows, max_per_prompt=4, select="best") == [None, lost, None, None, None]
 
 
 def test_equals_are_taken_at_random_not_by_length():
@@ -101,20 +101,20 @@ def test_what_is_kept_of_a_prompt_does_not_depend_on_other_prompts():
 
 def test_shortest():
     rows = [scored(index=i, tokens=tokens) for i, tokens in enumerate([9, 5, 7])]
-    assert why(rows, keep=2, select="shortest") == ["not_selected", None, None]
+    assert why(rows, max_per_prompt=2, select="shortest") == ["not_selected", None, None]
     rows = [scored(index=i, tokens=None, completion="x" * (3 - i)) for i in range(3)]
     assert why(rows, select="shortest") == ["not_selected", "not_selected", None]
 
 
 def test_all_keeps_whatever_is_good():
-    assert why([scored(index=i) for i in range(5)], select="all", keep=1) == [None] * 5
+    assert why([scored(index=i) for i in range(5)], select="all", max_per_prompt=1) == [None] * 5
 
 
 def test_median_keeps_the_usual_length():
     rows = [scored(index=i, tokens=tokens) for i, tokens in enumerate([9, 5, 7, 100, 8])]
     lost = "not_selected"
     assert why(rows, select="median") == [lost, lost, lost, lost, None]
-    assert why(rows, select="median", keep=3) == [None, lost, None, lost, None]
+    assert why(rows, select="median", max_per_prompt=3) == [None, lost, None, lost, None]
 
 
 def test_diverse_keeps_what_differs_most():
@@ -124,11 +124,11 @@ def test_diverse_keeps_what_differs_most():
         scored(index=i, completion=f"{text} {i}") for i, text in enumerate([same] * 4 + [other])
     ]
     for seed in range(5):
-        kept = select_rows(rows, SelectionArgs(select="diverse", keep=2), seed=seed).kept
+        kept = select_rows(rows, SelectionArgs(select="diverse", max_per_prompt=2), seed=seed).kept
         assert 4 in {row["sample"] for row in kept}
         assert len(kept) == 2
     best = [row | {"reward": 2.0 if row["sample"] == 2 else 1.0} for row in rows]
-    assert why(best, select="diverse", keep=2)[2] is None
+    assert why(best, select="diverse", max_per_prompt=2)[2] is None
 
 
 def test_the_pass_rate_band_is_of_correctness():
@@ -232,7 +232,7 @@ def test_the_funnel_adds_up():
         for i in range(8)
     ]
     before = [dict(row) for row in rows]
-    selected = select_rows(rows, SelectionArgs(keep=2, min_reward=0.5))
+    selected = select_rows(rows, SelectionArgs(max_per_prompt=2, min_reward=0.5))
     funnel = selected.funnel
     assert funnel["in"] == 2400 == funnel["kept"] + sum(funnel["dropped"].values())
     assert len(selected.kept) == funnel["kept"]
@@ -249,7 +249,7 @@ def test_the_funnel_adds_up():
     ("rows", "settings", "message"),
     [
         ([], {}, "no samples"),
-        ([scored()], {"keep": 0}, "keep: expected 1"),
+        ([scored()], {"max_per_prompt": 0}, "max_per_prompt: expected 1"),
         ([{"id": "p", "completion": "x", "reward": 1.0, "correct": True}], {}, "'formatted'"),
         ([{"id": "p", "completion": "x", "reward": 1.0, "formatted": True}], {}, "'correct'"),
         ([{"id": "p", "completion": "x", "correct": True, "formatted": True}], {}, "'reward'"),
@@ -272,5 +272,5 @@ def test_bad_input(rows, settings, message):
 def test_the_pass_rate_is_that_of_the_first_round():
     """Later rounds go to prompts that lacked successes; with them the rate would be biased."""
     rows = [scored(index=0, correct=False, round=0), scored(index=1, round=1)]
-    selected = select_rows(rows, SelectionArgs(require_correct=False, keep=2))
+    selected = select_rows(rows, SelectionArgs(require_correct=False, max_per_prompt=2))
     assert {one["pass_rate"] for one in selected.kept} == {0.0}

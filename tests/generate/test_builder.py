@@ -47,7 +47,7 @@ def pool(prompts=30, samples=6, seed=0):
 
 
 def made(tmp_path, rows, selection=None, texts=None, **settings):
-    selection = selection or SelectionArgs(keep=2)
+    selection = selection or SelectionArgs(max_per_prompt=2)
     return build(Rows(rows), tmp_path, selection, texts or FilterArgs(), BuildArgs(**settings))
 
 
@@ -57,7 +57,7 @@ def test_what_is_left_behind(tmp_path):
     held_out = tmp_path / "held_out.jsonl"
     rows = pool()
     write_rows(held_out, [{"question": rows[0]["prompt"][0]["content"]}])
-    selection = SelectionArgs(keep=2, decontaminate=[str(held_out)])
+    selection = SelectionArgs(max_per_prompt=2, decontaminate=[str(held_out)])
     funnel = made(tmp_path, rows, selection, preference_pairs=1)
     assert funnel["in"] == len(rows) == funnel["kept"] + sum(funnel["dropped"].values())
     assert funnel == read_json(tmp_path / "funnel.json")
@@ -93,7 +93,7 @@ def test_the_card_says_where_the_rows_are_from(tmp_path):
     for reason, count in funnel["dropped"].items():
         assert f"| `{reason}` | {count:,} |" in text
     assert f"**{funnel['kept']:,}**" in text
-    for words in ("keep: 2", "temperature", "`policy`", "**not** checked", "paraphrase"):
+    for words in ("max_per_prompt: 2", "temperature", "`policy`", "**not** checked", "paraphrase"):
         assert words in text
     assert "'seed'" not in text  # of every row another
     assert "by `reason/model`" in text
@@ -158,7 +158,7 @@ def test_files_give_what_rows_in_memory_give(tmp_path, monkeypatch):
     write_rows(tmp_path / "a.jsonl", rows[:100])
     write_rows(tmp_path / "b.jsonl", rows[100:])
     files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
-    selection = SelectionArgs(keep=2, near_duplicates=0.9, max_rows=40, balance=["task"])
+    selection = SelectionArgs(max_per_prompt=2, near_duplicates=0.9, max_rows=40, balance=["task"])
     expected = select_rows(rows, selection, 1, FilterArgs())
     monkeypatch.setattr("chainforge.data.pool.PART", 20_000)
     for alone in (2**40, 0):  # in this process, and in several
@@ -195,9 +195,11 @@ def test_a_dry_run_leaves_nothing(tmp_path, monkeypatch, recipe_main, capsys):
     write_rows(tmp_path / "samples.jsonl", rows)
     before = sorted(tmp_path.iterdir())
     flags = ["--pool", str(tmp_path), "--dry_run", "--output_dir", str(tmp_path / "out")]
-    recipe_main("reject", *flags, "--keep", "2", "--min_reward", "0.5")
+    recipe_main("reject", *flags, "--max_per_prompt", "2", "--min_reward", "0.5")
     out = capsys.readouterr().out
-    funnel = select_rows(rows, SelectionArgs(keep=2, min_reward=0.5), 42, FilterArgs()).funnel
+    funnel = select_rows(
+        rows, SelectionArgs(max_per_prompt=2, min_reward=0.5), 42, FilterArgs()
+    ).funnel
     for reason, count in funnel["dropped"].items():
         assert any(reason in line and f" {count} " in line for line in out.splitlines()), reason
     assert f" {funnel['kept']} " in out

@@ -20,7 +20,13 @@ from chainforge.generate.settings import TeacherArgs
 from chainforge.generate.teacher import collect
 
 KEY = "sk-CANARY-0123456789"
-QUICK = {"teacher": "deepseek", "retry_wait": 0.02, "longest_wait": 0.2, "timeout": 5.0, "drain": 5}
+QUICK = {
+    "teacher": "deepseek",
+    "retry_wait": 0.02,
+    "max_retry_after": 0.2,
+    "timeout": 5.0,
+    "shutdown_timeout": 5,
+}
 
 # A collection as a process of its own, which can be killed.
 DRIVER = """
@@ -273,7 +279,9 @@ def test_a_wait_that_the_server_asked_for_is_told(folder):
     busy = Answer({}, 429, {"retry-after": "3"})
     notes = []
     with Server(lambda request: busy if request.number < 8 else None) as server:
-        args = TeacherArgs(**QUICK | {"longest_wait": 9.0}, base_url=server.url, max_concurrency=4)
+        args = TeacherArgs(
+            **QUICK | {"max_retry_after": 9.0}, base_url=server.url, max_concurrency=4
+        )
         collect(args, examples(6), "out", progress=lambda done, total, note: notes.append(note))
     assert any("refused (429), waiting" in note for note in notes), notes
 

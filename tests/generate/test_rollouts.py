@@ -161,7 +161,7 @@ def test_a_prompt_is_sampled_until_it_has_enough(model, tokenizer, tmp_path):
 
 
 def test_a_hopeless_prompt_is_given_up_and_the_cost_is_said(model, tokenizer, tmp_path):
-    settings = {"max_samples": 8, "round_size": 2, "give_up_after": 4}
+    settings = {"max_samples": 8, "round_size": 2, "max_failed_samples": 4}
     rolled = run(model, tokenizer, tmp_path / "s.jsonl", settings=settings,
                  accept=lambda rows: [False] * len(rows), keep=2)  # fmt: skip
     assert len(rolled.samples) == 6 * 4

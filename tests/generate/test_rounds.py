@@ -95,7 +95,7 @@ def test_accepted_is_what_no_filter_of_the_row_drops():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"give_up_after": 4}, "goes with max_samples"),
+        ({"max_failed_samples": 4}, "goes with max_samples"),
         ({"max_samples": 0}, "max_samples: expected 1"),
         ({"max_samples": 4, "round_size": 0}, "round_size: expected 1"),
         ({"max_samples": 4, "temperature": 0.0}, "set `max_samples: 1`"),

@@ -43,8 +43,8 @@ def sums():
 
 
 def asking(server, **settings):
-    quick = {"max_retries": 2, "retry_wait": 0.01, "patience": 0.1, "longest_wait": 0.05}
-    common = {"teacher": "deepseek", "base_url": server.url, "drain": 5}
+    quick = {"max_retries": 2, "retry_wait": 0.01, "outage_timeout": 0.1, "max_retry_after": 0.05}
+    common = {"teacher": "deepseek", "base_url": server.url, "shutdown_timeout": 5}
     return TeacherArgs(**common | quick | settings)
 
 
@@ -510,7 +510,7 @@ def test_an_absent_server_stops_the_run(server, sums, tmp_path):
 
 def test_an_outage_is_waited_for_one_request_at_a_time(server, sums, tmp_path):
     server.script = lambda request: FAULTS["503"] if 5 <= request.number < 32 else None
-    args = asking(server, retry_wait=0.005, patience=20, max_retries=20, max_concurrency=4)
+    args = asking(server, retry_wait=0.005, outage_timeout=20, max_retries=20, max_concurrency=4)
     collected = collect(args, sums, tmp_path)
     assert collected.funnel["kept"] == 30
     # Once everything fails, a single request finds out whether it still does.

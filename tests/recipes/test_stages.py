@@ -101,7 +101,7 @@ def test_rewards_that_never_differ_train_nothing_and_that_is_an_error(tmp_path, 
 
 
 def reject(tmp_path, tiny_model, recipe, **changes):
-    values = {"tasks": [TASK], "num_samples": 2, "max_new_tokens": 6, "keep": 2}
+    values = {"tasks": [TASK], "num_samples": 2, "max_new_tokens": 6, "max_per_prompt": 2}
     config = write(tmp_path / "picks.yaml", **(values | changes))
     return recipe("reject", "--config", config, "--model_name_or_path", tiny_model,
                   "--output_dir", tmp_path / "picks")  # fmt: skip

@@ -47,7 +47,7 @@ def grpo(tmp_path, tiny_model, tokenizer, recipe):
         task = {"fn": "jsonl", "params": {"path": str(tmp_path / "questions.jsonl")}}
         values = CPU | {"tasks": [task], "num_generations": 4, "max_completion_length": 8}
         values |= {"rewards": [{"fn": f"{tmp_path}/rewards.py:{reward}", "params": params}]}
-        values |= {"per_device_train_batch_size": 8, "max_idle_steps": 2}
+        values |= {"per_device_train_batch_size": 8, "max_zero_advantage_steps": 2}
         if ends:  # a random model seldom does by itself
             values["generation_kwargs"] = {"forced_eos_token_id": tokenizer.eos_token_id}
         (tmp_path / "grpo.yaml").write_text(yaml.safe_dump(values))
@@ -115,7 +115,7 @@ def test_a_policy_that_fell_is_an_error_and_a_larger_limit_goes_on(tmp_path, grp
     assert code == 1
     assert "the policy has collapsed" in error
     assert steps(tmp_path) == [1, 2, 3, 4]
-    code, error = grpo("later", "--max_idle_steps", "0", level=-1000.0)
+    code, error = grpo("later", "--max_zero_advantage_steps", "0", level=-1000.0)
     assert code == 0, error
     assert f"resuming from {tmp_path}/out/checkpoints/checkpoint-3" in told()
     assert steps(tmp_path) == [1, 2, 3, 4, 5, 6]

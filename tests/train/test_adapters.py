@@ -234,8 +234,8 @@ REFUSED = {
         "use_dora of the fresh one",
     ),
     "LoRA's settings without LoRA": ("model", "full --lora_alpha 8", "but not use_peft"),
-    "an unknown part": ("model", "full --keep model optimizer", "'optimizer' is none of"),
-    "nothing kept": ("model", "full --keep adapter checkpoints", "keep model"),
+    "an unknown part": ("model", "full --save model optimizer", "'optimizer' is not one of"),
+    "nothing kept": ("model", "full --save adapter checkpoints", "save model"),
 }
 
 
@@ -268,7 +268,7 @@ def test_a_quantised_checkpoint_is_refused(wide_model, tmp_path, monkeypatch):
 )
 def test_only_what_is_kept_stays(method, keep, left, wide_model, tmp_path, monkeypatch):
     saving = ["--save_strategy", "steps", "--save_steps", "1", "--max_steps", "1"]
-    flags = [*METHODS[method], *saving, "--keep", *keep]
+    flags = [*METHODS[method], *saving, "--save", *keep]
     stage = stage_of(monkeypatch, "sft", wide_model, tmp_path / "cold", *flags)
     assert {path.name for path in stage.path("").iterdir() if path.is_dir()} == left
     signed = {Path(name).parts[0] for name in read_json(stage.path("manifest.json"))["outputs"]}

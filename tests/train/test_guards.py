@@ -28,7 +28,7 @@ def logs(alike, rewards=None, every=1, **more):
 
 def look(history, limit=3):
     """Feed the logs one by one, as a trainer does; return the guard and where it stopped."""
-    guard = LearningGuard(GuardArgs(max_idle_steps=limit), [])
+    guard = LearningGuard(GuardArgs(max_zero_advantage_steps=limit), [])
     state, control = TrainerState(max_steps=100), TrainerControl()
     for log in history:
         state.log_history.append(log)
@@ -68,7 +68,7 @@ def test_a_policy_as_good_as_ever_ends_the_stage_in_good_order():
     assert "after step 6 of 100" in guard.learnt
     assert "1.200 and 0.700" in guard.learnt
     # A run that goes on from its last checkpoint knows that it has ended.
-    again = LearningGuard(GuardArgs(max_idle_steps=3), [])
+    again = LearningGuard(GuardArgs(max_zero_advantage_steps=3), [])
     again.on_train_begin(None, state, TrainerControl())
     assert again.learnt == guard.learnt
 
