@@ -147,7 +147,7 @@ def scored(
         "sample": sample,
         "source": "policy",
         "model": "policy",
-        "stage": "picks",
+        "stage": "rejection",
         "sampling": {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "seed": rng.randrange(2**31)},
         "rewards": {"accuracy_reward": float(right), "format_reward": 1.0},
         "reward": right + 0.2,

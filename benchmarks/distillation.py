@@ -25,7 +25,7 @@ def main() -> None:
     command = [*CHAINFORGE, "run", str(QUICKSTART / "distillation.yaml")]
     subprocess.run([*command, "--runs", str(args.runs), "--seed", str(args.seed)], check=True)
     directory = args.runs / "distillation"
-    scores = read_json(directory / "scores/results.json")
+    scores = read_json(directory / "eval/results.json")
     result = {"n": 1, "seed": args.seed, "seconds": seconds(directory)}
     result |= {name: scores[name] for name in ("models", "pairs")}
     save(results() / "distillation.json", result)

@@ -1,8 +1,8 @@
 """Measure accuracy per generated token: plain GRPO, a gate, dynamic sampling, minibatches.
 
-    python benchmarks/dynamic_sampling.py --cold runs/quickstart/cold/model
+    python benchmarks/dynamic_sampling.py --cold runs/quickstart/cold_start/model
 
-Each side trains the quickstart's `reason` stage from the same cold start, over several seeds, at a
+Each side trains the quickstart's `rl` stage from the same cold start, over several seeds, at a
 constant learning rate, and is measured on the same held-out rows every few steps. What counts is
 accuracy against generated tokens: all that were sampled, discarded groups and the gate's own
 measurement included; between measurements the curve is a straight line. Reported are the accuracy
@@ -29,7 +29,7 @@ from chainforge.core.artifacts import read_manifest
 from chainforge.core.config import read_settings
 from chainforge.core.records import read_rows
 
-REASON = QUICKSTART / "reason.yaml"
+REASON = QUICKSTART / "rl.yaml"
 SPLIT = 4  # updates a rollout where it is split
 SIDES = ("plain", "gate", "dynamic", "minibatches", "gate+minibatches", "dynamic+minibatches")
 LEVELS = (0.7, 0.8, 0.85)
@@ -40,7 +40,7 @@ Curve = list[tuple[float, float]]  # generated tokens, held-out accuracy
 def main() -> None:
     """Run, collect, write and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--cold", type=Path, default=Path("runs/quickstart/cold/model"))
+    parser.add_argument("--cold", type=Path, default=Path("runs/quickstart/cold_start/model"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--steps", type=int, default=24, help="of plain GRPO")
     parser.add_argument("--every", type=int, default=4)
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=results() / "dynamic_sampling.json")
     args = parser.parse_args()
     if not args.cold.exists():
-        prepared(Path("runs"), "cold")
+        prepared(Path("runs"), "cold_start")
     args.sides = ["plain", *(side for side in args.sides if side != "plain")]
     runs = [one_seed(seed, args) for seed in args.seeds]
     given = ("seeds", "sides", "steps", "every", "heldout", "gate_samples", "size")

@@ -79,7 +79,7 @@ def run_case(model: str, case: str, steps: int, toy: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         given = CASES[case]
         if case == "shipped":
-            given = gpu.shipped(model, "reason.yaml" if model == "toy" else "grpo.yaml", SPEED)
+            given = gpu.shipped(model, "rl.yaml" if model == "toy" else "grpo.yaml", SPEED)
         trainer = build(model, folder, given, steps, toy)
         trainer.generation_config.suppress_tokens = [SHAPES[model]["vocab_size"] - 2]
         clock = Clock()

@@ -99,7 +99,7 @@ def run_case(model: str, case: str, steps: int, toy: bool) -> dict[str, Any]:
 
     given = CASES[case]
     if case == "shipped":
-        given = gpu.shipped(model, "cold.yaml" if model == "toy" else "sft.yaml", SPEED)
+        given = gpu.shipped(model, "cold_start.yaml" if model == "toy" else "sft.yaml", SPEED)
     counted: dict[str, Any] = {"started": 0.0, "tokens": 0, "before": 0}
     with tempfile.TemporaryDirectory() as folder:
         trainer = build(model, folder, given, steps if toy else -1, toy)

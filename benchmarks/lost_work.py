@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--chain", type=Path, default=Path("runs"), help="as --runs of chainforge")
     parser.add_argument("--seed", type=int, default=0, help="of the points of the kills")
     args = parser.parse_args()
-    chain, draw = prepared(args.chain, "cold").resolve(), random.Random(args.seed)
+    chain, draw = prepared(args.chain, "cold_start").resolve(), random.Random(args.seed)
     result: dict[str, Any] = {"kills": args.kills, "default_save_steps": DEFAULT_SAVE}
     result |= {"training": {}, "data": {}}
     with tempfile.TemporaryDirectory() as folder:
@@ -67,15 +67,15 @@ def main() -> None:
 def training(kind: str, chain: Path, folder: Path, kills: int, draw: random.Random) -> Any:
     """Kill a training stage, and its raw script where there is one, at the same steps."""
     steps, interval = SETTINGS[kind]["steps"], SETTINGS[kind]["save"]
-    tasks = tasks_of("reason.yaml", folder / "tasks.json")
-    model, rows, base = chain / "cold/model", chain / "traces", QUICKSTART / "base"
+    tasks = tasks_of("rl.yaml", folder / "tasks.json")
+    model, rows, base = chain / "cold_start/model", chain / "traces", QUICKSTART / "base"
     out = folder / kind
     settings = ["--max_steps", steps, "--save_steps", interval]
     ours = {
-        "sft": recipe("sft", "cold.yaml", out, "--model_name_or_path", base, "--data", rows),
-        "grpo": recipe("grpo", "reason.yaml", out, "--model_name_or_path", model,
+        "sft": recipe("sft", "cold_start.yaml", out, "--model_name_or_path", base, "--data", rows),
+        "grpo": recipe("grpo", "rl.yaml", out, "--model_name_or_path", model,
                        "--per_device_train_batch_size", 8),
-        "distill": recipe("distill", "pupil.yaml", out, "--model_name_or_path",
+        "distill": recipe("distill", "distill.yaml", out, "--model_name_or_path",
                           QUICKSTART / "student_base", "--teacher_model_name_or_path", model,
                           "--per_device_train_batch_size", 16),
     }  # fmt: skip
@@ -124,7 +124,7 @@ def count_steps(counter: int, last: int | None) -> None:
 
 def sampling(kind: str, chain: Path, folder: Path, kills: int, draw: random.Random) -> Any:
     """Kill a stage that samples; count completions that had ended, by what is on disk."""
-    model, out = chain / "cold/model", folder / kind
+    model, out = chain / "cold_start/model", folder / kind
     config, few = folder / f"{kind}.json", ROWS // 2
     task = {"fn": "reasoning_gym", "params": {"dataset": "chain_sum", "max_digits": 1},
             "size": few, "split": "test"}  # fmt: skip

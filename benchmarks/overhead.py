@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--grpo_steps", type=int, default=96, help="the quickstart's: 96")
     parser.add_argument("--chain", type=Path, default=Path("runs"), help="as --runs of chainforge")
     args = parser.parse_args()
-    chain = prepared(args.chain, "cold")
+    chain = prepared(args.chain, "cold_start")
     result: dict[str, Any] = {"runs": args.runs, "limit": LIMIT, "stages": {}}
     result["steps"] = {"sft": args.sft_steps, "grpo": args.grpo_steps}
     for kind in args.stages:
@@ -72,16 +72,16 @@ def commands(kind: str, chain: Path, output: Path, steps: int, tasks: Path) -> d
         words = ["--model", base, "--data", data / "dataset/train.parquet", "--save_steps", 200]
         return {
             "raw": raw("sft", *words, "--max_steps", steps, "--output_dir", output),
-            "ours": recipe("sft", "cold.yaml", output, "--model_name_or_path", base,
+            "ours": recipe("sft", "cold_start.yaml", output, "--model_name_or_path", base,
                            "--data", data, "--max_steps", steps),
         }  # fmt: skip
-    tasks_of("reason.yaml", tasks)
-    model = chain / "cold/model"
+    tasks_of("rl.yaml", tasks)
+    model = chain / "cold_start/model"
     words = ["--model", model, "--tasks", tasks, "--batch", 32, "--updates", 4]
     words += ["--max_steps", steps, "--save_steps", 32]
     return {
         "raw": raw("grpo", *words, "--output_dir", output),
-        "ours": recipe("grpo", "reason.yaml", output, "--model_name_or_path", model,
+        "ours": recipe("grpo", "rl.yaml", output, "--model_name_or_path", model,
                        "--max_steps", steps),
     }  # fmt: skip
 

@@ -21,8 +21,8 @@ from sides import caches, raw, tasks_of
 from chainforge.core.artifacts import read_json, read_manifest
 
 LIMIT_SECONDS = 600
-STAGES = ("cold", "reason", "picks", "mixed", "final", "lessons", "student", "scores")
-MODELS = ("base", "cold", "reason", "mixed", "final", "student_base", "student")
+STAGES = ("cold_start", "rl", "rejection", "sft2", "rl_final", "distill_data", "student", "eval")
+MODELS = ("base", "cold_start", "rl", "sft2", "rl_final", "student_base", "student")
 
 
 def main() -> None:
@@ -54,9 +54,9 @@ def chain(runs: Path, *words: str) -> Run:
 def ours(folder: Path, traces: Path) -> dict[str, Any]:
     """Run the chain from the cold start on; return its time, and what each stage says it took."""
     shutil.copytree(traces, folder / "quickstart/traces")
-    whole = chain(folder, "--from", "cold")
+    whole = chain(folder, "--from", "cold_start")
     manifests = {name: read_manifest(folder / "quickstart" / name) for name in STAGES}
-    models = read_json(folder / "quickstart/scores/results.json")["models"]
+    models = read_json(folder / "quickstart/eval/results.json")["models"]
     return {
         "seconds": round(whole.seconds, 1),
         "cpu_seconds": round(whole.cpu_seconds, 1),
@@ -70,7 +70,7 @@ def by_hand(folder: Path, traces: Path) -> dict[str, Any]:
     folder.mkdir(parents=True)
     made = {name: folder / name for name in STAGES}
     rows = {name: tasks_of(f"{name}.yaml", folder / f"{name}.json")
-            for name in ("reason", "picks", "final", "lessons", "scores")}  # fmt: skip
+            for name in ("rl", "rejection", "rl_final", "distill_data", "eval")}  # fmt: skip
     models = {"base": QUICKSTART / "base", "student_base": QUICKSTART / "student_base"}
     models |= {name: made[name] / "model" for name in MODELS if name in made}
     traced, kept = traces / "dataset/train.parquet", "train.parquet"
@@ -88,17 +88,17 @@ def by_hand(folder: Path, traces: Path) -> dict[str, Any]:
                    "--samples", samples, "--output_dir", made[name])  # fmt: skip
 
     commands = {
-        "cold": sft("cold", "base", traced),
-        "reason": grpo("reason", "cold", "--max_steps", 96, "--save_steps", 32,
+        "cold_start": sft("cold_start", "base", traced),
+        "rl": grpo("rl", "cold_start", "--max_steps", 96, "--save_steps", 32,
                        "--batch", 32, "--updates", 4),
-        "picks": reject("picks", "reason", 2),
-        "mixed": sft("mixed", "base", made["picks"] / kept, traced),
-        "final": grpo("final", "mixed", "--max_steps", 40, "--save_steps", 10,
+        "rejection": reject("rejection", "rl", 2),
+        "sft2": sft("sft2", "base", made["rejection"] / kept, traced),
+        "rl_final": grpo("rl_final", "sft2", "--max_steps", 40, "--save_steps", 10,
                       "--learning_rate", 2e-4, "--beta", 0.01),
-        "lessons": reject("lessons", "final", 1),
-        "student": sft("student", "student_base", made["lessons"] / kept, epochs=3),
-        "scores": raw("evaluate", "--models", *(models[name] for name in MODELS),
-                      "--tasks", rows["scores"], "--output", folder / "scores.json"),
+        "distill_data": reject("distill_data", "rl_final", 1),
+        "student": sft("student", "student_base", made["distill_data"] / kept, epochs=3),
+        "eval": raw("evaluate", "--models", *(models[name] for name in MODELS),
+                      "--tasks", rows["eval"], "--output", folder / "scores.json"),
     }  # fmt: skip
     took = {name: run(command, folder / f"{name}.log", **caches(folder / "cache"))
             for name, command in commands.items()}  # fmt: skip

@@ -34,7 +34,7 @@ def main() -> None:
             share_stages(directory, name)
             command = [*CHAINFORGE, "run", str(QUICKSTART / file)]
             subprocess.run([*command, "--runs", str(directory), "--seed", str(seed)], check=True)
-            run[name] = read_json(directory / name / "scores/results.json")
+            run[name] = read_json(directory / name / "eval/results.json")
             run[name]["seconds"] = seconds(directory / name)
         runs.append(run)
     save(results() / "quickstart.json", {"runs": runs})
@@ -45,7 +45,7 @@ def share_stages(directory: Path, name: str) -> None:
     """Give the control the chain's own traces and cold start: they are the same stages."""
     if name == "quickstart":
         return
-    for stage in ("traces", "cold"):
+    for stage in ("traces", "cold_start"):
         source, target = directory / "quickstart" / stage, directory / name / stage
         if not target.exists():
             shutil.copytree(source, target)

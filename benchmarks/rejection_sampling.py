@@ -1,6 +1,6 @@
 """Measure rejection sampling: the naive loop, plain batches, and our engine, on the same prompts.
 
-    python benchmarks/rejection_sampling.py --model runs/quickstart/reason/model
+    python benchmarks/rejection_sampling.py --model runs/quickstart/rl/model
 
 Without the model, the quickstart's chain is run up to it first. A row is accepted when it is right,
 well-formed and not cut off; verdicts are part of every side's time. The naive loop, one
@@ -106,7 +106,7 @@ def ours(
 def main() -> None:
     """Measure, write and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", type=Path, default=Path("runs/quickstart/reason/model"))
+    parser.add_argument("--model", type=Path, default=Path("runs/quickstart/rl/model"))
     parser.add_argument("--prompts", type=int, default=500)
     parser.add_argument("--naive_prompts", type=int, default=48)
     parser.add_argument("--samples", type=int, default=8)
@@ -116,7 +116,7 @@ def main() -> None:
                         default=results() / "rejection_sampling.json")  # fmt: skip
     args = parser.parse_args()
     if not args.model.exists():
-        prepared(Path("runs"), "reason")
+        prepared(Path("runs"), "rl")
     model = open_policy(str(args.model), dtype="float32")
     tokenizer = load_tokenizer(str(args.model))
     rows = prompts(args.prompts)
@@ -137,7 +137,7 @@ def main() -> None:
 
 def prompts(count: int) -> list[Row]:
     """Return prompts of all kinds of the quickstart, mixed."""
-    settings = read_settings(QUICKSTART / "picks.yaml")
+    settings = read_settings(QUICKSTART / "rejection.yaml")
     tasks = TaskArgs(tasks=settings["tasks"], system_prompt=settings["system_prompt"])
     rows = load_examples(tasks, FORM, seed=42)
     kinds = len(settings["tasks"])

@@ -39,7 +39,7 @@ def main() -> None:
     result: dict[str, Any] = {"runs": args.runs, "steps": args.steps, "limit": LIMIT_SECONDS}
     result["commands"] = time_commands(args.runs, args.chain)
     result["first_step"] = {}
-    chain = prepared(args.chain, "cold") if args.steps else args.chain
+    chain = prepared(args.chain, "cold_start") if args.steps else args.chain
     for kind in args.kinds if args.steps else ():
         result["first_step"][kind] = time_first_steps(kind, args.steps, chain)
     save(results() / "startup.json", result)

@@ -1,10 +1,10 @@
 """Say where the time of a GRPO stage goes: imports, generation, rewards, gradients, files.
 
-    python benchmarks/step_profile.py --model runs/quickstart/cold/model
+    python benchmarks/step_profile.py --model runs/quickstart/cold_start/model
     python benchmarks/step_profile.py --model MODEL --functions 25       # and Python's own profile
     python benchmarks/step_profile.py --model MODEL --operators 15       # and torch's operators
 
-Runs `recipes/grpo.py` in this process, by default with the quickstart's `reason.yaml`, and clocks
+Runs `recipes/grpo.py` in this process, by default with the quickstart's `rl.yaml`, and clocks
 the parts of a step: each part's own time, without that of the parts inside it, by the clock and by
 the processor (all threads together, which on a busy machine says more). What follows `--` goes to
 the recipe: `-- --max_steps 8`. Writes `benchmarks/results/step_profile.json` and prints Markdown.
@@ -148,8 +148,8 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--recipe", type=Path, default=ROOT / "recipes/grpo.py")
-    parser.add_argument("--config", type=Path, default=QUICKSTART / "reason.yaml")
-    parser.add_argument("--model", default="runs/quickstart/cold/model")
+    parser.add_argument("--config", type=Path, default=QUICKSTART / "rl.yaml")
+    parser.add_argument("--model", default="runs/quickstart/cold_start/model")
     parser.add_argument("--functions", type=int, default=0, help="so many lines of cProfile")
     parser.add_argument("--operators", type=int, default=0, help="so many lines of torch.profiler")
     parser.add_argument("--out", type=Path, default=results() / "step_profile.json")

@@ -13,7 +13,7 @@ def export(
         Path,
         typer.Argument(
             metavar="STAGE",
-            help="A finished stage, such as runs/quickstart/final, or an adapter or a model.",
+            help="A finished stage, such as runs/quickstart/rl_final, or an adapter or a model.",
         ),
     ],
     to: Annotated[

@@ -2,7 +2,7 @@
 
     accelerate launch recipes/distill.py --config recipes/quickstart/distill.yaml \
         --model_name_or_path runs/quickstart/student/model \
-        --teacher_model_name_or_path runs/quickstart/final/model --output_dir runs/quickstart/pupil
+        --teacher_model_name_or_path runs/quickstart/rl_final/model --output_dir runs/distill
 
 Every option is TRL's own (DistillationConfig, ModelConfig) but for `tasks`, `transcript`,
 `adapter` and `save`. Student and teacher need one tokenizer; their embeddings may be padded to

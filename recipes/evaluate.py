@@ -1,7 +1,7 @@
 """What each stage was worth: several models on the same held-out rows.
 
-    python recipes/evaluate.py --config recipes/quickstart/scores.yaml --output_dir scores \
-        --models base=recipes/quickstart/base cold=runs/quickstart/cold/model
+    python recipes/evaluate.py --config recipes/quickstart/eval.yaml --output_dir eval \
+        --models base=recipes/quickstart/base cold_start=runs/quickstart/cold_start/model
 
 Leaves `results.json` (accuracy strict and lenient with Wilson intervals, format, language, lengths,
 pass@k, maj@k, all of them by task too, what McNemar's test and a paired bootstrap say of each two
@@ -59,7 +59,7 @@ def named(models: list[str]) -> dict[str, str]:
             raise InputError(f"models: expected distinct name=path pairs, found {word!r}")
         found[name] = check_model(path)
     if not found:
-        raise InputError("models: none given; for instance --models base=PATH cold=PATH")
+        raise InputError("models: none given; for instance --models base=PATH cold_start=PATH")
     return found
 
 

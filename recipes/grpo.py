@@ -1,7 +1,7 @@
 """Reinforcement learning with verifiable rewards: GRPO on tasks whose answers can be checked.
 
-    accelerate launch recipes/grpo.py --config recipes/quickstart/reason.yaml \
-        --model_name_or_path runs/quickstart/cold/model --output_dir runs/quickstart/reason
+    accelerate launch recipes/grpo.py --config recipes/quickstart/rl.yaml \
+        --model_name_or_path runs/quickstart/cold_start/model --output_dir runs/quickstart/rl
 
 Every option is TRL's own (GRPOConfig, ModelConfig) but for those of the other classes below.
 `preset: modern` puts a file of `recipes/presets/` under the stage's own keys. With `beta` above 0

@@ -1,8 +1,8 @@
 """Supervised fine-tuning on kept rows: the cold start, the second SFT, and distillation by traces.
 
-    accelerate launch recipes/sft.py --config recipes/quickstart/cold.yaml \
+    accelerate launch recipes/sft.py --config recipes/quickstart/cold_start.yaml \
         --model_name_or_path recipes/quickstart/base --data runs/quickstart/traces \
-        --output_dir runs/quickstart/cold
+        --output_dir runs/quickstart/cold_start
 
 Every option is TRL's own (SFTConfig, ModelConfig) but for `data`, `data_weights` (the ratio in
 which several sources stand), `transcript`, `adapter` (what becomes of a LoRA adapter that the stage

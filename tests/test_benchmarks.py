@@ -67,7 +67,7 @@ def test_the_sft_script_leaves_the_weights_that_the_recipe_leaves(monkeypatch, t
     base, common = QUICKSTART / "base", ["--max_steps", 3, "--seed", 7]
     script(monkeypatch, FOLDER / "raw/sft.py", "--model", base, "--data", tmp_path / "rows.parquet",
            "--output_dir", tmp_path / "raw", *common)  # fmt: skip
-    script(monkeypatch, ROOT / "recipes/sft.py", "--config", QUICKSTART / "cold.yaml", "--data",
+    script(monkeypatch, ROOT / "recipes/sft.py", "--config", QUICKSTART / "cold_start.yaml", "--data",
            tmp_path / "rows.parquet", "--model_name_or_path", base,
            "--output_dir", tmp_path / "ours", *common)  # fmt: skip
     assert weights(tmp_path / "raw/model") == weights(tmp_path / "ours/model") != weights(base)
@@ -79,7 +79,7 @@ def test_the_scripts_ask_the_same_and_judge_alike(tmp_path):
 
     from chainforge.core.yaml12 import read_yaml
 
-    tasks = read_yaml(QUICKSTART / "picks.yaml")["tasks"]
+    tasks = read_yaml(QUICKSTART / "rejection.yaml")["tasks"]
     few = tmp_path / "few.yaml"
     few.write_text(json.dumps({"tasks": [task | {"size": 30} for task in tasks]}))
     theirs = questions.load(str(tasks_of(str(few), tmp_path / "tasks.json")))

@@ -101,7 +101,7 @@ class Rows:
 def pooled(paths: list[str], args: BuildArgs) -> Pool:
     """Return the samples of stages and files that are there already."""
     if not paths:
-        raise InputError("pool: name the samples, as --pool runs/quickstart/picks")
+        raise InputError("pool: name the samples, as --pool runs/quickstart/rejection")
     return Pool(find_samples(paths), args.max_bad_rows)
 
 

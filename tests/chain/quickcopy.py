@@ -8,8 +8,8 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parents[2]
-PUPIL = {"name": "pupil", "recipe": "distill", "config": "pupil.yaml", "model": "student_base",
-         "teacher_model": "final"}  # fmt: skip
+DISTILL = {"name": "distill", "recipe": "distill", "config": "distill.yaml", "model": "student_base",
+         "teacher_model": "rl_final"}  # fmt: skip
 
 
 class Copy:
@@ -27,7 +27,7 @@ class Copy:
             if "max_completion_length" in settings:
                 settings["per_device_train_batch_size"] = 8
             file.write_text(yaml.safe_dump(settings))
-        self.change("chain", stages=[*self.read("chain")["stages"], PUPIL])
+        self.change("chain", stages=[*self.read("chain")["stages"], DISTILL])
         monkeypatch.chdir(folder)
 
     def read(self, name):

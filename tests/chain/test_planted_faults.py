@@ -40,32 +40,32 @@ def no_token(copy):
     from huggingface_hub import constants
 
     copy.monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(copy.folder / "no-token"))
-    copy.change("mixed", push_to_hub=True, hub_model_id="me/mine")
+    copy.change("sft2", push_to_hub=True, hub_model_id="me/mine")
 
 
 def rows_of_another_form(copy):
     rows = [{"prompt": [{"role": "user", "content": f"{n} + 1 ="}], "completion": write("I add.", "2", "think")}
             for n in range(4)]  # fmt: skip
     copy.write("own.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
-    copy.stage("cold", data="own.jsonl")
+    copy.stage("cold_start", data="own.jsonl")
 
 
 def golds_that_are_none(copy):
     rows = [{"question": f"Name {n} things.", "answer": "a thing"} for n in range(40)]
     copy.write("own.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
     params = {"path": str(copy.folder / "own.jsonl"), "verifier": "numeric"}
-    copy.change("reason", tasks=[{"fn": "jsonl", "params": params, "split": "all"}])
+    copy.change("rl", tasks=[{"fn": "jsonl", "params": params, "split": "all"}])
 
 
 def rows_without_answers(copy):
     rows = [{"question": f"Name {n} things."} for n in range(40)]
     params = {"path": copy.write("open.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))}
-    copy.change("scores", tasks=[{"fn": "jsonl", "params": params, "split": "all"}])
+    copy.change("eval", tasks=[{"fn": "jsonl", "params": params, "split": "all"}])
 
 
 def reward(copy, text, **more):
     file = copy.write("reward.py", text)
-    copy.change("reason", rewards=[{"fn": f"{file}:pay"} | more])
+    copy.change("rl", rewards=[{"fn": f"{file}:pay"} | more])
 
 
 def special_tags(tokenizer):
@@ -75,13 +75,13 @@ def special_tags(tokenizer):
 # What is planted; at which level, by which check and in which stage it is found; what is said.
 FAULTS = {
     "a misspelt key": (
-        lambda c: c.change("reason", learning_rat=1e-4),
-        "error", "settings", "reason", "did you mean 'learning_rate'?"),
+        lambda c: c.change("rl", learning_rat=1e-4),
+        "error", "settings", "rl", "did you mean 'learning_rate'?"),
     "a number in words": (
-        lambda c: c.change("reason", num_generations="eight"),
-        "error", "settings", "reason", "num_generations"),
+        lambda c: c.change("rl", num_generations="eight"),
+        "error", "settings", "rl", "num_generations"),
     "sampling that cannot be": (
-        lambda c: c.change("picks", top_p=1.5), "error", "settings", "picks", "top_p: expected"),
+        lambda c: c.change("rejection", top_p=1.5), "error", "settings", "rejection", "top_p: expected"),
     "no key for the teacher": (
         lambda c: c.change("collect", teacher="deepseek"),
         "error", "teacher", "traces", "DEEPSEEK_API_KEY is not set"),
@@ -89,100 +89,100 @@ FAULTS = {
         lambda c: c.change("collect", teacher="openai", model="m", base_url="http://127.0.0.1:9/v1"),
         "error", "teacher", "traces", "does not answer"),
     "groups that do not divide": (
-        lambda c: c.change("reason", num_generations=6),
-        "error", "batches", "reason", "write per_device_train_batch_size: 6"),
+        lambda c: c.change("rl", num_generations=6),
+        "error", "batches", "rl", "write per_device_train_batch_size: 6"),
     "a checkpoint inside a generation": (
-        lambda c: c.change("final", steps_per_generation=4, save_steps=6),
-        "error", "batches", "final", "generation window"),
+        lambda c: c.change("rl_final", steps_per_generation=4, save_steps=6),
+        "error", "batches", "rl_final", "generation window"),
     "a template that pre-fills a tag": (
         lambda c: c.template("assistant\n'", "assistant\n<reasoning_process>'"),
-        "error", "transcript", "cold", "writes <reasoning_process> before the completion"),
+        "error", "transcript", "cold_start", "writes <reasoning_process> before the completion"),
     "a template that eats the reasoning": (
         lambda c: c.template("message['content']", "message['content'].split('</reasoning_process>')[-1]"),
-        "error", "transcript", "mixed", "changes the assistant's text"),
+        "error", "transcript", "sft2", "changes the assistant's text"),
     "a template that takes no system turn": (
         lambda c: (c.template("{%", "{% if messages[0].role == 'system' %}{{ raise_exception('No "
-                              "system') }}{% endif %}{%", 1), c.change("scores", system_prompt="S")),
-        "error", "transcript", "scores", 'No system; set `system_prompt: ""`'),
+                              "system') }}{% endif %}{%", 1), c.change("eval", system_prompt="S")),
+        "error", "transcript", "eval", 'No system; set `system_prompt: ""`'),
     "a template that ends no turn": (
         lambda c: c.write("base/chat_template.jinja", SHORT + BEGIN),
-        "error", "transcript", "cold", "writes nothing that ends the assistant's turn"),
+        "error", "transcript", "cold_start", "writes nothing that ends the assistant's turn"),
     "an end that generation does not know": (
         lambda c: (c.edit("base/tokenizer_config.json", eos_token="<|endoftext|>"),
                    c.edit("base/generation_config.json", eos_token_id=0)),
-        "error", "transcript", "cold", "set `eos_token: <|im_end|>` in the SFT stage"),
+        "error", "transcript", "cold_start", "set `eos_token: <|im_end|>` in the SFT stage"),
     "tags that are special tokens": (
         lambda c: c.tokenizer(special_tags),
-        "error", "transcript", "cold", "the tags are lost in decoding"),
+        "error", "transcript", "cold_start", "the tags are lost in decoding"),
     "no tokenizer": (
         lambda c: (c.folder / "base/tokenizer_config.json").unlink(),
-        "error", "transcript", "cold", "has no tokenizer_config.json"),
+        "error", "transcript", "cold_start", "has no tokenizer_config.json"),
     "rows of another form": (
-        rows_of_another_form, "error", "rows", "cold", "4 of 4 completions"),
+        rows_of_another_form, "error", "rows", "cold_start", "4 of 4 completions"),
     "no tasks": (
-        lambda c: c.change("reason", tasks=[]), "error", "rows", "reason", "tasks: none given"),
+        lambda c: c.change("rl", tasks=[]), "error", "rows", "rl", "tasks: none given"),
     "an evaluation of what has no answers": (
-        rows_without_answers, "error", "rows", "scores", "no row has an `answer`"),
+        rows_without_answers, "error", "rows", "eval", "no row has an `answer`"),
     "more rows than there are": (
-        lambda c: c.change("scores", tasks=[{"fn": "reasoning_gym", "size": 400, "split": "test",
+        lambda c: c.change("eval", tasks=[{"fn": "reasoning_gym", "size": 400, "split": "test",
                                              "params": FEW_SUMS}]),
-        "error", "rows", "scores", "distinct rows of split 'test' exist"),
+        "error", "rows", "eval", "distinct rows of split 'test' exist"),
     "rows longer than max_length": (
-        lambda c: c.change("cold", max_length=40), "error", "lengths", "cold", "raise max_length"),
+        lambda c: c.change("cold_start", max_length=40), "error", "lengths", "cold_start", "raise max_length"),
     "prompts longer than the model": (
         lambda c: c.edit("base/config.json", max_position_embeddings=16),
-        "error", "lengths", "reason", "TRL cuts no prompt"),
+        "error", "lengths", "rl", "TRL cuts no prompt"),
     "no room for a completion": (
         lambda c: c.edit("base/config.json", max_position_embeddings=96),
-        "warning", "lengths", "picks", "write max_new_tokens:"),
+        "warning", "lengths", "rejection", "write max_new_tokens:"),
     "completions shorter than what was learnt": (
-        lambda c: c.change("reason", max_completion_length=16),
-        "warning", "lengths", "reason", "such will be cut"),
+        lambda c: c.change("rl", max_completion_length=16),
+        "warning", "lengths", "rl", "such will be cut"),
     "a verifier that refuses its golds": (
-        golds_that_are_none, "error", "rewards", "reason", "does not accept 2 of 2 gold answers"),
+        golds_that_are_none, "error", "rewards", "rl", "does not accept 2 of 2 gold answers"),
     "no such reward": (
-        lambda c: c.change("final", rewards=[{"fn": "acuracy_reward"}]),
-        "error", "rewards", "final", "did you mean 'accuracy_reward'?"),
+        lambda c: c.change("rl_final", rewards=[{"fn": "acuracy_reward"}]),
+        "error", "rewards", "rl_final", "did you mean 'accuracy_reward'?"),
     "a reward of a column that no row has": (
         lambda c: reward(c, "def pay(completion, colour):\n    return 1.0\n"),
-        "error", "rewards", "reason", "colour"),
+        "error", "rewards", "rl", "colour"),
     "a reward that pays wrong answers more": (
         lambda c: reward(c, "def pay(completion, answer):\n    return float(answer not in completion)\n"),
-        "error", "rewards", "reason", "more than the gold answer"),
+        "error", "rewards", "rl", "more than the gold answer"),
     "a reward for the form alone": (
-        lambda c: c.change("reason", rewards=[{"fn": "format_reward"}]),
-        "error", "rewards", "reason", "as much as the gold answer"),
+        lambda c: c.change("rl", rewards=[{"fn": "format_reward"}]),
+        "error", "rewards", "rl", "as much as the gold answer"),
     "another vocabulary than the teacher's": (
         lambda c: c.tokenizer(lambda t: t.add_tokens(["<extra>"]), "student_base"),
-        "error", "vocabulary", "pupil", "differ in 1 tokens"),
+        "error", "vocabulary", "distill", "differ in 1 tokens"),
     "4-bit weights under FSDP 2": (
-        lambda c: (c.change("cold", load_in_4bit=True, use_peft=True, use_cpu=False),
-                   c.stage("cold", launch="fsdp2")),
-        "error", "matrix", "cold", "cannot shard 4-bit weights"),
+        lambda c: (c.change("cold_start", load_in_4bit=True, use_peft=True, use_cpu=False),
+                   c.stage("cold_start", launch="fsdp2")),
+        "error", "matrix", "cold_start", "cannot shard 4-bit weights"),
     "ZeRO-3 that cannot save": (
-        lambda c: c.launch("final", "distributed_type: DEEPSPEED\nnum_processes: 2\n"
+        lambda c: c.launch("rl_final", "distributed_type: DEEPSPEED\nnum_processes: 2\n"
                            "deepspeed_config: {zero_stage: 3}\n"),
-        "error", "launch", "final", "zero3_save_16bit_model: only with true"),
+        "error", "launch", "rl_final", "zero3_save_16bit_model: only with true"),
     "two processes that are one": (
-        lambda c: c.launch("cold", "distributed_type: MULTI_CPU\nnum_processes: 2\nuse_cpu: true\n"),
-        "error", "launch", "cold", "starts one process and says nothing"),
+        lambda c: c.launch("cold_start", "distributed_type: MULTI_CPU\nnum_processes: 2\nuse_cpu: true\n"),
+        "error", "launch", "cold_start", "starts one process and says nothing"),
     "too small a GPU": (
-        lambda c: (c.on_gpu(1024), c.change("mixed", use_cpu=False)),
-        "error", "memory", "mixed", "of 1.0 GiB"),
+        lambda c: (c.on_gpu(1024), c.change("sft2", use_cpu=False)),
+        "error", "memory", "sft2", "of 1.0 GiB"),
     "a tracker that is not installed": (
         lambda c: c.change("chain", report_to="mlflow"),
-        "error", "tracker", "cold", "mlflow is not installed; pip install mlflow"),
-    "no token for the Hub": (no_token, "error", "Hub", "mixed", "set HF_TOKEN"),
+        "error", "tracker", "cold_start", "mlflow is not installed; pip install mlflow"),
+    "no token for the Hub": (no_token, "error", "Hub", "sft2", "set HF_TOKEN"),
     "a disk that checkpoints will fill": (
-        lambda c: c.change("cold", save_steps=1, max_steps=100_000_000),
-        "error", "disk", "cold", "`save_total_limit: 2`"),
+        lambda c: c.change("cold_start", save_steps=1, max_steps=100_000_000),
+        "error", "disk", "cold_start", "`save_total_limit: 2`"),
     "a version that is too old": (
         lambda c: c.package("peft", "0.1.0"), "error", "versions", None, "peft 0.1.0 is too old"),
     "a version that nobody tested": (
         lambda c: c.package("peft", "9.9"), "warning", "versions", None, "peft 9.9 was not tested"),
     "a model that is not on this machine": (
         lambda c: c.change("chain", base="Qwen/Qwen2.5-0.5B"),
-        "warning", "transcript", "cold", "--online fetches it"),
+        "warning", "transcript", "cold_start", "--online fetches it"),
 }  # fmt: skip
 
 
@@ -201,11 +201,11 @@ def test_a_planted_fault_is_found(name, copy, capsys, monkeypatch):
 
 REFUSED = {
     "a file of data that is not there": (
-        lambda c: c.stage("cold", data="nowhere.jsonl"), "stage cold: no data 'nowhere.jsonl'"),
+        lambda c: c.stage("cold_start", data="nowhere.jsonl"), "stage cold_start: no data 'nowhere.jsonl'"),
     "a model that is not there": (
         lambda c: c.change("chain", base="./nowhere"), "key 'base': './nowhere' is neither"),
     "a stage that is not there": (
-        lambda c: c.stage("reason", model="could"), "stage reason: key 'model': no stage or model"),
+        lambda c: c.stage("rl", model="could"), "stage rl: key 'model': no stage or model"),
 }  # fmt: skip
 
 
@@ -238,7 +238,7 @@ def test_a_template_without_end_does_not_hold_the_doctor(copy, capsys, monkeypat
     code, findings, _ = diagnose(capsys, monkeypatch)
     assert code == 1
     found = {f["stage"] for f in findings if "the chat template was stopped" in f["text"]}
-    assert {"cold", "reason"} <= found
+    assert {"cold_start", "rl"} <= found
 
 
 def test_a_template_that_a_stage_sets_is_that_of_those_after_it(copy, capsys, monkeypatch):
@@ -246,8 +246,8 @@ def test_a_template_that_a_stage_sets_is_that_of_those_after_it(copy, capsys, mo
     code, findings, _ = diagnose(capsys, monkeypatch)
     assert code == 1
     bare = {f["stage"] for f in findings if f["level"] == "error"}
-    assert {"cold", "reason", "picks", "scores"} <= bare
-    for name in ("cold", "mixed", "scores"):  # the second SFT starts from the base as well
+    assert {"cold_start", "rl", "rejection", "eval"} <= bare
+    for name in ("cold_start", "sft2", "eval"):  # the second SFT starts from the base as well
         copy.change(name, chat_template_path=str(template))
     code, findings, _ = diagnose(capsys, monkeypatch)
     assert [f for f in findings if f["level"] != "ok"] == []
@@ -255,22 +255,22 @@ def test_a_template_that_a_stage_sets_is_that_of_those_after_it(copy, capsys, mo
 
 
 def test_a_probe_comes_last_and_only_when_nothing_is_wrong(copy, capsys, monkeypatch):
-    copy.change("reason", num_generations=6)
+    copy.change("rl", num_generations=6)
     code, findings, _ = diagnose(capsys, monkeypatch, "--probe")
     assert code == 1
     assert (findings[-1]["check"], findings[-1]["text"][:8]) == ("probe", "left out")
-    copy.change("reason", num_generations=8, max_completion_length=4)
+    copy.change("rl", num_generations=8, max_completion_length=4)
     base = copy.folder / "base"
     shutil.copy2(ROOT / "recipes/quickstart/base/model.safetensors", base)
-    copy.stage("reason", model="base")
+    copy.stage("rl", model="base")
     code, findings, _ = diagnose(capsys, monkeypatch, "--probe")
     probed = {f["stage"]: f for f in findings if f["check"] == "probe"}
-    assert probed["reason"]["data"]["sampled"] == 8
-    assert probed["reason"]["data"]["cut"] > 4
-    assert probed["reason"]["level"] == "warning"
-    assert probed["pupil"]["level"] == "error"
-    assert "student_base cannot be sampled from: " in probed["pupil"]["text"]
-    assert probed["picks"]["text"].startswith("reason is not made yet")
+    assert probed["rl"]["data"]["sampled"] == 8
+    assert probed["rl"]["data"]["cut"] > 4
+    assert probed["rl"]["level"] == "warning"
+    assert probed["distill"]["level"] == "error"
+    assert "student_base cannot be sampled from: " in probed["distill"]["text"]
+    assert probed["rejection"]["text"].startswith("rl is not made yet")
     assert code == 1
 
 

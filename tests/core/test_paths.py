@@ -115,14 +115,11 @@ def test_the_custom_recipe_is_the_same_from_every_folder(place, tmp_path, monkey
         for word in step.command:
             path = word.removeprefix("base=")
             assert "/" not in path or str(tmp_path) in path or Path(path).exists(), word
-    settings = read_settings(os.path.relpath(chain.with_name("reason.yaml")))
+    settings = read_settings(os.path.relpath(chain.with_name("rl.yaml")))
     rows = load_examples(TaskArgs(tasks=settings["tasks"]))
     assert load_rewards(RewardArgs(rewards=settings["rewards"]), {"answer", "verifier"})
     monkeypatch.chdir(recipes.parent)
-    assert (
-        load_examples(TaskArgs(tasks=read_settings(chain.with_name("reason.yaml"))["tasks"]))
-        == rows
-    )
+    assert load_examples(TaskArgs(tasks=read_settings(chain.with_name("rl.yaml"))["tasks"])) == rows
 
 
 def test_a_model_that_is_not_there_is_not_sought_on_the_hub(project):

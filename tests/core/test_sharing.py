@@ -52,7 +52,7 @@ def test_a_short_value_is_part_of_other_words(monkeypatch):
     ("path", "shown"),
     [
         ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B"),
-        ("runs/quickstart/final/model", "runs/quickstart/final/model"),
+        ("runs/quickstart/rl_final/model", "runs/quickstart/rl_final/model"),
         ("/home/alice/models/qwen", "qwen"),
         ("/home/alice/model", "model"),
         ("../../alice/base", "base"),
@@ -67,9 +67,9 @@ def test_of_a_path_from_elsewhere_only_the_end_is_public(path, shown):
 
 
 def test_a_part_of_a_stage_keeps_the_name_of_the_stage(tmp_path):
-    (tmp_path / "cold/model").mkdir(parents=True)
-    (tmp_path / "cold/manifest.json").touch()
-    assert public(str(tmp_path / "cold/model")) == "cold/model"
+    (tmp_path / "cold_start/model").mkdir(parents=True)
+    (tmp_path / "cold_start/manifest.json").touch()
+    assert public(str(tmp_path / "cold_start/model")) == "cold_start/model"
 
 
 def test_settings_are_shown_without_keys_and_places():
@@ -95,7 +95,7 @@ def test_settings_are_shown_without_keys_and_places():
 
 def test_files_that_name_a_place_here_are_told(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    pq.write_table(pa.table({"model": [f"{tmp_path}/runs/final"]}), "train.parquet")
+    pq.write_table(pa.table({"model": [f"{tmp_path}/runs/rl_final"]}), "train.parquet")
     files = {"train.parquet": Path("train.parquet"), "README.md": b"nothing",
              "model.safetensors": f"{tmp_path}/x".encode()}  # fmt: skip
     assert places_told(files) == [f"train.parquet names {tmp_path}, a folder of this machine"]

@@ -61,6 +61,6 @@ def test_the_readme_gives_the_system_prompt_and_gates_that_are_taken():
     assert README.count(system_prompt()) == 2  # once for each harness
     stage = yaml.safe_load(README.split("```yaml")[1].split("```")[0])[0]
     gates = read_gates(stage["gate"], stage["models"])
-    assert [gate.model for gate in gates] == ["cold", "cold"]
+    assert [gate.model for gate in gates] == ["cold_start", "cold_start"]
     said = README.split("Metrics: ")[1].split("with `min`")[0]
     assert {metric for metric in METRICS if f"`{metric}`" in said} == METRICS.keys() - {"strict"}

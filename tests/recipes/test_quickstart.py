@@ -22,10 +22,20 @@ from chainforge.core.records import read_rows
 
 ROOT = Path(__file__).parents[2]
 CHAIN = "recipes/quickstart/chain.yaml"
-STAGES = ["traces", "cold", "reason", "picks", "mixed", "final", "lessons", "student", "scores"]
-ROWS = {"collect": 1600, "reason": 64, "picks": 40, "final": 64, "lessons": 64, "scores": 24}
-ROWS |= {"pupil": 64}
-STEPS = {"cold": 100, "reason": 6, "mixed": 100, "final": 2, "student": 8}
+STAGES = [
+    "traces",
+    "cold_start",
+    "rl",
+    "rejection",
+    "sft2",
+    "rl_final",
+    "distill_data",
+    "student",
+    "eval",
+]
+ROWS = {"collect": 1600, "rl": 64, "rejection": 40, "rl_final": 64, "distill_data": 64, "eval": 24}
+ROWS |= {"distill": 64}
+STEPS = {"cold_start": 100, "rl": 6, "sft2": 100, "rl_final": 2, "student": 8}
 
 
 @pytest.fixture(scope="module")
@@ -83,17 +93,17 @@ def shell(folder, hub):
 
 def test_a_killed_rl_stage_is_resumed(folder, shell):
     """Kill -9 while GRPO is under way, run again: it goes on from its last checkpoint."""
-    command = ["chainforge", "run", CHAIN, "--until", "reason"]
+    command = ["chainforge", "run", CHAIN, "--until", "rl"]
     path = f"{Path(sys.prefix) / 'bin'}:{os.environ['PATH']}"
     run = subprocess.Popen(command, cwd=folder, env=os.environ | {"PATH": path})
-    state = folder / "runs/quickstart/reason/checkpoints/checkpoint-4/sealed.json"
+    state = folder / "runs/quickstart/rl/checkpoints/checkpoint-4/sealed.json"
     deadline = time.monotonic() + 400
     while not state.exists() and run.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     assert run.poll() is None, "the chain ended before it could be killed"
     os.kill(run.pid, signal.SIGKILL)
     run.wait()
-    reason = folder / "runs/quickstart/reason"
+    reason = folder / "runs/quickstart/rl"
     assert read_manifest(reason) is None
     plan = shell(f"chainforge plan {CHAIN} --json")
     assert [stage["state"] for stage in json.loads(plan.stdout)["stages"][:3]] == [
@@ -101,7 +111,7 @@ def test_a_killed_rl_stage_is_resumed(folder, shell):
         "done",
         "resumable",
     ]
-    again = shell(f"chainforge run {CHAIN} --until reason")
+    again = shell(f"chainforge run {CHAIN} --until rl")
     assert again.returncode == 0, again.stderr
     assert "resuming from" in (reason / "log.txt").read_text()
     steps = [row["step"] for row in read_rows(reason / "metrics.jsonl") if "reward" in row]
@@ -111,14 +121,14 @@ def test_a_killed_rl_stage_is_resumed(folder, shell):
 def test_a_planned_line_pasted_by_hand_is_the_stage(folder, shell):
     """The planned line makes the same stage with the same fingerprint."""
     stages = json.loads(shell(f"chainforge plan {CHAIN} --json").stdout)["stages"]
-    (planned,) = [stage for stage in stages if stage["name"] == "reason"]
+    (planned,) = [stage for stage in stages if stage["name"] == "rl"]
     done = shell(planned["command"])
     assert done.returncode == 0, done.stderr
     assert "is done already" in done.stderr
-    shutil.rmtree(folder / "runs/quickstart/reason")
+    shutil.rmtree(folder / "runs/quickstart/rl")
     pasted = shell(planned["command"])
     assert pasted.returncode == 0, pasted.stderr
-    manifest = read_manifest(folder / "runs/quickstart/reason")
+    manifest = read_manifest(folder / "runs/quickstart/rl")
     assert manifest.fingerprint == planned["fingerprint"]
 
 
@@ -137,31 +147,33 @@ def test_every_command_of_the_readme_runs(folder, shell):
         done = shell(command)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         if command.startswith("chainforge new my-project"):
-            shrink(folder / "my-project", {"cold": 20, "reason": 2})
+            shrink(folder / "my-project", {"cold_start": 20, "rl": 2})
     assert (folder / "scratch/model/model.safetensors").exists()
 
 
 def test_a_project_of_ones_own_was_trained_and_measured(folder):
     """The README's second journey: own questions, own reward."""
     runs = folder / "runs/my-project"
-    logs = [row for row in read_rows(runs / "reason/metrics.jsonl") if "reward" in row]
+    logs = [row for row in read_rows(runs / "rl/metrics.jsonl") if "reward" in row]
     assert all("rewards/concise/mean" in row for row in logs)
-    results = json.loads((runs / "scores/results.json").read_text())
-    assert [model["name"] for model in results["models"]] == ["base", "cold", "reason"]
-    asked = {row["prompt"][-1]["content"] for row in read_rows(runs / "scores/samples.jsonl")}
-    trained = {row["prompt"][-1]["content"] for row in read_rows(runs / "reason/rollouts.jsonl")}
+    results = json.loads((runs / "eval/results.json").read_text())
+    assert [model["name"] for model in results["models"]] == ["base", "cold_start", "rl"]
+    asked = {row["prompt"][-1]["content"] for row in read_rows(runs / "eval/samples.jsonl")}
+    trained = {row["prompt"][-1]["content"] for row in read_rows(runs / "rl/rollouts.jsonl")}
     traces = (folder / "my-project/traces.jsonl").read_text()
     assert asked
     assert not asked & trained
     assert not any(question in traces for question in asked)
-    assert "recipes/custom" not in (folder / "my-project/reason.yaml").read_text()
+    assert "recipes/custom" not in (folder / "my-project/rl.yaml").read_text()
 
 
 def test_an_adapter_went_to_the_hub(folder, hub):
     """The README's third journey; tests/pipeline/test_export.py loads such a one back."""
     config = json.loads(hub.files("me/small-adapter")["adapter_config.json"])
     assert config["base_model_name_or_path"] == "me/small-base"
-    adapter = (folder / "runs-lora/quickstart/cold/adapter/adapter_model.safetensors").read_bytes()
+    adapter = (
+        folder / "runs-lora/quickstart/cold_start/adapter/adapter_model.safetensors"
+    ).read_bytes()
     assert hub.files("me/small-adapter")["adapter_model.safetensors"] == adapter
     assert (folder / "my-adapter/adapter_model.safetensors").read_bytes() == adapter
     assert all(repository.private for repository in hub.repositories.values())
@@ -171,11 +183,11 @@ def test_an_adapter_went_to_the_hub(folder, hub):
 def test_the_demo_leaves_what_it_says(folder, shell):
     runs = folder / "runs/quickstart"
     assert all(read_manifest(runs / name) for name in STAGES)
-    results = json.loads((runs / "scores/results.json").read_text())
+    results = json.loads((runs / "eval/results.json").read_text())
     assert [model["name"] for model in results["models"]] == [
-        "base", "cold", "reason", "mixed", "final", "student_base", "student"
+        "base", "cold_start", "rl", "sft2", "rl_final", "student_base", "student"
     ]  # fmt: skip
-    for name in ("traces", "picks", "lessons"):
+    for name in ("traces", "rejection", "distill_data"):
         funnel = json.loads((runs / name / "funnel.json").read_text())
         assert funnel["in"] == funnel["kept"] + sum(funnel["dropped"].values())
         assert funnel["in"] == len(read_rows(runs / name / "samples.jsonl"))
@@ -187,9 +199,9 @@ def test_no_held_out_question_was_trained_on(folder):
     runs = folder / "runs/quickstart"
     asked = {
         name: {row["prompt"][-1]["content"] for row in read_rows(runs / name / "samples.jsonl")}
-        for name in ("traces", "picks", "lessons", "scores")
+        for name in ("traces", "rejection", "distill_data", "eval")
     }
-    held_out = asked.pop("scores")
+    held_out = asked.pop("eval")
     assert held_out
     assert not any(held_out & questions for questions in asked.values())
 
@@ -208,14 +220,14 @@ def test_a_second_run_finds_everything_done(folder, shell):
 
 
 def test_a_changed_setting_makes_what_is_below_it_stale(folder, shell):
-    plan = shell(f"chainforge plan {CHAIN} --set picks.temperature=0.7 --json")
+    plan = shell(f"chainforge plan {CHAIN} --set rejection.temperature=0.7 --json")
     states = {stage["name"]: stage["state"] for stage in json.loads(plan.stdout)["stages"]}
     fresh = {name for name, state in states.items() if state == "done"}
-    assert fresh == {"traces", "cold", "reason"}
+    assert fresh == {"traces", "cold_start", "rl"}
 
 
 def test_a_misspelt_option_is_answered_with_the_right_one(shell):
-    config = "recipes/quickstart/reason.yaml"
+    config = "recipes/quickstart/rl.yaml"
     done = shell(f"accelerate launch recipes/grpo.py --config {config} --learning_rat 1e-6")
     assert done.returncode != 0
     assert "unknown option --learning_rat; did you mean 'learning_rate'?" in done.stderr
@@ -224,5 +236,5 @@ def test_a_misspelt_option_is_answered_with_the_right_one(shell):
 
 def test_other_data_and_a_broken_reward(folder, shell):
     (folder / "constant.py").write_text("def constant(completion):\n    return 1.0\n")
-    done = shell("chainforge check constant.py:constant --task recipes/quickstart/reason.yaml")
+    done = shell("chainforge check constant.py:constant --task recipes/quickstart/rl.yaml")
     assert done.returncode == 1

@@ -20,8 +20,18 @@ from chainforge.core.artifacts import read_manifest
 from chainforge.core.records import read_rows
 
 ROOT = Path(__file__).parents[2]
-STAGES = ("traces", "cold", "reason", "picks", "mixed", "final", "lessons", "student", "scores")
-ROWS = {"collect": 480, "reason": 24, "picks": 24, "final": 24, "lessons": 24, "scores": 12}
+STAGES = (
+    "traces",
+    "cold_start",
+    "rl",
+    "rejection",
+    "sft2",
+    "rl_final",
+    "distill_data",
+    "student",
+    "eval",
+)
+ROWS = {"collect": 480, "rl": 24, "rejection": 24, "rl_final": 24, "distill_data": 24, "eval": 12}
 GRPO = {"per_device_train_batch_size": 16, "num_generations": 4, "steps_per_generation": 1,
         "max_steps": 2, "save_steps": 2, "beta": 0.05, "max_completion_length": 24,
         "use_peft": True, "lora_r": 4}  # fmt: skip
@@ -41,9 +51,9 @@ def quickstart(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     (folder / "reward.py").write_text("def long(completion):\n    return len(completion) / 20\n")
     reward = {"rewards": [{"fn": f"{folder}/reward.py:long"}]}
-    changes = {"cold": SFT, "mixed": SFT, "student": SFT, "reason": GRPO | reward,
-               "final": GRPO | reward, "picks": SAMPLED | reward, "lessons": SAMPLED | reward,
-               "scores": {"num_samples": 2, "max_new_tokens": 24}}  # fmt: skip
+    changes = {"cold_start": SFT, "sft2": SFT, "student": SFT, "rl": GRPO | reward,
+               "rl_final": GRPO | reward, "rejection": SAMPLED | reward, "distill_data": SAMPLED | reward,
+               "eval": {"num_samples": 2, "max_new_tokens": 24}}  # fmt: skip
     for processes in (1, 2):
         shutil.copytree(ROOT / "recipes/quickstart", folder / f"{processes}")
         for file in (folder / f"{processes}").glob("*.yaml"):
@@ -82,7 +92,7 @@ def test_every_stage_is_signed_once_and_whole(two):
         manifest = read_manifest(two / name)
         assert manifest, name
         assert not list((two / name).glob("*rank*")), name
-    for name in ("reason", "final"):
+    for name in ("rl", "rl_final"):
         assert (two / name / "adapter/adapter_model.safetensors").exists()
         first = next(row for row in read_rows(two / name / "metrics.jsonl") if "kl" in row)
         assert first["kl"] == 0
@@ -100,9 +110,11 @@ def one(quickstart, recipe, name, *words):
 def test_sft_ends_with_the_weights_of_one_process(quickstart, two, recipe):
     from safetensors.torch import load_file
 
-    alone = one(quickstart, recipe, "cold", "sft", "--data", two / "traces",
+    alone = one(quickstart, recipe, "cold_start", "sft", "--data", two / "traces",
                 "--model_name_or_path", quickstart / "2/base")  # fmt: skip
-    mine, theirs = (load_file(path / "model/model.safetensors") for path in (alone, two / "cold"))
+    mine, theirs = (
+        load_file(path / "model/model.safetensors") for path in (alone, two / "cold_start")
+    )
     assert mine.keys() == theirs.keys()
     for name in mine:
         torch.testing.assert_close(mine[name], theirs[name], atol=2e-4, rtol=1e-3)
@@ -112,15 +124,15 @@ def test_sft_ends_with_the_weights_of_one_process(quickstart, two, recipe):
 
 
 def test_rl_trains_on_the_prompts_of_one_process(quickstart, two, recipe):
-    alone = one(quickstart, recipe, "reason", "grpo", "--model_name_or_path", two / "cold/model")
-    mine, theirs = (read_rows(path / "rollouts.jsonl") for path in (alone, two / "reason"))
+    alone = one(quickstart, recipe, "rl", "grpo", "--model_name_or_path", two / "cold_start/model")
+    mine, theirs = (read_rows(path / "rollouts.jsonl") for path in (alone, two / "rl"))
 
     def asked(rows):
         return sorted((row["step"], row["id"], row["sample"]) for row in rows)
 
     assert asked(mine) == asked(theirs)
     assert len(theirs) == 2 * 16
-    logs = [row for row in read_rows(two / "reason/metrics.jsonl") if "kl" in row]
+    logs = [row for row in read_rows(two / "rl/metrics.jsonl") if "kl" in row]
     rewards = [row["reward"] for row in theirs if row["step"] == logs[0]["step"]]
     assert sum(rewards) / len(rewards) == pytest.approx(logs[0]["reward"], abs=1e-4)
 
@@ -132,22 +144,22 @@ def texts(path):
 
 def test_sampling_draws_what_one_process_draws(quickstart, two, recipe, monkeypatch):
     monkeypatch.chdir(ROOT)
-    alone = one(quickstart, recipe, "picks", "reject",
-                "--model_name_or_path", two / "reason/model")  # fmt: skip
-    mine, theirs = texts(alone / "samples.jsonl"), texts(two / "picks/samples.jsonl")
-    same = [text == mine.get((str(two / "reason/model"), *key[1:])) for key, text in theirs.items()]
+    alone = one(quickstart, recipe, "rejection", "reject",
+                "--model_name_or_path", two / "rl/model")  # fmt: skip
+    mine, theirs = texts(alone / "samples.jsonl"), texts(two / "rejection/samples.jsonl")
+    same = [text == mine.get((str(two / "rl/model"), *key[1:])) for key, text in theirs.items()]
     assert len(theirs) == 48
     # A batch of another shape rounds otherwise, and once in a while that decides a token.
     assert sum(same) >= 0.9 * len(same)
 
 
 def test_evaluation_measures_what_one_process_measures(quickstart, two, recipe):
-    trained = ("cold", "reason", "mixed", "final", "student")
+    trained = ("cold_start", "rl", "sft2", "rl_final", "student")
     bases = [f"{name}={quickstart / '2' / name}" for name in ("base", "student_base")]
     models = bases + [f"{name}={two / name / 'model'}" for name in trained]
-    alone = one(quickstart, recipe, "scores", "evaluate", "--models", *models)
+    alone = one(quickstart, recipe, "eval", "evaluate", "--models", *models)
     mine, theirs = (
-        json.loads((path / "results.json").read_text()) for path in (alone, two / "scores")
+        json.loads((path / "results.json").read_text()) for path in (alone, two / "eval")
     )
     mine_by, theirs_by = ({m["name"]: m for m in side["models"]} for side in (mine, theirs))
     assert mine_by.keys() == theirs_by.keys() == {"base", "student_base", *trained}
