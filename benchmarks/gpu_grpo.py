@@ -140,7 +140,7 @@ def rewards_of(count: int) -> Any:
     """Return a reward that costs what ours costs: over completions with answers, not noise."""
     from mathrows import make
 
-    from chainforge.rewards.scoring import RewardArgs, load_rewards
+    from chainforge.rewards.reward import RewardArgs, load_rewards
 
     [reward] = load_rewards(
         RewardArgs(rewards=[{"fn": "accuracy_reward"}]), {"prompt", "answer"}

@@ -33,7 +33,7 @@ def reward_of(side: str) -> Any:
         from trl.rewards import accuracy_reward
 
         return lambda texts, golds: accuracy_reward([message(text) for text in texts], golds)
-    from chainforge.rewards.scoring import RewardArgs, load_rewards
+    from chainforge.rewards.reward import RewardArgs, load_rewards
 
     args = RewardArgs(rewards=[{"fn": "accuracy_reward"}])
     [reward] = load_rewards(args, {"prompt", "answer"})

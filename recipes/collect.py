@@ -23,7 +23,7 @@ from chainforge.generate.progress import watched
 from chainforge.generate.rollouts import judge
 from chainforge.generate.settings import TeacherArgs, check
 from chainforge.generate.teacher import collect
-from chainforge.rewards.scoring import RewardArgs, load_rewards
+from chainforge.rewards.reward import RewardArgs, load_rewards
 from chainforge.train.stage import RunArgs, open_stage
 
 

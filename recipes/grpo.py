@@ -19,7 +19,7 @@ from chainforge.data.datasets import check_batch, grpo_dataset
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.generate.gate import gate
 from chainforge.generate.harvest import Recorder
-from chainforge.rewards.scoring import RewardArgs, check_applicable, check_overlong, load_rewards
+from chainforge.rewards.reward import RewardArgs, check_applicable, check_overlong, load_rewards
 from chainforge.rewards.verifier import expect
 from chainforge.train.callbacks import RolloutCallback
 from chainforge.train.checkpoints import check_saving

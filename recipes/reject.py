@@ -26,7 +26,7 @@ from chainforge.generate.engine import SamplingArgs, open_engine
 from chainforge.generate.harvest import PoolArgs
 from chainforge.generate.rollouts import roll_out
 from chainforge.generate.rounds import accepted_by
-from chainforge.rewards.scoring import RewardArgs, load_rewards
+from chainforge.rewards.reward import RewardArgs, load_rewards
 from chainforge.train.repo_files import send_rows
 from chainforge.train.sources import check_model
 from chainforge.train.stage import RunArgs, is_main_process, open_stage

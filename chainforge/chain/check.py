@@ -42,7 +42,7 @@ def check_reward(
     """
     from chainforge.data.tasks import TaskArgs, load_examples
     from chainforge.rewards.audit import audit
-    from chainforge.rewards.scoring import RewardArgs, load_rewards
+    from chainforge.rewards.reward import RewardArgs, load_rewards
     from chainforge.rewards.verifier import VERIFIERS
 
     whole = reward.endswith((".yaml", ".yml"))

@@ -15,7 +15,7 @@ from chainforge.doctor.findings import Context, Finding, Level, NotHere
 from chainforge.rewards.attacks import completion_of, gold_answer
 from chainforge.rewards.audit import Audit, audit
 from chainforge.rewards.functions import accuracy_rewards
-from chainforge.rewards.scoring import RewardArgs, check_applicable, check_overlong, load_rewards
+from chainforge.rewards.reward import RewardArgs, check_applicable, check_overlong, load_rewards
 
 JUDGED = ("collect", "grpo", "reject", "evaluate")
 EACH = 2  # rows of each task on which everything is tried

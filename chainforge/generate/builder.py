@@ -29,7 +29,7 @@ from chainforge.data.rejection import SelectionArgs
 from chainforge.data.salvage import SHARE
 from chainforge.generate.harvest import origins, read_pool
 from chainforge.generate.rollouts import judge
-from chainforge.rewards.scoring import RewardArgs, load_rewards
+from chainforge.rewards.reward import RewardArgs, load_rewards
 
 Write = Callable[[Path, Iterable[Row]], None]
 

@@ -19,8 +19,7 @@ from chainforge.core.transcript import read
 from chainforge.data.pool import MARKS, find_samples
 from chainforge.generate.shards import gathered, merge, own_file, rank, shards_of, world_size
 from chainforge.rewards.functions import accuracy_rewards
-from chainforge.rewards.reward import text_of
-from chainforge.rewards.scoring import Reward
+from chainforge.rewards.reward import Reward, text_of
 
 ROLLOUTS = "rollouts.jsonl"
 
@@ -101,7 +100,7 @@ class Recorder:
             "max_new_tokens": training.max_completion_length,
         }
         self._weights = {reward.__name__: reward.weight for reward in rewards}
-        self._verdicts = [reward.__name__ for reward in rewards if reward.judges_correctness]
+        self._verdicts = [reward.__name__ for reward in rewards if reward.measures_correctness]
         self._lines: JsonLines | None = None
 
     def resume(self, step: int) -> None:

@@ -19,7 +19,7 @@ from chainforge.generate.engine import Drawn, Engine, SamplingArgs
 from chainforge.generate.rounds import Accept, Rounds, pass_rates
 from chainforge.generate.shards import Shards, rank, world_size
 from chainforge.rewards.functions import accuracy_rewards
-from chainforge.rewards.scoring import Reward, score
+from chainforge.rewards.reward import Reward, score
 from chainforge.rewards.verifier import expect
 
 Progress = Callable[[int, int, str, str], None]

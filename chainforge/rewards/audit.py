@@ -22,8 +22,7 @@ from chainforge.rewards.attacks import (
     same,
     wrong_answer,
 )
-from chainforge.rewards.reward import Reward, RewardFailed
-from chainforge.rewards.scoring import score
+from chainforge.rewards.reward import Reward, RewardFailed, score
 from chainforge.rewards.verifier import forget
 
 # A constant is paid often if it earns as much as the gold answer on this share of the rows whose

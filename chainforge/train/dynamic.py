@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chainforge.core.errors import InputError
-from chainforge.rewards.scoring import Reward
+from chainforge.rewards.reward import Reward
 from chainforge.train.refill import MixedGroups
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def check_dynamic(args: DynamicArgs, rewards: Sequence[Reward]) -> None:
         return
     from trl.trainer.grpo_trainer import GRPOTrainer
 
-    if not any(reward.judges_correctness for reward in rewards):
+    if not any(reward.measures_correctness for reward in rewards):
         raise InputError(
             "dynamic_sampling: no reward says whether an answer is right; it needs a strict "
             "`accuracy_reward`, and goes with no `random_rewards`"
@@ -75,7 +75,7 @@ def train_on_mixed_groups(trainer: Any, args: DynamicArgs, rewards: Sequence[Rew
         return
     if trainer.tools or trainer.rollout_func is not None or trainer.environments is not None:
         raise InputError("dynamic_sampling: goes with no tools, environments or rollout function")
-    verdicts = [number for number, reward in enumerate(rewards) if reward.judges_correctness]
+    verdicts = [number for number, reward in enumerate(rewards) if reward.measures_correctness]
     trainer._generate_and_score_completions = MixedGroups(
         trainer, verdicts, args.dynamic_max_rounds
     )

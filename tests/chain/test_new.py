@@ -15,7 +15,7 @@ from chainforge.core.config import read_settings
 from chainforge.core.errors import InputError
 from chainforge.core.references import shipped
 from chainforge.data.tasks import TaskArgs, load_examples
-from chainforge.rewards.scoring import RewardArgs, load_rewards
+from chainforge.rewards.reward import RewardArgs, load_rewards
 
 RECIPES = sorted(file.parent.name for file in shipped("recipes").glob("*/chain.yaml"))
 

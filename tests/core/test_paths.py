@@ -15,7 +15,7 @@ from chainforge.core.paths import anchored, paths_in, unplaced, written_for
 from chainforge.core.references import shipped
 from chainforge.core.yaml12 import read_yaml
 from chainforge.data.tasks import TaskArgs, load_examples
-from chainforge.rewards.scoring import RewardArgs, load_rewards
+from chainforge.rewards.reward import RewardArgs, load_rewards
 from chainforge.train.sources import check_model
 
 

@@ -6,7 +6,7 @@ import pytest
 from chainforge.core.errors import InputError
 from chainforge.core.records import example, read_rows, write_rows
 from chainforge.generate.harvest import Recorder, origins, read_pool
-from chainforge.rewards.scoring import RewardArgs, load_rewards
+from chainforge.rewards.reward import RewardArgs, load_rewards
 
 END = 2
 FORM = "<reasoning_process>so</reasoning_process>\n<summary>{}</summary>"

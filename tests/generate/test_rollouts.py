@@ -10,7 +10,7 @@ from chainforge.generate.engine import SamplingArgs, seed_of
 from chainforge.generate.local_engine import LocalEngine, open_policy
 from chainforge.generate.rollouts import judge, roll_out
 from chainforge.generate.shards import merge, shards_of
-from chainforge.rewards.scoring import RewardArgs, load_rewards
+from chainforge.rewards.reward import RewardArgs, load_rewards
 
 FORM = "<reasoning_process>{}</reasoning_process>\n<summary>{}</summary>"
 

@@ -23,7 +23,7 @@ from chainforge.generate.outcomes import PATIENCE
 from chainforge.generate.rollouts import judge
 from chainforge.generate.settings import TeacherArgs
 from chainforge.generate.teacher import collect
-from chainforge.rewards.scoring import RewardArgs, load_rewards
+from chainforge.rewards.reward import RewardArgs, load_rewards
 
 KEY = "sk-secret-0123456789"
 

@@ -6,7 +6,7 @@ import pytest
 
 from chainforge.data.splits import split_of
 from chainforge.data.tasks import TaskArgs, load_examples
-from chainforge.rewards.scoring import RewardArgs, load_rewards, score
+from chainforge.rewards.reward import RewardArgs, load_rewards, score
 
 ROOT = Path(__file__).parents[2]
 

@@ -22,7 +22,7 @@ from chainforge.generate.builder import BuildArgs
 from chainforge.generate.engine import SamplingArgs
 from chainforge.generate.harvest import PoolArgs
 from chainforge.generate.settings import TeacherArgs
-from chainforge.rewards.scoring import RewardArgs, check_overlong, load_rewards
+from chainforge.rewards.reward import RewardArgs, check_overlong, load_rewards
 from chainforge.train.checkpoints import check_save_steps
 from chainforge.train.methods import PolicyArgs
 from chainforge.train.rl import RLArgs

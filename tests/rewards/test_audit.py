@@ -9,10 +9,8 @@ from reasoning_gym import create_dataset
 from chainforge.core.errors import InputError
 from chainforge.core.records import example
 from chainforge.rewards.audit import KINDS, audit
-from chainforge.rewards.binding import bind
 from chainforge.rewards.functions import accuracy_reward
-from chainforge.rewards.reward import Reward
-from chainforge.rewards.scoring import RewardArgs, load_rewards
+from chainforge.rewards.reward import Reward, RewardArgs, load_rewards
 from chainforge.rewards.verifier import COUNTS, verify
 
 
@@ -43,7 +41,7 @@ COLUMNS = set().union(*ROWS)
 
 def named(function, weight=1.0):
     """Return a reward of a function in this file."""
-    return Reward(bind({"fn": "it", "weight": weight}, COLUMNS, "r1-cold-start", {"it": function}))
+    return Reward({"fn": "it", "weight": weight}, COLUMNS, builtins={"it": function})
 
 
 @pytest.mark.parametrize("preset", ["r1-cold-start", "think"])
@@ -155,7 +153,7 @@ def pays_one_letter(completion, answer):
     ],
 )
 def test_an_answer_that_is_paid_on_many_rows_is_found(function, rows, answers):
-    reward = Reward(bind({"fn": "it"}, {*COLUMNS, "number"}, "r1-cold-start", {"it": function}))
+    reward = Reward({"fn": "it"}, {*COLUMNS, "number"}, builtins={"it": function})
     report = audit([reward], rows[:2], many=rows)
     assert {constant.answer for constant in report.constants} == answers
     assert report.passed == (function is accuracy_reward)
@@ -176,7 +174,7 @@ def test_scorers_of_the_library_that_pay_a_constant_are_found(dataset):
     rows = [
         gym(dataset, item["answer"], **item["metadata"], number=n) for n, item in enumerate(items)
     ]
-    reward = Reward(bind({"fn": "it"}, set(rows[0]), "r1-cold-start", {"it": library}))
+    reward = Reward({"fn": "it"}, set(rows[0]), builtins={"it": library})
     found = audit([reward], rows[:1], many=rows).constants
     assert max(constant.paid / constant.tried for constant in found) > 0.8
     assert not audit(load_rewards(RewardArgs(), set(rows[0])), rows[:1], many=rows).constants

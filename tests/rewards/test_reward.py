@@ -12,7 +12,7 @@ import pytest
 from chainforge.core.errors import InputError
 from chainforge.core.records import example
 from chainforge.core.transcript import write
-from chainforge.rewards.scoring import (
+from chainforge.rewards.reward import (
     RewardArgs,
     RewardFailed,
     check_applicable,
@@ -238,7 +238,7 @@ def test_trls_own_rewards_by_name_with_params():
 
 def test_names_of_trl_are_not_imported_for_nothing():
     code = (
-        "import sys; from chainforge.rewards.scoring import *; load_rewards(RewardArgs(), "
+        "import sys; from chainforge.rewards.reward import *; load_rewards(RewardArgs(), "
         "{'answer'}); print({'trl', 'torch', 'sympy'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -320,7 +320,7 @@ def test_a_file_that_does_not_import_is_named_with_its_line(own, tmp_path):
     [
         ({"rewards": []}, "at least one"),
         ({"rewards": None}, "at least one"),
-        ({"rewards": [{"fn": "format_reward"}] * 2}, "'format_reward' stands 2 times.*`name:`"),
+        ({"rewards": [{"fn": "format_reward"}] * 2}, "'format_reward' is there 2 times.*`name:`"),
         ({"transcript": "thinks"}, "no preset 'thinks'"),
         ({"max_reward_failures": 2}, "max_reward_failures"),
         ({"max_reward_failures": "often"}, "max_reward_failures"),
