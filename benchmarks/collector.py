@@ -23,7 +23,7 @@ from typing import Any
 import openai
 from measuring import ROOT, results, save, turns
 
-from chainforge.core.records import Row, example
+from chainforge.core.jsonl import Row, example
 from chainforge.generate.settings import TeacherArgs
 from chainforge.generate.teacher import collect
 

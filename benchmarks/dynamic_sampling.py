@@ -27,7 +27,7 @@ from sides import prepared, recipe
 
 from chainforge.core.artifacts import read_manifest
 from chainforge.core.config import read_settings
-from chainforge.core.records import read_rows
+from chainforge.core.jsonl import read_rows
 
 REASON = QUICKSTART / "rl.yaml"
 SPLIT = 4  # updates a rollout where it is split

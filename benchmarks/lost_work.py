@@ -28,7 +28,7 @@ from killing import forked
 from measuring import QUICKSTART, ROOT, results, save, tail
 from sides import RAW, prepared, recipe, tasks_of
 
-from chainforge.core.records import write_rows
+from chainforge.core.jsonl import write_rows
 
 SETTINGS: dict[str, dict[str, int]] = {  # steps of a run, and its save interval
     "sft": {"steps": 120, "save": 40},

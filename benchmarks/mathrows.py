@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hostile import TRICKS, trick
 
-from chainforge.core.records import Row
+from chainforge.core.jsonl import Row
 from chainforge.core.transcript import write
 
 REAL = Path(__file__).parent / "data/completions.jsonl.gz"

@@ -20,7 +20,7 @@ from measuring import QUICKSTART, results, save, spread, turns
 from sides import prepared
 
 from chainforge.core.config import read_settings
-from chainforge.core.records import Row
+from chainforge.core.jsonl import Row
 from chainforge.data.rejection import SelectionArgs, select_rows
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.generate.engine import Drawn, SamplingArgs, seed_of

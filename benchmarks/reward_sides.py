@@ -12,7 +12,7 @@ from typing import Any
 
 from hostile import TRICKS, trick
 
-from chainforge.core.records import Row
+from chainforge.core.jsonl import Row
 from chainforge.core.transcript import write
 
 BATCH = 512

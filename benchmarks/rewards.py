@@ -25,7 +25,7 @@ from mathrows import make
 from measuring import results, save, spread
 from reward_sides import BATCH, by_kind, score_once
 
-from chainforge.core.records import Row
+from chainforge.core.jsonl import Row
 
 SIDES = ("ours", "trl")
 TARGETS = {"clean": 5.0, "hostile": 50.0}

@@ -21,8 +21,8 @@ from chainforge.cli_options import AsJson, ChainName, Launch, Runs, Seed, Sets, 
 from chainforge.cli_share import export, new
 from chainforge.core.disk import writing
 from chainforge.core.errors import Failed, InputError, Stopped
-from chainforge.core.loading import loading_fault
-from chainforge.core.redaction import redact_output
+from chainforge.core.process import loading_fault
+from chainforge.core.secrets import redact_output
 
 if TYPE_CHECKING:
     from chainforge.chain.chain import Chain

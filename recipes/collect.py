@@ -13,7 +13,7 @@ from collections import Counter
 from chainforge.core import artifacts, process
 from chainforge.core.config import parse
 from chainforge.core.errors import InputError
-from chainforge.core.records import write_rows
+from chainforge.core.jsonl import write_rows
 from chainforge.data.datasets import save_dataset
 from chainforge.data.rejection import SelectionArgs, select_rows
 from chainforge.data.tasks import TaskArgs, load_examples

@@ -18,9 +18,8 @@ from rich.console import Console
 from chainforge.chain.results import show_results
 from chainforge.core import artifacts, process
 from chainforge.core.config import parse
-from chainforge.core.errors import InputError
+from chainforge.core.errors import InputError, hint
 from chainforge.core.paths import unplaced
-from chainforge.core.references import hint
 from chainforge.core.transcript import DEFAULT, system_prompt
 from chainforge.data.measures import summarize
 from chainforge.data.tasks import TaskArgs, check_answers, load_examples

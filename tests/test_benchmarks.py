@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from chainforge.core.records import write_rows
+from chainforge.core.jsonl import write_rows
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.rewards.functions import accuracy_reward, format_reward
 

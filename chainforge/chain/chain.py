@@ -21,12 +21,11 @@ from chainforge.chain.stages import (
     in_order,
     safe_name,
 )
-from chainforge.core import places
-from chainforge.core.errors import InputError
+from chainforge.core import paths
+from chainforge.core.errors import InputError, hint, refuse_unknown
 from chainforge.core.options import SEEDS
 from chainforge.core.paths import anchored
-from chainforge.core.redaction import check_settings
-from chainforge.core.references import hint, refuse_unknown
+from chainforge.core.secrets import check_settings
 from chainforge.core.transcript import PRESETS
 from chainforge.core.yaml12 import read_yaml
 from chainforge.report.gates import read_gates
@@ -71,7 +70,7 @@ class Chain:
 
 def load_chain(reference: str | Path) -> Chain:
     """Read and check a chain file, given by its path or by a recipe folder's name."""
-    file = places.find_chain(reference)
+    file = paths.find_chain(reference)
     given = read_yaml(file)
     check_settings(given, str(file))
     try:
@@ -92,7 +91,7 @@ def load_chain(reference: str | Path) -> Chain:
             settings=_settings_by_kind(given, stages, file.parent),
         )
     except InputError as error:
-        raise InputError(f"{places.short(file)}: {error}") from None
+        raise InputError(f"{paths.short(file)}: {error}") from None
 
 
 def _check_keys(given: Any, known: tuple[str, ...]) -> None:
@@ -135,7 +134,7 @@ def _models(given: dict[str, Any], folder: Path) -> dict[str, str]:
         if not isinstance(value, str) or not value:
             raise InputError(f"key {key!r} must be a path or a Hub id, not {value!r}")
         with at(f"key {key!r}"):
-            models[name] = places.model_path(value, folder)
+            models[name] = paths.model_path(value, folder)
     return models
 
 
@@ -187,7 +186,7 @@ def _recipe(given: dict[str, Any], folder: Path) -> str:
     if recipe is None:
         raise InputError(f"key 'recipe' is missing (or give your own .py); {hint('', RECIPES)}")
     if recipe.endswith(".py"):
-        return str(places.recipe_script(recipe, folder))
+        return str(paths.recipe_script(recipe, folder))
     if recipe not in RECIPES:
         raise InputError(f"no recipe {recipe!r} (or give your own .py): {hint(recipe, RECIPES)}")
     return recipe
@@ -200,7 +199,7 @@ def _config(given: dict[str, Any], folder: Path) -> Path | None:
     path = folder / name
     if not path.is_file():
         there = [file.name for file in folder.glob("*.yaml")]
-        raise InputError(f"key 'config': no file {places.short(path)}; {hint(name, there)}")
+        raise InputError(f"key 'config': no file {paths.short(path)}; {hint(name, there)}")
     check_settings(read_yaml(path), str(path))
     return path
 
@@ -209,7 +208,7 @@ def _launch(given: dict[str, Any], folder: Path) -> str | None:
     launch = _text(given, "launch")
     if launch is not None:
         with at("key 'launch'"):
-            places.launch_file(launch, folder)
+            paths.launch_file(launch, folder)
     return launch
 
 

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from chainforge.core.config import read_settings
 from chainforge.core.errors import InputError
-from chainforge.core.records import Row
+from chainforge.core.jsonl import Row
 from chainforge.core.transcript import DEFAULT
 from chainforge.core.yaml12 import yaml_value
 

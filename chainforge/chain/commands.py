@@ -13,10 +13,10 @@ from chainforge.chain import handover
 from chainforge.chain.chain import Chain
 from chainforge.chain.handover import Settings
 from chainforge.chain.stages import Stage, check_setting
-from chainforge.core import places
+from chainforge.core import paths
 from chainforge.core.config import given, read_settings
 from chainforge.core.errors import InputError
-from chainforge.core.redaction import check_settings
+from chainforge.core.secrets import check_settings
 from chainforge.core.yaml12 import yaml_value
 from chainforge.train.settings import TRAINED
 
@@ -42,7 +42,7 @@ def references(
         return str(directory / name / part)
 
     def data(name: str) -> str:
-        path = directory / name if chain.is_stage(name) else places.data_path(name, chain.folder)
+        path = directory / name if chain.is_stage(name) else paths.data_path(name, chain.folder)
         return str(path)
 
     found: dict[str, tuple[str, str]] = {}
@@ -62,7 +62,7 @@ def recipe_words(
     """Return what stands after the recipe's script on its command line."""
     words: list[str] = []
     if stage.config is not None:
-        words += ["--config", places.short(stage.config)]
+        words += ["--config", paths.short(stage.config)]
     for role, option in (
         ("model", "--model_name_or_path"),
         ("teacher", "--teacher_model_name_or_path"),
@@ -76,7 +76,7 @@ def recipe_words(
             f"--{stage.kind.data_option}",
             *(inputs[f"data.{i}"][1] for i in range(len(stage.data))),
         ]
-    words += ["--output_dir", places.short(output)]
+    words += ["--output_dir", paths.short(output)]
     for key, value in settings.items():
         words += option_words(key, value)
     return words
@@ -90,12 +90,12 @@ def launcher_words(stage: Stage, chain: Chain, launch: str | None) -> list[str]:
     """
     name = launch or stage.launch or chain.launch
     asked = stage.kind.launched == "always" or (stage.kind.launched == "asked" and stage.launch)
-    if not asked or name == places.NO_LAUNCHER:
+    if not asked or name == paths.NO_LAUNCHER:
         return ["python"]
     if name is None:
         return ["accelerate", "launch"]
-    file = places.launch_file(name, Path.cwd() if launch else chain.folder)
-    return ["accelerate", "launch", "--config_file", places.short(str(file))]
+    file = paths.launch_file(name, Path.cwd() if launch else chain.folder)
+    return ["accelerate", "launch", "--config_file", paths.short(str(file))]
 
 
 def executable(words: list[str]) -> list[str]:
@@ -137,7 +137,7 @@ def settings_of(
     settings |= dict(sets.get(stage.name, {}))
     if stage.recipe in DECONTAMINATED:
         evaluations = [
-            places.short(other.config)
+            paths.short(other.config)
             for other in chain.stages
             if other.recipe == "evaluate" and other.config is not None
         ]
@@ -200,4 +200,4 @@ def _scalar(value: Any) -> str:
 
 def _here(path: str) -> str:
     """Shorten a path that exists or will; a Hub id stays what it is."""
-    return places.short(path) if Path(path).is_absolute() or Path(path).exists() else path
+    return paths.short(path) if Path(path).is_absolute() or Path(path).exists() else path

@@ -19,7 +19,7 @@ from types import FrameType
 from chainforge.chain import commands
 from chainforge.core.errors import PAUSED
 from chainforge.core.process import CHAIN, leave_terminal, stop_signals
-from chainforge.core.redaction import redact, redact_file
+from chainforge.core.secrets import redact, redact_file
 
 POLL_SECONDS = 0.2
 # How long what is left of a group may take to end after its leader has.

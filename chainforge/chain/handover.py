@@ -13,7 +13,7 @@ from typing import Any
 
 from chainforge.chain.stages import Stage
 from chainforge.core.errors import InputError
-from chainforge.core.fields import truth
+from chainforge.core.options import truth
 from chainforge.train.settings import TRAINED
 from chainforge.train.sources import merge_command
 

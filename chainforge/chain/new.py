@@ -9,9 +9,9 @@ from pathlib import Path
 
 from chainforge.chain.chain import load_chain
 from chainforge.chain.stages import safe_name
-from chainforge.core import places
-from chainforge.core.errors import InputError
-from chainforge.core.references import nearest, shipped
+from chainforge.core import paths
+from chainforge.core.errors import InputError, nearest
+from chainforge.core.paths import shipped
 from chainforge.core.yaml12 import read_yaml
 
 TEXTS = (".yaml", ".md", ".py")
@@ -27,7 +27,7 @@ def make_project(folder: Path, recipe: str) -> list[str]:
     name = safe_name(folder.resolve().name, "DIR")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is there and not empty; name a new folder")
-    here = places.short(folder)
+    here = paths.short(folder)
     chain = str(read_yaml(source / "chain.yaml").get("name"))
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:

@@ -15,7 +15,7 @@ from typing import Any
 from chainforge.chain import commands, handover
 from chainforge.chain.chain import Chain
 from chainforge.chain.stages import RECIPES, Stage, at
-from chainforge.core import artifacts, fingerprints, places
+from chainforge.core import artifacts, paths
 from chainforge.core.config import given
 from chainforge.core.errors import InputError
 from chainforge.report.gates import check_samples
@@ -103,18 +103,18 @@ def plan_stage(
         stage, chain, parent, lambda one: commands.settled(one, settings(one))
     )
     words = commands.recipe_words(stage, places_of, directory, settings(stage))
-    script = places.short(places.recipe_script(stage.recipe, chain.folder))
+    script = paths.short(paths.recipe_script(stage.recipe, chain.folder))
     own = script if stage.recipe not in RECIPES else None
     inputs = {}
     for role, (name, path) in places_of.items():
         if name not in known:
-            known[name] = fingerprints.input_fingerprint(path, thorough=thorough)
+            known[name] = artifacts.input_fingerprint(path, thorough=thorough)
         inputs[role] = Input(name, path, known[name])
     settled = given(words)
     with at(f"stage {stage.name}"):
         check_samples(stage.gates, settled)
     prints = {role: item.fingerprint for role, item in inputs.items()}
-    fingerprint = fingerprints.fingerprint(_recipe_name(stage, directory), settled, prints, own)
+    fingerprint = artifacts.fingerprint(_recipe_name(stage, directory), settled, prints, own)
     state, why = _state(directory, fingerprint, settled, inputs, thorough)
     return Step(
         stage=stage,
@@ -166,7 +166,7 @@ def _state(
         if manifest.fingerprint != fingerprint:
             return STALE, _changes(manifest.given, manifest.inputs, settled, inputs)
         damaged = artifacts.damage(directory, manifest, thorough=thorough)
-        here = places.short(directory)
+        here = paths.short(directory)
         return (STALE, [f"{here}/{words}" for words in damaged]) if damaged else (DONE, [])
     started = artifacts.read_started(directory)
     if started is None:
@@ -185,7 +185,7 @@ def _changes(
     inputs: dict[str, Input],
 ) -> list[str]:
     """Return which settings and inputs differ."""
-    words = fingerprints.changes(old_given, settled)
+    words = artifacts.changes(old_given, settled)
     for role in sorted(old_inputs.keys() | inputs.keys()):
         if role not in inputs:
             words.append(f"{role}: no longer an input")

@@ -30,7 +30,7 @@ from chainforge.chain.plan import (
     plan_chain,
     plan_stage,
 )
-from chainforge.core import artifacts, places
+from chainforge.core import artifacts, paths
 from chainforge.core.errors import PAUSED, InputError, Stopped
 from chainforge.report import logs
 from chainforge.report.gates import judge
@@ -176,7 +176,7 @@ def _run_stage(step: Step, display: Display, report: LiveReport, force: bool) ->
 
         code, text = execute(step.command, directory / LOG, watch)
     seconds = seconds_in_words(time.monotonic() - started)
-    log = places.short(directory / LOG)
+    log = paths.short(directory / LOG)
     if code == 2:
         raise InputError(f"stage {name}: {logs.message(text) or f'see {log}'}")
     if code == PAUSED or code in STOPPED:  # not signed, and it goes on from there

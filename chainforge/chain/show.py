@@ -16,7 +16,7 @@ from rich.text import Text
 from chainforge.chain.chain import Chain
 from chainforge.chain.display import read_progress, seconds_in_words
 from chainforge.chain.plan import DONE, RESUMABLE, STALE, TO_RUN, Step, chain_directory
-from chainforge.core import artifacts, places
+from chainforge.core import artifacts, paths
 from chainforge.report import logs
 from chainforge.report.gates import verdict
 from chainforge.report.readings import funnel_of, results_of
@@ -127,7 +127,7 @@ def print_chain(chain: Chain, runs: str | Path, steps: list[Step], console: Cons
         console.print(causes, "")
     for row in described:
         if row["log"]:
-            log = places.short(Path(row["directory"]) / "log.txt")
+            log = paths.short(Path(row["directory"]) / "log.txt")
             console.print(Text(f"{row['name']} {row['state']}; {log} ends:"))
             text = Text("\n".join(_end(row["log"])), overflow="fold")
             console.print(Padding(text, (0, 0, 1, 2)))

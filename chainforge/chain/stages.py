@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from chainforge.core import places
-from chainforge.core.errors import InputError
-from chainforge.core.fingerprints import PATH_KEYS
-from chainforge.core.references import hint
+from chainforge.core import paths
+from chainforge.core.artifacts import PATH_KEYS
+from chainforge.core.errors import InputError, hint
 from chainforge.report.gates import Gate
 from chainforge.train.settings import TRAINED
 
@@ -159,7 +158,7 @@ def check_references(stages: list[Stage], models: dict[str, str], folder: Path) 
                         _check_leaves(key, name, ("model",), by_name, models)
             for name in stage.data:
                 if name not in by_name and ("/" in name or name.endswith(".jsonl")):
-                    places.data_path(name, folder)
+                    paths.data_path(name, folder)
                 else:
                     _check_leaves("data", name, stage.kind.reads, by_name, {})
 

@@ -17,11 +17,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from chainforge.core.errors import InputError
-from chainforge.core.fields import checked, is_one_or_more, is_structured, parts_of
-from chainforge.core.options import unknown, wrong_number, wrong_word
-from chainforge.core.paths import anchored
-from chainforge.core.redaction import check_settings
-from chainforge.core.references import find_preset
+from chainforge.core.options import (
+    checked,
+    is_one_or_more,
+    is_structured,
+    parts_of,
+    unknown,
+    wrong_number,
+    wrong_word,
+)
+from chainforge.core.paths import anchored, find_preset
+from chainforge.core.secrets import check_settings
 from chainforge.core.yaml12 import read_yaml, yaml_value
 
 Flag = tuple[str, list[str]]  # an option's name, and the words after it

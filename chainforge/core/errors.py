@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
 # A stage that a limit of its own ended: not done, not failed, and the same command goes on.
 PAUSED = 3
 
@@ -35,3 +39,25 @@ class Stopped(Exception):
 def first_line(error: BaseException) -> str:
     """Return the first line of what an exception says, or its kind where it says nothing."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def nearest(word: str, words: Iterable[str]) -> str | None:
+    """Return the word that was probably meant, or None when nothing is near."""
+    found = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
+    return found[0] if found else None
+
+
+def refuse_unknown(given: Iterable[Any], known: Iterable[str], where: str = "") -> None:
+    """Raise `InputError` for all keys of a mapping that are not known, each with a hint."""
+    known = list(known)
+    odd = [f"{where}unknown key {key!r}; {hint(str(key), known)}" for key in given
+           if key not in known]  # fmt: skip
+    if odd:
+        raise InputError("\n  ".join(odd))
+
+
+def hint(word: str, words: Iterable[str]) -> str:
+    """Return the end of an error message: the nearest word, or all that there are."""
+    words = sorted(words)
+    near = nearest(word, words)
+    return f"did you mean {near!r}?" if near else f"there are: {', '.join(words)}"

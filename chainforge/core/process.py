@@ -1,4 +1,9 @@
-"""Run a recipe as a process that ends in good order."""
+"""See that a launcher started what it was asked for, before anything is loaded.
+
+`accelerate launch --cpu --num_processes 2` starts one process and says nothing of it; the same
+goes for a launch file with `distributed_type: NO` or `MULTI_CPU` (accelerate 1.15, its
+`simple_launcher`). The run would go on with half the batch.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +17,86 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from chainforge.core.disk import writing
 from chainforge.core.errors import Failed, InputError, Stopped
-from chainforge.core.launch import LAUNCHED, check_started
-from chainforge.core.loading import loading_fault
-from chainforge.core.redaction import redact_output
-from chainforge.core.sharing import read_secret
+from chainforge.core.secrets import read_secret, redact_output
+
+# What tells a process that it is one of several, from torchrun and from the MPI launchers.
+WORLD_KEYS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+# accelerate gives these to a lone process only when it was asked for more than one.
+MEETING_POINT = ("MASTER_ADDR", "MASTER_PORT")
+LAUNCHED = "ACCELERATE_DYNAMO_MODE"  # every launcher of accelerate sets it
+
+
+def check_started(
+    environment: Mapping[str, str] = os.environ, outside: Mapping[str, str] | None = None
+) -> None:
+    """Raise `InputError` when accelerate was asked for several processes and started one.
+
+    `outside` is the launcher's own environment (the parent's, when left out): what is set there
+    already was not set by accelerate, and says nothing.
+    """
+    if LAUNCHED not in environment or any(key in environment for key in WORLD_KEYS):
+        return
+    if not all(key in environment for key in MEETING_POINT):
+        return
+    outside = _environment_of(os.getppid()) if outside is None else outside
+    if any(key in outside for key in MEETING_POINT):
+        return
+    raise InputError(
+        "accelerate launch was asked for several processes and started one: with --cpu, and with "
+        "`distributed_type: NO` or `MULTI_CPU`, it never starts more. For two on the CPU use "
+        "--config_file accelerate_configs/cpu_ddp.yaml (and `use_cpu: true` in the recipe); for "
+        "one leave --num_processes out"
+    )
+
+
+def _environment_of(process: int) -> dict[str, str]:
+    """Return the environment that a process was started with; empty where that cannot be read."""
+    try:
+        text = Path(f"/proc/{process}/environ").read_bytes().decode("utf-8", "replace")
+    except OSError:
+        return {}
+    pairs = (item.partition("=") for item in text.split("\0") if item)
+    return {key: value for key, _, value in pairs}
+
+
+LONGEST = 300
+# What a sound model may raise too.
+_OF_THE_MACHINE = {"OutOfMemoryError", "MemoryError", "AcceleratorError", "KeyboardInterrupt"}
+
+
+def loading_fault(error: BaseException) -> InputError | None:
+    """Return what to tell about an error from within `from_pretrained` or PEFT, else None.
+
+    The name of what was being loaded is that which the library was given.
+    """
+    if type(error).__name__ in _OF_THE_MACHINE or "out of memory" in str(error):
+        return None
+    words = f"{type(error).__name__}: {' '.join(str(error).split())}"[:LONGEST]
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        called, values = frame.f_code.co_name, frame.f_locals
+        if called in ("get_peft_model", "inject_adapter"):
+            return InputError(
+                f"lora_target_modules: this model cannot get such an adapter ({words}); give "
+                "all-linear, or a list of names of its layers"
+            )
+        if called == "from_pretrained":
+            name = values.get("pretrained_model_name_or_path") or values.get("model_id")
+            return InputError(f"{name}: cannot be loaded ({words}){_tip(str(error))}")
+    return None
+
+
+def _tip(message: str) -> str:
+    if "size mismatch" in message:
+        return "; its tensors are of other shapes than the model's: another base or vocabulary"
+    if "deserializing header" in message or "incomplete" in message:
+        return "; a file of weights is damaged or cut: fetch or copy it again"
+    return ""
+
 
 CHAIN = "CHAINFORGE_CHAIN"  # set for the stages that `chainforge run` starts
 _launcher: int | None = None  # the process that launched this one

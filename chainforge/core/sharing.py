@@ -11,7 +11,7 @@ from typing import Any
 
 from chainforge.core.artifacts import MANIFEST, STARTED
 from chainforge.core.errors import InputError
-from chainforge.core.redaction import forms, is_secret_key, secrets
+from chainforge.core.secrets import forms, is_secret_key, secrets
 
 Files = Mapping[str, Path | bytes]  # contents by the names that they go out under
 
@@ -38,27 +38,6 @@ def check_secrets(files: Files) -> None:
                         "secret, change it where it was issued, and make the file without it; if "
                         f"it is none, unset {variable} for this command"
                     )
-
-
-def read_secret(variable: str) -> str:
-    """Return a key from the environment, without blanks around it; empty where it is not set.
-
-    Raise `InputError` for what cannot be sent as a key, such as two lines or a quoted value. The
-    message names the variable and never repeats the value.
-    """
-    value = os.environ.get(variable, "").strip()
-    faults = {
-        "a line break": len(value.splitlines()) > 1,
-        "a quotation mark": any(mark in value for mark in "\"'`\u2018\u2019\u201c\u201d"),
-        "a blank": any(map(str.isspace, value)),
-        "a character that is not printable ASCII": not (value.isascii() and value.isprintable()),
-    }
-    if found := next((fault for fault, there in faults.items() if there), None):
-        raise InputError(
-            f"{variable}: the value contains {found}, which no key does; set it to the key alone, "
-            "on one line and without quotation marks"
-        )
-    return value
 
 
 def places_told(files: Files) -> list[str]:

@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 from chainforge.core.artifacts import sha256
 from chainforge.core.errors import InputError
-from chainforge.core.sharing import Files, check_secrets, read_secret
+from chainforge.core.secrets import read_secret
+from chainforge.core.sharing import Files, check_secrets
 
 logger = logging.getLogger(__name__)
 

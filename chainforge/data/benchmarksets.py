@@ -12,7 +12,7 @@ from typing import Any
 
 from chainforge.core.config import read_settings
 from chainforge.core.errors import InputError
-from chainforge.core.records import Row, question, read_rows
+from chainforge.core.jsonl import Row, question, read_rows
 from chainforge.core.yaml12 import yaml_value
 from chainforge.data.sources import PRESETS
 from chainforge.data.tasks import TaskArgs, load_examples

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from chainforge.core.records import Row
+from chainforge.core.jsonl import Row
 
 
 def columns_of(

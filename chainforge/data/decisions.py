@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from chainforge.core.errors import InputError
-from chainforge.core.records import Row
+from chainforge.core.jsonl import Row
 from chainforge.data import filters
 from chainforge.data.benchmarksets import evaluation_questions
 from chainforge.data.choice import beyond_quota, choose, difficulty

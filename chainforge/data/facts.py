@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from chainforge.core.errors import InputError
-from chainforge.core.marks import chat_mark
-from chainforge.core.records import Row, has_answer
-from chainforge.core.transcript import is_blank
+from chainforge.core.jsonl import Row, has_answer
+from chainforge.core.transcript import chat_mark, is_blank
 from chainforge.data.duplicates import text_key
 from chainforge.data.filters import FilterArgs, Finding, filters, parts
 from chainforge.data.shingles import (

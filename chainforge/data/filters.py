@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from chainforge.core.errors import InputError
-from chainforge.core.records import Row
+from chainforge.core.jsonl import Row
 from chainforge.core.transcript import PRESETS, Transcript
 from chainforge.data.codeblocks import code_block
 from chainforge.data.languages import check_vote, language_share, voted_share

@@ -10,8 +10,7 @@ import functools
 import re
 from typing import Any
 
-from chainforge.core.errors import InputError
-from chainforge.core.references import hint
+from chainforge.core.errors import InputError, hint
 from chainforge.rewards.language import LANGUAGES, count_words, prose, scripts_of, share
 
 # Fewer letters name no language: "Hmm." would be Ligurian.

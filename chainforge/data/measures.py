@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 from chainforge.core.errors import InputError
-from chainforge.core.records import Row, has_answer
+from chainforge.core.jsonl import Row, has_answer
 from chainforge.core.statistics import (
     macro,
     maj_at_k,

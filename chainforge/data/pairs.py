@@ -12,7 +12,7 @@ from typing import Any
 
 from chainforge.core.disk import replacing
 from chainforge.core.errors import InputError
-from chainforge.core.records import Row
+from chainforge.core.jsonl import Row
 from chainforge.data.columns import columns_of
 from chainforge.data.datasets import FILE
 from chainforge.data.decisions import Decisions

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chainforge.core.errors import InputError
-from chainforge.core.records import Row, many_rows
+from chainforge.core.jsonl import Row, many_rows
 from chainforge.data.facts import Facts, measure
 from chainforge.data.filters import FilterArgs
 from chainforge.data.salvage import Fault, read_lines, settle

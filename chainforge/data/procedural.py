@@ -7,9 +7,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from chainforge.core.errors import InputError
-from chainforge.core.records import Row
-from chainforge.core.references import hint
+from chainforge.core.errors import InputError, hint
+from chainforge.core.jsonl import Row
 
 
 def reasoning_gym(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from chainforge.core.errors import InputError
-from chainforge.core.records import Row
+from chainforge.core.jsonl import Row
 from chainforge.data.decisions import decide
 from chainforge.data.facts import measure
 from chainforge.data.filters import FilterArgs

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from chainforge.core.errors import InputError
-from chainforge.core.records import JsonLines, Row
+from chainforge.core.jsonl import JsonLines, Row
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from chainforge.core.errors import InputError
-from chainforge.core.records import Row, question
-from chainforge.core.references import hint
+from chainforge.core.errors import InputError, hint
+from chainforge.core.jsonl import Row, question
 from chainforge.data.splits import same_question, split_of
 from chainforge.data.tables import Columns, convert, draw, listed
 

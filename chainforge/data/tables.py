@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from chainforge.core.errors import InputError
-from chainforge.core.records import Row
+from chainforge.core.jsonl import Row
 from chainforge.core.transcript import is_blank
 from chainforge.data.salvage import SHARE, salvage, settle
 from chainforge.rewards.answers import boxed_answers

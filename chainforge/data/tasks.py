@@ -18,10 +18,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from chainforge.core.errors import Failed, InputError, Stopped
+from chainforge.core.errors import Failed, InputError, Stopped, hint, refuse_unknown
+from chainforge.core.jsonl import Row, example, has_answer, question
 from chainforge.core.paths import unplaced
-from chainforge.core.records import Row, example, has_answer, question
-from chainforge.core.references import hint, refuse_unknown, resolve, user_code, where
+from chainforge.core.plugins import resolve, user_code, where
 from chainforge.core.transcript import DEFAULT, is_blank, system_prompt
 from chainforge.data.procedural import reasoning_gym
 from chainforge.data.sources import hub

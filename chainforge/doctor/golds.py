@@ -9,7 +9,7 @@ from typing import Any
 from chainforge.chain.check import shown, tail
 from chainforge.chain.plan import Step
 from chainforge.core.errors import InputError
-from chainforge.core.records import Row
+from chainforge.core.jsonl import Row
 from chainforge.doctor import material, supply
 from chainforge.doctor.findings import Context, Finding, Level, NotHere
 from chainforge.rewards.attacks import completion_of, gold_answer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 
-from chainforge.core import places
+from chainforge.core import paths
 from chainforge.core.errors import InputError
 from chainforge.doctor.findings import Context, Finding, of_stage
 from chainforge.train.layout import Layout, faults
@@ -24,7 +24,7 @@ def check_launches(context: Context) -> Iterator[Finding]:
             problems = [str(error)]
         layout = context.layout(step)
         problems += _out_of_place(layout)
-        name = places.short(file)
+        name = paths.short(file)
         fine = f"{name}: {_in_words(layout)}"
         yield from of_stage(
             "launch", step.stage.name, [f"{name}: {problem}" for problem in problems], fine

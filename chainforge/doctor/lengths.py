@@ -8,7 +8,7 @@ from typing import Any
 
 from chainforge.chain.plan import Step
 from chainforge.core.errors import InputError, first_line
-from chainforge.core.records import Row
+from chainforge.core.jsonl import Row
 from chainforge.doctor import material, supply
 from chainforge.doctor.findings import Context, Finding, NotHere
 from chainforge.train.templates import lengths_of

@@ -13,8 +13,8 @@ from chainforge.chain.stages import RECIPES
 from chainforge.core.artifacts import read_json
 from chainforge.core.config import values_of
 from chainforge.core.errors import InputError, first_line
-from chainforge.core.records import Row
-from chainforge.core.references import resolve
+from chainforge.core.jsonl import Row
+from chainforge.core.plugins import resolve
 from chainforge.core.transcript import DEFAULT
 from chainforge.core.upload import hub_failures
 from chainforge.doctor.findings import Context, NotHere

@@ -11,7 +11,7 @@ from typing import Any
 from chainforge.chain.check import at_most
 from chainforge.chain.plan import DONE, Step
 from chainforge.core.errors import InputError, first_line
-from chainforge.core.records import Row
+from chainforge.core.jsonl import Row
 from chainforge.data.datasets import DataArgs, sft_mixture
 from chainforge.data.tasks import load_examples
 from chainforge.doctor.findings import Context, NotHere

@@ -7,7 +7,7 @@ from typing import Any
 
 from chainforge.chain.plan import Step
 from chainforge.core.errors import InputError, first_line
-from chainforge.core.fields import truth
+from chainforge.core.options import truth
 from chainforge.core.transcript import tags_of, write
 from chainforge.doctor import material, supply
 from chainforge.doctor.findings import Context, Finding, NotHere, Training, of_stage

@@ -21,8 +21,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from chainforge.core.errors import InputError
-from chainforge.core.records import Row
-from chainforge.core.redaction import SHORTEST, forms
+from chainforge.core.jsonl import Row
+from chainforge.core.secrets import SHORTEST, forms
 from chainforge.core.transcript import write
 from chainforge.generate.endpoint import KEYS, STANDARD, Endpoint, key_of, price_of
 from chainforge.generate.ledger import NOTHING, Amount

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from chainforge.core.errors import InputError
-from chainforge.core.records import Message, Row
+from chainforge.core.jsonl import Message, Row
 from chainforge.generate.api import ApiTeacher, reading
 from chainforge.generate.collector import Collector
 from chainforge.generate.endpoint import Endpoint

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
-from chainforge.core.records import Row, read_rows
+from chainforge.core.jsonl import Row, read_rows
 from chainforge.generate.endpoint import Endpoint, price_of
 from chainforge.generate.ledger import Amount, Ledger
 from chainforge.generate.prices import MILLION, Price

@@ -16,7 +16,7 @@ from rich.table import Table
 from chainforge.core import artifacts
 from chainforge.core.config import resolved
 from chainforge.core.errors import InputError
-from chainforge.core.records import Row, many_rows, write_rows
+from chainforge.core.jsonl import Row, many_rows, write_rows
 from chainforge.data import pairs
 from chainforge.data.datasets import save_dataset
 from chainforge.data.datasheet import write_sheet

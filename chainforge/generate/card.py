@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from chainforge import __version__
 from chainforge.core.disk import replacing
-from chainforge.core.records import Row
+from chainforge.core.jsonl import Row
 from chainforge.data.datasets import FALLBACK
 from chainforge.data.datasheet import NAME, code, counts_table, front_matter, section, size_category
 from chainforge.generate.progress import usd

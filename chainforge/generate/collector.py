@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from chainforge.core import process
 from chainforge.core.errors import Failed, InputError, Stopped
-from chainforge.core.records import Row
+from chainforge.core.jsonl import Row
 from chainforge.generate.budget import budget_message
 from chainforge.generate.jobs import Job
 from chainforge.generate.ledger import Amount, Ledger

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from chainforge.core.errors import InputError
-from chainforge.core.records import Message, Row
-from chainforge.core.sharing import read_secret
+from chainforge.core.jsonl import Message, Row
+from chainforge.core.secrets import read_secret
 from chainforge.generate.prices import Price, find_price
 
 if TYPE_CHECKING:

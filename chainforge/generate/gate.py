@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from chainforge.core.errors import InputError
-from chainforge.core.records import Row
+from chainforge.core.jsonl import Row
 from chainforge.generate.harvest import read_pool
 from chainforge.generate.rounds import pass_rates
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from chainforge.core.errors import InputError
-from chainforge.core.records import JsonLines, Row, read_rows, write_rows
+from chainforge.core.jsonl import JsonLines, Row, read_rows, write_rows
 from chainforge.core.transcript import read
 from chainforge.data.pool import MARKS, find_samples
 from chainforge.generate.shards import gathered, merge, own_file, rank, shards_of, world_size

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from chainforge.core.records import Row, sample
+from chainforge.core.jsonl import Row, sample
 from chainforge.generate.jobs import Job, Jobs
 from chainforge.generate.results import Results
 

@@ -6,7 +6,7 @@ import heapq
 from collections import Counter, defaultdict, deque
 from dataclasses import dataclass
 
-from chainforge.core.records import Row
+from chainforge.core.jsonl import Row
 
 
 @dataclass(eq=False)

@@ -17,7 +17,7 @@ from typing import Any
 
 from chainforge.core.disk import to_disk
 from chainforge.core.errors import InputError
-from chainforge.core.records import JsonLines, Row, read_rows, write_rows
+from chainforge.core.jsonl import JsonLines, Row, read_rows, write_rows
 
 LIMITS = ("max_usd", "max_tokens_total", "max_requests")
 # Sums of many small prices differ in the last places; a limit of exactly their sum is not passed.

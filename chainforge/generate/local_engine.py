@@ -14,8 +14,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from chainforge.core.errors import InputError, first_line
-from chainforge.core.marks import special_ids
-from chainforge.core.records import Row
+from chainforge.core.jsonl import Row
+from chainforge.core.transcript import special_ids
 from chainforge.core.weights import check_weights
 from chainforge.generate.decoding import Batch, choose, prefill
 from chainforge.generate.engine import Draw, SamplingArgs, Take

@@ -6,9 +6,8 @@ import hashlib
 import json
 import random
 
-from chainforge.core.errors import InputError
-from chainforge.core.records import Row
-from chainforge.core.references import hint
+from chainforge.core.errors import InputError, hint
+from chainforge.core.jsonl import Row
 from chainforge.core.transcript import write
 from chainforge.generate.ledger import NOTHING, Amount
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from chainforge.core.records import Row
+from chainforge.core.jsonl import Row
 from chainforge.core.transcript import is_blank, read
 from chainforge.generate.ledger import Amount
 from chainforge.generate.prices import token_counts

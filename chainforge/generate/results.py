@@ -10,7 +10,7 @@ import time
 from collections import Counter, deque
 from pathlib import Path
 
-from chainforge.core.records import JsonLines, Row, read_rows
+from chainforge.core.jsonl import JsonLines, Row, read_rows
 from chainforge.generate.jobs import Job
 from chainforge.generate.replies import Failure, Rejected
 

@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chainforge.core.marks import chat_mark, special_ids
-from chainforge.core.records import Row, sample
-from chainforge.core.transcript import lenient_answer, read
+from chainforge.core.jsonl import Row, sample
+from chainforge.core.transcript import chat_mark, lenient_answer, read, special_ids
 from chainforge.generate.engine import Drawn, Engine, SamplingArgs
 from chainforge.generate.rounds import Accept, Rounds, pass_rates
 from chainforge.generate.shards import Shards, rank, world_size

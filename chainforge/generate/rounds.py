@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from chainforge.core.records import Row
+from chainforge.core.jsonl import Row
 from chainforge.data.facts import measure
 from chainforge.data.filters import FilterArgs
 from chainforge.data.rejection import SelectionArgs

@@ -64,7 +64,7 @@ class TeacherArgs(ValidationArgs):
         metadata={"help": "Share of each style among the offline teacher's solutions."},
     )
     # What follows changes how and at what cost answers are fetched, not what they are: it may
-    # be changed between runs (`chainforge.core.fingerprints.FREE_KEYS`).
+    # be changed between runs (`chainforge.core.artifacts.FREE_KEYS`).
     max_usd: float | None = field(
         default=None,
         metadata={"help": "Stop, to be resumed, before spending more; all runs count together."},

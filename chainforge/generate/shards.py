@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from chainforge.core.errors import InputError
-from chainforge.core.records import JsonLines, Row, write_rows
+from chainforge.core.jsonl import JsonLines, Row, write_rows
 
 T = TypeVar("T")
 Key = tuple[str, int]  # id of the row, number of the sample

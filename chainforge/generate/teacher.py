@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from chainforge.core.errors import InputError
-from chainforge.core.records import Row
+from chainforge.core.jsonl import Row
 from chainforge.core.transcript import DEFAULT
 from chainforge.generate.api import ApiTeacher
 from chainforge.generate.collector import Collector

@@ -9,9 +9,8 @@ import math
 from dataclasses import dataclass, field
 
 from chainforge.core.errors import InputError
-from chainforge.core.marks import chat_mark
-from chainforge.core.records import Row, question
-from chainforge.core.transcript import PRESETS
+from chainforge.core.jsonl import Row, question
+from chainforge.core.transcript import PRESETS, chat_mark
 from chainforge.data.languages import language_share
 from chainforge.data.repetition import repetition
 from chainforge.generate.replies import Rejected, Reply

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from chainforge.core.errors import InputError
-from chainforge.core.marks import special_ids
+from chainforge.core.transcript import special_ids
 from chainforge.core.weights import check_weights
 from chainforge.generate.engine import Draw, SamplingArgs, Take, ends_of
 from chainforge.generate.local_engine import encode, stray

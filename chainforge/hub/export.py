@@ -10,9 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
-from chainforge.core import places
-from chainforge.core.errors import InputError
-from chainforge.core.references import hint
+from chainforge.core import paths
+from chainforge.core.errors import InputError, hint
 from chainforge.core.sharing import check_secrets
 from chainforge.core.upload import HUB_ID, check_folder, check_id, push, token, write_folder
 from chainforge.train.package import ADAPTER, CARD, Package, What, pack
@@ -96,7 +95,7 @@ def _send(package: Package, wish: Wish, identity: str | None) -> list[str]:
     if identity is None:
         folder = Path(wish.to).expanduser()
         write_folder(package.files, folder)
-        lines.append(f"written: {places.short(folder)}")
+        lines.append(f"written: {paths.short(folder)}")
     else:
         message = f"Add the {package.what} that ChainForge made"
         done = push(package.files, identity, package.kind, private=not wish.public, message=message)
@@ -129,7 +128,7 @@ def _seen(public: bool) -> str:
 
 def _listed(package: Package) -> list[str]:
     """Return what goes out, and what does not."""
-    lines = [f"{package.what} from {places.short(package.folder)}"]
+    lines = [f"{package.what} from {paths.short(package.folder)}"]
     width = max(map(len, package.files))
     for name, content in sorted(package.files.items()):
         size = len(content) if isinstance(content, bytes) else content.stat().st_size
@@ -138,7 +137,7 @@ def _listed(package: Package) -> list[str]:
         lines.append(f"left out: {', '.join(package.left_out)}")
     if package.what == "adapter" and package.base:
         base = package.base.name
-        lines.append(f"goes on: {base if package.base.on_hub else places.short(base)}")
+        lines.append(f"goes on: {base if package.base.on_hub else paths.short(base)}")
     return [*lines, *(f"note: {note}" for note in package.notes)]
 
 
@@ -151,7 +150,7 @@ def _size(size: int) -> str:
 
 def _for_llama_cpp(package: Package) -> list[str]:
     """Return how llama.cpp's own scripts turn it into GGUF, which Ollama and LM Studio read too."""
-    folder = shlex.quote(places.short(package.folder))
+    folder = shlex.quote(paths.short(package.folder))
     if package.what == "model":
         return [
             f"as GGUF: python llama.cpp/convert_hf_to_gguf.py {folder} --outtype q8_0 (it takes "
@@ -160,6 +159,6 @@ def _for_llama_cpp(package: Package) -> list[str]:
     if package.what == "adapter" and package.base:
         option = "--base-model-id" if package.base.on_hub else "--base"
         name = package.base.name
-        base = shlex.quote(name if package.base.on_hub else places.short(name))
+        base = shlex.quote(name if package.base.on_hub else paths.short(name))
         return [f"as GGUF: python llama.cpp/convert_lora_to_gguf.py {folder} {option} {base}"]
     return []

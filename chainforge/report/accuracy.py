@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from chainforge.core.records import Row
+from chainforge.core.jsonl import Row
 from chainforge.data.measures import compare
 from chainforge.report import formatting as wording
 from chainforge.report.evidence import ChainEvidence, StageEvidence

@@ -11,7 +11,7 @@ from typing import Any
 from chainforge.core import artifacts
 from chainforge.core.artifacts import MANIFEST, PROGRESS, STARTED, Manifest, read_manifest
 from chainforge.core.errors import InputError
-from chainforge.core.records import Row
+from chainforge.core.jsonl import Row
 from chainforge.core.shapes import Progress
 from chainforge.report import logs, transcripts
 from chainforge.report.gates import Gate, Verdict, read_gates, verdict

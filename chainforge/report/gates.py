@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chainforge.core.errors import InputError
-from chainforge.core.records import Row, read_rows
-from chainforge.core.references import hint, refuse_unknown
+from chainforge.core.errors import InputError, hint, refuse_unknown
+from chainforge.core.jsonl import Row, read_rows
 from chainforge.report.formatting import p_words, points
 from chainforge.report.readings import results_of
 

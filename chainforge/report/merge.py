@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from chainforge.core.artifacts import changes
 from chainforge.core.errors import InputError
-from chainforge.core.fingerprints import changes
-from chainforge.core.places import short
+from chainforge.core.paths import short
 from chainforge.core.statistics import over_seeds
 from chainforge.report.evidence import read_chain
 from chainforge.report.readings import results_of

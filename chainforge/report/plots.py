@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from chainforge.core.records import Row
+from chainforge.core.jsonl import Row
 from chainforge.report import axes
 from chainforge.report.axes import Frame, number, percent
 from chainforge.report.rows import finite

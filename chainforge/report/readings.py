@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from chainforge.core.artifacts import MANIFEST, Manifest, read_shaped
-from chainforge.core.records import Row, read_rows
+from chainforge.core.jsonl import Row, read_rows
 from chainforge.core.shapes import Bill, Funnel, Results, Spending, shaped
 from chainforge.report.rows import rows_of
 

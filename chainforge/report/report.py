@@ -9,7 +9,7 @@ from typing import Any
 
 from chainforge.core.disk import replacing
 from chainforge.core.errors import Failed, InputError
-from chainforge.core.redaction import redact
+from chainforge.core.secrets import redact
 from chainforge.report.evidence import ChainEvidence, read_chain
 from chainforge.report.page import render
 

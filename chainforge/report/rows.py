@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from chainforge.core.errors import InputError
-from chainforge.core.records import Row
+from chainforge.core.jsonl import Row
 
 
 @dataclass(frozen=True, slots=True)

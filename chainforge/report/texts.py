@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from chainforge.core.records import Row, question
+from chainforge.core.jsonl import Row, question
 from chainforge.core.transcript import PRESETS, read
 from chainforge.report.rows import finite
 

@@ -10,7 +10,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
-from chainforge.core.records import Row
+from chainforge.core.jsonl import Row
 from chainforge.report.rows import Entry, fetch, index
 from chainforge.report.texts import Case, Text, case_of, text_of
 

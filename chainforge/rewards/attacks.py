@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from chainforge.core.records import Row
+from chainforge.core.jsonl import Row
 from chainforge.core.transcript import is_blank, tags_of, write
 from chainforge.rewards.answers import clean
 from chainforge.rewards.quantities import number, squeeze

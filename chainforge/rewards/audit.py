@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from chainforge.core.errors import InputError
-from chainforge.core.records import Row, question
+from chainforge.core.jsonl import Row, question
 from chainforge.core.transcript import DEFAULT
 from chainforge.rewards.attacks import (
     attacks,

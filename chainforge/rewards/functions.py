@@ -9,8 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from chainforge.core.errors import InputError
-from chainforge.core.references import hint
+from chainforge.core.errors import InputError, hint
 from chainforge.core.transcript import DEFAULT, lenient_answer, read
 from chainforge.rewards.claims import Claim
 from chainforge.rewards.language import scripts_of, share

@@ -11,8 +11,7 @@ import math
 import re
 from collections import Counter
 
-from chainforge.core.errors import InputError
-from chainforge.core.references import hint
+from chainforge.core.errors import InputError, hint
 
 # Letters and the marks that belong to them, digits and punctuation left out.
 _SCRIPTS = {

@@ -17,9 +17,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from chainforge.core.errors import Failed, InputError
-from chainforge.core.records import Row
-from chainforge.core.references import described, hint, nearest, refuse_unknown, resolve, user_code
+from chainforge.core.errors import Failed, InputError, hint, nearest, refuse_unknown
+from chainforge.core.jsonl import Row
+from chainforge.core.plugins import described, resolve, user_code
 from chainforge.core.transcript import DEFAULT, tags_of
 from chainforge.rewards.functions import BUILTINS, accuracy_reward
 

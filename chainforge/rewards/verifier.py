@@ -11,8 +11,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from chainforge.core.errors import InputError
-from chainforge.core.references import hint
+from chainforge.core.errors import InputError, hint
 from chainforge.rewards.answers import clean
 from chainforge.rewards.claims import Claim
 from chainforge.rewards.comparison import COMPARISONS

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from chainforge.core import artifacts
-from chainforge.core.errors import InputError
-from chainforge.core.references import hint
+from chainforge.core.errors import InputError, hint
 
 DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2}
 

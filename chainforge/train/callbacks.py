@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from chainforge.core.records import JsonLines, Row, read_rows, write_rows
+from chainforge.core.jsonl import JsonLines, Row, read_rows, write_rows
 from chainforge.generate.harvest import Recorder
 from chainforge.generate.shards import own_file
 from chainforge.train import checkpoints

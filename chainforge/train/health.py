@@ -15,9 +15,8 @@ from typing import Any, Literal
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from chainforge.core.errors import InputError, Stopped
-from chainforge.core.records import JsonLines, Row, write_rows
-from chainforge.core.references import hint
+from chainforge.core.errors import InputError, Stopped, hint
+from chainforge.core.jsonl import JsonLines, Row, write_rows
 from chainforge.generate.shards import world_size
 from chainforge.train.callbacks import rows_until
 from chainforge.train.stage import Stage, is_main_process

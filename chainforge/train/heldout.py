@@ -18,7 +18,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from chainforge.core.errors import InputError
-from chainforge.core.records import Row, has_answer
+from chainforge.core.jsonl import Row, has_answer
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.generate.harvest import Recorder
 

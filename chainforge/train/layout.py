@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chainforge.core.errors import InputError
-from chainforge.core.references import hint
+from chainforge.core.errors import InputError, hint
 from chainforge.core.yaml12 import read_yaml
 
 # accelerate 1.15: the fields of ClusterConfig, and the options of `accelerate launch` that the

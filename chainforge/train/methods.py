@@ -28,7 +28,7 @@ from typing import Any, Literal
 
 from chainforge.core.config import given
 from chainforge.core.errors import InputError
-from chainforge.core.fields import truth
+from chainforge.core.options import truth
 from chainforge.train.saving import KEPT
 from chainforge.train.sources import REMADE_INITS, Source, find_source
 from chainforge.train.trackers import asked_for, check_trackers

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from chainforge.core.errors import InputError
-from chainforge.core.records import Row
+from chainforge.core.jsonl import Row
 from chainforge.generate.shards import gathered
 
 # What `_generate` returns: lists with an entry a completion, and what only tools and images have.

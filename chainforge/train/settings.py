@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from chainforge.core.fields import truth
+from chainforge.core.options import truth
 
 TRAINED = ("sft", "grpo", "distill")
 

@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from chainforge.core.errors import InputError, first_line
-from chainforge.core.marks import special_ids
+from chainforge.core.transcript import special_ids
 
 # Unicode's noncharacters: no text has them, and templates leave them as they are.
 _CUTS = [chr(code) for code in range(0xFDD0, 0xFDF0)]

@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from chainforge import __version__
-from chainforge.core import artifacts, fingerprints, process
+from chainforge.core import artifacts, process
 from chainforge.core.artifacts import HOLDER, LOCK, MANIFEST, PROGRESS, STARTED, UPLOAD, Manifest
 from chainforge.core.config import given, resolved
 from chainforge.core.disk import writing
 from chainforge.core.errors import InputError, Stopped
 from chainforge.core.paths import written_for
-from chainforge.core.redaction import redact
+from chainforge.core.secrets import redact
 from chainforge.data.salvage import rejects_in
 from chainforge.train.repo_files import send
 from chainforge.train.trackers import RUN_ID, TENSORBOARD
@@ -117,14 +117,14 @@ def open_stage(
     directory = Path(output_dir)
     settings = given(sys.argv[1:])
     prints = {
-        role: fingerprints.input_fingerprint(reference, thorough=_looks_closely())
+        role: artifacts.input_fingerprint(reference, thorough=_looks_closely())
         for role, reference in (inputs or {}).items()
     }
     stage = Stage(
         recipe=recipe,
         directory=directory,
-        fingerprint=fingerprints.fingerprint(recipe, settings, prints, _script()),
-        given=fingerprints.canonical(settings),
+        fingerprint=artifacts.fingerprint(recipe, settings, prints, _script()),
+        given=artifacts.canonical(settings),
         inputs=prints,
         seed=seed,
         config=resolved(*configs),
@@ -216,7 +216,7 @@ def _wait_for_main(stage: Stage) -> None:
 
 
 def _difference(given_before: dict[str, Any], inputs_before: dict[str, str], stage: Stage) -> str:
-    words = fingerprints.changes(given_before, stage.given)
+    words = artifacts.changes(given_before, stage.given)
     words += [
         f"the input {role} changed"
         for role in sorted(inputs_before.keys() | stage.inputs.keys())

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from chainforge.core.errors import InputError, first_line
-from chainforge.core.marks import special_ids
-from chainforge.core.records import Message, Row
-from chainforge.core.transcript import DEFAULT, PRESETS, read, tags_of, write
+from chainforge.core.jsonl import Message, Row
+from chainforge.core.transcript import DEFAULT, PRESETS, read, special_ids, tags_of, write
 from chainforge.train.shield import shield
 
 _LONGEST = 64  # rows that are tokenised before TRL does it

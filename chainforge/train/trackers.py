@@ -15,9 +15,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from chainforge.core.artifacts import read_json
-from chainforge.core.errors import InputError
-from chainforge.core.references import hint
-from chainforge.core.sharing import read_secret
+from chainforge.core.errors import InputError, hint
+from chainforge.core.secrets import read_secret
 
 CHAIN = "chain.json"  # beside the stages; `run` writes it
 RUN_ID = "wandb-run-id.txt"  # trackio resumes the run of the same name by itself

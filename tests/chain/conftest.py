@@ -25,7 +25,7 @@ from chainforge.core import process
 from chainforge.core.artifacts import write_json
 from chainforge.core.config import given
 from chainforge.core.errors import InputError, Stopped
-from chainforge.core.records import JsonLines, read_rows
+from chainforge.core.jsonl import JsonLines, read_rows
 from chainforge.train.stage import open_stage
 
 

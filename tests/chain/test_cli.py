@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import chainforge
-from chainforge.core.places import find_chain, shipped
+from chainforge.core.paths import find_chain, shipped
 
 EVALUATE = """
 import sys

@@ -13,7 +13,7 @@ from chainforge.chain.new import make_project
 from chainforge.chain.plan import plan_chain
 from chainforge.core.config import read_settings
 from chainforge.core.errors import InputError
-from chainforge.core.references import shipped
+from chainforge.core.paths import shipped
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.rewards.reward import RewardArgs, load_rewards
 

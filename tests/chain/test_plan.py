@@ -8,7 +8,7 @@ from chainforge.chain.chain import load_chain
 from chainforge.chain.commands import option_words, read_sets
 from chainforge.chain.plan import Overrides, contracts, plan_chain
 from chainforge.core.errors import InputError
-from chainforge.core.references import shipped
+from chainforge.core.paths import shipped
 
 STAGES = [
     {"name": "traces", "recipe": "collect", "config": "collect.yaml"},

@@ -4,7 +4,7 @@ import resource
 import pytest
 
 from chainforge.core.disk import DiskFull, is_full, size_in_words, writing
-from chainforge.core.records import JsonLines
+from chainforge.core.jsonl import JsonLines
 
 
 @contextlib.contextmanager

@@ -1,9 +1,8 @@
 import pytest
 
-from chainforge.core import artifacts, fingerprints
-from chainforge.core.artifacts import Manifest
+from chainforge.core import artifacts
+from chainforge.core.artifacts import Manifest, fingerprint, input_fingerprint
 from chainforge.core.errors import InputError
-from chainforge.core.fingerprints import fingerprint, input_fingerprint
 
 
 def manifest(mark="f" * 64):
@@ -60,7 +59,7 @@ def test_an_unfinished_stage_is_no_input(tmp_path):
 
 
 def test_changes_are_said_in_words():
-    assert fingerprints.changes({"a": 1, "b": "1e-4"}, {"b": 2e-4, "c": 1}) == [
+    assert artifacts.changes({"a": 1, "b": "1e-4"}, {"b": 2e-4, "c": 1}) == [
         "a: 1 -> not set",
         "b: 0.0001 -> 0.0002",
         "c: not set -> 1",

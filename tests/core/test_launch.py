@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from chainforge.core.errors import InputError
-from chainforge.core.launch import check_started
+from chainforge.core.process import check_started
 
 ROOT = Path(__file__).parents[2]
 LAUNCHED = {"ACCELERATE_DYNAMO_MODE": "default"}

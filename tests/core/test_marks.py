@@ -1,7 +1,6 @@
 import pytest
 
-from chainforge.core.marks import chat_mark, special_ids
-from chainforge.core.transcript import PRESETS
+from chainforge.core.transcript import PRESETS, chat_mark, special_ids
 
 MARKS = [
     "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|start_header_id|>", "<|user|>",

@@ -22,7 +22,7 @@ def test_a_hint_is_near_in_meaning_or_in_spelling(key, option):
 
 def test_the_tables_name_options_that_some_recipe_has():
     from chainforge.core.config import _hints
-    from chainforge.core.references import shipped
+    from chainforge.core.paths import shipped
     from chainforge.doctor.material import kinds_of
 
     scripts = list(shipped("recipes").glob("*.py"))

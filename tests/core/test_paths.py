@@ -8,11 +8,10 @@ import pytest
 
 from chainforge.chain.chain import load_chain
 from chainforge.chain.plan import plan_chain
+from chainforge.core.artifacts import fingerprint
 from chainforge.core.config import given, read_settings
 from chainforge.core.errors import InputError
-from chainforge.core.fingerprints import fingerprint
-from chainforge.core.paths import anchored, paths_in, unplaced, written_for
-from chainforge.core.references import shipped
+from chainforge.core.paths import anchored, paths_in, shipped, unplaced, written_for
 from chainforge.core.yaml12 import read_yaml
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.rewards.reward import RewardArgs, load_rewards

@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from chainforge.core.errors import InputError
-from chainforge.core.sharing import check_secrets, places_told, public, public_settings, read_secret
+from chainforge.core.secrets import read_secret
+from chainforge.core.sharing import check_secrets, places_told, public, public_settings
 
 VALUE = "c0ffee-c0ffee"
 

@@ -2,7 +2,7 @@
 
 import random
 
-from chainforge.core.records import example, sample
+from chainforge.core.jsonl import example, sample
 from chainforge.core.transcript import write
 
 NAMES = [

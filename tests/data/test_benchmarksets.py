@@ -5,7 +5,7 @@ import json
 import pytest
 
 from chainforge.core.errors import InputError
-from chainforge.core.records import question
+from chainforge.core.jsonl import question
 from chainforge.data.benchmarksets import evaluation_questions
 from chainforge.data.tasks import TaskArgs, load_examples
 

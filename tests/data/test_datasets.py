@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 
 from chainforge.core.errors import InputError
-from chainforge.core.records import JsonLines, example, sample
+from chainforge.core.jsonl import JsonLines, example, sample
 from chainforge.core.transcript import write
 from chainforge.data.datasets import (
     DataArgs,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from chainforge.core.errors import InputError
-from chainforge.core.records import Row
+from chainforge.core.jsonl import Row
 from chainforge.core.statistics import mcnemar, wilson
 from chainforge.data.measures import compare, measure, summarize
 

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from chainforge.core.errors import InputError
-from chainforge.core.records import question
+from chainforge.core.jsonl import question
 from chainforge.core.transcript import system_prompt
 from chainforge.data.splits import same_question, split_of
 from chainforge.data.tables import Columns

@@ -6,7 +6,7 @@ import pytest
 from server import FAULTS, Answer, Server, chat
 
 from chainforge.core.errors import InputError
-from chainforge.core.records import example, read_rows
+from chainforge.core.jsonl import example, read_rows
 from chainforge.generate.engine import Draw, SamplingArgs, open_engine, seed_of
 from chainforge.generate.rollouts import roll_out
 

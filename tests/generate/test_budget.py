@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from chainforge.core.errors import InputError
-from chainforge.core.records import JsonLines, example
+from chainforge.core.jsonl import JsonLines, example
 from chainforge.generate.budget import estimate
 from chainforge.generate.card import write_card
 from chainforge.generate.endpoint import Endpoint

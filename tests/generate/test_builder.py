@@ -9,7 +9,7 @@ from planted import Maker
 
 from chainforge.core.artifacts import read_json, read_manifest
 from chainforge.core.errors import InputError
-from chainforge.core.records import read_rows, write_rows
+from chainforge.core.jsonl import read_rows, write_rows
 from chainforge.data.datasets import sft_dataset
 from chainforge.data.filters import FilterArgs
 from chainforge.data.pairs import match

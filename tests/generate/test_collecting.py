@@ -15,7 +15,7 @@ import yaml
 from server import FAULTS, REASONING, Answer, Server, chat
 
 from chainforge.core.errors import InputError, Stopped
-from chainforge.core.records import example, read_rows
+from chainforge.core.jsonl import example, read_rows
 from chainforge.generate.settings import TeacherArgs
 from chainforge.generate.teacher import collect
 

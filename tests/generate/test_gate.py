@@ -1,7 +1,7 @@
 import pytest
 
 from chainforge.core.errors import InputError
-from chainforge.core.records import example, sample, write_rows
+from chainforge.core.jsonl import example, sample, write_rows
 from chainforge.generate.gate import GateArgs, gate
 
 RATES = {0: 0.0, 1: 0.25, 2: 0.5, 3: 0.75, 4: 1.0}

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 
 from chainforge.core.errors import InputError
-from chainforge.core.records import example, read_rows, write_rows
+from chainforge.core.jsonl import example, read_rows, write_rows
 from chainforge.generate.harvest import Recorder, origins, read_pool
 from chainforge.rewards.reward import RewardArgs, load_rewards
 

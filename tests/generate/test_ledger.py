@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from chainforge.core.records import read_rows
+from chainforge.core.jsonl import read_rows
 from chainforge.generate.ledger import SYNC_SECONDS, Amount, Ledger, Limits
 
 WORST = Amount(0.4, 100)

@@ -3,8 +3,8 @@ import torch
 from transformers import GenerationConfig
 
 from chainforge.core.errors import InputError
-from chainforge.core.marks import special_ids
-from chainforge.core.records import example
+from chainforge.core.jsonl import example
+from chainforge.core.transcript import special_ids
 from chainforge.generate.decoding import choose
 from chainforge.generate.engine import Draw, SamplingArgs, seed_of
 from chainforge.generate.local_engine import LocalEngine, encode, stray

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from chainforge.core.errors import InputError
-from chainforge.core.records import example, read_rows
+from chainforge.core.jsonl import example, read_rows
 from chainforge.generate.engine import SamplingArgs, seed_of
 from chainforge.generate.local_engine import LocalEngine, open_policy
 from chainforge.generate.rollouts import judge, roll_out

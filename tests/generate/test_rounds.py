@@ -3,7 +3,7 @@ import random
 import pytest
 
 from chainforge.core.errors import InputError
-from chainforge.core.records import example, sample
+from chainforge.core.jsonl import example, sample
 from chainforge.data.rejection import SelectionArgs
 from chainforge.generate.engine import SamplingArgs
 from chainforge.generate.rounds import Rounds, accepted_by, pass_rates

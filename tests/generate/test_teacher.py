@@ -13,7 +13,7 @@ import pytest
 from server import FAULTS, GOOD, REASONING, Answer, Server, chat
 
 from chainforge.core.errors import InputError
-from chainforge.core.records import example, read_rows
+from chainforge.core.jsonl import example, read_rows
 from chainforge.core.transcript import DEFAULT, read, write
 from chainforge.data.datasets import save_dataset
 from chainforge.data.rejection import SelectionArgs, select_rows

@@ -1,6 +1,6 @@
 import pytest
 
-from chainforge.core.records import example
+from chainforge.core.jsonl import example
 from chainforge.generate.replies import Rejected, Reply
 from chainforge.generate.validation import ValidationArgs, repetition, validate
 

@@ -8,7 +8,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from chainforge.core.errors import InputError
-from chainforge.core.records import example
+from chainforge.core.jsonl import example
 from chainforge.generate.engine import Draw, SamplingArgs, open_engine
 from chainforge.generate.local_engine import encode
 

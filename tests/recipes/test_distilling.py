@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from chainforge.core import artifacts
-from chainforge.core.records import read_rows
+from chainforge.core.jsonl import read_rows
 
 SMALL, LARGE = 320, 384  # as in `padded_models`
 SETTINGS = {

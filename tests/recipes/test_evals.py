@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from chainforge.core.config import parse
-from chainforge.core.references import resolve
+from chainforge.core.plugins import resolve
 from chainforge.core.transcript import system_prompt
 from chainforge.data.sources import PRESETS
 from chainforge.data.tasks import TaskArgs, load_examples

@@ -18,7 +18,7 @@ import yaml
 from hubserver import HubServer
 
 from chainforge.core.artifacts import read_manifest
-from chainforge.core.records import read_rows
+from chainforge.core.jsonl import read_rows
 
 ROOT = Path(__file__).parents[2]
 CHAIN = "recipes/quickstart/chain.yaml"

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from chainforge.core.artifacts import read_manifest
-from chainforge.core.records import read_rows, sample, write_rows
+from chainforge.core.jsonl import read_rows, sample, write_rows
 from chainforge.data.tasks import TaskArgs, load_examples
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from chainforge.core.artifacts import read_manifest
-from chainforge.core.records import read_rows, write_rows
+from chainforge.core.jsonl import read_rows, write_rows
 
 ROWS = [
     {"question": f"{n}?", "answer": "7" if n % 3 == 0 else str(n % 2), "verifier": "exact"}

@@ -9,7 +9,7 @@ import yaml
 from server import Answer, Server, chat
 
 from chainforge.core.artifacts import read_manifest
-from chainforge.core.records import read_rows
+from chainforge.core.jsonl import read_rows
 
 SUMS = {"dataset": "chain_sum", "min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 1}
 TASK = {"fn": "reasoning_gym", "params": SUMS, "size": 24, "split": "train"}

@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from chainforge.core.artifacts import read_manifest
-from chainforge.core.records import read_rows
+from chainforge.core.jsonl import read_rows
 
 ROOT = Path(__file__).parents[2]
 STAGES = (

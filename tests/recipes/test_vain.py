@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from chainforge.core.artifacts import read_manifest
-from chainforge.core.records import read_rows
+from chainforge.core.jsonl import read_rows
 from chainforge.core.transcript import write as transcript
 
 REWARDS = """

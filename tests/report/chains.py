@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from chainforge.core.artifacts import Manifest, write_json
-from chainforge.core.records import JsonLines, Row, example, sample
+from chainforge.core.jsonl import JsonLines, Row, example, sample
 from chainforge.core.transcript import write
 from chainforge.data.measures import summarize
 

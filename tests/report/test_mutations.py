@@ -14,7 +14,7 @@ from chains import answered, question, rows, tiny
 
 from chainforge.core.artifacts import write_json
 from chainforge.core.errors import InputError
-from chainforge.core.records import sample, write_rows
+from chainforge.core.jsonl import sample, write_rows
 from chainforge.report.report import write_report
 from chainforge.report.rows import fetch, index
 

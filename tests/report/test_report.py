@@ -16,7 +16,7 @@ from pages import Page, assert_harmless
 from chainforge.core import artifacts
 from chainforge.core.artifacts import write_json
 from chainforge.core.errors import InputError
-from chainforge.core.records import Row, sample
+from chainforge.core.jsonl import Row, sample
 from chainforge.data.measures import compare
 from chainforge.report import formatting as wording
 from chainforge.report.accuracy import evaluation_of

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from chainforge.core.errors import InputError
-from chainforge.core.records import JsonLines, Row
+from chainforge.core.jsonl import JsonLines, Row
 from chainforge.report import transcripts
 from chainforge.report.rows import fetch, index, rows_of
 from chainforge.report.texts import brief

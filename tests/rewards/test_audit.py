@@ -7,7 +7,7 @@ import pytest
 from reasoning_gym import create_dataset
 
 from chainforge.core.errors import InputError
-from chainforge.core.records import example
+from chainforge.core.jsonl import example
 from chainforge.rewards.audit import KINDS, audit
 from chainforge.rewards.functions import accuracy_reward
 from chainforge.rewards.reward import Reward, RewardArgs, load_rewards

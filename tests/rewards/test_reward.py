@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from chainforge.core.errors import InputError
-from chainforge.core.records import example
+from chainforge.core.jsonl import example
 from chainforge.core.transcript import write
 from chainforge.rewards.reward import (
     RewardArgs,

@@ -6,8 +6,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from chainforge.core.artifacts import Manifest, sha256, write_json
-from chainforge.core.fingerprints import fingerprint, input_fingerprint
+from chainforge.core.artifacts import Manifest, fingerprint, input_fingerprint, sha256, write_json
 from chainforge.train.stage import versions
 
 CONFIG = {"model_type": "qwen2", "use_cache": False, "_name_or_path": "/somewhere/else"}

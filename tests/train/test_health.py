@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from chainforge.core.errors import InputError, Stopped
-from chainforge.core.records import read_rows
+from chainforge.core.jsonl import read_rows
 from chainforge.train.health import PAUSE, HealthArgs, HealthCallback, watches
 
 CUT = "completions/clipped_ratio"

@@ -7,7 +7,7 @@ import pytest
 
 from chainforge.core import process
 from chainforge.core.errors import InputError
-from chainforge.core.references import shipped
+from chainforge.core.paths import shipped
 from chainforge.train.methods import PolicyArgs, _check_method
 from chainforge.train.sources import find_source
 from chainforge.train.templates import load_tokenizer

@@ -13,7 +13,7 @@ import yaml
 from forks import Warm
 
 from chainforge.core.artifacts import read_manifest, sha256
-from chainforge.core.records import read_rows
+from chainforge.core.jsonl import read_rows
 from chainforge.core.transcript import write
 from chainforge.train.checkpoints import SEAL, last_good
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from chainforge.core import artifacts, fingerprints
+from chainforge.core import artifacts
 from chainforge.core.errors import InputError
 from chainforge.train.stage import open_stage
 
@@ -35,8 +35,8 @@ def test_a_stage_signs_what_it_leaves(tmp_path):
 
 def test_the_chain_can_foretell_the_fingerprint(tmp_path):
     stage = work(tmp_path / "a", inputs={"model": "Qwen/Qwen2.5-0.5B"})
-    inputs = {"model": fingerprints.input_fingerprint("Qwen/Qwen2.5-0.5B")}
-    assert stage.fingerprint == fingerprints.fingerprint("sft", {"max_steps": "3"}, inputs)
+    inputs = {"model": artifacts.input_fingerprint("Qwen/Qwen2.5-0.5B")}
+    assert stage.fingerprint == artifacts.fingerprint("sft", {"max_steps": "3"}, inputs)
 
 
 def test_a_stage_that_fails_is_not_signed_and_goes_on(tmp_path):

@@ -6,8 +6,7 @@ import trl
 from stages import changed, rows
 
 from chainforge.core.errors import InputError
-from chainforge.core.marks import special_ids
-from chainforge.core.transcript import PRESETS, write
+from chainforge.core.transcript import PRESETS, special_ids, write
 from chainforge.rewards.functions import accuracy_reward, format_reward
 from chainforge.train.shield import shield
 from chainforge.train.templates import (

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from chainforge.core.errors import InputError
-from chainforge.core.records import JsonLines, example, many_rows, read_rows, sample
+from chainforge.core.jsonl import JsonLines, example, many_rows, read_rows, sample
 
 PROMPT = [{"role": "user", "content": "1 + 1 ="}]
 
@@ -74,7 +74,7 @@ def test_byte_order_mark_and_carriage_returns_are_read(tmp_path):
 def test_a_killed_writer_loses_nothing_it_was_told_is_written(tmp_path):
     path = tmp_path / "rows.jsonl"
     code = (
-        "import sys; from chainforge.core.records import JsonLines\n"
+        "import sys; from chainforge.core.jsonl import JsonLines\n"
         f"lines = JsonLines({str(path)!r})\n"
         "for n in range(10**9):\n"
         "    lines.append({'n': n, 'text': 'x' * 500}); print(n, flush=True)"

@@ -5,43 +5,25 @@ A function is a built-in name, `pkg.mod:fn` or `path/file.py:fn`; a preset a nam
 
 from __future__ import annotations
 
+import ast
 import contextlib
-import difflib
 import dis
 import importlib
 import importlib.util
+import os
+import re
 import signal
 import sys
+import sysconfig
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import chainforge
-from chainforge.core.errors import InputError
-
-
-def nearest(word: str, words: Iterable[str]) -> str | None:
-    """Return the word that was probably meant, or None when nothing is near."""
-    found = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
-    return found[0] if found else None
-
-
-def refuse_unknown(given: Iterable[Any], known: Iterable[str], where: str = "") -> None:
-    """Raise `InputError` for all keys of a mapping that are not known, each with a hint."""
-    known = list(known)
-    odd = [f"{where}unknown key {key!r}; {hint(str(key), known)}" for key in given
-           if key not in known]  # fmt: skip
-    if odd:
-        raise InputError("\n  ".join(odd))
-
-
-def hint(word: str, words: Iterable[str]) -> str:
-    """Return the end of an error message: the nearest word, or all that there are."""
-    words = sorted(words)
-    near = nearest(word, words)
-    return f"did you mean {near!r}?" if near else f"there are: {', '.join(words)}"
+from chainforge.core.errors import InputError, hint
+from chainforge.core.paths import shipped
 
 
 class UserCodeEnded(RuntimeError):
@@ -75,27 +57,6 @@ def _in_raise_statement(error: BaseException) -> bool:
     if code is getattr(signal.getsignal(signal.SIGINT), "__code__", None):
         return False
     return code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]
-
-
-def shipped(folder: str) -> Path:
-    """Return a shipped folder, `recipes` or `accelerate_configs`."""
-    package = Path(chainforge.__file__).resolve().parent
-    inside = package / folder
-    return inside if inside.is_dir() else package.parent / folder
-
-
-def find_preset(reference: Any) -> Path:
-    """Return the file of a preset: a shipped one's name, or a path."""
-    presets = {path.stem: path for path in (shipped("recipes") / "presets").glob("*.yaml")}
-    if not isinstance(reference, str):
-        raise InputError(f"preset: expected one name or path, found {reference!r}")
-    if reference in presets:
-        return presets[reference]
-    if reference.endswith((".yaml", ".yml")) and Path(reference).is_file():
-        return Path(reference)
-    raise InputError(
-        f"preset: no {reference!r} (or give a path to a .yaml); {hint(reference, presets)}"
-    )
 
 
 def resolve(reference: str, builtins: Mapping[str, str | Callable[..., Any]]) -> Callable[..., Any]:
@@ -173,3 +134,95 @@ def where(error: BaseException, path: Path | None) -> str:
 def described(error: BaseException) -> str:
     """Return an exception's kind and what it says."""
     return str(error) if isinstance(error, UserCodeEnded) else f"{type(error).__name__}: {error}"
+
+
+MODULE = re.compile(r"(?!\d)\w+(?:\.(?!\d)\w+)*", re.ASCII)
+_INSTALLED = tuple(
+    Path(path).resolve()
+    for name, path in sysconfig.get_paths().items()
+    if name in ("stdlib", "platstdlib", "purelib", "platlib")
+)
+_OWN = Path(chainforge.__file__).resolve().parent
+
+
+def sources(reference: str) -> dict[str, Path]:
+    """Return the local files that `file.py`, `file.py:fn` or `pkg.mod:fn` runs, by module name.
+
+    Empty for text that names no local file.
+    """
+    place, colon, _ = reference.rpartition(":")
+    file = Path(place if colon else reference)
+    if file.suffix == ".py":
+        return _closure(file.stem, file, file.parent) if file.is_file() else {}
+    if not colon or not MODULE.fullmatch(place):
+        return {}
+    found: dict[str, Path] = {}
+    for name, path in _find(place, None):
+        if _is_local(path):
+            root = Path(os.path.abspath(path)).parents[
+                name.count(".") + (path.name == "__init__.py")
+            ]
+            found |= _closure(name, path, root)
+    return found
+
+
+def own_script(script: str | Path | None) -> str | None:
+    """Return a recipe's script when it is the user's own, and not one of those that are shipped."""
+    if script is None or Path(script).resolve().parent == shipped("recipes"):
+        return None
+    return str(script)
+
+
+def _closure(name: str, file: Path, root: Path) -> dict[str, Path]:
+    """Return a module's file with those that it imports, and they import, by their names."""
+    found: dict[str, Path] = {}
+    waiting = [(name, file)]
+    while waiting:
+        name, file = waiting.pop()
+        if name not in found and _is_local(file):
+            found[name] = file
+            for imported in _imported(name, file):
+                waiting += _find(imported, root)
+    return found
+
+
+def _imported(name: str, file: Path) -> Iterator[str]:
+    """Yield the names that a module imports; what it imports from may be a module or not."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError, RecursionError):
+        return
+    package = name.split(".") if file.name == "__init__.py" else name.split(".")[:-1]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            if module:
+                yield module
+            yield from (f"{module}.{alias.name}".lstrip(".") for alias in node.names)
+
+
+def _find(name: str, root: Path | None) -> list[tuple[str, Path]]:
+    """Return the files of a dotted name, its packages first; as Python finds it without `root`."""
+    here = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    parts = name.split(".")
+    for place in [str(root), os.getcwd(), *here] if root else [os.getcwd(), *sys.path]:
+        folder, found = Path(place), []
+        for number, part in enumerate(parts, start=1):
+            package, module = folder / part / "__init__.py", folder / f"{part}.py"
+            file = package if package.is_file() else module if module.is_file() else None
+            if file is not None:
+                found.append((".".join(parts[:number]), file))
+            folder /= part
+            if file == module or not folder.is_dir():
+                break
+        if found:
+            return found
+    return []
+
+
+def _is_local(file: Path) -> bool:
+    path = file.resolve()
+    return not path.is_relative_to(_OWN) and not any(map(path.is_relative_to, _INSTALLED))

@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from chainforge.core.errors import InputError
-from chainforge.core.references import refuse_unknown, resolve
+from chainforge.core.errors import InputError, refuse_unknown
+from chainforge.core.plugins import resolve
 
 BUILTINS = {"root": "math:sqrt", "floor": math.floor}
 

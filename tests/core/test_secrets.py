@@ -8,10 +8,10 @@ from urllib.parse import quote
 
 import pytest
 
-from chainforge.core import artifacts, redaction
+from chainforge.core import artifacts, secrets
 from chainforge.core.config import given, read_settings
 from chainforge.core.errors import InputError
-from chainforge.core.redaction import check_settings, is_secret_name, redact, redact_file
+from chainforge.core.secrets import check_settings, is_secret_name, redact, redact_file
 
 VALUE = "c0f'fee\"c0f\\fee&<é>/=\nsecond-line-of-it"
 
@@ -124,11 +124,11 @@ def test_files_that_are_written_hold_no_secret(tmp_path, monkeypatch):
 def test_a_login_to_the_hub_is_a_secret(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     (tmp_path / "token").write_text("hf_logged-in\n")
-    redaction._login.cache_clear()
+    secrets._login.cache_clear()
     try:
         assert redact("Bearer hf_logged-in") == "Bearer [the Hub login]"
     finally:
-        redaction._login.cache_clear()
+        secrets._login.cache_clear()
 
 
 def test_a_recipe_prints_no_secret(monkeypatch):
