@@ -20,7 +20,7 @@ import json
 import tempfile
 from typing import Any
 
-import gpu
+import gpu_cases as gpu
 from measuring import save
 from random_models import SHAPES, has_gpu, make_model, tokenizer_of
 from step_profile import START, Clock

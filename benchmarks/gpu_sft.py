@@ -21,7 +21,7 @@ import tempfile
 import time
 from typing import Any
 
-import gpu
+import gpu_cases as gpu
 from measuring import save
 from random_models import SHAPES, has_gpu, make_model, tokenizer_of
 

@@ -40,7 +40,7 @@ def test_sft_tells_tokens_from_padding_and_the_losses_are_equal():
 
 
 def test_shares_are_of_what_the_device_can_do():
-    import gpu
+    import gpu_cases as gpu
     import gpu_grpo
 
     parameters, cache = gpu.weights_of("Qwen2.5-0.5B")
@@ -54,7 +54,7 @@ def test_shares_are_of_what_the_device_can_do():
 
 
 def test_the_shipped_settings_are_held_against_the_fastest():
-    import gpu
+    import gpu_cases as gpu
 
     rows = [{"model": "m", "case": case, "tokens_per_second": rate}
             for case, rate in (("trl", 10.0), ("shipped", 15.0), ("static", 20.0))]  # fmt: skip
@@ -67,7 +67,7 @@ def test_the_shipped_settings_are_held_against_the_fastest():
 
 @pytest.mark.parametrize("words", [["gpu_grpo"], ["gpu_sft"], ["memory", "--gpu"]])
 def test_without_a_gpu_they_say_so(words, monkeypatch):
-    import gpu
+    import gpu_cases as gpu
 
     if gpu.has_gpu():
         pytest.skip("there is a GPU")

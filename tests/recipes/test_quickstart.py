@@ -21,6 +21,7 @@ from chainforge.core.artifacts import read_manifest
 from chainforge.core.jsonl import read_rows
 
 ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CHAIN = "recipes/quickstart/chain.yaml"
 STAGES = [
     "traces",
@@ -133,8 +134,10 @@ def test_a_planned_line_pasted_by_hand_is_the_stage(folder, shell):
 
 
 def readme_commands():
-    """Every command of the README but the two that would run these tests from within."""
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    """Return every command of the README and the docs."""
+    blocks = re.findall(
+        r"```bash\n(.*?)```", "\n".join(page.read_text() for page in PAGES), re.DOTALL
+    )
     lines = [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if line and line not in ("make test", "make lint")]
 

@@ -18,7 +18,7 @@ from chainforge.train.matrix import (
 )
 from chainforge.train.settings import settings_of
 
-README = Path(__file__).parents[2] / "README.md"
+README = Path(__file__).parents[2] / "docs/distributed.md"
 LORA = {"use_peft": True}
 QLORA = LORA | {"load_in_4bit": True, "dtype": "bfloat16"}
 VLLM = {"use_vllm": True}
