@@ -44,23 +44,23 @@ def reward_of(side: str) -> Any:
 
 def score_once(side: str, rows: list[Row]) -> Row:
     """Score all rows in this process; return verdicts, seconds, and seconds of all processors."""
-    from chainforge.rewards.verifier import JUDGES
+    from chainforge.rewards.verify import POOL
 
     reward = reward_of(side)
     reward(*WARM)
-    used, started, verdicts = processor_seconds(JUDGES), time.perf_counter(), []
+    used, started, verdicts = processor_seconds(POOL), time.perf_counter(), []
     for start in range(0, len(rows), BATCH):
         batch = rows[start : start + BATCH]
         verdicts += reward([row["completion"] for row in batch], [row["gold"] for row in batch])
     seconds = time.perf_counter() - started
-    return {"seconds": seconds, "cpu_seconds": processor_seconds(JUDGES) - used,
+    return {"seconds": seconds, "cpu_seconds": processor_seconds(POOL) - used,
             "verdicts": verdicts}  # fmt: skip
 
 
-def processor_seconds(judges: Any) -> float:
+def processor_seconds(pool: Any) -> float:
     """Return what this process and the judging program with its children have used so far."""
     total = time.process_time()
-    program = judges._process
+    program = pool._process
     if program is None or not Path("/proc").is_dir():
         return total
     children = Path(f"/proc/{program.pid}/task/{program.pid}/children").read_text().split()

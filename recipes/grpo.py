@@ -20,7 +20,7 @@ from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.generate.gate import gate
 from chainforge.generate.harvest import Recorder
 from chainforge.rewards.reward import RewardArgs, check_applicable, check_overlong, load_rewards
-from chainforge.rewards.verifier import expect
+from chainforge.rewards.verify import start_pool
 from chainforge.train.callbacks import RolloutCallback
 from chainforge.train.checkpoints import check_saving
 from chainforge.train.dynamic import check_dynamic, train_on_mixed_groups
@@ -54,7 +54,7 @@ def main() -> None:
         unseen = hold_out(rl, tasks, judges.transcript, training)
         rewards = load_rewards(judges, set().union(*gated.rows))
         check_applicable(rewards, gated.rows)
-        expect(gated.rows)
+        start_pool(gated.rows)
         check_dynamic(rl, rewards)
         check_overlong(rewards, training.max_completion_length)
         check_batch(gated.rows, training.generation_batch_size, training.num_generations)

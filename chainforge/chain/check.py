@@ -43,7 +43,7 @@ def check_reward(
     from chainforge.data.tasks import TaskArgs, load_examples
     from chainforge.rewards.audit import audit
     from chainforge.rewards.reward import RewardArgs, load_rewards
-    from chainforge.rewards.verifier import VERIFIERS
+    from chainforge.rewards.verify import VERIFIERS
 
     whole = reward.endswith((".yaml", ".yml"))
     if task is None and not whole:

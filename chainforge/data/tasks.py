@@ -27,7 +27,7 @@ from chainforge.data.procedural import reasoning_gym
 from chainforge.data.sources import hub
 from chainforge.data.splits import same_question, split_of
 from chainforge.data.tables import jsonl, wrong_turns
-from chainforge.rewards.verifier import VERIFIERS
+from chainforge.rewards.verify import VERIFIERS
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from chainforge.generate.rounds import Accept, Rounds, pass_rates
 from chainforge.generate.shards import Shards, rank, world_size
 from chainforge.rewards.functions import accuracy_rewards
 from chainforge.rewards.reward import Reward, score
-from chainforge.rewards.verifier import expect
+from chainforge.rewards.verify import start_pool
 
 Progress = Callable[[int, int, str, str], None]
 POLL_SECONDS = TELL_SECONDS = 0.2
@@ -60,7 +60,7 @@ def roll_out(
     return nothing.
     """
     sampling.check()
-    expect(examples)
+    start_pool(examples)
     with Shards(path, provenance["model"]) as shards:
         rounds = Rounds(examples, sampling, accept, keep)
         rounds.note(list(shards.rows.values()))

@@ -1,7 +1,7 @@
 """Unify the spelling of an answer, reduce what surrounds it to the one answer it gives.
 
 Everything here is linear in the text and runs in the trainer's own process; anything that needs a
-parser of mathematics is left to `chainforge.rewards.judges`.
+parser of mathematics is left to `chainforge.rewards.verifier_pool`.
 """
 
 from __future__ import annotations

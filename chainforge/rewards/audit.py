@@ -23,7 +23,7 @@ from chainforge.rewards.attacks import (
     wrong_answer,
 )
 from chainforge.rewards.reward import Reward, RewardFailed, score
-from chainforge.rewards.verifier import forget
+from chainforge.rewards.verify import clear_cache
 
 # A constant is paid often if it earns as much as the gold answer on this share of the rows whose
 # answer is another, and on two rows at least: one may be a spelling of the same answer.
@@ -223,7 +223,7 @@ def _score_again(
     totals: Sequence[float | None],
 ) -> None:
     """Score kind by kind and backwards, with the clock; note what got another reward."""
-    forget()
+    clear_cache()
     for kind in KINDS:
         places = [place for place, one in enumerate(trials) if one.kind == kind][::-1]
         started = time.perf_counter()

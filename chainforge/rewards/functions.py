@@ -11,9 +11,8 @@ from typing import Any
 
 from chainforge.core.errors import InputError, hint
 from chainforge.core.transcript import DEFAULT, lenient_answer, read
-from chainforge.rewards.claims import Claim
 from chainforge.rewards.language import scripts_of, share
-from chainforge.rewards.verifier import VERIFIERS, verify_all
+from chainforge.rewards.verify import VERIFIERS, Claim, verify_all
 
 
 def accuracy_reward(

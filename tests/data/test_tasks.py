@@ -10,7 +10,7 @@ from chainforge.core.transcript import system_prompt
 from chainforge.data.splits import same_question, split_of
 from chainforge.data.tables import Columns
 from chainforge.data.tasks import TaskArgs, load_examples
-from chainforge.rewards.verifier import verify
+from chainforge.rewards.verify import verify
 
 CHAIN = {"dataset": "chain_sum", "min_terms": 2, "max_terms": 4, "max_digits": 1}
 

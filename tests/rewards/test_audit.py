@@ -11,7 +11,7 @@ from chainforge.core.jsonl import example
 from chainforge.rewards.audit import KINDS, audit
 from chainforge.rewards.functions import accuracy_reward
 from chainforge.rewards.reward import Reward, RewardArgs, load_rewards
-from chainforge.rewards.verifier import COUNTS, verify
+from chainforge.rewards.verify import POOL, verify
 
 
 def row(answer, verifier, **extra):
@@ -210,14 +210,14 @@ def test_a_reward_that_remembers_is_not_deterministic():
 
 def test_a_verifier_is_asked_again_not_remembered():
     verify("math", "2*a", "a+a")
-    before = COUNTS["judged"]
+    before = POOL.scored
     rows = [row(r"\ln 2", "math"), row("e^3", "math")]
     assert audit(load_rewards(RewardArgs([{"fn": "accuracy_reward"}]), COLUMNS), rows).passed
-    first = COUNTS["judged"] - before
+    first = POOL.scored - before
     assert first > 0
     audit(load_rewards(RewardArgs([{"fn": "accuracy_reward"}]), COLUMNS), rows)
     # What the last pass found is still known to this one's first, but not to its second.
-    assert first < COUNTS["judged"] - before < 2 * first
+    assert first < POOL.scored - before < 2 * first
 
 
 def test_a_good_reward_does_not_hide_a_strong_bad_one():

@@ -4,7 +4,7 @@ import pytest
 
 from chainforge.rewards.answers import clean
 from chainforge.rewards.exact import compare, read
-from chainforge.rewards.verifier import JUDGES, verify
+from chainforge.rewards.verify import POOL, verify
 
 
 def decide(answer, gold):
@@ -95,6 +95,6 @@ def test_it_leaves_what_is_unclear(gold, answer):
 
 def test_math_verify_says_the_same():
     cases = [(clean(answer), clean(gold), verdict) for gold, answer, verdict in DECIDED]
-    said = JUDGES.judge([("math", answer, gold) for answer, gold, _ in cases])
+    said = POOL.score([("math", answer, gold) for answer, gold, _ in cases])
     differences = [case for case, one in zip(cases, said, strict=True) if one is not case[2]]
     assert differences == []

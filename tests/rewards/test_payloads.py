@@ -9,9 +9,8 @@ import pytest
 import reasoning_gym
 from reasoning_gym.factory import DATASETS
 
-from chainforge.rewards.claims import Claim
-from chainforge.rewards.judges import Judges
-from chainforge.rewards.verifier import verify_all
+from chainforge.rewards.verifier_pool import VerifierPool
+from chainforge.rewards.verify import Claim, verify_all
 
 # {path} is a file that must not be made, {port} a port that nobody must connect to.
 PAYLOADS = [
@@ -33,7 +32,7 @@ PAYLOADS = [
     "[c for c in ().__class__.__base__.__subclasses__() if c.__name__ == '_wrap_close'][0]"
     ".__init__.__globals__['system']('touch {path}')",
     "getattr(__import__('builtins'), 'op' + 'en')('{path}', 'w')",
-    "__import__('sys').modules.pop('chainforge.rewards.worker', 0) or open('{path}', 'w')",
+    "__import__('sys').modules.pop('chainforge.rewards.verifier_pool', 0) or open('{path}', 'w')",
     "__import__('signal').setitimer(0, 0) and open('{path}', 'w')",
     "__import__('subprocess').run(['touch', '{path}'])",
     "__import__('socket').create_connection(('127.0.0.1', {port})) and open('{path}', 'w')",
@@ -49,10 +48,10 @@ SMALL = {"futoshiki": {"max_board_size": 4}, "zebra_puzzles": {"num_people": 2}}
 
 
 @pytest.fixture(scope="module")
-def judges():
-    judges = Judges(workers=2, limit=5.0)
-    yield judges
-    judges.close()
+def pool():
+    pool = VerifierPool(workers=2, limit=5.0)
+    yield pool
+    pool.close()
 
 
 @pytest.fixture(scope="module")
@@ -100,27 +99,27 @@ def test_the_payloads_would_run_if_they_were_evaluated(tmp_path):
     assert run.stdout == ""
 
 
-def test_no_data_set_runs_an_answer(entries, judges, canary):
+def test_no_data_set_runs_an_answer(entries, pool, canary):
     _, payloads = canary
     assert len(entries) >= 100
     texts = [form % payload for payload in payloads for form in ("%s", "24 + %s")]
     claims = [Claim("reasoning_gym", text, None, own) for text in texts for own in entries.values()]
-    assert not any(verify_all(claims, judges))
+    assert not any(verify_all(claims, pool))
     # Past the filters of the trainer's side, straight to the scorers.
     jobs = [("reasoning_gym", text, own) for text in payloads for own in entries.values()]
-    assert True not in judges.judge(jobs)
+    assert True not in pool.score(jobs)
 
 
-def test_no_formula_is_run(judges, canary):
+def test_no_formula_is_run(pool, canary):
     _, payloads = canary
     golds = {"math": "x+1", "numeric": "4.5", "arithmetic": "4", "choice": "B", "exact": "no"}
     texts = [form.replace("%s", payload) for payload in payloads for form in LATEX]
     claims = [Claim(name, text, gold) for text in texts for name, gold in golds.items()]
-    assert not any(verify_all(claims, judges))
-    assert True not in judges.judge([("math", text, "x+1") for text in texts])
+    assert not any(verify_all(claims, pool))
+    assert True not in pool.score([("math", text, "x+1") for text in texts])
 
 
-def test_gold_answers_are_right_to_the_scorers_themselves(entries, judges):
+def test_gold_answers_are_right_to_the_scorers_themselves(entries, pool):
     claims, jobs = [], []
     for own in entries.values():
         entry = json.loads(own)
@@ -131,7 +130,7 @@ def test_gold_answers_are_right_to_the_scorers_themselves(entries, judges):
         )
         claims.append(Claim("reasoning_gym", gold, None, own))
         jobs.append(("reasoning_gym", gold, own))
-    assert verify_all(claims, judges).count(True) >= 100
-    verdicts = dict(zip(entries, judges.judge(jobs), strict=True))
+    assert verify_all(claims, pool).count(True) >= 100
+    verdicts = dict(zip(entries, pool.score(jobs), strict=True))
     wrong = {name for name, verdict in verdicts.items() if verdict is not True}
     assert wrong <= {"arc_agi", "rearc", "boxnet", "rush_hour", "graph_color"}

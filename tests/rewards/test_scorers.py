@@ -7,9 +7,8 @@ import reasoning_gym
 from reasoning_gym.factory import DATASETS
 
 from chainforge.rewards import scorers
-from chainforge.rewards.claims import Claim
 from chainforge.rewards.scorers import plain_scorer
-from chainforge.rewards.verifier import verify_all
+from chainforge.rewards.verify import Claim, verify_all
 
 ANSWERS = ["3", "03", "+3.0", "-3", "1e3", "1e999999999", "3 apples", "", "three", "1,000", "NaN"]
 

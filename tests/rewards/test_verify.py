@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from chainforge.core.errors import InputError
-from chainforge.rewards.claims import Claim
-from chainforge.rewards.verifier import VERIFIERS, verify, verify_all
+from chainforge.rewards.verify import VERIFIERS, Claim, verify, verify_all
 
 HONEST = [
     ("42", "42"),

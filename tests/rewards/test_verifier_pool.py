@@ -14,11 +14,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from chainforge.rewards.claims import Claim
-from chainforge.rewards.comparison import COMPARISONS
 from chainforge.rewards.functions import accuracy_reward
-from chainforge.rewards.judges import Judges
-from chainforge.rewards.verifier import COUNTS, expect, verify, verify_all
+from chainforge.rewards.verifier_pool import VerifierPool
+from chainforge.rewards.verify import COMPARISONS, POOL, Claim, start_pool, verify, verify_all
 
 
 def entry(dataset, answer, **metadata):
@@ -67,19 +65,19 @@ BOMBS = [rf"({terms})^{{15 \cdot 60}}" for terms in ("x+y+z+1", "a+b+c+2", "x-y+
 
 @pytest.fixture(scope="module")
 def quick():
-    judges = Judges(workers=2, limit=1.0, memory=768 * 1024**2)
-    judges.judge([("math", "2+2", "4")])
-    yield judges
-    judges.close()
+    pool = VerifierPool(workers=2, limit=1.0, memory=768 * 1024**2)
+    pool.score([("math", "2+2", "4")])
+    yield pool
+    pool.close()
 
 
 @pytest.mark.parametrize("answer", FILTERED, ids=lambda answer: answer[:12])
 def test_the_filters_refuse_at_once(answer):
-    before = COUNTS["judged"]
+    before = POOL.scored
     start = time.process_time()
     assert verify("math", answer, "4") is False
     assert time.process_time() - start < 0.5
-    assert COUNTS["judged"] == before
+    assert POOL.scored == before
 
 
 @pytest.mark.parametrize("answer", FILTERED, ids=lambda answer: answer[:12])
@@ -126,14 +124,14 @@ def test_a_bomb_scores_0_and_the_batch_is_unharmed(quick):
     claims += [Claim("math", bomb, "4") for bomb in BOMBS]
     claims += [Claim("math", "y^2+0.5z", "0.5z+y^2"), Claim("math", "5", "4")]
     assert verify_all(claims, quick) == [True, True, False, False, False, True, False]
-    assert quick.judge([("math", "2+2", "4")]) == [True]
+    assert quick.score([("math", "2+2", "4")]) == [True]
 
 
 def test_every_child_can_die_in_one_batch(quick):
     bombs = [("math", rf"9^{{{n} \cdot 9^{{9}}}}", "4") for n in range(3, 5)]
     good = [("math", f"{n}+0", str(n)) for n in range(4)]
     mixed = [job for pair in zip(bombs, good, strict=False) for job in pair] + good[2:]
-    verdicts = quick.judge(mixed)
+    verdicts = quick.score(mixed)
     assert verdicts[:4:2] == ["timeout"] * 2
     assert verdicts[1:4:2] + verdicts[4:] == [True] * 4
 
@@ -145,10 +143,10 @@ def invaded():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", evil + os.pathsep + os.environ.get("PYTHONPATH", ""))
         patch.setenv("HF_TOKEN", "hf_secret")
-        judges = Judges(workers=2, limit=0.3, memory=768 * 1024**2)
-        judges.judge([("reasoning_gym", "nothing", EVIL)])
-        yield judges
-        judges.close()
+        pool = VerifierPool(workers=2, limit=0.3, memory=768 * 1024**2)
+        pool.score([("reasoning_gym", "nothing", EVIL)])
+        yield pool
+        pool.close()
 
 
 EVIL = entry("evil", "?", pid=os.getpid())
@@ -164,7 +162,7 @@ def test_code_in_a_child_costs_its_own_verdict_only(invaded, attack, verdict):
     program = invaded._process.pid
     jobs = [("reasoning_gym", attack, EVIL)] * 2
     neighbours = [("math", "x+4", "4+x"), ("math", "x+5", "4+x")] * 4
-    verdicts = invaded.judge([*jobs, *neighbours])
+    verdicts = invaded.score([*jobs, *neighbours])
     assert verdicts == [verdict, verdict, *[True, False] * 4]
     assert invaded._process.pid == program
 
@@ -181,40 +179,40 @@ def test_a_job_over_which_the_program_dies_loses_no_other(invaded):
     program = invaded._process
     threading.Timer(0.2, program.kill).start()
     wanted = [n == 4 for n in range(6)]
-    assert invaded.judge([("reasoning_gym", "sleep", EVIL), *jobs]) == ["timeout", *wanted]
+    assert invaded.score([("reasoning_gym", "sleep", EVIL), *jobs]) == ["timeout", *wanted]
 
 
-def test_a_gold_answer_that_kills_its_judge_is_nobodys_fault(quick):
-    verdict = quick.judge([("math", "x+4", r"9^{9 \cdot 9^{9}} + \sqrt{(1+x)^{9 \cdot 9^9}}")])
+def test_a_gold_answer_that_kills_its_process_is_nobodys_fault(quick):
+    verdict = quick.score([("math", "x+4", r"9^{9 \cdot 9^{9}} + \sqrt{(1+x)^{9 \cdot 9^9}}")])
     assert verdict in (["gold"], ["timeout"])
     assert verify_all([Claim("math", "x+4", "{")], quick) == [None]
 
 
 def test_it_works_from_other_threads_and_from_several(quick):
-    def judge(number):
+    def score(number):
         bomb = f"(x+y+z+{number})^{{900}}"
         texts = [f"e+{number}.0", bomb, f"e+{number}.5"]
         return verify_all([Claim("math", text, f"{number}+e") for text in texts], quick)
 
     with ThreadPoolExecutor(3) as pool:
-        assert list(pool.map(judge, range(2, 5))) == [[True, False, False]] * 3
+        assert list(pool.map(score, range(2, 5))) == [[True, False, False]] * 3
 
 
 def test_it_works_from_a_thread_whose_program_never_started():
-    judges = Judges(workers=1)
+    pool = VerifierPool(workers=1)
     verdicts = []
-    thread = threading.Thread(target=lambda: verdicts.extend(judges.judge([("math", "2+2", "4")])))
+    thread = threading.Thread(target=lambda: verdicts.extend(pool.score([("math", "2+2", "4")])))
     thread.start()
     thread.join()
-    judges.close()
+    pool.close()
     assert verdicts == [True]
 
 
 def test_it_starts_again_after_the_program_was_killed(quick):
-    quick.judge([("math", "2+2", "4")])
+    quick.score([("math", "2+2", "4")])
     os.kill(quick._process.pid, signal.SIGKILL)
     quick._process.wait()
-    assert quick.judge([("math", "3+2", "5"), ("math", "3+3", "5")]) == [True, False]
+    assert quick.score([("math", "3+2", "5"), ("math", "3+3", "5")]) == [True, False]
 
 
 def test_an_alarm_of_the_trainer_stays_armed(quick):
@@ -237,11 +235,11 @@ def test_an_interrupted_batch_does_not_answer_the_next(quick):
     signal.setitimer(signal.ITIMER_REAL, 0.2)
     try:
         with pytest.raises(KeyboardInterrupt):
-            quick.judge([("math", r"5^{5 \cdot 9^{9}}", "4")])
+            quick.score([("math", r"5^{5 \cdot 9^{9}}", "4")])
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    assert quick.judge([("math", "2+2", "4"), ("math", "2+5", "4")]) == [True, False]
+    assert quick.score([("math", "2+2", "4"), ("math", "2+5", "4")]) == [True, False]
 
 
 def test_the_main_module_is_not_run_again_nor_is_torch_there(tmp_path):
@@ -252,13 +250,13 @@ def test_the_main_module_is_not_run_again_nor_is_torch_there(tmp_path):
             f"""
             open({str(tmp_path / "runs")!r}, "a").write("x")
             import os
-            from chainforge.rewards.verifier import JUDGES, verify
-            from chainforge.rewards.claims import Claim
+            from chainforge.rewards.verify import POOL, verify
+            from chainforge.rewards.verify import Claim
             assert verify("math", "e+2.0", "2+e") is True
             assert verify("math", "e+3.0", "2+e") is False
-            maps = open(f"/proc/{{JUDGES._process.pid}}/maps").read()
+            maps = open(f"/proc/{{POOL._process.pid}}/maps").read()
             assert "sympy" not in __import__("sys").modules, "the parser is in the trainer"
-            print("torch" in maps, JUDGES._process.pid)
+            print("torch" in maps, POOL._process.pid)
             """
         )
     )
@@ -278,10 +276,10 @@ def test_the_main_module_is_not_run_again_nor_is_torch_there(tmp_path):
     assert not os.path.exists(f"/proc/{pid}")
 
 
-def test_a_killed_trainer_leaves_no_judges_behind(tmp_path):
+def test_a_killed_trainer_leaves_no_process_behind(tmp_path):
     code = (
-        "import os; from chainforge.rewards.verifier import JUDGES, verify; "
-        "verify('math', 'e+2.0', '2+e'); print(JUDGES._process.pid, flush=True); os.kill(os.getpid(), 9)"
+        "import os; from chainforge.rewards.verify import POOL, verify; "
+        "verify('math', 'e+2.0', '2+e'); print(POOL._process.pid, flush=True); os.kill(os.getpid(), 9)"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
@@ -304,22 +302,22 @@ def _alive(pid):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_process_starts_its_own(quick):
-    quick.judge([("math", "2+2", "4")])
+    quick.score([("math", "2+2", "4")])
     parent = quick._process.pid
     child = os.fork()
     if child == 0:
-        good = quick.judge([("math", "2+3", "5")]) == [True] and quick._process.pid != parent
+        good = quick.score([("math", "2+3", "5")]) == [True] and quick._process.pid != parent
         quick.close()
         os._exit(0 if good else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert quick.judge([("math", "2+4", "6")]) == [True]
+    assert quick.score([("math", "2+4", "6")]) == [True]
     assert quick._process.pid == parent
 
 
 def test_a_program_that_cannot_start_says_why(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(RuntimeError, match="do not start"):
-        Judges(workers=1).judge([("math", "2+2", "4")])
+    with pytest.raises(RuntimeError, match="does not start"):
+        VerifierPool(workers=1).score([("math", "2+2", "4")])
 
 
 def test_the_default_limit_holds_through_the_reward():
@@ -328,40 +326,40 @@ def test_the_default_limit_holds_through_the_reward():
 
 
 def test_it_starts_beside_other_work_where_golds_are_more_than_numbers(monkeypatch):
-    judges = Judges(workers=1)
-    monkeypatch.setattr("chainforge.rewards.verifier.JUDGES", judges)
-    expect([{"answer": "4"}, {"answer": "1/2"}, {"answer": "x+1", "verifier": "exact"}])
-    assert judges._process is None
-    expect([{"answer": "4"}, {"answer": "x+1"}])
-    assert judges._process is not None
-    assert judges.judge([("math", "1+x", "x+1")]) == [True]
-    judges.close()
+    pool = VerifierPool(workers=1)
+    monkeypatch.setattr("chainforge.rewards.verify.POOL", pool)
+    start_pool([{"answer": "4"}, {"answer": "1/2"}, {"answer": "x+1", "verifier": "exact"}])
+    assert pool._process is None
+    start_pool([{"answer": "4"}, {"answer": "x+1"}])
+    assert pool._process is not None
+    assert pool.score([("math", "1+x", "x+1")]) == [True]
+    pool.close()
 
 
 def test_it_is_ready_for_what_it_was_started_for_and_what_else_comes():
-    judges = Judges(workers=1)
-    judges.begin(["reasoning_gym"])
-    program = judges._process.pid
-    judges.begin(["math"])
+    pool = VerifierPool(workers=1)
+    pool.start(["reasoning_gym"])
+    program = pool._process.pid
+    pool.start(["math"])
     own = entry("chain_sum", "4")
     jobs = [("reasoning_gym", "4.0", own), ("math", "2+2", "4"), ("reasoning_gym", "5", own)]
-    assert judges.judge(jobs) == [True, True, False]
-    assert judges._process.pid == program
-    judges.close()
+    assert pool.score(jobs) == [True, True, False]
+    assert pool._process.pid == program
+    pool.close()
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="looks for children in /proc")
 def test_a_verdict_does_not_depend_on_how_busy_the_machine_is():
-    judges = Judges(workers=1, limit=1.0)
-    judges.judge([("math", "2+2", "4")])
-    program = judges._process.pid
+    pool = VerifierPool(workers=1, limit=1.0)
+    pool.score([("math", "2+2", "4")])
+    program = pool._process.pid
     with open(f"/proc/{program}/task/{program}/children") as file:
         [child] = map(int, file.read().split())
     with ThreadPoolExecutor(1) as pool:
-        verdicts = pool.submit(judges.judge, [("math", "(x+y+z+2)^{9}", "(x+y+z+3)^{9}")])
+        verdicts = pool.submit(pool.score, [("math", "(x+y+z+2)^{9}", "(x+y+z+3)^{9}")])
         time.sleep(0.05)
         os.kill(child, signal.SIGSTOP)
         time.sleep(1.3)
         os.kill(child, signal.SIGCONT)
         assert verdicts.result() == [False]
-    judges.close()
+    pool.close()

@@ -1,0 +1,392 @@
+"""Decide whether answer texts give their gold answers: a batch in, verdicts out.
+
+Six verifiers: `math`, `arithmetic`, `numeric`, `choice`, `exact`, `reasoning_gym`. A verdict is
+True, False, or None where the gold answer itself cannot be read. Text, numbers and letters are
+compared here, in microseconds; what needs a parser of mathematics, or a data set's own scorer,
+becomes a job of the verifier pool.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+from chainforge.core.errors import InputError
+from chainforge.core.references import hint
+from chainforge.rewards.answers import (
+    MAX_TEXT,
+    balanced,
+    boxes,
+    candidate,
+    clean,
+    depth,
+    doubted,
+    hostile,
+)
+from chainforge.rewards.exact import Value, compare, read, same_scalar
+from chainforge.rewards.quantities import number, ratio, squeeze
+from chainforge.rewards.scorers import plain_scorer
+from chainforge.rewards.verifier_pool import Job, Verdict, VerifierPool
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One answer text against one gold answer, by one verifier."""
+
+    verifier: str
+    text: str
+    gold: str | None
+    entry: str | dict[str, Any] | None = None
+    tolerance: float = 1e-6
+
+
+@dataclass(frozen=True)
+class Gold:
+    """What is known of a gold answer before any answer is seen."""
+
+    text: str
+    key: str
+    said: Value
+    prose: bool
+
+    @property
+    def value(self) -> Fraction | None:
+        """The gold answer as a number, also with a unit or a percent sign; None for others."""
+        return self.said.number.value if self.said.number else None
+
+
+# Two or more letters in a row that are no product of variables: words, not mathematics.
+_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}|\b(?:or|is|no|to|if|so|we|it)\b", re.IGNORECASE)
+_FUNCTIONS = frozenset({"sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "mod", "inf"}) | {
+    written for name in ("sin", "cos", "tan") for written in (f"{name}h", f"arc{name}")
+}
+_LATEX_TEXT = re.compile(r"\\(?:text|operatorname)\s*\{([^{}]*)\}")
+_MARKUP = re.compile(r"\\(?:begin|end)\s*\{[a-zA-Z]*\}|\\[A-Za-z]+")
+
+
+@lru_cache(maxsize=8192)
+def read_gold(text: str | None) -> Gold | None:
+    """Read a gold answer; None when it is empty or its braces do not close."""
+    spelled = clean(str(text)) if text is not None else ""
+    if "\\boxed" in spelled and boxes(spelled):
+        spelled = candidate(spelled) or spelled
+    if not spelled or not balanced(spelled):
+        return None
+    # `hello world` is prose: math-verify would read the product of its letters.
+    plain = not re.search(r"[\d=<>^+*/]|\\(?!text|emptyset|infty|pi)", spelled)
+    said = read(spelled, True)
+    return Gold(spelled, squeeze(spelled), said, bool(words_of(spelled)) and plain)
+
+
+def words_of(text: str) -> set[str]:
+    """Return the words of ordinary language in an answer, also those marked as text."""
+    plain = _MARKUP.sub(" ", _LATEX_TEXT.sub(r" \1 ", text))
+    return {word.casefold() for word in _WORD.findall(plain)} - _FUNCTIONS
+
+
+# Signs that state a problem, a relation or an alternative instead of a value.
+_REFUSED = re.compile(
+    r"\\(?:neq|le|ge|l?or|l?and|lnot|neg|vee|wedge|pm|mp|not|i*int|oint|sum|prod|lim"
+    r"|Pi|max|min|sup|inf|gcd|lcm|det|mod|bmod|pmod|equiv)(?![a-z])|[<>;|?&]{1,2}|!"
+)
+
+
+def read_answer(claim: Claim, gold: Gold) -> Value | None:
+    """Return what the answer says; None when it says nothing, too much, or what is hostile."""
+    text = candidate(claim.text)
+    if not text or text == gold.text:
+        return gold.said if text else None
+    if not balanced(text) or hostile(text, gold.text):
+        return None
+    return read(text)
+
+
+def refused(value: Value, gold: Gold) -> bool:
+    """Whether a part of an answer has words or signs that no parser should be asked about."""
+    parts = [part for part in _scalars(value) if part.number is None]
+    return any(
+        words_of(part.text) - words_of(gold.text)
+        or set(_REFUSED.findall(part.text)) - set(_REFUSED.findall(gold.text))
+        for part in parts
+    )
+
+
+def _scalars(value: Value) -> list[Value]:
+    if value.kind in ("scalar", "relation"):
+        return [value]
+    found: list[Value] = []
+    stack = list(value.parts)
+    while stack:
+        part = stack.pop()
+        if isinstance(part, tuple):
+            stack.extend(part)
+        elif isinstance(part, Value):
+            found += _scalars(part)
+    return found
+
+
+def value_text(claim: Claim, gold: Gold) -> str | None:
+    """Return the answer's one scalar as text: `x = 5` is 5, `5 apples` is 5; None for others."""
+    value = read_answer(claim, gold)
+    if value is None or value.kind != "scalar" or (value.percent and not gold.said.percent):
+        return None
+    if value.unit and gold.said.unit and value.unit != gold.said.unit:
+        return None
+    return value.text
+
+
+def _math(claim: Claim) -> bool | list[Job] | None:
+    """Exact text, then structure and exact arithmetic, then math-verify for each scalar left."""
+    gold = read_gold(claim.gold)
+    if gold is None:
+        return None
+    text = candidate(claim.text)
+    if text is None:
+        return False
+    if squeeze(text) == gold.key:
+        return True
+    if (words_of(gold.text) or "\\text" in gold.text) and _word(text) == _word(gold.text):
+        return True
+    if gold.prose:
+        return False
+    if (letter := _ONE_LETTER.fullmatch(gold.text)) and _letter(text, math=True) == letter[1]:
+        return True
+    value = read_answer(claim, gold)
+    if value is None or refused(value, gold):
+        return False
+    same = compare(value, gold.said)
+    return same if isinstance(same, bool) else [("math", *pair) for pair in same]
+
+
+def _word(text: str) -> str:
+    """Return a text in words as it is compared: without markup, quotes, case and blanks."""
+    words = _TEXT.sub(r"\1", text).strip(" .\"'").casefold().split()
+    return " ".join(words[1:] if words[1:] and words[0] in ("a", "an", "the") else words)
+
+
+def _arithmetic(claim: Claim) -> bool | None:
+    """As `math`, but the answer must be a number, worked out: `2+2` restates the question.
+
+    A fraction counts only where the gold answer is one, with the same two numbers.
+    """
+    gold = read_gold(claim.gold)
+    if gold is None or gold.value is None:
+        return None
+    value = read_answer(claim, gold)
+    if value is None or value.kind != "scalar" or value.number is None:
+        return False
+    written = ratio(value.text)
+    if written is not None and written != ratio(gold.said.text):
+        return False
+    return same_scalar(value, gold.said) is True
+
+
+def _numeric(claim: Claim) -> bool | None:
+    """Within `tolerance`, relative to the gold answer."""
+    gold = read_gold(claim.gold)
+    if gold is None or gold.value is None:
+        return None
+    text = value_text(claim, gold)
+    value = number(text) if text else None
+    if value is None:
+        return False
+    return abs(value - gold.value) <= Fraction(claim.tolerance) * abs(gold.value)
+
+
+_TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
+_LETTER = re.compile(r"[(\[]?([A-Za-z0-9])[)\]]?[.:)]?")
+_ONE_LETTER = re.compile(r"\(?([A-J])\)?[.:)]?")
+_CHOSEN = re.compile(
+    r"(?:(?:the\s+)?(?:correct |right |best )?(?:option|choice|answer|letter)\s*"
+    r"|(?:因此|所以|故|应)?选[项择]?\s*)?"
+    r"(?:\(([A-Za-z0-9])\)|([A-Z0-9])(?:[.:),]|(?=\s+-\s|\s*\([A-Za-z]{2}|\s+\([\d\\¤$])|\Z)|([a-z])\Z)(.*)",
+    re.DOTALL | re.IGNORECASE,
+)
+_OTHER_LETTER = re.compile(
+    r"(?<![A-Za-z\\])(?:[A-HJ-Z]|A(?!\s[a-z]))(?![A-Za-z])|\([A-Za-z]\)"
+    r"|\b(?:or|and|not)\s+\(?[A-Z]\b"
+)
+
+
+_BESIDE = re.compile(r"(?:,|.\s*(?:,|and\b|or\b|[或和]))\s*[\d$¤]|[^\n]*(?:\n|\?\s*[\d?])")
+
+
+def _choice(claim: Claim) -> bool | None:
+    """One letter (`B`, `(b)`, `B) Paris`); two letters are no choice. Other golds: exact text."""
+    gold = read_gold(claim.gold)
+    if gold is None:
+        return None
+    text = candidate(claim.text)
+    wanted = _LETTER.fullmatch(gold.text)
+    if text is None:
+        return False
+    if wanted is None:
+        return _word(text) == _word(gold.text)
+    return (_letter(text) or "").casefold() == wanted[1].casefold()
+
+
+def _letter(text: str, math: bool = False) -> str | None:
+    """Return the letter that an answer chooses; None when it chooses none, or several."""
+    text = _TEXT.sub(r"\1", text).strip()
+    if chosen := _LETTER.fullmatch(text):
+        return chosen[1]
+    chosen = _CHOSEN.fullmatch(text)
+    if chosen and _BESIDE.match(text, chosen.start(4) - 1):
+        return None
+    if chosen is None or _OTHER_LETTER.search(chosen[4]) or doubted(chosen[4]):
+        return None
+    if math and not chosen[1] and re.search(r"[\d=^]", chosen[4]):
+        return None  # `B - 1` is a term
+    return chosen[1] or chosen[2] or chosen[3]
+
+
+def _exact(claim: Claim) -> bool | None:
+    """The same text, but for white space and wrapping (`$..$`, box, bold, full stop)."""
+    gold = read_gold(claim.gold)
+    if gold is None:
+        return None
+    text = candidate(claim.text)
+    return text is not None and text == gold.text
+
+
+def _scored(claim: Claim) -> bool | Job | None:
+    """The data set's own scorer; correct is the full score.
+
+    Some scorers pick the right part out of an answer, so that `20, 21` and `20%` earn as much as
+    20. Where the gold answer is a number the answer must be one; and the gold answer with anything
+    added is not it.
+    """
+    entry = _entry(claim.entry)
+    raw = str((claim.gold if claim.gold is not None else entry["answer"]) or "").strip()
+    text = claim.text.strip()
+    if not text or text == raw:
+        return bool(text)
+    if entry["answer"] == "" or (_NAN.search(text) and not _NAN.search(raw)):
+        return text in ('""', "''")  # An empty gold answer; a number that is none is never right.
+    if len(text) > max(MAX_TEXT // 4, 4 * len(raw)) or depth(text) > _SCORED_DEPTH:
+        return False
+    contents = boxes(text) if "\\boxed" in text else []
+    if contents is None or len(contents) > 1:
+        return False
+    text = contents[0].strip() if contents else text
+    gold = read_gold(raw)
+    if gold and gold.value is not None:
+        value = value_text(claim, gold)
+        if value is None or number(value) is None:
+            return False
+        text = value.replace(",", "") if gold.text == raw else text
+    elif raw and _bare(raw) in _bare(text) and _bare(raw) != _bare(text):
+        return False
+    if text == raw:
+        return True
+    if scorer := plain_scorer(str(entry["metadata"]["source_dataset"])):
+        return scorer(text, entry) >= 1.0
+    return ("reasoning_gym", text, json.dumps(entry, sort_keys=True))
+
+
+_SCORED_DEPTH = 50
+_NAN = re.compile(r"(?<![A-Za-z])nan(?![A-Za-z])", re.IGNORECASE)
+
+
+def _bare(text: str) -> str:
+    """Drop case and all white space."""
+    return "".join(text.split()).casefold()
+
+
+def _entry(entry: str | dict[str, Any] | None) -> dict[str, Any]:
+    """Read the entry a reasoning-gym row carries; raise `InputError` for anything else."""
+    try:
+        read = json.loads(entry) if isinstance(entry, str) else entry
+        if isinstance(read, dict) and read["metadata"]["source_dataset"] and "answer" in read:
+            return read
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise InputError(
+        "verifier reasoning_gym: the row needs a column `entry`, a JSON string with `question`, "
+        f"`answer` and `metadata` (with `source_dataset`); it has {str(entry)[:80]!r}"
+    )
+
+
+COMPARISONS: dict[str, Callable[[Claim], bool | Job | list[Job] | None]] = {
+    "math": _math,
+    "arithmetic": _arithmetic,
+    "numeric": _numeric,
+    "choice": _choice,
+    "exact": _exact,
+    "reasoning_gym": _scored,
+}
+
+
+VERIFIERS = tuple(COMPARISONS)
+POOL = VerifierPool()
+logger = logging.getLogger(__name__)
+
+# What the pool answers instead of yes or no; the last two say nothing about the answer.
+_WITHOUT = {"timeout": False, "memory": False, "crash": False, "gold": None, "lost": None}
+_CACHE_SIZE = 65_536
+_cache: dict[Job, Verdict] = {}
+
+
+def verify(
+    verifier: str,
+    text: str,
+    gold: str | None,
+    entry: str | dict[str, Any] | None = None,
+    tolerance: float = 1e-6,
+) -> bool | None:
+    """Verify one answer text; `verify_all` does a batch, over several processes."""
+    return verify_all([Claim(verifier, text, gold, entry, tolerance)])[0]
+
+
+def verify_all(claims: Sequence[Claim], pool: VerifierPool | None = None) -> list[bool | None]:
+    """Verify a batch, in order. Raises `InputError` for an unknown verifier or a broken entry."""
+    decisions = [_decide(claim) for claim in claims]
+    jobs = dict.fromkeys(job for item in decisions if isinstance(item, list) for job in item)
+    if len(_cache) > _CACHE_SIZE:
+        _cache.clear()
+    unknown = [job for job in jobs if job not in _cache]
+    verdicts = dict(zip(unknown, (pool or POOL).score(unknown), strict=True))
+    for job, verdict in verdicts.items():
+        if isinstance(verdict, str):
+            logger.warning("%s while comparing %.80r with %.80r", verdict, job[1], job[2])
+    known = {job: verdicts[job] if job in verdicts else _cache[job] for job in jobs}
+    _cache.update({job: verdict for job, verdict in verdicts.items() if verdict != "lost"})
+    return [
+        _combine([known[job] for job in item]) if isinstance(item, list) else item
+        for item in decisions
+    ]
+
+
+def start_pool(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Start the pool beside other work if rows will need it: for math other than numbers.
+
+    It imports for a second or two, in which a model is loaded or the first batch generated.
+    """
+    math = (row for row in rows[:1000] if (row.get("verifier") or "math") == "math")
+    if any(number(clean(str(row.get("answer") or ""))) is None for row in math):
+        POOL.start(["math"])
+
+
+def clear_cache() -> None:
+    """Forget every verdict of the pool, so that the same job runs again."""
+    _cache.clear()
+
+
+def _combine(verdicts: Sequence[Verdict]) -> bool | None:
+    """Return whether all parts of an answer are right; None when one cannot be verified."""
+    parts = [_WITHOUT[one] if isinstance(one, str) else one for one in verdicts]
+    return False if False in parts else None if None in parts else True
+
+
+def _decide(claim: Claim) -> bool | list[Job] | None:
+    """Compare here where that is safe, else return the jobs for the pool."""
+    if claim.verifier not in COMPARISONS:
+        raise InputError(f"no verifier {claim.verifier!r}; {hint(str(claim.verifier), VERIFIERS)}")
+    found = COMPARISONS[claim.verifier](claim)
+    return [found] if isinstance(found, tuple) else found
