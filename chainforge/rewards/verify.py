@@ -17,8 +17,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from chainforge.core.errors import InputError
-from chainforge.core.references import hint
+from chainforge.core.errors import InputError, hint
 from chainforge.rewards.answers import (
     MAX_TEXT,
     balanced,

@@ -194,8 +194,8 @@ def test_it_works_from_other_threads_and_from_several(quick):
         texts = [f"e+{number}.0", bomb, f"e+{number}.5"]
         return verify_all([Claim("math", text, f"{number}+e") for text in texts], quick)
 
-    with ThreadPoolExecutor(3) as pool:
-        assert list(pool.map(score, range(2, 5))) == [[True, False, False]] * 3
+    with ThreadPoolExecutor(3) as threads:
+        assert list(threads.map(score, range(2, 5))) == [[True, False, False]] * 3
 
 
 def test_it_works_from_a_thread_whose_program_never_started():
@@ -355,8 +355,8 @@ def test_a_verdict_does_not_depend_on_how_busy_the_machine_is():
     program = pool._process.pid
     with open(f"/proc/{program}/task/{program}/children") as file:
         [child] = map(int, file.read().split())
-    with ThreadPoolExecutor(1) as pool:
-        verdicts = pool.submit(pool.score, [("math", "(x+y+z+2)^{9}", "(x+y+z+3)^{9}")])
+    with ThreadPoolExecutor(1) as threads:
+        verdicts = threads.submit(pool.score, [("math", "(x+y+z+2)^{9}", "(x+y+z+3)^{9}")])
         time.sleep(0.05)
         os.kill(child, signal.SIGSTOP)
         time.sleep(1.3)
