@@ -19,6 +19,7 @@ from chainforge.core.transcript import DEFAULT
 from chainforge.data.datasets import grpo_dataset
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.generate.engine import TemplateArgs
+from chainforge.hub.export import check_push, push_signed
 from chainforge.train.checkpoints import check_saving
 from chainforge.train.loop import train
 from chainforge.train.matrix import check_supported
@@ -46,6 +47,7 @@ def main() -> None:
     check_supported("distill", training, model)
     start = check_policy(policy, training, model)
     check_saving(training)
+    check_push(training, start)
     teacher = check_model(training.teacher_model_name_or_path, training.trust_remote_code)
     with open_stage(
         "distill",
@@ -53,6 +55,7 @@ def main() -> None:
         *configs,
         inputs={"model": start.reference, "teacher": teacher},
         seed=training.seed,
+        push=push_signed,
     ) as stage:
         examples = load_examples(tasks, form.transcript, training.seed)
         tokenizer = load_tokenizer(

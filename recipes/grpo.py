@@ -19,6 +19,7 @@ from chainforge.data.datasets import check_batch, grpo_dataset
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.generate.gate import gate
 from chainforge.generate.harvest import Recorder
+from chainforge.hub.export import check_push, push_signed
 from chainforge.rewards.reward import RewardArgs, check_applicable, check_overlong, load_rewards
 from chainforge.rewards.verify import start_pool
 from chainforge.train.callbacks import RolloutCallback
@@ -46,9 +47,15 @@ def main() -> None:
     start = check_policy(policy, training, model)
     base = start.reference
     check_saving(training)
+    check_push(training, start)
     inputs = {"model": base} | ({"data.0": rl.gate_pool} if rl.gate_pool else {})
     with open_stage(
-        "grpo", training.output_dir, *configs, inputs=inputs, seed=training.seed
+        "grpo",
+        training.output_dir,
+        *configs,
+        inputs=inputs,
+        seed=training.seed,
+        push=push_signed,
     ) as stage:
         gated = gate(load_examples(tasks, judges.transcript, training.seed), rl)
         unseen = hold_out(rl, tasks, judges.transcript, training)

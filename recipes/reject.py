@@ -26,8 +26,8 @@ from chainforge.generate.engine import SamplingArgs, open_engine
 from chainforge.generate.harvest import PoolArgs
 from chainforge.generate.rollouts import roll_out
 from chainforge.generate.rounds import accepted_by
+from chainforge.hub.export import check_push, push_signed
 from chainforge.rewards.reward import RewardArgs, load_rewards
-from chainforge.train.repo_files import send_rows
 from chainforge.train.sources import check_model
 from chainforge.train.stage import RunArgs, is_main_process, open_stage
 from chainforge.train.templates import load_tokenizer
@@ -40,14 +40,20 @@ def main() -> None:
     if output.dry_run:
         Console().print(rehearse(pooled(pool.paths(), output), selection, texts, run.seed))
         return
-    output.check()
+    check_push(output)
     if pool.paths() and run.model_name_or_path:
         raise InputError("pool: nothing is sampled from it, so leave model_name_or_path out")
     inputs = {f"data.{number}": path for number, path in enumerate(pool.paths())}
     if not pool.paths():
         inputs = {"model": check_model(run.model_name_or_path)}
     with open_stage(
-        "reject", run.output_dir, *configs, inputs=inputs, seed=run.seed, shared=True
+        "reject",
+        run.output_dir,
+        *configs,
+        inputs=inputs,
+        seed=run.seed,
+        shared=True,
+        push=push_signed,
     ) as stage:
         if pool.paths():
             source, report = open_pool(pool.paths(), output, judges)
@@ -76,7 +82,6 @@ def main() -> None:
             return
         stage.metrics |= build(source, stage.directory, selection, texts, output, run.seed,
                                report={"sampling": report}, write=shards.merge)  # fmt: skip
-        send_rows(stage, output)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ is an error, never cut in silence.
 from chainforge.core import process
 from chainforge.core.config import parse
 from chainforge.data.datasets import DataArgs, sft_mixture
+from chainforge.hub.export import check_push, push_signed
 from chainforge.train.checkpoints import check_saving
 from chainforge.train.loop import train
 from chainforge.train.matrix import check_supported
@@ -29,9 +30,15 @@ def main() -> None:
     check_supported("sft", training, model)
     start = check_policy(policy, training, model)
     check_saving(training)
+    check_push(training, start)
     inputs = {"model": start.reference} | {f"data.{i}": p for i, p in enumerate(data.data)}
     with open_stage(
-        "sft", training.output_dir, *configs, inputs=inputs, seed=training.seed
+        "sft",
+        training.output_dir,
+        *configs,
+        inputs=inputs,
+        seed=training.seed,
+        push=push_signed,
     ) as stage:
         rows, sources = sft_mixture(data, training.seed)
         tokenizer = load_tokenizer(

@@ -32,9 +32,9 @@ from chainforge.chain.plan import (
 )
 from chainforge.core import artifacts, paths
 from chainforge.core.errors import PAUSED, InputError, Stopped
+from chainforge.hub.export import push_signed
 from chainforge.report import logs
 from chainforge.report.gates import judge
-from chainforge.train.repo_files import send
 
 LOG = "log.txt"
 
@@ -80,7 +80,7 @@ def run_chain(
                     ran.append(step)
                     _run_stage(step, display, report, force)
                 else:
-                    send(step.directory)  # what a kill kept from it
+                    push_signed(step.directory)  # if a kill prevented it
                     display.line(stage.name, "done")
                 known[stage.name] = _signed(step.directory)
                 for aside in asides(step.directory):  # also those of a run that was cut

@@ -14,7 +14,6 @@ from typing import Any
 
 from chainforge.core.artifacts import read_json
 from chainforge.core.errors import InputError
-from chainforge.core.upload import hub_failures
 
 INDEX = "model.safetensors.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -104,3 +103,10 @@ def _check_hub(reference: str, revision: str | None) -> None:
             _check_config(reference, read_json(fetch("config.json")))
         with contextlib.suppress(OSError):
             _parts(f"{reference}/{INDEX}", read_json(fetch(INDEX)))
+
+
+def hub_failures() -> tuple[type[Exception], ...]:
+    """Return the exceptions that a call to the Hub may raise: its client's, or no network."""
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+
+    return HTTPError, OSError

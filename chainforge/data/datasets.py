@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from chainforge.core.disk import replacing
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Message, Row
-from chainforge.core.sharing import public
+from chainforge.core.secrets import public
 from chainforge.core.transcript import DEFAULT, PRESETS, is_blank, read, write
 from chainforge.data.columns import columns_of
 from chainforge.data.mixing import mix

@@ -15,7 +15,7 @@ import yaml
 from chainforge import __version__
 from chainforge.core.disk import replacing
 from chainforge.core.jsonl import Row
-from chainforge.core.sharing import public, public_settings
+from chainforge.core.secrets import public, public_settings
 from chainforge.data.choice import difficulty
 from chainforge.data.contamination import COMMON, COVERAGE, N
 

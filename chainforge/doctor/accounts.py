@@ -7,8 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from chainforge.chain.plan import Step
-from chainforge.core import upload
 from chainforge.core.errors import InputError, first_line
+from chainforge.core.weights import hub_failures
 from chainforge.doctor import material
 from chainforge.doctor.engines import ask
 from chainforge.doctor.findings import Context, Finding, NotHere
@@ -16,7 +16,8 @@ from chainforge.generate.builder import BuildArgs
 from chainforge.generate.endpoint import KEYS, Endpoint, key_of, price_of
 from chainforge.generate.engine import SamplingArgs
 from chainforge.generate.settings import TeacherArgs
-from chainforge.train.repo_files import take_over
+from chainforge.hub.export import check_push
+from chainforge.hub.upload import token
 from chainforge.train.settings import TRAINED
 from chainforge.train.trackers import asked_for, check_trackers
 
@@ -42,7 +43,7 @@ def check_accounts(context: Context) -> Iterator[Finding]:
                 for url in urls:
                     yield _server(step, "server", url)
             elif isinstance(args, BuildArgs):
-                yield from _refusal(step, "Hub", args.check)
+                yield from _refusal(step, "Hub", lambda args=args: check_push(args))
         if step.stage.recipe in TRAINED:
             training = material.training_of(context, step)
             yield from _push(context, step, training)
@@ -83,14 +84,13 @@ def _push(context: Context, step: Step, training: dict[str, Any]) -> Iterator[Fi
     if not training["push_to_hub"] and training["hub_token"] is None:
         return
     settings = SimpleNamespace(**training)
-    stage: Any = SimpleNamespace(policy=None, directory=step.directory, afterwards=[])
-    problems = list(_refusal(step, "Hub", lambda: take_over(settings, settings, stage)))
+    problems = list(_refusal(step, "Hub", lambda: check_push(settings)))
     yield from problems
     if problems:
         return
     try:
         who = f" of {_owner()}" if context.online else ""
-    except upload.hub_failures() as error:
+    except hub_failures() as error:
         text = f"the Hub was asked whose the token is, and did not say: {first_line(error)}"
         yield Finding("warning", "Hub", text, step.stage.name)
         return
@@ -102,7 +102,7 @@ def _owner() -> str:
     """Ask the Hub whose the token is."""
     from huggingface_hub import HfApi
 
-    return str(HfApi(token=upload.token()).whoami()["name"])
+    return str(HfApi(token=token()).whoami()["name"])
 
 
 def _refusal(step: Step, check: str, act: Any, fine: list[str] | None = None) -> Iterator[Finding]:

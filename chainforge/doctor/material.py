@@ -16,7 +16,7 @@ from chainforge.core.errors import InputError, first_line
 from chainforge.core.jsonl import Row
 from chainforge.core.plugins import resolve
 from chainforge.core.transcript import DEFAULT
-from chainforge.core.upload import hub_failures
+from chainforge.core.weights import hub_failures
 from chainforge.doctor.findings import Context, NotHere
 from chainforge.train.architecture import cached
 from chainforge.train.shield import shield

@@ -24,7 +24,6 @@ from chainforge.data.decisions import decide
 from chainforge.data.facts import Facts, measure
 from chainforge.data.filters import FilterArgs
 from chainforge.data.pool import Pool, find_samples
-from chainforge.data.publish import check_push
 from chainforge.data.rejection import SelectionArgs
 from chainforge.data.salvage import SHARE
 from chainforge.generate.harvest import origins, read_pool
@@ -67,10 +66,6 @@ class BuildArgs:
     hub_private: bool = field(
         default=True, metadata={"help": "Make the repository private, where it is new."}
     )
-
-    def check(self) -> None:
-        """Raise `InputError` for settings that would fail only after the work is done."""
-        check_push(self.push_to_hub, self.hub_dataset_id)
 
 
 class Source(Protocol):
@@ -130,7 +125,6 @@ def build(
 
     `report` is added to the funnel; `write` puts the marked samples in place.
     """
-    args.check()
     decisions = decide(source.measure(selection, texts), selection, seed)
     matched = pairs.match(decisions, args.preference_pairs)
     wanted = {position for pair in matched for position in pair}

@@ -11,7 +11,6 @@ from chainforge.core.artifacts import read_manifest
 from chainforge.core.process import CHAIN
 from chainforge.train.agreement import Agreement
 from chainforge.train.methods import Start, model_options
-from chainforge.train.repo_files import take_over
 from chainforge.train.saving import START, attach, merge
 from chainforge.train.stage import Stage, is_main_process
 from chainforge.train.trackers import name_run
@@ -119,7 +118,7 @@ def prepare(training_args: Any, model_args: Any, stage: Stage) -> Any:
     """Point a TRL configuration at the stage: checkpoints inside it, the model as asked for."""
     start = stage.policy
     name_run(training_args, stage.directory)
-    take_over(training_args, model_args, stage)
+    training_args.push_to_hub = False  # the stage is sent once it is signed
     training_args.output_dir = str(stage.path("checkpoints"))
     if start is None:
         training_args.model_init_kwargs = model_options(model_args, training_args)

@@ -16,7 +16,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,6 @@ from chainforge.core.errors import InputError, Stopped
 from chainforge.core.paths import written_for
 from chainforge.core.secrets import redact
 from chainforge.data.salvage import rejects_in
-from chainforge.train.repo_files import send
 from chainforge.train.trackers import RUN_ID, TENSORBOARD
 
 if TYPE_CHECKING:
@@ -84,7 +83,6 @@ class Stage:
     metrics: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     policy: Start | None = None  # how its policy was opened, where it trains one
-    upload: dict[str, Any] | None = None  # what `hub.send` is to do once it is signed
 
     def path(self, name: str) -> Path:
         """Return the path of a file of this stage."""
@@ -104,12 +102,14 @@ def open_stage(
     inputs: Mapping[str, str] | None = None,
     seed: int = 42,
     shared: bool = False,
+    push: Callable[[Path], None] = lambda directory: None,
 ) -> Iterator[Stage]:
     """Open a stage's directory for work; sign it when the work ends well.
 
     `configs` are the parsed dataclasses, kept in `config.yaml`; `inputs` maps roles to paths or
     Hub ids; `shared` says that every process of a launch writes into the directory, and not only
-    the first. Exits with code 0 when the same stage is done already; raises `InputError` when the
+    the first; `push` is called with the directory once it is signed, or when it was signed before.
+    Exits with code 0 when the same stage is done already; raises `InputError` when the
     directory is in use, holds a stage made otherwise, or is not a stage's.
     """
     if not output_dir:
@@ -131,7 +131,7 @@ def open_stage(
     )
     started = time.monotonic()
     with artifacts.lock(directory) if is_main_process() else contextlib.nullcontext():
-        _leave_if_done(stage)
+        _leave_if_done(stage, push)
         if is_main_process():
             _begin(stage)
         elif shared:
@@ -149,7 +149,7 @@ def open_stage(
             if stage.policy and "checkpoints" not in stage.policy.save:
                 shutil.rmtree(stage.path("checkpoints"), ignore_errors=True)
             if is_main_process():
-                send(directory)
+                push(directory)
 
 
 def _script() -> str | None:
@@ -162,7 +162,7 @@ def _looks_closely() -> bool:
     return is_main_process() and process.CHAIN not in os.environ
 
 
-def _leave_if_done(stage: Stage) -> None:
+def _leave_if_done(stage: Stage, push: Callable[[Path], None]) -> None:
     manifest = artifacts.read_manifest(stage.directory)
     if manifest is None:
         return
@@ -173,7 +173,7 @@ def _leave_if_done(stage: Stage) -> None:
                 "it again"
             )
         if is_main_process():
-            send(stage.directory)
+            push(stage.directory)
         logger.info("%s is done already; delete it to run it again", stage.directory)
         raise SystemExit(0)
     raise InputError(
@@ -227,8 +227,9 @@ def _difference(given_before: dict[str, Any], inputs_before: dict[str, str], sta
 
 def _sign(stage: Stage, seconds: float) -> None:
     """Write the manifest: from now on the stage is done, and only to be sent, if at all."""
-    if stage.upload:
-        artifacts.write_json(stage.path(UPLOAD), stage.upload)
+    if stage.config.get("push_to_hub"):
+        settings = {key: value for key, value in stage.config.items() if key.startswith("hub_")}
+        artifacts.write_json(stage.path(UPLOAD), settings)
     else:  # a run that was cut had other settings
         stage.path(UPLOAD).unlink(missing_ok=True)
     names = [

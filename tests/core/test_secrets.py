@@ -4,6 +4,7 @@ import base64
 import json
 import subprocess
 import sys
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -11,7 +12,15 @@ import pytest
 from chainforge.core import artifacts, secrets
 from chainforge.core.config import given, read_settings
 from chainforge.core.errors import InputError
-from chainforge.core.secrets import check_settings, is_secret_name, redact, redact_file
+from chainforge.core.secrets import (
+    check_settings,
+    is_secret_name,
+    public,
+    public_settings,
+    read_secret,
+    redact,
+    redact_file,
+)  # fmt: skip
 
 VALUE = "c0f'fee\"c0f\\fee&<é>/=\nsecond-line-of-it"
 
@@ -144,3 +153,79 @@ def test_a_recipe_prints_no_secret(monkeypatch):
     assert done.stdout == "[SOME_TOKEN]\n"
     assert "c0f" not in done.stderr
     assert "second-line" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B"),
+        ("runs/quickstart/rl_final/model", "runs/quickstart/rl_final/model"),
+        ("/home/alice/models/qwen", "qwen"),
+        ("/home/alice/model", "model"),
+        ("../../alice/base", "base"),
+        ("~/base/", "base"),
+        ("~", "elsewhere"),
+        ("/", "elsewhere"),
+        ("/home/alice/mine.py:good", "mine.py:good"),
+    ],
+)
+def test_of_a_path_from_elsewhere_only_the_end_is_public(path, shown):
+    assert public(path) == shown
+
+
+def test_a_part_of_a_stage_keeps_the_name_of_the_stage(tmp_path):
+    (tmp_path / "cold_start/model").mkdir(parents=True)
+    (tmp_path / "cold_start/manifest.json").touch()
+    assert public(str(tmp_path / "cold_start/model")) == "cold_start/model"
+
+
+def test_settings_are_shown_without_keys_and_places():
+    settings = {
+        "rewards": [{"fn": "/home/alice/mine.py:good", "params": {"judge_api_key": "k", "n": 2}}],
+        "base_url": "https://alice:word@server/v1",
+        "model_init_kwargs": {"token": "t", "dtype": "float32"},
+        "pad_token": "<pad>",
+        "max_tokens": 5,
+        "system_prompt": "/no_think Say it.",
+        "notes": f"in {Path.home()}/x",
+    }
+    assert public_settings(settings) == {
+        "rewards": [{"fn": "mine.py:good", "params": {"n": 2}}],
+        "base_url": "https://server/v1",
+        "model_init_kwargs": {"dtype": "float32"},
+        "pad_token": "<pad>",
+        "max_tokens": 5,
+        "system_prompt": "/no_think Say it.",
+        "notes": "in ~/x",
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "fault"),
+    [
+        ("sk-c4n\nsk-c4n", "a line break"),
+        ("sk-c4n\r\nsk-c4n", "a line break"),
+        ('"sk-c4n"', "a quotation mark"),
+        ("sk-c4n'", "a quotation mark"),
+        ("\u201csk-c4n\u201d", "a quotation mark"),
+        ("Bearer sk-c4n", "a blank"),
+        ("sk-c4n\u00a0c4n", "a blank"),
+        ("sk-\u0456c4n", "not printable ASCII"),
+        ("sk-c4n\u200b", "not printable ASCII"),
+        ("sk-\x07c4n", "not printable ASCII"),
+        ("sk-\udcffc4n", "not printable ASCII"),
+    ],
+)
+def test_what_no_key_looks_like_is_refused_by_the_name_of_its_variable(value, fault, monkeypatch):
+    monkeypatch.setenv("SOME_KEY", value)
+    with pytest.raises(InputError, match=f"SOME_KEY: the value contains .*{fault}") as error:
+        read_secret("SOME_KEY")
+    assert "c4n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", ["sk-proj-A_b-9+/=.~", "hf_abc", "EMPTY", "", "k:e|y$%\\"])
+def test_a_key_is_read_without_the_blanks_around_it(value, monkeypatch):
+    monkeypatch.setenv("SOME_KEY", f" {value}\n")
+    assert read_secret("SOME_KEY") == value
+    monkeypatch.delenv("SOME_KEY")
+    assert read_secret("SOME_KEY") == ""

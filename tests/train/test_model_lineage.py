@@ -8,8 +8,8 @@ import pytest
 
 from chainforge.core.artifacts import read_json, write_json
 from chainforge.core.errors import InputError
+from chainforge.hub.cards import measurements, model_card
 from chainforge.train.lineage import base_of, lineage, roots
-from chainforge.train.measured import measurements, results
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +24,10 @@ def made(tmp_path_factory):
 def run(made, tmp_path):
     """The finished run, to be spoilt."""
     return shutil.copytree(made, tmp_path / "moved/full")
+
+
+def card(stages):
+    return model_card("model", "me/model", None, stages, {})
 
 
 def names(stages):
@@ -89,7 +93,7 @@ def test_a_stage_by_hand_stands_alone_among_other_things(tmp_path):
     (tmp_path / "manifest.json").write_text("[]")
     runs.stage(tmp_path / "scratch", "sft", model="me/base")
     assert names(lineage(tmp_path / "scratch")) == ["scratch"]
-    assert "Nothing was measured" in results(lineage(tmp_path / "scratch"))[0]
+    assert "Nothing was measured" in card(lineage(tmp_path / "scratch"))
 
 
 def test_of_two_made_alike_the_named_one_is_told(tmp_path):
@@ -111,10 +115,10 @@ def test_an_evaluation_counts_by_the_model_and_not_by_its_name(run):
     assert (own.name, own.own) == ("scores", {"final"})
     assert (beside.name, beside.own) == ("gsm8k", {"mine"})
     assert [row["name"] for row in own.rows] == ["base", "cold", "reason", "mixed", "final"]
-    text = "\n".join(results(lineage(run / "final")))
+    text = card(lineage(run / "final"))
     assert "| **`final`** | 50.0 (45.0 to 55.0) |" in text
     assert "| `base` | 10.0 (5.0 to 15.0) |" in text
-    assert "student" not in text.replace("`final` to `student`", "")
+    assert "| `student` |" not in text
     assert "temperature 0.6, top_p 0.95, at most 2,048 tokens" in text
     assert "pass@4), and the most frequent answer for 25.0 % (maj@4)" in text
     assert "| `legs` | 50 | 50.0 (45.0 to 55.0) |" in text
@@ -133,7 +137,7 @@ def test_figures_that_nobody_signed_are_not_told(run):
     path = run / "scores/results.json"
     path.write_text(path.read_text().replace("0.1", "0.9"))
     with pytest.raises(InputError, match=r"results.json is not what the stage signed"):
-        results(lineage(run / "final"))
+        card(lineage(run / "final"))
     funnel = run / "picks/funnel.json"
     funnel.write_text(json.dumps({"in": 1, "kept": 1, "dropped": {}}))
     with pytest.raises(InputError, match="run picks again"):

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from chainforge.core.errors import InputError
-from chainforge.train.package import pack
+from chainforge.hub.export import pack
 
 HOSTILE = "x`](javascript:alert(1)) | <img src=x onerror=alert(1)>\n---\nlicense: mit\n```\n# Gone"
 

@@ -6,8 +6,9 @@ import pytest
 from hubserver import HubServer
 from huggingface_hub import constants
 
-from chainforge.core import upload
 from chainforge.core.errors import InputError
+from chainforge.hub import upload
+from chainforge.hub.export import write_folder
 
 FILES = {"README.md": b"# Mine\n", "config.json": b"{}"}
 
@@ -33,7 +34,7 @@ def test_files_go_out_in_one_commit(hub, tmp_path):
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"weights" * 1000)
     done = push(FILES | {"model.safetensors": weights})
-    assert (done.address, done.private) == (f"{hub.url}/me/mine", True)
+    assert done == (f"{hub.url}/me/mine", True)
     assert hub.files("me/mine") == FILES | {"model.safetensors": weights.read_bytes()}
     assert hub.repositories["models", "me/mine"].commits == 1
     assert not hub.carried(hub.secret)
@@ -52,7 +53,7 @@ def test_files_go_out_in_one_commit(hub, tmp_path):
 )
 def test_what_passes_is_tried_again(hub, method, path, what):
     hub.faults.append([method, path, what, 2])
-    assert push(private=False).private is False
+    assert push(private=False)[1] is False
     assert hub.files("me/mine") == FILES
     assert hub.repositories["models", "me/mine"].commits == 1
     assert not hub.carried(hub.secret)
@@ -69,24 +70,24 @@ def test_large_files_are_tried_again_too(hub, tmp_path):
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        (401, "The token is not known there: set HF_TOKEN, or run `hf auth login`"),
-        (403, "The token may not write there: is me you, and was it made for writing"),
+        (401, "The token is not valid: set HF_TOKEN, or run `hf auth login`"),
+        (403, "The token may not write there: is me you, and does it allow writing"),
         (404, "me/mine"),
-        (500, "The same command again goes on"),
-        (409, "The same command again goes on"),
-        ("drop", "The same command again goes on"),
+        (500, "Run the same command again to resume"),
+        (409, "Run the same command again to resume"),
+        ("drop", "Run the same command again to resume"),
     ],
 )
 def test_what_stays_wrong_is_one_clear_message(hub, what, message, capfd):
     hub.faults.append(["POST", "me/mine/commit", what, 99])
-    with pytest.raises(InputError, match="me/mine: the Hub did not take it: ") as error:
+    with pytest.raises(InputError, match="me/mine: the Hub refused: ") as error:
         push()
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert hub.secret not in str(error.value) + capfd.readouterr().err
     assert hub.files("me/mine") == {}
     hub.faults.clear()
-    assert push().private
+    assert push()[1]
     assert hub.files("me/mine") == FILES
 
 
@@ -99,7 +100,7 @@ def test_a_refusal_is_not_repeated(hub):
 
 def test_a_hub_that_is_not_there_is_said_to_be(hub, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(InputError, match="the Hub did not take it: .*goes on"):
+    with pytest.raises(InputError, match="the Hub refused: .*again to resume"):
         push()
 
 
@@ -115,12 +116,12 @@ def test_a_folder_that_cannot_be_made_anew_is_refused(tmp_path, monkeypatch, fol
     (tmp_path / "here/full/file").touch()
     monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(InputError, match="name a new folder"):
-        upload.write_folder(FILES, Path(folder))
+        write_folder(FILES, Path(folder))
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     with pytest.raises(FileNotFoundError):
-        upload.write_folder(FILES | {"lost.json": tmp_path / "lost.json"}, tmp_path / "out")
+        write_folder(FILES | {"lost.json": tmp_path / "lost.json"}, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
-    upload.write_folder(FILES, tmp_path / "out/deep")
+    write_folder(FILES, tmp_path / "out/deep")
     assert {path.name for path in (tmp_path / "out/deep").iterdir()} == set(FILES)

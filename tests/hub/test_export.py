@@ -14,7 +14,7 @@ from hubserver import HubServer
 
 from chainforge.core.artifacts import read_json, read_manifest, write_json
 from chainforge.core.errors import InputError
-from chainforge.hub.export import Wish, export, hub_id
+from chainforge.hub.export import ExportRequest, export, hub_id
 
 ROOT = Path(__file__).parents[2]
 SUMS = {"dataset": "chain_sum", "min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 1}
@@ -153,7 +153,7 @@ def test_only_what_a_loader_reads_goes_out_private_unless_told(journey):
     assert f"{hub.url}/me/adapter (private)" in done.stderr
     assert f"uploaded: {hub.url}/datasets/me/traces (private)" in done.stdout
     assert "llama.cpp/convert_hf_to_gguf.py runs/c/cold/model" in done.stdout
-    assert "the quickstart's own is no pre-tokenizer it knows" in done.stdout
+    assert "the quickstart's own is not supported" in done.stdout
     assert (
         "llama.cpp/convert_lora_to_gguf.py runs/c/cold/adapter --base-model-id me/tiny"
         in done.stdout
@@ -203,9 +203,9 @@ def run(journey, tmp_path):
     return tmp_path / "runs/c"
 
 
-def refused(path, to="./out", **wish):
+def refused(path, to="./out", **options):
     with pytest.raises(InputError) as error:
-        export(Wish(path, to, **wish))
+        export(ExportRequest(path, to, **options))
     return str(error.value)
 
 
@@ -236,7 +236,7 @@ def test_what_is_no_part_of_a_model_stays_here(run, tmp_path):
     (adapter / "training_args.bin").write_bytes(b"pickle")
     (adapter / "ref").mkdir()
     (adapter / "ref/adapter_model.safetensors").write_bytes(b"reference")
-    lines = export(Wish(run / "cold", str(tmp_path / "out")))
+    lines = export(ExportRequest(run / "cold", str(tmp_path / "out")))
     assert "left out: ref/adapter_model.safetensors, training_args.bin" in lines
     assert not list((tmp_path / "out").rglob("*.bin")) + list((tmp_path / "out").rglob("ref"))
     assert "not empty" in refused(run / "cold", str(tmp_path / "out"))
@@ -252,7 +252,7 @@ def test_a_secret_in_any_file_stops_the_export(run, tmp_path, monkeypatch):
     assert "final answer" not in refused(run / "traces", what="dataset")
     assert not Path("out").exists()
     monkeypatch.setenv("MY_API_KEY", "lora_A.")  # too short to be one
-    assert export(Wish(run / "cold", str(tmp_path / "out")))
+    assert export(ExportRequest(run / "cold", str(tmp_path / "out")))
     monkeypatch.setenv("OTHER_TOKEN", "base_model.model")  # stands in the weights' names
     assert "adapter_model.safetensors holds the value of OTHER_TOKEN" in refused(run / "cold")
 
@@ -269,14 +269,16 @@ def test_an_adapter_on_a_local_base_needs_to_know_it_on_the_hub(run, tiny_model,
     assert "--base HUB_ID" in message
     assert "--what model" in message
     assert f"chainforge export {tiny_model} --to owner/base" in message
-    lines = export(Wish(run / "cold", "me/adapter", base="me/tiny", dry_run=True))
-    assert "goes on: me/tiny" in lines
+    lines = export(ExportRequest(run / "cold", "me/adapter", base="me/tiny", dry_run=True))
+    assert "base: me/tiny" in lines
     assert any("base_model: me/tiny" in line for line in lines)
-    lines = export(Wish(run / "cold", str(tmp_path / "out")))
+    lines = export(ExportRequest(run / "cold", str(tmp_path / "out")))
     assert any(f"its base is a folder here, {tiny_model}" in line for line in lines)
     assert f"convert_lora_to_gguf.py {run}/cold/adapter --base {tiny_model}" in lines[-1]
     assert read_json(tmp_path / "out/adapter_config.json")["base_model_name_or_path"] == "tiny"
-    export(Wish(run / "cold", str(tmp_path / "there"), base=tiny_model))  # if that is wanted
+    export(
+        ExportRequest(run / "cold", str(tmp_path / "there"), base=tiny_model)
+    )  # if that is wanted
     config = read_json(tmp_path / "there/adapter_config.json")
     assert config["base_model_name_or_path"] == tiny_model
     assert "expected a Hub id" in refused(run / "cold", base="../tiny")
@@ -302,11 +304,11 @@ def test_a_repository_and_a_folder_are_told_apart(tmp_path, monkeypatch):
 PUSH = """
 import sys
 from pathlib import Path
-from chainforge.hub.export import Wish, export
+from chainforge.hub.export import ExportRequest, export
 for words in Path(sys.argv[1]).read_text().splitlines():
     stage, to, what, base, public = words.split("|")
     try:
-        print(export(Wish(Path(stage), to, what or None, base or None, None, public == "public"))[-2:])
+        print(export(ExportRequest(Path(stage), to, what or None, base or None, None, public == "public"))[-2:])
     except ValueError as error:
         print("refused:", error)
 """
@@ -344,13 +346,13 @@ def test_what_is_on_the_hub_already_is_never_mixed_nor_shown(journey, run, tiny_
         environment["HF_TOKEN"] = "hf_wrong-token"
         (tmp_path / "wishes").write_text(f"{cold}|me/new|model||")
         wrong = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert "is there and is public: say --public" in lines[0], done.stderr
+    assert "exists and is public: add --public" in lines[0], done.stderr
     assert "adapter_config.json of another upload" in lines[1]
     assert "(public)" in lines[2]
     assert "has another model.safetensors" in lines[3]
     assert "me/none: no such model on the Hub" in lines[4]
     assert ("models", "me/new") not in hub.repositories
-    assert "the Hub did not take it: " in wrong.stdout
+    assert "the Hub refused: " in wrong.stdout
     assert "hf_wrong-token" not in wrong.stdout + wrong.stderr
 
 
@@ -380,7 +382,7 @@ def test_an_adapter_is_merged_where_a_model_is_wanted(given, run, tiny_model, tm
     if given == "stage without a model":
         flags["base"] = tiny_model  # me/tiny is out of reach here
     out = tmp_path / "out"
-    lines = export(Wish(path, str(out), "model", **flags))
+    lines = export(ExportRequest(path, str(out), "model", **flags))
     assert f"written: {out}" in lines
     base = AutoModelForCausalLM.from_pretrained(tiny_model)
     ids = torch.arange(1, 30)[None]

@@ -1,0 +1,295 @@
+"""Write the card of an exported model, adapter or data set: its origin, results and terms.
+
+Everything in it is from the manifests, funnels and results of the run. No path of this machine
+goes into it, and no setting that is called a key or a token. The text is in `card.md.jinja`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+
+from chainforge import __version__
+from chainforge.core.secrets import public, public_settings
+from chainforge.core.transcript import DEFAULT, system_prompt, tags_of
+from chainforge.data.datasheet import code, funnel_table
+from chainforge.data.sources import PRESETS
+from chainforge.generate.card import OFFLINE, TERMS
+from chainforge.hub.upload import HUB_ID
+from chainforge.train.lineage import Ancestor, Origin, base_of, roots, signed_json, stages_in
+
+TEMPLATE = str(Path(__file__).with_name("card.md.jinja"))
+VERBS = {
+    "collect": "collects reasoning traces",
+    "sft": "supervised fine-tuning",
+    "grpo": "reinforcement learning by GRPO",
+    "reject": "rejection sampling",
+    "distill": "on-policy distillation",
+}
+DEFAULT_LENGTH = 1024  # tokens to sample when no stage sets it
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """An evaluation of a model: its name, its names for the model, and its results.
+
+    `rows` are those of the model and of its ancestors, as in the results file.
+    """
+
+    name: str
+    own: frozenset[str]
+    rows: list[dict[str, Any]]
+    pairs: list[dict[str, Any]]
+    settings: dict[str, Any]
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The numbers of the model itself."""
+        return next(row for row in self.rows if row["name"] in self.own)
+
+
+def measurements(stages: Sequence[Ancestor]) -> list[Measurement]:
+    """Return the evaluations, of this run or next to it, that measured the last of some stages.
+
+    A model is identified by its fingerprint, whatever name it was given. An evaluation that is
+    older than the stage measured another model.
+    """
+    stage = stages[-1]
+    known = {one.manifest.fingerprint for one in stages}
+    known |= {origin.fingerprint for one in stages for origin in one.took.values()}
+    found = []
+    for folder in (stage.directory.parent, stage.directory.parent.parent):
+        for directory, manifest in stages_in(folder):
+            measured = {
+                role.removeprefix("models."): fingerprint
+                for role, fingerprint in manifest.inputs.items()
+                if role.startswith("models.")
+            }
+            own = {name for name, one in measured.items() if one == stage.manifest.fingerprint}
+            if not own or manifest.finished < stage.manifest.finished:
+                continue
+            if (results := signed_json(directory, manifest, "results.json")) is None:
+                continue
+            rows = [row for row in results["models"] if measured.get(row["name"]) in known]
+            pairs = [pair for pair in results["pairs"] if own & {pair["from"], pair["to"]}]
+            settings = results.get("settings") or {}
+            found.append(Measurement(directory.name, frozenset(own), rows, pairs, settings))
+    return found
+
+
+def model_card(
+    what: str,
+    title: str,
+    base: Origin | None,
+    stages: Sequence[Ancestor],
+    licence: Mapping[str, str],
+) -> str:
+    """Return the card of an adapter or a model.
+
+    `title` is what it is loaded by; `base` what the adapter belongs to or the model started from;
+    `stages` its lineage, oldest first; `licence` the base's, as in the Hub's cards.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    adapter = what == "adapter"
+    on_hub = base is not None and base.on_hub and HUB_ID.fullmatch(base.name)
+    head = ModelCardData(
+        **dict(licence),  # type: ignore[arg-type]
+        base_model=base.name if base and on_hub else None,
+        base_model_relation=("adapter" if adapter else "finetune") if on_hub else None,
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag="text-generation",
+        datasets=data_sets(stages) or None,
+        tags=["chainforge", "trl", "reasoning", *(["lora"] if adapter else [])],
+    )
+    name = licence.get("license_name") or licence.get("license")
+    licence_text = f"Licence: `{code(name)}`." if name else ""
+    licence_text += f" The licence of {linked(base)} applies to this too." if base else ""
+    prompt = _prompt(stages)
+    settings = _settings(stages[-1]) if stages else ""
+    card = ModelCard.from_template(
+        head,
+        TEMPLATE,
+        adapter=adapter,
+        title=title,
+        heading=_escaped(title),
+        base=base,
+        version=__version__,
+        fence=_fence(f"{prompt['system']}{settings}{title}"),
+        measurements=measurements(stages) if stages else [],
+        settings=settings,
+        **prompt,
+        **_story(stages, stages, [licence_text.strip(), terms(stages, what)]),
+    )
+    return f"{card.content.rstrip()}\n"
+
+
+def data_card(own: str, stages: Sequence[Ancestor], licence: Mapping[str, str]) -> str:
+    """Return a data set's own card with its lineage and terms added.
+
+    `licence` replaces the one that the card has.
+    """
+    from huggingface_hub import DatasetCard, DatasetCardData
+
+    head, text = head_of(own)
+    # The card of collected traces has its terms already, as each data card has its own funnel.
+    last = [] if "## Terms" in own else [terms(stages, "dataset")]
+    card = DatasetCard.from_template(
+        DatasetCardData(**head | dict(licence)),
+        TEMPLATE,
+        own=text.strip() or "# Rows",
+        **_story(stages, stages[:-1], last),
+    )
+    return f"{card.content.rstrip()}\n"
+
+
+def head_of(card: str) -> tuple[dict[str, Any], str]:
+    """Return the YAML at the start of a card, and the rest; no YAML if it cannot be read."""
+    found = re.match(r"---\s*\n(.*?)\n---\s*(?:\n|$)", card, re.DOTALL)
+    if found is None:
+        return {}, card
+    try:
+        head = yaml.safe_load(found[1])
+    except yaml.YAMLError:
+        head = None
+    return (head if isinstance(head, dict) else {}), card[found.end() :]
+
+
+def linked(origin: Origin) -> str:
+    """Return a model's name, with a link if it is on the Hub."""
+    if origin.on_hub and HUB_ID.fullmatch(origin.name):
+        return f"[{origin.name}](https://huggingface.co/{origin.name})"
+    return f"`{code(public(origin.name))}`"
+
+
+def terms(stages: Sequence[Ancestor], what: str) -> str:
+    """Return the terms of everybody whose work is in it: teachers, other models and data sets."""
+    lines = []
+    for kind, model, host in _teachers(stages):
+        if kind == "offline":
+            lines.append(f"- {OFFLINE}")
+        else:
+            who = f"`{code(model)}`" if model else f"the teacher `{code(kind)}`"
+            says = TERMS.get(kind, "").format(hosts=f"`{code(host)}`" if host else "the server")
+            lines.append(f"- Traces were written by {who}. {says}")
+    base = None if what == "dataset" else base_of(list(stages))
+    own = base.fingerprint if base else None
+    if others := [linked(one) for one in roots(list(stages)) if one.fingerprint != own]:
+        lines.append(
+            f"- Rows were written, or targets given, by models that began as {', '.join(others)}. "
+            "Their licences may restrict what is trained on them."
+        )
+    if sets := data_sets(stages):
+        links = ", ".join(f"[{name}](https://huggingface.co/datasets/{name})" for name in sets)
+        lines.append(f"- The questions of {links} have licences of their own.")
+    return "\n".join(lines)
+
+
+def data_sets(stages: Sequence[Ancestor]) -> list[str]:
+    """Return the Hub's data sets whose questions were trained on."""
+    found: set[str] = set()
+    for stage in stages:
+        for task in stage.setting("tasks") or () if stage.manifest.recipe != "evaluate" else ():
+            params = task.get("params") if isinstance(task, dict) else None
+            if isinstance(params, dict) and task.get("fn") == "hub":
+                name = str(params.get("dataset") or params.get("preset") or "")
+                if not Path(name).exists():  # the origin of a local copy is not known
+                    found.add(str(PRESETS.get(name, {}).get("dataset", name)))
+    return sorted(name for name in found if HUB_ID.fullmatch(name))
+
+
+def _story(
+    stages: Sequence[Ancestor], with_funnels: Sequence[Ancestor], terms: Sequence[str]
+) -> dict[str, Any]:
+    """Return what the template needs to show the lineage, the funnels and the terms."""
+    funnels = [(stage.name, found) for stage in with_funnels if (found := stage.funnel())]
+    return {
+        "stages": stages,
+        "funnels": [(n, funnel_table(f, "samples")) for n, f in funnels if f["dropped"]],
+        "terms": "\n\n".join(text for text in terms if text),
+        "code": code,
+        "linked": linked,
+        "public": public,
+        "quoted": functools.partial(json.dumps, ensure_ascii=False),
+        "interval": _interval,
+        "verb": lambda stage: VERBS.get(stage.manifest.recipe, code(stage.manifest.recipe)),
+        "inputs": _inputs,
+        "result": _result,
+    }
+
+
+def _prompt(stages: Sequence[Ancestor]) -> dict[str, Any]:
+    """Return the tags, the system turn and the length of answers that were set last."""
+    preset, system, longest = DEFAULT, "", DEFAULT_LENGTH
+    for stage in stages:
+        preset = str(stage.setting("transcript", preset))
+        longest = stage.setting("max_completion_length", stage.setting("max_new_tokens", longest))
+        if stage.setting("tasks"):
+            own = stage.setting("system_prompt")
+            system = system_prompt(preset) if own is None else str(own)
+    return {"tags": tags_of(preset), "system": system, "max_new_tokens": int(longest)}
+
+
+def _settings(stage: Ancestor) -> str:
+    """Return the stage's settings as they were given: its YAML and the overrides."""
+    given = {k: v for k, v in stage.manifest.given.items() if not k.startswith("hub_")}
+    return yaml.safe_dump(public_settings(given), sort_keys=False, allow_unicode=True).rstrip("\n")
+
+
+def _inputs(stage: Ancestor) -> str:
+    """Return a stage's inputs: each role once, with all that had it."""
+    by_role: dict[str, list[str]] = {}
+    for role, origin in stage.took.items():
+        by_role.setdefault(role.partition(".")[0], []).append(linked(origin))
+    for kind, model, _ in _teachers([stage]):
+        by_role["teacher"] = [f"`{code(model or kind)}`"]
+    return "; ".join(f"{code(role)}: {', '.join(names)}" for role, names in by_role.items())
+
+
+def _result(stage: Ancestor) -> str:
+    metrics, seconds = stage.manifest.metrics, stage.manifest.seconds
+    words = []
+    if "kept" in metrics and "in" in metrics:
+        words.append(f"{metrics['kept']:,} of {metrics['in']:,} samples kept")
+    if "steps" in metrics:
+        words.append(f"{metrics['steps']:,} step{'s' if metrics['steps'] != 1 else ''}")
+    if "reward" in metrics:
+        words.append(f"reward {metrics['reward']:.3g} at the end")
+    elif "train_loss" in metrics:
+        words.append(f"mean loss {metrics['train_loss']:.3g}")
+    time = f"{seconds:,.0f} s" if seconds < 120 else f"{seconds / 60:,.0f} minutes"
+    return ", ".join([*words, f"{time} on {code(stage.manifest.device)}"])
+
+
+def _teachers(stages: Sequence[Ancestor]) -> Iterator[tuple[str, str, str]]:
+    """Yield each teacher of the traces once: its kind, its model, and its server."""
+    found: dict[tuple[str, str, str], None] = {}
+    for stage in stages:
+        if stage.manifest.recipe == "collect":
+            host = urlsplit(str(stage.setting("base_url") or "")).hostname or ""
+            model = public(str(stage.setting("model") or ""))
+            found[str(stage.setting("teacher", "offline")), model, host] = None
+    yield from found
+
+
+def _interval(share: Mapping[str, float]) -> str:
+    mean, low, high = (100 * share[key] for key in ("mean", "low", "high"))
+    return f"{mean:.1f} ({low:.1f} to {high:.1f})"
+
+
+def _escaped(title: str) -> str:
+    """Return a title for a heading: on one line, with nothing that Markdown would interpret."""
+    return re.sub(r"([\\`*_\[\]<>#|!&])", r"\\\1", " ".join(title.split()))
+
+
+def _fence(text: str) -> str:
+    """Return a fence for a block of code that nothing in the text can end."""
+    return max([3, *(len(run) + 1 for run in re.findall(r"`{3,}", text))]) * "`"
