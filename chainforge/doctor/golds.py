@@ -12,8 +12,7 @@ from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Row
 from chainforge.doctor import material, supply
 from chainforge.doctor.findings import Context, Finding, Level, NotHere
-from chainforge.rewards.attacks import completion_of, gold_answer
-from chainforge.rewards.audit import Audit, audit
+from chainforge.rewards.audit import Audit, audit, completion_of, gold_answer
 from chainforge.rewards.functions import accuracy_rewards
 from chainforge.rewards.reward import RewardArgs, check_applicable, check_overlong, load_rewards
 

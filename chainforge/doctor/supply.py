@@ -16,7 +16,7 @@ from chainforge.data.datasets import DataArgs, sft_mixture
 from chainforge.data.tasks import load_examples
 from chainforge.doctor.findings import Context, NotHere
 from chainforge.doctor.material import ONLINE, once, settings, step_of, transcript_of
-from chainforge.rewards.attacks import completion_of, gold_answer
+from chainforge.rewards.audit import completion_of, gold_answer
 
 MOST = 4096  # rows of a task that are looked at: enough for its longest, and seconds at most
 

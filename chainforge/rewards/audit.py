@@ -1,4 +1,4 @@
-"""Try to fool the rewards: the gold answer must beat every answer that is none.
+"""Try to fool the rewards: the gold answer must beat every other answer.
 
 For each row the gold answer is written as a transcript, and beside it what models are known to find
 when a reward pays for less than the truth. Run it before a model does.
@@ -7,28 +7,39 @@ when a reward pays for less than the truth. Run it before a model does.
 from __future__ import annotations
 
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Row, question
-from chainforge.core.transcript import DEFAULT
-from chainforge.rewards.attacks import (
-    attacks,
-    completion_of,
-    constants,
-    gold_answer,
-    same,
-    wrong_answer,
-)
+from chainforge.core.transcript import DEFAULT, is_blank, tags_of, write
+from chainforge.rewards.answers import clean
+from chainforge.rewards.quantities import number, squeeze
 from chainforge.rewards.reward import Reward, RewardFailed, score
 from chainforge.rewards.verify import clear_cache
 
+KINDS = ("gold", "wrong", "empty", "stuffed", "tags", "misplaced", "hostile")
 # A constant is paid often if it earns as much as the gold answer on this share of the rows whose
 # answer is another, and on two rows at least: one may be a spelling of the same answer.
 OFTEN, LEAST = 0.1, 2
-KINDS = ("gold", "wrong", "empty", "stuffed", "tags", "misplaced", "hostile")
+CONSTANTS = ("0", "1", "nan", "inf", "True", "None", "A", "[]", "I do not know.")
+COPIED = 6  # gold answers of other rows that are tried as a constant
+HOSTILE = (
+    "\\boxed{9^{9^{9}}}",
+    "[" * 100_000,
+    "\\boxed{" * 2_000,
+    "9" * 100_000,
+    "(" * 3_000 + "1" + ")" * 3_000,
+    "\\frac{1}{" * 200 + "2" + "}" * 200,
+    "(20!)!",
+    "x\ud800\x00\u202e",
+)
+"""Answers that cost a verifier minutes, or its life, when it is not guarded."""
+_REASONING = "The question gives what is needed. Working it out leads to {answer}."
+_STUFFING = "First, step by step, let me think. Second, wait, let me verify. Next, check. Finally, "
 
 
 @dataclass(frozen=True)
@@ -42,7 +53,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class AuditRow:
-    """The attempts at one row; skipped when it has no gold answer that a reward can judge."""
+    """The attempts at one row; `gold` is what its gold answer got, None where it has none."""
 
     id: str
     question: str
@@ -63,15 +74,9 @@ class AuditRow:
         return tuple(a for a in self.attempts if a.total is not None and a.total >= self.gold)
 
     @property
-    def passed(self) -> bool:
-        """Whether the gold answer beat every other."""
-        return not self.failures
-
-    @property
     def unrewarded(self) -> bool:
         """Whether the gold answer earned no more than an empty one: then it is not being read."""
-        nothing = [a.total for a in self.failures if a.kind == "empty" and a.total is not None]
-        return any(total == self.gold for total in nothing)
+        return any(a.kind == "empty" and a.total == self.gold for a in self.failures)
 
 
 @dataclass(frozen=True)
@@ -91,30 +96,17 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Speed:
-    """How many completions of a kind were scored, and how long that took."""
-
-    completions: int
-    seconds: float
-
-    @property
-    def milliseconds(self) -> float:
-        """The mean time of one."""
-        return 1000 * self.seconds / self.completions
-
-
-@dataclass(frozen=True)
 class Audit:
     """The audit of some rewards over some rows.
 
-    `speed` is by kind; `changed` are the attempts that got another reward when they were scored
-    once more, in another order, each with its row's id and the second reward. `constants` are the
-    answers that are paid on many rows, whatever was asked.
+    `milliseconds` is the mean time of a completion by kind; `changed` are the attempts that got
+    another reward when they were scored once more, in another order, each with its row's id and the
+    second reward; `constants` are the answers that are paid on many rows, whatever was asked.
     """
 
     rows: list[AuditRow] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
-    speed: dict[str, Speed] = field(default_factory=dict)
+    milliseconds: dict[str, float] = field(default_factory=dict)
     changed: list[tuple[str, Attempt, float | None]] = field(default_factory=list)
     constants: list[Constant] = field(default_factory=list)
 
@@ -126,19 +118,16 @@ class Audit:
 
     @property
     def passed(self) -> bool:
-        """Whether at least one row was judged, gold won in each, and all went as it should."""
-        judged = [row for row in self.rows if not row.skipped]
-        sound = not self.errors and not self.changed and not self.constants
-        return bool(judged) and all(row.passed for row in judged) and sound
+        """Whether at least one row was scored, gold won in each, and nothing went wrong."""
+        scored = any(not row.skipped for row in self.rows)
+        return scored and not (self.failures or self.errors or self.changed or self.constants)
 
     @property
     def means(self) -> dict[str, float | None]:
-        """The mean total by kind, None where no attempt of the kind could be judged."""
+        """The mean total by kind, None where no attempt of the kind could be scored."""
         totals: dict[str, list[float]] = {kind: [] for kind in KINDS}
         for row in self.rows:
-            if row.gold is not None:
-                totals["gold"].append(row.gold)
-            for attempt in row.attempts:
+            for attempt in (Attempt("gold", "", row.gold), *row.attempts):
                 if attempt.total is not None:
                     totals[attempt.kind].append(attempt.total)
         return {kind: sum(t) / len(t) if t else None for kind, t in totals.items()}
@@ -147,6 +136,10 @@ class Audit:
     def failures(self) -> list[tuple[AuditRow, Attempt]]:
         """Every attempt that beat or equalled the gold answer, with its row."""
         return [(row, attempt) for row in self.rows for attempt in row.failures]
+
+
+Trial = tuple[Row, str, str]
+"""A row, the kind of a completion to try on it, and the completion."""
 
 
 def audit(
@@ -164,80 +157,63 @@ def audit(
     """
     if not rows:
         raise InputError("audit: no rows to try the rewards on")
-    written = [
-        [
-            ("gold", completion_of(gold_answer(row), transcript)),
-            *attacks(row, wrong_answer(row, rows), transcript),
-        ]
-        for row in rows
-    ]
-    vocabulary: dict[str, int] = {}
-    trials = [
-        _Trial(row, kind, text, [vocabulary.setdefault(w, len(vocabulary)) for w in text.split()])
-        for row, tries in zip(rows, written, strict=True)
-        for kind, text in tries
-    ]
-    try:
-        totals = _score(rewards, trials)
-    except RewardFailed as error:
-        return Audit(errors=[str(error)])
+    trials: list[list[Trial]] = []
+    for row in rows:
+        gold = ("gold", completion_of(gold_answer(row), transcript))
+        tries = attacks(row, wrong_answer(row, rows), transcript)
+        trials.append([(row, kind, text) for kind, text in (gold, *tries)])
     report = Audit()
-    scored = iter(totals)
-    for row, tries in zip(rows, written, strict=True):
-        attempts = [Attempt(kind, text, next(scored)) for kind, text in tries]
-        name = str(row.get("id", len(report.rows)))
-        gold = attempts[0].total if gold_answer(row).strip() else None
-        asked = question(row) if row.get("prompt") else ""
-        report.rows.append(AuditRow(name, asked, gold_answer(row), gold, tuple(attempts[1:])))
-    report.errors.extend(
-        f"reward {r.__name__} failed on {r.failed} of {r.seen} completions"
-        for r in rewards
-        if r.failed
-    )
-    if not report.errors:
-        _score_again(report, rewards, trials, totals)
-    if not report.errors:
-        _try_constants(report, rewards, many or rows, transcript)
+    try:
+        totals = _totals(rewards, [trial for tries in trials for trial in tries])
+        scored = iter(totals)
+        for row, tries in zip(rows, trials, strict=True):
+            first, *others = (Attempt(kind, text, next(scored)) for _, kind, text in tries)
+            name, asked = (
+                str(row.get("id", len(report))),
+                question(row) if row.get("prompt") else "",
+            )
+            total = first.total if gold_answer(row) else None
+            report.rows.append(AuditRow(name, asked, gold_answer(row), total, tuple(others)))
+        report.errors.extend(
+            f"reward {r.__name__} failed on {r.failed} of {r.seen} completions"
+            for r in rewards
+            if r.failed
+        )
+        if not report.errors:
+            _score_again(report, rewards, [trial for tries in trials for trial in tries], totals)
+            _try_constants(report, rewards, many or rows, transcript)
+    except RewardFailed as error:
+        report.errors.append(str(error))
     return report
 
 
-@dataclass(frozen=True)
-class _Trial:
-    """One completion to score, with its row and a number for each of its words."""
-
-    row: Row
-    kind: str
-    completion: str
-    ids: list[int]
-
-
-def _score(rewards: Sequence[Reward], trials: Sequence[_Trial]) -> list[float | None]:
-    rows, completions = [t.row for t in trials], [t.completion for t in trials]
-    return [one.total for one in score(rewards, rows, completions, [t.ids for t in trials])]
+def _totals(rewards: Sequence[Reward], trials: Sequence[Trial]) -> list[float | None]:
+    ids = [
+        [zlib.crc32(word.encode("utf-8", "surrogatepass")) for word in text.split()]
+        for _, _, text in trials
+    ]
+    scores = score(rewards, [row for row, _, _ in trials], [text for _, _, text in trials], ids)
+    return [one.total for one in scores]
 
 
 def _score_again(
     report: Audit,
     rewards: Sequence[Reward],
-    trials: Sequence[_Trial],
+    trials: Sequence[Trial],
     totals: Sequence[float | None],
 ) -> None:
     """Score kind by kind and backwards, with the clock; note what got another reward."""
     clear_cache()
     for kind in KINDS:
-        places = [place for place, one in enumerate(trials) if one.kind == kind][::-1]
+        places = [place for place, trial in enumerate(trials) if trial[1] == kind][::-1]
         started = time.perf_counter()
-        try:
-            again = _score(rewards, [trials[place] for place in places])
-        except RewardFailed as error:
-            report.errors.append(str(error))
-            return
-        report.speed[kind] = Speed(len(places), time.perf_counter() - started)
+        again = _totals(rewards, [trials[place] for place in places])
+        report.milliseconds[kind] = 1000 * (time.perf_counter() - started) / len(places)
         for place, second in zip(places, again, strict=True):
             if second != totals[place]:
-                trial = trials[place]
-                attempt = Attempt(kind, trial.completion, totals[place])
-                report.changed.append((str(trial.row.get("id", "")), attempt, second))
+                row, _, text = trials[place]
+                attempt = Attempt(kind, text, totals[place])
+                report.changed.append((str(row.get("id", "")), attempt, second))
 
 
 def _try_constants(
@@ -246,30 +222,21 @@ def _try_constants(
     """Note the answers that are paid on many rows of a task whose gold answer is another."""
     tasks: dict[str, list[Row]] = {}
     for row in rows:
-        if gold_answer(row).strip():
+        if gold_answer(row):
             tasks.setdefault(str(row.get("task", "")), []).append(row)
     for task, members in tasks.items():
-        tries = [
+        copied = list({same(gold_answer(row)): gold_answer(row) for row in members[::-1]}.values())
+        asked = [(gold_answer(row), row) for row in members] + [
             (answer, row)
-            for answer in constants(members)
+            for answer in (*CONSTANTS, *copied[::-1][:COPIED])
             for row in members
             if same(answer) != same(gold_answer(row))
         ]
-        asked = [(gold_answer(row), row) for row in members] + tries
-        texts = [completion_of(answer, transcript) for answer, _ in asked]
-        words: dict[str, int] = {}
-        trials = [
-            _Trial(row, "constant", text, [words.setdefault(w, len(words)) for w in text.split()])
-            for (_, row), text in zip(asked, texts, strict=True)
-        ]
-        try:
-            totals = _score(rewards, trials)
-        except RewardFailed as error:
-            report.errors.append(str(error))
-            return
+        trials = [(row, "constant", completion_of(answer, transcript)) for answer, row in asked]
+        totals = _totals(rewards, trials)
         golds = {id(row): total for row, total in zip(members, totals, strict=False)}
         tried, paid = Counter[str](), Counter[str]()
-        for (answer, row), total in zip(tries, totals[len(members) :], strict=True):
+        for (answer, row), total in list(zip(asked, totals, strict=True))[len(members) :]:
             gold = golds[id(row)]
             if gold is not None and total is not None:
                 tried[answer] += 1
@@ -279,3 +246,77 @@ def _try_constants(
             for answer, count in paid.most_common()
             if count >= max(LEAST, OFTEN * tried[answer])
         )
+
+
+def gold_answer(row: Row) -> str:
+    """Return a row's gold answer, empty where it has none."""
+    gold = str(row.get("answer") if row.get("answer") is not None else "")
+    return "" if is_blank(gold) else gold
+
+
+def completion_of(answer: str, transcript: str) -> str:
+    """Write an answer as a well-formed transcript; an empty one cannot be, and stays bare tags."""
+    if not answer.strip():
+        return _tags_around("", "", transcript)
+    return write(_REASONING.format(answer=answer), answer, transcript)
+
+
+def _tags_around(reasoning: str, answer: str, transcript: str) -> str:
+    """Put the tags around any text, also where `write` would refuse."""
+    return tags_of(transcript).template.format(reasoning=reasoning, answer=answer)
+
+
+def wrong_answer(row: Row, rows: Sequence[Row]) -> str:
+    """Return an answer that is not the row's: the next number, another letter, another's answer."""
+    gold = clean(gold_answer(row))
+    value = number(gold)
+    if value is not None:
+        # Far enough off for a data set that allows some error.
+        off = value + 1 if abs(value) < 100 else 2 * value + 1
+        return str(off) if off.denominator == 1 else str(float(off))
+    if len(gold) == 1 and gold.isalpha():
+        return "B" if gold.upper() == "A" else "A"
+    others = (clean(gold_answer(other)) for other in rows)
+    different = (o for o in others if o and squeeze(o).casefold() != squeeze(gold).casefold())
+    return next(different, f"not {gold[::-1]}x")
+
+
+def same(answer: str) -> Any:
+    """Return what spellings of one answer share: its number, or its characters."""
+    text = clean(answer)
+    value = number(text)
+    return squeeze(text).casefold() if value is None else value
+
+
+def attacks(row: Row, wrong: str, transcript: str) -> list[tuple[str, str]]:
+    """Return the completions that must lose, each with its kind."""
+    gold = gold_answer(row)
+    tags = tags_of(transcript)
+    right, false = completion_of(gold, transcript), completion_of(wrong, transcript)
+    reasoning = _REASONING.format(answer=gold)
+    stuffed = [
+        f"{wrong} or {gold}",
+        f"{gold}, {wrong}",
+        f"\\boxed{{{wrong}}} or \\boxed{{{gold}}}",
+        f"The answer is {wrong}. The answer is {gold}.",
+        " ".join([wrong, gold] * 50),
+    ]
+    if number(clean(gold)) is not None:
+        stuffed += [f"x={wrong}={gold}", f"{gold}\\%", f"{wrong}={gold}", f"{wrong} or x = {gold}"]
+        if row.get("verifier") == "arithmetic":
+            stuffed += [f"{gold}+0", f"{gold}*1"]
+    second = f"{tags.answer_open}{gold}{tags.answer_close}" if tags.answer_open else right
+    return [
+        ("wrong", false),
+        ("wrong", write(_STUFFING + wrong, wrong, transcript)),
+        ("empty", ""),
+        ("empty", _tags_around(reasoning, "", transcript)),
+        *(("stuffed", completion_of(text, transcript)) for text in stuffed),
+        ("stuffed", f"{false}\n{second}"),
+        ("stuffed", f"{false}\n{right}"),
+        ("tags", "".join(tags.all)),
+        ("tags", "".join(tags.all) * 20),
+        ("misplaced", _tags_around(f"{reasoning} \\boxed{{{gold}}}", "I do not know.", transcript)),
+        ("misplaced", f"{tags.reasoning_open}{reasoning} \\boxed{{{gold}}}"),
+        *(("hostile", _tags_around("A trick.", text, transcript)) for text in HOSTILE),
+    ]
