@@ -133,7 +133,7 @@ def print_audit(audit: Audit, console: Console) -> None:
     for kind, mean in audit.means.items():
         fooled = sum(attempt.kind == kind for _, attempt in audit.failures)
         beaten = "" if kind == "gold" else f"{fooled} times" if fooled else "never"
-        took = f"{audit.speed[kind].milliseconds:.2f}" if kind in audit.speed else "-"
+        took = f"{audit.milliseconds[kind]:.2f}" if kind in audit.milliseconds else "-"
         table.add_row(kind, "-" if mean is None else f"{mean:.3f}", beaten, took)
     console.print(table)
     # One example of each kind says more than many of the first.
@@ -179,7 +179,7 @@ def to_json(audit: Audit) -> dict[str, Any]:
         "rows": len(audit),
         "means": audit.means,
         "errors": audit.errors,
-        "milliseconds": {kind: speed.milliseconds for kind, speed in audit.speed.items()},
+        "milliseconds": audit.milliseconds,
         "constants": [dataclasses.asdict(constant) for constant in audit.constants],
         "changed": [
             {

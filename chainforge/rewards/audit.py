@@ -160,20 +160,18 @@ def audit(
     trials: list[list[Trial]] = []
     for row in rows:
         gold = ("gold", completion_of(gold_answer(row), transcript))
-        tries = attacks(row, wrong_answer(row, rows), transcript)
-        trials.append([(row, kind, text) for kind, text in (gold, *tries)])
+        attempts = attacks(row, wrong_answer(row, rows), transcript)
+        trials.append([(row, kind, text) for kind, text in (gold, *attempts)])
     report = Audit()
     try:
         totals = _totals(rewards, [trial for tries in trials for trial in tries])
         scored = iter(totals)
         for row, tries in zip(rows, trials, strict=True):
             first, *others = (Attempt(kind, text, next(scored)) for _, kind, text in tries)
-            name, asked = (
-                str(row.get("id", len(report))),
-                question(row) if row.get("prompt") else "",
-            )
-            total = first.total if gold_answer(row) else None
-            report.rows.append(AuditRow(name, asked, gold_answer(row), total, tuple(others)))
+            gold_total = first.total if gold_answer(row) else None
+            asked = question(row) if row.get("prompt") else ""
+            name = str(row.get("id", len(report)))
+            report.rows.append(AuditRow(name, asked, gold_answer(row), gold_total, tuple(others)))
         report.errors.extend(
             f"reward {r.__name__} failed on {r.failed} of {r.seen} completions"
             for r in rewards

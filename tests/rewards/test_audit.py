@@ -102,7 +102,6 @@ def test_a_broken_reward_fails_with_what_fooled_it(function, kinds):
     failed, attempt = report.failures[0]
     assert attempt.total >= failed.gold
     assert attempt in failed.attempts
-    assert not failed.passed
 
 
 LETTERS = [row(chr(ord("A") + n), "choice", number=n) for n in range(20)]
@@ -186,12 +185,10 @@ def test_a_reward_of_nan_fails_the_audit():
     assert "nan" in report.errors[0]
 
 
-def test_the_clock_stands_by_kind():
+def test_the_time_is_known_by_kind():
     report = audit([named(anywhere)], ROWS[:2])
-    assert set(report.speed) == set(KINDS)
-    assert report.speed["gold"].completions == 2
-    assert report.speed["hostile"].completions == 16
-    assert all(speed.seconds > 0 for speed in report.speed.values())
+    assert set(report.milliseconds) == set(KINDS)
+    assert all(took > 0 for took in report.milliseconds.values())
 
 
 def test_a_reward_that_remembers_is_not_deterministic():
