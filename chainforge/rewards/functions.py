@@ -24,7 +24,7 @@ def accuracy_reward(
     lenient: bool = False,
     tolerance: float = 1e-6,
 ) -> float | None:
-    """Return 1.0 for the right answer, else 0.0; None when the gold answer cannot be judged.
+    """Return 1.0 for the right answer, else 0.0; None when the gold answer cannot be read.
 
     Only the answer part of a well-formed transcript counts: a right number in the reasoning, or in
     a second summary, earns nothing. `lenient` also looks for an answer in an ill-formed one.
@@ -35,7 +35,7 @@ def accuracy_reward(
 
 
 def accuracy_rewards(calls: Sequence[dict[str, Any]]) -> list[float | None]:
-    """Return `[accuracy_reward(**call) for call in calls]`, judged side by side."""
+    """Return `[accuracy_reward(**call) for call in calls]`, verified side by side."""
     return [
         None if verdict is None else float(verdict)
         for verdict in verify_all([_claim(**call) for call in calls])
@@ -62,7 +62,7 @@ def _claim(
 
 
 def _check_accuracy(**params: Any) -> None:
-    """Refuse a verifier that is none while no model is loaded yet."""
+    """Refuse an unknown verifier before a model is loaded."""
     verifier = params.get("verifier", "math")
     if verifier not in VERIFIERS:
         raise InputError(f"no verifier {verifier!r}; {hint(str(verifier), VERIFIERS)}")
@@ -78,7 +78,7 @@ def language_consistency_reward(
 ) -> float:
     """Return the share of words of the reasoning in the language's script, 0.0 when unreadable.
 
-    Mathematics, code and digits are no words. DeepSeek-R1, section 2.3.2.
+    Mathematics, code and digits do not count as words. DeepSeek-R1, section 2.3.2.
     """
     scripts_of(language)
     parts = read(completion, transcript)
@@ -86,52 +86,8 @@ def language_consistency_reward(
 
 
 def _check_language(**params: Any) -> None:
-    """Refuse a language that is none while no model is loaded yet."""
+    """Refuse an unknown language before a model is loaded."""
     scripts_of(params.get("language", "en"))
-
-
-class CosineScaledReward:
-    """`get_cosine_scaled_reward`'s function, in TRL's batch form."""
-
-    __name__ = "cosine_scaled_reward"
-
-    def __init__(
-        self, max_len: int, wrong: tuple[float, float], right: tuple[float, float]
-    ) -> None:
-        self.max_len = max_len
-        self.wrong = wrong
-        self.right = right
-
-    def __call__(
-        self,
-        completions: list[list[dict[str, str]]],
-        completion_ids: list[list[int]],
-        answer: list[str],
-        verifier: list[str] | None = None,
-        entry: list[str | None] | None = None,
-        transcript: str = DEFAULT,
-    ) -> list[float | None]:
-        """Return a reward per completion; None where the gold answer cannot be judged."""
-        calls = [
-            {
-                "completion": completion[0]["content"],
-                "answer": answer[index],
-                "verifier": (verifier[index] if verifier else None) or "math",
-                "entry": entry[index] if entry else None,
-                "transcript": transcript,
-            }
-            for index, completion in enumerate(completions)
-        ]
-        correct = accuracy_rewards(calls)
-        return [self._scale(*pair) for pair in zip(correct, completion_ids, strict=True)]
-
-    def _scale(self, correct: float | None, ids: list[int]) -> float | None:
-        if correct is None:
-            return None
-        # A wrong answer's bounds are swapped: a short one is penalised more, so exploring pays.
-        low, high = self.right if correct else (self.wrong[1], self.wrong[0])
-        progress = min(len(ids) / self.max_len, 1.0)
-        return low + 0.5 * (high - low) * (1.0 + math.cos(progress * math.pi))
 
 
 def get_cosine_scaled_reward(
@@ -144,16 +100,47 @@ def get_cosine_scaled_reward(
     """Scale correctness by length along a cosine, as TRL's function of this name does.
 
     The same curve and arguments; the correctness is `accuracy_reward`'s, since TRL's runs
-    math-verify in the trainer's process, where one answer can hang it, and judges the reasoning
-    too. "Demystifying Long Chain-of-Thought Reasoning", appendix C.1.
+    math-verify in the trainer's process, where one answer can hang it, and also reads the
+    reasoning. "Demystifying Long Chain-of-Thought Reasoning", appendix C.1.
     """
     if not max_len > 0:
         raise InputError(f"get_cosine_scaled_reward: max_len is {max_len}, it must be positive")
-    wrong, right = (min_value_wrong, max_value_wrong), (min_value_correct, max_value_correct)
-    return CosineScaledReward(max_len, wrong, right)
+
+    def scale(correct: float | None, length: int) -> float | None:
+        if correct is None:
+            return None
+        # A wrong answer's bounds are swapped: a short one is penalised more, so exploring pays.
+        low, high = (min_value_correct, max_value_correct)
+        if not correct:
+            low, high = max_value_wrong, min_value_wrong
+        progress = min(length / max_len, 1.0)
+        return low + 0.5 * (high - low) * (1.0 + math.cos(progress * math.pi))
+
+    def cosine_scaled_reward(
+        completions: list[list[dict[str, str]]],
+        completion_ids: list[list[int]],
+        answer: list[str],
+        verifier: list[str] | None = None,
+        entry: list[str | None] | None = None,
+        transcript: str = DEFAULT,
+    ) -> list[float | None]:
+        calls = [
+            {
+                "completion": completion[0]["content"],
+                "answer": answer[index],
+                "verifier": (verifier[index] if verifier else None) or "math",
+                "entry": entry[index] if entry else None,
+                "transcript": transcript,
+            }
+            for index, completion in enumerate(completions)
+        ]
+        correct = accuracy_rewards(calls)
+        return [scale(one, len(ids)) for one, ids in zip(correct, completion_ids, strict=True)]
+
+    return cosine_scaled_reward
 
 
-# A `batch` attribute judges many calls at once; a `check` attribute looks at `params` when a
+# A `batch` attribute takes many calls at once; a `check` attribute looks at `params` when a
 # configuration is read.
 accuracy_reward.batch = accuracy_rewards  # type: ignore[attr-defined]
 accuracy_reward.check = _check_accuracy  # type: ignore[attr-defined]

@@ -8,84 +8,53 @@ saw; they do not tell English from French, since both are Latin.
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
+
+import regex
 
 from chainforge.core.errors import InputError, hint
 
-# Letters and the marks that belong to them, digits and punctuation left out.
+# Unicode's scripts, and the languages written in each.
 _SCRIPTS = {
-    "latin": "A-Za-zªºÀ-ÖØ-öø-ɏ\u1e00-\u1eff\u0300-\u036f",
-    "greek": "Ͱ-ͽͿΆΈ-Ͽ\u1f00-\u1fff",
-    "cyrillic": "Ѐ-ԯ\u1c80-\u1c8f",
-    "armenian": "Ա-Ֆա-և",
-    "hebrew": "\u0591-\u05bdא-ת",
-    "arabic": "\u0610-\u061aؠ-\u065f\u066e-\u06d3\u06d5-\u06dc\u06de-\u06e8\u06ea-\u06efۺ-ۿݐ-ݿ",
-    "devanagari": "\u0900-\u0963\u0971-\u097f",
-    "bengali": "\u0980-\u09e3\u09f0-\u09f1",
-    "gurmukhi": "\u0a00-\u0a65\u0a70-\u0a75",
-    "gujarati": "\u0a80-\u0ae5",
-    "tamil": "\u0b80-\u0be5",
-    "telugu": "\u0c00-\u0c65",
-    "kannada": "\u0c80-\u0ce5",
-    "malayalam": "\u0d00-\u0d65",
-    "georgian": "\u10a0-\u10ff",
-    "hangul": "\u1100-\u11ff\u3130-\u318f\uac00-\ud7af",
-    "kana": "\u3041-\u309f\u30a1-\u30fa\u30fc-\u30ff\uff66-\uff9f",
-    "han": "\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f",
-    "thai": "\u0e01-\u0e4e",
+    "latin": "cs da de en es et fi fr hr hu id it lt lv ms nl no pl pt ro sk sl sv sw tl tr vi",
+    "cyrillic": "ru uk bg sr kk", "arabic": "ar fa ur", "devanagari": "hi mr ne", "han": "zh ja",
+    "kana": "ja", "hangul": "ko", "greek": "el", "hebrew": "he", "thai": "th", "bengali": "bn",
+    "gurmukhi": "pa", "gujarati": "gu", "tamil": "ta", "telugu": "te", "kannada": "kn",
+    "malayalam": "ml", "georgian": "ka", "armenian": "hy",
+}  # fmt: skip
+LANGUAGES: dict[str, frozenset[str]] = {
+    code: frozenset(script for script, codes in _SCRIPTS.items() if code in codes.split())
+    for code in " ".join(_SCRIPTS.values()).split()
 }
 # Written without spaces: this many characters make about one word.
 _CHARACTERS_PER_WORD = {"han": 2, "kana": 2, "thai": 4}
 
-_LATIN = re.findall(
-    r"\w+", "cs da de en es et fi fr hr hu id it lt lv ms nl no pl pt ro sk sl sv sw tl tr vi"
-)
-LANGUAGES: dict[str, frozenset[str]] = {
-    **{code: frozenset({"latin"}) for code in _LATIN},
-    **{code: frozenset({"cyrillic"}) for code in ("ru", "uk", "bg", "sr", "kk")},
-    **{code: frozenset({"arabic"}) for code in ("ar", "fa", "ur")},
-    **{code: frozenset({"devanagari"}) for code in ("hi", "mr", "ne")},
-    "zh": frozenset({"han"}),
-    "ja": frozenset({"han", "kana"}),
-    "ko": frozenset({"hangul"}),
-    "el": frozenset({"greek"}),
-    "he": frozenset({"hebrew"}),
-    "th": frozenset({"thai"}),
-    "bn": frozenset({"bengali"}),
-    "pa": frozenset({"gurmukhi"}),
-    "gu": frozenset({"gujarati"}),
-    "ta": frozenset({"tamil"}),
-    "te": frozenset({"telugu"}),
-    "kn": frozenset({"kannada"}),
-    "ml": frozenset({"malayalam"}),
-    "ka": frozenset({"georgian"}),
-    "hy": frozenset({"armenian"}),
+_LETTERS = {script: rf"\p{{{script}}}" for script in _SCRIPTS} | {
+    "kana": r"[\p{Hiragana}\p{Katakana}ー]",
+    "other": r"\p{L}",
 }
-
-_RUN = re.compile(
-    "|".join(f"(?P<{name}>[{letters}]+)" for name, letters in _SCRIPTS.items())
-    + r"|(?P<other>[^\W\d_]+)"
+_RUN = regex.compile(
+    "|".join(rf"(?P<{name}>(?:{letter}\p{{M}}*)+)" for name, letter in _LETTERS.items())
 )
-_OPENING = re.compile(r"```|`|\\\$|\$\$|\$|\\\(|\\\[|\\begin\{")
+_OPENING = regex.compile(r"```|`|\\\$|\$\$|\$|\\\(|\\\[|\\begin\{")
 _CLOSING = {"\\(": "\\)", "\\[": "\\]", "\\begin{": "\\end{"}
-_DOLLAR = re.compile(r"(?<!\\)\$")
-_ENVIRONMENT = re.compile(r"[A-Za-z]{0,40}\*?\}")
+_DOLLAR = regex.compile(r"(?<!\\)\$")
+_ENVIRONMENT = regex.compile(r"[A-Za-z]{0,40}\*?\}")
 # A LaTeX command, a name with a digit or underscore, a function's name, a letter that is a symbol:
 # mathematics, not language.
-_NOT_WORDS = re.compile(
+_NOT_WORDS = regex.compile(
     r"\\[A-Za-z]+|(?<![A-Za-z])[A-Za-z_]{0,40}[\d_][A-Za-z0-9_]{0,40}"
     r"|(?<![A-Za-z])(?:sin|cos|tan|log|ln|exp|max|min|mod|gcd|lcm|sqrt)(?![A-Za-z])"
     "|[\u2070-\u209f\u2100-\u214f\U0001d400-\U0001d7ff]+"
 )
 # In a formula, words in a row and letters that formulas are not written in are language.
-_SYMBOLS = _SCRIPTS["latin"] + _SCRIPTS["greek"]
-_PROSE = re.compile(
-    rf"[{_SYMBOLS}]++(?:[\s,.;:!?'’-]++[{_SYMBOLS}]++)*+|(?P<foreign>[^\W\d_{_SYMBOLS}]+)"
+_SYMBOL = r"[\p{Latin}\p{Greek}\p{Mn}]"
+_PROSE = regex.compile(
+    rf"{_SYMBOL}++(?:[\s,.;:!?'’-]++{_SYMBOL}++)*+|(?P<foreign>(?:(?!{_SYMBOL})\p{{L}})+)"
 )
-_WORD = re.compile(rf"[{_SYMBOLS}]{{2,}}")
+_WORD = regex.compile(rf"{_SYMBOL}{{2,}}")
 _SENTENCE = 3  # words in a row: fewer are names, such as those of a triangle's sides
-_APOSTROPHE = re.compile(r"(?<=[^\W\d_])['’](?=[^\W\d_])")
+_APOSTROPHE = regex.compile(r"(?<=[^\W\d_])['’](?=[^\W\d_])")
 
 
 def scripts_of(language: str) -> frozenset[str]:
