@@ -93,7 +93,7 @@ def prose(text: str) -> str:
         if opening == "\\begin{" and (name := _ENVIRONMENT.match(text, position)):
             position = name.end()
     kept.append(text[position:])
-    return _NOT_WORDS.sub(" ", "".join(kept))
+    return str(_NOT_WORDS.sub(" ", "".join(kept)))
 
 
 def end_of_formula(text: str, start: int) -> int:
@@ -109,7 +109,7 @@ def end_of_formula(text: str, start: int) -> int:
     amount = inside[0].isdigit() and inside[-1].isspace()
     if amount or "\n\n" in inside or text[closing.end() : closing.end() + 1].isdigit():
         return -1
-    return closing.start()
+    return int(closing.start())
 
 
 def _said_in_formula(formula: str) -> str:
