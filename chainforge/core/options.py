@@ -1,7 +1,11 @@
-"""Names that other tools give to an option, and the numbers that an option can take."""
+"""Check a setting: its name, its type, and the numbers and words that it can take.
+
+TRL and transformers check some of this, but late: after the model is loaded, or in the first step.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import enum
 import math
@@ -12,7 +16,7 @@ from typing import Any
 
 from chainforge.core.errors import InputError
 
-# Of several names the first that the recipe has.
+# Other tools' names of settings: the first key that the recipe has is meant.
 ALIASES = {
     "lora_r": "lora_rank lora_dim rank r peft_r",
     "lora_target_modules": "lora_target target_modules lora_targets",
@@ -76,10 +80,11 @@ WORDS = {
     "vllm_importance_sampling_mode": "token_truncate token_mask sequence_truncate sequence_mask",
 }
 RANGES = {name: span for names, span in _RANGES.items() for name in names.split()}
+_TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
 def meant(key: str, known: Collection[str]) -> str | None:
-    """Return the option that was probably meant: the same in other words, or a slip of the keys."""
+    """Return the setting that was probably meant: another tool's name for it, or a typing error."""
     for name, others in ALIASES.items():
         if key.lower() in others.split() and name in known:
             return name
@@ -91,25 +96,22 @@ def meant(key: str, known: Collection[str]) -> str | None:
 
 
 def unknown(what: str, key: str, known: Collection[str]) -> str:
-    """Return the message for an unknown option, with the one that was probably meant."""
+    """Return the message for an unknown setting, with the one that was probably meant."""
     near = meant(key, known)
     return f"unknown {what}" + (f"; did you mean {near!r}?" if near else "")
 
 
-def wrong_word(key: str, value: Any, known: Collection[str]) -> str | None:
-    """Return what is wrong with a word in an option's value, if anything is."""
-    words = WORDS.get(key, "").split() if "importance_sampling_level" in known else []
-    if not words or not isinstance(value, str) or value in words:
-        return None
-    return f"expected one of {', '.join(words)}, found {value!r}"
+def out_of_range(key: str, value: Any, known: Collection[str]) -> str | None:
+    """Return what is wrong with a number or word in a setting's value; None if it is possible.
 
-
-def wrong_number(key: str, value: Any, *, training: bool) -> str | None:
-    """Return what is wrong with a number in an option's value, if anything is."""
+    `known` are the recipe's settings: some ranges hold for training or for GRPO alone.
+    """
     if isinstance(value, Mapping | list | tuple):
         inner = value.values() if isinstance(value, Mapping) else value
-        found = (wrong_number("", item, training=training) for item in inner)
-        return next((text for text in found if text), None)
+        return next((text for item in inner if (text := out_of_range("", item, known))), None)
+    if isinstance(value, str) and key in WORDS and "importance_sampling_level" in known:
+        words = WORDS[key].split()
+        return None if value in words else f"expected one of {', '.join(words)}, found {value!r}"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     if math.isnan(value):
@@ -117,17 +119,14 @@ def wrong_number(key: str, value: Any, *, training: bool) -> str | None:
     if key == "max_steps" and (value == 0 or value < -1):
         return f"expected 1 or more, or -1 for whole epochs, found {value}"
     low, high = RANGES.get(key, (-math.inf, math.inf))
-    if key == "temperature" and training:
+    if key == "temperature" and "learning_rate" in known:
         low = _TINY  # TRL divides by it
     if low <= value <= high and not (key in RANGES and math.isinf(value)):
         too_long = isinstance(value, int) and abs(value) >= 2**63
         return f"a number of {len(str(abs(value)))} digits is too long" if too_long else None
-    least = "above 0" if low == _TINY else f"from {low:g} on"
+    least = "above 0" if low == _TINY else f"of at least {low:g}"
     most = {math.inf: "", _BELOW_1: ", below 1"}.get(high, f", at most {high:.10g}")
     return f"expected a finite number {least}{most}, found {value}"
-
-
-_TRUTH = {"yes": True, "on": True, "no": False, "off": False}  # text in YAML 1.2
 
 
 def truth(value: Any) -> Any:
@@ -136,86 +135,65 @@ def truth(value: Any) -> Any:
 
 
 def is_structured(kind: Any) -> bool:
-    """True for fields that hold mappings, which argparse cannot read."""
-    return (
-        kind is dict
-        or typing.get_origin(kind) is dict
-        or any(is_structured(part) for part in typing.get_args(kind))
-    )
+    """Whether a field of this type holds mappings, which are written as YAML on a command line."""
+    parts = typing.get_args(kind)
+    return kind is dict or typing.get_origin(kind) is dict or any(map(is_structured, parts))
 
 
-def is_one_or_more(kind: Any) -> bool:
-    """True for `str | list[str]`, of which argparse takes one word only: `report_to`, say."""
-    parts = parts_of(kind)
-    return str in parts and any(typing.get_origin(part) is list for part in parts)
+def parts_of(kind: Any) -> tuple[Any, ...]:
+    """Return the types that a union joins, or the type alone; with an enum, text is its values."""
+    union = typing.get_origin(kind) in (typing.Union, types.UnionType)
+    parts = typing.get_args(kind) if union else (kind,)
+    return tuple(part for part in parts if part is not str or not any(map(_is_enum, parts)))
 
 
 def checked(value: Any, kind: Any, where: str) -> Any:
-    """Return `value` as a `kind`; raise `InputError` when it is none.
+    """Return `value` as a `kind`; raise `InputError` when it does not fit.
 
-    Text that reads as a number, and `yes` or `off` for a bool, is taken for what it says.
+    Text that reads as a number, and `yes` or `off` for a bool, is converted.
     """
-    if kind is Any or (value is None and _allows_none(kind)):
+    parts = parts_of(kind)
+    if kind is Any or (value is None and type(None) in parts):
         return value
-    options = parts_of(kind)
-    for option in options:
-        fits, result = _fit(value, option, where)
-        if fits:
-            return result
-    wanted = " or ".join(_name(option) for option in options if option is not type(None))
-    found = f"{value!r} ({type(value).__name__})"
-    raise InputError(f"{where}: expected {wanted}, found {found}")
+    for part in parts:
+        with contextlib.suppress(TypeError):
+            return _fit(value, part, where)
+    wanted = " or ".join(_name(part) for part in parts if part is not type(None))
+    raise InputError(f"{where}: expected {wanted}, found {value!r} ({type(value).__name__})")
 
 
-def _fit(value: Any, kind: Any, where: str) -> tuple[bool, Any]:
-    """Return whether `value` is a `kind`, and return it as one."""
+def _fit(value: Any, kind: Any, where: str) -> Any:
+    """Return `value` as a `kind` that is no union; raise `TypeError` when it does not fit."""
     origin = typing.get_origin(kind) or kind
-    if origin is typing.Literal:
-        return value in typing.get_args(kind), value
     if origin is list:
         (inner,) = typing.get_args(kind) or (Any,)
         if isinstance(value, str) and inner is str:
             value = [value]  # one of several, as on the command line
-        if not isinstance(value, list):
-            return False, None
-        return True, [checked(item, inner, f"{where}[{i}]") for i, item in enumerate(value)]
-    if origin is dict:
-        return isinstance(value, dict), value
-    if not isinstance(origin, type) or issubclass(origin, enum.Enum):
-        return isinstance(value, str), value
-    if origin is bool:
-        value = truth(value)
-        return isinstance(value, bool), value
-    if origin in (int, float):
-        return _fit_number(value, origin)
-    return isinstance(value, origin), value
+        if isinstance(value, list):
+            return [checked(item, inner, f"{where}[{i}]") for i, item in enumerate(value)]
+    elif origin is typing.Literal or _is_enum(kind):
+        words = typing.get_args(kind) or [one.value for one in kind]
+        if value in words:
+            return value
+    elif origin is bool:
+        if isinstance(truth(value), bool):
+            return truth(value)
+    elif origin in (int, float) and isinstance(value, str | int) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError):
+            return origin(value)
+    # A string stands for a class that only its library knows.
+    elif not isinstance(origin, type) or (
+        isinstance(value, origin) and not (isinstance(value, bool) and origin is int)
+    ):
+        return value
+    raise TypeError
 
 
-def _fit_number(value: Any, kind: type) -> tuple[bool, Any]:
-    if isinstance(value, bool):
-        return False, None
-    if isinstance(value, str):
-        try:
-            return True, kind(value)
-        except ValueError:
-            return False, None
-    if kind is float and isinstance(value, int):
-        return True, float(value)
-    return isinstance(value, kind), value
-
-
-def parts_of(kind: Any) -> tuple[Any, ...]:
-    """Return what a union joins, or the type alone."""
-    return typing.get_args(kind) if _is_union(kind) else (kind,)
-
-
-def _is_union(kind: Any) -> bool:
-    return typing.get_origin(kind) in (typing.Union, types.UnionType)
-
-
-def _allows_none(kind: Any) -> bool:
-    return kind is type(None) or (_is_union(kind) and type(None) in typing.get_args(kind))
+def _is_enum(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, enum.Enum)
 
 
 def _name(kind: Any) -> str:
+    if _is_enum(kind):
+        return "one of " + ", ".join(one.value for one in kind)
     return getattr(kind, "__name__", str(kind)) if not typing.get_args(kind) else str(kind)

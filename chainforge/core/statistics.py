@@ -1,4 +1,4 @@
-"""Return how sure a number is: intervals, paired tests, pass@k and majority votes.
+"""Measure how certain a number is: intervals, paired tests, pass@k and majority votes.
 
 Every function refuses an empty sample with an `InputError`: no rows, no number.
 """
@@ -8,30 +8,36 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from math import fsum, sqrt
-from statistics import NormalDist
+from statistics import NormalDist, mean, stdev
 
 from chainforge.core.errors import InputError
 
+CONFIDENCE = 0.95
+_Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 
-def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return the Wilson score interval (low, high) of a proportion, both in [0, 1].
 
-    Unlike the normal interval it keeps to [0, 1] and stays honest near 0 and 1
-    (Wilson 1927, without continuity correction).
+def wilson(successes: float, n: float) -> tuple[float, float]:
+    """Return the 95 % Wilson score interval (low, high) of a proportion, both in [0, 1].
+
+    Unlike the normal interval it stays in [0, 1] and is accurate near 0 and 1 (Wilson 1927, without
+    continuity correction). Counts need not be whole: see `wilson_over_prompts`.
     """
     if not 0 <= successes <= n or n == 0:
         raise InputError(
             f"wilson: {successes} successes of {n} rows; need 0 <= successes <= n, n > 0"
         )
-    return _score(successes / n, n, confidence)
+    # scipy's binomtest(...).proportion_ci(method="wilson") takes whole numbers only.
+    share, z2 = successes / n, _Z**2
+    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = sqrt(z2 * (share * (1 - share) + z2 / (4 * n)) / n) / (1 + z2 / n)
+    # At 0 and at 1 rounding must not leave the share itself outside.
+    return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
 
 
-def wilson_over_prompts(
-    shares: Sequence[float], samples: int, confidence: float = 0.95
-) -> tuple[float, float, float]:
+def wilson_over_prompts(shares: Sequence[float], samples: int) -> tuple[float, float, float]:
     """Return (mean, low, high) of the share of right samples, given each prompt's own share.
 
-    The samples of one prompt are no independent rows: the interval is Wilson's for as many rows as
+    The samples of one prompt are not independent rows: the interval is Wilson's for as many rows as
     would vary like the prompts do (the effective sample size of clustered surveys: Dean and Pagano
     2015, "Evaluating confidence interval methods for binomial proportions in clustered surveys").
     With one sample a prompt it is `wilson`; it never counts more rows than prompts x samples.
@@ -42,26 +48,14 @@ def wilson_over_prompts(
             f"wilson_over_prompts: {n} shares of {samples} samples; need shares from 0 to 1, at "
             "least one, of at least one sample"
         )
-    mean = min(1.0, fsum(shares) / n)
-    spread = fsum((share - mean) ** 2 for share in shares) / n
-    rows = n * mean * (1 - mean) / spread if spread else n * (samples if 0 < mean < 1 else 1)
-    return mean, *_score(mean, max(n, min(n * samples, rows)), confidence)
+    middle = min(1.0, fsum(shares) / n)
+    spread = fsum((share - middle) ** 2 for share in shares) / n
+    rows = n * middle * (1 - middle) / spread if spread else n * (samples if 0 < middle < 1 else 1)
+    rows = max(n, min(n * samples, rows))
+    return middle, *wilson(middle * rows, rows)
 
 
-def _score(share: float, n: float, confidence: float) -> tuple[float, float]:
-    """Return Wilson's interval of a share of n rows."""
-    if not 0 < confidence < 1:
-        raise InputError(
-            f"wilson: confidence {confidence}; need a share between 0 and 1, like 0.95"
-        )
-    z2 = NormalDist().inv_cdf((1 + confidence) / 2) ** 2
-    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = sqrt(z2 * (share * (1 - share) + z2 / (4 * n)) / n) / (1 + z2 / n)
-    # At 0 and at 1 rounding must not leave the share itself outside.
-    return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
-
-
-def macro(parts: Sequence[tuple[int, int]], confidence: float = 0.95) -> tuple[float, float, float]:
+def macro(parts: Sequence[tuple[int, int]]) -> tuple[float, float, float]:
     """Return (mean, low, high) of the plain mean of several (successes, n) proportions.
 
     Each part counts alike, however many rows it has. The interval recovers each part's variance
@@ -70,43 +64,34 @@ def macro(parts: Sequence[tuple[int, int]], confidence: float = 0.95) -> tuple[f
     """
     if not parts:
         raise InputError("macro: no parts to average; need at least one")
-    shares = [successes / n if n else 0.0 for successes, n in parts]
-    limits = [wilson(successes, n, confidence) for successes, n in parts]
-    mean = sum(shares) / len(parts)
-    below = sqrt(sum((p - low) ** 2 for p, (low, _) in zip(shares, limits, strict=True)))
-    above = sqrt(sum((high - p) ** 2 for p, (_, high) in zip(shares, limits, strict=True)))
-    return mean, max(0.0, mean - below / len(parts)), min(1.0, mean + above / len(parts))
+    limits = [(successes / n if n else 0.0, *wilson(successes, n)) for successes, n in parts]
+    middle = sum(share for share, _, _ in limits) / len(parts)
+    below = sqrt(sum((share - low) ** 2 for share, low, _ in limits)) / len(parts)
+    above = sqrt(sum((high - share) ** 2 for share, _, high in limits)) / len(parts)
+    return middle, max(0.0, middle - below), min(1.0, middle + above)
 
 
 def over_seeds(
-    estimates: Sequence[tuple[float, float, float]], confidence: float = 0.95
+    estimates: Sequence[tuple[float, float, float]],
 ) -> tuple[float, float, float, float, float]:
     """Return (mean, low, high, p, sd) of (value, low, high) estimates, one a seed.
 
-    Two things are uncertain: which rows were asked, half a seed's interval, which more seeds on
-    the same rows do not narrow; and what another seed gives, the spread over the seeds, with
-    Student's t. Their variances add, with the degrees of freedom of Welch and Satterthwaite, the
-    rows' taken as known. p is two-sided, of a mean of 0. One estimate keeps its own interval.
+    The interval is Student's t over the seeds, and never narrower than a seed's own on average:
+    more seeds do not make the rows more certain. p is two-sided, for a mean of 0.
     """
-    from scipy.stats import norm, t
+    from scipy.stats import t
 
-    if not estimates:
-        raise InputError("over_seeds: no estimates to average; need at least one")
     seeds = len(estimates)
+    if seeds < 2:
+        raise InputError(f"over_seeds: {seeds} estimates; need at least two")
     values = [value for value, _, _ in estimates]
-    mean = sum(values) / seeds
-    z = float(norm.ppf((1 + confidence) / 2))
-    rows = sum(((high - low) / (2 * z)) ** 2 for _, low, high in estimates) / seeds
-    spread = sum((value - mean) ** 2 for value in values) / (seeds - 1) if seeds > 1 else 0.0
-    variance = spread / seeds + rows
-    if variance == 0:
-        return mean, mean, mean, float(mean == 0), 0.0
-    known = spread == 0  # the seeds agree: what is left is the rows' share
-    freedom = float("inf") if known else variance**2 * (seeds - 1) / (spread / seeds) ** 2
-    half = float(t.ppf((1 + confidence) / 2, freedom)) * sqrt(variance)
-    p = 2 * float(t.sf(abs(mean) / sqrt(variance), freedom))
-    low, high = estimates[0][1:] if seeds == 1 else (mean - half, mean + half)
-    return mean, low, high, p, sqrt(spread)
+    middle, spread = mean(values), stdev(values)
+    critical = float(t.ppf((1 + CONFIDENCE) / 2, seeds - 1))
+    half = max(
+        critical * spread / sqrt(seeds), mean((high - low) / 2 for _, low, high in estimates)
+    )
+    p = 2 * float(t.sf(abs(middle) * critical / half, seeds - 1)) if half else float(middle == 0)
+    return middle, middle - half, middle + half, p, spread
 
 
 def mcnemar(b: int, c: int) -> float:
@@ -117,18 +102,14 @@ def mcnemar(b: int, c: int) -> float:
     from scipy.stats import binomtest
 
     if b < 0 or c < 0:
-        raise InputError(f"mcnemar: {b} and {c} discordant pairs; need counts from 0 up")
+        raise InputError(f"mcnemar: {b} and {c} discordant pairs; need counts of at least 0")
     return 1.0 if b + c == 0 else float(binomtest(b, b + c, 0.5).pvalue)
 
 
 def paired_difference(
-    first: Sequence[bool],
-    second: Sequence[bool],
-    seed: int = 0,
-    resamples: int = 10_000,
-    confidence: float = 0.95,
+    first: Sequence[bool], second: Sequence[bool], seed: int = 0, resamples: int = 10_000
 ) -> tuple[float, float, float, float]:
-    """Return (difference, low, high, p) of `second` minus `first`, judged on the same rows.
+    """Return (difference, low, high, p) of `second` minus `first`, measured on the same rows.
 
     The interval is the percentile bootstrap over rows, so a row keeps its pair; p is the exact
     McNemar test. Where every row changes alike the bootstrap has no spread and low equals high.
@@ -140,15 +121,13 @@ def paired_difference(
         raise InputError(
             f"paired_difference: {n} and {len(second)} rows; need the same rows, at least one"
         )
-    if resamples < 1:
-        raise InputError(f"paired_difference: resamples is {resamples}; need at least 1")
     lost = sum(bool(a) and not b for a, b in zip(first, second, strict=True))
     won = sum(bool(b) and not a for a, b in zip(first, second, strict=True))
     # A row contributes -1, 0 or +1, so drawing n rows with replacement is one multinomial draw of
     # the three counts: the same bootstrap, without an array of resamples x n.
     shares = numpy.array([lost, won, n - lost - won]) / n
     counts = numpy.random.default_rng(seed).multinomial(n, shares, size=resamples)
-    tail = (1 - confidence) / 2
+    tail = (1 - CONFIDENCE) / 2
     low, high = numpy.quantile((counts[:, 1] - counts[:, 0]) / n, [tail, 1 - tail])
     return (won - lost) / n, float(low), float(high), mcnemar(lost, won)
 
@@ -171,16 +150,15 @@ def maj_at_k(answers: Sequence[Hashable | None], correct: Sequence[bool], k: int
     """Return whether the majority answer of the first k samples is right.
 
     None does not vote; a tie goes to the answer seen first; without any vote the result is False.
-    The winner is as right as its first sample was judged to be.
+    The winner is as right as its first sample.
     """
     if len(answers) != len(correct) or not 1 <= k <= len(answers):
         raise InputError(
-            f"maj_at_k: {len(answers)} answers, {len(correct)} judgements, k={k}; "
-            "need one judgement an answer and 1 <= k <= answers"
+            f"maj_at_k: {len(answers)} answers, {len(correct)} verdicts, k={k}; "
+            "need one verdict an answer and 1 <= k <= answers"
         )
     votes = Counter(answer for answer in answers[:k] if answer is not None)
     if not votes:
         return False
     # A Counter keeps insertion order and most_common is stable: the first seen wins a tie.
-    winner = votes.most_common(1)[0][0]
-    return bool(correct[list(answers).index(winner)])
+    return bool(correct[list(answers).index(votes.most_common(1)[0][0])])

@@ -1,7 +1,7 @@
 """Read YAML in one place, by the core schema of YAML 1.2.
 
 PyYAML follows YAML 1.1, where `1e-5` is text, `no` is false, `1:30` is ninety and `010` is eight.
-Here a number is what any other tool takes for one, and only `true` and `false` are booleans.
+Here a number is what other tools take for one, and only `true` and `false` are booleans.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
+import yaml.cyaml
+from yaml.composer import Composer
+from yaml.constructor import SafeConstructor
+from yaml.resolver import Resolver
 
 from chainforge.core.errors import InputError
 
-# libyaml, where PyYAML was built with it, reads a recipe ten times as fast.
-_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
 # A recipe has hundreds of values. Aliases of aliases can stand for more than any memory holds.
 MOST_VALUES = 100_000
-MOST_LEVELS = 100  # libyaml's own recursion ends the process, not the reading
+MOST_LEVELS = 100
 
 MERGE = "tag:yaml.org,2002:merge"
 _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
@@ -36,16 +37,39 @@ _PLAIN = {
 }
 
 
-class _Loader(_SafeLoader):  # type: ignore[misc]
-    """YAML 1.2 that refuses duplicate keys, cycles, and aliases that stand for too much."""
+_CParser: Any = yaml.cyaml.CParser  # type: ignore[attr-defined]
+_Base: Any = type("_Base", (Composer, _CParser, SafeConstructor, Resolver), {})
+
+
+class _Loader(_Base):  # type: ignore[misc]
+    """YAML 1.2 that refuses duplicate keys, deep nesting, cycles, and aliases of too much.
+
+    libyaml parses; the nodes are composed here, since libyaml's own recursion has no limit.
+    """
 
     yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}
 
-    def get_single_node(self) -> Any:
-        """Return the document's node; raise for one that holds itself or is too large."""
-        node = super().get_single_node()
-        if node is not None:
-            _measure(node, {}, set())
+    def __init__(self, text: str) -> None:
+        _CParser.__init__(self, text)
+        for part in (Composer, SafeConstructor, Resolver):
+            part.__init__(self)
+        self.level = self.values = 0
+        self.sizes: dict[int, int] = {}  # of nodes: how many values each stands for
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Return a node; raise for one that is too deep, too large, or inside itself."""
+        event, before = self.peek_event(), self.values
+        self.level += 1
+        if self.level > MOST_LEVELS:
+            raise InputError(f"{_line(event)}: more than {MOST_LEVELS} levels of nesting")
+        node = super().compose_node(parent, index)
+        self.level -= 1
+        if isinstance(event, yaml.AliasEvent) and id(node) not in self.sizes:
+            raise InputError(f"{_line(event)}: an alias (*) inside what it names")
+        self.values += self.sizes.get(id(node), 1)
+        self.sizes[id(node)] = self.values - before
+        if self.values > MOST_VALUES:
+            raise InputError(f"{_line(event)}: aliases (*) stand for over {MOST_VALUES:,} values")
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -86,15 +110,14 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
 
 
 def yaml_value(text: str) -> Any:
-    """Return what a YAML text stands for; raise `InputError` where it is not YAML."""
+    """Return the value of a YAML text; raise `InputError` for text that is not YAML."""
     try:
-        _check_depth(text)
-        return yaml.load(text, _Loader)
+        return _Loader(text).get_single_data()
     except InputError:
         raise
     except yaml.YAMLError as error:
         raise InputError(f"not YAML: {' '.join(str(error).split())}") from None
-    # A tag such as !!timestamp or !!bool on a text that is none raises whatever Python raises.
+    # A tag such as !!timestamp on a text that has no date raises whatever Python raises.
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise InputError(f"a value does not fit its tag: {error}") from None
 
@@ -115,33 +138,6 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected `key: value` lines, found a {type(value).__name__}")
     return {str(key): item for key, item in value.items()}
-
-
-def _check_depth(text: str) -> None:
-    level = 0
-    for event in yaml.parse(text, _Loader):
-        level += isinstance(event, yaml.CollectionStartEvent)
-        level -= isinstance(event, yaml.CollectionEndEvent)
-        if level > MOST_LEVELS:
-            raise InputError(f"{_line(event)}: more than {MOST_LEVELS} levels of nesting")
-
-
-def _measure(node: Any, known: dict[int, int], above: set[int]) -> int:
-    """Return how many values a node stands for once its aliases are followed."""
-    mark = id(node)
-    if mark in above:
-        raise InputError(f"{_line(node)}: an alias (*) inside what it names")
-    if mark not in known:
-        if not isinstance(node, yaml.CollectionNode):
-            return 1
-        inner = node.value
-        if isinstance(node, yaml.MappingNode):
-            inner = [part for pair in inner for part in pair]
-        size = 1 + sum(_measure(part, known, above | {mark}) for part in inner)
-        if size > MOST_VALUES:
-            raise InputError(f"{_line(node)}: aliases (*) stand for over {MOST_VALUES:,} values")
-        known[mark] = size
-    return known[mark]
 
 
 def _line(node: Any) -> str:

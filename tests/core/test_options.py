@@ -21,12 +21,12 @@ def test_a_hint_is_near_in_meaning_or_in_spelling(key, option):
 
 
 def test_the_tables_name_options_that_some_recipe_has():
-    from chainforge.core.config import _hints
+    from chainforge.core.config import _fields
     from chainforge.core.paths import shipped
     from chainforge.doctor.material import kinds_of
 
     scripts = list(shipped("recipes").glob("*.py"))
-    known = {name for script in scripts for name in _hints(kinds_of(script))}
+    known = {name for script in scripts for name in _fields(kinds_of(script))}
     assert set(ALIASES) <= known
     assert set(RANGES) | set(WORDS) <= known
 
