@@ -148,7 +148,7 @@ ROWS = (
     Row("P8", "done twice after a SIGKILL", "TRL's default save settings",
         "one save interval; 0 rows", "lost_work", lost),
     Row("P9", "tokens to the best accuracy that plain GRPO comes to", "plain GRPO",
-        "1.3x fewer", "dynamic_sampling", own),
+        "1.3x fewer", "sample_efficiency", own),
     Row("G1", "GPU: GRPO step time, tokens/s", "raw TRL defaults",
         "the recipe's settings are the fastest found", "gpu_grpo", own),
     Row("G2", "GPU: SFT tokens/s", "raw TRL defaults", "as G1, at equal loss", "gpu_sft", own),

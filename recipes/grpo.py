@@ -6,11 +6,11 @@
 Every option is TRL's own (GRPOConfig, ModelConfig) but for those of the other classes below.
 `preset: modern` puts a file of `recipes/presets/` under the stage's own keys. With `beta` above 0
 the KL reference is the policy that the stage starts from, whatever `adapter` does with a LoRA
-adapter that it is given. `gate_pool` leaves out prompts that were always or never solved before,
-`dynamic_sampling` groups without right and wrong answers. `heldout_size` rows are evaluated
-meanwhile, and rules of `health` warn or stop; the stage ends after `max_zero_advantage_steps` that
-teach nothing. Every completion is kept with its rewards in `rollouts.jsonl`. `--random_rewards`
-turns the stage into its own control: the same steps on rewards that mean nothing.
+adapter that it is given. `gate_pool` leaves out prompts that were always or never solved before.
+`heldout_size` rows are evaluated during training, and the rules of `health` warn or stop; after
+`max_zero_advantage_steps` without a learning signal the stage ends. Every completion is saved with
+its rewards in `rollouts.jsonl`. `--random_rewards` turns the stage into its own control: the same
+steps on rewards that mean nothing.
 """
 
 from chainforge.core import process
@@ -22,17 +22,14 @@ from chainforge.generate.harvest import Recorder
 from chainforge.hub.export import check_push, push_signed
 from chainforge.rewards.reward import RewardArgs, check_applicable, check_overlong, load_rewards
 from chainforge.rewards.verify import start_pool
-from chainforge.train.callbacks import RolloutCallback
 from chainforge.train.checkpoints import check_saving
-from chainforge.train.dynamic import check_dynamic, train_on_mixed_groups
-from chainforge.train.guards import LearningGuard
 from chainforge.train.health import HealthCallback
-from chainforge.train.heldout import HeldoutCallback, chosen_step, hold_out
+from chainforge.train.heldout import RolloutCallback, chosen_step, hold_out
 from chainforge.train.loop import train
 from chainforge.train.matrix import check_supported
 from chainforge.train.methods import PolicyArgs, check_policy
 from chainforge.train.policy import open_policy, prepare
-from chainforge.train.rl import RLArgs
+from chainforge.train.rl_args import RLArgs
 from chainforge.train.stage import is_main_process, open_stage
 from chainforge.train.templates import load_tokenizer
 
@@ -62,7 +59,6 @@ def main() -> None:
         rewards = load_rewards(judges, set().union(*gated.rows))
         check_applicable(rewards, gated.rows)
         start_pool(gated.rows)
-        check_dynamic(rl, rewards)
         check_overlong(rewards, training.max_completion_length)
         check_batch(gated.rows, training.generation_batch_size, training.num_generations)
         training.reward_weights = [reward.weight for reward in rewards]
@@ -85,14 +81,12 @@ def main() -> None:
             eval_dataset=grpo_dataset(unseen) if unseen else None,
             processing_class=tokenizer,
             peft_config=start.peft_config,
-            callbacks=[RolloutCallback(recorder), HeldoutCallback(recorder),
-                       HealthCallback(rl, stage)],
-        )  # fmt: skip
+            callbacks=[RolloutCallback(recorder)],
+        )
         recorder.ends = set(trainer.eos_token_ids)
-        train_on_mixed_groups(trainer, rl, rewards)
         stage.notes["kl_reference"] = stage.notes["starts_from"] if training.beta else None
         stage.metrics |= {"gate": gated.counts} if gated.counts else {}
-        train(trainer, stage, LearningGuard(rl, rewards))
+        train(trainer, stage, HealthCallback(rl, stage, rewards))
         stage.notes |= chosen_step(trainer)
         if rl.log_rollouts and is_main_process():
             stage.metrics["rollouts"] = recorder.close()

@@ -306,7 +306,6 @@ FREE_KEYS = frozenset(
         "max_retries",
         "max_tokens_total",
         "max_usd",
-        "nonfinite_rewards",
         "outage_timeout",
         "prices",
         "project",

@@ -61,10 +61,7 @@ def _of(
         args = RewardArgs(rewards=[{"fn": "accuracy_reward"}], transcript=form)
     rewards = load_rewards(args, set().union(*rows))
     if step.stage.recipe == "grpo":
-        from chainforge.train.dynamic import check_dynamic
-
         check_overlong(rewards, int(material.training_of(context, step)["max_completion_length"]))
-        check_dynamic(material.settings(context, step)["RLArgs"], rewards)
     if args.random_rewards:
         yield Finding("warning", "rewards", "random_rewards: coin flips, as for a control", name)
         return

@@ -25,16 +25,6 @@ ROLLOUTS = "rollouts.jsonl"
 
 
 @dataclass
-class HarvestArgs:
-    """What is kept of the rollouts."""
-
-    log_rollouts: bool = field(
-        default=True,
-        metadata={"help": "Keep every completion with its rewards in rollouts.jsonl."},
-    )
-
-
-@dataclass
 class PoolArgs:
     """Samples that are there already."""
 
@@ -181,9 +171,9 @@ class Recorder:
     def _log_groups(self, rows: list[Row], log: Callable[[str, float], None]) -> None:
         """Log the shares of right and of well-formed completions, and of groups without a signal.
 
-        TRL takes the mean of what is logged, so that every completion and group counts once. Its
-        own `frac_reward_zero_std` misses groups: in float32 the mean of eight rewards of 1.2 is
-        not 1.2, so their deviation is not quite zero.
+        TRL takes the mean of what is logged, so every completion and group counts once. Its own
+        `frac_reward_zero_std` misses groups: in float32 the mean of eight rewards of 1.2 is not
+        1.2, so their deviation is not quite zero.
         """
         for row in rows:
             log("formatted", row["formatted"])
@@ -194,9 +184,9 @@ class Recorder:
             scores = gathered(scores)
         for start in range(0, len(scores), self._group):
             rewards, verdicts = zip(*scores[start : start + self._group])
-            log("groups/alike", len(set(rewards)) == 1)
+            log("frac_zero_advantage", len(set(rewards)) == 1)
             if self._verdicts:
-                log("groups/mixed_correctness", len(set(verdicts) - {None}) > 1)
+                log("frac_mixed_correctness", len(set(verdicts) - {None}) > 1)
 
     def close(self) -> int:
         """Make one file of all processes' rows, in the order of the steps; return how many.

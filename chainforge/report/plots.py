@@ -106,8 +106,8 @@ def training_plots(
 
 
 def _of_rl(series: Series) -> list[Wanted]:
-    # Our own count, where the stage kept it: TRL's misses groups for rounding.
-    alike = "groups/alike" if "groups/alike" in series else "frac_reward_zero_std"
+    # Our own count, where the stage logged it: rounding makes TRL's miss groups.
+    alike = "frac_zero_advantage" if "frac_zero_advantage" in series else "frac_reward_zero_std"
     found = ((key, re.fullmatch(r"rewards/(.+)/mean", key)) for key in sorted(series))
     functions = {key: match[1] for key, match in found if match}
     cut = "completions/clipped_ratio"

@@ -1,37 +1,59 @@
-"""What is written down while a trainer trains, and what a run that goes on takes up again."""
+"""Log, checkpoint, resume and stop while a trainer trains."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import os
+import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+import torch
+from transformers import TrainerCallback, TrainerState
 
+from chainforge.core.errors import Failed, Stopped
 from chainforge.core.jsonl import JsonLines, Row, read_rows, write_rows
-from chainforge.generate.harvest import Recorder
-from chainforge.generate.shards import own_file
-from chainforge.train import checkpoints
+from chainforge.core.process import leave_terminal, stop_signals
+from chainforge.train import checkpoints, trl_internals
 from chainforge.train.stage import Stage, is_main_process
 
-# Word of the progress is a file that is replaced: too much for each of many short steps.
-TELL_SECONDS = 0.2
+logger = logging.getLogger(__name__)
+
+# progress.json is replaced each time: too expensive for each of many short steps.
+PROGRESS_SECONDS = 0.2
+DIVERGED = (
+    "Lower learning_rate, set max_grad_norm (1.0 is usual) or warmup_steps, and look at the rows "
+    "or rewards of these steps; with fp16, use bf16. The last checkpoint is from before"
+)
+
+
+class NothingTrained(Failed):
+    """A training stage that took no step, changed no weight, or had nothing to learn from."""
+
+
+class NotFinite(Failed):
+    """A loss, a gradient, a weight or a reward that is NaN or infinite."""
+
+
+class RunIsOver(Exception):
+    """Raised when the checkpoint that was loaded is the end of the run."""
 
 
 class StageCallback(TrainerCallback):
-    """Append each log to `metrics.jsonl` and leave word of the progress."""
+    """Append each log to `metrics.jsonl`, report the progress, and stop when training diverges."""
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
         self.note = ""
-        self._told = 0.0
+        self._reported = 0.0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Forget the logs of steps that a resumed run will take again."""
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Remove the logs of steps that a resumed run trains again."""
         path = self.stage.path("metrics.jsonl")
         if not is_main_process():
             return
@@ -40,42 +62,42 @@ class StageCallback(TrainerCallback):
         self.stage.progress(state.global_step, state.max_steps, "steps")
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any
     ) -> None:
-        """Write the numbers down; what is not finite is written as null.
+        """Write the numbers, null where one is not finite; raise `NotFinite` for loss and gradient.
 
-        Not those of the whole run, which a resumed run would have for its own part only.
+        Not the summary of the whole run, which a resumed run would have for its own part only.
         """
-        if not is_main_process() or not logs or "train_runtime" in logs:
+        if not logs or "train_runtime" in logs:
             return
-        row: dict[str, Any] = {"step": state.global_step}
-        for key, value in logs.items():
-            if isinstance(value, int | float):
-                row[key] = value if math.isfinite(value) else None
-        with JsonLines(self.stage.path("metrics.jsonl")) as metrics:
-            metrics.append(row)
-        for key in ("reward", "loss"):
-            if isinstance(logs.get(key), int | float):
-                self.note = f"{key} {logs[key]:.3f}"
-                break
+        numbers = {key: value for key, value in logs.items() if isinstance(value, int | float)}
+        if is_main_process():
+            finite = {
+                key: value if math.isfinite(value) else None for key, value in numbers.items()
+            }
+            with JsonLines(self.stage.path("metrics.jsonl")) as metrics:
+                metrics.append({"step": state.global_step} | finite)
+        for key in ("loss", "reward"):
+            if key in numbers:
+                self.note = f"{key} {numbers[key]:.3f}"
+        # In fp16 a gradient may overflow: the scaler skips that step and lowers its scale.
+        for key in ("loss",) if args.fp16 else ("loss", "grad_norm"):
+            if not math.isfinite(numbers.get(key, 0.0)):
+                raise NotFinite(
+                    f"{key} is {numbers[key]} at step {state.global_step}: training has diverged. "
+                    f"{DIVERGED}"
+                )
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Move the bar, a few times a second and at the end."""
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Report the progress, a few times a second and at the end."""
         now = time.monotonic()
-        if now - self._told >= TELL_SECONDS or state.global_step >= state.max_steps:
+        if now - self._reported >= PROGRESS_SECONDS or state.global_step >= state.max_steps:
             self.stage.progress(state.global_step, state.max_steps, "steps", self.note)
-            self._told = now
+            self._reported = now
 
 
 def rows_until(path: Path, step: int) -> list[Row]:
-    """Return the rows of the steps that a checkpoint holds; none where a run begins anew.
+    """Return the rows up to a checkpoint's step; none where a run starts from the beginning.
 
     What is evaluated before the first step is logged as step 0, and will be again.
     """
@@ -83,100 +105,126 @@ def rows_until(path: Path, step: int) -> list[Row]:
     return [row for row in rows if row["step"] <= step]
 
 
-class RolloutCallback(TrainerCallback):
-    """Forget the rollouts of steps that a resumed run will take again."""
+class CheckpointCallback(TrainerCallback):
+    """Seal checkpoints, remove old ones only then, and resume exactly from them.
 
-    def __init__(self, recorder: Recorder) -> None:
-        self.recorder = recorder
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Cut the recorder's files to the step that training goes on from."""
-        self.recorder.resume(state.global_step)
-
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """See that a checkpoint never outlasts the rollouts it was trained on."""
-        path = own_file(self.recorder.path)
-        if path.exists():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-
-
-class ResumeCallback(TrainerCallback):
-    """Take up what transformers and TRL leave behind when a run goes on.
-
-    TRL's samplers draw each epoch's order from a generator of their own, which a resumed run
-    begins anew: it would take the first epoch's order again. The tokens that SFT has seen are
-    counted from 0 again.
+    Each comes with a log, so that sums between two logs are never divided. Must be the last
+    callback: it ends training when the state that was loaded is the end of the run.
     """
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
+        self.limit = trainer.args.save_total_limit
+        trainer.args.save_total_limit = None  # transformers would remove the last whole one first
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Draw, and drop, the orders of the epochs that are over; count tokens on."""
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Restore what transformers and TRL do not: the order of the data, the count of tokens.
+
+        TRL's samplers draw each epoch's order from a generator of their own, which starts from its
+        seed in a resumed run: draw the orders of finished epochs, and drop them.
+        """
+        if 0 < state.max_steps <= state.global_step or control.should_training_stop:
+            raise RunIsOver
         batches: Any = getattr(kwargs.get("train_dataloader"), "batch_sampler", None)
         while hasattr(batches, "batch_sampler"):  # several processes share one sampler's batches
             batches = batches.batch_sampler
         sampler: Any = getattr(batches, "sampler", None)
         if hasattr(sampler, "generator") and not hasattr(sampler, "set_epoch"):
             if sampler.generator is None:  # it would draw from what training itself draws from
-                sampler.generator = _seeded(args.seed if args.data_seed is None else args.data_seed)
+                seed = args.seed if args.data_seed is None else args.data_seed
+                sampler.generator = torch.Generator().manual_seed(seed)
             for _ in range(int(state.epoch or 0)):
                 next(iter(sampler), None)
         counts = [log["num_tokens"] for log in state.log_history if "num_tokens" in log]
-        if counts and hasattr(self.trainer, "_total_train_tokens"):
-            self.trainer._total_train_tokens = int(counts[-1])
+        if counts:
+            trl_internals.set_token_count(self.trainer, int(counts[-1]))
 
-
-def _seeded(seed: int) -> Any:
-    import torch
-
-    return torch.Generator().manual_seed(seed)
-
-
-class CheckpointCallback(TrainerCallback):
-    """Make checkpoints count once they are whole, and remove old ones only then.
-
-    Each comes with a log, so that what is summed up between logs is never cut in two.
-    """
-
-    def __init__(self, trainer: Any) -> None:
-        self.limit = trainer.args.save_total_limit
-        self.wait = trainer.accelerator.wait_for_everyone
-        trainer.args.save_total_limit = None  # transformers would remove the last whole one first
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Log before saving, before evaluating, which may save, and at the end."""
         ending = control.should_training_stop
         control.should_log |= control.should_save or control.should_evaluate or ending
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Do not write a checkpoint twice that the epoch's last step has just made."""
+    def on_epoch_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Do not write a checkpoint again that the epoch's last step has just written."""
         if checkpoints.is_sealed(_place(args, state)):
             control.should_save = False
         self.on_step_end(args, state, control)
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_save(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Seal the checkpoint when every process has written its part."""
-        self.wait()
+        self.trainer.accelerator.wait_for_everyone()
         if is_main_process():
             place = _place(args, state)
             checkpoints.seal(place)
             checkpoints.rotate(place.parent, self.limit, state.best_model_checkpoint)
-        self.wait()
+        self.trainer.accelerator.wait_for_everyone()
 
 
-def _place(args: TrainingArguments, state: TrainerState) -> Path:
+def _place(args: Any, state: TrainerState) -> Path:
     return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+
+
+class StopCallback(TrainerCallback):
+    """On SIGINT, SIGTERM or SIGHUP save a checkpoint and stop, at the next step to resume from.
+
+    In GRPO that is the end of a generation window: a checkpoint does not hold the completions that
+    are still to be trained on. A run that is killed before resumes from its last checkpoint. A
+    second Ctrl-C ends the process at once; SIGTERM may come twice, from a scheduler and from a
+    launcher that passes it on.
+    """
+
+    def __init__(self, trainer: Any, stage: Stage) -> None:
+        self.asked = 0
+        self._warned = False
+        self._stage = stage
+        self._window = checkpoints.window(trainer.args)
+        self._accelerator = trainer.accelerator
+
+    @contextlib.contextmanager
+    def on_signals(self) -> Iterator[None]:
+        """Note the signals instead of ending the process."""
+        before = {}
+        for number in stop_signals():
+            with contextlib.suppress(ValueError):  # not in the main thread
+                before[number] = signal.signal(number, self._note)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        leave_terminal()
+        if self.asked and number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.asked = self.asked or number
+
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Save and stop if any process was asked to, all of them at the same step."""
+        past = state.global_step % self._window
+        if past == 0 and self._accelerator.num_processes > 1:
+            mine = torch.tensor([self.asked], device=self._accelerator.device)
+            self.asked = int(self._accelerator.gather(mine).max())
+        if not self.asked or control.should_training_stop:
+            return
+        name, step = signal.Signals(self.asked).name, state.global_step
+        if past:
+            end = step - past + self._window
+            words = f"{name}: stopping after step {end}, the end of this generation window"
+            if not self._warned:
+                logger.warning("%s; if killed before, resume from the last checkpoint", words)
+            self._warned = True
+        else:
+            words = f"{name}: stopping after step {step}"
+            control.should_save = control.should_training_stop = True
+        self._stage.progress(step, state.max_steps, "steps", words)
+
+    def check(self, state: TrainerState) -> None:
+        """Raise `Stopped` when a signal has ended training before its last step."""
+        if self.asked and state.global_step < state.max_steps:
+            raise Stopped(
+                f"by {signal.Signals(self.asked).name} after step {state.global_step} of "
+                f"{state.max_steps}; run the same command again to resume from there",
+                128 + self.asked,
+            )

@@ -1,8 +1,8 @@
-"""Checkpoints that count only when they are whole, and settings under which going on is exact.
+"""Checkpoints that count only when they are whole, and settings that allow an exact resume.
 
-transformers takes the checkpoint with the highest number, whole or not, and would go on from one
-whose optimizer is missing or whose weights have a flipped bit. Here a checkpoint counts once
-`sealed.json` is in it, which is written last and holds the SHA-256 of every other file.
+transformers resumes from the checkpoint with the highest number, even if its optimizer is missing
+or its weights have a flipped bit. Here a checkpoint counts once it contains `sealed.json`, which is
+written last and has the SHA-256 of every other file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def seal(checkpoint: Path) -> None:
-    """Write down what every file of a checkpoint holds; from now on it counts.
+    """Write the hash of every file of a checkpoint; from now on it counts.
 
     Every file is forced to disk first, so that not even a power cut leaves a seal without them.
     """
@@ -41,15 +41,15 @@ def seal(checkpoint: Path) -> None:
 
 
 def is_sealed(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written to its end."""
+    """Return whether a checkpoint was written to its end."""
     return (checkpoint / SEAL).is_file()
 
 
 def last_good(directory: Path, processes: int = 1) -> Path | None:
-    """Return the newest whole checkpoint; set newer ones that are not whole aside, and say so.
+    """Return the newest whole checkpoint; rename newer ones that are damaged, with a warning.
 
-    Raises `InputError` when it was made by another number of processes, which would go on with
-    other batches and other random numbers.
+    Raises `InputError` when it was written by another number of processes, which would continue
+    with other batches and other random numbers.
     """
     newest_first = _all(directory)[::-1]
     for path in newest_first:
@@ -58,7 +58,7 @@ def last_good(directory: Path, processes: int = 1) -> Path | None:
             _check_processes(path, processes)
             return path
         if path is newest_first[0]:
-            forget_asides(directory)  # of earlier runs: they are as large as a checkpoint
+            remove_damaged(directory)  # of earlier runs, each as large as a checkpoint
         aside = path.with_name(f"{ASIDE}{path.name}")
         path.rename(aside)
         logger.warning("%s is not whole (%s): set aside as %s", path, fault, aside.name)
@@ -71,7 +71,7 @@ def damage(checkpoint: Path) -> str | None:
     The best checkpoint so far, which a run may end with, must be whole too.
     """
     if not is_sealed(checkpoint):
-        return f"it was cut while it was written: it has no {SEAL}"
+        return f"it was not written to its end: it has no {SEAL}"
     try:
         files = read_json(checkpoint / SEAL)["files"]
         for name in files:
@@ -80,11 +80,11 @@ def damage(checkpoint: Path) -> str | None:
         found = _digests([checkpoint / name for name in files])
         for (name, digest), other in zip(files.items(), found, strict=True):
             if digest != other:
-                return f"{name} is not what was written"
+                return f"{name} has changed since it was written"
         state = read_json(checkpoint / "trainer_state.json")
         best = state.get("best_model_checkpoint")
     except (InputError, KeyError, AttributeError, TypeError, OSError):
-        return f"{SEAL} cannot be read"
+        return f"{SEAL} is not readable"
     if best and Path(best).name != checkpoint.name:
         fault = damage(checkpoint.with_name(Path(best).name))
         return f"the best checkpoint before it, {Path(best).name}: {fault}" if fault else None
@@ -94,8 +94,8 @@ def damage(checkpoint: Path) -> str | None:
 def rotate(directory: Path, limit: int | None, best: str | None) -> None:
     """Remove all but the newest `limit` whole checkpoints and the best one.
 
-    For after the newest is sealed: transformers' own rotation comes before that, and so may
-    remove the only whole one; it also counts what is not whole.
+    Call it after the newest is sealed. transformers' own rotation comes before that, so it may
+    remove the only whole one.
     """
     if not limit:
         return
@@ -103,26 +103,26 @@ def rotate(directory: Path, limit: int | None, best: str | None) -> None:
     keep = {path.name for path in whole[-limit:]} | {Path(best).name if best else ""}
     for path in _all(directory):
         if path.name not in keep:
-            (path / SEAL).unlink(missing_ok=True)  # what a cut removal leaves does not count
+            (path / SEAL).unlink(missing_ok=True)  # a removal that is interrupted leaves none
             shutil.rmtree(path, ignore_errors=True)
 
 
 def cut_short(directory: Path) -> Path | None:
-    """Return the file written last of a checkpoint that was not written to its end."""
+    """Return the last file of a checkpoint that was not written to its end."""
     cut = [path for path in _all(directory) if not is_sealed(path)]
     files = [file for path in cut for file in path.rglob("*") if file.is_file()]
     return max(files, key=lambda file: file.stat().st_mtime_ns, default=None)
 
 
-def forget_unsealed(directory: Path) -> None:
+def remove_unsealed(directory: Path) -> None:
     """Remove checkpoints that were not written to their end."""
     for path in _all(directory):
         if not is_sealed(path):
             shutil.rmtree(path, ignore_errors=True)
 
 
-def forget_asides(directory: Path) -> None:
-    """Remove what `last_good` set aside."""
+def remove_damaged(directory: Path) -> None:
+    """Remove what `last_good` renamed."""
     for path in directory.glob(f"{ASIDE}*"):
         shutil.rmtree(path, ignore_errors=True)
 
@@ -150,29 +150,29 @@ def _check_processes(checkpoint: Path, processes: int) -> None:
     made_by = max(1, len(list(checkpoint.glob("rng_state_*.pth"))))
     if made_by != processes:
         raise InputError(
-            f"{checkpoint} was made by {made_by} processes, and this run has {processes}: it would "
-            f"not go on as it began. Launch {made_by} processes, or delete {checkpoint.parent} to "
-            "begin anew"
+            f"{checkpoint} was made by {made_by} processes, and this run has {processes}, so it "
+            f"would not resume exactly. Launch {made_by} processes, or delete {checkpoint.parent} "
+            "to start from the beginning"
         )
 
 
 def check_saving(args: Any) -> None:
-    """Refuse settings under which a run that was cut cannot go on, or not to the same end."""
+    """Raise `InputError` for settings under which an interrupted run cannot resume exactly."""
     for name, why in {
-        "save_only_model": "leaves out the optimizer, so that a run could not go on",
-        "ignore_data_skip": "begins the data anew when a run goes on",
+        "save_only_model": "leaves out the optimizer, so a run could not resume",
+        "ignore_data_skip": "starts the data from the beginning when a run resumes",
     }.items():
         if getattr(args, name, False):
             raise InputError(f"{name}: it {why}; leave it out")
     if getattr(args, "resume_from_checkpoint", None):
         raise InputError(
-            "resume_from_checkpoint: leave it out; a stage finds its last whole checkpoint itself"
+            "resume_from_checkpoint: leave it out; a stage resumes from its last whole checkpoint"
         )
     check_save_steps(args)
 
 
 def check_save_steps(args: Any) -> None:
-    """Refuse checkpoints inside a generation window of GRPO, where going on is not exact.
+    """Refuse checkpoints inside a generation window of GRPO, where a resume is not exact.
 
     A checkpoint does not hold the completions that are still to be trained on.
     """
@@ -187,18 +187,18 @@ def check_save_steps(args: Any) -> None:
     if value < 1 or int(value) % steps:
         near = max(steps, int(value) // steps * steps)
         raise InputError(
-            f"{key}: {value} falls inside a generation window of {steps} steps, where a run that "
-            f"goes on would differ (steps_per_generation {args.steps_per_generation} x "
-            f"num_iterations {args.num_iterations} / gradient_accumulation_steps "
+            f"{key}: {value} falls inside a generation window of {steps} steps, where a resumed "
+            f"run would differ (steps_per_generation {args.steps_per_generation} x num_iterations "
+            f"{args.num_iterations} / gradient_accumulation_steps "
             f"{args.gradient_accumulation_steps}); use a multiple of {steps}, such as {near}"
         )
 
 
 def window(args: Any) -> int:
-    """Return how many steps train on one generation: a run goes on exactly from between two.
+    """Return how many steps train on one generation; a resume is exact between two of them.
 
-    1 where generations do not outlast a step. Raises `InputError` for settings of GRPO under which
-    steps and generations do not end together.
+    1 where a generation is used within one step. Raises `InputError` for settings of GRPO with
+    which steps and generations do not end together.
     """
     if not hasattr(args, "num_iterations"):
         return 1
@@ -207,8 +207,8 @@ def window(args: Any) -> int:
     if used % accumulated and accumulated % used:
         raise InputError(
             f"gradient_accumulation_steps ({accumulated}) and steps_per_generation x num_iterations"
-            f" ({used}): neither divides the other, so that a step may train on two generations "
-            "and a run that was cut could not go on exactly; make one a multiple of the other"
+            f" ({used}): neither divides the other, so a step may train on two generations and an "
+            "interrupted run could not resume exactly; make one a multiple of the other"
         )
     return int(max(1, used // accumulated))
 

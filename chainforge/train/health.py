@@ -1,175 +1,290 @@
-"""Watch over RL while it runs: say what goes wrong, once, and stop it where that was asked for.
+"""Watch RL while it trains: warn when a metric leaves its healthy range, stop without a signal.
 
-The rules are in `symptoms.py`. What they find goes to the log, to `health.jsonl` and into the
-manifest, once for each episode: an episode is over when a rule has been silent for `PAUSE` logs.
+A finding goes to the log, to `health.jsonl` and into the manifest, once for each episode: an
+episode ends when a rule has not fired for `PAUSE` logs. Everything is computed from the logs, which
+a checkpoint has as well, so a resumed run finds and decides the same.
+
+Limits: axolotl, docs/training_stability.qmd, "Key Metrics for RL (GRPO)"; DAPO (arXiv 2503.14476),
+sections 3 and 4.3.
 """
 
 from __future__ import annotations
 
-import inspect
+import dataclasses
 import logging
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 from chainforge.core.errors import InputError, Stopped, hint
 from chainforge.core.jsonl import JsonLines, Row, write_rows
-from chainforge.generate.shards import world_size
-from chainforge.train.callbacks import rows_until
+from chainforge.rewards.reward import Reward
+from chainforge.train.callbacks import NotFinite, NothingTrained, rows_until
+from chainforge.train.rl_args import RLArgs
 from chainforge.train.stage import Stage, is_main_process
-from chainforge.train.symptoms import RULES
-from chainforge.train.trends import Finding
 
 logger = logging.getLogger(__name__)
 
 HEALTH = "health.jsonl"
 ACTIONS = ("warn", "stop", "off")
 PAUSE = 8
-FAILED = 1  # exit code: the stage is not done, and the same again would end the same
-
-
-@dataclass
-class HealthArgs:
-    """What is watched, and what a finding leads to."""
-
-    health: Literal["warn", "stop", "off"] = field(
-        default="warn",
-        metadata={
-            "help": "What follows when a rule finds RL unwell: a warning, a stop of the stage "
-            "(its checkpoints stay), or nothing at all."
-        },
-    )
-    health_rules: dict[str, Any] = field(
-        default_factory=dict,
-        metadata={
-            "help": "Rules with another action or other thresholds, such as {truncated: stop, "
-            "kl_growth: {action: warn, most: 1.0}}. Rules: " + ", ".join(RULES) + "."
-        },
-    )
+ZERO_ADVANTAGE = "frac_zero_advantage"
+TRUNCATED = "completions/clipped_ratio"
+Values = Sequence[tuple[int, float]]  # steps and what was logged there
 
 
 @dataclass(frozen=True)
-class Watch:
-    """A rule with its action and thresholds."""
+class Rule:
+    """A metric and the limit that its mean over the last `window` logs must not pass."""
 
-    name: str
-    action: str
-    thresholds: Mapping[str, float]
+    metric: str
+    limit: float
+    above: bool  # whether it fires above or below the limit
+    means: str
+    change: str
+    window: int = 8
+    action: str = "warn"
 
-    def look(self, history: list[Row]) -> Finding | None:
-        """Return what the rule finds."""
-        return RULES[self.name](history, **self.thresholds)
+    def seen(self, values: Values) -> str | None:
+        """Return the mean, its steps and the limit when the rule fires."""
+        last = values[-self.window :]
+        if len(last) < self.window:
+            return None
+        mean = fmean(value for _, value in last)
+        if not (mean > self.limit if self.above else mean < self.limit):
+            return None
+        side = "above" if self.above else "below"
+        steps = f"steps {last[0][0]}-{last[-1][0]}"
+        return f"{self.metric} is {mean:.3g} ({steps}), {side} {self.limit:g}"
+
+    def finding(self, values: Values) -> str | None:
+        """Return what is seen, unless an episode of the rule has begun before the last value."""
+        values = values[-self.window - PAUSE :]
+        if not values or any(self.seen(values[:-n]) for n in range(1, PAUSE + 1)):
+            return None
+        return self.seen(values)
 
 
-def watches(args: HealthArgs) -> list[Watch]:
-    """Return the rules that are to be applied; raise `InputError` for what is none."""
+RULES = {
+    "truncated": Rule(
+        TRUNCATED,
+        0.3,
+        above=True,
+        means="a completion that is cut off has no answer and gets no reward, right or wrong",
+        change="a larger `max_completion_length`; or `mask_truncated_completions: true` and the "
+        "reward `soft_overlong`, as in `preset: modern`",
+    ),
+    "zero_advantage": Rule(
+        ZERO_ADVANTAGE,
+        0.8,
+        above=True,
+        means="in most groups all completions have the same reward, so most of what is generated "
+        "trains nothing: the prompts are too easy or too hard for this policy",
+        change="`tasks` of another difficulty, or `gate_pool` with pass rates of this policy; a "
+        "larger `num_generations`",
+    ),
+    "entropy_collapse": Rule(
+        "entropy",
+        0.01,
+        above=False,
+        means="the policy writes nearly the same completion each time and stops exploring",
+        change="`epsilon_high: 0.28` with several updates per rollout; a lower `learning_rate`; "
+        "`temperature: 1.0`; `beta` above 0, or `entropy_coef`",
+    ),
+    "kl_growth": Rule(
+        "kl",
+        0.5,
+        above=True,
+        means="the policy is moving far from the one it started from: it loses other abilities, "
+        "or exploits a reward",
+        change="a larger `beta`; a lower `learning_rate`; see `rollouts.jsonl` for what is "
+        "rewarded",
+    ),
+}
+
+
+def active_rules(args: RLArgs) -> dict[str, Rule]:
+    """Return the rules to apply, with the user's actions and limits; raise `InputError`."""
     for name in args.health_rules:
         if name not in RULES:
             raise InputError(f"health_rules: no rule {name!r}; {hint(str(name), RULES)}")
-    found = []
+    found = {}
     for name, rule in RULES.items():
         own = args.health_rules.get(name, {})
-        # YAML reads a bare off as false.
-        given = dict(own) if isinstance(own, Mapping) else {"action": own}
-        action = given.pop("action", args.health)
-        action = "off" if action is False else action
-        if action not in ACTIONS:
-            raise InputError(f"health_rules: {name}: {action!r} is none of {', '.join(ACTIONS)}")
-        known = list(inspect.signature(rule).parameters)[1:]
-        for key, value in given.items():
-            where = f"health_rules: {name}: {key}"
-            if key not in known:
-                raise InputError(f"{where}: no such threshold; {hint(str(key), known)}")
-            if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-                raise InputError(f"{where}: expected a number from 0, found {value!r}")
-            if key in ("window", "evaluations") and (value != int(value) or value < 2):
-                raise InputError(f"{where}: expected a whole number from 2, found {value!r}")
-        if action != "off":
-            found.append(Watch(name, action, given))
+        changes = dict(own) if isinstance(own, Mapping) else {"action": own}
+        changes.setdefault("action", args.health)
+        if changes["action"] is False:  # YAML reads a bare off as false
+            changes["action"] = "off"
+        _check_changes(f"health_rules: {name}", changes)
+        if changes["action"] != "off":
+            found[name] = dataclasses.replace(rule, **changes)
     return found
 
 
+def _check_changes(where: str, changes: Mapping[str, Any]) -> None:
+    known = ("action", "limit", "window")
+    for key, value in changes.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if key not in known:
+            raise InputError(f"{where}: no such key {key!r}; {hint(str(key), known)}")
+        if key == "action" and value not in ACTIONS:
+            raise InputError(f"{where}: action: expected {', '.join(ACTIONS)}, found {value!r}")
+        if key == "limit" and not (number and value >= 0):
+            raise InputError(f"{where}: limit: expected a number >= 0, found {value!r}")
+        if key == "window" and (not isinstance(value, int) or value < 2):
+            raise InputError(f"{where}: window: expected a whole number >= 2, found {value!r}")
+
+
 class HealthCallback(TrainerCallback):
-    """Apply the rules to each log."""
+    """Apply the rules to each log; end RL that has nothing to learn from."""
 
-    def __init__(self, args: HealthArgs, stage: Stage) -> None:
-        self.watches = watches(args)
-        self.stage = stage
-        self.history: list[Row] = []
-        self.silent: dict[str, int] = {}  # logs since a rule last fired, while an episode lasts
+    def __init__(self, args: RLArgs, stage: Stage, rewards: Sequence[Reward] = ()) -> None:
+        self.args, self.stage, self.rewards = args, stage, rewards
+        self.rules = active_rules(args)
+        self.values: dict[str, list[tuple[int, float]]] = {}
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Take up the logs of steps before; forget what was found in steps to be taken again."""
-        if not is_main_process():
-            return
-        self.history = rows_until(self.stage.path("metrics.jsonl"), state.global_step)
-        found = rows_until(self.stage.path(HEALTH), state.global_step)
-        if found or self.stage.path(HEALTH).exists():
-            write_rows(self.stage.path(HEALTH), found)
-        self.stage.notes["health"] = found
-        self.silent = {watch.name: 0 for watch in self.watches if watch.look(self.history)}
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Read the logs of earlier steps; forget findings of steps that are trained again."""
+        if is_main_process():
+            self.values = {}
+            for row in rows_until(self.stage.path("metrics.jsonl"), state.global_step):
+                self._add(row["step"], row)
+            found = rows_until(self.stage.path(HEALTH), state.global_step)
+            if found or self.stage.path(HEALTH).exists():
+                write_rows(self.stage.path(HEALTH), found)
+            self.stage.notes["health"] = found
+        self._check_signal(state, control)
+
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Raise `NotFinite` for a reward that is not finite: it may silence a whole group."""
+        for reward in self.rewards:
+            if reward.nonfinite:
+                raise NotFinite(
+                    f"reward {reward.__name__} returned {reward.nonfinite}, at step "
+                    f"{state.global_step}. Fix the function (a division by zero, the logarithm of "
+                    "zero?), or let it return None where it does not apply, and run the same "
+                    "command again"
+                )
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any
     ) -> None:
-        """Look at what was logged; raise `Stopped` in every process when a rule says so."""
+        """Report findings; raise `Stopped` in every process when a rule's action is stop."""
         reason = None
         if is_main_process() and logs:
-            numbers = {
-                key: value
-                for key, value in logs.items()
-                if isinstance(value, int | float) and math.isfinite(value)
-            }
-            self.history.append({"step": state.global_step} | numbers)
-            reason = self._look(state.global_step)
-        if any(watch.action == "stop" for watch in self.watches):
-            reason = _of_main(reason)
+            self._add(state.global_step, logs)
+            reason = self._report(state.global_step)
+        if any(rule.action == "stop" for rule in self.rules.values()):
+            reason = _of_main_process(reason)
         if reason:
-            raise Stopped(reason, FAILED)
+            raise Stopped(reason, 1)  # not done, and the same settings would end the same
+        self._check_signal(state, control)
 
-    def _look(self, step: int) -> str | None:
-        """Report what is new; return why to stop, if a rule says so."""
+    def _add(self, step: int, logs: Mapping[str, Any]) -> None:
+        for rule in self.rules.values():
+            value = logs.get(rule.metric)
+            if isinstance(value, int | float) and math.isfinite(value):
+                self.values.setdefault(rule.metric, []).append((step, value))
+
+    def _report(self, step: int) -> str | None:
+        """Write down what is new at this step; return why to stop, if a rule says so."""
         reason = None
-        for watch in self.watches:
-            finding = watch.look(self.history)
-            if finding is None:
-                if watch.name in self.silent:
-                    self.silent[watch.name] += 1
-                    if self.silent[watch.name] >= PAUSE:
-                        del self.silent[watch.name]
+        for name, rule in self.rules.items():
+            values = self.values.get(rule.metric, ())
+            seen = rule.finding(values) if values and values[-1][0] == step else None
+            if seen is None:
                 continue
-            known = watch.name in self.silent
-            self.silent[watch.name] = 0
-            if known:
-                continue
-            row = {"step": step, "rule": watch.name, "action": watch.action} | asdict(finding)
+            row: Row = {"step": step, "rule": name, "action": rule.action, "seen": seen}
+            row |= {"means": rule.means, "change": rule.change}
             with JsonLines(self.stage.path(HEALTH)) as lines:
                 lines.append(row)
             self.stage.notes["health"].append(row)
-            text = (
-                f"step {step}, {watch.name}: {finding.seen}. It usually means that "
-                f"{finding.means}. What to change: {finding.change}."
-            )
+            text = f"step {step}, {name}: {seen}. It usually means: {rule.means}. "
+            text += f"What to change: {rule.change}."
             logger.warning("health, %s", text)
-            if watch.action == "stop":
-                reason = reason or f"{text} To go on: `health_rules: {{{watch.name}: warn}}`."
+            if rule.action == "stop":
+                reason = reason or f"{text} To continue: `health_rules: {{{name}: warn}}`."
         return reason
 
+    def _check_signal(self, state: TrainerState, control: Any) -> None:
+        """End training after too many steps without a signal, or raise `NothingTrained`."""
+        limit = self.args.max_zero_advantage_steps
+        done = learnt(state.log_history, limit) if limit > 0 else None
+        if done:
+            at = f"after step {state.global_step} of {state.max_steps}"
+            self.stage.notes["stopped_early"] = f"{at}, since {done}"
+            control.should_training_stop = True
 
-def _of_main(reason: str | None) -> str | None:
-    """Return the first process's answer in every process: all stop, or none does."""
-    if world_size() == 1:
-        return reason
+
+def learnt(logs: Sequence[Row], limit: int) -> str | None:
+    """Return why nothing is left to learn, or None while there is a signal or too few steps.
+
+    Raises `NothingTrained` when there never was a signal, when the policy has become worse, or
+    when no completion ended, for `limit` steps.
+    """
+    if not logs or "train_runtime" in logs[-1]:
+        return None
+    if steps_at_one(logs, TRUNCATED) >= limit:
+        length = logs[-1].get("completions/max_length", math.nan)
+        raise NothingTrained(
+            f"for {limit} steps every completion was cut off at max_completion_length "
+            f"({length:.0f} tokens), so no answer was ever finished. Raise max_completion_length, "
+            f"or see that the model ends its turn (its end-of-sequence token). {_LIMIT}"
+        )
+    idle = steps_at_one(logs, ZERO_ADVANTAGE)
+    if idle < limit:
+        return None
+    first = int(logs[-1]["step"]) - idle
+    before, now = _mean_reward(logs, first - limit, first), _mean_reward(logs, first)
+    if first == 0:
+        level = "no completion had a reward" if now is None else f"on average {now:.3f}"
+        raise NothingTrained(
+            f"in all {idle} steps the completions of every group had the same reward ({level}). "
+            "If that is the lowest reward, the tasks are too hard or the format is not known yet: "
+            "train a cold start first, take easier tasks, raise num_generations or temperature, or "
+            "add a reward that tells bad from worse; see rollouts.jsonl. If it is the highest, "
+            f"take harder tasks or leave the stage out. {_LIMIT}"
+        )
+    if before is None or now is None or now < before:
+        fell = "" if before is None or now is None else f" and fell from {before:.3f} to {now:.3f}"
+        raise NothingTrained(
+            f"for {idle} steps the completions of every group had the same reward{fell}: the "
+            "policy has collapsed. Start again with a lower learning_rate, a higher temperature or "
+            f"`beta` above 0; an earlier checkpoint may be better than this one. {_LIMIT}"
+        )
+    return (
+        f"in the last {idle} steps all completions of every group had the same reward, no lower "
+        f"than before ({now:.3f} and {before:.3f}): nothing is left to learn from these tasks"
+    )
+
+
+_LIMIT = "`max_zero_advantage_steps` sets how long to wait"
+
+
+def steps_at_one(logs: Sequence[Row], key: str) -> int:
+    """Return for how many steps, up to the last log, a share has been 1; logs without it count."""
+    logged = [log for log in logs if log.get(key) is not None]
+    if not logged:
+        return 0
+    below = [log["step"] for log in logged if log[key] < 1]
+    return int(logs[-1]["step"]) - int(below[-1] if below else 0)
+
+
+def _mean_reward(logs: Sequence[Row], after: int, until: float = math.inf) -> float | None:
+    rewards = [
+        log["reward"]
+        for log in logs
+        if log.get("reward") is not None and after < log["step"] <= until
+    ]
+    return fmean(rewards) if rewards else None
+
+
+def _of_main_process(reason: str | None) -> str | None:
+    """Return the first process's reason in every process: all stop, or none does."""
     from accelerate.utils import broadcast_object_list
 
     answer = [reason]

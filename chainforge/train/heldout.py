@@ -1,73 +1,52 @@
 """Accuracy on held-out rows while RL runs, by TRL's own evaluation.
 
-TRL evaluates with the engine that it trains with, whatever that is: transformers, vLLM, sharded
-weights. What it lacks is done here: rows of the validation split, strict accuracy whatever the
-rewards are, and random numbers that are given back afterwards, so that a run with evaluations
-trains, resumes and ends exactly as one without (but with vLLM, whose numbers are its own).
+TRL evaluates with the engine that it trains with: transformers, vLLM, sharded weights. Added here:
+rows of the validation split, strict accuracy whatever the rewards are, and random states that are
+restored afterwards, so that a run with evaluations trains, resumes and ends exactly as one without
+(except with vLLM, which has its own random numbers).
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import random
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Row, has_answer
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.generate.harvest import Recorder
+from chainforge.generate.shards import own_file
+from chainforge.train.rl_args import RLArgs
 
 logger = logging.getLogger(__name__)
 
 ACCURACY = "eval_accuracy"
 
 
-@dataclass
-class HeldoutArgs:
-    """Held-out rows during RL."""
+def hold_out(args: RLArgs, tasks: TaskArgs, transcript: str, training: Any) -> list[Row]:
+    """Return the held-out Examples, evenly of all tasks, and set the GRPOConfig to evaluate them.
 
-    heldout_size: int = field(
-        default=0,
-        metadata={
-            "help": "Number of rows of the tasks' validation split on which accuracy is measured "
-            "while training; 0: none. 100 rows tell ten points apart, hardly less."
-        },
-    )
-    heldout_steps: int | None = field(
-        default=None,
-        metadata={"help": "Measure every so many steps, and at the end; `save_steps` if left out."},
-    )
-    keep_best: bool = field(
-        default=False,
-        metadata={
-            "help": "Leave the checkpoint with the best held-out accuracy as the stage's model, "
-            "not the last; ties go to the earlier."
-        },
-    )
-
-
-def hold_out(args: HeldoutArgs, tasks: TaskArgs, transcript: str, training: Any) -> list[Row]:
-    """Return the held-out Examples, evenly of all tasks, and tell a GRPOConfig to evaluate them.
-
-    Raises `InputError` when the tasks train on their validation split, or have too little of it,
-    and for numbers that do not go together.
+    Raises `InputError` when the tasks train on their validation split, when it is too small, and
+    for settings that do not fit together.
     """
     if args.heldout_size < 0:
         raise InputError(f"heldout_size: expected 0 or more, found {args.heldout_size}")
     if not args.heldout_size:
         if args.heldout_steps is not None or args.keep_best:
-            raise InputError("heldout_steps, keep_best: go with heldout_size, which is not set")
+            raise InputError("heldout_steps, keep_best: need heldout_size, which is not set")
         return []
     _schedule(args, training)
     count, rest = divmod(args.heldout_size, len(tasks.tasks) or 1)
     if not count:
         raise InputError(
-            f"heldout_size: {args.heldout_size} rows are not one for each of the "
+            f"heldout_size: {args.heldout_size} is less than one row for each of the "
             f"{len(tasks.tasks)} tasks"
         )
     others = []
@@ -75,8 +54,8 @@ def hold_out(args: HeldoutArgs, tasks: TaskArgs, transcript: str, training: Any)
         split = task.get("split", "train")
         if split in ("validation", "all"):
             raise InputError(
-                f"heldout_size: tasks[{number}] trains on split {split}, which has the held-out "
-                "rows; train on `split: train`"
+                f"heldout_size: tasks[{number}] trains on split {split}, which contains the "
+                "held-out rows; train on `split: train`"
             )
         others.append(task | {"split": "validation", "size": count + (number < rest)})
     try:
@@ -88,14 +67,14 @@ def hold_out(args: HeldoutArgs, tasks: TaskArgs, transcript: str, training: Any)
     return rows
 
 
-def _schedule(args: HeldoutArgs, training: Any) -> None:
-    """Set TRL's own keys."""
+def _schedule(args: RLArgs, training: Any) -> None:
+    """Set TRL's own keys for evaluation, and for the choice of the best checkpoint."""
     from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
     saving = training.save_strategy == SaveStrategy.STEPS
     steps = args.heldout_steps or (int(training.save_steps) if saving else 0)
     if steps < 1:
-        raise InputError("heldout_steps: say every how many steps, 1 or more")
+        raise InputError("heldout_steps: expected a number of steps, 1 or more")
     training.eval_strategy, training.eval_steps = IntervalStrategy.STEPS, steps
     training.do_eval = training.eval_on_start = True
     training.num_generations_eval = training.num_generations_eval or 1
@@ -112,9 +91,9 @@ def _schedule(args: HeldoutArgs, training: Any) -> None:
 
 
 def _batch(size: int, training: Any) -> int:
-    """Return the largest even share of the completions that a process can take at once.
+    """Return the largest batch that divides the completions evenly among the processes.
 
-    accelerate would fill an uneven last batch with rows that it has counted already.
+    accelerate would fill an uneven last batch with rows that are counted already.
     """
     group, world = training.num_generations_eval, training.world_size
     most = max(training.per_device_train_batch_size, training.per_device_eval_batch_size)
@@ -123,7 +102,7 @@ def _batch(size: int, training: Any) -> int:
         if completions % (batch * world) == 0 and batch * world % group == 0:
             return batch
     raise InputError(
-        f"heldout_size: {size} rows with {group} completions each cannot be shared evenly by "
+        f"heldout_size: {size} rows with {group} completions each do not divide evenly among "
         f"{world} processes; make it a multiple of {world}"
     )
 
@@ -150,35 +129,38 @@ def chosen_step(trainer: Any) -> dict[str, Any]:
     }
 
 
-class HeldoutCallback(TrainerCallback):
-    """Give evaluations random numbers of their own, and keep them out of the rollouts.
+class RolloutCallback(TrainerCallback):
+    """Keep the rollout log in step with checkpoints, and evaluations out of it.
 
-    Every evaluation draws the same numbers, so that two differ by their policies alone.
+    An evaluation has random numbers of its own, the same each time, so that two evaluations differ
+    by their policies alone and training continues as if there had been none.
     """
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
         self._before: dict[str, Any] | None = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Make way for the evaluation before the first step; a resumed run has made it."""
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Remove rollouts of steps that a resumed run trains again; prepare a first evaluation."""
+        self.recorder.resume(state.global_step)
         args.eval_on_start = args.eval_on_start and state.global_step == 0
         if args.eval_on_start:
             self._begin(args)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Make way for an evaluation that comes after this step."""
+    def on_save(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Force the rollouts to disk: a checkpoint must not outlive those it was trained on."""
+        path = own_file(self.recorder.path)
+        if path.exists():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Prepare an evaluation that follows this step."""
         if control.should_evaluate:
             self._begin(args)
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Go on as if there had been none."""
+    def on_evaluate(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Restore the random states."""
         if self._before is None:
             return
         random.setstate(self._before["python"])
@@ -188,7 +170,7 @@ class HeldoutCallback(TrainerCallback):
             torch.cuda.random.set_rng_state_all(self._before["cuda"])
         self._before, self.recorder.held_out = None, False
 
-    def _begin(self, args: TrainingArguments) -> None:
+    def _begin(self, args: Any) -> None:
         self._before = {
             "python": random.getstate(),
             "numpy": np.random.get_state(),
@@ -196,7 +178,7 @@ class HeldoutCallback(TrainerCallback):
             "cuda": torch.cuda.random.get_rng_state_all() if torch.cuda.is_available() else [],
         }
         self.recorder.held_out = True
-        # As transformers seeds processes apart; the seed of training itself would repeat its start.
+        # Processes differ, as in transformers; the seed of training would repeat its start.
         seed = args.seed + 10_000 + args.process_index
         random.seed(seed)
         np.random.seed(seed % 2**32)

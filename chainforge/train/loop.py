@@ -1,4 +1,4 @@
-"""Train: from the last whole checkpoint if there is one, to the same end, and never in vain."""
+"""Train to the end, from the last whole checkpoint if there is one, and save the policy."""
 
 from __future__ import annotations
 
@@ -8,30 +8,39 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 from chainforge.core import disk
-from chainforge.core.errors import Failed, InputError
-from chainforge.train import checkpoints
-from chainforge.train.callbacks import CheckpointCallback, ResumeCallback, StageCallback
-from chainforge.train.guards import DIVERGED, FiniteGuard, LearningGuard, NotFinite, NothingTrained
+from chainforge.core.errors import Failed, InputError, first_line
+from chainforge.train import checkpoints, trl_internals
+from chainforge.train.callbacks import (
+    DIVERGED,
+    CheckpointCallback,
+    NotFinite,
+    NothingTrained,
+    RunIsOver,
+    StageCallback,
+    StopCallback,
+)
 from chainforge.train.policy import check_reference, unround
 from chainforge.train.saving import save
 from chainforge.train.stage import Stage, is_main_process
-from chainforge.train.stopping import StopCallback
 
 logger = logging.getLogger(__name__)
 
+OUT_OF_MEMORY = (
+    "Change, in this order: `gradient_checkpointing: true`; half of per_device_train_batch_size "
+    "with twice gradient_accumulation_steps; a smaller max_length or max_completion_length; with "
+    "vLLM `vllm_enable_sleep_mode: true`; `use_peft: true`; `load_in_4bit: true`; several GPUs "
+    "with fsdp2 or zero3. `chainforge doctor` estimates the memory of every stage"
+)
 
-class _Over(Exception):
-    """The checkpoint that was loaded is the end of the run."""
 
-
-def train(trainer: Any, stage: Stage, guard: LearningGuard | None = None) -> None:
+def train(trainer: Any, stage: Stage, *callbacks: TrainerCallback) -> None:
     """Train, from the last whole checkpoint if there is one, and save the policy.
 
-    Raises `NothingTrained` or `NotFinite` when training is in vain, `Stopped` when a signal asked
-    for the end, `DiskFull` when there is no room: what was reached is kept, but for the first two.
+    Raises `NothingTrained` when no weight changed, `NotFinite` when training diverged, `Stopped`
+    when a signal asked for the end, `DiskFull` when there is no room. The last checkpoint stays.
     """
     unround(trainer, stage)
     check_reference(trainer)
@@ -42,29 +51,28 @@ def train(trainer: Any, stage: Stage, guard: LearningGuard | None = None) -> Non
     trainer.args.logging_nan_inf_filter = False
     checkpoint = _checkpoint_for_all(trainer)
     stop = StopCallback(trainer, stage)
-    callbacks = [ResumeCallback(trainer), StageCallback(stage), FiniteGuard(), guard, stop]
-    for callback in (*callbacks, CheckpointCallback(trainer), _EndCallback(guard)):
-        if callback:
-            trainer.add_callback(callback)
-    with stop.heeding():
+    for callback in (StageCallback(stage), *callbacks, stop, CheckpointCallback(trainer)):
+        trainer.add_callback(callback)
+    with stop.on_signals():
         _run(trainer, checkpoint)
-        if not (guard and guard.learnt):
+        early = stage.notes.get("stopped_early")
+        if early:
+            logger.info("stopped early, %s", early)
+            step, steps = trainer.state.global_step, trainer.state.max_steps
+            note = f"stopped early: nothing left to learn after step {step}"
+            stage.progress(step, steps, "steps", note)
+        else:
             stop.check(trainer.state)
         _check_trained(trainer, before)
         stage.metrics |= _metrics(trainer.state)
-        if guard and guard.learnt:
-            logger.info("stopped early, %s", guard.learnt)
-            stage.notes["stopped_early"] = guard.learnt
-            note = f"stopped early: nothing left to learn after step {trainer.state.global_step}"
-            stage.progress(trainer.state.global_step, trainer.state.max_steps, "steps", note)
         with disk.writing(stage.path("model")):
             save(trainer, stage)
     if is_main_process():
-        checkpoints.forget_asides(Path(trainer.args.output_dir))
+        checkpoints.remove_damaged(Path(trainer.args.output_dir))
 
 
 def _checkpoint_for_all(trainer: Any) -> Path | None:
-    """Return the checkpoint to go on from: the first process chooses, and all take the same."""
+    """Return the checkpoint to resume from: the first process chooses, and all take the same."""
     directory, processes = Path(trainer.args.output_dir), trainer.accelerator.num_processes
     choice: list[Any] = [None]
     if is_main_process():
@@ -76,7 +84,7 @@ def _checkpoint_for_all(trainer: Any) -> Path | None:
             choice = [error]
         if there and choice == [None]:
             # It ends where it would have ended: only time is lost.
-            logger.warning("%s has no whole checkpoint: beginning anew", directory)
+            logger.warning("%s has no whole checkpoint: starting from the beginning", directory)
     broadcast_object_list(choice)
     if isinstance(choice[0], InputError):
         raise choice[0]
@@ -85,23 +93,23 @@ def _checkpoint_for_all(trainer: Any) -> Path | None:
     path: Path = directory / choice[0]
     if not path.is_dir():
         raise InputError(
-            f"{path} is there for the first process only: output_dir must be on a disk that all "
-            "machines of a launch share"
+            f"{path} exists for the first process only: all machines of a launch must share the "
+            "disk of output_dir"
         )
     logger.info("resuming from %s", path)
     return path
 
 
 def _run(trainer: Any, checkpoint: Path | None) -> None:
-    """Run TRL's loop, and say in words why it could not go on."""
+    """Run TRL's loop; give known failures a message that says what to do."""
     directory = Path(trainer.args.output_dir)
     try:
         with disk.writing(directory):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except _Over:
+    except RunIsOver:
         logger.info("%s is the end of the run: nothing is left to train", checkpoint)
         if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
-            trainer._load_best_model()  # as transformers does after the last step
+            trl_internals.load_best_model(trainer)
     except disk.DiskFull as error:
         if not is_main_process() or (cut := checkpoints.cut_short(directory)) is None:
             raise
@@ -109,11 +117,15 @@ def _run(trainer: Any, checkpoint: Path | None) -> None:
             f"{disk.message(cut.parent)}. The last file begun there is {cut.name}; "
             "`save_total_limit: 1` keeps the newest checkpoint only"
         )
-        checkpoints.forget_unsealed(directory)  # it is of no use, and its room may be
+        checkpoints.remove_unsealed(directory)  # useless, and its room is needed
         raise disk.DiskFull(words) from error
+    except torch.OutOfMemoryError as error:
+        step = trainer.state.global_step
+        words = f"out of memory after step {step} ({first_line(error)}). {OUT_OF_MEMORY}"
+        raise Failed(words) from error
     except RuntimeError as error:
-        # Sampling from NaN fails in its own words, a step before the loss is logged.
-        if isinstance(error, Failed | torch.OutOfMemoryError):
+        # Sampling from NaN fails in torch, a step before the loss is logged.
+        if isinstance(error, Failed):
             raise
         step = trainer.state.global_step
         if not _weights_are_finite(trainer.model):
@@ -124,30 +136,17 @@ def _run(trainer: Any, checkpoint: Path | None) -> None:
         raise
 
 
-class _EndCallback(TrainerCallback):
-    """End a run that goes on from its last step, where transformers would take one more."""
-
-    def __init__(self, guard: LearningGuard | None) -> None:
-        self.guard = guard
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Leave training when the state that was loaded is its end."""
-        if 0 < state.max_steps <= state.global_step or (self.guard and self.guard.learnt):
-            raise _Over
-
-
 def _check_trained(trainer: Any, before: dict[str, int]) -> None:
     steps = trainer.state.global_step
     if steps == 0:
-        raise NothingTrained("no step was taken: the data hold less than one batch")
+        raise NothingTrained("no step was taken: the data have less than one batch")
     accelerator = trainer.accelerator  # each process may hold a part of the weights
     changed = torch.tensor([_weight_sums(trainer.model) != before], device=accelerator.device)
     if not accelerator.gather(changed).any():
         raise NothingTrained(
             f"no weight changed in {steps} steps: every gradient was zero. In RL this means that "
-            "all completions of every group had the same reward (see groups/alike in metrics.jsonl)"
+            "all completions of every group had the same reward (frac_zero_advantage in "
+            "metrics.jsonl)"
         )
 
 

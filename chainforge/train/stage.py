@@ -1,8 +1,7 @@
-"""The ceremony around a stage: open its directory, work, sign it.
+"""Open a stage's directory, and sign it with `manifest.json` when the work is done.
 
-What a stage leaves counts only once `manifest.json` is there. Until then the directory says in
-`stage.json` what it is being made from, so that a later run goes on with the same settings and
-never with others.
+Until then `stage.json` in the directory holds the settings and inputs, so that a later run resumes
+with the same ones and never with others.
 """
 
 from __future__ import annotations
@@ -46,32 +45,32 @@ UNSIGNED = {"checkpoints", TENSORBOARD, RUN_ID}
 
 @dataclass
 class RunArgs:
-    """What a stage needs that no TRL configuration gives it."""
+    """The settings of a stage that does not train, and so has no TRL configuration."""
 
     output_dir: str | None = field(
-        default=None, metadata={"help": "Directory of the stage; everything it leaves is there."}
+        default=None, metadata={"help": "Directory of the stage; everything it writes is in it."}
     )
-    seed: int = field(default=42, metadata={"help": "Seed of everything that is drawn."})
+    seed: int = field(default=42, metadata={"help": "Seed of all random numbers."})
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "The policy: a directory or a Hub id."}
     )
     dtype: str = field(
         default="auto",
         metadata={
-            "help": "Precision of the policy: auto, float32, bfloat16, float16. auto is as saved, "
-            "but vLLM makes bfloat16 of float32."
+            "help": "Precision of the policy: auto (as saved; vLLM turns float32 into bfloat16), "
+            "float32, bfloat16, float16."
         },
     )
 
 
 def is_main_process() -> bool:
-    """True in the one process of a launch that writes."""
+    """Return whether this is the process of a launch that writes."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 @dataclass
 class Stage:
-    """An open stage: where it works, what it is made from, what it has measured."""
+    """An open stage: its directory, settings and inputs, and what it has measured."""
 
     recipe: str
     directory: Path
@@ -82,14 +81,14 @@ class Stage:
     config: dict[str, Any]
     metrics: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
-    policy: Start | None = None  # how its policy was opened, where it trains one
+    policy: Start | None = None  # how its policy was opened, if it trains one
 
     def path(self, name: str) -> Path:
         """Return the path of a file of this stage."""
         return self.directory / name
 
     def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
-        """Leave word of how far the stage is."""
+        """Write the progress for whoever watches."""
         if is_main_process():
             artifacts.report_progress(self.directory, done, total, unit, note)
 
@@ -102,22 +101,22 @@ def open_stage(
     inputs: Mapping[str, str] | None = None,
     seed: int = 42,
     shared: bool = False,
-    push: Callable[[Path], None] = lambda directory: None,
+    push: Callable[[Path], None] | None = None,
 ) -> Iterator[Stage]:
-    """Open a stage's directory for work; sign it when the work ends well.
+    """Open a stage's directory for work; sign it when the work succeeds.
 
-    `configs` are the parsed dataclasses, kept in `config.yaml`; `inputs` maps roles to paths or
-    Hub ids; `shared` says that every process of a launch writes into the directory, and not only
-    the first; `push` is called with the directory once it is signed, or when it was signed before.
-    Exits with code 0 when the same stage is done already; raises `InputError` when the
-    directory is in use, holds a stage made otherwise, or is not a stage's.
+    `configs` are the parsed dataclasses, saved in `config.yaml`; `inputs` maps roles to paths or
+    Hub ids; with `shared` every process of a launch writes into the directory, and not only the
+    first; `push` is called with the directory once it is signed, or when it was signed before.
+    Exits with code 0 when the same stage is done already; raises `InputError` when the directory is
+    in use, contains a stage with different settings, or other files.
     """
     if not output_dir:
-        raise InputError("output_dir: say where the stage may write, as --output_dir DIRECTORY")
+        raise InputError("output_dir is required, as --output_dir DIRECTORY")
     directory = Path(output_dir)
     settings = given(sys.argv[1:])
     prints = {
-        role: artifacts.input_fingerprint(reference, thorough=_looks_closely())
+        role: artifacts.input_fingerprint(reference, thorough=_hashes_inputs())
         for role, reference in (inputs or {}).items()
     }
     stage = Stage(
@@ -131,7 +130,7 @@ def open_stage(
     )
     started = time.monotonic()
     with artifacts.lock(directory) if is_main_process() else contextlib.nullcontext():
-        _leave_if_done(stage, push)
+        _exit_if_done(stage, push)
         if is_main_process():
             _begin(stage)
         elif shared:
@@ -141,14 +140,14 @@ def open_stage(
                 yield stage
             if process.orphaned():
                 raise Stopped(
-                    "by SIGTERM: what launched this process has ended; run the same command again",
+                    "by SIGTERM: the launcher of this process ended; run the same command again",
                     128 + signal.SIGTERM,
                 )
             if is_main_process():
                 _sign(stage, time.monotonic() - started)
             if stage.policy and "checkpoints" not in stage.policy.save:
                 shutil.rmtree(stage.path("checkpoints"), ignore_errors=True)
-            if is_main_process():
+            if push and is_main_process():
                 push(directory)
 
 
@@ -157,48 +156,49 @@ def _script() -> str | None:
     return getattr(sys.modules.get("__main__"), "__file__", None)
 
 
-def _looks_closely() -> bool:
-    """Whether this process hashes its inputs: the first, unless the chain has done so just now."""
+def _hashes_inputs() -> bool:
+    """Return whether this process hashes its inputs: the first, unless the chain just did."""
     return is_main_process() and process.CHAIN not in os.environ
 
 
-def _leave_if_done(stage: Stage, push: Callable[[Path], None]) -> None:
+def _exit_if_done(stage: Stage, push: Callable[[Path], None] | None) -> None:
+    """Exit with code 0 when the stage is done; raise `InputError` when another one is."""
     manifest = artifacts.read_manifest(stage.directory)
     if manifest is None:
         return
     if manifest.fingerprint == stage.fingerprint:
         if damaged := artifacts.damage(stage.directory, manifest):
             raise InputError(
-                f"{stage.directory} holds a finished stage of which {damaged[0]}; delete it to run "
-                "it again"
+                f"{stage.directory} contains a finished stage with a damaged file ({damaged[0]}); "
+                "delete it to run it again"
             )
-        if is_main_process():
+        if push and is_main_process():
             push(stage.directory)
         logger.info("%s is done already; delete it to run it again", stage.directory)
         raise SystemExit(0)
     raise InputError(
-        f"{stage.directory} holds a finished stage made otherwise "
+        f"{stage.directory} already contains a finished stage with different settings "
         f"({_difference(manifest.given, manifest.inputs, stage)}); "
         "give another --output_dir, or delete it"
     )
 
 
 def _begin(stage: Stage) -> None:
-    """Mark the directory as this stage's, unless it is somebody else's."""
+    """Write `stage.json` and `config.yaml`, unless the directory contains something else."""
     marker = stage.path(STARTED)
     if before := artifacts.read_started(stage.directory):
         if before["fingerprint"] != stage.fingerprint:
             raise InputError(
-                f"{stage.directory} holds an unfinished stage with other settings "
+                f"{stage.directory} already contains an unfinished stage with different settings "
                 f"({_difference(before['given'], before['inputs'], stage)}); "
                 "give another --output_dir, or delete it"
             )
-        logger.info("%s: going on with an unfinished stage", stage.directory)
+        logger.info("%s: resuming an unfinished stage", stage.directory)
     elif foreign := [
         path.name for path in stage.directory.iterdir() if path.name not in WORKING_FILES
     ]:
         raise InputError(
-            f"{stage.directory} is not empty and not a stage's (it holds {sorted(foreign)[0]}); "
+            f"{stage.directory} is not empty and not a stage's (it contains {sorted(foreign)[0]}); "
             "give another --output_dir"
         )
     value = {"recipe": stage.recipe, "fingerprint": stage.fingerprint}
@@ -209,7 +209,7 @@ def _begin(stage: Stage) -> None:
 
 
 def _wait_for_main(stage: Stage) -> None:
-    """Wait until the first process has made the directory this stage's."""
+    """Wait until the first process has written `stage.json`."""
     marker = stage.path(STARTED)
     while not marker.exists() or artifacts.read_json(marker)["fingerprint"] != stage.fingerprint:
         time.sleep(0.1)
@@ -226,11 +226,11 @@ def _difference(given_before: dict[str, Any], inputs_before: dict[str, str], sta
 
 
 def _sign(stage: Stage, seconds: float) -> None:
-    """Write the manifest: from now on the stage is done, and only to be sent, if at all."""
+    """Write the manifest, and before it what is to be sent to the Hub."""
     if stage.config.get("push_to_hub"):
         settings = {key: value for key, value in stage.config.items() if key.startswith("hub_")}
         artifacts.write_json(stage.path(UPLOAD), settings)
-    else:  # a run that was cut had other settings
+    else:  # left by an interrupted run with other settings
         stage.path(UPLOAD).unlink(missing_ok=True)
     names = [
         path.relative_to(stage.directory).as_posix()
@@ -257,7 +257,7 @@ def _sign(stage: Stage, seconds: float) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that a result depends on."""
+    """Return the versions of the packages that a result depends on."""
     found = {"chainforge": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -266,7 +266,7 @@ def versions() -> dict[str, str]:
 
 
 def device() -> str:
-    """Name the device that did the work."""
+    """Return the name of the device that did the work."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         return str(torch.cuda.get_device_name())

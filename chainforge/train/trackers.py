@@ -1,7 +1,7 @@
-"""Have a tracker (`report_to`) show the stages of a chain as runs of one project.
+"""Show the stages of a chain as runs of one project in a tracker (`report_to`).
 
-TRL and transformers do the reporting. What a stage adds is names: the project is the chain, the run
-`<chain>/<stage>`. A name that the user has given, in the settings or the environment, stays.
+TRL and transformers report. A stage adds the names: the project is the chain, the run
+`<chain>/<stage>`. Names that the user has set, in the settings or the environment, stay.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ TENSORBOARD = "tensorboard"  # the folder in the stage that its curves are writt
 
 
 def name_run(training: Any, directory: Path) -> None:
-    """Name the run of a stage that is to be tracked; do nothing for one that is not.
+    """Set the names of a stage's run in a TRL configuration and in the environment.
 
-    `training` is a TRL configuration. Raises `InputError` for a tracker that is not there.
+    Does nothing without a tracker. Raises `InputError` for a tracker that is not installed.
     """
     trackers = asked_for(training.report_to)
     if not trackers:
@@ -50,7 +50,7 @@ def name_run(training: Any, directory: Path) -> None:
 
 
 def asked_for(report_to: str | list[str] | None) -> list[str]:
-    """Return the trackers that `report_to` names; `all`, alone, are those that are installed."""
+    """Return the trackers that `report_to` names; none for `all`, those that are installed."""
     names = [report_to] if isinstance(report_to, str) else report_to or []
     return [] if names in (["none"], ["all"]) else names
 
@@ -74,7 +74,7 @@ def check_trackers(trackers: list[str]) -> None:
 
 
 def _reaches_wandb() -> bool:
-    """Whether wandb needs no key, or has one, in the environment or from `wandb login`."""
+    """Return whether wandb needs no key, or has one in the environment or from `wandb login`."""
     if os.environ.get("WANDB_MODE", "online").lower() not in ("online", "shared"):
         return True
     if read_secret("WANDB_API_KEY"):
@@ -88,7 +88,7 @@ def _reaches_wandb() -> bool:
 
 
 def _continue_run(directory: Path) -> None:
-    """Have wandb go on with the stage's run when the stage is resumed, and not begin another."""
+    """Let wandb resume the stage's run when the stage is resumed."""
     path = directory / RUN_ID
     if not path.is_file():
         path.write_text(f"{secrets.token_hex(4)}\n", encoding="utf-8")

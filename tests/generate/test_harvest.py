@@ -52,7 +52,7 @@ def test_groups_that_score_alike_are_counted(tmp_path):
     texts = [FORM.format(1), FORM.format(1), "", FORM.format(2)]
     roll(recorder(stage), 0, [first, first, second, second], texts,
          lambda name, value: told[name].append(value))  # fmt: skip
-    assert (told["groups/alike"], told["groups/mixed_correctness"]) == ([1, 0], [0, 1])
+    assert (told["frac_zero_advantage"], told["frac_mixed_correctness"]) == ([1, 0], [0, 1])
     assert (told["accuracy"], told["formatted"]) == ([1, 1, 0, 1], [1, 1, 0, 1])
 
 

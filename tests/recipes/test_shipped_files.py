@@ -25,7 +25,7 @@ from chainforge.generate.settings import TeacherArgs
 from chainforge.rewards.reward import RewardArgs, check_overlong, load_rewards
 from chainforge.train.checkpoints import check_save_steps
 from chainforge.train.methods import PolicyArgs
-from chainforge.train.rl import RLArgs
+from chainforge.train.rl_args import RLArgs
 from chainforge.train.stage import RunArgs
 
 ROOT = Path(__file__).parents[2]

@@ -80,7 +80,7 @@ def test_a_long_run_is_thinned_and_keeps_its_course() -> None:
     assert course(metrics, "kl") is None
 
 
-@pytest.mark.parametrize("ours", [{}, {"groups/alike": 0.0}])
+@pytest.mark.parametrize("ours", [{}, {"frac_zero_advantage": 0.0}])
 def test_shares_are_written_in_percent(ours: dict[str, float]) -> None:
     trl = "frac_reward_zero_std"
     metrics = [
@@ -93,7 +93,7 @@ def test_shares_are_written_in_percent(ours: dict[str, float]) -> None:
 
 
 def test_a_share_is_never_drawn_beyond_all_and_a_lone_point_is_seen() -> None:
-    plots = training_plots([{"step": 1, "reward": 1.0, "groups/alike": 1.0}])
+    plots = training_plots([{"step": 1, "reward": 1.0, "frac_zero_advantage": 1.0}])
     assert all(line.lone for plot in plots for line in plot.lines)
     assert [tick.text for tick in plots[-1].y_ticks][-1] == "100 %"
 

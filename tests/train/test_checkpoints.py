@@ -40,12 +40,12 @@ def test_what_was_not_written_to_its_end_is_set_aside(tmp_path, caplog):
     (tmp_path / "checkpoint-6").mkdir()
     assert last_good(tmp_path).name == "checkpoint-4"
     assert names(tmp_path) == {"checkpoint-4", "damaged-checkpoint-5", "damaged-checkpoint-6"}
-    assert "checkpoint-5 is not whole (it was cut while it was written" in caplog.text
+    assert "checkpoint-5 is not whole (it was not written to its end" in caplog.text
     assert "set aside as damaged-checkpoint-6" in caplog.text
     checkpoint(tmp_path, 7, sealed=False)
     assert last_good(tmp_path).name == "checkpoint-4"
     assert names(tmp_path) == {"checkpoint-4", "damaged-checkpoint-7"}  # they do not pile up
-    checkpoints.forget_asides(tmp_path)
+    checkpoints.remove_damaged(tmp_path)
     assert names(tmp_path) == {"checkpoint-4"}
 
 
@@ -66,7 +66,7 @@ def test_files_in_folders_count_too(tmp_path):
     seal(path)
     assert damage(path) is None
     (path / "global_step4/shard.pt").write_bytes(b"sharp")
-    assert damage(path) == "global_step4/shard.pt is not what was written"
+    assert damage(path) == "global_step4/shard.pt has changed since it was written"
 
 
 def test_a_checkpoint_is_no_better_than_the_best_one_that_it_points_to(tmp_path, caplog):

@@ -188,7 +188,7 @@ def test_a_run_killed_while_it_saves_goes_on_from_the_checkpoint_before(runs, ki
     assert code == -signal.SIGKILL
     assert runs.checkpoints(kind, name) == ["checkpoint-4", "checkpoint-6"]
     text = runs.finish(kind, name, "--save_total_limit", 1)
-    assert "checkpoint-6 is not whole (it was cut while it was written" in text
+    assert "checkpoint-6 is not whole (it was not written to its end" in text
     assert "checkpoints/checkpoint-4" in text.partition("resuming from ")[2].splitlines()[0]
     assert runs.checkpoints(kind, name) == ["checkpoint-12"]
 
@@ -230,7 +230,7 @@ def test_a_flipped_bit_costs_the_steps_since_the_checkpoint_before(runs):
     path = runs.place("lora", "flipped") / "checkpoints/checkpoint-6/optimizer.pt"
     FAULTS["flipped"](path)
     text = runs.finish("lora", "flipped")
-    assert "checkpoint-6 is not whole (optimizer.pt is not what was written)" in text
+    assert "checkpoint-6 is not whole (optimizer.pt has changed since it was written)" in text
     assert "checkpoints/checkpoint-4" in text.partition("resuming from ")[2].splitlines()[0]
     assert "damaged-checkpoint-6" not in runs.checkpoints("lora", "flipped")  # once all is well
 
@@ -239,7 +239,7 @@ def test_without_any_whole_checkpoint_a_run_begins_anew_and_says_so(runs):
     runs.run("sft", "anew", fault={"step": 5})
     for checkpoint in runs.place("sft", "anew").glob("checkpoints/checkpoint-*"):
         FAULTS["missing"](checkpoint / "model.safetensors")
-    assert "has no whole checkpoint: beginning anew" in runs.finish("sft", "anew")
+    assert "has no whole checkpoint: starting from the beginning" in runs.finish("sft", "anew")
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_a_signal_stops_a_run_where_it_can_go_on(runs, kind, number, at, stops_a
     code, text = runs.run(kind, "stopped", *flags, fault={"step": at, "signal": number})
     assert code == 128 + number
     assert f"stopped: by {number.name} after step {stops_after} of 12; run the same" in text
-    waits = f"{number.name}: to stop after step {stops_after}, where this generation is trained on"
+    waits = f"{number.name}: stopping after step {stops_after}, the end of this generation window"
     assert (waits in text) == (kind != "sft")
     assert runs.checkpoints(kind, "stopped") == [f"checkpoint-{stops_after}"]
     code, text = runs.run(kind, "stopped", *flags)

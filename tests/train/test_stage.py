@@ -61,9 +61,13 @@ def test_other_settings_never_overwrite(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError), open_stage("sft", str(tmp_path / "cut")):
         raise RuntimeError
     monkeypatch.setattr(sys, "argv", ["recipe.py", "--max_steps", "4"])
-    with pytest.raises(InputError, match="finished stage made otherwise .max_steps: 3 -> 4"):
+    with pytest.raises(
+        InputError, match="finished stage with different settings .max_steps: 3 -> 4"
+    ):
         work(tmp_path / "done")
-    with pytest.raises(InputError, match="unfinished stage with other settings .max_steps: 3 -> 4"):
+    with pytest.raises(
+        InputError, match="unfinished stage with different settings .max_steps: 3 -> 4"
+    ):
         work(tmp_path / "cut")
 
 

@@ -1,16 +1,15 @@
-"""Measure accuracy per generated token: plain GRPO, a gate, dynamic sampling, minibatches.
+"""Measure accuracy per generated token: plain GRPO, a gate, minibatches.
 
-    python benchmarks/dynamic_sampling.py --cold runs/quickstart/cold_start/model
+    python benchmarks/sample_efficiency.py --cold runs/quickstart/cold_start/model
 
 Each side trains the quickstart's `rl` stage from the same cold start, over several seeds, at a
 constant learning rate, and is measured on the same held-out rows every few steps. What counts is
-accuracy against generated tokens: all that were sampled, discarded groups and the gate's own
-measurement included; between measurements the curve is a straight line. Reported are the accuracy
-where plain GRPO ends, and the tokens to the best accuracy that plain GRPO came to, and to some
-below it. `minibatches` splits a rollout into four updates, as DeepSeek-R1's and DAPO's settings do
-into sixteen; sides with a plus have both. Without a cold start the quickstart's chain is run up to
-it first. What is done is skipped. Writes `benchmarks/results/dynamic_sampling.json` and prints
-Markdown.
+accuracy against generated tokens: all that were sampled, the gate's own measurement included;
+between measurements the curve is a straight line. Reported are the accuracy where plain GRPO ends,
+and the tokens to the best accuracy that plain GRPO came to, and to some below it. `minibatches`
+splits a rollout into four updates, as DeepSeek-R1's and DAPO's settings do into sixteen; sides
+with a plus have both. Without a cold start the quickstart's chain is run up to it first. What is
+done is skipped. Writes `benchmarks/results/sample_efficiency.json` and prints Markdown.
 """
 
 import argparse
@@ -31,7 +30,7 @@ from chainforge.core.jsonl import read_rows
 
 REASON = QUICKSTART / "rl.yaml"
 SPLIT = 4  # updates a rollout where it is split
-SIDES = ("plain", "gate", "dynamic", "minibatches", "gate+minibatches", "dynamic+minibatches")
+SIDES = ("plain", "gate", "minibatches", "gate+minibatches")
 LEVELS = (0.7, 0.8, 0.85)
 TARGET = 1.3
 Curve = list[tuple[float, float]]  # generated tokens, held-out accuracy
@@ -45,11 +44,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=24, help="of plain GRPO")
     parser.add_argument("--every", type=int, default=4)
     parser.add_argument("--heldout", type=int, default=300)
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES[:4]))
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES[:3]))
     parser.add_argument("--gate_samples", type=int, default=4)
     parser.add_argument("--size", type=int, default=1000, help="training prompts")
-    parser.add_argument("--runs", type=Path, default=Path("runs-dynamic"))
-    parser.add_argument("--out", type=Path, default=results() / "dynamic_sampling.json")
+    parser.add_argument("--runs", type=Path, default=Path("runs-efficiency"))
+    parser.add_argument("--out", type=Path, default=results() / "sample_efficiency.json")
     args = parser.parse_args()
     if not args.cold.exists():
         prepared(Path("runs"), "cold_start")
@@ -117,8 +116,6 @@ def settings_of(
     settings |= {"per_device_train_batch_size": rollout // split, "steps_per_generation": split}
     if name.startswith("gate"):
         settings["gate_pool"] = str(pool)
-    if name.startswith("dynamic"):
-        settings["dynamic_sampling"] = True
     return settings
 
 
@@ -145,14 +142,10 @@ def measured(directory: Path) -> dict[str, Any]:
         for log in logs
         if (key := "eval_accuracy") in log
     ]
-    shares = [log[key] for log in logs if (key := "groups/mixed_correctness") in log]
+    shares = [log[key] for log in logs if (key := "frac_mixed_correctness") in log]
     manifest = read_manifest(directory)
     assert manifest is not None
-    found = {"curve": curve, "seconds": manifest.seconds, "mixed": statistics.mean(shares)}
-    for key in ("generated", "rounds", "filled"):
-        if values := [log[name] for log in logs if (name := f"dynamic/{key}") in log]:
-            found[key] = statistics.mean(values)
-    return found
+    return {"curve": curve, "seconds": manifest.seconds, "mixed": statistics.mean(shares)}
 
 
 def at(curve: Curve, tokens: float) -> float:
