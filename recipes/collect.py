@@ -10,8 +10,6 @@ scored by the rewards; wrong ones stay in `samples.jsonl`, labelled, and out of 
 
 from collections import Counter
 
-from chainforge.train.repo_files import send
-
 from chainforge.core import artifacts, process
 from chainforge.core.config import parse
 from chainforge.core.errors import InputError
@@ -38,7 +36,7 @@ def main() -> None:
         examples = load_examples(tasks, judges.transcript, run.seed)
         print(estimate(teacher, examples, run.output_dir))
         return
-    with open_stage("collect", run.output_dir, *configs, seed=run.seed, publish=send) as stage:
+    with open_stage("collect", run.output_dir, *configs, seed=run.seed) as stage:
         examples = load_examples(tasks, judges.transcript, run.seed)
         rewards = load_rewards(judges, set().union(*examples))
         with watched(stage.progress) as progress:
