@@ -25,7 +25,7 @@ from measuring import results, save
 from random_models import SHAPES, has_gpu, make_model, tokenizer_of
 
 from chainforge.train.architecture import read_shape
-from chainforge.train.layout import Layout
+from chainforge.train.distributed import Layout
 from chainforge.train.memory import CUDA, INTERPRETER, estimate
 from chainforge.train.settings import settings_of
 

@@ -21,14 +21,12 @@ from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.generate.engine import TemplateArgs
 from chainforge.hub.export import check_push, push_signed
 from chainforge.train.checkpoints import check_saving
+from chainforge.train.distill import check_teacher, mask_unshared_ids, open_teacher
 from chainforge.train.loop import train
-from chainforge.train.matrix import check_supported
-from chainforge.train.methods import PolicyArgs, check_policy
-from chainforge.train.policy import open_policy, prepare
-from chainforge.train.sources import check_model
+from chainforge.train.model_source import check_model
+from chainforge.train.policy import PolicyArgs, check_policy, open_policy, prepare
 from chainforge.train.stage import open_stage
 from chainforge.train.templates import load_tokenizer
-from chainforge.train.vocabulary import bar_unshared, check_teacher, open_teacher, sizes_of
 
 
 @dataclass
@@ -44,7 +42,6 @@ def main() -> None:
     tasks, form, policy, training, model = configs = parse(
         TaskArgs, DistillArgs, PolicyArgs, DistillationConfig, ModelConfig
     )
-    check_supported("distill", training, model)
     start = check_policy(policy, training, model)
     check_saving(training)
     check_push(training, start)
@@ -59,24 +56,25 @@ def main() -> None:
     ) as stage:
         examples = load_examples(tasks, form.transcript, training.seed)
         tokenizer = load_tokenizer(
-            start.tokenizer,
+            start.source.tokenizer,
             form.transcript,
             template=form.chat_template_path,
             rows=examples,
             template_options=training.chat_template_kwargs,
-            trust_remote_code=training.trust_remote_code,
+            **start.tokenizer_options,
         )
-        check_teacher(tokenizer, teacher, training, form.transcript, form.chat_template_path)
-        sizes = sizes_of(tokenizer, start.source, teacher, training)
+        sizes = check_teacher(
+            tokenizer, start.source, training, form.transcript, form.chat_template_path
+        )
         trainer = DistillationTrainer(
             model=open_policy(start, stage),
-            teacher_model=open_teacher(teacher, training, model, sizes),
+            teacher_model=open_teacher(training, model, sizes),
             args=prepare(training, model, stage),
             train_dataset=grpo_dataset(examples).select_columns(["prompt"]),
             processing_class=tokenizer,
             peft_config=start.peft_config,
         )
-        bar_unshared(trainer, sizes)
+        mask_unshared_ids(trainer, sizes)
         stage.notes["vocabulary"] = vars(sizes)
         train(trainer, stage)
 

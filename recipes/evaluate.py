@@ -27,7 +27,7 @@ from chainforge.generate import shards
 from chainforge.generate.engine import SamplingArgs, open_engine
 from chainforge.generate.rollouts import roll_out
 from chainforge.rewards.language import scripts_of
-from chainforge.train.sources import check_model
+from chainforge.train.model_source import check_model
 from chainforge.train.stage import RunArgs, is_main_process, open_stage
 from chainforge.train.templates import load_tokenizer
 

@@ -26,10 +26,15 @@ from chainforge.train.checkpoints import check_saving
 from chainforge.train.health import HealthCallback
 from chainforge.train.heldout import RolloutCallback, chosen_step, hold_out
 from chainforge.train.loop import train
-from chainforge.train.matrix import check_supported
-from chainforge.train.methods import PolicyArgs, check_policy
+<<<<<<< HEAD
+from chainforge.train.distributed import check_supported
+from chainforge.train.policy import PolicyArgs, check_policy
 from chainforge.train.policy import open_policy, prepare
 from chainforge.train.rl_args import RLArgs
+=======
+from chainforge.train.policy import PolicyArgs, check_policy, open_policy, prepare
+from chainforge.train.rl import RLArgs
+>>>>>>> 40cff94 (Merge the training modules that are read together: policy, model_source, distributed, distill, templates, saving)
 from chainforge.train.stage import is_main_process, open_stage
 from chainforge.train.templates import load_tokenizer
 
@@ -40,7 +45,6 @@ def main() -> None:
     tasks, judges, rl, policy, training, model = configs = parse(
         TaskArgs, RewardArgs, RLArgs, PolicyArgs, GRPOConfig, ModelConfig
     )
-    check_supported("grpo", training, model)
     start = check_policy(policy, training, model)
     base = start.reference
     check_saving(training)
@@ -63,12 +67,12 @@ def main() -> None:
         check_batch(gated.rows, training.generation_batch_size, training.num_generations)
         training.reward_weights = [reward.weight for reward in rewards]
         tokenizer = load_tokenizer(
-            start.tokenizer,
+            start.source.tokenizer,
             judges.transcript,
             template=rl.chat_template_path,
             rows=[*gated.rows, *(unseen or ())],
             template_options=training.chat_template_kwargs,
-            trust_remote_code=training.trust_remote_code,
+            **start.tokenizer_options,
         )
         recorder = Recorder(stage.directory, rewards, training, model=base,
                             transcript=judges.transcript, end=tokenizer.eos_token_id,

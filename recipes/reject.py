@@ -28,7 +28,7 @@ from chainforge.generate.rollouts import roll_out
 from chainforge.generate.rounds import accepted_by
 from chainforge.hub.export import check_push, push_signed
 from chainforge.rewards.reward import RewardArgs, load_rewards
-from chainforge.train.sources import check_model
+from chainforge.train.model_source import check_model
 from chainforge.train.stage import RunArgs, is_main_process, open_stage
 from chainforge.train.templates import load_tokenizer
 

@@ -16,18 +16,15 @@ from chainforge.data.datasets import DataArgs, sft_mixture
 from chainforge.hub.export import check_push, push_signed
 from chainforge.train.checkpoints import check_saving
 from chainforge.train.loop import train
-from chainforge.train.matrix import check_supported
-from chainforge.train.methods import PolicyArgs, check_policy
-from chainforge.train.policy import open_policy, prepare
+from chainforge.train.policy import PolicyArgs, check_policy, open_policy, prepare
 from chainforge.train.stage import open_stage
-from chainforge.train.templates import check_lengths, check_rows, check_whole, load_tokenizer
+from chainforge.train.templates import check_rows, check_uncut, load_tokenizer
 
 
 def main() -> None:
     from trl import ModelConfig, SFTConfig, SFTTrainer
 
     data, policy, training, model = configs = parse(DataArgs, PolicyArgs, SFTConfig, ModelConfig)
-    check_supported("sft", training, model)
     start = check_policy(policy, training, model)
     check_saving(training)
     check_push(training, start)
@@ -42,15 +39,14 @@ def main() -> None:
     ) as stage:
         rows, sources = sft_mixture(data, training.seed)
         tokenizer = load_tokenizer(
-            start.tokenizer,
+            start.source.tokenizer,
             data.transcript,
             template=training.chat_template_path,
             rows=rows,
-            trust_remote_code=training.trust_remote_code,
+            **start.tokenizer_options,
         )
         training.chat_template_path = None  # the tokenizer has it; TRL would resize the model
-        check_rows(rows, tokenizer)
-        check_lengths(rows, tokenizer, training.max_length)
+        check_rows(rows, tokenizer, training.max_length)
         trainer = SFTTrainer(
             model=open_policy(start, stage),
             args=prepare(training, model, stage),
@@ -58,7 +54,7 @@ def main() -> None:
             processing_class=tokenizer,
             peft_config=start.peft_config,
         )
-        check_whole(trainer, rows)
+        check_uncut(trainer, rows)
         stage.metrics |= {"rows": len(rows), "sources": sources}
         train(trainer, stage)
 

@@ -14,8 +14,8 @@ from typing import Any
 from chainforge.chain.stages import Stage
 from chainforge.core.errors import InputError
 from chainforge.core.options import truth
+from chainforge.train.model_source import merge_command
 from chainforge.train.settings import TRAINED
-from chainforge.train.sources import merge_command
 
 ADAPTER = "adapter_config.json"
 Settings = Mapping[str, Any]

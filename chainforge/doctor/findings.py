@@ -15,7 +15,7 @@ from chainforge.chain.chain import Chain
 from chainforge.chain.plan import Step
 from chainforge.core.errors import InputError
 from chainforge.train.architecture import Shape, shape_of
-from chainforge.train.layout import DDP, SINGLE, Layout, layout_of
+from chainforge.train.distributed import DDP, SINGLE, Layout, layout_of
 from chainforge.train.settings import TRAINED, settings_of
 
 Level = Literal["ok", "warning", "error"]

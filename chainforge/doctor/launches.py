@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from chainforge.core import paths
 from chainforge.core.errors import InputError
 from chainforge.doctor.findings import Context, Finding, of_stage
-from chainforge.train.layout import Layout, faults
-from chainforge.train.matrix import LAYOUTS, cell_of, method_of, refusals
+from chainforge.train.distributed import LAYOUTS, Layout, cell_of, faults, method_of, refusals
 
 
 def check_launches(context: Context) -> Iterator[Finding]:

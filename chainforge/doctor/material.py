@@ -19,9 +19,8 @@ from chainforge.core.transcript import DEFAULT
 from chainforge.core.weights import hub_failures
 from chainforge.doctor.findings import Context, NotHere
 from chainforge.train.architecture import cached
-from chainforge.train.shield import shield
-from chainforge.train.sources import ADAPTER
-from chainforge.train.templates import check_bounded, set_template
+from chainforge.train.model_source import ADAPTER
+from chainforge.train.templates import check_bounded, set_template, shield
 
 ONLINE = "--online fetches it"
 # All of a model that is looked at here: no weights.

@@ -12,7 +12,7 @@ from chainforge.core.errors import InputError
 from chainforge.doctor import extent, material
 from chainforge.doctor.findings import Context, Finding, NotHere, Training
 from chainforge.train.architecture import DTYPES
-from chainforge.train.matrix import method_of
+from chainforge.train.distributed import method_of
 from chainforge.train.saving import KEPT
 
 TIGHT = 0.8  # of what is free

@@ -13,7 +13,7 @@ from chainforge.core.errors import InputError
 from chainforge.doctor import extent, material
 from chainforge.doctor.findings import Context, Finding, Machine, NotHere, Training
 from chainforge.train.architecture import DTYPES, Shape
-from chainforge.train.matrix import method_of
+from chainforge.train.distributed import method_of
 
 # Dense half-precision TFLOP/s and GB/s, of the makers' data sheets.
 CARDS = {"H200": (989, 4800), "H100": (989, 3350), "A100": (312, 2039), "L40S": (362, 864),

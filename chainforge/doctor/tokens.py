@@ -12,7 +12,7 @@ from chainforge.core.transcript import tags_of, write
 from chainforge.doctor import material, supply
 from chainforge.doctor.findings import Context, Finding, NotHere, Training, of_stage
 from chainforge.generate.engine import ends_of
-from chainforge.train.templates import check_template, learnt
+from chainforge.train.templates import check_template, trained_tokens
 
 
 def check_transcripts(context: Context) -> Iterator[Finding]:
@@ -51,7 +51,7 @@ def _of(stage: Training, context: Context) -> Iterator[Finding]:
     try:
         check_template(tokenizer, form, root, [one["prompt"] for one in asked], **options)
         only = truth(stage.step.given.get("assistant_only_loss")) is True and stage.recipe == "sft"
-        ids, loss = learnt(tokenizer, row, assistant_only=only)
+        ids, loss = trained_tokens(tokenizer, row, assistant_only=only)
     except InputError:
         raise
     except Exception as error:  # a template is a program, and may raise anything

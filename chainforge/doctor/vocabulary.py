@@ -8,7 +8,7 @@ from chainforge.core.errors import InputError
 from chainforge.doctor import material
 from chainforge.doctor.findings import Context, Finding, NotHere, Training, of_stage
 from chainforge.generate.engine import ends_of
-from chainforge.train.vocabulary import Sizes, differences, rows_of, tokens_of
+from chainforge.train.distill import Sizes, differences, rows_of, tokens_of
 
 
 def check_vocabularies(context: Context) -> Iterator[Finding]:

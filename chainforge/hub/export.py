@@ -283,8 +283,8 @@ def _merged(request: ExportRequest) -> Iterator[tuple[Path, Package | None]]:
     if request.what != "model" or not (on_hub or stage or (path / ADAPTER).exists()):
         yield path, None
         return
+    from chainforge.train.model_source import find_source
     from chainforge.train.saving import merge
-    from chainforge.train.sources import find_source
 
     found = find_source(str(path)).adapter if on_hub else path
     if found is None:

@@ -11,6 +11,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerState
 
 from chainforge.core import disk
+<<<<<<< HEAD
 from chainforge.core.errors import Failed, InputError, first_line
 from chainforge.train import checkpoints, trl_internals
 from chainforge.train.callbacks import (
@@ -23,6 +24,13 @@ from chainforge.train.callbacks import (
     StopCallback,
 )
 from chainforge.train.policy import check_reference, unround
+=======
+from chainforge.core.errors import Failed, InputError
+from chainforge.train import checkpoints
+from chainforge.train.callbacks import CheckpointCallback, ResumeCallback, StageCallback
+from chainforge.train.guards import DIVERGED, FiniteGuard, LearningGuard, NotFinite, NothingTrained
+from chainforge.train.policy import check_reference, upcast_adapter
+>>>>>>> 40cff94 (Merge the training modules that are read together: policy, model_source, distributed, distill, templates, saving)
 from chainforge.train.saving import save
 from chainforge.train.stage import Stage, is_main_process
 
@@ -42,7 +50,7 @@ def train(trainer: Any, stage: Stage, *callbacks: TrainerCallback) -> None:
     Raises `NothingTrained` when no weight changed, `NotFinite` when training diverged, `Stopped`
     when a signal asked for the end, `DiskFull` when there is no room. The last checkpoint stays.
     """
-    unround(trainer, stage)
+    upcast_adapter(trainer, stage)
     check_reference(trainer)
     before = _weight_sums(trainer.model)
     if not before:

@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chainforge.train.architecture import DTYPES, Shape
-from chainforge.train.layout import Layout
-from chainforge.train.matrix import method_of
+from chainforge.train.distributed import Layout, method_of
 
 GIB = 1024**3
 # Bytes saved for each token in one block, for each number of the hidden size, of the MLP's inner

@@ -1,30 +1,292 @@
-"""Open the policy that a stage trains; what it starts from is what its KL is measured against."""
+"""The policy of a training stage: what it starts from, how it trains, what its KL is measured to.
+
+`model_name_or_path` is a plain model (a Hub id, a directory, a stage's `model/`) or a LoRA adapter
+(a directory, a stage's `adapter/`, a Hub id). `adapter:` says what becomes of an adapter:
+
+    adapter:   on a plain model            on an adapter                 leaves as adapter/
+    merge      all weights train, or       its base, the adapter         the fresh one, on what the
+               a fresh adapter on them     merged in; then the same      stage started from
+    continue   refused: there is none      the adapter trains on; LoRA   the one given, trained on,
+                                           or QLoRA only                 on its own base
+    new        a fresh adapter trains;     its base, the adapter         both in one, of the rank of
+               LoRA or QLoRA only          merged in, a fresh adapter;   both, on the base of the
+                                           LoRA or QLoRA only            one given
+
+The KL reference is the policy that the stage starts from, always: without an adapter the same
+directory opened again; under a fresh adapter the model below it; with `continue` a frozen copy of
+the adapter, which TRL calls `ref`. Merging is done in the base's own precision, never in quantised
+weights, and goes through a directory, because TRL opens a reference by the path of its policy.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import sys
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from chainforge.core.artifacts import read_manifest
+from chainforge.core.config import given
+from chainforge.core.errors import InputError
+from chainforge.core.options import truth
 from chainforge.core.process import CHAIN
-from chainforge.train.agreement import Agreement
-from chainforge.train.methods import Start, model_options
-from chainforge.train.saving import START, attach, merge
+from chainforge.train.distributed import check_supported
+from chainforge.train.model_source import BASE_CHANGING_INITS, Source, find_source
+from chainforge.train.saving import KEPT, START, Agreement, attach, merge
 from chainforge.train.stage import Stage, is_main_process
-from chainforge.train.trackers import name_run
+from chainforge.train.trackers import asked_for, check_trackers, name_run
+
+
+@dataclass
+class PolicyArgs:
+    """What becomes of adapters, and what a training stage saves."""
+
+    adapter: Literal["merge", "continue", "new"] = field(
+        default="merge",
+        metadata={
+            "help": "Of an adapter that the stage is given. merge: it is merged into its base "
+            "first. continue: it trains on. new: merged, and a fresh one trains on top."
+        },
+    )
+    save: list[str] = field(
+        default_factory=lambda: list(KEPT),
+        metadata={"help": "What stays of `model`, `adapter` and `checkpoints`; all if left out."},
+    )
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a stage's policy is opened; checked, and nothing loaded yet."""
+
+    source: Source
+    adapter: str
+    save: tuple[str, ...]
+    options: dict[str, Any]  # of `from_pretrained`
+    quantization: Any = None
+    lora: Any = None
+
+    @property
+    def reference(self) -> str:
+        """The model as the user named it."""
+        return self.source.reference
+
+    @property
+    def tokenizer_options(self) -> dict[str, Any]:
+        """The options of `from_pretrained` for the policy's tokenizer."""
+        return {name: self.options[name] for name in ("revision", "trust_remote_code")}
+
+    @property
+    def continues(self) -> bool:
+        """Whether the given adapter itself trains on."""
+        return self.adapter == "continue"
+
+    @property
+    def opened_here(self) -> bool:
+        """Whether the model is opened before TRL gets it, and not by TRL."""
+        return self.continues or self.quantization is not None
+
+    @property
+    def joins(self) -> bool:
+        """Whether the given adapter and the fresh one are left as one."""
+        return self.adapter == "new" and self.source.adapter is not None
+
+    @property
+    def peft_config(self) -> Any:
+        """The fresh adapter's configuration for TRL; None when none is to be made."""
+        return None if self.continues else self.lora
+
+    @property
+    def trained_lora(self) -> dict[str, Any]:
+        """The settings of the adapter that trains; empty when all weights train."""
+        return self.source.lora if self.continues else self.lora.to_dict() if self.lora else {}
+
+
+def check_policy(args: PolicyArgs, training_args: Any, model_args: Any) -> Start:
+    """Check that a stage's model, method and launch fit together, before anything is loaded.
+
+    Turns dropout off where a KL reference is used. Raises `InputError`.
+    """
+    from trl.trainer.utils import get_peft_config, get_quantization_config
+
+    asked = given(sys.argv[1:])
+    check_supported(training_args, model_args)
+    check_trackers(asked_for(training_args.report_to))
+    _check_method(args, model_args, asked)
+    trust = bool(training_args.trust_remote_code)
+    source = find_source(model_args.model_name_or_path, model_args.model_revision, trust)
+    start = Start(
+        source=source,
+        adapter=args.adapter,
+        save=tuple(args.save),
+        options=model_options(model_args, training_args) | {"revision": source.revision},
+        quantization=get_quantization_config(model_args),
+        lora=get_peft_config(model_args),
+    )
+    if "quantization_config" in source.config:
+        raise InputError(
+            f"{source.model} is quantised already, and what is trained on it could not be merged; "
+            "give the model it was made from, with load_in_4bit: true"
+        )
+    # Only GRPO's beta is the weight of a KL to a reference.
+    beta = training_args.beta if hasattr(training_args, "num_generations") else 0
+    if start.continues:
+        _check_continues(source, asked)
+    _check_features(start, beta)
+    _check_head(start.trained_lora)
+    if beta:
+        _turn_dropout_off(training_args, start, asked)
+    return start
+
+
+def model_options(model_args: Any, training_args: Any) -> dict[str, Any]:
+    """Return the keyword arguments of `from_pretrained` that the stage's settings ask for."""
+    check_options("model_init_kwargs", training_args.model_init_kwargs)
+    return {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        "trust_remote_code": training_args.trust_remote_code,
+        "use_safetensors": True,
+        **(training_args.model_init_kwargs or {}),
+    }
+
+
+def check_options(name: str, options: dict[str, Any] | None) -> None:
+    """Raise `InputError` for options of `from_pretrained` that read other weights than checked."""
+    for key in ("use_safetensors", "subfolder", "gguf_file", "transformers_weights"):
+        if (options or {}).get(key) not in (None, True):
+            raise InputError(
+                f"{name}: {key} would open other weights than the model's own safetensors, which "
+                "are the ones that were checked; leave it out"
+            )
+
+
+def _check_method(args: PolicyArgs, model_args: Any, asked: dict[str, Any]) -> None:
+    """Raise `InputError` for settings of a method that is not used, and for an empty `save`."""
+    if args.adapter != "merge" and not model_args.use_peft:
+        raise InputError(
+            f"adapter: {args.adapter} trains an adapter; set use_peft: true, or adapter: merge to "
+            "train all weights"
+        )
+    idle = [key for key in asked if key.startswith("lora_") or key in ("use_dora", "use_rslora")]
+    if idle and "use_peft" not in asked:
+        raise InputError(f"{idle[0]} is given, but not use_peft: set use_peft to true, or false")
+    targets = model_args.lora_target_modules or []
+    for name in [targets] if isinstance(targets, str) else targets:
+        if re.fullmatch(r"[\w.-]+(?:,\s*[\w.-]+)+", name):
+            raise InputError(
+                f"lora_target_modules: {name}: separate the names by blanks, in a YAML as a list: "
+                f"[{', '.join(name.replace(',', ' ').split())}]"
+            )
+    if odd := [name for name in args.save if name not in KEPT]:
+        raise InputError(f"save: {odd[0]!r} is not one of: {', '.join(KEPT)}")
+    left = {"model", "adapter"} if model_args.use_peft else {"model"}
+    if not left & set(args.save):
+        names = " or ".join(sorted(left))
+        raise InputError(f"save: nothing of what is trained would stay; save {names}")
+
+
+def _check_continues(source: Source, asked: dict[str, Any]) -> None:
+    """Raise `InputError` unless there is an adapter, and settings leave it as it is."""
+    if source.adapter is None:
+        beside = Path(source.model).with_name("adapter")
+        hint = f"give {beside}" if beside.is_dir() else "use adapter: merge"
+        raise InputError(f"adapter: continue: {source.reference} is a plain model; {hint}")
+    for key in ("lora_r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora"):
+        own = source.lora.get("r" if key == "lora_r" else key)
+        if key in asked and asked[key] != own:
+            raise InputError(
+                f"{key}: {asked[key]} is given, but the adapter that trains on has {own}; leave "
+                f"{key} out"
+            )
+
+
+def _features(lora: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings by which an adapter is more than two low-rank products."""
+    names = ("use_dora", "modules_to_save", "trainable_token_indices", "target_parameters",
+             "lora_bias")  # fmt: skip
+    found = {name: lora[name] for name in names if lora.get(name)}
+    if (bias := lora.get("bias", "none")) != "none":
+        found["bias"] = bias
+    if (init := lora.get("init_lora_weights")) in BASE_CHANGING_INITS:
+        found["init_lora_weights"] = init
+    return found
+
+
+def _check_features(start: Start, beta: float) -> None:
+    """Raise `InputError` when an adapter cannot be joined, train on, or be its own reference."""
+    own = _features(start.source.lora)
+    if start.joins:
+        for whose, features in (("given", own), ("fresh", _features(start.lora.to_dict()))):
+            for name in features:
+                raise InputError(
+                    f"adapter: new leaves both adapters as one, which {name} of the {whose} one "
+                    "does not allow; use adapter: merge"
+                )
+    if not start.continues:
+        return
+    refused = {"trainable_token_indices": "TRL's trainers cannot train it"}
+    if start.quantization is not None:
+        refused["init_lora_weights"] = "it changes the base, which cannot be quantised then"
+    elif beta:
+        why = (
+            "it changes the base, also below the copy of the adapter that is the KL reference "
+            f"(beta {beta}); set beta: 0"
+        )
+        refused |= {"bias": why, "init_lora_weights": why}
+    for name, why in refused.items():
+        if name in own:
+            raise InputError(f"adapter: continue: {name}: {own[name]}: {why}; or adapter: merge")
+
+
+def _check_head(lora: dict[str, Any]) -> None:
+    """Raise `InputError` when the adapter that trains is on the head, as TRL's losses skip it."""
+    for name in ("target_modules", "modules_to_save"):
+        places = lora.get(name) or []
+        if isinstance(places, str):
+            found = bool(re.fullmatch(places, "lm_head"))  # as PEFT reads it
+        else:
+            found = any(place.rpartition(".")[2] == "lm_head" for place in places)
+        if found:
+            raise InputError(
+                f"lora_{name}: lm_head: TRL computes its losses from the head's own weights, so an "
+                "adapter on it would never train; leave lm_head out, or use adapter: merge for an "
+                "adapter that has it"
+            )
+
+
+def _turn_dropout_off(training_args: Any, start: Start, asked: dict[str, Any]) -> None:
+    """Turn dropout off, or refuse it, where there is a KL reference.
+
+    With dropout a policy differs from its own copy, so that the KL would not measure the training.
+    """
+    dropout = start.trained_lora.get("lora_dropout")
+    if truth(asked.get("disable_dropout")) is False and dropout:
+        raise InputError(
+            f"disable_dropout: false with lora_dropout {dropout} and beta {training_args.beta}: "
+            "the KL would be one of dropout; leave disable_dropout out"
+        )
+    training_args.disable_dropout = True
+    # Attention's own dropout is no module, so disable_dropout does not reach it.
+    if rate := (start.source.config | start.options).get("attention_dropout"):
+        raise InputError(
+            f"config.json: attention_dropout is {rate}, and with beta the KL would be one of "
+            "dropout; set model_init_kwargs: {attention_dropout: 0.0}"
+        )
 
 
 def open_policy(start: Start, stage: Stage) -> Any:
     """Return what TRL trains: the path or Hub id of a model, or a model that had to be opened here.
 
-    What the stage starts from, and so what its KL is measured against, is noted in its manifest.
+    What the stage starts from, and so what its KL is measured to, is noted in its manifest.
     """
     stage.policy, source = start, start.source
     model, stage.notes["starts_from"] = source.model, start.reference
     if source.adapter and not start.continues:
-        merged = _merged(start, stage)
+        merged = _merge_given(start, stage)
         model, stage.notes["starts_from"] = str(merged.resolve()), str(merged)
     if not start.opened_here:
         return model
@@ -46,14 +308,20 @@ def open_policy(start: Start, stage: Stage) -> Any:
     return opened
 
 
-def _merged(start: Start, stage: Stage) -> Path:
-    """Return the directory of the given adapter's base with the adapter merged in."""
+def _merge_given(start: Start, stage: Stage) -> Path:
+    """Return the directory of the given adapter's base with the adapter merged in.
+
+    That is the `model/` of the finished stage that left the adapter, or else made here.
+    """
     from accelerate import PartialState
 
     source, target = start.source, stage.path(START)
     assert source.adapter is not None
-    if beside := _beside(source.adapter):
-        return beside
+    maker = source.adapter.parent
+    if source.adapter.name == "adapter" and (manifest := read_manifest(maker)):
+        names = [name for name in manifest.outputs if name.startswith("model/")]
+        if names and all((maker / name).exists() for name in names):
+            return maker / "model"
     with PartialState().main_process_first():
         if is_main_process() and not target.exists():
             part = stage.path(f"{START}.part")
@@ -63,17 +331,8 @@ def _merged(start: Start, stage: Stage) -> Path:
     return target
 
 
-def _beside(adapter: Path) -> Path | None:
-    """Return the `model/` of the finished stage that left an adapter: it is merged there."""
-    manifest, model = read_manifest(adapter.parent), adapter.with_name("model")
-    if manifest is None or adapter.name != "adapter":
-        return None
-    names = [name for name in manifest.outputs if name.startswith("model/")]
-    return model if names and all((adapter.parent / name).exists() for name in names) else None
-
-
-def unround(trainer: Any, stage: Stage) -> None:
-    """Have the adapter on quantised weights in float32, as PEFT has it, before training starts.
+def upcast_adapter(trainer: Any, stage: Stage) -> None:
+    """Convert the adapter on quantised weights to float32, as PEFT has it, before training starts.
 
     TRL rounds it to bfloat16, in which the small steps of RL are lost. It does not round the frozen
     copy, so the KL would not start at 0; nor is an adapter rounded that is read from a checkpoint.
@@ -92,7 +351,7 @@ def unround(trainer: Any, stage: Stage) -> None:
 
 
 def check_reference(trainer: Any) -> None:
-    """See that the frozen copy of an adapter that trains on, the KL reference, is its copy.
+    """Check that the KL reference of an adapter that trains on is a copy of the adapter.
 
     TRL copies weights by name, and misses those of embeddings. Raises `NotWhatWasTrained` when
     the copy still differs, unless processes share out the weights, which then cannot be run here.
@@ -109,9 +368,9 @@ def check_reference(trainer: Any) -> None:
     from trl.trainer.utils import use_adapter
 
     agreement = Agreement(trainer.processing_class)
-    agreement.see("the policy", model)
+    agreement.check("the policy", model)
     with use_adapter(model, adapter_name="ref"):
-        agreement.see("its KL reference, a copy of the adapter,", model)
+        agreement.check("its KL reference, a copy of the adapter,", model)
 
 
 def prepare(training_args: Any, model_args: Any, stage: Stage) -> Any:

@@ -7,8 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from chainforge.train.architecture import Shape
-from chainforge.train.layout import FSDP2, SINGLE, ZERO2, ZERO3, Layout
-from chainforge.train.matrix import method_of, refusals
+from chainforge.train.distributed import FSDP2, SINGLE, ZERO2, ZERO3, Layout, method_of, refusals
 from chainforge.train.memory import Estimate, estimate
 
 Change = tuple[str, dict[str, Any], Layout]

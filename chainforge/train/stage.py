@@ -34,7 +34,7 @@ from chainforge.data.salvage import rejects_in
 from chainforge.train.trackers import RUN_ID, TENSORBOARD
 
 if TYPE_CHECKING:
-    from chainforge.train.methods import Start
+    from chainforge.train.policy import Start
 
 logger = logging.getLogger(__name__)
 

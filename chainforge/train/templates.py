@@ -1,11 +1,14 @@
-"""See that a tokenizer leaves transcripts, rows and tokens as they are."""
+"""Chat templates and tokenizers that leave transcripts, rows and special tokens as they are.
+
+A tokenizer reads the text that a chat template wrote, and cannot tell the template's `<|im_end|>`
+from one that a user or a teacher wrote. A shielded tokenizer gets the latter in two pieces.
+"""
 
 from __future__ import annotations
 
 import functools
 import heapq
 import multiprocessing
-import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -15,20 +18,21 @@ from typing import Any
 from chainforge.core.errors import InputError, first_line
 from chainforge.core.jsonl import Message, Row
 from chainforge.core.transcript import DEFAULT, PRESETS, read, special_ids, tags_of, write
-from chainforge.train.shield import shield
 
-_LONGEST = 64  # rows that are tokenised before TRL does it
+_LONGEST = 64  # rows that are tokenised before a model is loaded
 _SHAPES = 32  # prompts of different roles that are tried
 # A chat template is a program from the Hub: what it may use of this machine to write a few turns.
 _CPU_SECONDS, _WALL_SECONDS, _MEMORY = 10, 300, 2 << 30
 
 # What a template may change is found in it: line breaks, HTML, JSON, Jinja, LaTeX, other scripts.
 _REASONING = 'Let $x^2 = 4$ & y < 3:\n\n1. "\u03a9" \u2192 x = 2\n\n  2. {{x}} isn\'t \\frac{1}{2}'
-_ANSWER = "2"
 _QUESTION: list[Message] = [{"role": "user", "content": "1 + 1 ="}]
-# After the assistant's text stands what ends the turn: marks, and no words.
+# The assistant's text is followed by what ends the turn: marks, and no words.
 _END = re.compile(r"<[^<>\n]{1,60}>|\[/?[A-Z_]+\]|\s")
 _TAGS = tuple(dict.fromkeys(tag for preset in PRESETS.values() for tag in preset.all))
+_BY_FILE = "set chat_template_path to a .jinja file that writes the messages as they are"
+# Unicode's noncharacters: no text has them, and templates leave them as they are.
+_CUTS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
 
 
 def load_tokenizer(
@@ -40,39 +44,35 @@ def load_tokenizer(
     template_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Any:
-    """Load a tokenizer and prove that transcripts survive its chat template.
+    """Load a tokenizer and check that transcripts survive its chat template.
 
     `template` (`chat_template_path`) names a template to use instead of the tokenizer's own, `rows`
-    have the prompts that will be sent, `template_options` are what the template is given beside
-    them. Messages cannot become special tokens of the tokenizer (`shield`). Raises `InputError`
-    when there is no template, or one that changes transcripts or refuses the prompts.
+    have the prompts that will be sent, `template_options` are further arguments of the template,
+    and `options` those of `from_pretrained`. The tokenizer is shielded. Raises `InputError` when
+    there is no template, or one that changes transcripts or refuses the prompts.
     """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            reference, **{"trust_remote_code": False} | options
-        )
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{reference}: no tokenizer could be loaded: {first_line(error)}"
-        ) from None
+    tokenizer = _open(reference, f"{reference}: no tokenizer could be loaded", **options)
     if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # made of nothing
         raise InputError(f"{reference}: its tokenizer knows no text; is tokenizer.json missing?")
     set_template(tokenizer, template)
     for parser in ("response_template", "response_schema"):
         if getattr(tokenizer, parser, None) is not None:
             setattr(tokenizer, parser, None)  # TRL would take completions apart before rewards
-    prompts = [row["prompt"] for row in rows]
-    name = template or _home(reference)
+    own = Path(reference) / "chat_template.jinja"
+    name = template or (str(own) if own.is_file() else reference)
+    prompts = (row["prompt"] for row in rows)
     check_template(tokenizer, transcript, name, prompts, **(template_options or {}))
     return shield(tokenizer)
 
 
-def _home(reference: str) -> str:
-    """Return the file that holds a tokenizer's chat template, or else the tokenizer's name."""
-    file = Path(reference) / "chat_template.jinja"
-    return str(file) if file.is_file() else reference
+def _open(reference: str, failure: str, **options: Any) -> Any:
+    from transformers import AutoTokenizer
+
+    options = {key: value for key, value in options.items() if value is not None}
+    try:
+        return AutoTokenizer.from_pretrained(reference, **{"trust_remote_code": False} | options)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{failure}: {first_line(error)}") from None
 
 
 def set_template(tokenizer: Any, path: str | None) -> None:
@@ -89,22 +89,14 @@ def set_template(tokenizer: Any, path: str | None) -> None:
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"chat_template_path: {path}: {first_line(error)}") from None
         return
-    from transformers import AutoTokenizer
-
-    try:
-        giver = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"chat_template_path: {path} is neither a .jinja file nor a tokenizer: "
-            f"{first_line(error)}"
-        ) from None
-    marks = [mark for mark in special_ids(giver).values() if mark in str(giver.chat_template)]
+    other = _open(path, f"chat_template_path: {path} is neither a .jinja file nor a tokenizer")
+    marks = [mark for mark in special_ids(other).values() if mark in str(other.chat_template)]
     if lacking := [mark for mark in marks if mark not in tokenizer.get_vocab()]:
         raise InputError(
             f"chat_template_path: {path} writes {', '.join(lacking)}, which the tokenizer does not "
             "have; give a .jinja file that writes the tokenizer's own tokens"
         )
-    tokenizer.chat_template = giver.chat_template
+    tokenizer.chat_template = other.chat_template
 
 
 def check_template(
@@ -118,12 +110,13 @@ def check_template(
 
     What SFT trains on is what follows the prompt, up to the end of the turn; what is sampled
     follows the same prompt. `prompts` are those that will be sent: of each order of roles the first
-    is tried. `options` are further arguments of the template. The message says what to set instead.
+    is tried. `options` are further arguments of the template. The message names the setting to
+    change.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise InputError(
             f"{name}: the tokenizer has no chat template; set chat_template_path to a .jinja file "
-            "(the cold start's model carries it on to the later stages)"
+            "(the model of the cold start keeps it for the later stages)"
         )
     readable = [preset for preset in PRESETS if _survives(tokenizer, preset)]
     if transcript not in readable:
@@ -132,18 +125,19 @@ def check_template(
             f"{name}: the tags are lost in decoding ({tags}); add them as ordinary tokens, not as "
             "special ones"
         )
-    shapes = {tuple(turn["role"] for turn in turns): turns for turns in reversed(list(prompts))}
-    tried = list(shapes.values())[-_SHAPES:] or [_QUESTION]
-    others = [preset for preset in readable if preset != transcript]
-    flaw = _bounded(tokenizer, lambda: _flaw(tokenizer, transcript, tried, others, options), name)
-    if flaw:
+    shapes: dict[tuple[str, ...], list[Message]] = {}
+    for turns in prompts:
+        shapes.setdefault(tuple(turn["role"] for turn in turns), turns)
+    tried = list(shapes.values())[:_SHAPES] or [_QUESTION]
+    presets = [transcript, *(preset for preset in readable if preset != transcript)]
+    if flaw := _bounded(tokenizer, lambda: _advice(tokenizer, presets, tried, options), name):
         raise InputError(f"{name}: the chat template {flaw}")
 
 
 def check_bounded(tokenizer: Any, name: str) -> None:
     """Raise `InputError` when the chat template takes too much to write one question."""
     if getattr(tokenizer, "chat_template", None):
-        _bounded(tokenizer, lambda: _change(tokenizer, _QUESTION, _ANSWER, {}), name)
+        _bounded(tokenizer, lambda: _flaw(tokenizer, _QUESTION, "2", {}), name)
 
 
 def _survives(tokenizer: Any, preset: str) -> bool:
@@ -153,48 +147,38 @@ def _survives(tokenizer: Any, preset: str) -> bool:
     return read(tokenizer.decode(ids, skip_special_tokens=True), preset) == read(text, preset)
 
 
-def _flaw(
-    tokenizer: Any,
-    transcript: str,
-    prompts: list[list[Message]],
-    others: list[str],
-    options: dict[str, Any],
+def _advice(
+    tokenizer: Any, presets: list[str], prompts: list[list[Message]], options: dict[str, Any]
 ) -> str | None:
-    """Return what the chat template does wrong, and which setting helps; None when it is right."""
+    """Return what the template does to transcripts of the first preset, and which setting helps."""
 
-    def of(preset: str, system: bool) -> str | None:
-        text = write(_REASONING, _ANSWER, preset)
+    def flaw(preset: str, system: bool) -> str | None:
+        text = write(_REASONING, "2", preset)
         for turns in prompts:
             shown = turns if system or turns[0]["role"] != "system" else turns[1:]
-            if found := _change(tokenizer, shown, text, options):
+            if found := _flaw(tokenizer, shown, text, options):
                 return found
         return None
 
-    found = of(transcript, True)
-    if found is None:
+    if (found := flaw(presets[0], True)) is None:
         return None
-    no_system = '`system_prompt: ""` (of an SFT, where its rows are made)'
-    if of(transcript, False) is None:
-        return f"{found}; set {no_system}"
-    for preset in others:
-        if of(preset, True) is None:
-            return f"{found}; set `transcript: {preset}`"
-    for preset in others:
-        if of(preset, False) is None:
-            return f"{found}; set `transcript: {preset}` and {no_system}"
-    return (
-        f"{found}, and no other preset of the transcript fits it; set chat_template_path to a "
-        ".jinja file that writes the messages as they are"
-    )
+    choices = [(presets[0], False)]
+    choices += [(preset, system) for system in (True, False) for preset in presets[1:]]
+    for preset, system in choices:
+        if flaw(preset, system) is None:
+            settings = [] if preset == presets[0] else [f"`transcript: {preset}`"]
+            settings += (
+                [] if system else ['`system_prompt: ""` (of an SFT, where its rows are made)']
+            )
+            return f"{found}; set {' and '.join(settings)}"
+    return f"{found}, and no other preset of the transcript fits it; {_BY_FILE}"
 
 
-def _change(
-    tokenizer: Any, prompt: list[Message], text: str, options: dict[str, Any]
-) -> str | None:
-    """Return what a chat template makes of an assistant's text; None when it leaves it as it is.
+def _flaw(tokenizer: Any, prompt: list[Message], text: str, options: dict[str, Any]) -> str | None:
+    """Return how a chat template changes an assistant's text; None when it does not.
 
-    What is before the text must be what a completion is sampled after, and behind it may only be
-    what ends the turn.
+    The text must follow exactly what a completion is sampled after, and be followed only by what
+    ends the turn.
     """
     whole = [*prompt, {"role": "assistant", "content": text}]
     render = functools.partial(tokenizer.apply_chat_template, tokenize=False, **options)
@@ -207,7 +191,7 @@ def _change(
         if turn["role"] in ("system", "user") and turn["content"].strip() not in before:
             return f"changes the {turn['role']} turn, or leaves it out"
     if not written.startswith(before):
-        pairs = enumerate(zip(before, written, strict=False))
+        pairs = enumerate(zip(before, written))
         shared = next((at for at, (one, other) in pairs if one != other), len(written))
         asked, answered = before[shared:], written[shared:]
         return f"ends the prompt with {asked!r:.60}, and once it is answered with {answered!r:.60}"
@@ -232,10 +216,10 @@ def _bounded(tokenizer: Any, work: Callable[[], str | None], name: str) -> str |
 
     A template may loop without end or ask for all memory, and only a process can be stopped.
     """
+    if tokenizer.chat_template in _trusted_templates():
+        return work()
     # What rendering imports is not on the template's account.
     tokenizer.apply_chat_template(_QUESTION, chat_template="", tokenize=False)
-    if not hasattr(os, "fork"):
-        return work()
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_limited, args=(work, sender), daemon=True)
@@ -256,6 +240,15 @@ def _bounded(tokenizer: Any, work: Callable[[], str | None], name: str) -> str |
     )
 
 
+@functools.cache
+def _trusted_templates() -> frozenset[str]:
+    """Return the chat templates that TRL ships: they need no limits, and no process."""
+    import trl
+
+    files = (Path(trl.__file__).parent / "chat_templates").glob("*.jinja")
+    return frozenset(file.read_text(encoding="utf-8") for file in files)
+
+
 def _limited(work: Callable[[], str | None], sender: Any) -> None:
     """Send what `work` returns, within limits that a template cannot lift."""
     import resource
@@ -268,39 +261,50 @@ def _limited(work: Callable[[], str | None], sender: Any) -> None:
     sender.send(work())
 
 
-def check_rows(rows: Any, tokenizer: Any, **options: Any) -> None:
-    """Raise `InputError` for rows of SFT that the chat template changes, naming the first.
+def check_rows(rows: Any, tokenizer: Any, max_length: int | None = None) -> None:
+    """Raise `InputError` for rows of SFT that the chat template changes, or that do not fit.
 
-    `rows` as for `check_lengths`, `options` as for `check_template`.
+    `rows` has conversational `prompt` and `completion` columns; `max_length` is in tokens, and TRL
+    cuts or drops longer rows in silence. Only the longest texts are tokenised, before a model is
+    loaded; `check_uncut` sees the others.
     """
-    pairs = zip(rows["prompt"], rows["completion"], strict=True)
-    for number, (prompt, done) in enumerate(pairs):
-        if flaw := _change(tokenizer, prompt, done[0]["content"], options):
+    whole = _conversations(rows)
+    written = tokenizer.apply_chat_template(whole, tokenize=False) if whole else []
+    checked: set[tuple[str, ...]] = set()
+    for number, (turns, text) in enumerate(zip(whole, written, strict=True)):
+        frame = _frame(turns, text)
+        if frame in checked:
+            continue
+        if flaw := _flaw(tokenizer, turns[:-1], turns[-1]["content"], {}):
             raise InputError(
-                f"row {number} of the data: the chat template {flaw}; leave the row out, or set "
-                "chat_template_path to a .jinja file that writes the messages as they are"
+                f"row {number} of the data: the chat template {flaw}; leave the row out, or "
+                f"{_BY_FILE}"
             )
+        checked |= {frame} if frame else set()
+    if max_length is not None:
+        longest = heapq.nlargest(_LONGEST, range(len(written)), key=lambda row: len(written[row]))
+        if max(_lengths([whole[row] for row in longest], tokenizer), default=0) > max_length:
+            _refuse_long(whole, tokenizer, max_length)
 
 
-def check_lengths(rows: Any, tokenizer: Any, max_length: int | None) -> None:
-    """Raise `InputError` when rows do not fit: TRL would cut them, or drop them, in silence.
+def _frame(turns: list[Message], written: str) -> tuple[str, ...]:
+    """Return what a template wrote around the messages; () where it changed a message.
 
-    `rows` has conversational `prompt` and `completion` columns; `max_length` is in tokens. Only the
-    longest texts are looked at, before a model is loaded; `check_whole` sees the others.
+    Rows of one frame differ in their messages alone, so one of them is checked for all.
     """
-    if max_length is None:
-        return
-    sizes = [
-        sum(len(turn["content"]) for turn in prompt + done)
-        for prompt, done in zip(rows["prompt"], rows["completion"], strict=True)
-    ]
-    longest = heapq.nlargest(_LONGEST, range(len(sizes)), key=sizes.__getitem__)
-    if max(lengths_of(rows.select(longest), tokenizer), default=0) > max_length:
-        _refuse_long(rows, tokenizer, max_length)
+    around, at = [str(len(turns))], 0
+    for turn in turns:
+        text = turn["content"].strip()
+        found = written.find(text, at)
+        if found < 0:
+            return ()
+        around += [turn["role"], written[at:found]]
+        at = found + len(text)
+    return (*around, written[at:])
 
 
-def check_whole(trainer: Any, rows: Any) -> None:
-    """Raise `InputError` when TRL has cut or dropped rows: a second look, at its own tokens.
+def check_uncut(trainer: Any, rows: Any) -> None:
+    """Raise `InputError` when TRL has cut or dropped rows, by the tokens that it made.
 
     `rows` is what an SFTTrainer was given. A row that it cut is exactly `max_length` long.
     """
@@ -313,12 +317,12 @@ def check_whole(trainer: Any, rows: Any) -> None:
         longest = compute.max(compute.list_value_length(made.data["input_ids"])).as_py()
         if longest < limit:
             return
-    _refuse_long(rows, trainer.processing_class, limit)
+    _refuse_long(_conversations(rows), trainer.processing_class, limit)
 
 
-def _refuse_long(rows: Any, tokenizer: Any, max_length: int) -> None:
+def _refuse_long(conversations: list[list[Message]], tokenizer: Any, max_length: int) -> None:
     """Raise `InputError` that counts the rows of more than `max_length` tokens, if there are."""
-    lengths = lengths_of(rows, tokenizer)
+    lengths = _lengths(conversations, tokenizer)
     if long := [index for index, length in enumerate(lengths) if length > max_length]:
         raise InputError(
             f"max_length: {len(long)} of {len(lengths)} rows have more than {max_length} tokens "
@@ -328,21 +332,28 @@ def _refuse_long(rows: Any, tokenizer: Any, max_length: int) -> None:
 
 
 def lengths_of(rows: Any, tokenizer: Any) -> list[int]:
-    """Return how many tokens each row has; `rows` as for `check_lengths`."""
-    conversations = [prompt + done for prompt, done in zip(rows["prompt"], rows["completion"])]
+    """Return how many tokens each row has; `rows` as for `check_rows`."""
+    return _lengths(_conversations(rows), tokenizer)
+
+
+def _conversations(rows: Any) -> list[list[Message]]:
+    return [[*prompt, *done] for prompt, done in zip(rows["prompt"], rows["completion"])]
+
+
+def _lengths(conversations: list[list[Message]], tokenizer: Any) -> list[int]:
     if not conversations:
         return []
     made = tokenizer.apply_chat_template(conversations, return_dict=True)
     return [len(ids) for ids in made["input_ids"]]
 
 
-def learnt(
+def trained_tokens(
     tokenizer: Any, row: Any, *, assistant_only: bool = False
 ) -> tuple[list[int], list[bool]]:
     """Return the tokens of a row of SFT, and which of them carry loss, as TRL's SFTTrainer has it.
 
     `row` has `prompt` and `completion` messages. With `assistant_only` (`assistant_only_loss`) TRL
-    puts its own training template in the place of those that it knows.
+    replaces the templates that it knows by its own training templates.
     """
     from trl.chat_template_utils import get_training_chat_template
     from trl.data_utils import common_prefix_length
@@ -360,3 +371,83 @@ def learnt(
     start = common_prefix_length(prompt, ids)
     mask = whole["assistant_masks"] if assistant_only else [1] * len(ids)
     return ids, [place >= start and bool(bit) for place, bit in enumerate(mask)]
+
+
+def shield(tokenizer: Any) -> Any:
+    """Make a tokenizer's `apply_chat_template` read special tokens within messages as text.
+
+    The tokens still spell the same text. A template that fails on a conversation raises
+    `InputError`. Returns the tokenizer itself.
+    """
+    if not isinstance(tokenizer.apply_chat_template, functools.partial):
+        longest = sorted(special_ids(tokenizer).values(), key=len, reverse=True)
+        marks = re.compile("|".join(re.escape(mark) for mark in longest) or "(?!)")
+        tokenizer.apply_chat_template = functools.partial(_apply, tokenizer, marks)
+    return tokenizer
+
+
+def _apply(
+    tokenizer: Any, marks: re.Pattern[str], conversation: Any, *args: Any, **options: Any
+) -> Any:
+    """Do what `apply_chat_template` does, with a cut in every special token within a message."""
+    plain = functools.partial(_plain, tokenizer)
+    many = bool(conversation) and isinstance(conversation[0], list)
+    each = conversation if many else [conversation]
+    if not options.get("tokenize", True) or not any(_found(turns, marks) for turns in each):
+        return plain(conversation, *args, **options)
+    if args or options.get("padding") or options.get("return_assistant_tokens_mask"):
+        mark = next(found for turns in each if (found := _found(turns, marks)))
+        raise InputError(
+            f"a message contains {mark}, which is a special token of the tokenizer: leave the row "
+            "out (assistant_only_loss and padded batches cannot take it for text)"
+        )
+    made = [_encode(tokenizer, plain, marks, turns, options) for turns in each]
+    ids = made if many else made[0]
+    if not options.get("return_dict", True):
+        return ids
+    masks = [[1] * len(one) for one in made]
+    return {"input_ids": ids, "attention_mask": masks if many else masks[0]}
+
+
+def _plain(tokenizer: Any, *args: Any, **options: Any) -> Any:
+    """Do what `apply_chat_template` does; raise `InputError` where the template fails."""
+    try:
+        return type(tokenizer).apply_chat_template(tokenizer, *args, **options)
+    except Exception as error:  # a template is a program, and may raise anything
+        raise InputError(f"the chat template fails: {first_line(error)}") from error
+
+
+def _encode(
+    tokenizer: Any, plain: Any, marks: Any, turns: Any, options: dict[str, Any]
+) -> list[int]:
+    """Return the tokens of one conversation, none of them special that a message spells."""
+    whole = str(turns)
+    cut = next(character for character in _CUTS if character not in whole)
+    # The first character of each, also of one that begins within another.
+    begins = re.compile(f"(?s)(?=(?:{marks.pattern})).")
+
+    def divided(text: Any) -> Any:
+        return begins.sub(lambda found: found[0] + cut, text) if isinstance(text, str) else text
+
+    shown = [{key: divided(value) for key, value in turn.items()} for turn in turns]
+    rendering = {"tokenize", "return_dict", "return_tensors", "tokenizer_kwargs"}
+    asked = {key: value for key, value in options.items() if key not in rendering}
+    first, *others = plain(shown, tokenize=False, **asked).split(cut)
+    ids = _ids(tokenizer, first)
+    # SentencePiece would put a blank before what continues a text.
+    before = _ids(tokenizer, "\n")
+    for piece in others:
+        longer = _ids(tokenizer, f"\n{piece}")
+        continued = longer[: len(before)] == before
+        ids += longer[len(before) :] if continued else _ids(tokenizer, piece)
+    return ids
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _found(turns: Any, marks: re.Pattern[str]) -> str | None:
+    """Return the first special token within a conversation's messages."""
+    texts = (text for turn in turns for text in turn.values() if isinstance(text, str))
+    return next((found[0] for text in texts if (found := marks.search(text))), None)

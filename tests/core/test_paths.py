@@ -15,7 +15,7 @@ from chainforge.core.paths import anchored, paths_in, shipped, unplaced, written
 from chainforge.core.yaml12 import read_yaml
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.rewards.reward import RewardArgs, load_rewards
-from chainforge.train.sources import check_model
+from chainforge.train.model_source import check_model
 
 
 @pytest.fixture

@@ -72,7 +72,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def check_whole(prompts, samples=2):
+def check_uncut(prompts, samples=2):
     rows = read_rows("out/samples.jsonl")
     assert len(rows) == prompts * samples
     assert len({(row["id"], row["sample"]) for row in rows}) == prompts * samples
@@ -85,7 +85,7 @@ def test_a_thousand_rows_through_faults_of_every_kind(folder):
         args = TeacherArgs(**QUICK, base_url=server.url, samples_per_prompt=2, max_concurrency=32)
         collected = collect(args, examples(500), "out")
     assert collected.funnel == {"in": 1000, "kept": 1000, "dropped": {}}
-    check_whole(500)
+    check_uncut(500)
     assert faulty.faults > 100
     assert len(server.asked) <= faulty.faults + 1000
     assert not read_rows("out/failures.jsonl")
@@ -132,7 +132,7 @@ def test_killed_three_times_it_asks_only_for_what_is_missing(folder):
         cut = unheard()
         process = start(server, samples_per_prompt=2, max_concurrency=32)
         assert process.wait(60) == 0, process.stderr.read()
-    check_whole(500)
+    check_uncut(500)
     assert 0 < cut <= 3 * 32
     assert len(server.asked) <= faulty.faults + 1000 + cut
 

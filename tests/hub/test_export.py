@@ -395,7 +395,7 @@ def test_an_adapter_is_merged_where_a_model_is_wanted(given, run, tiny_model, tm
 
 
 def test_who_wants_a_plain_model_is_told_how_to_make_one_of_an_adapter(run):
-    from chainforge.train.sources import check_model
+    from chainforge.train.model_source import check_model
 
     adapter = run / "cold/adapter"
     with pytest.raises(InputError, match=f"give {run / 'cold/model'}"):

@@ -24,7 +24,7 @@ from chainforge.generate.harvest import PoolArgs
 from chainforge.generate.settings import TeacherArgs
 from chainforge.rewards.reward import RewardArgs, check_overlong, load_rewards
 from chainforge.train.checkpoints import check_save_steps
-from chainforge.train.methods import PolicyArgs
+from chainforge.train.policy import PolicyArgs
 from chainforge.train.rl_args import RLArgs
 from chainforge.train.stage import RunArgs
 

@@ -9,8 +9,7 @@ from transformers import TrainerCallback
 
 from chainforge.core.config import parse
 from chainforge.train.loop import train
-from chainforge.train.methods import PolicyArgs, check_policy
-from chainforge.train.policy import open_policy, prepare
+from chainforge.train.policy import PolicyArgs, check_policy, open_policy, prepare
 from chainforge.train.stage import open_stage
 from chainforge.train.templates import load_tokenizer
 
@@ -66,7 +65,7 @@ def stage_of(monkeypatch, kind, model, directory, *flags):
     policy, training, model_args = parse(PolicyArgs, config, ModelConfig)
     start = check_policy(policy, training, model_args)
     with open_stage(kind, training.output_dir, policy, training, model_args) as stage:
-        tokenizer = load_tokenizer(start.tokenizer)
+        tokenizer = load_tokenizer(start.source.tokenizer, **start.tokenizer_options)
         make = SFTTrainer if kind == "sft" else GRPOTrainer
         data = rows() if kind == "sft" else rows().select_columns(["prompt"])
         trainer = make(

@@ -221,7 +221,7 @@ REFUSED = {
     "no adapter to continue": ("model", "lora --adapter continue", "is a plain model; give .*adap"),
     "all weights of an adapter": ("adapter", "full --adapter continue", "set use_peft: true"),
     "a new adapter without LoRA": ("model", "full --adapter new", "set use_peft: true"),
-    "4 bits without LoRA": ("model", "full --load_in_4bit true", "cannot train"),
+    "4 bits without LoRA": ("model", "full --load_in_4bit true", "cannot be trained"),
     "another rank": ("adapter", "lora --adapter continue --lora_r 8", "lora_r: 8 .* has 4"),
     "another dropout": (
         "adapter",

@@ -8,8 +8,8 @@ import pytest
 from chainforge.core import process
 from chainforge.core.errors import InputError
 from chainforge.core.paths import shipped
-from chainforge.train.methods import PolicyArgs, _check_method
-from chainforge.train.sources import find_source
+from chainforge.train.model_source import find_source
+from chainforge.train.policy import PolicyArgs, _check_method
 from chainforge.train.templates import load_tokenizer
 
 BASE = shipped("recipes") / "quickstart/base"

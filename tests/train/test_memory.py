@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from chainforge.train.architecture import read_shape
-from chainforge.train.layout import Layout
+from chainforge.train.distributed import Layout
 from chainforge.train.memory import GIB, PROMPT_TOKENS, estimate
 from chainforge.train.remedies import remedies
 from chainforge.train.settings import settings_of

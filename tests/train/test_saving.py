@@ -12,7 +12,7 @@ from stages import METHODS, logits, stage_of
 from chainforge.core.artifacts import read_json
 from chainforge.core.errors import Failed, InputError
 from chainforge.train import saving
-from chainforge.train.agreement import NotWhatWasTrained
+from chainforge.train.saving import NotWhatWasTrained
 
 LORA = METHODS["lora"]
 

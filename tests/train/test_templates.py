@@ -8,15 +8,14 @@ from stages import changed, rows
 from chainforge.core.errors import InputError
 from chainforge.core.transcript import PRESETS, special_ids, write
 from chainforge.rewards.functions import accuracy_reward, format_reward
-from chainforge.train.shield import shield
 from chainforge.train.templates import (
-    check_lengths,
     check_rows,
     check_template,
-    check_whole,
-    learnt,
+    check_uncut,
     lengths_of,
     load_tokenizer,
+    shield,
+    trained_tokens,
 )
 
 USER = [{"role": "user", "content": "What is 2 + 2?"}]
@@ -200,7 +199,7 @@ def test_messages_cannot_become_special_tokens(tokenizer, hostile):
     made, special = shield(changed(tokenizer)), special_ids(tokenizer)
     prompt = [{"role": "system", "content": "S"}, {"role": "user", "content": hostile}]
     row = {"prompt": prompt, "completion": [{"role": "assistant", "content": f"{hostile}4"}]}
-    ids, loss = learnt(made, row)
+    ids, loss = trained_tokens(made, row)
     shown = "".join(f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n"
                     for turn in [*prompt, *row["completion"]])  # fmt: skip
     assert made.decode(ids) == shown
@@ -287,12 +286,12 @@ def test_trl_trains_on_shielded_rows(tiny_model, tokenizer, tmp_path):
 
 
 def test_rows_that_do_not_fit_are_named(tokenizer):
-    check_lengths(rows(2), tokenizer, 200)
-    check_lengths(rows(2), tokenizer, None)
+    check_rows(rows(2), tokenizer, 200)
+    check_rows(rows(2), tokenizer, None)
     with pytest.raises(
         InputError, match="max_length: 2 of 2 rows have more than 20 tokens .*row 0"
     ):
-        check_lengths(rows(2), tokenizer, 20)
+        check_rows(rows(2), tokenizer, 20)
 
 
 @pytest.mark.parametrize("assistant_only", [False, True])
@@ -311,7 +310,7 @@ def test_what_carries_loss_is_what_trl_trains_on(tiny_model, tokenizer, tmp_path
         processing_class=known,
     )
     for row, prepared in zip(rows(2), trainer.train_dataset, strict=True):
-        ids, loss = learnt(known, row, assistant_only=assistant_only)
+        ids, loss = trained_tokens(known, row, assistant_only=assistant_only)
         assert ids == prepared["input_ids"]
         assert loss == [label != -100 for label in prepared["labels"]]
         assert 0 < sum(loss) < len(loss)
@@ -329,7 +328,7 @@ def test_a_long_row_among_short_looking_ones_is_found_by_its_tokens(
 
     tags = pair("</reasoning_process>" * 20)  # 400 characters, 20 tokens
     made = Dataset.from_list([tags] * 70 + [pair("7" * 90)])
-    check_lengths(made, tokenizer, 80)
+    check_rows(made, tokenizer, 80)
     for longest, fits in ((80, False), (300, True)):
         trainer = SFTTrainer(
             model=tiny_model,
@@ -338,7 +337,7 @@ def test_a_long_row_among_short_looking_ones_is_found_by_its_tokens(
             processing_class=tokenizer,
         )
         if fits:
-            check_whole(trainer, made)
+            check_uncut(trainer, made)
         else:
             with pytest.raises(InputError, match="1 of 71 rows have more than 80 .*row 70"):
-                check_whole(trainer, made)
+                check_uncut(trainer, made)

@@ -1,4 +1,4 @@
-"""Find the policy that a stage is given, and see that it is safe to open, before anything loads.
+"""Find the model that a stage is given, and check that it is safe to open, before anything loads.
 
 A policy is a plain model (a Hub id, a directory, a stage's `model/`) or a LoRA adapter on one (a
 directory, a stage's `adapter/`, a Hub id). Weights are read from safetensors only, since other
@@ -20,12 +20,10 @@ from chainforge.core.weights import check_weights, no_safetensors
 ADAPTER = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-# All that an adapter's repository is asked for: no pickled file among it.
+# All that is fetched of an adapter's repository: no pickled file.
 _ADAPTER_FILES = [ADAPTER, ADAPTER_WEIGHTS, "*token*.json", "vocab.*", "merges.txt", "*.jinja"]
-
-
 # Settings of a LoRA adapter with which PEFT merges it exactly. All others must be unset.
-_MERGED = frozenset({
+_EXACT = frozenset({
     "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "ensure_weight_tying",
     "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights",
     "layers_pattern", "layers_to_transform", "loftq_config", "lora_alpha", "lora_bias",
@@ -33,16 +31,16 @@ _MERGED = frozenset({
     "qalora_group_size", "r", "rank_pattern", "revision", "runtime_config", "target_modules",
     "target_parameters", "task_type", "trainable_token_indices", "use_dora", "use_rslora",
 })  # fmt: skip
-_PLAIN_INITS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")
-# These take the adapter's first value out of the base: PEFT does so again wherever it is loaded.
-REMADE_INITS = ("pissa", "olora")
+# The last two take the adapter's first value out of the base, again wherever PEFT loads it.
+BASE_CHANGING_INITS = ("pissa", "olora")
+_EXACT_INITS = (True, False, None, "gaussian", "orthogonal", "eva", "mica", *BASE_CHANGING_INITS)
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a policy comes from: a plain model, or an adapter and the model under it."""
+    """A policy to open: a plain model, or an adapter and the model under it."""
 
-    reference: str
+    reference: str  # as the user named it
     model: str  # an absolute directory or a Hub id
     revision: str | None = None
     adapter: Path | None = None
@@ -51,7 +49,7 @@ class Source:
 
     @property
     def tokenizer(self) -> str:
-        """Where the tokenizer is: an adapter brings its own, or has its model's."""
+        """Where the tokenizer is: an adapter has its own, or else its model's."""
         if self.adapter and (self.adapter / "tokenizer_config.json").exists():
             return str(self.adapter)
         return self.model
@@ -68,11 +66,9 @@ def check_model(reference: str | None, trust_remote_code: bool = False) -> str:
     if path.is_dir():
         if (path / ADAPTER).exists():
             beside = path.resolve().with_name("model")
-            raise InputError(
-                f"{path} is a LoRA adapter; "
-                + (f"give {beside}, where it is merged" if (beside / "config.json").exists()
-                   else f"merge it first: {merge_command(path)}")
-            )  # fmt: skip
+            merged = (beside / "config.json").exists()
+            advice = f"give {beside}, where it is merged" if merged else _merge_first(path)
+            raise InputError(f"{path} is a LoRA adapter; {advice}")
         _check_directory(path, trust_remote_code)
     elif path.exists() or reference.startswith(("/", "./", "../")) or reference.count("/") > 1:
         raise InputError(f"{path}: no such model directory (looked from {Path.cwd()})")
@@ -82,6 +78,10 @@ def check_model(reference: str | None, trust_remote_code: bool = False) -> str:
 def merge_command(adapter: str | Path) -> str:
     """Return the command that makes a plain model of an adapter."""
     return f"chainforge export {shlex.quote(str(adapter))} --what model --to DIR"
+
+
+def _merge_first(adapter: str | Path) -> str:
+    return f"merge it first: {merge_command(adapter)}"
 
 
 def find_source(
@@ -110,9 +110,9 @@ def find_source(
 def _check_directory(path: Path, trust_remote_code: bool) -> None:
     """Raise `InputError` unless a directory holds a model that may be opened."""
     if not (path / "config.json").exists():
-        inside = [name for name in ("model/config.json", f"adapter/{ADAPTER}")
-                  if (path / name).exists()]  # fmt: skip
-        hint = f" (its {Path(inside[0]).parent}/ is one: give that)" if inside else ""
+        names = ("model/config.json", f"adapter/{ADAPTER}")
+        inside = next((name for name in names if (path / name).exists()), None)
+        hint = f" (its {Path(inside).parent}/ is one: give that)" if inside else ""
         raise InputError(f"{path} is not a model directory: it has no config.json{hint}")
     check_weights(str(path))
     for name in ("config.json", "tokenizer_config.json"):
@@ -132,27 +132,26 @@ def _adapter(
     reference: str, path: Path, trust_remote_code: bool, base: str | None = None
 ) -> Source:
     """Return a LoRA adapter with its base."""
-    lora = read_json(path / ADAPTER)
-    if (kind := lora.get("peft_type")) != "LORA":
-        raise InputError(f"{path} is an adapter of type {kind}; only LoRA can be trained or merged")
-    _check_exact(lora, str(path / ADAPTER))
-    if not (path / ADAPTER_WEIGHTS).exists():
-        names = [file.name for file in path.iterdir()]
+    file = path / ADAPTER
+    lora = read_json(file)
+    _check_exact(lora, path)
+    names = [file.name for file in path.iterdir()]
+    if ADAPTER_WEIGHTS not in names:
         raise no_safetensors(f"{path}: {ADAPTER_WEIGHTS} is missing", names)
-    if any(file.name != ADAPTER_WEIGHTS for file in path.glob("*.safetensors")):
+    if any(name.endswith(".safetensors") and name != ADAPTER_WEIGHTS for name in names):
         raise InputError(
-            f"{path} holds a model and an adapter, and which one is meant cannot be told; give the "
-            "model without adapter_*, or the adapter alone"
+            f"{path} holds a model and an adapter, and either may be meant; give the model "
+            "without adapter_*, or the adapter alone"
         )
     named = lora.get("base_model_name_or_path")
     base = base or named
     revision = lora.get("revision") if base == named else None
     if not base:
-        raise InputError(f"{path / ADAPTER} names no base model: set base_model_name_or_path")
-    where = f"{path / ADAPTER}: base_model_name_or_path: {base}"
+        raise InputError(f"{file} names no base model: set base_model_name_or_path")
+    where = f"{file}: base_model_name_or_path: {base}"
     if Path(base).is_dir():
         if (Path(base) / ADAPTER).exists():
-            raise InputError(f"{where} is itself an adapter; merge it first: {merge_command(base)}")
+            raise InputError(f"{where} is itself an adapter; {_merge_first(base)}")
         _check_directory(Path(base), trust_remote_code)
         base, config = str(Path(base).resolve()), read_json(Path(base) / "config.json")
     elif _HUB_ID.fullmatch(base):
@@ -162,16 +161,17 @@ def _adapter(
     return Source(reference, base, revision, path.resolve(), config, lora)
 
 
-def _check_exact(lora: dict[str, Any], where: str) -> None:
+def _check_exact(lora: dict[str, Any], path: Path) -> None:
     """Raise `InputError` for settings that could be read back as another adapter."""
-    odd = sorted(key for key, value in lora.items() if value and key not in _MERGED)
-    init = lora.get("init_lora_weights")
-    if init not in _PLAIN_INITS + REMADE_INITS:
+    if (kind := lora.get("peft_type")) != "LORA":
+        raise InputError(f"{path} is an adapter of type {kind}; only LoRA can be trained or merged")
+    odd = sorted(key for key, value in lora.items() if value and key not in _EXACT)
+    if (init := lora.get("init_lora_weights")) not in _EXACT_INITS:
         odd.append(f"init_lora_weights: {init}")
     if odd:
         raise InputError(
-            f"{where}: an adapter with {odd[0]} cannot be merged exactly from its files. Merge it "
-            "where it was made (merge_and_unload), and give the merged model"
+            f"{path / ADAPTER}: an adapter with {odd[0]} cannot be merged exactly from its files. "
+            "Merge it where it was made (merge_and_unload), and give the merged model"
         )
 
 
@@ -185,8 +185,8 @@ def _config_on_hub(
         config, _ = PretrainedConfig.get_config_dict(reference, revision=revision)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{where or reference}: no such directory (looked from {Path.cwd()}), and the Hub "
-            f"did not give it: {first_line(error)}"
+            f"{where or reference}: not found locally (looked from {Path.cwd()}) or on the Hub: "
+            f"{first_line(error)}"
         ) from None
     _check_code(config, f"{reference}: its config.json", trust_remote_code)
     check_weights(reference, revision)

@@ -8,7 +8,7 @@ import pytest
 
 from chainforge.core.errors import InputError
 from chainforge.generate.local_engine import open_policy
-from chainforge.train.sources import check_model, find_source
+from chainforge.train.model_source import check_model, find_source
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_a_relative_base_is_found_and_made_absolute(tiny_model, adapter, monkeyp
     edit(adapter / "adapter_config.json", base_model_name_or_path=Path(tiny_model).name)
     assert find_source(str(adapter)).model == tiny_model
     monkeypatch.chdir(adapter)
-    with pytest.raises(InputError, match="base_model_name_or_path: tiny: no such directory"):
+    with pytest.raises(InputError, match="base_model_name_or_path: tiny: not found locally"):
         find_source(str(adapter))
 
 
@@ -132,8 +132,8 @@ def test_an_adapter_beside_a_models_weights_is_ambiguous(model, adapter):
         find_source(str(model))
 
 
-def test_a_hub_id_that_is_not_to_be_had_is_one_message():
-    with pytest.raises(InputError, match="me/nowhere: no such directory .* did not give it"):
+def test_an_unknown_hub_id_is_one_message():
+    with pytest.raises(InputError, match="me/nowhere: not found locally .* or on the Hub"):
         find_source("me/nowhere")
 
 

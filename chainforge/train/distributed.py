@@ -1,0 +1,272 @@
+"""How a stage is spread over processes, and which ways of training work with it.
+
+One table decides: training stages refuse what it refuses before a model is loaded, `chainforge
+doctor` checks a whole chain, and the documentation has the table (a test compares them).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from chainforge.core.errors import InputError, hint
+
+SINGLE, DDP, FSDP2, ZERO2, ZERO3 = "single", "ddp", "fsdp2", "zero2", "zero3"
+LAYOUTS = {SINGLE: "single", DDP: "DDP", FSDP2: "FSDP2", ZERO2: "ZeRO-2", ZERO3: "ZeRO-3"}
+METHODS = ("full", "LoRA", "QLoRA")
+_NO_MODEL = (
+    "zero3_save_16bit_model: set it to true under deepspeed_config, or the weights cannot be "
+    "gathered and saved when the stage ends"
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The processes of a stage, and which state each of them holds whole.
+
+    `kind` is single, ddp, fsdp1, fsdp2, zero1, zero2 or zero3. `whole_model` is False when the
+    weights cannot be gathered to be saved.
+    """
+
+    kind: str = SINGLE
+    processes: int = 1
+    machines: int = 1
+    on_cpu: bool = False
+    offload_parameters: bool = False
+    offload_optimizer: bool = False
+    whole_model: bool = True
+
+    @property
+    def shards_weights(self) -> bool:
+        """Whether each process holds only a part of the weights."""
+        return self.kind in ("fsdp1", FSDP2, ZERO3)
+
+    @property
+    def shards_optimizer(self) -> bool:
+        """Whether each process holds only a part of the optimizer's state."""
+        return self.shards_weights or self.kind in ("zero1", ZERO2)
+
+
+def layout_of(file: str | Path | None) -> Layout:
+    """Return the layout that a launch file asks for; one process without a file."""
+    from chainforge.core.yaml12 import read_yaml
+
+    return _layout(read_yaml(file)) if file else Layout()
+
+
+def _layout(given: Mapping[str, Any]) -> Layout:
+    launch = str(given.get("distributed_type", "NO")).upper()
+    fsdp, zero = _section(given, "fsdp_config"), _section(given, "deepspeed_config")
+    kinds = {
+        "MULTI_GPU": DDP,
+        "FSDP": f"fsdp{fsdp.get('fsdp_version', 1)}",
+        "DEEPSPEED": f"zero{zero.get('zero_stage', 2)}",
+    }
+    processes = int(given.get("num_processes", 1)) if launch in kinds else 1
+    offload = _true(fsdp.get("fsdp_offload_params"))
+    return Layout(
+        kind=kinds[launch] if processes > 1 else SINGLE,
+        processes=processes,
+        machines=int(given.get("num_machines", 1)),
+        on_cpu=_true(given.get("use_cpu")),
+        offload_parameters=offload or zero.get("offload_param_device") in ("cpu", "nvme"),
+        offload_optimizer=offload or zero.get("offload_optimizer_device") in ("cpu", "nvme"),
+        whole_model=kinds.get(launch) != ZERO3 or _true(zero.get("zero3_save_16bit_model")),
+    )
+
+
+def layout_here(environment: Mapping[str, str] = os.environ) -> Layout:
+    """Return the layout that the launcher started this process in."""
+    processes = int(environment.get("WORLD_SIZE", "1"))
+    kind = DDP
+    if _true(environment.get("ACCELERATE_USE_FSDP")):
+        kind = f"fsdp{environment.get('FSDP_VERSION', '1')}"
+    elif _true(environment.get("ACCELERATE_USE_DEEPSPEED")):
+        kind = f"zero{environment.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '2')}"
+    return Layout(
+        kind=kind if processes > 1 else SINGLE,
+        processes=processes,
+        machines=max(1, processes // int(environment.get("LOCAL_WORLD_SIZE", str(processes)))),
+        whole_model=kind != ZERO3
+        or _true(environment.get("ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL")),
+    )
+
+
+def faults(file: str | Path) -> Iterator[str]:
+    """Return what is wrong with a launch file, and what to write instead.
+
+    accelerate checks the outermost keys only, and forgets misspelt keys of the sections.
+    """
+    from accelerate.commands.config.config_args import ClusterConfig
+    from accelerate.commands.launch import launch_command_parser
+
+    from chainforge.core.yaml12 import read_yaml
+
+    given = read_yaml(file)
+    options = vars(launch_command_parser().parse_args(["script.py"]))
+    known = {"": set(ClusterConfig.__dataclass_fields__)}
+    known |= {f"{name}: ": set(options) for name in ("fsdp_config", "deepspeed_config")}
+    for where, keys in known.items():
+        for key in _section(given, where.removesuffix(": ")) if where else given:
+            if key not in keys:
+                yield f"{where}unknown key {key!r}; {hint(str(key), keys)}"
+    yield from _launch_faults(given)
+    fsdp = _section(given, "fsdp_config")
+    if str(fsdp.get("fsdp_version", 1)) == "2":
+        fsdp1 = ("backward_prefetch", "forward_prefetch", "sharding_strategy",
+                 "sync_module_states", "use_orig_params")  # fmt: skip
+        if needless := [key for name in fsdp1 if (key := f"fsdp_{name}") in fsdp]:
+            yield f"fsdp_config: {', '.join(needless)}: of FSDP 1; leave out with fsdp_version: 2"
+        if not isinstance(fsdp.get("fsdp_reshard_after_forward", True), bool):
+            yield "fsdp_config: fsdp_reshard_after_forward: true or false with fsdp_version: 2"
+    if not _layout(given).whole_model:
+        yield _NO_MODEL
+
+
+def _launch_faults(given: Mapping[str, Any]) -> Iterator[str]:
+    kind = str(given.get("distributed_type", "")).upper()
+    if not kind:
+        yield "distributed_type is missing: NO, MULTI_GPU, FSDP or DEEPSPEED"
+    processes, machines = given.get("num_processes", 1), given.get("num_machines", 1)
+    several = kind in ("MULTI_GPU", "FSDP", "DEEPSPEED") or given.get("mpirun_config")
+    if processes != 1 and not several:
+        yield (
+            f"num_processes: {processes} with distributed_type {kind or 'NO'}: accelerate starts "
+            "one process without a warning; write MULTI_GPU, with use_cpu: true for the CPU"
+        )
+    if processes % machines:
+        yield f"num_processes: {processes} is not a multiple of num_machines, {machines}"
+    if kind in ("FSDP", "DEEPSPEED") and _true(given.get("use_cpu")):
+        yield f"use_cpu: {kind} runs as plain DDP on the CPU; write MULTI_GPU instead"
+
+
+def _section(given: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = given.get(key) or {}
+    if not isinstance(value, dict):
+        raise InputError(f"{key} must hold `key: value` lines, not {value!r}")
+    return value
+
+
+def _true(value: Any) -> bool:
+    return str(value).lower() in ("true", "1", "yes", "on")
+
+
+class Cell(NamedTuple):
+    """What is known of one combination.
+
+    `run`: a test runs it. `configured`: everything is set up for it, but no test runs it; `note`
+    says who has, or what to beware of. `refused`: it cannot work, for the reason in `note`.
+    """
+
+    state: Literal["run", "configured", "refused"]
+    note: str = ""
+
+
+_RUN, _CONFIGURED = Cell("run"), Cell("configured")
+_BY_TRL = Cell("configured", "TRL's own tests run SFT and GRPO this way on two GPUs")
+_SFT_BY_TRL = Cell(
+    "configured", "TRL's own tests run SFT this way on two GPUs; nobody's tests are known for GRPO"
+)
+_STORAGE = Cell(
+    "configured", "with bnb_4bit_quant_storage set to the model's dtype (PEFT's guide to DeepSpeed)"
+)
+_FSDP_4BIT = Cell(
+    "refused",
+    "FSDP 2 cannot shard 4-bit weights: stored as bytes they stay whole on every GPU, stored as "
+    "floats they lose their scales (accelerate#3983, #3874, axolotl#2992). Launch with ddp or "
+    "zero2, where each GPU holds the 4-bit base, or with zero3",
+)
+_VLLM_4BIT = Cell(
+    "refused",
+    "An adapter does not merge into the 4-bit weights that TRL would send: vLLM refuses their "
+    "shape, or samples from rounded ones (trl#4973, #3466). Leave use_vllm out, or use LoRA on the "
+    "unquantised base",
+)
+_GATHERS = Cell("configured", "each sync gathers the whole model on every GPU (trl#3133)")
+_MERGES = Cell(
+    "configured", "TRL merges the adapter in sharded weights, and doubts it in a comment"
+)
+
+# By method and layout: generation by transformers (and SFT), generation by vLLM.
+SUPPORT: dict[tuple[str, str], tuple[Cell, Cell]] = {
+    ("full", SINGLE): (_RUN, _CONFIGURED),
+    ("full", DDP): (_RUN, _CONFIGURED),
+    ("full", FSDP2): (_BY_TRL, _CONFIGURED),
+    ("full", ZERO2): (_BY_TRL, _CONFIGURED),
+    ("full", ZERO3): (_BY_TRL, _CONFIGURED),
+    ("LoRA", SINGLE): (_RUN, _CONFIGURED),
+    ("LoRA", DDP): (_RUN, _CONFIGURED),
+    ("LoRA", FSDP2): (_SFT_BY_TRL, _MERGES),
+    ("LoRA", ZERO2): (_SFT_BY_TRL, _CONFIGURED),
+    ("LoRA", ZERO3): (_SFT_BY_TRL, _GATHERS),
+    ("QLoRA", SINGLE): (_RUN, _VLLM_4BIT),
+    ("QLoRA", DDP): (_CONFIGURED, _VLLM_4BIT),
+    ("QLoRA", FSDP2): (_FSDP_4BIT, _FSDP_4BIT),
+    ("QLoRA", ZERO2): (_CONFIGURED, _VLLM_4BIT),
+    ("QLoRA", ZERO3): (_STORAGE, _VLLM_4BIT),
+}
+
+
+def method_of(settings: Mapping[str, Any]) -> str:
+    """Return the way of training that a stage's settings ask for."""
+    if settings["load_in_4bit"] or settings["load_in_8bit"]:
+        return "QLoRA"
+    return "LoRA" if settings["use_peft"] else "full"
+
+
+def cell_of(settings: Mapping[str, Any], layout: Layout) -> Cell | None:
+    """Return the cell that a stage falls into; None for a layout that the table does not have."""
+    cells = SUPPORT.get((method_of(settings), layout.kind))
+    return cells[bool(settings.get("use_vllm"))] if cells else None
+
+
+def refusals(settings: Mapping[str, Any], layout: Layout) -> Iterator[str]:
+    """Return why a stage cannot work, and what would; nothing when it can."""
+    four, eight = settings["load_in_4bit"], settings["load_in_8bit"]
+    if four and eight:
+        yield "load_in_4bit and load_in_8bit: one of them, not both"
+    if (four or eight) and not settings["use_peft"]:
+        yield "load_in_4bit: quantised weights cannot be trained; add `use_peft: true` (QLoRA)"
+    cell, dtype = cell_of(settings, layout), settings["dtype"]
+    if cell is not None and cell.state == "refused":
+        yield cell.note
+    elif cell is _STORAGE and eight:
+        yield "load_in_8bit: ZeRO-3 cannot shard bytes; use load_in_4bit, or launch with zero2"
+    elif cell is _STORAGE and settings["bnb_4bit_quant_storage"] != dtype:
+        wanted = dtype if dtype in ("float32", "float16", "bfloat16") else "bfloat16"
+        yield (
+            "bnb_4bit_quant_storage: ZeRO-3 shards floating numbers only, all of one kind; set it "
+            f"to the model's dtype, `bnb_4bit_quant_storage: {wanted}`"
+        )
+    if settings.get("use_vllm") and (settings["use_cpu"] or layout.on_cpu):
+        yield "use_vllm: TRL feeds vLLM on GPUs only; leave it out on the CPU"
+    if settings.get("use_vllm") and eight:
+        yield "use_vllm: vLLM has no 8-bit loading; leave load_in_8bit out"
+    if layout.kind in (FSDP2, ZERO2, ZERO3) and settings["use_cpu"]:
+        yield f"use_cpu: {LAYOUTS[layout.kind]} runs as plain DDP on the CPU; launch with cpu_ddp"
+    if not layout.whole_model:
+        yield _NO_MODEL
+
+
+def check_supported(
+    training_args: Any, model_args: Any, environment: Mapping[str, str] = os.environ
+) -> None:
+    """Raise `InputError` for a stage that cannot work where it was launched.
+
+    To be called before anything is loaded, with TRL's parsed configurations.
+    """
+    settings, layout = vars(training_args) | vars(model_args), layout_here(environment)
+    for reason in refusals(settings, layout):
+        raise InputError(reason)
+    if layout.processes != getattr(training_args, "world_size", layout.processes):
+        # Each process would train on all of the data, and the first one's model be kept.
+        raise InputError(
+            f"{layout.processes} processes were launched, but each would train alone: on the CPU "
+            "the stage needs `use_cpu: true`"
+        )
+    if settings.get("use_vllm") and importlib.util.find_spec("vllm") is None:
+        raise InputError("use_vllm: vLLM is not installed; pip install '.[vllm]'")

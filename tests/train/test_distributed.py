@@ -1,0 +1,208 @@
+import os
+import re
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from chainforge.core.errors import InputError
+from chainforge.train.distributed import (
+    LAYOUTS,
+    METHODS,
+    SUPPORT,
+    Layout,
+    cell_of,
+    check_supported,
+    faults,
+    layout_here,
+    layout_of,
+    method_of,
+    refusals,
+)
+from chainforge.train.settings import settings_of
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted(ROOT.glob("accelerate_configs/*.yaml"))
+TWO = {"distributed_type": "MULTI_GPU", "num_machines": 1, "num_processes": 2}
+FSDP = TWO | {"distributed_type": "FSDP"}
+ZERO = TWO | {"distributed_type": "DEEPSPEED"}
+FULL = {"fsdp_version": 2}
+
+
+def write(path, **values):
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_what_ships_is_without_fault(file):
+    assert list(faults(file)) == []
+    found = layout_of(file)
+    kind = {"cpu": "single", "single_gpu": "single", "cpu_ddp": "ddp", "multi_node": "ddp"}
+    assert found.kind == kind.get(file.stem, file.stem)
+    assert found.on_cpu == file.stem.startswith("cpu")
+    assert found.whole_model
+    assert found.shards_weights == (file.stem in ("fsdp2", "zero3"))
+    assert found.shards_optimizer == (file.stem in ("fsdp2", "zero2", "zero3"))
+    assert found.machines == (2 if file.stem == "multi_node" else 1)
+
+
+def test_a_launch_file_of_ones_own(tmp_path):
+    assert layout_of(None) == Layout()
+    assert layout_of(write(tmp_path / "one.yaml", **TWO | {"num_processes": 1})) == Layout()
+    part = {"zero_stage": 3, "offload_param_device": "cpu", "zero3_save_16bit_model": True}
+    found = layout_of(write(tmp_path / "z.yaml", **ZERO, deepspeed_config=part))
+    assert (found.offload_parameters, found.offload_optimizer) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (TWO | {"num_proceses": 2}, "unknown key 'num_proceses'; did you mean 'num_processes'"),
+        (FSDP | {"fsdp_config": FULL | {"fsdp_offload": True}}, "fsdp_config: unknown key"),
+        (ZERO | {"deepspeed_config": {"zero_stag": 3}}, "deepspeed_config: unknown key"),
+        ({"num_processes": 2}, "distributed_type is missing"),
+        ({"distributed_type": "NO", "num_processes": 2}, "starts one process"),
+        ({"distributed_type": "MULTI_CPU", "num_processes": 2}, "starts one process"),
+        (TWO | {"num_machines": 3}, "not a multiple of num_machines"),
+        (FSDP | {"fsdp_config": FULL, "use_cpu": True}, "runs as plain DDP"),
+        (FSDP | {"fsdp_config": FULL | {"fsdp_use_orig_params": True}}, "leave out"),
+        (FSDP | {"fsdp_config": FULL | {"fsdp_reshard_after_forward": "FULL_SHARD"}}, "true or"),
+        (ZERO | {"deepspeed_config": {"zero_stage": 3}}, "cannot be gathered"),
+    ],
+)
+def test_faults_of_a_launch_file(tmp_path, values, words):
+    found = list(faults(write(tmp_path / "launch.yaml", **values)))
+    assert any(words in fault for fault in found), found
+
+
+def test_a_section_that_is_no_mapping(tmp_path):
+    with pytest.raises(InputError, match="fsdp_config must hold"):
+        list(faults(write(tmp_path / "launch.yaml", **FSDP, fsdp_config="full")))
+
+
+def test_the_layout_of_this_process():
+    assert layout_here({}) == Layout()
+    ddp = {"WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"}
+    assert layout_here(ddp) == Layout("ddp", 16, 2)
+    fsdp = ddp | {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    assert layout_here(fsdp) == Layout("fsdp2", 16, 2)
+    zero = ddp | {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
+    assert layout_here(zero).shards_weights
+    assert not layout_here(zero).whole_model
+    assert layout_here(zero | {"ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true"}).whole_model
+    assert layout_here(zero | {"WORLD_SIZE": "1"}).kind == "single"
+
+
+def test_the_slurm_script_starts_each_machine_with_its_rank(tmp_path):
+    """The script itself, with stand-ins for Slurm's commands and for accelerate."""
+    programs = {
+        "scontrol": 'printf "node-a\\nnode-b\\n"',
+        "srun": 'shift; for n in 0 1; do SLURM_NODEID=$n "$@"; done',
+        "accelerate": 'printf "%s\\n" "$*"',
+    }
+    for name, body in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    slurm = {"SLURM_JOB_NODELIST": "node-[a-b]", "SLURM_NNODES": "2", "SLURM_JOB_ID": "123"}
+    words = ["recipes/grpo.py", "--config", "my reason.yaml"]
+    done = subprocess.run(
+        ["bash", ROOT / "accelerate_configs/multi_node.slurm", *words],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}"} | slurm,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    first, second = done.stdout.splitlines()
+    common = "--num_machines 2 --num_processes 16 --machine_rank"
+    assert f"{common} 0 --main_process_ip node-a --main_process_port 20123 recipes/grpo.py" in first
+    assert f"{common} 1 --main_process_ip node-a" in second
+    assert second.endswith("recipes/grpo.py --config my reason.yaml")
+
+
+def table():
+    """The table of what is supported, as the documentation has it."""
+    lines = ["| | " + " | ".join(LAYOUTS.values()) + " |", "|---|" + "---|" * len(LAYOUTS)]
+    notes = []
+
+    def marked(cell):
+        if cell.note and cell.note not in notes:
+            notes.append(cell.note)
+        return f"{cell.state} ({notes.index(cell.note) + 1})" if cell.note else cell.state
+
+    for method in METHODS:
+        for number, engine in enumerate(("transformers", "vLLM")):
+            cells = [marked(SUPPORT[method, layout][number]) for layout in LAYOUTS]
+            lines.append(f"| {method}, {engine} | " + " | ".join(cells) + " |")
+    said = [f"{number}. {note[0].upper()}{note[1:]}." for number, note in enumerate(notes, 1)]
+    return "\n".join([*lines, "", *said])
+
+
+def test_the_documentation_has_the_table():
+    texts = [path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))]
+    found = re.search(r"<!-- matrix -->\n(.*?)\n<!-- /matrix -->", "\n".join(texts), re.DOTALL)
+    assert found
+    assert found[1].strip() == table()
+
+
+LORA = {"use_peft": True}
+QLORA = LORA | {"load_in_4bit": True, "dtype": "bfloat16"}
+VLLM = {"use_vllm": True}
+
+
+def refused(settings, kind, recipe="grpo", **layout):
+    return list(refusals(settings_of(recipe, settings), Layout(kind, 8, **layout)))
+
+
+@pytest.mark.parametrize(("settings", "method"), [({}, "full"), (LORA, "LoRA"), (QLORA, "QLoRA")])
+def test_each_stage_has_its_cell(settings, method):
+    plain, served = settings_of("grpo", settings), settings_of("grpo", settings | VLLM)
+    assert method_of(plain) == method
+    assert cell_of(plain, Layout("ddp", 2)) == SUPPORT[method, "ddp"][0]
+    assert cell_of(served, Layout("ddp", 2)) == SUPPORT[method, "ddp"][1]
+    assert cell_of(plain, Layout("zero1", 2)) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "words"),
+    [
+        (QLORA, "fsdp2", "FSDP 2 cannot shard 4-bit weights"),
+        (QLORA | VLLM, "single", "does not merge into the 4-bit"),
+        (QLORA, "zero3", "`bnb_4bit_quant_storage: bfloat16`"),
+        ({"load_in_4bit": True}, "single", "quantised weights cannot be trained"),
+        (LORA | {"load_in_4bit": True, "load_in_8bit": True}, "single", "not both"),
+        (LORA | {"load_in_8bit": True}, "zero3", "ZeRO-3 cannot shard bytes"),
+        (VLLM | {"use_cpu": True}, "single", "feeds vLLM on GPUs only"),
+        ({"use_cpu": True}, "fsdp2", "runs as plain DDP on the CPU"),
+        ({}, "zero3", None),
+        (LORA, "fsdp2", None),
+        (LORA | VLLM, "ddp", None),
+        (QLORA, "ddp", None),
+        (QLORA | {"bnb_4bit_quant_storage": "bfloat16"}, "zero3", None),
+        (QLORA, "fsdp1", None),  # not in the table: nothing is known against it
+    ],
+)
+def test_what_cannot_work_is_refused_with_the_reason(settings, kind, words):
+    found = refused(settings, kind)
+    assert (found == []) if words is None else any(words in reason for reason in found)
+
+
+def test_a_layout_that_leaves_no_model_is_refused():
+    assert any("16bit_model" in reason for reason in refused({}, "zero3", whole_model=False))
+
+
+def test_a_stage_is_refused_where_it_was_launched():
+    def check(environment, world_size=2, **settings):
+        training = SimpleNamespace(**settings_of("sft", settings), world_size=world_size)
+        check_supported(training, SimpleNamespace(), environment)
+
+    ddp = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    fsdp = ddp | {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    check(fsdp, use_peft=True)
+    with pytest.raises(InputError, match="cannot shard 4-bit"):
+        check(fsdp, **QLORA)
+    check(ddp)
+    with pytest.raises(InputError, match="2 processes were launched, but each would train alone"):
+        check(ddp, world_size=1)
