@@ -19,8 +19,8 @@ SINGLE, DDP, FSDP2, ZERO2, ZERO3 = "single", "ddp", "fsdp2", "zero2", "zero3"
 LAYOUTS = {SINGLE: "single", DDP: "DDP", FSDP2: "FSDP2", ZERO2: "ZeRO-2", ZERO3: "ZeRO-3"}
 METHODS = ("full", "LoRA", "QLoRA")
 _NO_MODEL = (
-    "zero3_save_16bit_model: set it to true under deepspeed_config, or the weights cannot be "
-    "gathered and saved when the stage ends"
+    "zero3_save_16bit_model: only with true can the weights be gathered when the stage ends, to be "
+    "saved; write it under deepspeed_config"
 )
 
 

@@ -70,7 +70,7 @@ def test_a_launch_file_of_ones_own(tmp_path):
         (FSDP | {"fsdp_config": FULL, "use_cpu": True}, "runs as plain DDP"),
         (FSDP | {"fsdp_config": FULL | {"fsdp_use_orig_params": True}}, "leave out"),
         (FSDP | {"fsdp_config": FULL | {"fsdp_reshard_after_forward": "FULL_SHARD"}}, "true or"),
-        (ZERO | {"deepspeed_config": {"zero_stage": 3}}, "cannot be gathered"),
+        (ZERO | {"deepspeed_config": {"zero_stage": 3}}, "can the weights be gathered"),
     ],
 )
 def test_faults_of_a_launch_file(tmp_path, values, words):
