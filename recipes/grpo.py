@@ -26,15 +26,8 @@ from chainforge.train.checkpoints import check_saving
 from chainforge.train.health import HealthCallback
 from chainforge.train.heldout import RolloutCallback, chosen_step, hold_out
 from chainforge.train.loop import train
-<<<<<<< HEAD
-from chainforge.train.distributed import check_supported
-from chainforge.train.policy import PolicyArgs, check_policy
-from chainforge.train.policy import open_policy, prepare
-from chainforge.train.rl_args import RLArgs
-=======
 from chainforge.train.policy import PolicyArgs, check_policy, open_policy, prepare
-from chainforge.train.rl import RLArgs
->>>>>>> 40cff94 (Merge the training modules that are read together: policy, model_source, distributed, distill, templates, saving)
+from chainforge.train.rl_args import RLArgs
 from chainforge.train.stage import is_main_process, open_stage
 from chainforge.train.templates import load_tokenizer
 

@@ -11,7 +11,6 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerState
 
 from chainforge.core import disk
-<<<<<<< HEAD
 from chainforge.core.errors import Failed, InputError, first_line
 from chainforge.train import checkpoints, trl_internals
 from chainforge.train.callbacks import (
@@ -23,14 +22,7 @@ from chainforge.train.callbacks import (
     StageCallback,
     StopCallback,
 )
-from chainforge.train.policy import check_reference, unround
-=======
-from chainforge.core.errors import Failed, InputError
-from chainforge.train import checkpoints
-from chainforge.train.callbacks import CheckpointCallback, ResumeCallback, StageCallback
-from chainforge.train.guards import DIVERGED, FiniteGuard, LearningGuard, NotFinite, NothingTrained
 from chainforge.train.policy import check_reference, upcast_adapter
->>>>>>> 40cff94 (Merge the training modules that are read together: policy, model_source, distributed, distill, templates, saving)
 from chainforge.train.saving import save
 from chainforge.train.stage import Stage, is_main_process
 
