@@ -85,7 +85,7 @@ def main() -> None:
         },
         "times_as_fast_as_peer": ratio,
     }
-    save(results() / "builder.json", result, "rensa", "py3langid", "datasketch", "numpy")
+    save(results() / "builder.json", result, "rensa", "datasketch", "numpy")
     print(json.dumps(result, indent=2))
 
 

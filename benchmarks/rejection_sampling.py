@@ -21,7 +21,7 @@ from sides import prepared
 
 from chainforge.core.config import read_settings
 from chainforge.core.jsonl import Row
-from chainforge.data.rejection import SelectionArgs, select_rows
+from chainforge.data.select import SelectionArgs, select_rows
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.generate.engine import Drawn, SamplingArgs, seed_of
 from chainforge.generate.local_engine import LocalEngine, open_policy

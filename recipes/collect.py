@@ -15,7 +15,7 @@ from chainforge.core.config import parse
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import write_rows
 from chainforge.data.datasets import save_dataset
-from chainforge.data.rejection import SelectionArgs, select_rows
+from chainforge.data.select import SelectionArgs, select_rows
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.generate.budget import estimate
 from chainforge.generate.card import write_card
@@ -57,7 +57,7 @@ def main() -> None:
         funnel["sources"] = collected.sources
         artifacts.write_json(stage.path("funnel.json"), funnel)
         if not selected.kept:
-            raise InputError(selected.why_none())
+            raise InputError(f"no row was kept; {funnel['dropped']}. funnel.json has all reasons")
         folder = save_dataset(selected.kept, stage.path("dataset")).parent
         write_card(folder, teacher, selected.kept, funnel, collected.spending)
         stage.metrics |= funnel | {"spending": collected.spending}

@@ -21,7 +21,7 @@ from chainforge.core.config import parse
 from chainforge.core.errors import InputError, hint
 from chainforge.core.paths import unplaced
 from chainforge.core.transcript import DEFAULT, system_prompt
-from chainforge.data.measures import summarize
+from chainforge.data.metrics import summarize
 from chainforge.data.tasks import TaskArgs, check_answers, load_examples
 from chainforge.generate import shards
 from chainforge.generate.engine import SamplingArgs, open_engine

@@ -18,7 +18,7 @@ from chainforge.core import process
 from chainforge.core.config import parse
 from chainforge.core.errors import InputError
 from chainforge.data.filters import FilterArgs
-from chainforge.data.rejection import SelectionArgs
+from chainforge.data.select import SelectionArgs
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.generate import shards
 from chainforge.generate.builder import BuildArgs, Rows, build, open_pool, pooled, rehearse

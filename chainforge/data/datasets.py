@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +15,7 @@ from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Message, Row
 from chainforge.core.secrets import public
 from chainforge.core.transcript import DEFAULT, PRESETS, is_blank, read, write
-from chainforge.data.columns import columns_of
-from chainforge.data.mixing import mix
-from chainforge.data.salvage import SHARE, Salvage, salvage
-from chainforge.data.tables import wrong_turns
+from chainforge.data.rows import SHARE, FoundRows, read_file, settle, wrong_turns
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -28,9 +27,11 @@ FILE = "train.parquet"
 # The columns that SFT looks at.
 _TRAINED_ON = ("prompt", "completion", "messages", "source", "drop")
 # Where servers and data sets keep the reasoning of an assistant's message, and what else a message
-# may hold that would be lost: only its text is trained on.
-_REASONING = ("reasoning_content", "reasoning", "thinking")
+# may have that would be lost: only its text is trained on.
+REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 _LOST = ("tool_calls", "function_call", "reasoning_details", "thinking_blocks")
+
+Pair = tuple[list[Message], list[Message]]  # prompt and completion
 
 
 @dataclass
@@ -44,13 +45,9 @@ class DataArgs:
     data_weights: list[float] = field(
         default_factory=list,
         metadata={
-            "help": "In which ratio the sources of `data` stand, such as 3 1; no row is taken "
-            "twice. Every row of each when left out."
+            "help": "Ratio in which to mix the sources of `data`, such as 3 1; no row is taken "
+            "twice. Default: every row of each."
         },
-    )
-    data_repeat: bool = field(
-        default=False,
-        metadata={"help": "Reach data_weights by repeating rows instead of leaving rows out."},
     )
     max_bad_rows: float = field(
         default=SHARE,
@@ -58,15 +55,9 @@ class DataArgs:
     )
     allow_offline_rows: bool = field(
         default=False,
-        metadata={"help": "Also train on worked solutions that stood in for a failed teacher."},
+        metadata={"help": "Also train on worked solutions that replaced a failed teacher's."},
     )
     transcript: str = field(default=DEFAULT, metadata={"help": "Preset of the transcript's tags."})
-
-
-def sft_dataset(paths: Sequence[str | Path], *, allow_offline_rows: bool = False) -> Dataset:
-    """Return the kept rows of several stages as `sft_mixture` does, every row of each."""
-    args = DataArgs([str(path) for path in paths], allow_offline_rows=allow_offline_rows)
-    return sft_mixture(args)[0]
 
 
 def sft_mixture(args: DataArgs, seed: int = 0) -> tuple[Dataset, dict[str, dict[str, int]]]:
@@ -84,82 +75,87 @@ def sft_mixture(args: DataArgs, seed: int = 0) -> tuple[Dataset, dict[str, dict[
 
     if not args.data:
         raise InputError("data: none given; name the directory of a data stage or a .jsonl file")
-    read_in = [_source(path, args) for path in args.data]
-    sources = [pairs for pairs, _ in read_in]
-    sizes = [len(source) for source in sources]
-    chosen = [list(range(size)) for size in sizes]
-    if args.data_weights:
-        chosen = mix(sizes, args.data_weights, repeat=args.data_repeat, seed=seed)
-    pairs = [source[i] for source, picks in zip(sources, chosen, strict=True) for i in picks]
-    counts = {
-        str(path): {"rows": size, "used": len(picks)} | ({"dropped": dropped} if dropped else {})
-        for path, size, picks, (_, dropped) in zip(args.data, sizes, chosen, read_in, strict=True)
-    }
+    found = [_source(path, args) for path in args.data]
+    sizes = [len(rows) for rows, _ in found]
+    chosen = mix(sizes, args.data_weights or sizes, seed)
+    pairs: list[Pair] = []
+    counts: dict[str, dict[str, int]] = {}
+    for path, (rows, dropped), picks in zip(args.data, found, chosen, strict=True):
+        pairs += [rows[i] for i in picks]
+        counts[str(path)] = {"rows": len(rows), "used": len(picks)}
+        counts[str(path)] |= {"dropped": dropped} if dropped else {}
     columns = {"prompt": [pair[0] for pair in pairs], "completion": [pair[1] for pair in pairs]}
     return Dataset.from_dict(columns), counts
 
 
-def _source(path: str, args: DataArgs) -> tuple[list[tuple[list[Message], list[Message]]], int]:
+def mix(sizes: Sequence[int], weights: Sequence[float], seed: int = 0) -> list[list[int]]:
+    """Return which rows of each source to take, in their order, in the ratio of `weights`.
+
+    No row is taken twice and as many as possible are taken: the source that is smallest for its
+    weight is taken whole, the others by lot. DeepSeek-R1's second SFT had 600k rows of reasoning to
+    200k of others.
+    """
+    if len(weights) != len(sizes):
+        raise InputError(
+            f"data_weights: {len(weights)} for {len(sizes)} sources in `data`; give one each, in "
+            "their order"
+        )
+    for weight in weights:
+        if not 0 < weight < float("inf"):
+            raise InputError(f"data_weights: expected more than 0, found {weight}")
+    unit = min(size / weight for size, weight in zip(sizes, weights, strict=True))
+    return [
+        sorted(random.Random(f"{seed}/{n}").sample(range(size), max(round(weight * unit), 1)))
+        for n, (size, weight) in enumerate(zip(sizes, weights, strict=True))
+    ]
+
+
+def _source(path: str, args: DataArgs) -> tuple[list[Pair], int]:
     """Return one source's rows as prompts and completions, and how many were dropped before."""
-    found = _read(path, _TRAINED_ON)
-    fallback = [number for number, row in found.rows if row.get("source") == FALLBACK]
+    found = _read(Path(path))
+    kept = [(number, row) for number, row in found.rows if not _dropped(row)]
+    dropped = len(found.rows) - len(kept)
+    if not kept:
+        found.settle()
+        raise InputError(
+            f"{path}: no rows to train on ({dropped} are marked `drop`, or wrong); its "
+            "funnel.json, if any, says where they went"
+        )
+    if dropped:
+        words = "%s: left out %d rows that are marked `drop`, or wrong and never selected"
+        logger.warning(words, path, dropped)
+    fallback = [number for number, row in kept if row.get("source") == FALLBACK]
     if fallback and not args.allow_offline_rows:
         raise InputError(
-            f"{path}: {len(fallback)} of {len(found.rows)} rows (the first: row {fallback[0]}) are "
+            f"{path}: {len(fallback)} of {len(kept)} rows (the first: row {fallback[0]}) are "
             f"{FALLBACK}: worked solutions in place of a teacher that failed; collect again, "
             "or set `allow_offline_rows: true`"
         )
-    pairs = []
-    good = []
-    for number, row in found.rows:
+    pairs: list[Pair] = []
+    for number, row in kept:
         try:
             pairs.append(_pair(row, args.transcript))
-            good.append((number, row))
         except InputError as error:
             found.faults.append((number, str(error)))
-    found.rows = good
-    found.settle(args.max_bad_rows)
-    return pairs, found.dropped
+    settle(found.path, found.faults, len(pairs) + len(found.faults), args.max_bad_rows)
+    return pairs, dropped
 
 
-def read_kept(path: str | Path) -> list[tuple[int, Row]]:
-    """Return a stage's kept rows, or a file's rows, each with its number in the file."""
-    return _read(path).settle(SHARE)
-
-
-def _read(path: str | Path, columns: tuple[str, ...] = ()) -> Salvage:
-    """Read what `read_kept` returns, with what is wrong with other rows.
-
-    Of parquet files only `columns` are read, where any are given.
-    """
-    path = Path(path)
-    if path.is_file() and path.suffix == ".parquet":
-        found = Salvage(path, list(enumerate(_parquet([path], columns), start=1)))
-    elif path.is_file():
-        found = salvage(path)
-    elif not path.is_dir():
+def _read(path: Path) -> FoundRows:
+    """Read the rows of a stage, a folder or a file, with what is wrong with other rows."""
+    if path.is_file() and path.suffix != ".parquet":
+        return read_file(path)
+    if not path.exists():
         raise InputError(f"{path}: no such file or directory")
-    elif files := sorted((path / "dataset").glob("*.parquet")) or sorted(path.glob("*.parquet")):
-        found = Salvage(path, list(enumerate(_parquet(files, columns), start=1)))
-    elif (path / "samples.jsonl").is_file():
-        found = salvage(path / "samples.jsonl")
-    else:
-        raise InputError(
-            f"{path}: holds no rows: neither dataset/*.parquet nor samples.jsonl; is it the "
-            "directory of a finished collect or reject stage?"
-        )
-    kept = [(number, row) for number, row in found.rows if not _dropped(row)]
-    found.dropped, found.rows = len(found.rows) - len(kept), kept
-    if not found.rows:
-        found.settle()
-        raise InputError(
-            f"{path}: no rows to train on ({found.dropped} are marked `drop`, or wrong); its "
-            "funnel.json, if any, says where they went"
-        )
-    if found.dropped:
-        words = "%s: left out %d rows that are marked `drop`, or wrong and never selected"
-        logger.warning(words, path, found.dropped)
-    return found
+    files = [path] if path.is_file() else sorted((path / "dataset").glob("*.parquet"))
+    if files := files or sorted(path.glob("*.parquet")):
+        return FoundRows(path, list(enumerate(_parquet(files), start=1)))
+    if (path / "samples.jsonl").is_file():
+        return read_file(path / "samples.jsonl")
+    raise InputError(
+        f"{path}: contains no rows: neither dataset/*.parquet nor samples.jsonl; is it the "
+        "directory of a finished collect or reject stage?"
+    )
 
 
 def _dropped(row: Row) -> bool:
@@ -167,7 +163,7 @@ def _dropped(row: Row) -> bool:
     return bool(row["drop"]) if "drop" in row else row.get("correct") is False
 
 
-def _parquet(files: list[Path], columns: tuple[str, ...]) -> list[Row]:
+def _parquet(files: list[Path]) -> list[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -175,15 +171,15 @@ def _parquet(files: list[Path], columns: tuple[str, ...]) -> list[Row]:
     for file in files:
         try:
             with pq.ParquetFile(file) as table:
-                there = [name for name in columns if name in table.schema_arrow.names]
-                for batch in table.iter_batches(1024, columns=there if columns else None):
+                columns = [name for name in _TRAINED_ON if name in table.schema_arrow.names]
+                for batch in table.iter_batches(1024, columns=columns):
                     rows += batch.to_pylist()
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{file} is not a parquet file: {error}") from None
     return rows
 
 
-def _pair(row: Row, transcript: str = DEFAULT) -> tuple[list[Message], list[Message]]:
+def _pair(row: Row, transcript: str = DEFAULT) -> Pair:
     """Return a row's prompt and completion as messages; raise `InputError` for what is neither."""
     turns, said = row.get("prompt"), row.get("completion")
     if turns is None and isinstance(row.get("messages"), list):
@@ -205,7 +201,7 @@ def _text(turn: dict[str, Any], transcript: str) -> Any:
     """Return a message's content, joined with the reasoning beside it as `transcript` says."""
     if lost := [key for key in _LOST if turn.get(key)]:
         raise InputError(f"the {turn['role']} turn has {lost[0]}, which would be lost: take it out")
-    said, thoughts = turn.get("content"), [turn[key] for key in _REASONING if turn.get(key)]
+    said, thoughts = turn.get("content"), [turn[key] for key in REASONING_FIELDS if turn.get(key)]
     if not thoughts or not isinstance(said, str):
         return said
     if any(not isinstance(thought, str) or thought != thoughts[0] for thought in thoughts):
@@ -260,26 +256,59 @@ def check_batch(rows: Sequence[Row], generation_batch_size: int, num_generations
 def save_dataset(rows: Sequence[Row], path: str | Path) -> Path:
     """Write kept Samples to `path`/train.parquet, ready for SFT and `datasets.load_dataset`.
 
-    The file appears whole or not at all. Text completions become messages, as in `sft_dataset`;
-    who wrote a row is named without what a path tells of this machine.
+    The file appears whole or not at all. Text completions become messages, as for SFT; the model
+    that wrote a row is named without this machine's paths.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     if not rows:
         raise InputError(
             f"{path}: no row was kept, so there is nothing to train on; funnel.json beside it says "
             "where the rows went"
         )
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    pairs = [dict(zip(("prompt", "completion"), _pair(row), strict=True)) for row in rows]
-    whole = [_named(row) | pair for row, pair in zip(rows, pairs, strict=True)]
-    with replacing(folder / FILE) as temporary:
-        pq.write_table(pa.table(columns_of(whole)), temporary)
-    return folder / FILE
+    whole = [
+        row
+        | dict(zip(("prompt", "completion"), _pair(row), strict=True))
+        | ({"model": public(row["model"])} if isinstance(row.get("model"), str) else {})
+        for row in rows
+    ]
+    return write_parquet(columns_of(whole), Path(path) / FILE)
 
 
-def _named(row: Row) -> Row:
-    model = row.get("model")
-    return row | {"model": public(model)} if isinstance(model, str) else row
+def write_parquet(columns: dict[str, list[Any]], path: Path) -> Path:
+    """Write columns to a parquet file, which appears whole or not at all."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        pq.write_table(pa.table(columns), temporary)
+    return path
+
+
+def columns_of(
+    rows: Sequence[Row], messages: Sequence[str] = ("prompt", "completion")
+) -> dict[str, list[Any]]:
+    """Return rows as columns of one type each but `messages`; what a row lacks is None."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    return {
+        name: values if name in messages else _one_type(values) for name, values in columns.items()
+    }
+
+
+def _one_type(values: list[Any]) -> list[Any]:
+    """Return a column that Arrow holds without changing a value, else its values as JSON text."""
+    import pyarrow as pa
+
+    kinds = {type(value) for value in values if value is not None}
+    if kinds == {int, float}:
+        return [None if value is None else float(value) for value in values]
+    # Arrow would give every mapping the keys of all, so mappings are text too.
+    mappings = any(isinstance(item, dict) for value in values for item in
+                   (value if isinstance(value, list) else [value]))  # fmt: skip
+    if len(kinds) <= 1 and not mappings:
+        try:
+            pa.array(values)
+            return values
+        except (pa.ArrowException, OverflowError, UnicodeEncodeError):
+            pass
+    return [None if value is None else json.dumps(value, default=str) for value in values]

@@ -1,4 +1,4 @@
-"""What may be wrong with a completion itself: each filter has a name, a threshold, and a finding.
+"""Filter single samples: each filter has a reason, a threshold, and a finding.
 
 After DeepSeek-R1, appendix B.3.3: mixed languages, long paragraphs and code blocks are left out of
 what rejection sampling keeps. Only what is on is measured; a filter is off where its threshold is
@@ -11,97 +11,79 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from chainforge.core.errors import InputError
-from chainforge.core.jsonl import Row
+from chainforge.core.jsonl import Row, question
 from chainforge.core.transcript import PRESETS, Transcript
-from chainforge.data.codeblocks import code_block
-from chainforge.data.languages import check_vote, language_share, voted_share
-from chainforge.data.repetition import repetition
-from chainforge.rewards.answers import boxes, clean
-from chainforge.rewards.language import scripts_of
-from chainforge.rewards.quantities import squeeze
+from chainforge.data.dedup import cached_tokens, runs
+from chainforge.rewards.language import LANGUAGES, count_words, scripts_of, share
 
 
 @dataclass
 class FilterArgs:
-    """What a completion must be like before it may teach."""
+    """What a completion must be like before a model may learn from it."""
 
-    min_completion_tokens: int | None = field(
-        default=None, metadata={"help": "Fewer tokens than this: too_short."}
-    )
-    max_completion_tokens: int | None = field(
-        default=None, metadata={"help": "More tokens than this: too_long (SFT's max_length, say)."}
-    )
     min_reasoning_chars: int | None = field(
-        default=None, metadata={"help": "A reasoning of fewer characters: too_short."}
+        default=None, metadata={"help": "Drop shorter reasoning: too_short."}
     )
     max_reasoning_chars: int | None = field(
-        default=None, metadata={"help": "A reasoning of more characters: too_long."}
+        default=None, metadata={"help": "Drop longer reasoning: too_long."}
+    )
+    max_completion_tokens: int | None = field(
+        default=None, metadata={"help": "Drop longer completions (SFT's max_length): too_long."}
     )
     max_repetition: float | None = field(
         default=0.3,
-        metadata={"help": "Most of the reasoning that may repeat itself, as a share: repetition."},
+        metadata={"help": "Largest share of the reasoning that may repeat itself: repetition."},
     )
     language: str | None = field(
         default=None,
         metadata={
-            "help": "Language of the reasoning, such as en; when left out, one that is written in "
-            "the same script as the question."
+            "help": "Language of the reasoning, such as en. Default: any language in the script "
+            "of the question."
         },
     )
     min_language: float | None = field(
         default=0.8,
-        metadata={"help": "Least share of the reasoning's words in that script: language."},
-    )
-    language_vote: bool = field(
-        default=False,
-        metadata={
-            "help": "Hold the words of whole paragraphs against min_language too, each identified "
-            "by py3langid: scripts cannot tell French from English."
-        },
+        metadata={"help": "Smallest share of the reasoning's words in that script: language."},
     )
     max_paragraph_chars: int | None = field(
-        default=None,
-        metadata={"help": "A paragraph of the reasoning with more characters: long_paragraph."},
+        default=None, metadata={"help": "Drop reasoning with a longer paragraph: long_paragraph."}
     )
     drop_code: bool = field(
-        default=False, metadata={"help": "Drop reasoning with a block of code in it: code."}
+        default=False, metadata={"help": "Drop reasoning with a block of code: code."}
     )
-    drop_leaked: bool = field(
-        default=False,
-        metadata={
-            "help": "Drop reasoning that opens with its final answer, so that what follows is no "
-            "reasoning: leaked_answer."
-        },
-    )
-    drop_several: bool = field(
-        default=False,
-        metadata={"help": "Drop completions that box different answers: several_answers."},
-    )
+
+    def check(self) -> None:
+        """Raise `InputError` for a setting that is out of range."""
+        for name in ("max_repetition", "min_language"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise InputError(f"{name}: expected a share from 0 to 1, found {value}")
+        for name in ("min_reasoning_chars", "max_reasoning_chars", "max_completion_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise InputError(f"{name}: expected 0 or more, found {value}")
+        least, most = self.min_reasoning_chars, self.max_reasoning_chars
+        if least is not None and most is not None and least > most:
+            raise InputError(
+                f"min_reasoning_chars ({least}) is more than max_reasoning_chars ({most})"
+            )
+        if self.language is not None:
+            scripts_of(self.language)
 
 
 Finding = tuple[str, str]  # the reason, and what was measured
 Filter = Callable[[Row, Transcript], Finding | None]
-Bounds = tuple[int | None, int | None]
 
-# In the order in which they are looked for.
-REASONS = (
-    "too_short",
-    "too_long",
-    "repetition",
-    "language",
-    "long_paragraph",
-    "code",
-    "leaked_answer",
-    "several_answers",
-)
+# In the order in which the filters run.
+REASONS = ("too_short", "too_long", "repetition", "language", "long_paragraph", "code")
 
 _PARTS = [(tags.reasoning_open, tags.reasoning_close) for tags in PRESETS.values()]
 _TAGS = re.compile("|".join(re.escape(tag) for tags in PRESETS.values() for tag in tags.all))
 _PARAGRAPH = re.compile(r"\n[ \t]*\n")
-_SAID = re.compile(r"\b(?:answer|result)\s+(?:is|must be|should be|will be|=|:)\s*(.+)", re.I)
-_FIRST = re.compile(r".+?(?:[.!?](?=\s)|\n|$)", re.DOTALL)
-OPENING = 200  # characters of a first sentence
 
 
 def parts(completion: str) -> Transcript:
@@ -114,124 +96,163 @@ def parts(completion: str) -> Transcript:
 
 
 def filters(args: FilterArgs) -> list[Filter]:
-    """Return the filters that are on, in the order of `REASONS`; raise `InputError` for nonsense.
+    """Return the filters that are on, in the order of `REASONS`; raise `InputError` if invalid.
 
-    Each takes a Sample and its parts, and returns a finding against it, or None.
+    A filter takes a Sample and its parts, and returns a finding against it, or None.
     """
-    _check(args)
+    args.check()
     made: list[Filter] = []
-    tokens = args.min_completion_tokens, args.max_completion_tokens
-    characters = args.min_reasoning_chars, args.max_reasoning_chars
-    if any(bound is not None for bound in (*tokens, *characters)):
-        made.append(lambda row, said: _length(row, said, tokens, characters))
+    bounds = args.min_reasoning_chars, args.max_reasoning_chars, args.max_completion_tokens
+    if any(bound is not None for bound in bounds):
+        made.append(lambda row, said: _length(row, said.reasoning, args))
     if args.max_repetition is not None and args.max_repetition < 1:
         most = args.max_repetition
-        made.append(lambda row, said: _repeats(said.reasoning, most))
+        made.append(lambda row, said: _repetition(said.reasoning, most))
     if args.min_language:
-        made.append(lambda row, said: _mixes(row, said.reasoning, args))
+        made.append(lambda row, said: _language(row, said.reasoning, args))
     if args.max_paragraph_chars:
         longest = args.max_paragraph_chars
-        made.append(lambda row, said: _rambles(said.reasoning, longest))
+        made.append(lambda row, said: _paragraph(said.reasoning, longest))
     if args.drop_code:
-        made.append(lambda row, said: _codes(said.reasoning))
-    if args.drop_leaked:
-        made.append(lambda row, said: _leaks(row, said))
-    if args.drop_several:
-        made.append(lambda row, said: _several(row["completion"]))
+        made.append(lambda row, said: _code(said.reasoning))
     return made
 
 
-def _check(args: FilterArgs) -> None:
-    for name in ("max_repetition", "min_language"):
-        value = getattr(args, name)
-        if value is not None and not 0 <= value <= 1:
-            raise InputError(f"{name}: expected a share from 0 to 1, found {value}")
-    for what in ("completion_tokens", "reasoning_chars"):
-        least, most = getattr(args, f"min_{what}"), getattr(args, f"max_{what}")
-        for name, value in ((f"min_{what}", least), (f"max_{what}", most)):
-            if value is not None and value < 0:
-                raise InputError(f"{name}: expected 0 or more, found {value}")
-        if least is not None and most is not None and least > most:
-            raise InputError(f"min_{what} ({least}) is more than max_{what} ({most})")
-    if args.language is not None:
-        scripts_of(args.language)
-    if args.language_vote:
-        check_vote(args.language)
-
-
-def _length(row: Row, said: Transcript, tokens: Bounds, characters: Bounds) -> Finding | None:
-    if tokens != (None, None) and row.get("tokens") is None:
+def _length(row: Row, reasoning: str, args: FilterArgs) -> Finding | None:
+    size = len(reasoning)
+    if args.min_reasoning_chars is not None and size < args.min_reasoning_chars:
+        return "too_short", f"{size} characters of reasoning"
+    if args.max_reasoning_chars is not None and size > args.max_reasoning_chars:
+        return "too_long", f"{size} characters of reasoning"
+    if args.max_completion_tokens is None:
+        return None
+    if row.get("tokens") is None:
         raise InputError(
             f"sample {row.get('sample')} of {row.get('id')} has no count of tokens: leave "
-            "min_completion_tokens and max_completion_tokens out, or use *_reasoning_chars"
+            "max_completion_tokens out, or use max_reasoning_chars"
         )
-    for found, unit, (least, most) in (
-        (row.get("tokens") or 0, "tokens", tokens),
-        (len(said.reasoning), "characters of reasoning", characters),
-    ):
-        if least is not None and found < least:
-            return "too_short", f"{found} {unit}"
-        if most is not None and found > most:
-            return "too_long", f"{found} {unit}"
-    return None
+    longer = row["tokens"] > args.max_completion_tokens
+    return ("too_long", f"{row['tokens']} tokens") if longer else None
 
 
-def _repeats(reasoning: str, most: float) -> Finding | None:
+def _repetition(reasoning: str, most: float) -> Finding | None:
     found = repetition(reasoning)
     return ("repetition", f"{found:.0%} repeats itself") if found > most else None
 
 
-def _mixes(row: Row, reasoning: str, args: FilterArgs) -> Finding | None:
-    asked = "" if args.language else _asked(row)
+def _language(row: Row, reasoning: str, args: FilterArgs) -> Finding | None:
+    asked = question(row) if args.language is None and row.get("prompt") else ""
     right = language_share(reasoning, args.language, asked)
-    least = args.min_language or 0.0
-    if right < least:
-        return "language", f"{right:.0%} of the words are in the script asked for"
-    if args.language_vote and args.language:
-        right = voted_share(reasoning, args.language)
-        if right < least:
-            return "language", f"{right:.0%} of the words are in paragraphs of {args.language}"
+    if right < (args.min_language or 0.0):
+        return "language", f"{right:.0%} of the words are in the expected script"
     return None
 
 
-def _asked(row: Row) -> str:
-    turns = [turn["content"] for turn in row.get("prompt") or () if turn["role"] == "user"]
-    return turns[-1] if turns else ""
-
-
-def _rambles(reasoning: str, longest: int) -> Finding | None:
+def _paragraph(reasoning: str, longest: int) -> Finding | None:
     found = max(len(paragraph.strip()) for paragraph in _PARAGRAPH.split(reasoning))
     return ("long_paragraph", f"{found} characters in a paragraph") if found > longest else None
 
 
-def _codes(reasoning: str) -> Finding | None:
+def _code(reasoning: str) -> Finding | None:
     found = code_block(reasoning)
     return None if found is None else ("code", found)
 
 
-def _leaks(row: Row, said: Transcript) -> Finding | None:
-    """Look for the final answer in the first sentence of a reasoning that goes on after it."""
-    reasoning = said.reasoning.strip()
-    first = _FIRST.match(reasoning[:OPENING])
-    if first is None or len(reasoning) < 2 * len(first[0]):
+# Both patterns start with a line's end, so that the search finds candidates quickly.
+_FENCE = re.compile(r"\n[ \t]*(?:```|~~~)")
+_CODE_MARK = re.compile(
+    r"\n[ \t]*(?:def \w+\(|class \w+[(:]|import \w+|from \w+ import|print\(|return\b|#include"
+    r"|for \w+ in .*:|while .*:|(?:int|void|public|static|const|let|var|function) )"
+)
+# Matches a stripped line. No part may overlap the next, or a hostile line costs quadratic time.
+_CODE_LINE = re.compile(
+    r"(?:def|class)\s+\w.*:|(?:from\s+[\w.]+\s+)?import\s+\w[\w., *]*|#include\s*<.*"
+    r"|(?:if|elif|for|while|with|try|except|else)\b.*:|return\b.*[\w)\]]|print\(.*\)"
+    r"|[\w.\[\]]++\s*[-+*/]?=(?!=).*[\w)\]'\"]|.*[;{}]"
+)
+
+
+def code_block(text: str) -> str | None:
+    """Return which block of code a text contains: a fence, or three lines of code in a row."""
+    whole = f"\n{text}"
+    if _FENCE.search(whole):
+        return "a fenced block"
+    if not _CODE_MARK.search(whole):
         return None
-    answer = _bare(str(row.get("extracted") or said.answer or row.get("answer") or ""))
-    opening = first[0].strip()
-    claimed = [opening, *_SAID.findall(opening)]
-    if answer and any(_bare(text) == answer for text in claimed):
-        return "leaked_answer", f"opens with {opening[:60]!r}"
+    lines = 0
+    for line in filter(None, map(str.strip, text.splitlines())):
+        lines = lines + 1 if _CODE_LINE.fullmatch(line) else 0
+        if lines == 3:
+            return "3 lines of code"
     return None
 
 
-def _several(completion: str) -> Finding | None:
-    if completion.count("\\boxed") < 2:
-        return None
-    found = boxes(completion)
-    different = {_bare(text) for text in found} if found else set()
-    if found is None or len(different) > 1:
-        return "several_answers", "boxes: " + ", ".join(sorted(different))[:60]
-    return None
+def language_share(text: str, language: str | None, asked: str) -> float:
+    """Return the share of words in the language's script, or in the script of what was asked."""
+    if _plain(text) and ("latin" in scripts_of(language) if language else _plain(asked)):
+        return 1.0  # nearly every text: counting its words would cost ten times as much
+    if language is not None:
+        return share(text, language)
+    wanted = count_words(asked)
+    if not wanted:
+        return 1.0
+    main = wanted.most_common(1)[0][0]
+    scripts = {main}
+    for known in LANGUAGES.values():  # Japanese is written in two
+        if main in known and len(known) > 1 and any(wanted[other] for other in known - {main}):
+            scripts |= known
+    counts = count_words(text)
+    total = sum(counts.values())
+    return sum(counts[script] for script in scripts) / total if total else 1.0
 
 
-def _bare(text: str) -> str:
-    return squeeze(clean(text.strip().rstrip(".!"))).casefold()
+def _plain(text: str) -> bool:
+    """Return whether all letters are ASCII."""
+    return text.isascii() or not any(char > "\x7f" and char.isalpha() for char in set(text))
+
+
+RUN = 20  # a run of so many tokens occurs twice by accident in hardly any text
+LINE = 20  # characters from which on a repeated line counts
+MATH = 128  # tokens of mathematics that may repeat themselves, as a sum of 32 fractions
+_COMMAND = re.compile(r"\\([A-Za-z]+)")
+_WORD = re.compile(r"[^\W\d_]{2}|[\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f]")
+
+
+def repetition(text: str) -> float:
+    """Return the share of a text that repeats itself, from 0 to 1.
+
+    The larger of two: the share of runs of 20 tokens (words, numbers, operators) that occurred
+    before, and the share of characters in lines that occurred before. Mathematics without a word
+    may repeat itself for 128 tokens.
+    """
+    found = runs(cached_tokens(text)[1], RUN)
+    if len(np.unique(found)) == len(found):  # nearly every text
+        return _repeated_lines(text)
+    again = np.sort(found[_counted(text)])
+    return max(np.count_nonzero(again[1:] == again[:-1]) / len(found), _repeated_lines(text))
+
+
+def _counted(text: str) -> NDArray[np.bool_]:
+    """Return which runs of 20 tokens are more than a short stretch of mathematics."""
+    commands = {name.lower() for name in _COMMAND.findall(text)}
+    pieces, _ = cached_tokens(text)
+    is_word = {one: one not in commands and bool(_WORD.search(one)) for one in set(pieces)}
+    words = np.array([is_word[piece] for piece in pieces])
+    lengths = np.diff(np.flatnonzero(np.concatenate(([True], words, [True]))))
+    counted = words | np.repeat(lengths > MATH, lengths)[: len(words)]
+    ends = np.cumsum(np.concatenate(([0], counted)))
+    return ends[RUN:] > ends[:-RUN]
+
+
+def _repeated_lines(text: str) -> float:
+    """Return the share of the characters in lines that occurred before and contain a word."""
+    if "\n" not in text:
+        return 0.0
+    seen: set[str] = set()
+    again = 0
+    for line in map(str.strip, text.splitlines()):
+        if len(line) >= LINE:
+            if line in seen and _WORD.search(_COMMAND.sub(" ", line)):
+                again += len(line)
+            seen.add(line)
+    return again / len(text)

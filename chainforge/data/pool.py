@@ -1,9 +1,8 @@
-"""Samples that were scored before: files of them, measured on all cores and read again in order.
+"""Measure scored samples: rows in memory, or files of them, too large for memory.
 
-A GRPO stage leaves them in `rollouts.jsonl`, a collect or reject stage in `samples.jsonl`.
-
-Of a million rows only what selection must know is held in memory (`Facts`); the rows themselves are
-read once to measure them and once more to write them down.
+Of a million rows only what selection must know is held in memory (`Features`); the rows themselves
+are read once to measure them, on all cores, and once more to write them. A GRPO stage leaves its
+samples in `rollouts.jsonl`, a collect or reject stage in `samples.jsonl`.
 """
 
 from __future__ import annotations
@@ -12,25 +11,138 @@ import io
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
 
 from chainforge.core.errors import InputError
-from chainforge.core.jsonl import Row, many_rows
-from chainforge.data.facts import Facts, measure
-from chainforge.data.filters import FilterArgs
-from chainforge.data.salvage import Fault, read_lines, settle
+from chainforge.core.jsonl import Row, has_answer, many_rows
+from chainforge.core.transcript import chat_mark, is_blank
+from chainforge.data.dedup import (
+    Hashes,
+    Sketches,
+    cached_tokens,
+    hashed,
+    shingles,
+    sketches,
+    text_key,
+    tokens,
+)
+from chainforge.data.filters import FilterArgs, Finding, filters, parts
+from chainforge.data.rows import SHARE, Fault, read_lines, settle
 
 if TYPE_CHECKING:
-    from chainforge.data.rejection import SelectionArgs
+    import pandas as pd
+
+    from chainforge.data.select import SelectionArgs
 
 NAMES = ("rollouts.jsonl", "samples.jsonl")
 MARKS = frozenset({"drop", "drop_detail", "pass_rate"})
 PART = 8 * 2**20  # bytes that a worker reads at a time
 ALONE = 64 * 2**20  # files smaller than this are not worth starting processes for
+COLUMNS = ("id", "task", "question", "verdict", "reward", "length", "key", "drop", "detail")
+
+
+@dataclass
+class Features:
+    """What selection must know of samples: a row of `COLUMNS` each, in their order.
+
+    `verdict` is None for unverified samples and for those of later rounds. `sketch` has one row
+    for each sample without a finding, or none at all. `columns` are those that any sample has.
+    """
+
+    table: pd.DataFrame
+    sketch: Sketches
+    columns: set[str]
+
+    @property
+    def accepted(self) -> list[bool]:
+        """Return for each sample whether nothing in it speaks against it."""
+        return list(self.table["drop"].isna())
+
+    @staticmethod
+    def join(some: Sequence[Features]) -> Features:
+        """Return the features of the samples of all parts, one part after the other."""
+        import pandas as pd
+
+        table = pd.concat([one.table for one in some], ignore_index=True)
+        sketch = np.concatenate([one.sketch for one in some])
+        return Features(table, sketch, set().union(*(one.columns for one in some)))
+
+
+def measure(rows: Iterable[Row], args: SelectionArgs, texts: FilterArgs | None = None) -> Features:
+    """Return the features of samples; a finding is the first reason to drop one.
+
+    Texts are filtered only where nothing else speaks against a sample, and sketched only when near
+    duplicates or diversity are asked for.
+    """
+    import pandas as pd
+
+    checks = filters(texts) if texts is not None else []
+    sketched = bool(args.near_duplicates) or args.select == "diverse"
+    made: list[tuple[Any, ...]] = []
+    sets: list[Hashes] = []
+    columns: set[str] = set()
+    for row in rows:
+        finding = fault(row, args)
+        if finding is None and (checks or sketched):
+            said = parts(row["completion"])
+            finding = next((found for check in checks if (found := check(row, said))), None)
+            if sketched and finding is None:
+                text = [cached_tokens(said.reasoning)[1], hashed(tokens(said.answer))]
+                sets.append(shingles(np.concatenate(text)))
+        made.append(_features(row, finding))
+        columns.update(row)
+    return Features(pd.DataFrame(made, columns=COLUMNS), sketches(sets), columns)
+
+
+def _features(row: Row, finding: Finding | None) -> tuple[Any, ...]:
+    reward, count, correct = row.get("reward"), row.get("tokens"), row.get("correct")
+    # Later rounds go to prompts that lacked successes: counted in, they would bias the rate.
+    verdict = float("nan") if correct is None or row.get("round") else float(correct)
+    return (
+        row["id"],
+        str(row.get("task", "")),
+        asked(row),
+        verdict,
+        float("-inf") if reward is None else float(reward),
+        len(row["completion"]) if count is None else int(count),
+        0 if finding else text_key(row["completion"]) >> 1,  # signed, as pandas wants it
+        *(finding or (None, None)),
+    )
+
+
+def asked(row: Row) -> str:
+    """Return what the user said, all turns of it; an empty text for a row without prompt."""
+    turns = row.get("prompt") or ()
+    return "\n".join(turn["content"] for turn in turns if turn.get("role") == "user")
+
+
+def fault(row: Row, args: SelectionArgs) -> Finding | None:
+    """Return the first reason to drop a sample for its scores; None when there is none."""
+    if not isinstance(row.get("completion"), str) or "id" not in row:
+        raise InputError(f"a sample needs `id` and `completion` (text), found {str(row)[:120]}")
+    ended, correct, reward = row.get("finish_reason"), row.get("correct"), row.get("reward")
+    if ended not in ("stop", None):
+        return "truncated", f"ended by {ended}"
+    if mark := row.get("chat_token") or chat_mark(row["completion"]):
+        return "chat_token", f"contains {str(mark)[:60]}"
+    if is_blank(row["completion"]):
+        return "empty", "an empty completion"
+    if args.require_format and not row.get("formatted"):
+        return "format", "not a strict transcript"
+    if args.require_correct and correct is None and has_answer(row):
+        return "unverified", "the answer could not be checked"
+    if args.require_correct and correct is not None and not correct:
+        return "wrong", f"answered {str(row.get('extracted'))[:60]!r}"
+    if args.min_reward is not None and (reward is None or reward < args.min_reward):
+        return "below_min_reward", f"reward {reward}"
+    return None
 
 
 @dataclass(frozen=True)
@@ -47,49 +159,47 @@ class Pool:
     """Files of scored samples, one after the other."""
 
     files: list[Path]
-    max_bad_rows: float = 0.01
-    faults: dict[Path, list[Fault]] = field(default_factory=dict)
+    max_bad_rows: float = SHARE
 
-    def measure(self, args: SelectionArgs, texts: FilterArgs | None) -> Facts:
+    def measure(self, args: SelectionArgs, texts: FilterArgs | None) -> Features:
         """Measure every sample; raise `InputError` when too many rows are malformed."""
-        parts = [part for path in self.files for part in _parts(path)]
-        processes = os.cpu_count() or 1
-        if processes == 1 or sum(part.end - part.start for part in parts) < ALONE:
-            return self._gather(parts, (_measure(part, args, texts) for part in parts))
+        pieces = [part for path in self.files for part in _parts(path)]
+        size, processes = sum(part.end - part.start for part in pieces), os.cpu_count() or 1
+        settings = [args] * len(pieces), [texts] * len(pieces)
+        if processes == 1 or size < ALONE:
+            return self._join(pieces, map(_measure, pieces, *settings))
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(processes, mp_context=context) as workers:
-            count = len(parts)
-            return self._gather(
-                parts, workers.map(_measure, parts, [args] * count, [texts] * count)
-            )
+            return self._join(pieces, workers.map(_measure, pieces, *settings))
 
-    def _gather(
-        self, parts: Sequence[_Part], measured: Iterator[tuple[Facts, list[Fault], int]]
-    ) -> Facts:
-        facts = Facts()
-        lines: dict[Path, int] = {}
-        totals: dict[Path, int] = {}
-        for part, (found, faults, count) in zip(parts, measured, strict=True):
-            before = lines.get(part.path, 0)
-            own = self.faults.setdefault(part.path, [])
-            own += [(number + before, why) for number, why in faults]
-            lines[part.path] = before + count
-            totals[part.path] = totals.get(part.path, 0) + len(found) + len(faults)
-            facts.extend(found)
-        for path, faults in self.faults.items():
-            settle(path, faults, totals[path], self.max_bad_rows)
-        return facts
+    def _join(
+        self, pieces: Sequence[_Part], measured: Iterable[tuple[Features, list[Fault], int]]
+    ) -> Features:
+        features: list[Features] = []
+        faults: dict[Path, list[Fault]] = {path: [] for path in self.files}
+        lines, totals = Counter[Path](), Counter[Path]()
+        for part, (found, wrong, count) in zip(pieces, measured, strict=True):
+            path = part.path
+            faults[path] += [(number + lines[path], why) for number, why in wrong]
+            lines[path] += count
+            totals[path] += len(found.table) + len(wrong)
+            features.append(found)
+        for path, wrong in faults.items():
+            settle(path, wrong, totals[path], self.max_bad_rows)
+        if not features:
+            raise InputError(f"pool: {', '.join(map(str, self.files))}: no samples in it")
+        return Features.join(features)
 
     def rows(self) -> Iterator[Row]:
         """Yield every good row, in the order in which they were measured, without old marks.
 
-        Samples are numbered anew within each prompt; `pooled_from` says where one is from.
+        Samples are numbered again within each prompt; `pooled_from` names a row's stage.
         """
         numbers: Counter[str] = Counter()
         for path in self.files:
             with open(path, "rb") as file:
-                for _, row, fault in read_lines(file):
-                    if fault is None and row is not None and _wrong(row) is None:
+                for _, row, wrong in read_lines(file):
+                    if wrong is None and row is not None and _wrong(row) is None:
                         number = numbers[row["id"]]
                         numbers[row["id"]] += 1
                         left = {key: value for key, value in row.items() if key not in MARKS}
@@ -97,7 +207,7 @@ class Pool:
 
 
 def find_samples(paths: Sequence[str | Path]) -> list[Path]:
-    """Return the files of samples that stages' directories and paths stand for."""
+    """Return the files of samples in the stages' directories and paths that are given."""
     files: list[Path] = []
     for path in map(Path, paths):
         found = [path] if path.is_file() else [path / name for name in NAMES]
@@ -125,8 +235,8 @@ def _parts(path: Path) -> Iterator[_Part]:
 
 def _measure(
     part: _Part, args: SelectionArgs, texts: FilterArgs | None
-) -> tuple[Facts, list[Fault], int]:
-    """Measure the rows of a part; return what is wrong with the others, and how many lines it has.
+) -> tuple[Features, list[Fault], int]:
+    """Measure the rows of a part; return the faults of the others, and its number of lines.
 
     Numbers count from the part's first line.
     """
@@ -136,10 +246,10 @@ def _measure(
     faults: list[Fault] = []
 
     def good() -> Iterator[Row]:
-        for number, row, fault in read_lines(lines, head=part.start == 0):
-            fault = fault or (None if row is None else _wrong(row))
-            if fault is not None:
-                faults.append((number, fault))
+        for number, row, wrong in read_lines(lines, head=part.start == 0):
+            wrong = wrong or (None if row is None else _wrong(row))
+            if wrong is not None:
+                faults.append((number, wrong))
             elif row is not None:
                 yield row
 
@@ -147,21 +257,26 @@ def _measure(
         return measure(good(), args, texts), faults, len(lines)
 
 
+class _Turn(msgspec.Struct):
+    content: str
+
+
+class _Sample(msgspec.Struct):
+    """What a scored sample's columns must be."""
+
+    id: str
+    completion: str
+    reward: float | None = None
+    tokens: float | None = None
+    correct: bool | None = None
+    prompt: list[_Turn] | None = None
+
+
 def _wrong(row: Row) -> str | None:
-    """Return what keeps a row from being a scored sample."""
-    kinds = {"id": str, "completion": str}
-    for name, kind in kinds.items():
-        if not isinstance(row.get(name), kind):
-            return f"{name}: expected text, found {row.get(name)!r:.60}"
-    for name in ("reward", "tokens"):
-        value = row.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            return f"{name}: expected a number, found {value!r:.60}"
-    if not isinstance(row.get("correct"), bool | None):
-        return f"correct: expected true, false or null, found {row['correct']!r:.60}"
-    turns = row.get("prompt") or []
-    if not isinstance(turns, list) or not all(
-        isinstance(turn, dict) and isinstance(turn.get("content"), str) for turn in turns
-    ):
-        return f"prompt: expected messages, found {turns!r:.60}"
+    """Return why a row is not a scored sample; None when it is one."""
+    try:
+        msgspec.convert(row, _Sample)
+    except msgspec.ValidationError as error:
+        what, _, column = str(error).partition(" - at `$.")
+        return f"{column.rstrip('`')}: {what[0].lower()}{what[1:]}" if column else what
     return None

@@ -23,10 +23,8 @@ from chainforge.core.jsonl import Row, example, has_answer, question
 from chainforge.core.paths import unplaced
 from chainforge.core.plugins import resolve, user_code, where
 from chainforge.core.transcript import DEFAULT, is_blank, system_prompt
-from chainforge.data.procedural import reasoning_gym
-from chainforge.data.sources import hub
-from chainforge.data.splits import same_question, split_of
-from chainforge.data.tables import jsonl, wrong_turns
+from chainforge.data.rows import same_question, wrong_turns
+from chainforge.data.sources import hub, jsonl, reasoning_gym, split_of
 from chainforge.rewards.verify import VERIFIERS
 
 logger = logging.getLogger(__name__)
@@ -117,8 +115,8 @@ def _read_task(raw: Any, where: str) -> _Task:
     """Check one entry of `tasks`."""
     if not isinstance(raw, dict):
         raise InputError(f"{where}: expected a mapping with `fn`, found {raw!r}")
-    known = [item.name for item in fields(_Task) if item.name != "where"]
-    refuse_unknown(raw, known, f"{where}: ")
+    keys = [item.name for item in fields(_Task) if item.name != "where"]
+    refuse_unknown(raw, keys, f"{where}: ")
     if not isinstance(raw.get("fn"), str):
         raise InputError(f"{where}: `fn` must name a function: {', '.join(BUILTINS)} or your own")
     task = _Task(where, **{"params": {}} | {key: raw[key] for key in raw if raw[key] is not None})
@@ -131,7 +129,9 @@ def _read_task(raw: Any, where: str) -> _Task:
                 f"{where}.{key}: expected a whole number from {least}, found {value!r}"
             )
     if task.split not in SPLITS:
-        raise InputError(f"{where}.split: {task.split!r} is none of {', '.join(SPLITS)}")
+        raise InputError(
+            f"{where}.split: expected one of {', '.join(SPLITS)}, found {task.split!r}"
+        )
     return task
 
 

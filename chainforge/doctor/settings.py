@@ -9,7 +9,7 @@ from chainforge.chain.plan import Step
 from chainforge.core.errors import InputError
 from chainforge.core.transcript import read
 from chainforge.data.filters import FilterArgs, filters
-from chainforge.data.rejection import SelectionArgs
+from chainforge.data.select import SelectionArgs
 from chainforge.data.tasks import check_answers
 from chainforge.doctor import material, supply
 from chainforge.doctor.findings import Context, Finding, Level, NotHere, of_stage

@@ -17,15 +17,12 @@ from chainforge.core import artifacts
 from chainforge.core.config import resolved
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Row, many_rows, write_rows
-from chainforge.data import pairs
+from chainforge.data.card import write_card
 from chainforge.data.datasets import save_dataset
-from chainforge.data.datasheet import write_sheet
-from chainforge.data.decisions import decide
-from chainforge.data.facts import Facts, measure
 from chainforge.data.filters import FilterArgs
-from chainforge.data.pool import Pool, find_samples
-from chainforge.data.rejection import SelectionArgs
-from chainforge.data.salvage import SHARE
+from chainforge.data.pool import Features, Pool, find_samples, measure
+from chainforge.data.rows import SHARE
+from chainforge.data.select import SelectionArgs, decide, match_pairs, save_pairs
 from chainforge.generate.harvest import origins, read_pool
 from chainforge.generate.rollouts import judge
 from chainforge.rewards.reward import RewardArgs, load_rewards
@@ -71,7 +68,7 @@ class BuildArgs:
 class Source(Protocol):
     """Scored samples: rows in memory, or files of them."""
 
-    def measure(self, args: SelectionArgs, texts: FilterArgs | None) -> Facts:
+    def measure(self, args: SelectionArgs, texts: FilterArgs | None) -> Features:
         """Measure every sample."""
 
     def rows(self) -> Iterator[Row]:
@@ -84,7 +81,7 @@ class Rows:
 
     samples: list[Row]
 
-    def measure(self, args: SelectionArgs, texts: FilterArgs | None) -> Facts:
+    def measure(self, args: SelectionArgs, texts: FilterArgs | None) -> Features:
         """Measure every sample."""
         return measure(self.samples, args, texts)
 
@@ -126,7 +123,7 @@ def build(
     `report` is added to the funnel; `write` puts the marked samples in place.
     """
     decisions = decide(source.measure(selection, texts), selection, seed)
-    matched = pairs.match(decisions, args.preference_pairs)
+    matched = match_pairs(decisions, args.preference_pairs)
     wanted = {position for pair in matched for position in pair}
     kept: list[Row] = []
     paired: dict[int, Row] = {}
@@ -146,14 +143,12 @@ def build(
     artifacts.write_json(directory / "funnel.json", funnel)
     folder = save_dataset(kept, directory / "dataset").parent
     if matched:
-        pairs.save_pairs(pairs.pair_rows(matched, paired), folder)
+        save_pairs(matched, paired, folder)
     settings = resolved(selection, texts) | {
         "max_per_prompt": selection.max_per_prompt,
         "select": selection.select,
     }
-    write_sheet(
-        folder, kept, funnel, settings=settings, pairs=len(matched), license=args.dataset_license
-    )
+    write_card(folder, kept, funnel, settings, pairs=len(matched), license=args.dataset_license)
     return funnel
 
 

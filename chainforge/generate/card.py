@@ -6,11 +6,10 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chainforge import __version__
-from chainforge.core.disk import replacing
 from chainforge.core.jsonl import Row
+from chainforge.data import card
+from chainforge.data.card import code
 from chainforge.data.datasets import FALLBACK
-from chainforge.data.datasheet import NAME, code, counts_table, front_matter, section, size_category
 from chainforge.generate.progress import usd
 
 if TYPE_CHECKING:
@@ -36,28 +35,9 @@ def write_card(
     folder: Path, args: TeacherArgs, rows: list[Row], funnel: dict[str, Any], spending: Row
 ) -> None:
     """Write `folder`/README.md about the kept `rows` of a collection."""
-    head = {
-        "license": "other",
-        "task_categories": ["text-generation"],
-        "size_categories": [size_category(len(rows))],
-        "tags": ["chainforge", "reasoning", "chain-of-thought", "synthetic"],
-        "configs": [{"config_name": "default", "data_files": "train.parquet"}],
-    }
-    parts = [
-        front_matter(head),
-        "# Reasoning traces",
-        f"{len(rows):,} worked answers, collected by ChainForge {__version__} to train a model to "
-        "reason. `prompt` and `completion` are messages; the other columns say where a row is "
-        "from and how it was judged.",
-        section("Teacher", _teacher(args, rows)),
-        section("Terms", _terms(args, rows)),
-        section("Where the answers went", _funnel(funnel)),
-        section("Rows", counts_table("task", rows), _verdicts(rows)),
-    ]
-    if spending:
-        parts.insert(-1, section("Cost", _cost(spending)))
-    with replacing(folder / NAME) as temporary:
-        temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    sections = {"Teacher": _teacher(args, rows), "Terms": _terms(args, rows)}
+    sections |= {"Cost": _cost(spending)} if spending else {}
+    card.write_card(folder, rows, funnel, {}, sections=sections)
 
 
 def _teacher(args: TeacherArgs, rows: list[Row]) -> str:
@@ -89,26 +69,6 @@ def _groups(rows: list[Row], *columns: str) -> list[tuple[tuple[str, ...], int]]
 def _terms(args: TeacherArgs, rows: list[Row]) -> str:
     hosts = ", ".join(sorted({f"`{code(row['host'])}`" for row in rows if row.get("host")}))
     return TERMS[args.teacher].format(hosts=hosts or "the server")
-
-
-def _funnel(funnel: dict[str, Any]) -> str:
-    lines = ["| | answers |", "|---|---:|", f"| asked for | {funnel['in']:,} |"]
-    for reason, count in sorted(funnel["dropped"].items(), key=lambda item: -item[1]):
-        lines.append(f"| left out: `{code(reason)}` | {count:,} |")
-    lines.append(f"| **in this data set** | **{funnel['kept']:,}** |")
-    return "\n".join(lines)
-
-
-def _verdicts(rows: list[Row]) -> str:
-    right = sum(row.get("correct") is True for row in rows)
-    unknown = sum(row.get("correct") is None for row in rows)
-    lengths = sorted(row["tokens"] for row in rows if row.get("tokens") is not None)
-    words = f"Checked against the gold answer and right: {right:,} of {len(rows):,}"
-    words += f" ({unknown:,} could not be checked)." if unknown else "."
-    if lengths:
-        words += f" Tokens of an answer: {lengths[len(lengths) // 2]:,} in the middle, "
-        words += f"{lengths[0]:,} to {lengths[-1]:,}."
-    return words
 
 
 def _cost(spending: Row) -> str:

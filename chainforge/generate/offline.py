@@ -16,7 +16,7 @@ class OfflineTeacher:
     """Write solutions from the data set's own metadata, in several styles, as real teachers do."""
 
     def __init__(self, styles: dict[str, float], seed: int, transcript: str) -> None:
-        from chainforge.data.solutions import STYLES
+        from chainforge.data.solver import STYLES
 
         for name, share in styles.items():
             if name not in STYLES:
@@ -75,7 +75,7 @@ class OfflineTeacher:
         """Hold nothing, so there is nothing to let go."""
 
     def _solve(self, row: Row, style: str, rng: random.Random) -> tuple[str, str] | None:
-        from chainforge.data.solutions import solve
+        from chainforge.data.solver import solve
 
         if "entry" not in row:
             return None

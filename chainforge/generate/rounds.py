@@ -13,9 +13,9 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from chainforge.core.jsonl import Row
-from chainforge.data.facts import measure
 from chainforge.data.filters import FilterArgs
-from chainforge.data.rejection import SelectionArgs
+from chainforge.data.pool import measure
+from chainforge.data.select import SelectionArgs
 from chainforge.generate.engine import Draw, SamplingArgs, seed_of
 
 Accept = Callable[[list[Row]], Sequence[bool]]
@@ -126,7 +126,7 @@ def accepted_by(selection: SelectionArgs, texts: FilterArgs | None = None) -> Ac
     alone = replace(selection, near_duplicates=None, select="all")  # these compare rows
 
     def accept(rows: list[Row]) -> list[bool]:
-        return [finding is None for finding in measure(rows, alone, texts).finding]
+        return measure(rows, alone, texts).accepted
 
     return accept
 

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Row, question
 from chainforge.core.transcript import PRESETS, chat_mark
-from chainforge.data.languages import language_share
-from chainforge.data.repetition import repetition
+from chainforge.data.filters import language_share, repetition
 from chainforge.generate.replies import Rejected, Reply
 from chainforge.rewards.language import scripts_of
 

@@ -20,7 +20,7 @@ import yaml
 from chainforge import __version__
 from chainforge.core.secrets import public, public_settings
 from chainforge.core.transcript import DEFAULT, system_prompt, tags_of
-from chainforge.data.datasheet import code, funnel_table
+from chainforge.data.card import code, funnel_table
 from chainforge.data.sources import PRESETS
 from chainforge.generate.card import OFFLINE, TERMS
 from chainforge.hub.upload import HUB_ID

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from chainforge.core.jsonl import Row
-from chainforge.data.measures import compare
+from chainforge.data.metrics import compare
 from chainforge.report import formatting as wording
 from chainforge.report.evidence import ChainEvidence, StageEvidence
 from chainforge.report.rows import Entry, index

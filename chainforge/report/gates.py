@@ -130,7 +130,7 @@ def _number(entry: dict[str, Any], key: str) -> float | None:
 
 def check_samples(gates: Sequence[Gate], settings: Mapping[str, Any]) -> None:
     """Refuse pass@k and maj@k that a stage's samples of a prompt, by its settings, do not give."""
-    from chainforge.data.measures import steps_to
+    from chainforge.data.metrics import steps_to
     from chainforge.generate.engine import SamplingArgs
 
     try:
@@ -216,7 +216,7 @@ def _judge_pair(gate: Gate, results: dict[str, Any], directory: Path) -> tuple[b
 
 def _compared(gate: Gate, directory: Path) -> Row:
     """Compare two models that the stage did not compare itself, by their samples."""
-    from chainforge.data.measures import compare
+    from chainforge.data.metrics import compare
 
     rows = read_rows(directory / "samples.jsonl")
     first, second = (

@@ -33,11 +33,19 @@ _NAMED = {
     "∧": r"\land ", "√": r"\sqrt ", "∛": r"\sqrt[3] ", "°": r"^{\circ}", "º": r"^{\circ}",
     "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "“": '"', "”": '"', "„": '"', "‘": "'",
     "’": "'", "′": "'", "«": '"', "»": '"', "「": '"', "」": '"', "。": ". ", "，": ",", "、": ",",
-    "Π": r"\Pi ", "：": ":", "⟨": r"\langle ", "⟩": r"\rangle ",
+    "Π": r"\Pi ", "：": ":", "⟨": r"\langle ", "⟩": r"\rangle ", "∑": r"\sum ", "∏": r"\prod ",
+    "∫": r"\int ", "∉": r"\notin ", "⊂": r"\subset ", "⊆": r"\subseteq ", "→": r"\to ",
+    "↦": r"\mapsto ", "∠": r"\angle ", "△": r"\triangle ", "⊥": r"\perp ", "≡": r"\equiv ",
+    "∘": r"\circ ", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ",
+    "∣": r"\mid ", "∥": r"\parallel ", "‖": r"\parallel ", "∙": r"\cdot ", "φ": r"\phi ",
+    "ϕ": r"\phi ", "ε": r"\epsilon ", "ϵ": r"\epsilon ",
+    **{letter: f"\\{name} " for name, letter in re.findall(r"(\w+) (\w)",
+        "gamma γ delta δ zeta ζ lambda λ mu μ nu ν xi ξ rho ρ sigma σ tau τ chi χ psi ψ omega ω "
+        "eta η Gamma Γ Delta Δ Theta Θ Lambda Λ Sigma Σ Phi Φ Psi Ψ Omega Ω")},
 }  # fmt: skip
 _SYMBOLS = str.maketrans(_NAMED)
 _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+|[₀-₉]+")
-_VULGAR = re.compile(r"(?<=\d)?\s*([¼-¾⅐-⅞↉])")
+_VULGAR = re.compile(r"\s?([¼-¾⅐-⅞↉])")
 
 _END = re.compile(r"<(?:\|[^<>|]{1,40}\||/s|eos|end_of_turn)>\Z")
 _HEADING = re.compile(r"\A#{1,6}[ \t]+(?=\S[^\n]*\Z)")
@@ -132,16 +140,20 @@ def _visible(text: str) -> str:
     """Drop what cannot be seen and end tokens; write Unicode's mathematics in ASCII and LaTeX."""
     text = text.strip()
     if not text.isascii():
-        text = text.translate(_INVISIBLE)
-        text = _RAISED.sub(_level, text)
-        text = _VULGAR.sub(_fraction, text)
-        text = unicodedata.normalize("NFKC", text.translate(_SYMBOLS)).translate(_SYMBOLS)
+        text = unicode_to_latex(text)
     for _ in range(8):
         text = text.rstrip().rstrip(_TICKS).rstrip()
         if not text.endswith(">") or not (end := _END.search(text, max(0, len(text) - 44))):
             break
         text = text[: end.start()]
     return text
+
+
+def unicode_to_latex(text: str) -> str:
+    """Write Unicode's mathematics in ASCII and LaTeX, and drop what cannot be seen."""
+    text = text.translate(_INVISIBLE)
+    text = _VULGAR.sub(_fraction, _RAISED.sub(_level, text))
+    return unicodedata.normalize("NFKC", text.translate(_SYMBOLS)).translate(_SYMBOLS)
 
 
 def _unstopped(text: str) -> str:

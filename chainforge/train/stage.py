@@ -30,7 +30,7 @@ from chainforge.core.disk import writing
 from chainforge.core.errors import InputError, Stopped
 from chainforge.core.paths import written_for
 from chainforge.core.secrets import redact
-from chainforge.data.salvage import rejects_in
+from chainforge.data.rows import rejects_in
 from chainforge.train.trackers import RUN_ID, TENSORBOARD
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import random
 from pathlib import Path
 
 from chainforge.core.transcript import write
-from chainforge.data.splits import split_of
+from chainforge.data.sources import split_of
 
 HERE = Path(__file__).parent
 QUESTIONS, WORKED = 600, 300

@@ -70,7 +70,7 @@ from pathlib import Path
 from chainforge.core import process
 from chainforge.core.artifacts import write_json
 from chainforge.core.config import given
-from chainforge.data.measures import summarize
+from chainforge.data.metrics import summarize
 from chainforge.train.stage import open_stage
 
 

@@ -14,7 +14,7 @@ from chainforge.chain.run import GateShut
 from chainforge.core import artifacts
 from chainforge.core.errors import InputError
 from chainforge.core.statistics import mcnemar
-from chainforge.data.measures import summarize
+from chainforge.data.metrics import summarize
 from chainforge.report.gates import Gate, judge, read_gates
 
 

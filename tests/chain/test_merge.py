@@ -9,7 +9,7 @@ import scipy.stats
 from chainforge.cli import main
 from chainforge.core.artifacts import write_json
 from chainforge.core.errors import InputError
-from chainforge.data.measures import summarize
+from chainforge.data.metrics import summarize
 from chainforge.report.evidence import read_chain
 from chainforge.report.merge import merge_results
 from chainforge.report.report import write_report

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from chainforge.chain.results import show_results
-from chainforge.data.measures import summarize
+from chainforge.data.metrics import summarize
 
 TASKS = ("basic_arithmetic", "chain_sum", "leg_counting")
 MODELS = {"base": 0, "cold": 31, "final": 57, "student_base": 0, "student": 60}

@@ -4,10 +4,8 @@ import pytest
 from planted import Maker
 
 from chainforge.core.errors import InputError
-from chainforge.data.decisions import REASONS
-from chainforge.data.filters import FilterArgs, filters, parts
-from chainforge.data.rejection import SelectionArgs, select_rows
-from chainforge.data.repetition import repetition
+from chainforge.data.filters import FilterArgs, filters, parts, repetition
+from chainforge.data.select import REASONS, SelectionArgs, select_rows
 
 N = 300
 OFF = {"max_repetition": None, "min_language": None}
@@ -27,10 +25,6 @@ def case(name):
         clean += [make.row(make.quoting()) for _ in range(N)]
         planted = [make.row(make.mixed(["zh", "ru"])) for _ in range(N)]
         texts["min_language"] = 0.8
-    elif name == "language (one script)":
-        clean += [make.row(make.quoting()) for _ in range(N)]
-        planted = [make.row(make.mixed(["fr", "de", "es"])) for _ in range(N)]
-        texts |= {"min_language": 0.8, "language": "en", "language_vote": True}
     elif name == "long_paragraph":
         clean += [make.row(make.rambling(700)) for _ in range(N)]
         planted = [make.row(make.rambling(1_500)) for _ in range(N)]
@@ -39,29 +33,10 @@ def case(name):
         clean += [make.row(make.inline()) for _ in range(N)]
         planted = [make.row(make.coding()) for _ in range(N)]
         texts["drop_code"] = True
-    elif name == "leaked_answer":
-        numbers = [str(make.rng.randint(1_000, 9_999)) for _ in range(2 * N)]
-        clean += [
-            make.row(f"The answer is not {n}, as one may think.\n{make.reasoning()}", answer=n)
-            for n in numbers[:N]
-        ]
-        planted = [make.row(make.leaking(n), answer=n) for n in numbers[N:]]
-        texts["drop_leaked"] = True
-    elif name == "several_answers":
-        boxes = [str(make.rng.randint(1_000, 9_999)) for _ in range(2 * N)]
-        clean += [
-            make.row(f"{make.reasoning()} So \\boxed{{{n}}}.", answer=f"\\boxed{{ {n} }}")
-            for n in boxes[:N]
-        ]
-        planted = [
-            make.row(f"{make.reasoning()} So \\boxed{{{int(n) + 1}}}.", answer=f"\\boxed{{{n}}}")
-            for n in boxes[N:]
-        ]
-        texts["drop_several"] = True
     elif name in ("too_short", "too_long"):
         planted = [make.row(make.reasoning(1 if name == "too_short" else 9)) for _ in range(N)]
         bound = {
-            "too_short": {"min_completion_tokens": 120},
+            "too_short": {"min_reasoning_chars": 400},
             "too_long": {"max_reasoning_chars": 2_000},
         }
         texts |= bound[name]
@@ -90,14 +65,9 @@ def rewritten(kind):
         # The same templates with other words and numbers are what they are: other problems.
         clean += [make.row(question=make.question(short=True) + f" ({i})") for i in range(N)]
         questions = [row["prompt"][0]["content"] for row in clean[:N]]
-        if kind == "duplicate_prompt":
-            texts = [
-                make.rng.choice([q.upper(), q.replace(" ", "\n"), f" {q} "]) for q in questions
-            ]
-            select |= {"drop_duplicates": True}
-        else:
-            texts = [make.edited(question, 1) for question in questions]
-            select |= {"near_duplicate_prompts": 0.6}
+        changes = (str.upper, lambda q: q.replace(" ", "\n"), lambda q: f" {q} ")
+        texts = [make.rng.choice(changes)(q) for q in questions]
+        select |= {"drop_duplicates": True}
         planted = [make.row(question=text) for text in texts]
     return clean, planted, select, dict(OFF), kind
 
@@ -127,10 +97,9 @@ def leaked(kind, tmp_path):
 
 
 TEXTS = (
-    "too_short", "too_long", "repetition", "language (scripts)", "language (one script)",
-    "long_paragraph", "code", "leaked_answer", "several_answers",
+    "too_short", "too_long", "repetition", "language (scripts)", "long_paragraph", "code",
 )  # fmt: skip
-BESIDE = ("duplicate", "near_duplicate", "duplicate_prompt", "near_duplicate_prompt")
+BESIDE = ("duplicate", "near_duplicate", "duplicate_prompt")
 LEAKS = (
     "contaminated (verbatim)", "contaminated (wrapped)", "contaminated (short)",
     "contaminated (reworded)",
@@ -230,11 +199,10 @@ def test_repeated_sums_are_no_loop_and_loops_are(text, loops):
     ("settings", "message"),
     [
         ({"max_repetition": 1.5}, "max_repetition: expected a share"),
-        ({"min_completion_tokens": 9, "max_completion_tokens": 3}, "is more than"),
+        ({"min_reasoning_chars": 9, "max_reasoning_chars": 3}, "is more than"),
         ({"max_reasoning_chars": -1}, "expected 0 or more"),
         ({"language": "english"}, "no language 'english'"),
-        ({"language_vote": True}, "say which language"),
-        ({"min_completion_tokens": 3}, "has no count of tokens"),
+        ({"max_completion_tokens": 3}, "has no count of tokens"),
     ],
 )
 def test_bad_settings(settings, message):

@@ -7,8 +7,7 @@ import pytest
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import question
 from chainforge.core.transcript import system_prompt
-from chainforge.data.splits import same_question, split_of
-from chainforge.data.tables import Columns
+from chainforge.data.sources import Columns, same_question, split_of
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.rewards.verify import verify
 
@@ -80,12 +79,15 @@ def test_an_exhausted_space_says_how_many_there_are():
         ({"fn": "jsonl"}, "`params` lacks 'path'"),
         ({"fn": "jsonl", "params": {"path": "none.jsonl"}}, "no such file"),
         ({"fn": "jsonl", "params": {"path": "x", "anwser": "y"}}, "did you mean 'answer'"),
-        ({"fn": "jsonl", "params": {"path": "x", "extract": "last"}}, "none of text, hashes"),
+        (
+            {"fn": "jsonl", "params": {"path": "x", "extract": "last"}},
+            "expected one of text, hashes",
+        ),
         ("chain_sum", "expected a mapping"),
-        (gym(split="dev"), "'dev' is none of"),
+        (gym(split="dev"), "expected one of train.*found 'dev'"),
         (gym(size=0), "expected a whole number from 1"),
         (gym(size="many"), "expected a whole number"),
-        (gym(size=None), "say how many rows"),
+        (gym(size=None), "give the number of rows"),
         (gym(params={"dataset": "chain_sun"}), "did you mean 'chain_sum'"),
         (gym(params=CHAIN | {"min_term": 2}), "did you mean 'min_terms'"),
         (gym(params=CHAIN | {"min_terms": 9}), "max_terms must be >= min_terms"),
@@ -393,7 +395,7 @@ def test_hub_says_what_cannot_be_read(tmp_path, folder):
         load({"fn": "hub", "params": {"dataset": folder, "source_split": "dev"}})
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(InputError, match="must hold parquet or JSON lines"):
+    with pytest.raises(InputError, match="must contain parquet or JSON lines"):
         load({"fn": "hub", "params": {"dataset": str(empty)}})
 
 
@@ -406,7 +408,7 @@ def test_importing_tasks_imports_no_torch():
     import subprocess
 
     code = (
-        "import sys, chainforge.data.tasks, chainforge.generate.teacher, chainforge.data.rejection,"
+        "import sys, chainforge.data.tasks, chainforge.generate.teacher, chainforge.data.select,"
         " chainforge.data.datasets, chainforge.generate.engine;"
         "assert not {'torch', 'transformers', 'openai', 'datasets'} & set(sys.modules)"
     )

@@ -82,7 +82,7 @@ def test_the_card(tmp_path):
     )
     assert "`offline-fallback`. Worked solutions" in text
     assert "They stand in for a teacher that did not answer" in text
-    assert "| left out: `wrong` | 1 |" in text
+    assert "| `wrong` | 1 | 4 |" in text
     assert "2 of 3 (1 could not be checked)" in text
     assert "$0.50 for 6 requests and 900 tokens, and at most $0.0400 for 1 requests" in text
     assert "allow training other models" in text

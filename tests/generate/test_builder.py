@@ -10,11 +10,10 @@ from planted import Maker
 from chainforge.core.artifacts import read_json, read_manifest
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import read_rows, write_rows
-from chainforge.data.datasets import sft_dataset
+from chainforge.data.datasets import DataArgs, sft_mixture
 from chainforge.data.filters import FilterArgs
-from chainforge.data.pairs import match
-from chainforge.data.pool import Pool
-from chainforge.data.rejection import SelectionArgs, select_rows
+from chainforge.data.pool import Pool, measure
+from chainforge.data.select import SelectionArgs, decide, match_pairs, select_rows
 from chainforge.generate.builder import BuildArgs, Rows, build, pooled, rehearse
 
 
@@ -73,7 +72,7 @@ def test_what_is_left_behind(tmp_path):
     assert all(row["drop"] is None or row["drop_detail"] for row in marked)
     folder = str(tmp_path / "dataset")
     kept = load_dataset(folder, split="train", cache_dir=str(tmp_path / "cache"))
-    assert len(kept) == funnel["kept"] == len(sft_dataset([tmp_path]))
+    assert len(kept) == funnel["kept"] == len(sft_mixture(DataArgs([str(tmp_path)]))[0])
     assert kept[0]["completion"][0]["role"] == "assistant"
     pairs = load_dataset(folder, "pairs", split="train", cache_dir=str(tmp_path / "cache"))
     assert len(pairs) == funnel["pairs"] > 10
@@ -120,12 +119,10 @@ def test_pairs_set_right_against_wrong_of_one_prompt(tmp_path):
         used += [(pair["id"], good["sample"]), (pair["id"], bad["sample"])]
     assert len(set(used)) == len(used)
     with pytest.raises(InputError, match="preference_pairs: expected 0"):
-        match(None, -1)
+        match_pairs(None, -1)
 
 
 def test_pairs_are_alike_in_length():
-    from chainforge.data.decisions import decide
-    from chainforge.data.facts import measure
 
     make = Maker()
     rows = [
@@ -133,7 +130,7 @@ def test_pairs_are_alike_in_length():
         for i, tokens in enumerate([100, 10, 300, 90, 500])
     ]
     args = SelectionArgs()
-    assert match(decide(measure(rows, args), args), 1) == [(0, 3)]
+    assert match_pairs(decide(measure(rows, args), args), 1) == [(0, 3)]
 
 
 def test_dpo_trains_on_the_pairs(tmp_path, tiny_model, tokenizer):
@@ -240,24 +237,6 @@ def recipe_main(monkeypatch):
     return run
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"push_to_hub": True}, "say where to"),
-        ({"push_to_hub": True, "hub_dataset_id": "name"}, "expected owner/name"),
-        ({"hub_dataset_id": "me/data"}, "push_to_hub is not true"),
-        ({"push_to_hub": True, "hub_dataset_id": "me/data"}, "set HF_TOKEN"),
-    ],
-)
-def test_a_push_that_can_go_nowhere_is_refused_before_any_work(
-    tmp_path, settings, message, monkeypatch
-):
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    with pytest.raises(InputError, match=message):
-        made(tmp_path, pool(2), **settings)
-    assert not (tmp_path / "samples.jsonl").exists()
-
-
 def test_an_empty_completion_is_a_dropped_row(tmp_path):
     rows = pool(4, 2)
     for row, text in zip(rows, ["", " \n", "\u200b", "<think>"], strict=False):
@@ -268,4 +247,4 @@ def test_an_empty_completion_is_a_dropped_row(tmp_path):
     assert funnel["kept"] + sum(funnel["dropped"].values()) == len(rows)
     marked = read_rows(tmp_path / "samples.jsonl")
     assert [row["drop"] for row in marked[:4]] == ["empty", "empty", "empty", None]
-    assert len(sft_dataset([tmp_path])) == funnel["kept"] > 0
+    assert len(sft_mixture(DataArgs([str(tmp_path)]))[0]) == funnel["kept"] > 0

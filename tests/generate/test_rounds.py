@@ -4,7 +4,7 @@ import pytest
 
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import example, sample
-from chainforge.data.rejection import SelectionArgs
+from chainforge.data.select import SelectionArgs
 from chainforge.generate.engine import SamplingArgs
 from chainforge.generate.rounds import Rounds, accepted_by, pass_rates
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from chainforge.data.splits import split_of
+from chainforge.data.sources import split_of
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.rewards.reward import RewardArgs, load_rewards, score
 

@@ -15,7 +15,7 @@ from chainforge.core.yaml12 import read_yaml
 from chainforge.data import sources as hub
 from chainforge.data.datasets import DataArgs
 from chainforge.data.filters import FilterArgs, filters
-from chainforge.data.rejection import SelectionArgs
+from chainforge.data.select import SelectionArgs
 from chainforge.data.tasks import TaskArgs
 from chainforge.generate import settings
 from chainforge.generate.builder import BuildArgs
@@ -115,7 +115,7 @@ def check_settings(args, others):
             if hasattr(training, "max_completion_length"):
                 check_overlong(rewards, training.max_completion_length)
                 check_save_steps(training)
-    elif isinstance(args, SamplingArgs | SelectionArgs | BuildArgs):
+    elif isinstance(args, SamplingArgs | SelectionArgs):
         args.check()
     elif isinstance(args, FilterArgs):
         filters(args)

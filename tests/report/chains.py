@@ -8,7 +8,7 @@ from typing import Any
 from chainforge.core.artifacts import Manifest, write_json
 from chainforge.core.jsonl import JsonLines, Row, example, sample
 from chainforge.core.transcript import write
-from chainforge.data.measures import summarize
+from chainforge.data.metrics import summarize
 
 # Each of these would set `hacked` if the page took it for more than text.
 HOSTILE = (

@@ -17,7 +17,7 @@ from chainforge.core import artifacts
 from chainforge.core.artifacts import write_json
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Row, sample
-from chainforge.data.measures import compare
+from chainforge.data.metrics import compare
 from chainforge.report import formatting as wording
 from chainforge.report.accuracy import evaluation_of
 from chainforge.report.evidence import read_chain

@@ -8,15 +8,15 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chainforge.data import shingles
-from chainforge.data.shingles import PERMUTATIONS, hashed, runs, sketches, tokens
+from chainforge.data import dedup
+from chainforge.data.dedup import PERMUTATIONS, hashed, runs, sketches, tokens
 
 SOLUTION = "First, 12*(3+4) = 84.\nThen 84/2 - 1_000: it's x^2 < 5%, isn't it? _ __ $3,5 [0]"
 
 
 @given(st.text(st.characters(max_codepoint=127), max_size=80))
 def test_ascii_is_cut_as_any_other_text(text: str) -> None:
-    found = shingles._TOKENS.findall(unicodedata.normalize("NFKC", text).lower())
+    found = dedup._TOKENS.findall(unicodedata.normalize("NFKC", text).lower())
     assert tokens(text) == [token for token in found if token != "_"]
 
 
@@ -35,21 +35,21 @@ def test_runs_are_equal_where_their_tokens_are(words: list[str], size: int) -> N
 
 
 def test_a_short_text_is_one_shingle_and_an_empty_one_has_none() -> None:
-    two = shingles.shingles(hashed(["one", "two"]))
+    two = dedup.shingles(hashed(["one", "two"]))
     assert len(two) == 1
     assert two[0] == runs(hashed(["zero", "one", "two"]), 2)[1]
-    assert len(shingles.shingles(hashed([]))) == 0
+    assert len(dedup.shingles(hashed([]))) == 0
     assert sketches([two[:0], two]).shape == (2, PERMUTATIONS)
     assert sketches([]).shape == (0, PERMUTATIONS)
 
 
 def test_another_process_sketches_a_text_alike() -> None:
     code = (
-        "from chainforge.data.shingles import *\n"
+        "from chainforge.data.dedup import *\n"
         f"print(sketches([shingles(hashed(tokens({SOLUTION!r})))]).tolist())"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    own = sketches([shingles.shingles(hashed(tokens(SOLUTION)))])
+    own = sketches([dedup.shingles(hashed(tokens(SOLUTION)))])
     assert found.stdout.strip() == str(own.tolist())
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from chainforge.core.errors import InputError
-from chainforge.data.salvage import MAX_LINE, rejects_in, salvage
+from chainforge.data.rows import MAX_LINE, read_file, rejects_in
 from chainforge.data.tasks import TaskArgs, load_examples
 
 BAD = {
@@ -76,7 +76,7 @@ def test_what_is_not_wrong(tmp_path):
     """A byte order mark, carriage returns, blank lines and a missing last newline do not count."""
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + b"\r\n\r\n".join(lines(20)))
-    found = salvage(path)
+    found = read_file(path)
     assert not found.faults
     assert [number for number, _ in found.rows] == list(range(1, 40, 2))
 
@@ -84,7 +84,7 @@ def test_what_is_not_wrong(tmp_path):
 def test_a_torn_tail_is_named(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\n".join(lines(3)) + b'\n{"question": "What')
-    (fault,) = salvage(path).faults
+    (fault,) = read_file(path).faults
     assert fault[0] == 4
     assert "torn" in fault[1]
 

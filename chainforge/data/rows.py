@@ -1,6 +1,6 @@
-"""Read JSON lines that others wrote: bad rows are set aside, with their number and what is wrong.
+"""Read rows that others wrote: bad ones are set aside, with their number and what is wrong.
 
-Few bad rows cost nothing but themselves; more than a stated share means that the file is not what
+A few bad rows cost nothing but themselves; more than a given share means that the file is not what
 it should be, and stops the run. What was set aside is in `rejects.jsonl` of the stage.
 """
 
@@ -19,6 +19,7 @@ import msgspec
 
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import JsonLines, Row
+from chainforge.core.transcript import is_blank
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ _folder: contextvars.ContextVar[Path | None] = contextvars.ContextVar("rejects",
 
 @contextlib.contextmanager
 def rejects_in(directory: str | Path) -> Iterator[None]:
-    """Let bad rows that are found meanwhile be written to `directory`/rejects.jsonl."""
+    """Write bad rows that are found in this context to `directory`/rejects.jsonl."""
     token = _folder.set(Path(directory))
     (Path(directory) / NAME).unlink(missing_ok=True)
     try:
@@ -43,13 +44,12 @@ def rejects_in(directory: str | Path) -> Iterator[None]:
 
 
 @dataclass
-class Salvage:
+class FoundRows:
     """Good rows with their numbers, and what was wrong with the others."""
 
     path: Path
     rows: list[tuple[int, Row]] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
-    dropped: int = 0  # rows that selection had dropped
 
     def settle(self, most: float = SHARE) -> list[tuple[int, Row]]:
         """Return the good rows; raise `InputError` when more than `most` (a share) are bad."""
@@ -58,7 +58,7 @@ class Salvage:
 
 
 def settle(path: Path, faults: list[Fault], total: int, most: float) -> None:
-    """Write bad rows down, and raise `InputError` when they are more than a share of `total`."""
+    """Write bad rows down; raise `InputError` when they are more than a share of `total`."""
     if not 0 <= most <= 1:
         raise InputError(f"max_bad_rows: expected a share from 0 to 1, found {most}")
     if not faults:
@@ -78,12 +78,12 @@ def settle(path: Path, faults: list[Fault], total: int, most: float) -> None:
     logger.warning("%s: %s and left out%s:%s", path, what, where, shown)
 
 
-def salvage(path: str | Path, *, unique: str | None = None) -> Salvage:
+def read_file(path: str | Path, *, unique: str | None = None) -> FoundRows:
     """Read a file of JSON lines, good rows and bad; `unique` names a column that must differ."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    found = Salvage(path)
+    found = FoundRows(path)
     seen: dict[Any, int] = {}
     with open(path, "rb") as file:
         for number, row, fault in read_lines(file):
@@ -109,30 +109,29 @@ def read_lines(
     for number, line in enumerate(lines, start=1):
         if head and number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")
-        if not line.strip():
-            continue
-        row, fault = _parse(line)
-        yield number, row, fault
+        if line.strip():
+            row, fault = _parse(line)
+            yield number, row, fault
 
 
 def _parse(line: bytes) -> tuple[Row | None, str | None]:
     if len(line) > MAX_LINE:
         return None, f"{len(line):,} bytes long, more than {MAX_LINE:,}"
     if b"\0" in line or b"\\u0000" in line:
-        return None, "holds a NUL character"
-    row, fault = _decode(line)
-    if fault is not None:
-        return None, fault
+        return None, "contains a NUL character"
+    try:
+        row = msgspec.json.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        row, fault = _explained(line)
+        if fault is not None:
+            return None, fault
     if not isinstance(row, dict):
         return None, f"a {type(row).__name__}, not an object"
     return (row, None) if row else (None, "an empty object")
 
 
-def _decode(line: bytes) -> tuple[Any, str | None]:
-    try:
-        return msgspec.json.decode(line), None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        pass  # Now for the words: of what is wrong, and where, Python's own parser says more.
+def _explained(line: bytes) -> tuple[Any, str | None]:
+    """Decode with Python's own parser, which tells more precisely what is wrong and where."""
     try:
         row = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -143,7 +142,28 @@ def _decode(line: bytes) -> tuple[Any, str | None]:
     try:
         json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError:
-        return None, "holds half a character (a lone surrogate)"
+        return None, "contains half a character (a lone surrogate)"
     except ValueError:
-        return None, "holds a number that JSON has no way to write: NaN or infinity"
+        return None, "contains a number that JSON cannot express: NaN or infinity"
     return row, None
+
+
+def same_question(text: str) -> str:
+    """Return what equal questions share: case and white space do not count."""
+    return " ".join(text.lower().split())
+
+
+def wrong_turns(turns: Any) -> str | None:
+    """Return why a value is not a prompt; None when it is one."""
+    if turns is None:
+        return "neither `question` nor `prompt`"
+    if not isinstance(turns, list) or not turns:
+        return f"the prompt must be a list of messages, found {turns!r:.80}"
+    for turn in turns:
+        if not isinstance(turn, dict) or not {"role", "content"} <= set(turn):
+            return f"a message must be {{role, content}}, found {turn!r:.80}"
+        if not isinstance(turn["content"], str) or is_blank(turn["content"]):
+            return f"the {turn['role']} turn must be text, found {turn['content']!r:.80}"
+    if turns[-1]["role"] != "user":
+        return f"the last turn must be the user's, found {turns[-1]['role']!r}"
+    return None

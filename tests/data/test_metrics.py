@@ -9,7 +9,7 @@ import pytest
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Row
 from chainforge.core.statistics import mcnemar, wilson
-from chainforge.data.measures import compare, measure, summarize
+from chainforge.data.metrics import compare, measure, summarize
 
 
 def row(identity: str, sample: int, correct: bool | None, **extra: Any) -> Row:

@@ -8,8 +8,8 @@ import re
 import pytest
 import reasoning_gym
 
-from chainforge.data.solutions import reduce_expression, solve
-from chainforge.data.splits import split_of
+from chainforge.data.solver import reduce_expression, solve
+from chainforge.data.sources import split_of
 
 KINDS = {
     "chain_sum": {"min_terms": 2, "max_terms": 6, "min_digits": 1, "max_digits": 2},
