@@ -1,7 +1,8 @@
-"""What a stage leaves on disk, and how one knows that it is whole.
+"""Write and check what a stage leaves on disk: its manifest, its fingerprint and its lock.
 
-A stage's directory is finished when it holds `manifest.json`, which is written last and by
-`os.replace`.
+A stage's directory is finished when it holds `manifest.json`, which is written last and whole. Its
+fingerprint, one hash of recipe, settings and inputs, is the same when running the stage again would
+make the same thing.
 """
 
 from __future__ import annotations
@@ -30,8 +31,23 @@ STARTED = "stage.json"
 PROGRESS = "progress.json"
 UPLOAD = "upload.json"  # what of a signed stage is still to be sent, and where to
 LOCK, HOLDER = ".lock", ".holder"
-# A moment, for which whoever asks who holds a directory may hold it.
-LOCK_SECONDS = 1.0
+LOCK_SECONDS = 1.0  # who asks for the holder's name holds the lock for a moment, too
+
+# Where a file is does not change what it contains: a fingerprint counts inputs by content instead.
+_PATHS = (
+    "config output_dir model_name_or_path teacher_model_name_or_path data models pool gate_pool "
+    "logging_dir"
+)
+# Speed, patience, budgets, trackers, uploads and kept checkpoints do not change the result: a stage
+# that a limit or a full disk stopped resumes with another value of these.
+_FREE = (
+    "dry_run expected_tokens health health_rules hub_dataset_id hub_model_id hub_private "
+    "hub_private_repo hub_strategy hub_token max_concurrency max_requests max_retries "
+    "max_retry_after max_tokens_total max_usd max_zero_advantage_steps "
+    "outage_timeout prices project push_to_hub report_to retry_wait run_name save_total_limit "
+    "shutdown_timeout timeout trackio_bucket_id trackio_space_id trackio_static_space_id"
+)
+PATH_KEYS, FREE_KEYS = frozenset(_PATHS.split()), frozenset(_FREE.split())
 
 
 @dataclass
@@ -98,8 +114,8 @@ def damage(
 ) -> list[str]:
     """Return which files under `part` are not what the stage signed: `model/x is missing`.
 
-    A file of the same size and time is taken for the same unless `thorough`; one of another time,
-    as in a copied run, is the same when its contents are.
+    A file of the same size and time counts as the same unless `thorough`; one of another time, as
+    in a copied run, is hashed.
     """
     words = []
     for name, digest in manifest.outputs.items():
@@ -112,7 +128,7 @@ def damage(
         now, signed = _state(path), manifest.states.get(name)
         if signed and now[0] != signed[0]:
             words.append(f"{name} has {now[0]:,} bytes, and not the {signed[0]:,} that were signed")
-        elif (thorough or now != signed) and _hash_of(path) != digest:
+        elif (thorough or now != signed) and _hash(path, *now, path.stat().st_ctime_ns) != digest:
             words.append(f"{name} is not what was signed: its contents changed")
     return words
 
@@ -122,50 +138,10 @@ def _state(path: Path) -> list[int]:
     return [state.st_size, state.st_mtime_ns]
 
 
-def _hash_of(path: Path) -> str:
-    """Hash a file, once per process while nobody touches it."""
-    state = path.stat()
-    return _hash(path, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
-
-
 @functools.lru_cache(maxsize=4096)
 def _hash(path: Path, *state: int) -> str:
+    """Hash a file, once per process while its state stays the same."""
     return sha256(path)
-
-
-def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never half of it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
-        file.write(redact(text) + "\n")
-
-
-def read_json(path: str | Path) -> dict[str, Any]:
-    """Read a JSON object; `InputError` names the file when it is missing, malformed or none."""
-    value = _json(path)
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: expected a JSON object, found a {type(value).__name__}")
-    return value
-
-
-def _json(path: str | Path) -> Any:
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON: {error}") from None
-
-
-def read_shaped(path: Path, shape: Any, what: str) -> Any:
-    """Read a JSON file that has a shape of `core.shapes`, with all that it holds beside it."""
-    from chainforge.core.shapes import shaped
-
-    value = _json(path)
-    found = shaped(value, shape, path, what)
-    return value if isinstance(found, dict) else found
 
 
 def sha256(path: str | Path) -> str:
@@ -180,11 +156,55 @@ def sha256(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def write_json(path: str | Path, value: Any) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never half of it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+        temporary.write_text(redact(text) + "\n", encoding="utf-8")
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Read a JSON object; `InputError` names a file that is missing or holds something else."""
+    value = _json(path)
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object, found a {type(value).__name__}")
+    return value
+
+
+def read_shaped(path: Path, shape: Any, what: str) -> Any:
+    """Read a JSON file that has a shape of `core.shapes`, with all that it holds beside it."""
+    from chainforge.core.shapes import shaped
+
+    value = _json(path)
+    found = shaped(value, shape, path, what)
+    return value if isinstance(found, dict) else found
+
+
+def _json(path: str | Path) -> Any:
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON: {error}") from None
+
+
+def report_progress(
+    directory: str | Path, done: int, total: int, unit: str, note: str = ""
+) -> None:
+    """Write how far a stage is, for whoever watches: `{done, total, unit, note}`."""
+    value = {"done": done, "total": total, "unit": unit, "note": note}
+    with replacing(Path(directory) / PROGRESS, durable=False) as temporary:
+        temporary.write_text(json.dumps(value), encoding="utf-8")
+
+
 def make_directory(directory: Path) -> None:
-    """Make a directory, or what a link of its name leads to; `/proc`, for one, takes none."""
+    """Make a directory, or the target of a link of its name."""
     try:
         directory.resolve().mkdir(parents=True, exist_ok=True)
-    except (FileNotFoundError, RuntimeError) as error:  # the latter for a link to itself
+    except (FileNotFoundError, RuntimeError) as error:  # in /proc; a link to itself
         raise InputError(
             f"{directory}: no folder can be made there ({error}); name another place, or correct "
             "the link"
@@ -195,7 +215,7 @@ def make_directory(directory: Path) -> None:
 def lock(directory: str | Path) -> Iterator[None]:
     """Hold a directory alone; a second holder gets an `InputError` that names the first.
 
-    The kernel lets go when the holder dies, so no lock is ever stale.
+    The kernel releases the lock when its holder dies, so no lock is ever stale.
     """
     directory = Path(directory)
     make_directory(directory)
@@ -205,31 +225,27 @@ def lock(directory: str | Path) -> Iterator[None]:
             f"{directory} is in use by {_name(directory) or 'another process'}; wait for it, or "
             "give another directory"
         )
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(held.release)
         name = directory / HOLDER
+        stack.callback(name.unlink, missing_ok=True)
         name.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
-        try:
-            yield
-        finally:
-            name.unlink(missing_ok=True)
-    finally:
-        held.release()
+        yield
 
 
 def holder(directory: str | Path) -> str | None:
     """Return who holds a directory just now (`process 12 on host`); None when nobody does."""
     directory = Path(directory)
     name = _name(directory)
-    if name is None:  # nobody does: a holder that ended in order has removed its name
+    if name is None:  # a holder that ended in order has removed its name
         return None
     try:
         held = _acquire(directory, 0)
     except (OSError, InputError):  # read-only, as a run that was copied away may be
         return None
-    if held is None:
-        return name
-    held.release()  # its holder was killed
-    return None
+    if held is not None:
+        held.release()  # its holder was killed
+    return name if held is None else None
 
 
 def _name(directory: Path) -> str | None:
@@ -258,81 +274,16 @@ def _acquire(directory: Path, seconds: float) -> Any:
     return held
 
 
-def report_progress(
-    directory: str | Path, done: int, total: int, unit: str, note: str = ""
-) -> None:
-    """Leave word of how far a stage is, for whoever watches: `{done, total, unit, note}`."""
-    value = {"done": done, "total": total, "unit": unit, "note": note}
-    with replacing(Path(directory) / PROGRESS, durable=False) as temporary:
-        temporary.write_text(json.dumps(value), encoding="utf-8")
-
-
-# Where things lie says nothing of what they are: these keys stay out of a fingerprint, and what
-# the inputs among them hold goes in through `inputs`.
-PATH_KEYS = frozenset(
-    {
-        "config",
-        "output_dir",
-        "model_name_or_path",
-        "teacher_model_name_or_path",
-        "data",
-        "models",
-        "pool",
-        "gate_pool",
-        "logging_dir",
-    }
-)
-
-# How fast, how patiently and at what cost answers are fetched says nothing of what they are, nor
-# do who watches, where they are sent and how many checkpoints are kept: a stage that a budget, a
-# rule of health, steps in vain or a full disk stopped goes on with another setting.
-FREE_KEYS = frozenset(
-    {
-        "shutdown_timeout",
-        "dry_run",
-        "expected_tokens",
-        "health",
-        "health_rules",
-        "hub_dataset_id",
-        "hub_model_id",
-        "hub_private",
-        "hub_private_repo",
-        "hub_strategy",
-        "hub_token",
-        "max_retry_after",
-        "max_concurrency",
-        "max_zero_advantage_steps",
-        "max_requests",
-        "max_retries",
-        "max_tokens_total",
-        "max_usd",
-        "outage_timeout",
-        "prices",
-        "project",
-        "report_to",
-        "push_to_hub",
-        "retry_wait",
-        "run_name",
-        "save_total_limit",
-        "timeout",
-        "trackio_bucket_id",
-        "trackio_space_id",
-        "trackio_static_space_id",
-    }
-)
-
-
 def input_fingerprint(reference: str | Path, *, thorough: bool = False) -> str:
     """Return what an input is made of: a stage's fingerprint, a content hash, or a Hub id.
 
-    A path inside a finished stage (its `model/`, say) has that stage's fingerprint. Raises
-    `InputError` for a stage that is not finished, or whose files are not what it signed, of which
-    `thorough` hashes every one.
+    A path inside a finished stage, such as its `model/`, has that stage's fingerprint, which is
+    known before the stage has run. Raises `InputError` for a stage that is not finished, or whose
+    files are not what it signed; `thorough` hashes all of them.
     """
     path = Path(reference)
     if not path.exists():
         return f"hub:{reference}"
-    # Made from, not made of: the stage's fingerprint is known before the stage has run.
     for directory in (path, path.parent):
         manifest = read_manifest(directory)
         if manifest is not None:
@@ -360,25 +311,40 @@ def fingerprint(
     so do functions of modules, the local modules that any of these import, and a recipe `script`
     of one's own.
     """
-    counted = {key: value for key, value in given.items() if key not in PATH_KEYS | FREE_KEYS}
-    files = list(paths_in(dict(sorted(counted.items()))))
+    counted = _counted(given)
+    files = list(paths_in(counted))
     content = {
         "recipe": recipe,
         "given": canonical(given),
         "inputs": dict(inputs),
         "files": [(path.name, sha256(path)) for path in files],
     }
-    code = _code(counted, own_script(script))
+    code = sources(script) if own_script(script) else {}
+    for text in _texts(counted):
+        code |= sources(text)
     if other := {name: sha256(path) for name, path in code.items() if path not in files}:
         content["code"] = other
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def canonical(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings without where things are, numbers written one way (`1` and `"1.0"`)."""
+    """Return the settings that count, without folders, numbers written one way (`1`, `"1.0"`)."""
+    return {key: _number(value) for key, value in unplaced(_counted(given)).items()}
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return which settings differ, in words: `learning_rate: 0.0001 -> 0.0002`."""
+    before, after = canonical(old), canonical(new)
+    return [
+        f"{key}: {before.get(key, 'not set')} -> {after.get(key, 'not set')}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _counted(given: Mapping[str, Any]) -> dict[str, Any]:
     left_out = PATH_KEYS | FREE_KEYS
-    counted = {key: value for key, value in sorted(given.items()) if key not in left_out}
-    return {key: _number(value) for key, value in unplaced(counted).items()}
+    return {key: value for key, value in sorted(given.items()) if key not in left_out}
 
 
 def _number(value: Any) -> Any:
@@ -386,9 +352,7 @@ def _number(value: Any) -> Any:
         return {str(key): _number(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_number(item) for item in value]
-    if isinstance(value, bool) or value is None:
-        return value
-    if isinstance(value, str | int | float):
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
         with contextlib.suppress(ValueError, OverflowError):
             number = float(value)
             return int(number) if number == int(number) else number
@@ -397,29 +361,8 @@ def _number(value: Any) -> Any:
 
 def _texts(value: Any) -> Iterator[str]:
     """Yield the values of a configuration that may name a file or a function."""
-    if isinstance(value, dict):
-        for item in value.values():
-            yield from _texts(item)
-    elif isinstance(value, list):
-        for item in value:
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
             yield from _texts(item)
     elif isinstance(value, str) and 0 < len(value) < 1024 and "\n" not in value:
         yield value
-
-
-def _code(settings: Any, script: str | None) -> dict[str, Path]:
-    """Return the local sources that a configuration and a script run, by module name."""
-    found = sources(script) if script else {}
-    for text in _texts(settings):
-        found |= sources(text)
-    return found
-
-
-def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Say in words which settings differ: `learning_rate: 0.0001 -> 0.0002`."""
-    before, after = canonical(old), canonical(new)
-    return [
-        f"{key}: {before.get(key, 'not set')} -> {after.get(key, 'not set')}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
-    ]

@@ -1,8 +1,12 @@
-"""One rule for paths: in a YAML they are relative to its folder, in a command to the current one.
+"""Find the files that settings and chains name.
 
+One rule: a path in a YAML is relative to the YAML's folder, one in a command to the current folder.
 A value of a YAML is a path when it reads `./…`, `../…`, `~/…` or `file.py:function`, or when it has
-a slash or a suffix and its folder holds such a file. A bare name, `train` or `modern` for instance,
-is a path only under the keys of `ALWAYS` and `OR_HUB`. All else, such as a Hub id, stays as it is.
+a slash or a suffix and its folder holds such a file. A bare name, such as `train` or `modern`, is a
+path only under the keys of `ALWAYS` and `OR_HUB`. All else, such as a Hub id, stays as it is.
+
+Everything that ChainForge ships is in two folders, `recipes/` and `accelerate_configs/`: beside the
+package in a checkout, inside it once installed.
 """
 
 from __future__ import annotations
@@ -21,8 +25,13 @@ OR_HUB = ("model_name_or_path", "teacher_model_name_or_path", "models", "chat_te
           "resume_from_checkpoint", "path")  # fmt: skip
 WRITTEN = ("output_dir", "logging_dir")
 FILES = (".jsonl", ".json", ".yaml", ".yml", ".jinja", ".parquet", ".csv", ".txt", ".py")
-LONGEST = 1024  # what is longer is a text
+LONGEST = 1024  # longer values are texts
+NO_LAUNCHER = "none"
 _FUNCTION = re.compile(r"(.+\.py)(:\w+)")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+# Takes the key, a text that may be a path, and whether it can be nothing else.
+Change = Callable[[str, str, bool], str]
 
 
 def short(path: str | Path) -> str:
@@ -38,18 +47,16 @@ def anchored(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """
 
     def typed(key: str, path: str, certain: bool) -> str:
-        there = os.path.abspath(os.path.join(folder, os.path.expanduser(path)))
-        if os.path.isabs(path) or os.path.exists(there):
+        there = _beside(path, folder)
+        if os.path.isabs(path) or there.exists():
             return path if os.path.isabs(path) else short(there)
-        if key not in WRITTEN and os.path.exists(path):
-            raise InputError(
-                f"{key}{': ' if key else ''}{path!r} is not in {short(folder)}; paths in a YAML "
-                f"are relative to its folder: write {os.path.relpath(path, folder)!r}"
-            )
+        if key not in WRITTEN and (instead := _meant(path, folder)):
+            where = f"{key}: " if key else ""
+            raise InputError(f"{where}{path!r} is not in {short(folder)}{instead}")
         if not certain:
             return path
         away = short(there)
-        # Where nothing is, a path without a dot would be taken for the id of a model of the Hub.
+        # A missing path without a dot would be taken for the id of a model of the Hub.
         or_hub = key in OR_HUB and not path.endswith(FILES)
         return f"./{away}" if or_hub and not os.path.isabs(away) else away
 
@@ -69,7 +76,7 @@ def written_for(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def unplaced(value: Any) -> Any:
-    """Return settings with each path that exists as its last part: what is there, not where."""
+    """Return settings with each existing path cut to its last part, wherever the file is."""
     return _map(value, "", lambda _, path, __: Path(path).name if os.path.exists(path) else path)
 
 
@@ -85,14 +92,13 @@ def paths_in(value: Any) -> Iterator[Path]:
     yield from found
 
 
-# Takes the key, a text that may be a path, and whether it can be nothing else.
-Change = Callable[[str, str, bool], str]
-
-
 def _map(value: Any, key: str, change: Change) -> Any:
-    """Return a value with `change` made to every text in it that may be a path."""
-    if isinstance(value, Mapping):
-        return {name: _map(item, _nested(str(name)), change) for name, item in value.items()}
+    """Return a value with `change` applied to every text in it that may be a path."""
+    if isinstance(value, Mapping):  # of the names inside a setting only `path` counts
+        return {
+            name: _map(item, "path" if name == "path" else "", change)
+            for name, item in value.items()
+        }
     if isinstance(value, list | tuple):
         return [_map(item, key, change) for item in value]
     if not isinstance(value, str) or not 0 < len(value) < LONGEST:
@@ -111,92 +117,10 @@ def _map(value: Any, key: str, change: Change) -> Any:
         or key in ALWAYS
         or (key == "path" and path.endswith(FILES))
     )
-    named = any(map(str.isalnum, path))  # `/` may divide, and is no folder then
+    named = any(map(str.isalnum, path))  # a lone `/` may mean division
     if not certain and key not in OR_HUB and not (named and ("/" in path or Path(path).suffix)):
         return value
     return head + change(key, path, certain) + tail
-
-
-def _nested(key: str) -> str:
-    """A mapping inside a setting has names of its own: of these only `path` says something."""
-    return key if key == "path" else ""
-
-
-NO_LAUNCHER = "none"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-
-
-def find_chain(reference: str | Path) -> Path:
-    """Return the chain file for a path, a folder with a `chain.yaml`, or a recipe folder's name."""
-    path = Path(reference)
-    for candidate in (path, path / "chain.yaml"):
-        if candidate.is_file():
-            return candidate
-    recipes = shipped("recipes")
-    names = [file.parent.name for file in sorted(recipes.glob("*/chain.yaml"))]
-    if str(reference) in names:
-        return recipes / str(reference) / "chain.yaml"
-    known = f", or a recipe folder's name: {hint(str(reference), names)}" if names else ""
-    raise InputError(f"{reference}: no such chain; give the path of a chain.yaml{known}")
-
-
-def recipe_script(recipe: str, folder: Path) -> Path:
-    """Return the script of a built-in recipe, or the user's own `.py` file."""
-    if not recipe.endswith(".py"):
-        return shipped("recipes") / f"{recipe}.py"
-    return _existing(recipe, folder, "recipe")
-
-
-def launch_file(name: str, folder: Path) -> Path | None:
-    """Return the accelerate configuration that `launch:` names; None for `none` (plain python)."""
-    if name == NO_LAUNCHER:
-        return None
-    configs = shipped("accelerate_configs")
-    if (configs / f"{name}.yaml").is_file():
-        return configs / f"{name}.yaml"
-    if name.endswith((".yaml", ".yml", ".json")):
-        return _existing(name, folder, "launch file")
-    names = [file.stem for file in configs.glob("*.yaml")] + [NO_LAUNCHER]
-    raise InputError(f"no launch file {name!r} (or give a path to a .yaml): {hint(name, names)}")
-
-
-def model_path(name: str, folder: Path) -> str:
-    """Return a model's directory, looked up from the chain file, or its Hub id."""
-    found = _beside(name, folder)
-    if found.exists():
-        if not any((found / name).is_file() for name in ("config.json", "adapter_config.json")):
-            raise InputError(f"{found} is not a model directory: it has no config.json")
-        return str(found)
-    if _HUB_ID.fullmatch(name) and not os.path.exists(name):
-        return name
-    raise InputError(
-        f"{name!r} is neither a folder in {short(folder)}{_meant(name, folder)} "
-        "nor a Hub id such as Qwen/Qwen2.5-0.5B"
-    )
-
-
-def data_path(name: str, folder: Path) -> Path:
-    """Return a data file or folder that no stage of the chain made."""
-    return _existing(name, folder, "data")
-
-
-def _existing(name: str, folder: Path, what: str) -> Path:
-    found = _beside(name, folder)
-    if not found.exists():
-        raise InputError(f"no {what} {name!r} in {short(folder)}{_meant(name, folder)}")
-    return found
-
-
-def _beside(name: str, folder: Path) -> Path:
-    """Return where a path leads from the chain's folder."""
-    return Path(os.path.abspath(folder / os.path.expanduser(name)))
-
-
-def _meant(name: str, folder: Path) -> str:
-    """Return what to write for a path that is relative to the current folder."""
-    if not os.path.exists(name):
-        return ""
-    return f" (paths are relative to the file: write {os.path.relpath(name, folder)!r})"
 
 
 def shipped(folder: str) -> Path:
@@ -218,3 +142,71 @@ def find_preset(reference: Any) -> Path:
     raise InputError(
         f"preset: no {reference!r} (or give a path to a .yaml); {hint(reference, presets)}"
     )
+
+
+def find_chain(reference: str | Path) -> Path:
+    """Return the chain file for a path, a folder with a `chain.yaml`, or a recipe folder's name."""
+    path, recipes = Path(reference), shipped("recipes")
+    for candidate in (path, path / "chain.yaml", recipes / path / "chain.yaml"):
+        if candidate.is_file():
+            return candidate
+    names = [file.parent.name for file in recipes.glob("*/chain.yaml")]
+    known = f", or a recipe folder's name: {hint(str(reference), names)}" if names else ""
+    raise InputError(f"{reference}: no such chain; give the path of a chain.yaml{known}")
+
+
+def recipe_script(recipe: str, folder: Path) -> Path:
+    """Return the script of a built-in recipe, or the user's own `.py` file."""
+    own = recipe.endswith(".py")
+    return _existing(recipe, folder, "recipe") if own else shipped("recipes") / f"{recipe}.py"
+
+
+def launch_file(name: str, folder: Path) -> Path | None:
+    """Return the accelerate configuration that `launch:` names; None for `none` (plain python)."""
+    configs = {file.stem: file for file in shipped("accelerate_configs").glob("*.yaml")}
+    if name == NO_LAUNCHER or name in configs:
+        return configs.get(name)
+    if name.endswith((".yaml", ".yml", ".json")):
+        return _existing(name, folder, "launch file")
+    names = hint(name, [*configs, NO_LAUNCHER])
+    raise InputError(f"no launch file {name!r} (or give a path to a .yaml): {names}")
+
+
+def model_path(name: str, folder: Path) -> str:
+    """Return a model's directory, relative to the chain file, or its Hub id."""
+    found = _beside(name, folder)
+    if found.exists():
+        if not any((found / name).is_file() for name in ("config.json", "adapter_config.json")):
+            raise InputError(f"{found} is not a model directory: it has no config.json")
+        return str(found)
+    if _HUB_ID.fullmatch(name) and not os.path.exists(name):
+        return name
+    raise InputError(
+        f"{name!r} is neither a folder in {short(folder)} nor a Hub id such as Qwen/Qwen2.5-0.5B"
+        f"{_meant(name, folder)}"
+    )
+
+
+def data_path(name: str, folder: Path) -> Path:
+    """Return a data file or folder that no stage of the chain made."""
+    return _existing(name, folder, "data")
+
+
+def _existing(name: str, folder: Path, what: str) -> Path:
+    found = _beside(name, folder)
+    if not found.exists():
+        raise InputError(f"no {what} {name!r} in {short(folder)}{_meant(name, folder)}")
+    return found
+
+
+def _beside(name: str, folder: Path) -> Path:
+    """Return where a path leads from a folder."""
+    return Path(os.path.abspath(folder / os.path.expanduser(name)))
+
+
+def _meant(name: str, folder: Path) -> str:
+    """Return what to write for a path that is relative to the current folder; empty for others."""
+    if not os.path.exists(name):
+        return ""
+    instead = os.path.relpath(name, folder)
+    return f"; paths in a YAML are relative to its folder: write {instead!r}"

@@ -1,6 +1,8 @@
-"""Turn a name in a YAML into what it names.
+"""Load functions of the user's own, and find the source files that they come from.
 
-A function is a built-in name, `pkg.mod:fn` or `path/file.py:fn`; a preset a name or a path.
+A function is named by a built-in name, `pkg.mod:fn` or `path/file.py:fn`. To find its files nothing
+is imported or run. Only local files count: installed packages have a version, and a name that a
+module computes before it imports it is not seen.
 """
 
 from __future__ import annotations
@@ -24,6 +26,11 @@ from typing import Any
 import chainforge
 from chainforge.core.errors import InputError, hint
 from chainforge.core.paths import shipped
+
+MODULE = re.compile(r"(?!\d)\w+(?:\.(?!\d)\w+)*", re.ASCII)
+_INSTALLED = [Path(sysconfig.get_path(name)).resolve()
+              for name in ("stdlib", "platstdlib", "purelib", "platlib")]  # fmt: skip
+_OWN = Path(chainforge.__file__).resolve().parent
 
 
 class UserCodeEnded(RuntimeError):
@@ -96,8 +103,7 @@ def _load_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     if (folder := str(path.resolve().parent)) not in sys.path:
         sys.path.append(folder)  # it may import a file beside it, which hides no library
     try:
@@ -117,7 +123,7 @@ def _load_module(name: str) -> ModuleType:
         with user_code():
             return importlib.import_module(name)
     except Exception as error:
-        raise InputError(f"module {name!r} does not import: {where(error, None)}") from error
+        raise InputError(f"module {name!r} does not import: {described(error)}") from error
 
 
 def where(error: BaseException, path: Path | None) -> str:
@@ -127,62 +133,49 @@ def where(error: BaseException, path: Path | None) -> str:
     for frame in traceback.extract_tb(source.__traceback__):
         if path is not None and Path(frame.filename).resolve() == path.resolve():
             line = frame.lineno
-    at = f"line {line}: " if line else ""
-    return f"{at}{described(error)}"
+    return f"line {line}: {described(error)}" if line else described(error)
 
 
 def described(error: BaseException) -> str:
-    """Return an exception's kind and what it says."""
+    """Return an exception's kind and message."""
     return str(error) if isinstance(error, UserCodeEnded) else f"{type(error).__name__}: {error}"
 
 
-MODULE = re.compile(r"(?!\d)\w+(?:\.(?!\d)\w+)*", re.ASCII)
-_INSTALLED = tuple(
-    Path(path).resolve()
-    for name, path in sysconfig.get_paths().items()
-    if name in ("stdlib", "platstdlib", "purelib", "platlib")
-)
-_OWN = Path(chainforge.__file__).resolve().parent
+def own_script(script: str | Path | None) -> bool:
+    """Return whether a recipe's script is the user's own, not one of those that are shipped."""
+    return script is not None and Path(script).resolve().parent != shipped("recipes")
 
 
-def sources(reference: str) -> dict[str, Path]:
+def sources(reference: str | Path | None) -> dict[str, Path]:
     """Return the local files that `file.py`, `file.py:fn` or `pkg.mod:fn` runs, by module name.
 
     Empty for text that names no local file.
     """
-    place, colon, _ = reference.rpartition(":")
-    file = Path(place if colon else reference)
+    place, colon, _ = str(reference).rpartition(":")
+    file = Path(place if colon else str(reference))
     if file.suffix == ".py":
         return _closure(file.stem, file, file.parent) if file.is_file() else {}
     if not colon or not MODULE.fullmatch(place):
         return {}
     found: dict[str, Path] = {}
-    for name, path in _find(place, None):
-        if _is_local(path):
-            root = Path(os.path.abspath(path)).parents[
-                name.count(".") + (path.name == "__init__.py")
-            ]
-            found |= _closure(name, path, root)
+    for name, path in _find(place, [os.getcwd(), *sys.path]):
+        depth = name.count(".") + (path.name == "__init__.py")
+        found |= _closure(name, path, path.absolute().parents[depth])
     return found
-
-
-def own_script(script: str | Path | None) -> str | None:
-    """Return a recipe's script when it is the user's own, and not one of those that are shipped."""
-    if script is None or Path(script).resolve().parent == shipped("recipes"):
-        return None
-    return str(script)
 
 
 def _closure(name: str, file: Path, root: Path) -> dict[str, Path]:
     """Return a module's file with those that it imports, and they import, by their names."""
+    places = [str(root), os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     found: dict[str, Path] = {}
     waiting = [(name, file)]
     while waiting:
         name, file = waiting.pop()
-        if name not in found and _is_local(file):
+        path = file.resolve()
+        if name not in found and not any(map(path.is_relative_to, [_OWN, *_INSTALLED])):
             found[name] = file
             for imported in _imported(name, file):
-                waiting += _find(imported, root)
+                waiting += _find(imported, places)
     return found
 
 
@@ -198,17 +191,14 @@ def _imported(name: str, file: Path) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             above = package[: len(package) - node.level + 1] if node.level else []
-            module = ".".join([*above, *([node.module] if node.module else [])])
-            if module:
-                yield module
+            module = ".".join([*above, node.module or ""]).rstrip(".")
             yield from (f"{module}.{alias.name}".lstrip(".") for alias in node.names)
 
 
-def _find(name: str, root: Path | None) -> list[tuple[str, Path]]:
-    """Return the files of a dotted name, its packages first; as Python finds it without `root`."""
-    here = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+def _find(name: str, places: list[str]) -> list[tuple[str, Path]]:
+    """Return the files of a dotted name in the first place that has any, its packages first."""
     parts = name.split(".")
-    for place in [str(root), os.getcwd(), *here] if root else [os.getcwd(), *sys.path]:
+    for place in places:
         folder, found = Path(place), []
         for number, part in enumerate(parts, start=1):
             package, module = folder / part / "__init__.py", folder / f"{part}.py"
@@ -221,8 +211,3 @@ def _find(name: str, root: Path | None) -> list[tuple[str, Path]]:
         if found:
             return found
     return []
-
-
-def _is_local(file: Path) -> bool:
-    path = file.resolve()
-    return not path.is_relative_to(_OWN) and not any(map(path.is_relative_to, _INSTALLED))

@@ -1,7 +1,7 @@
-"""Know which values are secret, refuse them in settings, and leave them out of what is written.
+"""Recognise secrets, refuse them in settings, and leave them out of what is written.
 
-Secrets come from the environment alone, in variables that are called TOKEN, KEY, PASSWORD and the
-like, and from a login to the Hub.
+Secrets come from the environment alone, in variables with names such as TOKEN, KEY or PASSWORD, and
+from a login to the Hub.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from urllib.parse import quote, quote_plus
 
 from chainforge.core.errors import InputError
 
-# A shorter value, such as the EMPTY of a local server, is no secret, and is part of other words.
-SHORTEST = 8
+SHORTEST = 8  # a shorter value, such as the EMPTY of a local server, is part of other words
 LOGIN = "the Hub login"
 
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # of OPENAI_API_KEY_2, or of apiKey
@@ -29,15 +28,14 @@ _SECRET = re.compile(
     r"KEYS?|PASS|PWD|CREDS?|AUTH|PAT|PIN"
     r"|\w*(TOKENS?|SECRETS?|PASSWORDS?|PASSWD|PASSPHRASE|CREDENTIALS?|APIKEYS?|ACCESSKEYS?)"
 )
-# What stands at the end of a variable's name that holds where a secret is, or how long.
-_ABOUT = frozenset(
-    {"DIR", "FILE", "HOST", "LENGTH", "METHOD", "MODE", "NAME", "PATH", "PORT", "SIZE", "SOCK"}
-    | {"STORE", "TTL", "TYPE", "URI", "URL"}
+# The last word of a variable that holds where a secret is, or how long; and a shell's folders.
+_ABOUT = re.compile(
+    r"DIR|FILE|HOST|LENGTH|METHOD|MODE|NAME|PATH|PORT|SIZE|SOCK|STORE|TTL|TYPE|URI|URL"
 )
-_FOLDERS = frozenset({"PWD", "OLDPWD"})  # of a shell
-_COMMON = frozenset({"password", "required", "disabled", "optional", "changeme", "localhost"})
+_FOLDERS = ("PWD", "OLDPWD")
+_COMMON = ("password", "required", "disabled", "optional", "changeme", "localhost")
 
-# Of settings. A model's special tokens are called so, too, and so are counts of tokens.
+# Of settings; a model's special tokens have such names, too, and so have counts of tokens.
 _KEY = re.compile(
     r"(?:^|[_.-])(?:api[_-]?keys?|(?:access|private|secret)[_-]?keys?(?:[_-]id)?|secrets?|token"
     r"|pass(?:word|wd|phrase)?|pwd|credentials?|(?:proxy[_-]?)?authorization|auth|bearer|cookie)$",
@@ -52,7 +50,6 @@ _LOOKS = re.compile(
     r"\b(?:sk-[\w-]{20,}|hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{30,}"
     r"|://[^/@\s:\[]*:(?!\d+/)[^@\s]+@)"  # the password in an address
 )
-
 _USER_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
 _STAGE_PARTS = ("model", "adapter", "dataset")
 _SIGNS = ("manifest.json", "stage.json")  # files of a stage's directory
@@ -62,20 +59,15 @@ _SIGNS = ("manifest.json", "stage.json")  # files of a stage's directory
 def is_secret_name(name: str) -> bool:
     """Whether an environment variable of this name holds a secret: OPENAI_API_KEY_2, MYSQL_PWD."""
     words = [word.upper() for word in _WORDS.findall(name)]
-    if name.upper() in _FOLDERS or not words or words[-1] in _ABOUT:
+    if name.upper() in _FOLDERS or not words or _ABOUT.fullmatch(words[-1]):
         return False
-    return any(_SECRET.fullmatch(word) for word in words)
+    return any(map(_SECRET.fullmatch, words))
 
 
 def is_secret_key(key: Any) -> bool:
     """Whether a setting of this name is a secret."""
     name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", str(key))
     return bool(_KEY.search(name) and not _SPECIAL.fullmatch(name))
-
-
-def _is_set(value: Any) -> bool:
-    """Whether a value may be a secret: a text, and none of a vocabulary."""
-    return isinstance(value, str) and bool(value.strip()) and not _MARK.fullmatch(value)
 
 
 def check_settings(value: Any, where: str) -> None:
@@ -86,7 +78,8 @@ def check_settings(value: Any, where: str) -> None:
 def _check(value: Any, where: str, known: Mapping[str, str]) -> None:
     if isinstance(value, Mapping):
         for key, item in value.items():
-            if is_secret_key(key) and _is_set(item):
+            text = isinstance(item, str) and item.strip() and not _MARK.fullmatch(item)
+            if is_secret_key(key) and text:
                 _refuse(f"{where}: {key}")
             _check(item, f"{where}: {key}", known)
     elif isinstance(value, list | tuple):
@@ -117,6 +110,26 @@ def secrets() -> dict[str, str]:
     return found
 
 
+def _is_secret_value(value: str) -> bool:
+    if len(value) < SHORTEST or value.lower() in _COMMON:
+        return False
+    plain_address = re.match(r"\w+://[^@]*$", value)
+    return not (plain_address or (os.sep in value and os.path.exists(value)))
+
+
+@lru_cache(maxsize=1)
+def _login() -> str | None:
+    """Return the token of a Hub login, from where `hf auth login` writes it."""
+    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    home = os.environ.get("HF_HOME") or f"{cache}/huggingface"
+    path = Path(os.environ.get("HF_TOKEN_PATH") or f"{home}/token").expanduser()
+    try:
+        value = path.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return None
+    return value if len(value) >= SHORTEST else None
+
+
 def read_secret(variable: str) -> str:
     """Return a key from the environment, without blanks around it; empty where it is not set.
 
@@ -136,26 +149,6 @@ def read_secret(variable: str) -> str:
             "on one line and without quotation marks"
         )
     return value
-
-
-def _is_secret_value(value: str) -> bool:
-    if len(value) < SHORTEST or value.lower() in _COMMON:
-        return False
-    plain_address = re.match(r"\w+://[^@]*$", value)
-    return not (plain_address or (os.sep in value and os.path.exists(value)))
-
-
-@lru_cache(maxsize=1)
-def _login() -> str | None:
-    """Return the token of a Hub login, from where `hf auth login` writes it."""
-    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
-    home = os.environ.get("HF_HOME") or f"{cache}/huggingface"
-    path = Path(os.environ.get("HF_TOKEN_PATH") or f"{home}/token").expanduser()
-    try:
-        value = path.read_text(encoding="utf-8").strip()
-    except (OSError, ValueError):
-        return None
-    return value if len(value) >= SHORTEST else None
 
 
 @lru_cache(maxsize=256)
@@ -227,8 +220,7 @@ def redact(text: str) -> str:
     """Return a text with the names of secret variables where their values were."""
     for name, value in secrets().items():
         for form in forms(value):
-            if form in text:
-                text = text.replace(form, f"[{name}]")
+            text = text.replace(form, f"[{name}]")
     return text
 
 
