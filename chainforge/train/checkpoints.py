@@ -107,18 +107,12 @@ def rotate(directory: Path, limit: int | None, best: str | None) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def cut_short(directory: Path) -> Path | None:
-    """Return the last file of a checkpoint that was not written to its end."""
-    cut = [path for path in _all(directory) if not is_sealed(path)]
-    files = [file for path in cut for file in path.rglob("*") if file.is_file()]
-    return max(files, key=lambda file: file.stat().st_mtime_ns, default=None)
-
-
-def remove_unsealed(directory: Path) -> None:
-    """Remove checkpoints that were not written to their end."""
-    for path in _all(directory):
-        if not is_sealed(path):
-            shutil.rmtree(path, ignore_errors=True)
+def remove_unsealed(directory: Path) -> Path | None:
+    """Remove checkpoints that were not written to their end; return the newest of them."""
+    unsealed = [path for path in _all(directory) if not is_sealed(path)]
+    for path in unsealed:
+        shutil.rmtree(path, ignore_errors=True)
+    return unsealed[-1] if unsealed else None
 
 
 def remove_damaged(directory: Path) -> None:

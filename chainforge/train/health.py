@@ -10,14 +10,14 @@ sections 3 and 4.3.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerState
 
 from chainforge.core.errors import InputError, Stopped, hint
@@ -109,34 +109,21 @@ RULES = {
 
 def active_rules(args: RLArgs) -> dict[str, Rule]:
     """Return the rules to apply, with the user's actions and limits; raise `InputError`."""
-    for name in args.health_rules:
+    found = {name: replace(rule, action=args.health) for name, rule in RULES.items()}
+    for name, value in args.health_rules.items():
         if name not in RULES:
             raise InputError(f"health_rules: no rule {name!r}; {hint(str(name), RULES)}")
-    found = {}
-    for name, rule in RULES.items():
-        own = args.health_rules.get(name, {})
-        changes = dict(own) if isinstance(own, Mapping) else {"action": own}
-        changes.setdefault("action", args.health)
-        if changes["action"] is False:  # YAML reads a bare off as false
-            changes["action"] = "off"
-        _check_changes(f"health_rules: {name}", changes)
-        if changes["action"] != "off":
-            found[name] = dataclasses.replace(rule, **changes)
-    return found
-
-
-def _check_changes(where: str, changes: Mapping[str, Any]) -> None:
-    known = ("action", "limit", "window")
-    for key, value in changes.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if key not in known:
-            raise InputError(f"{where}: no such key {key!r}; {hint(str(key), known)}")
-        if key == "action" and value not in ACTIONS:
-            raise InputError(f"{where}: action: expected {', '.join(ACTIONS)}, found {value!r}")
-        if key == "limit" and not (number and value >= 0):
-            raise InputError(f"{where}: limit: expected a number >= 0, found {value!r}")
-        if key == "window" and (not isinstance(value, int) or value < 2):
-            raise InputError(f"{where}: window: expected a whole number >= 2, found {value!r}")
+        action = "off" if value is False else value  # YAML reads a bare off as false
+        if action in ACTIONS:
+            found[name] = replace(found[name], action=action)
+        elif isinstance(value, int | float) and value is not True and value >= 0:
+            found[name] = replace(found[name], limit=float(value))
+        else:
+            raise InputError(
+                f"health_rules: {name}: expected {', '.join(ACTIONS)} or a limit >= 0, found "
+                f"{value!r}"
+            )
+    return {name: rule for name, rule in found.items() if rule.action != "off"}
 
 
 class HealthCallback(TrainerCallback):
@@ -174,14 +161,14 @@ class HealthCallback(TrainerCallback):
         self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any
     ) -> None:
         """Report findings; raise `Stopped` in every process when a rule's action is stop."""
-        reason = None
+        reason: list[str | None] = [None]  # the first process decides for all
         if is_main_process() and logs:
             self._add(state.global_step, logs)
-            reason = self._report(state.global_step)
+            reason = [self._report(state.global_step)]
         if any(rule.action == "stop" for rule in self.rules.values()):
-            reason = _of_main_process(reason)
-        if reason:
-            raise Stopped(reason, 1)  # not done, and the same settings would end the same
+            broadcast_object_list(reason)
+        if reason[0]:
+            raise Stopped(reason[0], 1)  # not done, and the same settings would end the same
         self._check_signal(state, control)
 
     def _add(self, step: int, logs: Mapping[str, Any]) -> None:
@@ -281,12 +268,3 @@ def _mean_reward(logs: Sequence[Row], after: int, until: float = math.inf) -> fl
         if log.get("reward") is not None and after < log["step"] <= until
     ]
     return fmean(rewards) if rewards else None
-
-
-def _of_main_process(reason: str | None) -> str | None:
-    """Return the first process's reason in every process: all stop, or none does."""
-    from accelerate.utils import broadcast_object_list
-
-    answer = [reason]
-    broadcast_object_list(answer)
-    return answer[0]

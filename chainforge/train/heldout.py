@@ -36,19 +36,12 @@ def hold_out(args: RLArgs, tasks: TaskArgs, transcript: str, training: Any) -> l
     Raises `InputError` when the tasks train on their validation split, when it is too small, and
     for settings that do not fit together.
     """
-    if args.heldout_size < 0:
-        raise InputError(f"heldout_size: expected 0 or more, found {args.heldout_size}")
-    if not args.heldout_size:
+    if args.heldout_size < 1:
         if args.heldout_steps is not None or args.keep_best:
             raise InputError("heldout_steps, keep_best: need heldout_size, which is not set")
         return []
     _schedule(args, training)
     count, rest = divmod(args.heldout_size, len(tasks.tasks) or 1)
-    if not count:
-        raise InputError(
-            f"heldout_size: {args.heldout_size} is less than one row for each of the "
-            f"{len(tasks.tasks)} tasks"
-        )
     others = []
     for number, task in enumerate(tasks.tasks):
         split = task.get("split", "train")

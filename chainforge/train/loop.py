@@ -111,13 +111,10 @@ def _run(trainer: Any, checkpoint: Path | None) -> None:
         if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
             trl_internals.load_best_model(trainer)
     except disk.DiskFull as error:
-        if not is_main_process() or (cut := checkpoints.cut_short(directory)) is None:
+        # An unfinished checkpoint is useless, and its room is needed.
+        if not is_main_process() or (cut := checkpoints.remove_unsealed(directory)) is None:
             raise
-        words = (
-            f"{disk.message(cut.parent)}. The last file begun there is {cut.name}; "
-            "`save_total_limit: 1` keeps the newest checkpoint only"
-        )
-        checkpoints.remove_unsealed(directory)  # useless, and its room is needed
+        words = f"{disk.message(cut)}. `save_total_limit: 1` keeps the newest checkpoint only"
         raise disk.DiskFull(words) from error
     except torch.OutOfMemoryError as error:
         step = trainer.state.global_step

@@ -38,9 +38,8 @@ class RLArgs(GateArgs):
     health_rules: dict[str, Any] = field(
         default_factory=dict,
         metadata={
-            "help": "Rules with an action or limit of their own, such as {truncated: stop, "
-            "kl_growth: {action: warn, limit: 1.0}}. Rules: truncated, zero_advantage, "
-            "entropy_collapse, kl_growth."
+            "help": "An action or a limit for a rule, such as {truncated: stop, kl_growth: 1.0}. "
+            "Rules: truncated, zero_advantage, entropy_collapse, kl_growth."
         },
     )
     heldout_size: int = field(

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
@@ -32,9 +32,6 @@ from chainforge.core.paths import written_for
 from chainforge.core.secrets import redact
 from chainforge.data.rows import rejects_in
 from chainforge.train.trackers import RUN_ID, TENSORBOARD
-
-if TYPE_CHECKING:
-    from chainforge.train.policy import Start
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +78,7 @@ class Stage:
     config: dict[str, Any]
     metrics: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
-    policy: Start | None = None  # how its policy was opened, if it trains one
+    policy: Any = None  # a training stage's `Start`: how its policy is opened and saved
 
     def path(self, name: str) -> Path:
         """Return the path of a file of this stage."""
@@ -114,15 +111,17 @@ def open_stage(
     if not output_dir:
         raise InputError("output_dir is required, as --output_dir DIRECTORY")
     directory = Path(output_dir)
-    settings = given(sys.argv[1:])
+    settings, script = given(sys.argv[1:]), getattr(sys.modules.get("__main__"), "__file__", None)
+    # The first process hashes its inputs, unless `chainforge run` has just done so.
+    thorough = is_main_process() and process.CHAIN not in os.environ
     prints = {
-        role: artifacts.input_fingerprint(reference, thorough=_hashes_inputs())
+        role: artifacts.input_fingerprint(reference, thorough=thorough)
         for role, reference in (inputs or {}).items()
     }
     stage = Stage(
         recipe=recipe,
         directory=directory,
-        fingerprint=artifacts.fingerprint(recipe, settings, prints, _script()),
+        fingerprint=artifacts.fingerprint(recipe, settings, prints, script),
         given=artifacts.canonical(settings),
         inputs=prints,
         seed=seed,
@@ -151,16 +150,6 @@ def open_stage(
                 push(directory)
 
 
-def _script() -> str | None:
-    """Return the script that this process runs."""
-    return getattr(sys.modules.get("__main__"), "__file__", None)
-
-
-def _hashes_inputs() -> bool:
-    """Return whether this process hashes its inputs: the first, unless the chain just did."""
-    return is_main_process() and process.CHAIN not in os.environ
-
-
 def _exit_if_done(stage: Stage, push: Callable[[Path], None] | None) -> None:
     """Exit with code 0 when the stage is done; raise `InputError` when another one is."""
     manifest = artifacts.read_manifest(stage.directory)
@@ -176,11 +165,7 @@ def _exit_if_done(stage: Stage, push: Callable[[Path], None] | None) -> None:
             push(stage.directory)
         logger.info("%s is done already; delete it to run it again", stage.directory)
         raise SystemExit(0)
-    raise InputError(
-        f"{stage.directory} already contains a finished stage with different settings "
-        f"({_difference(manifest.given, manifest.inputs, stage)}); "
-        "give another --output_dir, or delete it"
-    )
+    raise _other_settings(stage, "a finished stage", manifest.given, manifest.inputs)
 
 
 def _begin(stage: Stage) -> None:
@@ -188,11 +173,7 @@ def _begin(stage: Stage) -> None:
     marker = stage.path(STARTED)
     if before := artifacts.read_started(stage.directory):
         if before["fingerprint"] != stage.fingerprint:
-            raise InputError(
-                f"{stage.directory} already contains an unfinished stage with different settings "
-                f"({_difference(before['given'], before['inputs'], stage)}); "
-                "give another --output_dir, or delete it"
-            )
+            raise _other_settings(stage, "an unfinished stage", before["given"], before["inputs"])
         logger.info("%s: resuming an unfinished stage", stage.directory)
     elif foreign := [
         path.name for path in stage.directory.iterdir() if path.name not in WORKING_FILES
@@ -215,14 +196,21 @@ def _wait_for_main(stage: Stage) -> None:
         time.sleep(0.1)
 
 
-def _difference(given_before: dict[str, Any], inputs_before: dict[str, str], stage: Stage) -> str:
-    words = artifacts.changes(given_before, stage.given)
-    words += [
+def _other_settings(
+    stage: Stage, what: str, given: dict[str, Any], inputs: dict[str, str]
+) -> InputError:
+    """Return the error that names what differs from the stage in the directory."""
+    changes = artifacts.changes(given, stage.given)
+    changes += [
         f"the input {role} changed"
-        for role in sorted(inputs_before.keys() | stage.inputs.keys())
-        if inputs_before.get(role) != stage.inputs.get(role)
+        for role in sorted(inputs.keys() | stage.inputs.keys())
+        if inputs.get(role) != stage.inputs.get(role)
     ]
-    return "; ".join(words) or "code or a file that the settings name changed"
+    return InputError(
+        f"{stage.directory} already contains {what} with different settings ("
+        f"{'; '.join(changes) or 'code or a file that the settings name changed'}); "
+        "give another --output_dir, or delete it"
+    )
 
 
 def _sign(stage: Stage, seconds: float) -> None:

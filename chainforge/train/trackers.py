@@ -6,7 +6,6 @@ TRL and transformers report. A stage adds the names: the project is the chain, t
 
 from __future__ import annotations
 
-import dataclasses
 import netrc
 import os
 import secrets
@@ -35,9 +34,9 @@ def name_run(training: Any, directory: Path) -> None:
     chain = chain_of(directory)
     name = f"{chain}/{directory.name}" if chain else directory.name
     training.run_name = training.run_name or name
-    if chain and training.project == _default(training, "project"):
-        training.project = chain
     if chain:
+        if training.project == training.__dataclass_fields__["project"].default:
+            training.project = chain
         os.environ.setdefault("WANDB_PROJECT", training.project)
         os.environ.setdefault("TRACKIO_PROJECT", training.project)
     if "wandb" in trackers and int(os.environ.get("RANK", "0")) == 0:
@@ -101,7 +100,3 @@ def chain_of(directory: Path) -> str | None:
     path = directory.resolve().parent / CHAIN
     chain = read_json(path) if path.is_file() else None
     return str(chain["name"]) if isinstance(chain, dict) and chain.get("name") else None
-
-
-def _default(training: Any, name: str) -> Any:
-    return next(f.default for f in dataclasses.fields(training) if f.name == name)

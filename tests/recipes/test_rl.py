@@ -4,6 +4,7 @@ The tiny writer answers every question in the right format with a random 0 or 1,
 group differ nearly always where the answer is one of these, and never where it is 7.
 """
 
+import dataclasses
 import json
 import re
 import shutil
@@ -14,6 +15,7 @@ import yaml
 
 from chainforge.core.artifacts import read_manifest
 from chainforge.core.jsonl import read_rows, write_rows
+from chainforge.train.health import RULES
 
 ROWS = [
     {"question": f"{n}?", "answer": "7" if n % 3 == 0 else str(n % 2), "verifier": "exact"}
@@ -132,16 +134,16 @@ def test_held_out_rows_change_nothing_and_the_best_is_kept(rl, tmp_path, caplog)
     assert same(tmp_path / "kept", tmp_path / "best")
 
 
-def test_rules_warn_once_or_stop(rl, tmp_path, caplog):
-    rules = {"zero_advantage": {"window": 2, "limit": 0.0}}
-    code, error = rl("warned", health_rules=rules)
+def test_rules_warn_once_or_stop(rl, tmp_path, caplog, monkeypatch):
+    rule = dataclasses.replace(RULES["zero_advantage"], window=2, limit=0.0)
+    monkeypatch.setitem(RULES, "zero_advantage", rule)
+    code, error = rl("warned")
     assert code == 0, error
     assert caplog.text.count("health, step 2, zero_advantage: frac_zero_advantage is") == 1
     (found,) = read_rows(tmp_path / "warned/health.jsonl")
     assert (found["step"], found["rule"], found["action"]) == (2, "zero_advantage", "warn")
     assert read_manifest(tmp_path / "warned").notes["health"] == [found]
-    stopping = {"zero_advantage": rules["zero_advantage"] | {"action": "stop"}}
-    code, error = rl("stopped", health_rules=stopping)
+    code, error = rl("stopped", health_rules={"zero_advantage": "stop"})
     assert code == 1
     assert "stopped: step 2, zero_advantage" in error
     assert read_manifest(tmp_path / "stopped") is None
@@ -161,7 +163,7 @@ def test_rules_warn_once_or_stop(rl, tmp_path, caplog):
         ({"heldout_size": 8, "heldout_steps": 3, "keep_best": True}, "multiple of save_steps .2"),
         ({"heldout_size": 500}, "heldout_size: the validation split: .*lower `size`"),
         ({"heldout_size": 4, "tasks": [{"fn": "jsonl", "split": "all"}]}, "tasks.0. trains on split"),
-        ({"health_rules": {"truncate": "stop"}}, "did you mean 'truncated'"),
+        ({"health_rules": {"truncate": "stop"}}, "no rule 'truncate'"),
         ({"preset": "modern", "save_steps": 16}, "max_completion_len is 20480, but max_completion_length .* is 12"),
     ],
 )  # fmt: skip

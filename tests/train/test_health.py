@@ -1,6 +1,7 @@
 """Health rules warn once per episode or stop, and RL without a learning signal ends."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -53,9 +54,11 @@ class Run:
     """A stage's logs, passed to a callback as a trainer does."""
 
     def __init__(self, path, **settings):
-        rules = {"truncated": {"window": 2, "limit": 0.5}}
         self.stage = SimpleNamespace(path=lambda name: path / name, notes={})
-        self.callback = HealthCallback(RLArgs(**({"health_rules": rules} | settings)), self.stage)
+        self.callback = HealthCallback(RLArgs(**settings), self.stage)
+        self.callback.rules = {
+            name: replace(rule, window=2, limit=0.5) for name, rule in self.callback.rules.items()
+        }
 
     def begin(self, step=0):
         self.callback.on_train_begin(None, TrainerState(global_step=step), None)
@@ -104,26 +107,22 @@ def test_a_rule_may_stop_the_stage(tmp_path):
 
 
 def test_rules_have_actions_and_limits_of_their_own():
-    assert active_rules(RLArgs(health="off", health_rules={"truncated": {"limit": 0.5}})) == {}
-    mixed = {"truncated": {"action": "stop", "limit": 0.5}, "kl_growth": "warn"}
-    found = active_rules(RLArgs(health="off", health_rules=mixed))
-    assert [(name, rule.action) for name, rule in found.items()] == [
-        ("truncated", "stop"),
-        ("kl_growth", "warn"),
-    ]
-    assert found["truncated"].limit == 0.5
-    off = active_rules(RLArgs(health_rules={"truncated": False}))  # YAML's bare off
-    assert set(off) == set(RULES) - {"truncated"}
+    assert active_rules(RLArgs(health="off", health_rules={"truncated": 0.5})) == {}
+    found = active_rules(RLArgs(health="off", health_rules={"truncated": "stop"}))
+    assert [(name, rule.action) for name, rule in found.items()] == [("truncated", "stop")]
+    off = active_rules(RLArgs(health_rules={"truncated": False, "kl_growth": 2}))
+    assert set(off) == set(RULES) - {"truncated"}  # YAML's bare off
+    assert off["kl_growth"].limit == 2
 
 
 @pytest.mark.parametrize(
     ("rules", "words"),
     [
         ({"entropy": "off"}, "no rule 'entropy'"),
-        ({"truncated": {"limit": "half"}}, "limit: expected a number >= 0, found 'half'"),
-        ({"truncated": {"window": 1}}, "window: expected a whole number >= 2"),
-        ({"truncated": {"most": 1}}, "no such key 'most'"),
-        ({"truncated": None}, "action: expected warn, stop, off, found None"),
+        ({"truncate": "stop"}, "did you mean 'truncated'"),
+        ({"truncated": "half"}, "expected warn, stop, off or a limit >= 0, found 'half'"),
+        ({"truncated": -1}, "found -1"),
+        ({"truncated": None}, "found None"),
     ],
 )
 def test_a_wrong_rule_is_refused(rules, words):

@@ -278,8 +278,7 @@ def test_a_full_disk_is_named_and_leaves_the_last_good_state(runs):
     code, text = runs.run("sft", "full", fault={"file_size": 150_000})
     assert code == 1
     folder = runs.place("sft", "full") / "checkpoints/checkpoint-6"
-    assert f"failed: no room to write a file, probably in {folder}: " in text
-    assert "The last file begun there is " in text
+    assert f"failed: no room to write {folder}: " in text
     assert "are free on its disk" in text
     assert "save_total_limit: 1" in text
     assert "Traceback" not in text
