@@ -1,6 +1,5 @@
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -116,12 +115,9 @@ def grpo():
 
 BETWEEN = [
     (1, {}),
-    (1, {"gradient_accumulation_steps": 4}),
     (1, {"gradient_accumulation_steps": 4, "steps_per_generation": 2}),
     (4, {"steps_per_generation": 4}),
-    (4, {"generation_batch_size": 16}),
     (4, {"num_iterations": 4}),
-    (4, {"num_iterations": 2, "generation_batch_size": 8, "save_steps": 8}),
     (2, {"steps_per_generation": 4, "gradient_accumulation_steps": 2}),
     (4, {"steps_per_generation": 4, "save_strategy": "no", "save_steps": 3}),
     (4, {"steps_per_generation": 4, "save_strategy": "epoch", "save_steps": 3}),
@@ -138,8 +134,6 @@ def test_saves_between_generations_are_fine(grpo, steps, changes):
 INSIDE = [
     ("save_steps: 6 .* window of 4 .* such as 4$", {"steps_per_generation": 4, "save_steps": 6}),
     ("save_steps: 3 .* such as 4$", {"generation_batch_size": 16, "save_steps": 3}),
-    ("save_steps: 3 .* window of 2", {"num_iterations": 2, "save_steps": 3}),
-    ("save_steps: 0.5 .* such as 2$", {"num_iterations": 2, "save_steps": 0.5, "max_steps": 8}),
     (
         "save_steps: 9 .* window of 4 .* such as 8$",
         {"steps_per_generation": 4, "num_iterations": 2, "gradient_accumulation_steps": 2}
@@ -170,10 +164,3 @@ def test_saves_inside_a_generation_window_are_refused(grpo, words, changes):
 def test_what_would_not_go_on_exactly_is_refused(grpo, changes):
     with pytest.raises(InputError, match=f"^{next(iter(changes))}: "):
         check_saving(grpo(**changes))
-
-
-def test_the_seal_names_every_file(tmp_path):
-    path = checkpoint(tmp_path, 4)
-    sealed = json.loads((path / checkpoints.SEAL).read_text())["files"]
-    assert set(sealed) == {*FILES, "trainer_state.json"}
-    assert damage(Path(path)) is None

@@ -1,4 +1,4 @@
-"""Stages that learn nothing fail and say why; those that have learnt all there is are done."""
+"""Stages that learn nothing fail with the reason; those with nothing left to learn are done."""
 
 import json
 import logging
@@ -43,13 +43,13 @@ def grpo(tmp_path, tiny_model, tokenizer, recipe):
     (tmp_path / "questions.jsonl").write_text(text)
     (tmp_path / "rewards.py").write_text(REWARDS)
 
-    def run(reward, *flags, model=tiny_model, ends=True, **params):
+    def run(reward, *flags, model=tiny_model, **params):
         task = {"fn": "jsonl", "params": {"path": str(tmp_path / "questions.jsonl")}}
         values = CPU | {"tasks": [task], "num_generations": 4, "max_completion_length": 8}
         values |= {"rewards": [{"fn": f"{tmp_path}/rewards.py:{reward}", "params": params}]}
         values |= {"per_device_train_batch_size": 8, "max_zero_advantage_steps": 2}
-        if ends:  # a random model seldom does by itself
-            values["generation_kwargs"] = {"forced_eos_token_id": tokenizer.eos_token_id}
+        # A random model seldom ends its turn.
+        values["generation_kwargs"] = {"forced_eos_token_id": tokenizer.eos_token_id}
         (tmp_path / "grpo.yaml").write_text(yaml.safe_dump(values))
         return recipe("grpo", "--config", tmp_path / "grpo.yaml", "--model_name_or_path", model,
                       "--output_dir", tmp_path / "out", *flags)  # fmt: skip
@@ -84,12 +84,6 @@ def test_rewards_that_never_differ_end_the_run_early(tmp_path, grpo):
     assert not (tmp_path / "out/model").exists()
 
 
-def test_completions_that_are_all_cut_off_are_an_error(tmp_path, grpo):
-    code, error = grpo("short", ends=False)
-    assert code == 1
-    assert "for 2 steps every completion was cut off at max_completion_length (8 tokens)" in error
-
-
 def test_a_stage_that_has_learnt_all_is_done(tmp_path, grpo, told):
     code, error = grpo("later", "--log_rollouts", "false", level=0.0)
     assert code == 0, error
@@ -121,13 +115,12 @@ def test_a_policy_that_fell_is_an_error_and_a_larger_limit_goes_on(tmp_path, grp
     assert steps(tmp_path) == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("value", ["inf", "nan"])
-def test_a_reward_that_is_no_number_is_named(tmp_path, grpo, value):
-    code, error = grpo("one_is_inf", value=value)
+def test_a_reward_that_is_no_number_is_named(tmp_path, grpo):
+    code, error = grpo("one_is_inf", value="inf")
     assert code == 1
     row = read_rows(tmp_path / "out/rollouts.jsonl")[16 + 5]
     assert row["rewards"]["one_is_inf"] is None
-    words = f"reward one_is_inf returned {value} for a completion of row {row['id']}, at step 3"
+    words = f"reward one_is_inf returned inf for a completion of row {row['id']}, at step 3"
     assert words in error
     assert "let it return None where it does not apply" in error
 
