@@ -1,4 +1,4 @@
-"""Write files whole, and say plainly why one cannot be written: no room, or not there."""
+"""Write files whole, and explain why one cannot be written: a full disk, or a wrong place."""
 
 from __future__ import annotations
 
@@ -12,19 +12,10 @@ from pathlib import Path
 
 from chainforge.core.errors import Failed, InputError, first_line
 
-_NUMBERS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# What is wrong with the place that was named, and not with the work.
-_PLACES = {
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.EEXIST,
-    errno.ENAMETOOLONG,
-    errno.ELOOP,
-}
-# torch and safetensors write in C++ and Rust: what they raise has the reason in its text, if at
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_WRONG_PLACE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
+                errno.ENAMETOOLONG, errno.ELOOP)  # fmt: skip
+# torch and safetensors write in C++ and Rust: their errors have the reason in their text, if at
 # all (torch's writer only says that a position in the file, or the stream, is not as expected).
 _WORDS = re.compile(
     r"No space left on device|Disk quota exceeded|File too large|\(os error (28|122|27)\)"
@@ -33,22 +24,22 @@ _WORDS = re.compile(
 
 
 class DiskFull(Failed):
-    """A file could not be written for want of room; names it, and says what is free."""
+    """A file could not be written for lack of space; the message names it and the free space."""
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error says that there is no room: the disk, a quota or a limit on files."""
+    """Return whether an error means no space: the disk, a quota or a limit on files."""
     if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in _NUMBERS
+        return error.errno in _FULL
     return bool(_WORDS.search(str(error)))
 
 
 @contextlib.contextmanager
 def writing(path: str | Path) -> Iterator[None]:
-    """Turn the want of room while `path` is written into `DiskFull`.
+    """Turn a lack of space while `path` is written into `DiskFull`.
 
-    A place that cannot be written (read-only, say, or below a file) becomes an `InputError`. In
-    nested ones the innermost names the file; a folder serves where the file is not known.
+    A place that cannot be written (read-only, or below a file) becomes an `InputError`. In nested
+    calls the innermost names the file; give a folder where the file is not known.
     """
     try:
         yield
@@ -56,7 +47,7 @@ def writing(path: str | Path) -> Iterator[None]:
         raise
     except Exception as error:
         name = getattr(error, "filename", None)
-        if isinstance(error, OSError) and error.errno in _PLACES and isinstance(name, str):
+        if isinstance(error, OSError) and error.errno in _WRONG_PLACE and isinstance(name, str):
             raise InputError(
                 f"{name}: {error.strerror}; name another place, or change what is wrong with it"
             ) from error
@@ -69,7 +60,7 @@ def writing(path: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
-    """Write a file whole: yield a temporary path beside it, which takes its place at the end.
+    """Write a file whole: yield a temporary path beside it, which replaces it at the end.
 
     A reader sees the old file or the new one, also after a power cut if `durable`. An error leaves
     the old one and nothing else.
@@ -106,13 +97,13 @@ def to_disk(path: Path) -> None:
 
 
 def message(path: Path) -> str:
-    """Return an error: the file found no room, how much there is, and what to do."""
+    """Return the error for a file without space: how much is free, and what to do."""
     folder = next(place for place in (path, *path.absolute().parents) if place.is_dir())
     free = size_in_words(shutil.disk_usage(folder).free)
     which = f"a file, probably in {path}" if path.is_dir() else path
     return (
         f"no room to write {which}: {free} are free on its disk (a quota or a limit on the size "
-        "of files may leave less). Make room, then run the same command again: it goes on from "
+        "of files may leave less). Make room, then run the same command again: it resumes from "
         "the last good state"
     )
 

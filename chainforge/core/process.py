@@ -1,9 +1,4 @@
-"""See that a launcher started what it was asked for, before anything is loaded.
-
-`accelerate launch --cpu --num_processes 2` starts one process and says nothing of it; the same
-goes for a launch file with `distributed_type: NO` or `MULTI_CPU` (accelerate 1.15, its
-`simple_launcher`). The run would go on with half the batch.
-"""
+"""Run a recipe as a process that starts as asked, ends in good order, and explains its failure."""
 
 from __future__ import annotations
 
@@ -24,11 +19,50 @@ from chainforge.core.disk import writing
 from chainforge.core.errors import Failed, InputError, Stopped
 from chainforge.core.secrets import read_secret, redact_output
 
-# What tells a process that it is one of several, from torchrun and from the MPI launchers.
+CHAIN = "CHAINFORGE_CHAIN"  # set for the stages that `chainforge run` starts
+LAUNCHED = "ACCELERATE_DYNAMO_MODE"  # every launcher of accelerate sets it
+# One of several processes has one of these, from torchrun or an MPI launcher.
 WORLD_KEYS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 # accelerate gives these to a lone process only when it was asked for more than one.
 MEETING_POINT = ("MASTER_ADDR", "MASTER_PORT")
-LAUNCHED = "ACCELERATE_DYNAMO_MODE"  # every launcher of accelerate sets it
+_OF_THE_MACHINE = {"OutOfMemoryError", "MemoryError", "AcceleratorError", "KeyboardInterrupt"}
+_launcher: int | None = None  # the process that launched this one
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a recipe: wrong input is one message and exit code 2, any other failure exit code 1.
+
+    A run that stopped early in good order exits with its own code. A failure whose reason is known,
+    such as a full disk, is one message too; any other shows its traceback. A model that a library
+    could not load is wrong input.
+    """
+    redact_output()
+    _watch_launcher()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        check_started()
+        read_secret("HF_TOKEN")  # whatever asks the Hub sends it
+        with writing(Path.cwd()):
+            main()
+    except InputError as error:
+        _end("error", error, 2)
+    except Stopped as error:
+        _end("stopped", error, error.code)
+    except KeyboardInterrupt:
+        _end("stopped", "by SIGINT", 128 + signal.SIGINT)
+    except Failed as error:
+        _end("failed", error, 1)
+    except Exception as error:
+        if fault := loading_fault(error):
+            _end("error", fault, 2)
+        traceback.print_exc()
+        _end("failed", f"{type(error).__name__}: {error}", 1)
+
+
+def _end(kind: str, message: object, code: int) -> None:
+    print(f"{kind}: {message}", file=sys.stderr, flush=True)
+    sys.exit(code)
 
 
 def check_started(
@@ -36,8 +70,9 @@ def check_started(
 ) -> None:
     """Raise `InputError` when accelerate was asked for several processes and started one.
 
-    `outside` is the launcher's own environment (the parent's, when left out): what is set there
-    already was not set by accelerate, and says nothing.
+    With `--cpu`, `distributed_type: NO` or `MULTI_CPU` it does so without a word (accelerate 1.15,
+    `simple_launcher`), and the run would use a part of the batch. `outside` is the launcher's own
+    environment, by default the parent's: what is set there was not set by accelerate.
     """
     if LAUNCHED not in environment or any(key in environment for key in WORLD_KEYS):
         return
@@ -55,7 +90,7 @@ def check_started(
 
 
 def _environment_of(process: int) -> dict[str, str]:
-    """Return the environment that a process was started with; empty where that cannot be read."""
+    """Return the environment that a process was started with; empty where that is not readable."""
     try:
         text = Path(f"/proc/{process}/environ").read_bytes().decode("utf-8", "replace")
     except OSError:
@@ -64,19 +99,15 @@ def _environment_of(process: int) -> dict[str, str]:
     return {key: value for key, _, value in pairs}
 
 
-LONGEST = 300
-# What a sound model may raise too.
-_OF_THE_MACHINE = {"OutOfMemoryError", "MemoryError", "AcceleratorError", "KeyboardInterrupt"}
-
-
 def loading_fault(error: BaseException) -> InputError | None:
-    """Return what to tell about an error from within `from_pretrained` or PEFT, else None.
+    """Return what to report about an error from within `from_pretrained` or PEFT, else None.
 
-    The name of what was being loaded is that which the library was given.
+    The model is the user's, so the fault is in the input: a damaged file, a model that this
+    transformers does not know, an adapter of another vocabulary. Lack of memory is not.
     """
     if type(error).__name__ in _OF_THE_MACHINE or "out of memory" in str(error):
         return None
-    words = f"{type(error).__name__}: {' '.join(str(error).split())}"[:LONGEST]
+    words = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
     for frame, _ in traceback.walk_tb(error.__traceback__):
         called, values = frame.f_code.co_name, frame.f_locals
         if called in ("get_peft_model", "inject_adapter"):
@@ -98,47 +129,6 @@ def _tip(message: str) -> str:
     return ""
 
 
-CHAIN = "CHAINFORGE_CHAIN"  # set for the stages that `chainforge run` starts
-_launcher: int | None = None  # the process that launched this one
-
-
-def run(main: Callable[[], None]) -> None:
-    """Run a recipe: wrong input is one message and exit code 2, any other failure exit code 1.
-
-    A run that stopped early in good order says so and exits with its own code. A failure whose
-    reason is known, a full disk for one, is one message too; any other shows its traceback. A
-    model that a library could not load is wrong input.
-    """
-    redact_output()
-    _watch_launcher()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    try:
-        check_started()
-        read_secret("HF_TOKEN")  # whatever asks the Hub sends it
-        with writing(Path.cwd()):
-            main()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
-    except Stopped as error:
-        print(f"stopped: {error}", file=sys.stderr, flush=True)
-        sys.exit(error.code)
-    except KeyboardInterrupt:
-        print("stopped: by SIGINT", file=sys.stderr, flush=True)
-        sys.exit(128 + signal.SIGINT)
-    except Failed as error:
-        print(f"failed: {error}", file=sys.stderr, flush=True)
-        sys.exit(1)
-    except Exception as error:
-        if fault := loading_fault(error):
-            print(f"error: {fault}", file=sys.stderr, flush=True)
-            sys.exit(2)
-        traceback.print_exc()
-        print(f"failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        sys.exit(1)
-
-
 def stop_signals() -> list[signal.Signals]:
     """Return the signals that ask for an orderly stop; SIGHUP unless `nohup` ignores it."""
     found = [signal.SIGINT, signal.SIGTERM]
@@ -148,8 +138,29 @@ def stop_signals() -> list[signal.Signals]:
     return found
 
 
+@contextlib.contextmanager
+def on_signals(call: Callable[[int], None]) -> Iterator[None]:
+    """Give the stop signals to a function, while an event loop runs in the main thread."""
+    loop = asyncio.get_running_loop()
+
+    def note(number: int) -> None:
+        leave_terminal()
+        call(number)
+
+    added = []
+    for number in stop_signals():
+        with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):  # Windows, threads
+            loop.add_signal_handler(number, note, int(number))
+            added.append(number)
+    try:
+        yield
+    finally:
+        for number in added:
+            loop.remove_signal_handler(number)
+
+
 def leave_terminal() -> None:
-    """Write to nowhere from now on if the terminal is gone: what is printed would be an error."""
+    """Write to nowhere from now on if the terminal is gone: printing would be an error."""
     for descriptor in (1, 2):
         with contextlib.suppress(OSError):
             device = stat.S_ISCHR(os.fstat(descriptor).st_mode)
@@ -158,14 +169,14 @@ def leave_terminal() -> None:
 
 
 def orphaned() -> bool:
-    """Whether what launched this process has ended: what it makes then must not be signed."""
+    """Return whether the launcher of this process has ended: its result must not be signed."""
     return _launcher is not None and os.getppid() != _launcher
 
 
 def _watch_launcher() -> None:
-    """Have this process stop as on SIGTERM when `chainforge run`, accelerate or torchrun ends.
+    """Stop this process as on SIGTERM when `chainforge run`, accelerate or torchrun ends.
 
-    Killed alone, a launcher leaves its processes at work, where nobody looks for them.
+    A launcher that is killed alone leaves its processes running, where nobody looks for them.
     """
     global _launcher
     if not any(key in os.environ for key in (CHAIN, LAUNCHED, "TORCHELASTIC_RUN_ID")):
@@ -178,24 +189,3 @@ def _watch_launcher() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-@contextlib.contextmanager
-def heed_signals(heed: Callable[[int], None]) -> Iterator[None]:
-    """Give the stop signals to a function, while an event loop runs in the main thread."""
-    loop = asyncio.get_running_loop()
-
-    def note(number: int) -> None:
-        leave_terminal()
-        heed(number)
-
-    heeded = []
-    for number in stop_signals():
-        with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):  # Windows, threads
-            loop.add_signal_handler(number, note, int(number))
-            heeded.append(number)
-    try:
-        yield
-    finally:
-        for number in heeded:
-            loop.remove_signal_handler(number)

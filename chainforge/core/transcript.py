@@ -1,4 +1,4 @@
-"""The transcript: how a completion separates its reasoning from its answer.
+"""Read and write transcripts: how a completion separates its reasoning from its answer.
 
 The tags live here and nowhere else. `write` and `read` are inverses; `read` is strict, because
 format is a reward; `lenient_answer` finds an answer in anything, because accuracy should also be
@@ -8,10 +8,11 @@ known apart from format.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+
+import regex
 
 from chainforge.core.errors import InputError
 
@@ -74,22 +75,14 @@ def tags_of(preset: str) -> Tags:
     return PRESETS[preset]
 
 
-# Letters and marks that show nothing, beside white space, control and format characters:
-# grapheme joiner, Hangul fillers, Khmer vowels, variation selectors, braille without dots.
-_UNSEEN = frozenset(
-    "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\u180b\u180c\u180d\u180f"
-    + "".join(map(chr, (*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))))
-)
+# All but white space, control and format characters, half surrogates, characters that Unicode calls
+# ignorable (grapheme joiner, fillers, variation selectors), and braille without dots.
+_VISIBLE = regex.compile(r"[^\s\p{Cc}\p{Cf}\p{Cs}\p{Default_Ignorable_Code_Point}\u2800]")
 
 
 def is_blank(text: str) -> bool:
     """Return whether a text shows nothing: no character, or only invisible ones."""
-    return all(
-        character.isspace()
-        or character in _UNSEEN
-        or unicodedata.category(character) in ("Cc", "Cf", "Cs")
-        for character in text
-    )
+    return not _VISIBLE.search(text)
 
 
 def system_prompt(preset: str = DEFAULT) -> str:
@@ -122,21 +115,14 @@ def read(text: str, preset: str = DEFAULT) -> Transcript | None:
     tags = tags_of(preset)
     if any(text.count(tag) != 1 for tag in tags.all):
         return None
-    before, _, rest = text.partition(tags.reasoning_open)
-    reasoning, _, rest = rest.partition(tags.reasoning_close)
-    if tags.answer_open:
-        between, _, rest = rest.partition(tags.answer_open)
-        answer, closed, after = rest.partition(tags.answer_close)
-    else:
-        between, closed, after, answer = "", "", "", rest
-    # A tag out of order leaves its partner unfound, or text outside.
-    in_order = all(tag not in reasoning and tag not in answer for tag in tags.all)
-    if tags.answer_close and not closed:
+    opening, close, answer_open, answer_close = map(
+        re.escape, (tags.reasoning_open, tags.reasoning_close, tags.answer_open, tags.answer_close)
+    )
+    form = rf"\s*{opening}(.*){close}\s*{answer_open}(.*){answer_close}\s*"
+    found = re.fullmatch(form, text, re.DOTALL)
+    if found is None or any(map(is_blank, found.groups())):
         return None
-    outside = before + between + after
-    if not in_order or outside.strip() or is_blank(reasoning) or is_blank(answer):
-        return None
-    return Transcript(reasoning.strip(), answer.strip())
+    return Transcript(found[1].strip(), found[2].strip())
 
 
 _BOXED_OR_BRACE = re.compile(r"\\boxed\s*\{|\\\\(?=[{}])|\\[{}]|[{}]")

@@ -64,7 +64,7 @@ class Collector:
         """Work until everything is answered, a limit or a signal ends it, or nothing goes."""
         judge = asyncio.create_task(self._judge())
         clock = asyncio.create_task(self._tick(tell))
-        with process.heed_signals(self._asked_to_stop):
+        with process.on_signals(self._asked_to_stop):
             try:
                 await self._send_all()
                 await self._let_end()
