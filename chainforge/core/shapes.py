@@ -1,20 +1,19 @@
-"""The shapes of a stage's JSON files, to which every reader holds them.
+"""Check a stage's JSON files, which users edit and other versions write, before they are read.
 
-A key that a shape does not have is let through: later versions and users may write more.
+Keys that a shape does not have are allowed.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import msgspec
 from msgspec import Meta
 
 from chainforge.core.errors import InputError
 
-# As large as anything that is counted; NaN is out of bounds, too.
-Number = Annotated[float, Meta(ge=-1e18, le=1e18)]
+Number = Annotated[float, Meta(ge=-1e18, le=1e18)]  # NaN is out of bounds, too
 Count = Annotated[int, Meta(ge=0, le=10**18)]
 
 
@@ -35,36 +34,24 @@ class Started(TypedDict, total=False):
     inputs: dict[str, str]
 
 
-class _Note(TypedDict, total=False):
-    note: str
-
-
-class Progress(_Note):
+class Progress(TypedDict):
     """`progress.json`: how far a stage is."""
 
     done: Number
     total: Number
     unit: str
+    note: NotRequired[str]
 
 
 Kept = TypedDict("Kept", {"in": Count, "kept": Count})
 
 
-class _Screened(TypedDict, total=False):
-    prompts: Count
-    questions: Count
-    prompts_dropped: Count
-
-
-class _Prompts(TypedDict, total=False):
-    prompts: Kept | None
-    decontamination: _Screened | None
-
-
-class Funnel(Kept, _Prompts):
+class Funnel(Kept):
     """`funnel.json`: where the rows of a data stage went."""
 
     dropped: dict[str, Count]
+    prompts: NotRequired[Kept | None]
+    decontamination: NotRequired[dict[str, Any] | None]
 
 
 class Spending(TypedDict):
@@ -82,73 +69,60 @@ class Bill(TypedDict, total=False):
     tokens: Count | None
 
 
-class _Interval(TypedDict):
+class Interval(TypedDict):
+    """The bounds of an estimate."""
+
     low: Number
     high: Number
 
 
-class _Share(_Interval):
+class Share(Interval):
+    """A share of rows with its interval."""
+
     mean: Number
 
 
-class _Accuracies(TypedDict):
-    strict: _Share
-    lenient: _Share
+class Accuracies(TypedDict):
+    """How much is right, read strictly and leniently."""
+
+    strict: Share
+    lenient: Share
 
 
-class _Optional(TypedDict, total=False):
-    language: Number | None
-    tokens_per_solved: Number | None
-    reasoning_tokens_mean: Number | None
-    unjudged: Count
-    pass_at_1: _Share
-    pass_at_k: dict[str, Number | None]
-    maj_at_k: dict[str, Number | None]
+class Measured(Accuracies):
+    """What was measured on a set of rows."""
 
-
-class _Measured(_Accuracies, _Optional):
     n: Count
     format: Number
     tokens_mean: Number | None
     truncated: Number
+    language: NotRequired[Number | None]
+    tokens_per_solved: NotRequired[Number | None]
+    reasoning_tokens_mean: NotRequired[Number | None]
+    unjudged: NotRequired[Count]
+    pass_at_1: NotRequired[Share]
+    pass_at_k: NotRequired[dict[str, Number | None]]
+    maj_at_k: NotRequired[dict[str, Number | None]]
 
 
-class _Parts(TypedDict, total=False):
-    tasks: dict[str, _Measured]
-    macro: _Accuracies
+class Model(Measured):
+    """A model of an evaluation, on all rows and on each task's."""
 
-
-class _Model(_Measured, _Parts):
     name: str
+    tasks: NotRequired[dict[str, Measured]]
+    macro: NotRequired[Accuracies]
 
 
-Ends = TypedDict("Ends", {"from": str, "to": str})
+class Pair(TypedDict("Ends", {"from": str, "to": str}), Interval):  # type: ignore[misc]
+    """Two models compared on the same rows."""
 
-
-class _Pair(Ends, _Interval):
     difference: Number
     p: Number
 
 
-class _Sampling(TypedDict, total=False):
-    temperature: Number | None
-    top_p: Number | None
-    top_k: Number | None
-    max_new_tokens: Count | None
-    num_samples: Count | None
-
-
-class _Settings(TypedDict, total=False):
-    sampling: _Sampling | None
-    seeds: list[Any]
-
-
-class _Asked(TypedDict, total=False):
-    settings: _Settings | None
-
-
-class Results(_Asked):
+class Results(TypedDict):
     """`results.json`: what an evaluation measured."""
 
-    models: list[_Model]
-    pairs: list[_Pair]
+    models: list[Model]
+    pairs: list[Pair]
+    settings: NotRequired[dict[str, Any] | None]

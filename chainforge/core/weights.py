@@ -1,4 +1,4 @@
-"""Which weight files of a model may be opened: safetensors only, since other formats can run code.
+"""Check which weight files a model would load: safetensors only, since other formats can run code.
 
 transformers chooses the loader by the name of each file, and an index can name any file. So every
 file that a model's loader could be sent to is checked by name before anything is loaded.
@@ -35,7 +35,7 @@ def check_weights(reference: str, revision: str | None = None) -> None:
 
 
 def no_safetensors(where: str, names: Iterable[str]) -> InputError:
-    """Return the error that says which weights there are instead."""
+    """Return the error that names the weights that are there instead."""
     others = sorted(name for name in names if name.endswith(_PICKLES))
     found = f"only {others[0]}, which is a pickle and may run code" if others else "no weights"
     return InputError(
@@ -55,25 +55,23 @@ def _check(where: str, names: list[str], fetch: Callable[[str], Path]) -> None:
     if not indexes and not any(_WHOLE.fullmatch(name) for name in names):
         raise no_safetensors(where, names)
     for index in indexes:
-        for part in _parts(f"{where}/{index}", read_json(fetch(index))):
-            if part not in names:
-                raise InputError(f"{where}/{index} names {part}, which is missing; copy it again")
+        _check_index(f"{where}/{index}", read_json(fetch(index)), names)
     if "config.json" in names:
         _check_config(where, read_json(fetch("config.json")))
 
 
-def _check_config(where: str, config: Any) -> None:
+def _check_config(where: str, config: dict[str, Any]) -> None:
     """Raise `InputError` when a configuration sends transformers to weights of another name."""
-    if isinstance(config, dict) and "transformers_weights" in config:
+    if "transformers_weights" in config:
         raise InputError(
             f"{where}/config.json: transformers_weights names {config['transformers_weights']!r}; "
             "ChainForge opens model.safetensors, or the files of its index. Delete the key"
         )
 
 
-def _parts(where: str, index: Any) -> list[str]:
-    """Return the files that an index names; raise `InputError` unless all are safetensors."""
-    parts = index.get("weight_map") if isinstance(index, dict) else None
+def _check_index(where: str, index: dict[str, Any], names: list[str] | None) -> None:
+    """Raise `InputError` unless all that an index names is safetensors, and among `names`."""
+    parts = index.get("weight_map")
     if not isinstance(parts, dict) or not parts:
         raise InputError(f"{where} has no weight_map; save the model again")
     for part in parts.values():
@@ -83,7 +81,8 @@ def _parts(where: str, index: Any) -> list[str]:
                 "directory. Convert the model once, where you trust it: "
                 "AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)"
             )
-    return sorted(set(parts.values()))
+        if names is not None and part not in names:
+            raise InputError(f"{where} names {part}, which is missing; copy it again")
 
 
 def _check_hub(reference: str, revision: str | None) -> None:
@@ -102,7 +101,7 @@ def _check_hub(reference: str, revision: str | None) -> None:
         with contextlib.suppress(OSError):
             _check_config(reference, read_json(fetch("config.json")))
         with contextlib.suppress(OSError):
-            _parts(f"{reference}/{INDEX}", read_json(fetch(INDEX)))
+            _check_index(f"{reference}/{INDEX}", read_json(fetch(INDEX)), None)
 
 
 def hub_failures() -> tuple[type[Exception], ...]:
