@@ -11,13 +11,12 @@ import unicodedata
 from itertools import islice, pairwise
 from math import comb
 
-from chainforge.rewards.quantities import MAX_ANSWER, split_unit, squeeze
+from chainforge.rewards.values import MAX_ANSWER, MAX_DEPTH, depth, split_unit, squeeze
 
 # Measured with math-verify 0.9: 50 nested parentheses, 30 nested fractions, 5,000 boxes, 100,000
 # digits or a power that is 1,000 terms when multiplied out cost it seconds to minutes, so none of
 # them reaches it.
 MAX_TEXT = 20_000
-MAX_DEPTH = 12
 MAX_DIGITS = 60
 MAX_BOXES = 20
 MAX_FRACTIONS = 12
@@ -567,18 +566,6 @@ def _terms(text: str) -> int:
     powers = ((1 + len(_FURTHER_TERM.findall(inside)), int(exponent))
               for inside, exponent in _POWER_OF_SUM.findall(text))  # fmt: skip
     return max((comb(power + terms - 1, power) for terms, power in powers), default=1)
-
-
-def depth(text: str) -> int:
-    """Return how deep brackets of any kind are nested."""
-    level = deepest = 0
-    for character in text:
-        if character in "([{":
-            level += 1
-            deepest = max(deepest, level)
-        elif character in ")]}":
-            level -= 1
-    return deepest
 
 
 def balanced(text: str) -> bool:

@@ -17,8 +17,8 @@ from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Row, question
 from chainforge.core.transcript import DEFAULT, is_blank, tags_of, write
 from chainforge.rewards.answers import clean
-from chainforge.rewards.quantities import number, squeeze
 from chainforge.rewards.reward import Reward, RewardFailed, score
+from chainforge.rewards.values import number, squeeze
 from chainforge.rewards.verify import clear_cache
 
 KINDS = ("gold", "wrong", "empty", "stuffed", "tags", "misplaced", "hostile")

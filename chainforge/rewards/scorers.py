@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ast
 import json
-import operator
 import re
 import sys
 from collections import Counter
@@ -19,7 +18,7 @@ from fractions import Fraction
 from functools import lru_cache, partial
 from typing import Any
 
-from chainforge.rewards.quantities import number
+from chainforge.rewards.values import FOUR, number, work_out
 
 Entry = Mapping[str, Any]
 Scorer = Callable[[str, dict[str, Any]], float]
@@ -43,46 +42,6 @@ def expression(text: str) -> ast.expr:
         raise ValueError("not arithmetic") from error
 
 
-Operators = Mapping[type[ast.operator], Callable[[Any, Any], Any]]
-_FOUR: Operators = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-}
-
-
-def _work_out(
-    node: ast.expr,
-    number: Callable[[Any], Any],
-    operators: Operators,
-    names: Mapping[str, Any] | None = None,
-    functions: Mapping[str, Any] | None = None,
-) -> Any:
-    """Work out a tree of numbers, these operators and names, and functions of one argument.
-
-    Raises `ValueError` for anything else; `number` does so for a constant that is none.
-    """
-
-    def value(node: ast.expr) -> Any:
-        match node:
-            case ast.Constant(value=constant):
-                return number(constant)
-            case ast.Name(id=name) if name in (names or {}):
-                return (names or {})[name]
-            case ast.Call(func=ast.Name(id=name), args=[inside], keywords=[]) if name in (
-                functions or {}
-            ):
-                return (functions or {})[name](value(inside))
-            case ast.UnaryOp(op=ast.UAdd() | ast.USub() as sign, operand=operand):
-                return value(operand) * (-1 if isinstance(sign, ast.USub) else 1)
-            case ast.BinOp(left=left, op=op, right=right) if type(op) in operators:
-                return operators[type(op)](value(left), value(right))
-        raise ValueError(f"not arithmetic: {type(node).__name__}")
-
-    return value(node)
-
-
 def _whole(constant: Any) -> Fraction:
     if type(constant) is not int:
         raise ValueError("not a whole number")
@@ -92,7 +51,7 @@ def _whole(constant: Any) -> Fraction:
 def _makes(target: int, answer: str, entry: Entry) -> bool:
     """Whether the answer makes the target of exactly the numbers given, by `+ - * /`."""
     tree = expression(answer)
-    value = _work_out(tree, _whole, _FOUR)
+    value = work_out(tree, _whole, FOUR)
     used = Counter(node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
     return used == Counter(entry["metadata"]["numbers"]) and value == target
 
@@ -111,7 +70,7 @@ def _symbolic(text: str, names: Mapping[str, Any], functions: Mapping[str, Any])
             raise ValueError("a power beyond any that a task asks for")
         return base**exponent
 
-    return _work_out(expression(text), number, {**_FOUR, ast.Pow: power}, names, functions)
+    return work_out(expression(text), number, {**FOUR, ast.Pow: power}, names, functions)
 
 
 _FUNCTIONS = "sin cos tan cot sec csc asin acos atan sinh cosh tanh exp log ln sqrt Abs"

@@ -12,7 +12,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
@@ -24,13 +24,28 @@ from chainforge.rewards.answers import (
     boxes,
     candidate,
     clean,
-    depth,
     doubted,
     hostile,
 )
-from chainforge.rewards.exact import Value, compare, read, same_scalar
-from chainforge.rewards.quantities import number, ratio, squeeze
 from chainforge.rewards.scorers import plain_scorer
+from chainforge.rewards.values import (
+    FLIPPED,
+    JOINED,
+    LOW,
+    SIGNED,
+    End,
+    Number,
+    Value,
+    as_region,
+    depth,
+    evaluate,
+    is_formula,
+    number,
+    ratio,
+    read,
+    same_value,
+    squeeze,
+)
 from chainforge.rewards.verifier_pool import Job, Verdict, VerifierPool
 
 
@@ -310,6 +325,191 @@ def _entry(entry: str | dict[str, Any] | None) -> dict[str, Any]:
         "verifier reasoning_gym: the row needs a column `entry`, a JSON string with `question`, "
         f"`answer` and `metadata` (with `source_dataset`); it has {str(entry)[:80]!r}"
     )
+
+
+Pairs = list[tuple[str, str]]
+"""Scalars of an answer and a gold answer that a parser of mathematics must find equal."""
+
+
+def compare(mine: Value, gold: Value) -> bool | Pairs:
+    """Return whether an answer is the gold answer; pairs are what math-verify must find equal."""
+    if gold.kind == "scalar" and mine.kind == "set" and len(mine.parts) == 1:
+        mine = mine.parts[0]
+    return _compare(mine, gold)
+
+
+def _compare(mine: Value, gold: Value) -> bool | Pairs:
+    if mine.name and gold.name and mine.name != gold.name:
+        return False
+    if gold.kind == "relation":
+        return [(mine.raw, gold.raw)] if _alike(mine.raw, gold.raw) else False
+    if mine.kind == "relation":
+        # Another way of writing the equation `y = 2x + 3`.
+        both = "=" in mine.raw and "=" in gold.raw and is_formula(gold.raw.partition("=")[2])
+        return [(mine.raw, gold.raw)] if both and _alike(mine.raw, gold.raw) else False
+    if gold.kind == "scalar":
+        return same_scalar(mine, gold) if mine.kind == "scalar" else False
+    if gold.kind == "region" or mine.kind == "region":
+        return _same_region(as_region(mine), as_region(gold))
+    if gold.kind == "matrix":
+        if mine.kind != "matrix" or [*map(len, mine.parts)] != [*map(len, gold.parts)]:
+            return False
+        return _in_order([c for r in mine.parts for c in r], [c for r in gold.parts for c in r])
+    if "named" in (mine.kind, gold.kind):
+        return _same_named(mine, gold)
+    if gold.kind in ("list", "set"):
+        if mine.kind in ("list", "set"):
+            return _in_any_order(mine, gold)
+        if (mine.kind, gold.kind) != ("()", "list") or SIGNED.search(gold.text):
+            return False
+        return _in_order(mine.parts, gold.parts)
+    listed = mine.kind == "list" and not mine.name and not JOINED.search(mine.raw)
+    if mine.kind == gold.kind or (gold.kind == "()" and listed):
+        return _in_order(mine.parts, gold.parts)
+    return False
+
+
+_BASED = re.compile(r"\s*([\dA-F]+)\s*_\s*\{?(\d+)\}?\s*")
+_PLAIN = re.compile(
+    r"(?:\\frac|\\sqrt(?:\s*\[\d+\])?|(?<![\d})])-(?!-)|[\d.{}^()\s]|/(?!.*/)|(?<=\{)-)+"
+)
+_PRODUCT = re.compile(r"[\d})]\s*\(|\)\s*\d")
+_MARKS = re.compile(r"\\(?:le|ge|neq|in|pm|to|approx)(?![a-z])|[<>&?]|\\\\")
+
+
+def _alike(text: str, gold: str) -> bool:
+    """Whether a relation has no signs but the gold answer's, turned round or not."""
+    known = set(_MARKS.findall(gold))
+    if _subscripts(text) > _subscripts(gold):
+        return False
+    return known | {FLIPPED.get(sign, sign) for sign in known} >= set(_MARKS.findall(text))
+
+
+def _in_order(mine: Sequence[Value], gold: Sequence[Value]) -> bool | Pairs:
+    if len(mine) != len(gold):
+        return False
+    found: Pairs = []
+    for one, other in zip(mine, gold, strict=True):
+        same = _compare(one, other)
+        if same is False:
+            return False
+        found += same if isinstance(same, list) else []
+    return found or True
+
+
+def _in_any_order(mine: Value, gold: Value) -> bool | Pairs:
+    """Compare as many values, each with one that is left; what is unclear waits for the others."""
+    if len(mine.parts) != len(gold.parts):
+        return False
+    left, unclear = list(gold.parts), []
+    for one in mine.parts:
+        verdicts = [_compare(one, other) for other in left]
+        equal = next((place for place, same in enumerate(verdicts) if same is True), None)
+        if equal is not None:
+            left.pop(equal)
+        elif all(same is False for same in verdicts):
+            return False
+        else:
+            unclear.append(one)
+    if len(unclear) < 2:
+        return _in_order(unclear, left)
+    return [(_set_of(unclear), _set_of(left))]
+
+
+def _set_of(values: Sequence[Value]) -> str:
+    """Write values as a set of LaTeX."""
+    return f"\\{{{','.join(value.text for value in values)}\\}}"
+
+
+def _same_named(mine: Value, gold: Value) -> bool | Pairs:
+    """Compare `x=2, y=3` with `(2,3)` in the order of the names, or with its like."""
+    sides, names = [], []
+    for value, kinds in ((mine, ("named", "()", "list")), (gold, ("named", "()"))):
+        if value.kind not in kinds or value.name:
+            return False
+        named = value.kind == "named"
+        names.append([name for name, _ in value.parts] if named else None)
+        parts = [part for _, part in value.parts] if named else value.parts
+        sides.append([replace(part, name="") for part in parts])
+    if None not in names and names[0] != names[1]:
+        return False
+    return _in_order(*sides)
+
+
+def _same_region(mine: Value | None, gold: Value | None) -> bool | Pairs:
+    if mine is None or gold is None or len(mine.parts) != len(gold.parts):
+        return False
+    if mine.name and gold.name and mine.name != gold.name:
+        return False
+    found: Pairs = []
+    parts = (sorted(region.parts, key=_start) for region in (mine, gold))
+    for one, other in zip(*parts, strict=True):
+        for (end, closed), (gold_end, gold_closed) in zip(one, other, strict=True):
+            if closed is not gold_closed:
+                return False
+            same = same_scalar(end, gold_end)
+            if same is False:
+                return False
+            found += same if isinstance(same, list) else []
+    return found or True
+
+
+def _start(interval: tuple[End, End]) -> Fraction | float:
+    low = interval[0][0]
+    if low is LOW:
+        return float("-inf")
+    return low.number.value if low.number else Fraction(evaluate(low.text) or 0)
+
+
+def same_scalar(mine: Value, gold: Value) -> bool | Pairs:
+    """Compare two scalars, with their units."""
+    if mine.about and gold.number and not mine.number:
+        return same_scalar(mine.about, gold)
+    if mine.unit and gold.unit and mine.unit != gold.unit:
+        return False
+    if (mine.percent or gold.percent) and (mine.unit or not gold.percent):
+        return False
+    if _key(mine.text) == _key(gold.text) and _key(gold.text):
+        return True
+    if gold.number:
+        if mine.number:
+            golds = [gold.number]
+            if gold.percent and not mine.percent:
+                golds.append(Number(gold.number.value / 100, gold.number.place / 100))
+            return any(mine.number.equals(one) for one in golds)
+        if not worked_out(mine.text):
+            return False
+    if mine.percent or gold.percent:
+        return False
+    if (based := _BASED.fullmatch(mine.text)) is not None:  # math-verify overlooks the base
+        gold_based = _BASED.fullmatch(gold.text)
+        return gold_based is not None and based.groups() == gold_based.groups()
+    if _subscripts(mine.text) > _subscripts(gold.text) or _BROKEN.search(mine.text):
+        return False
+    if ("\\circ" in mine.text) != ("\\circ" in gold.text):  # it overlooks degrees, too
+        return False
+    one, other = evaluate(mine.text), evaluate(gold.text)
+    same = None if one is None or other is None else same_value(one, other)
+    return [(mine.text, gold.text)] if same is None else same
+
+
+# math-verify reads `8.\frac{3}{7}` as the fraction, `5 0` as 0.
+_BROKEN = re.compile(r"\d\.(?!\d)|\d\s+\d")
+
+
+def _subscripts(text: str) -> int:
+    return text.count("_") - text.count("\\log_")
+
+
+def _key(text: str) -> str:
+    """Drop all spaces where none stands between two digits."""
+    return squeeze(text) if re.search(r"\d\s+\d", text) else "".join(text.split())
+
+
+def worked_out(text: str) -> bool:
+    """Whether a text is a value rather than a task: one fraction, root or power of numbers."""
+    text = squeeze(text)
+    return bool(_PLAIN.fullmatch(text)) and not _PRODUCT.search(text)
 
 
 COMPARISONS: dict[str, Callable[[Claim], bool | Job | list[Job] | None]] = {
