@@ -207,6 +207,9 @@ class HealthCallback(TrainerCallback):
             control.should_training_stop = True
 
 
+_LIMIT = "`max_zero_advantage_steps` sets how long to wait"
+
+
 def learnt(logs: Sequence[Row], limit: int) -> str | None:
     """Return why nothing is left to learn, or None while there is a signal or too few steps.
 
@@ -219,52 +222,41 @@ def learnt(logs: Sequence[Row], limit: int) -> str | None:
         length = logs[-1].get("completions/max_length", math.nan)
         raise NothingTrained(
             f"for {limit} steps every completion was cut off at max_completion_length "
-            f"({length:.0f} tokens), so no answer was ever finished. Raise max_completion_length, "
-            f"or see that the model ends its turn (its end-of-sequence token). {_LIMIT}"
+            f"({length:.0f} tokens): raise it, or see that the model ends its turn (its "
+            f"end-of-sequence token). {_LIMIT}"
         )
     idle = steps_at_one(logs, ZERO_ADVANTAGE)
     if idle < limit:
         return None
+    same = f"in {idle} steps the completions of every group had the same reward"
     first = int(logs[-1]["step"]) - idle
     before, now = _mean_reward(logs, first - limit, first), _mean_reward(logs, first)
     if first == 0:
-        level = "no completion had a reward" if now is None else f"on average {now:.3f}"
         raise NothingTrained(
-            f"in all {idle} steps the completions of every group had the same reward ({level}). "
-            "If that is the lowest reward, the tasks are too hard or the format is not known yet: "
-            "train a cold start first, take easier tasks, raise num_generations or temperature, or "
-            "add a reward that tells bad from worse; see rollouts.jsonl. If it is the highest, "
-            f"take harder tasks or leave the stage out. {_LIMIT}"
+            f"{same} ({now:.3f} on average). If that is the lowest reward, train a cold start "
+            "first, take easier tasks, raise num_generations or temperature, or add a reward that "
+            "tells bad from worse; see rollouts.jsonl. If it is the highest, take harder tasks or "
+            f"leave the stage out. {_LIMIT}"
         )
-    if before is None or now is None or now < before:
-        fell = "" if before is None or now is None else f" and fell from {before:.3f} to {now:.3f}"
+    if not now >= before:
         raise NothingTrained(
-            f"for {idle} steps the completions of every group had the same reward{fell}: the "
-            "policy has collapsed. Start again with a lower learning_rate, a higher temperature or "
-            f"`beta` above 0; an earlier checkpoint may be better than this one. {_LIMIT}"
+            f"{same}, and it fell from {before:.3f} to {now:.3f}: the policy has collapsed. Start "
+            "again with a lower learning_rate, a higher temperature or `beta` above 0; an earlier "
+            f"checkpoint may be better than this one. {_LIMIT}"
         )
-    return (
-        f"in the last {idle} steps all completions of every group had the same reward, no lower "
-        f"than before ({now:.3f} and {before:.3f}): nothing is left to learn from these tasks"
-    )
-
-
-_LIMIT = "`max_zero_advantage_steps` sets how long to wait"
+    return f"{same}, no lower than before ({now:.3f} and {before:.3f}): nothing is left to learn"
 
 
 def steps_at_one(logs: Sequence[Row], key: str) -> int:
     """Return for how many steps, up to the last log, a share has been 1; logs without it count."""
-    logged = [log for log in logs if log.get(key) is not None]
-    if not logged:
+    if all(log.get(key) is None for log in logs):
         return 0
-    below = [log["step"] for log in logged if log[key] < 1]
-    return int(logs[-1]["step"]) - int(below[-1] if below else 0)
+    below = (log["step"] for log in reversed(logs) if log.get(key) is not None and log[key] < 1)
+    return int(logs[-1]["step"]) - int(next(below, 0))
 
 
-def _mean_reward(logs: Sequence[Row], after: int, until: float = math.inf) -> float | None:
-    rewards = [
-        log["reward"]
-        for log in logs
-        if log.get("reward") is not None and after < log["step"] <= until
-    ]
-    return fmean(rewards) if rewards else None
+def _mean_reward(logs: Sequence[Row], after: int, until: float = math.inf) -> float:
+    """Return the mean reward of some steps, NaN where no completion had one."""
+    steps = [log for log in logs if after < log["step"] <= until]
+    rewards = [log["reward"] for log in steps if log.get("reward") is not None]
+    return fmean(rewards) if rewards else math.nan

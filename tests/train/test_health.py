@@ -168,7 +168,7 @@ CUT = {TRUNCATED: 1.0, "completions/max_length": 72.0}
 ERRORS = {
     "never a signal": (
         logs([1, 1, 1], [0.0] * 3),
-        r"in all 3 steps .*on average 0.000.*cold start",
+        r"in 3 steps .*0.000 on average.*cold start",
     ),
     "a policy that fell": (
         logs([0.5, 0.2, 0.1, 1, 1, 1], [0.4, 0.8, 0.9, 0, 0, 0]),
