@@ -39,7 +39,7 @@ _NAMED = {
     "∣": r"\mid ", "∥": r"\parallel ", "‖": r"\parallel ", "∙": r"\cdot ", "φ": r"\phi ",
     "ϕ": r"\phi ", "ε": r"\epsilon ", "ϵ": r"\epsilon ",
     **{letter: f"\\{name} " for name, letter in re.findall(r"(\w+) (\w)",
-        "gamma γ delta δ zeta ζ lambda λ mu μ nu ν xi ξ rho ρ sigma σ tau τ chi χ psi ψ omega ω "
+        "gamma γ delta δ zeta ζ lambda λ nu ν xi ξ rho ρ sigma σ tau τ chi χ psi ψ omega ω "
         "eta η Gamma Γ Delta Δ Theta Θ Lambda Λ Sigma Σ Phi Φ Psi Ψ Omega Ω")},
 }  # fmt: skip
 _SYMBOLS = str.maketrans(_NAMED)
