@@ -1,5 +1,4 @@
 import errno
-import json
 import os
 import signal
 import subprocess
@@ -8,7 +7,7 @@ import sys
 import pytest
 
 from chainforge.core import artifacts
-from chainforge.core.artifacts import Manifest, lock
+from chainforge.core.artifacts import Manifest, fingerprint, input_fingerprint, lock
 from chainforge.core.errors import InputError
 
 
@@ -43,14 +42,6 @@ def test_a_directory_is_held_by_one(tmp_path):
     holder.wait()
     with lock(tmp_path):
         pass
-
-
-def test_json_is_replaced_whole(tmp_path):
-    path = tmp_path / "a.json"
-    artifacts.write_json(path, {"n": 1})
-    with pytest.raises(TypeError):
-        artifacts.write_json(path, {("a", "b"): 2})
-    assert json.loads(path.read_text()) == {"n": 1}
 
 
 def signed(folder, files):
@@ -93,14 +84,6 @@ def test_a_file_that_is_not_what_was_signed_is_named(tmp_path, harm, words, at_a
         assert [text.startswith(words) for text in found] == ([True] if seen else [])
 
 
-def test_a_manifest_of_an_earlier_version_is_held_to_its_hashes(tmp_path):
-    made = signed(tmp_path, {"a": "one"})
-    made.states = {}
-    assert artifacts.damage(tmp_path, made) == []
-    (tmp_path / "a").write_text("two")
-    assert "a is not what was signed" in artifacts.damage(tmp_path, made)[0]
-
-
 def test_a_holder_is_named_while_it_holds(tmp_path):
     assert artifacts.holder(tmp_path) is None
     with lock(tmp_path):
@@ -129,3 +112,101 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path, target):
         lock(tmp_path / "out"),
     ):
         pass
+
+
+def test_paths_do_not_count_and_numbers_count_as_numbers():
+    one = {"learning_rate": "1e-4", "output_dir": "a", "config": "x.yaml", "max_steps": 3}
+    two = {"learning_rate": 0.0001, "output_dir": "b", "max_steps": "3"}
+    assert fingerprint("sft", one, {}) == fingerprint("sft", two, {})
+
+
+@pytest.mark.parametrize(
+    ("recipe", "given", "inputs"),
+    [
+        ("grpo", {"max_steps": 3}, {"model": "a"}),
+        ("sft", {"max_steps": 4}, {"model": "a"}),
+        ("sft", {"max_steps": 3, "seed": 1}, {"model": "a"}),
+        ("sft", {"max_steps": 3}, {"model": "b"}),
+        ("sft", {"max_steps": True}, {"model": "a"}),
+    ],
+)
+def test_everything_else_counts(recipe, given, inputs):
+    assert fingerprint(recipe, given, inputs) != fingerprint(
+        "sft", {"max_steps": 3}, {"model": "a"}
+    )
+
+
+def test_an_input_is_a_stage_a_folder_or_a_hub_id(tmp_path):
+    assert input_fingerprint("Qwen/Qwen2.5-0.5B") == "hub:Qwen/Qwen2.5-0.5B"
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}")
+    plain = input_fingerprint(tmp_path / "model")
+    (tmp_path / "model/config.json").write_text("{ }")
+    assert input_fingerprint(tmp_path / "model") != plain
+    manifest("abc").write(tmp_path)
+    assert input_fingerprint(tmp_path / "model") == input_fingerprint(tmp_path) == "abc"
+
+
+def test_an_unfinished_stage_is_no_input(tmp_path):
+    artifacts.write_json(tmp_path / "stage.json", {})
+    with pytest.raises(InputError, match="not finished"):
+        input_fingerprint(tmp_path)
+
+
+def test_changes_are_said_in_words():
+    assert artifacts.changes({"a": 1, "b": "1e-4"}, {"b": 2e-4, "c": 1}) == [
+        "a: 1 -> not set",
+        "b: 0.0001 -> 0.0002",
+        "c: not set -> 1",
+    ]
+
+
+LAYOUT = {
+    "reward.py": "import helper\nfrom kit import (tool,\n  other)\n\ndef good(completion): return 1.0",
+    "helper.py": "import json, far.away as away",
+    "kit/__init__.py": "",
+    "kit/tool.py": "from .. import nothing\nfrom . import deep\nfrom .deep.down import x",
+    "kit/deep/down.py": "x = 1",
+    "far/away.py": "def f():\n    import late",
+    "late.py": "1",
+    "unused.py": "1",
+    "broken.py": "def (",
+    "lib/packed/mod.py": "import packed.other",
+    "lib/packed/other.py": "1",
+}
+RUN = {
+    "reward.py:good": {"reward.py", "helper.py", "kit/__init__.py", "kit/tool.py",
+                       "kit/deep/down.py", "far/away.py", "late.py"},
+    "reward:good": {"reward.py", "helper.py", "kit/__init__.py", "kit/tool.py",
+                    "kit/deep/down.py", "far/away.py", "late.py"},
+    "kit.tool:use": {"kit/__init__.py", "kit/tool.py", "kit/deep/down.py"},
+    "packed.mod:use": {"lib/packed/mod.py", "lib/packed/other.py"},
+    "broken.py:f": {"broken.py"},
+    "json:loads": set(),
+    "chainforge.rewards.functions:accuracy_reward": set(),
+    "Question: what is unused?": set(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("script", [False, True], ids=["in the settings", "as the recipe"])
+@pytest.mark.parametrize("reference", RUN)
+def test_code_counts_with_what_it_imports(tmp_path, monkeypatch, reference, script):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "lib")
+    monkeypatch.syspath_prepend("lib")
+    for name, text in LAYOUT.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+
+    def now():
+        if script:
+            return fingerprint("mine", {}, {}, reference.partition(":")[0])
+        return fingerprint("grpo", {"rewards": [{"fn": reference}], "n": 3}, {})
+
+    before, seen = now(), set()
+    for name, text in LAYOUT.items():
+        (tmp_path / name).write_text(f"{text}\n# another")
+        seen |= {name} if now() != before else set()
+        (tmp_path / name).write_text(text)
+    assert now() == before
+    assert seen == (RUN[reference] if not script or ".py" in reference else set())

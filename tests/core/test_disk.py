@@ -31,7 +31,7 @@ def save_bytes(path):
 def save_by_torch(path):
     import torch
 
-    torch.save({"one": torch.zeros(20_000), "two": torch.ones(20_000)}, path)
+    torch.save({"one": torch.zeros(20_000)}, path)
 
 
 def save_by_safetensors(path):
@@ -41,14 +41,7 @@ def save_by_safetensors(path):
     save_file({"weight": torch.zeros(20_000)}, path)
 
 
-def save_parquet(path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    pq.write_table(pa.table({"column": list(range(30_000))}), path)
-
-
-WRITERS = [save_json_lines, save_bytes, save_by_torch, save_by_safetensors, save_parquet]
+WRITERS = [save_json_lines, save_bytes, save_by_torch, save_by_safetensors]
 
 
 @pytest.mark.parametrize("save", WRITERS)

@@ -1,4 +1,3 @@
-import gc
 import json
 import os
 import signal
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 
 from chainforge.core.errors import InputError
-from chainforge.core.jsonl import JsonLines, example, many_rows, read_rows, sample
+from chainforge.core.jsonl import JsonLines, example, read_rows
 
 PROMPT = [{"role": "user", "content": "1 + 1 ="}]
 
@@ -19,11 +18,6 @@ def test_equal_content_has_an_equal_id():
     assert one["id"] == example(PROMPT, "3", task="sums", level=1)["id"]
     assert one["id"] != example(PROMPT, "2", task="other")["id"]
     assert one["verifier"] == "math"
-
-
-def test_a_sample_keeps_its_example():
-    row = sample(example(PROMPT, "2", task="sums"), "2", 3, source="policy", tokens=1)
-    assert (row["answer"], row["sample"], row["source"], row["tokens"]) == ("2", 3, "policy", 1)
 
 
 def test_rows_come_back_as_they_went(tmp_path):
@@ -89,17 +83,3 @@ def test_a_killed_writer_loses_nothing_it_was_told_is_written(tmp_path):
     assert numbers[: len(told)] == told
     assert numbers[-1] == -1
     assert all(json.loads(line) for line in path.read_text().splitlines())
-
-
-def test_the_search_for_cycles_comes_back():
-    assert gc.isenabled()
-    with many_rows():
-        assert not gc.isenabled()
-    assert gc.isenabled()
-    gc.disable()
-    try:
-        with many_rows():
-            pass
-        assert not gc.isenabled()
-    finally:
-        gc.enable()

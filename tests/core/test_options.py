@@ -45,14 +45,3 @@ def test_what_trl_would_find_out_late_is_found_at_once(text, tmp_path):
     (tmp_path / "x.yaml").write_text(f"output_dir: o\nuse_cpu: true\nbf16: false\n{text}\n")
     with pytest.raises(InputError, match=text.partition(": ")[2]):
         parse(GRPOConfig, argv=["--config", str(tmp_path / "x.yaml")])
-
-
-def test_every_word_of_grpo_that_is_known_is_taken():
-    from trl import GRPOConfig
-
-    from chainforge.core.config import parse
-
-    rest = ["--output_dir", "o", "--use_cpu", "true", "--bf16", "false"]
-    for key, words in WORDS.items():
-        for word in words.split():
-            assert parse(GRPOConfig, argv=[f"--{key}", word, *rest])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import comb, sqrt
+from math import sqrt
 
 import numpy
 import pytest
@@ -65,16 +65,6 @@ def test_wilson_over_prompts_of_one_sample_each_is_wilson() -> None:
     assert wilson_over_prompts([0.25] * 100, 4)[1:] == pytest.approx(wilson(100, 400))
 
 
-def test_wilson_over_prompts_is_as_wide_as_the_prompts_vary() -> None:
-    random = numpy.random.default_rng(3)
-    shares = random.binomial(8, random.beta(2, 3, 400)) / 8
-    mean, low, high = wilson_over_prompts(shares.tolist(), 8)
-    error = shares.std() / sqrt(400)  # the normal interval of the mean of the prompts
-    assert (mean, low, high) == pytest.approx(
-        (shares.mean(), mean - 1.96 * error, mean + 1.96 * error), abs=0.002
-    )
-
-
 @pytest.mark.parametrize(("a", "b"), [(6.0, 0.3), (0.4, 0.6)])  # nearly all right; all or nothing
 def test_wilson_over_prompts_covers_the_truth_about_as_often_as_it_says(a: float, b: float) -> None:
     random = numpy.random.default_rng(1)
@@ -101,29 +91,8 @@ def test_mcnemar_is_exact(b: int, c: int, p: float) -> None:
     assert mcnemar(c, b) == pytest.approx(p, rel=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("n", "c", "k", "expected"),
-    [
-        (1, 0, 1, 0.0),
-        (1, 1, 1, 1.0),
-        (10, 3, 1, 0.3),
-        (5, 2, 2, 0.7),
-        (5, 4, 2, 1.0),
-        (200, 1, 100, 0.5),
-        (200, 0, 100, 0.0),
-        (200, 200, 100, 1.0),
-        (200, 10, 10, 1 - comb(190, 10) / comb(200, 10)),
-        (100_000, 50, 1000, 1 - comb(99_950, 1000) / comb(100_000, 1000)),
-    ],
-)
-def test_pass_at_k_is_one_minus_a_ratio_of_binomials(
-    n: int, c: int, k: int, expected: float
-) -> None:
-    assert pass_at_k(n, c, k) == pytest.approx(expected, abs=1e-9)
-
-
-@pytest.mark.parametrize("k", [1, 5, 10, 100])
-@pytest.mark.parametrize(("n", "c"), [(200, 1), (200, 57), (100, 3), (128, 128)])
+@pytest.mark.parametrize("k", [1, 5, 100])
+@pytest.mark.parametrize(("n", "c"), [(200, 0), (200, 57), (128, 128), (100_000, 50)])
 def test_pass_at_k_agrees_with_scipys_hypergeometric(n: int, c: int, k: int) -> None:
     # The chance that k samples drawn without replacement hold at least one of the c right ones.
     assert pass_at_k(n, c, k) == pytest.approx(scipy.stats.hypergeom(n, c, k).sf(0), abs=1e-12)
@@ -145,17 +114,6 @@ def test_macro_of_two_parts_is_the_interval_of_newcombe() -> None:
     assert (2 * low - 1, 2 * high - 1) == pytest.approx((0.0524, 0.3339), abs=5.1e-5)
 
 
-def test_macro_covers_the_truth_about_as_often_as_it_says() -> None:
-    random = numpy.random.default_rng(5)
-    shares, rows = (0.9, 0.4, 0.05), (200, 30, 60)
-    covered = 0
-    for _ in range(300):
-        drawn = [(int(random.binomial(n, p)), n) for n, p in zip(rows, shares, strict=True)]
-        _, low, high = macro(drawn)
-        covered += low <= sum(shares) / 3 <= high
-    assert 0.91 <= covered / 300 <= 0.99
-
-
 def test_over_seeds_is_students_t_where_the_rows_are_certain() -> None:
     values = [0.61, 0.66, 0.59, 0.64]
     mean, low, high, p, sd = over_seeds([(v, v, v) for v in values])
@@ -174,16 +132,6 @@ def test_over_seeds_is_never_surer_than_the_rows() -> None:
     assert low < 0 < high
     assert p > 0.05
     assert over_seeds([(0.0, 0.0, 0.0)] * 2) == (0.0, 0.0, 0.0, 1.0, 0.0)
-
-
-def test_pass_at_k_is_unbiased() -> None:
-    # The plug-in estimate 1 - (1 - c/n)^k is not: it misses the truth by 5 points here.
-    p, n, k = 0.2, 10, 5
-    weights = [float(scipy.stats.binom(n, p).pmf(c)) for c in range(n + 1)]
-    expected = sum(w * pass_at_k(n, c, k) for c, w in enumerate(weights))
-    assert expected == pytest.approx(1 - (1 - p) ** k, abs=1e-12)
-    plug_in = sum(w * (1 - (1 - c / n) ** k) for c, w in enumerate(weights))
-    assert abs(plug_in - expected) > 0.04
 
 
 @pytest.mark.parametrize(
@@ -227,27 +175,6 @@ def test_paired_difference_is_the_bootstrap_over_rows() -> None:
         (change,), numpy.mean, method="percentile", n_resamples=5000, rng=2
     ).confidence_interval
     assert (low, high) == pytest.approx(tuple(reference), abs=0.01)
-
-
-def test_paired_difference_covers_the_truth_about_as_often_as_it_says() -> None:
-    random = numpy.random.default_rng(8)
-    kinds = [(False, False), (True, False), (False, True), (True, True)]
-    chances = [0.3, 0.1, 0.25, 0.35]  # the second is 15 points better
-    covered = 0
-    for seed in range(150):
-        drawn = [kinds[i] for i in random.choice(4, size=200, p=chances)]
-        first, second = zip(*drawn, strict=True)
-        _, low, high, _ = paired_difference(first, second, seed=seed, resamples=2000)
-        covered += low <= 0.15 <= high
-    assert 0.9 <= covered / 150 <= 0.99
-
-
-def test_paired_difference_is_the_same_for_the_same_seed_and_turns_round() -> None:
-    first, second = [True, False, False, True] * 20, [True, True, False, False] * 20
-    second[1] = False
-    assert paired_difference(first, second, seed=3) == paired_difference(first, second, seed=3)
-    assert paired_difference(second, first)[0] == -paired_difference(first, second)[0]
-    assert paired_difference(first, first) == (0.0, 0.0, 0.0, 1.0)
 
 
 @pytest.mark.parametrize(
