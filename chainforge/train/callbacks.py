@@ -167,7 +167,7 @@ def _place(args: Any, state: TrainerState) -> Path:
 class StopCallback(TrainerCallback):
     """On SIGINT, SIGTERM or SIGHUP save a checkpoint and stop, at the next step to resume from.
 
-    In GRPO that is the end of a generation window: a checkpoint does not hold the completions that
+    In GRPO that is the end of a generation window: a checkpoint does not have the completions that
     are still to be trained on. A run that is killed before resumes from its last checkpoint. A
     second Ctrl-C ends the process at once; SIGTERM may come twice, from a scheduler and from a
     launcher that passes it on.

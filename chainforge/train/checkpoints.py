@@ -168,7 +168,7 @@ def check_saving(args: Any) -> None:
 def check_save_steps(args: Any) -> None:
     """Refuse checkpoints inside a generation window of GRPO, where a resume is not exact.
 
-    A checkpoint does not hold the completions that are still to be trained on.
+    A checkpoint does not have the completions that are still to be trained on.
     """
     steps = window(args)
     if steps == 1:

@@ -160,7 +160,7 @@ def _weight_sums(model: Any) -> dict[str, int]:
 
 
 def _local(weight: Any) -> torch.Tensor:
-    """Return what this process holds of a weight that FSDP2 or ZeRO-3 spread over several."""
+    """Return this process's part of a weight that FSDP2 or ZeRO-3 shards."""
     part = getattr(weight, "ds_tensor", weight).detach()
     return part.to_local() if hasattr(part, "to_local") else part  # type: ignore[no-any-return]
 
@@ -180,9 +180,9 @@ def _weights_are_finite(model: Any) -> bool:
 
 
 def _metrics(state: TrainerState, window: int = 10) -> dict[str, Any]:
-    """Return what the manifest says of a run: its steps, mean loss, and reward at the end.
+    """Return the metrics of a run for its manifest: steps, mean loss, and reward at the end.
 
-    From the logs, which a checkpoint holds, so that a resumed run says the same.
+    Computed from the logs, which a checkpoint has as well: a resumed run returns the same.
     """
     losses = [log for log in state.log_history if "loss" in log]
     ends = [log["step"] for log in losses]

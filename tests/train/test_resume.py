@@ -1,4 +1,4 @@
-"""A run that is killed, stopped or out of room goes on and ends as an undisturbed one, bit by bit.
+"""A run that is killed, stopped or out of disk space resumes, and ends bit-equal to a whole one.
 
 By default a few steps of each kind of stage are tried; `--every-step` tries all of them.
 """
@@ -180,7 +180,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one(runs, kind, killed_at):
     assert "not whole" not in text
 
 
-def test_a_run_killed_while_it_saves_goes_on_from_the_checkpoint_before(runs, kind, torn):
+def test_a_run_killed_while_it_saves_resumes_from_the_checkpoint_before(runs, kind, torn):
     """Even when only one is to be kept: the old one goes when the new one is whole."""
     name = f"torn-{torn}"
     fault = {"save": 6, "file": torn}
@@ -208,7 +208,7 @@ def flipped(data):
 
 @pytest.mark.parametrize("kind", ["sft", "lora"])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_any_damage_to_any_file_of_the_newest_is_seen(runs, tmp_path, caplog, kind, fault):
+def test_damage_to_any_file_of_the_newest_is_found(runs, tmp_path, caplog, kind, fault):
     whole = runs.place(kind, runs.whole(kind)) / "checkpoints"
     names = [path.name for path in (whole / "checkpoint-12").iterdir()]
     needed = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", SEAL}
@@ -235,11 +235,11 @@ def test_a_flipped_bit_costs_the_steps_since_the_checkpoint_before(runs):
     assert "damaged-checkpoint-6" not in runs.checkpoints("lora", "flipped")  # once all is well
 
 
-def test_without_any_whole_checkpoint_a_run_begins_anew_and_says_so(runs):
-    runs.run("sft", "anew", fault={"step": 5})
-    for checkpoint in runs.place("sft", "anew").glob("checkpoints/checkpoint-*"):
+def test_without_a_whole_checkpoint_a_run_starts_from_the_beginning(runs):
+    runs.run("sft", "again", fault={"step": 5})
+    for checkpoint in runs.place("sft", "again").glob("checkpoints/checkpoint-*"):
         FAULTS["missing"](checkpoint / "model.safetensors")
-    assert "has no whole checkpoint: starting from the beginning" in runs.finish("sft", "anew")
+    assert "has no whole checkpoint: starting from the beginning" in runs.finish("sft", "again")
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_without_any_whole_checkpoint_a_run_begins_anew_and_says_so(runs):
         ("two", signal.SIGTERM, 4, 6),
     ],
 )
-def test_a_signal_stops_a_run_where_it_can_go_on(runs, kind, number, at, stops_after):
+def test_a_signal_stops_a_run_where_it_can_resume(runs, kind, number, at, stops_after):
     """Step 5 is in the middle of what GRPO generated at step 4; nothing was to be saved at all."""
     flags = ["--save_strategy", "no"]
     code, text = runs.run(kind, "stopped", *flags, fault={"step": at, "signal": number})

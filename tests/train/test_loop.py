@@ -1,0 +1,20 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from chainforge.core.errors import Failed
+from chainforge.train import loop
+
+
+def test_out_of_memory_names_the_settings_to_change(tmp_path):
+    def train(**options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore.")
+
+    state, args = SimpleNamespace(global_step=3), SimpleNamespace(output_dir=str(tmp_path))
+    with pytest.raises(Failed) as error:
+        loop._run(SimpleNamespace(args=args, state=state, train=train), None)
+    text = str(error.value)
+    assert text.startswith("out of memory after step 3 (CUDA out of memory. Tried to allocate 2.00")
+    for word in ("gradient_checkpointing", "per_device_train_batch_size", "chainforge doctor"):
+        assert word in text
