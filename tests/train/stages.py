@@ -1,6 +1,7 @@
 """Stages of two or three steps on the tiny model, trained in this process the recipes' way."""
 
 import copy
+import json
 import sys
 from types import SimpleNamespace
 
@@ -33,6 +34,27 @@ def rows(count=16):
 
     done = [{"role": "assistant", "content": TEXT}]
     return Dataset.from_dict({"prompt": [PROMPT] * count, "completion": [done] * count})
+
+
+def opened(path):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(path)
+
+
+def adapted(path):
+    from peft import AutoPeftModelForCausalLM
+
+    return AutoPeftModelForCausalLM.from_pretrained(path)
+
+
+def edit(path, **changes):
+    """Change keys of a JSON file, which may not be there yet."""
+    path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | changes))
+
+
+def same(one, two, tolerance=1e-3):
+    torch.testing.assert_close(one, two, atol=tolerance, rtol=0)  # logits of about 10
 
 
 def changed(tokenizer, **changes):

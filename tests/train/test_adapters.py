@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from stages import METHODS, logits, stage_of
+from stages import METHODS, adapted, edit, logits, opened, same, stage_of
 
 from chainforge.core.artifacts import read_json
 from chainforge.core.errors import InputError
-from chainforge.train.loop import NothingTrained, train
+from chainforge.train.loop import NothingTrained
 
 COMBINATIONS = [("full", "merge")]
 COMBINATIONS += [
@@ -43,22 +43,6 @@ def made(wide_model, tmp_path_factory):
 def bare(made, tmp_path):
     """An adapter alone, away from the stage that left it."""
     return Path(shutil.copytree(made("sft", "lora").path("adapter"), tmp_path / "bare"))
-
-
-def opened(path):
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(path)
-
-
-def adapted(path):
-    from peft import AutoPeftModelForCausalLM
-
-    return AutoPeftModelForCausalLM.from_pretrained(path)
-
-
-def same(one, two):
-    torch.testing.assert_close(one, two, atol=1e-3, rtol=0)  # logits of about 10
 
 
 def distance(one, two):
@@ -137,26 +121,20 @@ def test_the_merged_model_has_its_bases_own_precision(method, wide_model, tmp_pa
         assert distance(logits(left), stage.ended) < 0.03
 
 
-def test_all_weights_train_from_an_adapter_merged_on_disk(bare, made, tmp_path, monkeypatch):
-    """Merged in memory, TRL's reference would be the base, which `config._name_or_path` names."""
-    stage = stage_of(monkeypatch, "grpo", bare, tmp_path / "rl")
-    assert stage.kl[0] == 0
-    same(stage.begun, made("sft", "lora").ended)
-    same(logits(opened(stage.path("model"))), stage.ended)
-    assert stage.notes["starts_from"] == str(tmp_path / "rl/start")
-    assert not stage.path("start").exists()  # nothing that is left needs it
-
-
-@pytest.mark.parametrize("how", ["merge", "new"])
-def test_a_fresh_adapter_on_one_that_no_stage_left(how, bare, made, tmp_path, monkeypatch):
-    (tmp_path / "rl").mkdir()
-    flags = [*METHODS["lora"], "--adapter", how]
+@pytest.mark.parametrize(("method", "how"), [("full", "merge"), ("lora", "merge"), ("lora", "new")])
+def test_a_stage_from_an_adapter_that_no_stage_left(method, how, bare, made, tmp_path, monkeypatch):
+    """It is merged on disk: merged in memory, TRL's reference would be the base below it."""
+    flags = [*METHODS[method], "--adapter", how]
     stage = stage_of(monkeypatch, "grpo", bare, tmp_path / "rl", *flags)
     assert stage.kl[0] == 0
+    assert stage.notes["starts_from"] == str(tmp_path / "rl/start")
     same(stage.begun, made("sft", "lora").ended)
-    assert stage.path("start/model.safetensors").exists() == (how == "merge")
-    monkeypatch.chdir(tmp_path)
-    same(logits(adapted(stage.path("adapter"))), stage.ended)
+    same(logits(opened(stage.path("model"))), stage.ended)
+    needed = (method, how) == ("lora", "merge")  # as the base of adapter/
+    assert stage.path("start/model.safetensors").exists() == needed
+    if method == "lora":
+        monkeypatch.chdir(tmp_path)
+        same(logits(adapted(stage.path("adapter"))), stage.ended)
 
 
 def test_an_adapters_base_is_found_from_anywhere(made, wide_model, bare, tmp_path, monkeypatch):
@@ -179,10 +157,6 @@ def test_an_adapter_is_opened_from_the_hubs_cache(bare, made, tmp_path, monkeypa
     stage = stage_of(monkeypatch, "grpo", "me/cold", tmp_path / "rl", *flags)
     assert stage.kl[0] == 0
     same(stage.begun, made("sft", "lora").ended)
-
-
-def edit(path, **changes):
-    path.write_text(json.dumps(read_json(path) | changes))
 
 
 def test_dropout_is_off_where_there_is_a_reference(bare, made, tmp_path, monkeypatch):
@@ -234,6 +208,11 @@ REFUSED = {
         "use_dora of the fresh one",
     ),
     "LoRA's settings without LoRA": ("model", "full --lora_alpha 8", "but not use_peft"),
+    "names in one word": (
+        "model",
+        "lora --lora_target_modules q_proj,v_proj",
+        r"in a YAML as a list: \[q_proj, v_proj\]",
+    ),
     "an unknown part": ("model", "full --save model optimizer", "'optimizer' is not one of"),
     "nothing kept": ("model", "full --save adapter checkpoints", "save model"),
 }
@@ -275,6 +254,19 @@ def test_only_what_is_kept_stays(method, keep, left, wide_model, tmp_path, monke
     assert signed & {"model", "adapter"} == left - {"checkpoints"}
 
 
+def test_training_that_changes_nothing_is_an_error(wide_model, tmp_path, monkeypatch):
+    with pytest.raises(NothingTrained, match="no weight changed in 2 steps"):
+        stage_of(monkeypatch, "sft", wide_model, tmp_path / "cold", "--learning_rate", "0")
+    assert not (tmp_path / "cold/model").exists()
+
+
+def test_a_policy_that_cannot_train_is_an_error(bare, tmp_path, monkeypatch):
+    monkeypatch.setattr("stages.open_policy", lambda start, stage: adapted(bare))
+    flags = [*METHODS["lora"], "--adapter", "continue", "--beta", "0"]
+    with pytest.raises(NothingTrained, match="no parameter of the model requires a gradient"):
+        stage_of(monkeypatch, "grpo", bare, tmp_path / "rl", *flags)
+
+
 def test_a_qlora_run_that_was_cut_ends_the_same(made, tmp_path, monkeypatch):
     from safetensors.torch import load_file
 
@@ -290,37 +282,6 @@ def test_a_qlora_run_that_was_cut_ends_the_same(made, tmp_path, monkeypatch):
     one, two = (load_file(s.path("adapter/adapter_model.safetensors")) for s in (whole, again))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
-
-
-@pytest.mark.parametrize("way", ["adapter that is not trainable", "merged in memory"])
-def test_a_policy_opened_otherwise_that_cannot_train_is_an_error(
-    way, bare, made, tmp_path, monkeypatch
-):
-    """Both look alive in the logs: with `beta` the gradient's norm is not 0."""
-    from stages import rows, variety
-    from trl import GRPOConfig, GRPOTrainer
-
-    from chainforge.train.stage import open_stage
-    from chainforge.train.templates import load_tokenizer
-
-    model = adapted(bare)
-    if way == "merged in memory":
-        model = model.merge_and_unload()
-    args = GRPOConfig(
-        str(tmp_path / "checkpoints"), use_cpu=True, bf16=False, report_to="none", max_steps=1,
-        per_device_train_batch_size=8, num_generations=4, max_completion_length=8,
-    )  # fmt: skip
-    monkeypatch.setattr("sys.argv", ["own.py"])
-    with open_stage("own", str(tmp_path / "rl")) as stage:
-        trainer = GRPOTrainer(
-            model=model,
-            args=args,
-            reward_funcs=[variety],
-            train_dataset=rows().select_columns(["prompt"]),
-            processing_class=load_tokenizer(str(bare)),
-        )
-        with pytest.raises(NothingTrained, match="no parameter of the model requires a gradient"):
-            train(trainer, stage)
 
 
 @pytest.mark.parametrize(

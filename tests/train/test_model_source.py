@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from stages import edit, opened
 
 from chainforge.core.errors import InputError
 from chainforge.generate.local_engine import open_policy
@@ -56,11 +57,6 @@ def adapter(tiny_model, tmp_path):
     return path
 
 
-def edit(path, **changes):
-    before = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps(before | changes))
-
-
 def test_a_model_and_an_adapter_are_told_apart(tiny_model, adapter):
     plain, adapted = find_source(tiny_model), find_source(str(adapter))
     assert (plain.model, plain.adapter, plain.tokenizer) == (tiny_model, None, tiny_model)
@@ -84,7 +80,11 @@ def test_a_model_of_pickles_is_refused(model):
     for find in (check_model, find_source):
         with pytest.raises(InputError, match="only pytorch_model.bin, which is a pickle"):
             find(str(model))
-    (model / "pytorch_model.bin").unlink()
+    (model / "dummy.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match="only pytorch_model.bin, which is a pickle"):
+        find_source(str(model))
+    for file in ("pytorch_model.bin", "dummy.safetensors"):
+        (model / file).unlink()
     with pytest.raises(InputError, match="found no weights"):
         find_source(str(model))
 
@@ -160,13 +160,6 @@ def test_an_index_may_name_only_safetensors_beside_it(case, model):
             find(str(model))
 
 
-def test_a_dummy_does_not_make_a_model_of_pickles_safe(model):
-    (model / "model.safetensors").rename(model / "pytorch_model.bin")
-    (model / "dummy.safetensors").write_bytes(b"")
-    with pytest.raises(InputError, match="only pytorch_model.bin, which is a pickle"):
-        find_source(str(model))
-
-
 def test_a_configuration_cannot_send_the_loader_elsewhere(model):
     edit(model / "config.json", transformers_weights="adapter_model.bin")
     with pytest.raises(InputError, match="transformers_weights"):
@@ -174,11 +167,8 @@ def test_a_configuration_cannot_send_the_loader_elsewhere(model):
 
 
 def test_a_sharded_model_is_opened_and_pickles_beside_it_are_left_alone(model, tiny_model):
-    from transformers import AutoModelForCausalLM
-
-    opened = AutoModelForCausalLM.from_pretrained(tiny_model)
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
-    opened.save_pretrained(model, max_shard_size="30KB")
+    opened(tiny_model).save_pretrained(model, max_shard_size="30KB")
     assert (model / INDEX).exists()
     assert find_source(str(model)).model == check_model(str(model)) == str(model)
 

@@ -1,13 +1,12 @@
 """What is saved is what was trained, whatever the adapter is, and in the precision of the base."""
 
-import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from stages import METHODS, logits, stage_of
+from stages import METHODS, adapted, edit, logits, opened, same, stage_of
 
 from chainforge.core.artifacts import read_json
 from chainforge.core.errors import Failed, InputError
@@ -15,22 +14,6 @@ from chainforge.train import saving
 from chainforge.train.saving import NotWhatWasTrained
 
 LORA = METHODS["lora"]
-
-
-def opened(path):
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(path)
-
-
-def adapted(path):
-    from peft import AutoPeftModelForCausalLM
-
-    return AutoPeftModelForCausalLM.from_pretrained(path)
-
-
-def same(one, two, tolerance=1e-3):
-    torch.testing.assert_close(one, two, atol=tolerance, rtol=0)
 
 
 @pytest.fixture
@@ -106,7 +89,7 @@ def test_a_given_adapter_that_cannot_be_published_is_refused_before_it_is_loaded
     (given / "adapter_model.safetensors").write_bytes(b"")
     plain = {"peft_type": "LORA", "r": 4, "base_model_name_or_path": wide_model}
     config = plain | {"target_modules": ["q_proj", "v_proj"]} | GIVEN[case][0]
-    (given / "adapter_config.json").write_text(json.dumps(config))
+    edit(given / "adapter_config.json", **config)
     with pytest.raises(InputError, match=r"adapter: merge|beta: 0|merge_and_unload"):
         stage_of(monkeypatch, "grpo", given, tmp_path / "rl", *LORA, *WAYS[way])
     assert not (tmp_path / "rl").exists()
@@ -154,8 +137,7 @@ def spoil(part, **changes):
 
         def save(self, directory, **options):
             whole(self, directory, **options)
-            path = Path(directory) / part
-            path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+            edit(Path(directory) / part, **changes)
 
         patch.setattr(kind, "save_pretrained", save)
 
@@ -192,8 +174,7 @@ def test_the_end_token_of_training_is_the_one_of_the_saved_model(
     tokenizer.eos_token = "<|endoftext|>"
     tokenizer.save_pretrained(base)
     for name in ("config.json", "generation_config.json"):
-        path = base / name
-        path.write_text(json.dumps(read_json(path) | {"eos_token_id": tokenizer.eos_token_id}))
+        edit(base / name, eos_token_id=tokenizer.eos_token_id)
     flags = [*METHODS[method], "--eos_token", "<|im_end|>"]
     stage = stage_of(monkeypatch, "sft", base, tmp_path / "cold", *flags)
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
@@ -210,20 +191,18 @@ def test_all_weights_are_saved_in_the_precision_of_the_base(
     dtype, said, wide_model, tmp_path, monkeypatch
 ):
     from safetensors.torch import load_file
-    from transformers import AutoModelForCausalLM
 
     base = Path(shutil.copytree(wide_model, tmp_path / "base"))
     opened(wide_model).to(dtype).save_pretrained(base)
     if not said:  # then it is the one of its weights
-        config = read_json(base / "config.json")
-        del config["dtype"]
-        (base / "config.json").write_text(json.dumps(config))
+        edit(base / "config.json", dtype=None)
     stage = stage_of(monkeypatch, "sft", base, tmp_path / "cold")
     weights = load_file(stage.path("model/model.safetensors"))
     assert {weight.dtype for weight in weights.values()} == {dtype}
     assert "lm_head.weight" not in weights
-    assert AutoModelForCausalLM.from_pretrained(stage.path("model"), dtype="auto").dtype == dtype
-    left = logits(opened(stage.path("model")).float())
+    left = opened(stage.path("model"))
+    assert left.dtype == dtype
+    left = logits(left.float())
     assert (left - stage.ended).norm() / stage.ended.norm() < 0.03
 
 
