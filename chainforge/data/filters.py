@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Row, question
 from chainforge.core.transcript import PRESETS, Transcript
-from chainforge.data.dedup import cached_tokens, runs
+from chainforge.data.dedup import Hashes, cached_tokens, runs
 from chainforge.rewards.language import LANGUAGES, count_words, scripts_of, share
 
 
@@ -226,10 +226,16 @@ def repetition(text: str) -> float:
     may repeat itself for 128 tokens.
     """
     found = runs(cached_tokens(text)[1], RUN)
-    if len(np.unique(found)) == len(found):  # nearly every text
-        return _repeated_lines(text)
-    again = np.sort(found[_counted(text)])
-    return max(np.count_nonzero(again[1:] == again[:-1]) / len(found), _repeated_lines(text))
+    share = _repeated_lines(text)
+    if not _repeats(found):  # nearly every text
+        return share
+    return max(_repeats(found[_counted(text)]) / len(found), share)
+
+
+def _repeats(found: Hashes) -> int:
+    """Count the values that occurred before."""
+    ordered = np.sort(found)
+    return int(np.count_nonzero(ordered[1:] == ordered[:-1]))
 
 
 def _counted(text: str) -> NDArray[np.bool_]:

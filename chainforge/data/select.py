@@ -245,32 +245,31 @@ class _Choice:
 
     def limit_pass_rates(self) -> None:
         """Drop prompts that are too hard or too easy."""
-        low, high = self.args.min_pass_rate, self.args.max_pass_rate
-        rates = self.left()["pass_rate"]
-        outside = rates[
-            (rates < (0 if low is None else low)) | (rates > (1 if high is None else high))
-        ]
-        detail = outside.map("{:.0%} of the samples are right".format)
-        self.drop(outside.index, "pass_rate", detail)
+        low, high = self.args.min_pass_rate or 0, self.args.max_pass_rate
+        rates = self.left()["pass_rate"].dropna()
+        outside = rates[~rates.between(low, 1 if high is None else high)]
+        details = outside.map("{:.0%} of the samples are right".format)
+        self.drop(outside.index, "pass_rate", details)
 
     def drop_duplicates(self) -> None:
         """Drop prompts that were asked before, and completions that their prompt had before."""
         first = self.prompts()
         same = first.groupby(first["question"].map(text_key))["id"].transform("first")
-        again = {one: f"asks the same as {other}" for one, other in zip(first["id"], same)
-                 if one != other}  # fmt: skip
+        twins = zip(first["id"], same, strict=True)
+        again = {one: f"asks the same as {other}" for one, other in twins if one != other}
         self.drop_prompts("duplicate_prompt", again)
         left = self.left()
-        equal = left[left.duplicated(["id", "key"])].index
+        equal = left.index[left.duplicated(["id", "key"])]
         self.drop(equal, "duplicate", "the same text as another sample of the prompt")
 
     def drop_near_duplicates(self, threshold: float) -> None:
         """Drop completions that nearly say what another one of their prompt does."""
+        details: dict[int, str] = {}
         for positions in self._groups(more_than=1):
             found = near_duplicates(self.sketch[self.sketch_at[positions]], threshold)
             for row, alike in found.items():
-                detail = f"about {alike:.0%} as another sample"
-                self.drop([positions[row]], "near_duplicate", detail)
+                details[int(positions[row])] = f"about {alike:.0%} as another sample"
+        self.drop(list(details), "near_duplicate", list(details.values()))
 
     def rank(self) -> None:
         """Drop what is beyond the best `max_per_prompt` samples of each prompt."""

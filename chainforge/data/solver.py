@@ -6,8 +6,9 @@ right answer here; what differs is whether a small student can follow how it was
 
 from __future__ import annotations
 
+import ast
+import operator
 import random
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +16,12 @@ from reasoning_gym.arithmetic.leg_counting import ANIMALS
 
 STYLES = ("careful", "hasty")
 
-_TOKEN = re.compile(r"\d+|[-+*()]")
 _HASTY = ("I see it at once: {answer}.", "That is {answer}.", "It must be {answer}.")
+_OPERATORS: dict[type[ast.operator], tuple[str, Callable[[int, int], int]]] = {
+    ast.Add: ("+", operator.add),
+    ast.Sub: ("-", operator.sub),
+    ast.Mult: ("*", operator.mul),
+}
 
 
 def solve(
@@ -24,14 +29,10 @@ def solve(
 ) -> tuple[str, str] | None:
     """Return (reasoning, answer) for a reasoning-gym entry, or None where there is no solver.
 
-    Args:
-        task_name: name of the reasoning-gym data set, such as `chain_sum`.
-        entry: its item, with `question`, `answer` and `metadata`.
-        style: `careful` (every step) or `hasty` (one short line).
-        rng: chooses between the phrasings of a style.
-
-    Raises:
-        ValueError: for an unknown style, or if the worked result is not the data set's answer.
+    `task_name` is the data set's name, such as `chain_sum`; `entry` its item, with `question`,
+    `answer` and `metadata`; `style` is `careful` (every step) or `hasty` (one short line); `rng`
+    chooses between the phrasings of a style. Raises `ValueError` for an unknown style, and if the
+    worked result is not the data set's answer.
     """
     if style not in STYLES:
         raise ValueError(f"unknown style {style!r}: choose one of {', '.join(STYLES)}")
@@ -45,86 +46,48 @@ def solve(
     if worked is None:
         return None
     reasoning, result = worked
-    if result != gold and not _same_number(result, gold):
+    # As numbers: gsm_symbolic's own text may end in 87.0 where the answer is 87.
+    if result != gold and _number(result) != _number(gold):
         raise ValueError(f"{task_name}: worked {result!r}, but the answer is {gold!r}: {entry}")
     return reasoning, gold
 
 
-def reduce_expression(expression: str) -> tuple[list[str], int] | None:
-    """Evaluate `+ - *` and brackets one operation at a time.
-
-    Returns the equations in the order they are worked (innermost, leftmost bracket first) and the
-    value, or None for anything that is not such an expression.
-    """
-    terms = _terms(expression)
-    if terms is None:
-        return None
-    steps: list[str] = []
-    while len(terms) > 1:
-        close = terms.index(")") if ")" in terms else len(terms)
-        opens = [i for i in range(close) if terms[i] == "("]
-        start = opens[-1] + 1 if opens else 0
-        value = _work_flat(terms[start:close], steps)
-        if value is None or bool(opens) != (close < len(terms)):
-            return None
-        if start > 1 and terms[start - 2] == "negate":
-            steps.append(f"0-{value}={-value}")
-            terms[start - 2 : close + 1] = [-value]
-        elif opens:
-            terms[start - 1 : close + 1] = [value]
-        else:
-            terms = [value]
-    return (steps, terms[0]) if terms and isinstance(terms[0], int) else None
-
-
-def _terms(expression: str) -> list[int | str] | None:
-    """Split into numbers, operators and brackets; a minus that cannot subtract is a sign."""
-    if _TOKEN.sub("", expression).strip():
-        return None
-    terms: list[int | str] = []
-    sign = False
-    for token in _TOKEN.findall(expression):
-        if token.isdigit():
-            terms.append(-int(token) if sign else int(token))
-            sign = False
-        elif sign and token == "(":
-            terms += ["negate", "("]
-            sign = False
-        elif sign:
-            return None
-        elif token == "-" and (not terms or terms[-1] in ("+", "-", "*", "(")):
-            sign = True
-        else:
-            terms.append(token)
-    return None if sign else terms
-
-
-def _work_flat(terms: list[int | str], steps: list[str]) -> int | None:
-    """Evaluate a bracket-free run, products first, appending each equation to `steps`."""
-    while len(terms) > 1:
-        at = terms.index("*") if "*" in terms else 1
-        left, operator, right = terms[at - 1 : at + 2] if len(terms) > at + 1 else ("", "", "")
-        if not (isinstance(left, int) and isinstance(right, int)):
-            return None
-        if operator == "+":
-            value = left + right
-        elif operator == "-":
-            value = left - right
-        elif operator == "*":
-            value = left * right
-        else:
-            return None
-        steps.append(f"{left}{operator}{right}={value}")
-        terms[at - 1 : at + 2] = [value]
-    return terms[0] if terms and isinstance(terms[0], int) else None
-
-
-def _same_number(left: str, right: str) -> bool:
-    """Compare as numbers: gsm_symbolic's own text may end in 87.0 where the answer is 87."""
+def _number(text: str) -> float | str:
     try:
-        return float(left) == float(right)
+        return float(text)
     except ValueError:
-        return False
+        return text
+
+
+def reduce_expression(expression: str) -> tuple[list[str], int] | None:
+    """Evaluate `+ - *` and brackets one operation at a time, from left to right.
+
+    Returns the equations in the order they are worked and the value, or None for anything that is
+    not such an expression.
+    """
+    steps: list[str] = []
+    try:
+        return steps, _reduce(ast.parse(expression.strip(), mode="eval").body, steps)
+    except (SyntaxError, ValueError):
+        return None
+
+
+def _reduce(node: ast.expr, steps: list[str]) -> int:
+    """Return the value of a tree, appending each equation to `steps`; raise `ValueError`."""
+    if isinstance(node, ast.Constant) and type(node.value) is int:
+        return node.value
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        value = _reduce(node.operand, steps)
+        if not isinstance(node.operand, ast.Constant):
+            steps.append(f"0-{value}={-value}")
+        return -value
+    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+        sign, apply = _OPERATORS[type(node.op)]
+        left, right = _reduce(node.left, steps), _reduce(node.right, steps)
+        value = apply(left, right)
+        steps.append(f"{left}{sign}{right}={value}")
+        return value
+    raise ValueError("not an expression of + - * and brackets")
 
 
 def _phrase(steps: list[str], rng: random.Random) -> str:
@@ -159,7 +122,7 @@ def _legs(metadata: dict[str, Any], rng: random.Random) -> tuple[str, str] | Non
 
 
 def _gsm_symbolic(metadata: dict[str, Any], rng: random.Random) -> tuple[str, str] | None:
-    """Use the data set's own solution; its last line `#### 288` is the answer."""
+    """Return the data set's own solution; its last line `#### 288` is the answer."""
     reasoning, mark, answer = str(metadata["answer_cot"]).rpartition("####")
     return (reasoning.strip(), answer.strip()) if mark and reasoning.strip() else None
 

@@ -8,10 +8,12 @@ import json
 import logging
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from chainforge.core.errors import InputError, hint
 from chainforge.core.jsonl import Row, question
@@ -32,56 +34,12 @@ ANSWERS = frozenset(
     )
 )
 QUESTIONS = ("question", "problem", "prompt", "instruction", "input", "query", "text")
-# `benchmark`: all of it is test rows, whatever its publisher calls its only split.
-PRESETS: dict[str, dict[str, Any]] = {
-    "gsm8k": {
-        "dataset": "openai/gsm8k",
-        "config": "main",
-        "extract": "hashes",
-        "verifier": "numeric",
-    },
-    "math": {
-        "dataset": "DigitalLearningGmbH/MATH-lighteval",
-        "question": "problem",
-        "answer": "solution",
-        "extract": "boxed",
-        "keep": ["level", "type"],
-    },
-    "math-500": {
-        "dataset": "HuggingFaceH4/MATH-500",
-        "question": "problem",
-        "keep": ["level", "subject"],
-        "benchmark": True,
-    },
-    "aime24": {
-        "dataset": "HuggingFaceH4/aime_2024",
-        "question": "problem",
-        "verifier": "numeric",
-        "benchmark": True,
-    },
-    "aime25": {
-        "dataset": "yentinglin/aime_2025",
-        "config": "default",
-        "question": "problem",
-        "verifier": "numeric",
-        "benchmark": True,
-    },
-    "open-r1-math": {
-        "dataset": "open-r1/OpenR1-Math-220k",
-        "config": "default",
-        "question": "problem",
-        "keep": ["problem_type"],
-    },
-}
+PRESETS: dict[str, dict[str, Any]] = yaml.safe_load(
+    Path(__file__).with_name("presets.yaml").read_text(encoding="utf-8")
+)
 # The names under which data sets keep their own splits.
-SPLIT_NAMES = {
-    "train": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-}
+SPLIT_NAMES = {name: name for name in ("train", "validation", "test")}
+SPLIT_NAMES |= dict.fromkeys(("valid", "val", "dev"), "validation")
 # Of a published data set some rows have no answer that can be read; more than this is a mistake.
 UNREADABLE = 0.1
 TEST_PERCENT, VALIDATION_PERCENT = 20, 5
@@ -204,28 +162,32 @@ def jsonl(
     *,
     size: int | None = None,
     seed: int = 0,
-    question: str = "question",
-    answer: str = "answer",
-    prompt: str | None = None,
-    verifier: str | None = None,
-    extract: str = "text",
-    keep: list[str] | None = None,
     max_bad_rows: float = SHARE,
+    **columns: Any,
 ) -> list[Row]:
-    """Read a file of JSON lines; `question` (or `prompt`, messages) and `answer` name its columns.
+    """Read a file of JSON lines; `columns` are `question` (or `prompt`, messages) and so on.
 
     A column `verifier` counts unless one is given here; other columns are kept (`keep`: only
     these). A file without answers contains prompts for rewards that need none. With a `size` the
     rows are drawn by `seed`. Malformed rows, and rows with the `id` of an earlier one, are left out
     and written to the stage's rejects; more than the share `max_bad_rows` raises `InputError`.
     """
-    columns = Columns(question, answer, prompt, verifier, extract, keep)
+    mapping = _columns("jsonl", columns, ("path", "max_bad_rows"))
     found = read_file(path, unique="id")
     if not found.rows and not found.faults:
         raise InputError(f"{path} is empty: expected one JSON object a line")
-    rows = columns.read(found)
+    rows = mapping.read(found)
     settle(Path(path), found.faults, len(rows) + len(found.faults), max_bad_rows)
     return _draw(rows, Path(path).stem, size, seed)
+
+
+def _columns(source: str, given: dict[str, Any], others: Iterable[str], **preset: Any) -> Columns:
+    """Return the columns that are given; raise `InputError` for a name that is no column's."""
+    known = [item.name for item in dataclasses.fields(Columns)]
+    for key in given:
+        if key not in known:
+            raise InputError(f"{source} takes no param {key!r}; {hint(key, [*known, *others])}")
+    return Columns(**(preset | given))
 
 
 def hub(
@@ -251,16 +213,13 @@ def hub(
     preset = dataset if preset is None and dataset in PRESETS else preset
     if preset is not None and preset not in PRESETS:
         raise InputError(f"preset: {preset!r}; {hint(str(preset), PRESETS)}")
-    known = [item.name for item in dataclasses.fields(Columns)]
-    for key in columns:
-        if key not in known:
-            raise InputError(f"hub takes no param {key!r}; {hint(key, known)}")
     chosen = dict(PRESETS.get(preset or "", {}))
     source, own_config = chosen.pop("dataset", None), chosen.pop("config", None)
     benchmark = chosen.pop("benchmark", False)
     if dataset == preset:
         dataset, config = source, config or own_config
-    mapping = Columns(**({"keep": []} | chosen | columns))
+    others = ("dataset", "preset", "config", "revision", "source_split")
+    mapping = _columns("hub", columns, others, **({"keep": []} | chosen))
     parts = _splits(dataset, load_dataset(dataset, config, revision), source_split)
     if benchmark and "test" not in parts:
         parts = {"test": next(iter(parts.values()))}
@@ -382,26 +341,23 @@ def reasoning_gym(
             raise InputError(f"{dataset} refuses {config}: {reason}") from error
         return made
 
+    def rows(start: int) -> Iterator[Row]:
+        while True:
+            made = create(start)
+            for index in range(piece):
+                item = made[index]
+                yield {
+                    "question": item["question"],
+                    "answer": "" if item["answer"] is None else str(item["answer"]),
+                    "task": dataset,
+                    "verifier": verifier,
+                    "entry": _entry(item, dataset),
+                }
+            start += piece
+
     if verifier == "reasoning_gym":
         _check_scorer(dataset, create(seed))
-    return _endless(dataset, create, seed, piece, verifier)
-
-
-def _endless(
-    dataset: str, create: Callable[[int], Any], start: int, piece: int, verifier: str
-) -> Iterator[Row]:
-    while True:
-        made = create(start)
-        for index in range(piece):
-            item = made[index]
-            yield {
-                "question": item["question"],
-                "answer": "" if item["answer"] is None else str(item["answer"]),
-                "task": dataset,
-                "verifier": verifier,
-                "entry": _entry(item, dataset),
-            }
-        start += piece
+    return rows(seed)
 
 
 def _entry(item: Mapping[str, Any], dataset: str) -> str:
