@@ -38,8 +38,7 @@ SAMPLES = 8
 LIMIT_SECONDS, LIMIT_BYTES = 300, 4 * 2**30
 SETTINGS = [
     "--rescore", "false", "--max_per_prompt", "2", "--select", "best", "--max_paragraph_chars",
-    "1500", "--drop_code", "true", "--near_duplicates", "0.8", "--max_rows", "150000", "--balance",
-    "task",
+    "1500", "--drop_code", "true", "--near_duplicates", "0.8", "--max_rows", "150000",
 ]  # fmt: skip
 TEXT = (
     "first the number of boxes on shelf stands for what is known and then we add half it because "

@@ -25,7 +25,6 @@ from chainforge.data.pool import Features, measure
 if TYPE_CHECKING:
     import pandas as pd
 
-KINDS = ("task", "difficulty")
 # In the order in which they are looked for: a sample's reason is the first that holds.
 REASONS = (
     "truncated",
@@ -51,12 +50,11 @@ class SelectionArgs:
     """Which samples of each prompt to keep."""
 
     max_per_prompt: int = field(default=1, metadata={"help": "Most samples kept of one prompt."})
-    select: Literal["best", "random", "shortest", "median", "diverse", "all"] = field(
+    select: Literal["best", "random", "shortest", "diverse", "all"] = field(
         default="best",
         metadata={
             "help": "Which are kept: those of highest reward (random among equals), random ones, "
-            "the shortest, those nearest to the median length, those that differ most, or all, "
-            "whatever `max_per_prompt` says."
+            "the shortest, those that differ most, or all, whatever `max_per_prompt` says."
         },
     )
     min_reward: float | None = field(
@@ -102,14 +100,8 @@ class SelectionArgs:
         },
     )
     max_rows: int | None = field(
-        default=None, metadata={"help": "Most rows kept in all, see `balance`: over_quota."}
-    )
-    balance: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Spread max_rows evenly over each `task`, each `difficulty` (band of the pass "
-            "rate), or both."
-        },
+        default=None,
+        metadata={"help": "Most rows kept in all, spread evenly over the tasks: over_quota."},
     )
 
     def check(self) -> None:
@@ -125,11 +117,6 @@ class SelectionArgs:
         low, high = self.min_pass_rate, self.max_pass_rate
         if low is not None and high is not None and low > high:
             raise InputError(f"min_pass_rate ({low}) is more than max_pass_rate ({high})")
-        for kind in self.balance:
-            if kind not in KINDS:
-                raise InputError(f"balance: expected {' or '.join(KINDS)}, found {kind!r}")
-        if self.balance and self.max_rows is None:
-            raise InputError("balance: needs the number of rows to spread, as `max_rows: 10000`")
 
 
 @dataclass
@@ -287,9 +274,6 @@ class _Choice:
         By length, the best would be those that reason least.
         """
         by = {"best": -left["reward"], "shortest": left["length"], "random": 0}
-        if how == "median":
-            middle = left.groupby("id")["length"].transform("median")
-            by["median"] = (left["length"] - middle).abs()
         return left.assign(by=by[how], lot=self._lots(left, "rank")).sort_values(["by", "lot"])
 
     def _alike(self, positions: np.ndarray, most: int) -> np.ndarray:
@@ -307,23 +291,21 @@ class _Choice:
         return [positions[rows] for rows in groups if len(rows) > more_than]
 
     def limit_rows(self, most: int) -> None:
-        """Drop rows so that `most` stay, spread evenly over the groups of `balance`.
+        """Drop rows so that `most` stay, spread evenly over the tasks.
 
-        Within a group those stay that come first in a random order, which does not depend on what
+        Of a task those stay that come first in a random order, which does not depend on what
         else there is.
         """
         left = self.left()
-        of = {"task": left["task"], "difficulty": left["pass_rate"].map(difficulty)}
-        groups = [" ".join(kinds) for kinds in zip(*(of[kind] for kind in self.args.balance))]
-        left = left.assign(group=groups or "", lot=self._lots(left, "quota")).sort_values("lot")
-        shares = _shares(left["group"].value_counts(sort=False).to_dict(), most)
-        over = left.groupby("group").cumcount() >= left["group"].map(shares)
+        left = left.assign(lot=self._lots(left, "quota")).sort_values("lot")
+        shares = _shares(left["task"].value_counts().to_dict(), most)
+        over = left.groupby("task").cumcount() >= left["task"].map(shares)
         self.drop(left[over].index, "over_quota", f"max_rows: {most}")
 
     def _lots(self, left: pd.DataFrame, purpose: str) -> list[int]:
         """Draw a random number for each sample, which depends on its content alone."""
-        keys = (f"{self.seed}/{purpose}/{one}/{key}" for one, key in zip(left["id"], left["key"]))
-        return [text_key(key) >> 1 for key in keys]
+        contents = zip(left["id"], left["key"], strict=True)
+        return [text_key(f"{self.seed}/{purpose}/{one}/{key}") >> 1 for one, key in contents]
 
 
 def _shares(sizes: dict[Any, int], most: int) -> dict[Any, int]:
@@ -333,15 +315,6 @@ def _shares(sizes: dict[Any, int], most: int) -> dict[Any, int]:
         shares[name] = min(sizes[name], most // left)
         most -= shares[name]
     return shares
-
-
-def difficulty(pass_rate: float | None) -> str:
-    """Name the band of a pass rate: never, hard, medium, easy, always, or unknown."""
-    if pass_rate is None or np.isnan(pass_rate):
-        return "unknown"
-    bands = {"never": pass_rate <= 0, "hard": pass_rate < 0.25, "medium": pass_rate < 0.75}
-    bands |= {"easy": pass_rate < 1, "always": True}
-    return next(name for name, fits in bands.items() if fits)
 
 
 @dataclass

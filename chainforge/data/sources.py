@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import logging
 import random
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,8 +19,6 @@ from chainforge.core.jsonl import Row, question
 from chainforge.core.transcript import is_blank
 from chainforge.data.rows import SHARE, FoundRows, read_file, same_question, settle, wrong_turns
 from chainforge.rewards.answers import boxed_answers
-
-logger = logging.getLogger(__name__)
 
 EXTRACTS = ("text", "hashes", "boxed")
 # Under these names data sets keep the gold answer (a file that has one was meant to have answers)
@@ -75,8 +72,8 @@ class Columns:
                 f"extract: expected one of {', '.join(EXTRACTS)}, found {self.extract!r}"
             )
 
-    def read(self, found: FoundRows) -> list[Row]:
-        """Return a table's rows as those of a task; note in `found` what is wrong with others.
+    def read(self, found: FoundRows, most: float) -> list[Row]:
+        """Return a table's rows as those of a task; raise `InputError` if too many are malformed.
 
         A table without any column of answers contains prompts for rewards that need none.
         """
@@ -90,6 +87,7 @@ class Columns:
                 rows.append(self.row(raw, prompts_only))
             except InputError as error:
                 found.faults.append((number, str(error)))
+        settle(found.path, found.faults, len(rows) + len(found.faults), most)
         return rows
 
     def row(self, raw: Row, prompts_only: bool = False) -> Row:
@@ -176,9 +174,7 @@ def jsonl(
     found = read_file(path, unique="id")
     if not found.rows and not found.faults:
         raise InputError(f"{path} is empty: expected one JSON object a line")
-    rows = mapping.read(found)
-    settle(Path(path), found.faults, len(rows) + len(found.faults), max_bad_rows)
-    return _draw(rows, Path(path).stem, size, seed)
+    return _draw(mapping.read(found, max_bad_rows), Path(path).stem, size, seed)
 
 
 def _columns(source: str, given: dict[str, Any], others: Iterable[str], **preset: Any) -> Columns:
@@ -225,7 +221,10 @@ def hub(
         parts = {"test": next(iter(parts.values()))}
     if split in parts and split != "train":
         parts = {split: parts[split]}
-    rows = {part: _readable(dataset, part, raws, mapping) for part, raws in parts.items()}
+    rows: dict[str, list[Row]] = {}
+    for part, raws in parts.items():
+        found = FoundRows(Path(dataset, part), list(enumerate(raws, start=1)))
+        rows[part] = mapping.read(found, UNREADABLE)
     return _draw(_members(dataset, rows, split), preset or Path(dataset).name, size, seed)
 
 
@@ -268,21 +267,6 @@ def _splits(
         names = ", ".join(parts)
         raise InputError(f"{dataset} has the splits {names}: choose one as `source_split`")
     return found
-
-
-def _readable(dataset: str, part: str, raws: Iterable[Row], columns: Columns) -> list[Row]:
-    """Return the rows of one part; those whose answer cannot be read are counted and left out."""
-    found = FoundRows(Path(dataset), list(enumerate(raws)))
-    total = len(found.rows)
-    rows = columns.read(found)
-    wrong = len(found.faults)
-    shown = "".join(f"\n  {part}[{number}]: {why}" for number, why in found.faults[:5])
-    shown += f"\n  and {wrong - 5} more" if wrong > 5 else ""
-    if wrong > UNREADABLE * total:
-        raise InputError(f"{dataset}: {wrong} of {total} rows cannot be read:{shown}")
-    if wrong:
-        logger.warning("%s: left out %d rows that cannot be read:%s", dataset, wrong, shown)
-    return rows
 
 
 def _members(dataset: str, parts: dict[str, list[Row]], split: str) -> list[Row]:

@@ -95,9 +95,6 @@ STEPS = (
 FOREIGN = {
     "zh": "首先我们把已知的数字写下来然后再进行计算。|接下来把两个数加起来得到总数。|因此答案应该是这个数字不会有错。|让我再检查一遍这个步骤是否正确。|每个盒子里的数量都是一样的所以可以相乘。",
     "ru": "Сначала запишем все известные числа и внимательно посмотрим на условие.|Затем сложим эти два числа и получим общее количество.|Следовательно ответ должен быть равен именно этому числу.|Проверим ещё раз каждый шаг нашего рассуждения.|В каждой коробке лежит одинаковое количество предметов.",
-    "fr": "Nous écrivons d'abord tous les nombres connus et nous regardons bien la question posée.|Ensuite il faut ajouter les deux quantités pour trouver le nombre total des objets.|Par conséquent la réponse doit être égale à ce nombre et à aucun autre.|Vérifions encore une fois chaque étape de notre raisonnement avant de conclure.|Chaque boîte contient la même quantité, donc on peut multiplier sans aucun problème.",
-    "de": "Zuerst schreiben wir alle bekannten Zahlen auf und lesen die Frage noch einmal genau.|Danach müssen wir die beiden Mengen zusammenzählen, um die gesamte Anzahl zu finden.|Deshalb muss die Antwort genau diese Zahl sein und keine andere.|Wir prüfen noch einmal jeden Schritt unserer Überlegung, bevor wir fertig sind.|In jeder Kiste liegt die gleiche Menge, also können wir ohne Sorge multiplizieren.",
-    "es": "Primero escribimos todos los números conocidos y leemos otra vez la pregunta con cuidado.|Después hay que sumar las dos cantidades para encontrar el número total de objetos.|Por lo tanto la respuesta debe ser igual a este número y a ningún otro.|Comprobamos una vez más cada paso de nuestro razonamiento antes de terminar.|Cada caja contiene la misma cantidad, así que podemos multiplicar sin problema.",
 }  # fmt: skip
 CODE = (
     "```python\ntotal = {x} + {y}\nprint(total)\n```",
@@ -200,13 +197,8 @@ class Maker:
         if kind == 0:  # a sentence again and again
             return start + "\n" + (self.paragraph(1) + " ") * rng.randint(14, 30)
         if kind == 1:  # a line again and again
-            return (
-                start
-                + ("\n" + self.paragraph(1)) * 1
-                + ("\n" + self.paragraph(1)) * 0
-                + ("\n" + self.words()["name"] + " still has to subtract the rest of it.")
-                * rng.randint(20, 40)
-            )
+            line = f"\n{self.words()['name']} still has to subtract the rest of it."
+            return f"{start}\n{self.paragraph(1)}" + line * rng.randint(20, 40)
         if kind == 2:  # a word or two for ever
             return start + " " + rng.choice(["wait ", "no, wait, ", "and so on "]) * 120
         return "\n\n".join([start] * rng.randint(3, 5))  # everything again
@@ -229,13 +221,6 @@ class Maker:
     def coding(self):
         block = self.rng.choice(CODE).format(**self.words())
         return f"{self.paragraph()}\n\n{block}\n\n{self.paragraph()}"
-
-    def leaking(self, answer):
-        opening = self.rng.choice(
-            [f"{answer}.", f"The answer is {answer}.", f"The final answer must be {answer}.",
-             f"The result is ${answer}$.", f"\\boxed{{{answer}}}"]
-        )  # fmt: skip
-        return f"{opening}\n{self.reasoning()}"
 
     def wrapped(self, question):
         before = self.rng.choice(

@@ -109,13 +109,6 @@ def test_all_keeps_whatever_is_good():
     assert why([scored(index=i) for i in range(5)], select="all", max_per_prompt=1) == [None] * 5
 
 
-def test_median_keeps_the_usual_length():
-    rows = [scored(index=i, tokens=tokens) for i, tokens in enumerate([9, 5, 7, 100, 8])]
-    lost = "not_selected"
-    assert why(rows, select="median") == [lost, lost, lost, lost, None]
-    assert why(rows, select="median", max_per_prompt=3) == [None, lost, None, lost, None]
-
-
 def test_diverse_keeps_what_differs_most():
     same = "we add the first number to the second one and then look at the sum we have got so far"
     other = "count backwards from a hundred in steps of seven until nothing more can be taken away"
@@ -144,19 +137,12 @@ def test_quotas_are_spread_evenly_and_what_one_leaves_goes_to_the_others():
     rows = [scored(f"a{p}", task="big") for p in range(80)]
     rows += [scored(f"b{p}", task="middle") for p in range(30)]
     rows += [scored(f"c{p}", task="small") for p in range(5)]
-    args = SelectionArgs(max_rows=45, balance=["task"])
+    args = SelectionArgs(max_rows=45)
     kept = select_rows(rows, args, seed=3).kept
     assert Counter(row["task"] for row in kept) == {"big": 20, "middle": 20, "small": 5}
     assert kept == select_rows(rows, args, seed=3).kept
     assert kept != select_rows(rows, args, seed=4).kept
     assert len(select_rows(rows, SelectionArgs(max_rows=50)).kept) == 50
-
-
-def test_balance_over_difficulty():
-    rows = [scored(f"easy{p}", i, correct=i < 7) for p in range(40) for i in range(8)]
-    rows += [scored(f"hard{p}", i, correct=i < 1) for p in range(10) for i in range(8)]
-    kept = select_rows(rows, SelectionArgs(max_rows=20, balance=["difficulty"])).kept
-    assert Counter(row["id"][:4] for row in kept) == {"easy": 10, "hard": 10}
 
 
 def test_near_duplicates_of_a_prompt():
@@ -252,12 +238,6 @@ def test_the_funnel_adds_up():
         ([scored()], {"max_rows": 0}, "max_rows: expected 1"),
         ([scored()], {"near_duplicates": 2}, "near_duplicates: expected a share"),
         ([scored()], {"min_pass_rate": 0.9, "max_pass_rate": 0.1}, "is more than"),
-        (
-            [scored()],
-            {"balance": ["tasks"], "max_rows": 3},
-            "balance: expected task or difficulty, found 'tasks'",
-        ),
-        ([scored()], {"balance": ["task"]}, "needs the number of rows"),
         ([scored()], {"decontaminate": ["nowhere.yaml"]}, r"decontaminate\[0\]: nowhere.yaml"),
         ([scored()], {"decontaminate": ["gsm9k"]}, "not a file, a folder, a Hub id"),
         ([scored()], {"decontaminate": ["{fn: hug}"]}, "decontaminate.*no built-in function 'hug'"),

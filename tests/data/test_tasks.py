@@ -388,7 +388,7 @@ def test_math_500_is_judged_as_mathematics(tmp_path):
 def test_hub_says_what_cannot_be_read(tmp_path, folder):
     params = {"dataset": folder, "question": "problem"}
     with pytest.raises(
-        InputError, match=r"1400 of 1400 rows(.|\n)*train\[0\]: no column 'problem'"
+        InputError, match=r"train: 1400 of 1400 rows(.|\n)*row 1: no column 'problem'"
     ):
         load({"fn": "hub", "params": params})
     with pytest.raises(InputError, match="has no split 'dev'"):

@@ -155,7 +155,7 @@ def test_files_give_what_rows_in_memory_give(tmp_path, monkeypatch):
     write_rows(tmp_path / "a.jsonl", rows[:100])
     write_rows(tmp_path / "b.jsonl", rows[100:])
     files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
-    selection = SelectionArgs(max_per_prompt=2, near_duplicates=0.9, max_rows=40, balance=["task"])
+    selection = SelectionArgs(max_per_prompt=2, near_duplicates=0.9, max_rows=40)
     expected = select_rows(rows, selection, 1, FilterArgs())
     monkeypatch.setattr("chainforge.data.pool.PART", 20_000)
     for alone in (2**40, 0):  # in this process, and in several
