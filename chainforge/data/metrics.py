@@ -121,8 +121,8 @@ def compare(
             f"{name_a} and {name_b} did not answer the same prompts ({len(odd)} differ, "
             f"such as {odd[0]!r}): evaluate both on the same rows to compare them"
         )
-    right = [[bool(prompts[key][0].get("correct")) for key in a] for prompts in (a, b)]
-    numbers = statistics.paired_difference(*right, seed=seed)
+    first, second = ([bool(prompts[key][0].get("correct")) for key in a] for prompts in (a, b))
+    numbers = statistics.paired_difference(first, second, seed=seed)
     named = dict(zip(("difference", "low", "high", "p"), numbers, strict=True))
     return {"from": name_a, "to": name_b} | named
 

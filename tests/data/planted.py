@@ -1,76 +1,23 @@
 """Scored samples with known faults: clean rows, hard to tell from faulty ones, and faulty ones."""
 
 import random
+import re
 
 from chainforge.core.jsonl import example, sample
 from chainforge.core.transcript import write
 
-NAMES = [
-    "Ana",
-    "Ben",
-    "Chloé",
-    "Dmitri",
-    "Emma",
-    "Farid",
-    "Grace",
-    "Hugo",
-    "Ines",
-    "Jonas",
-    "Kira",
-    "Liam",
-    "Mei",
-    "Noor",
-    "Olaf",
-    "Priya",
-]
-THINGS = [
-    "apples",
-    "books",
-    "candles",
-    "drums",
-    "eggs",
-    "flowers",
-    "gloves",
-    "hats",
-    "jars",
-    "kites",
-    "lamps",
-    "maps",
-    "nails",
-    "oranges",
-    "pens",
-    "ropes",
-    "shells",
-    "tickets",
-    "umbrellas",
-    "vases",
-]
-PLACES = [
-    "market",
-    "school",
-    "library",
-    "harbour",
-    "station",
-    "museum",
-    "garden",
-    "office",
-    "bakery",
-    "theatre",
-    "farm",
-    "village",
-]
-VERBS = [
-    "buys",
-    "collects",
-    "finds",
-    "packs",
-    "sells",
-    "counts",
-    "borrows",
-    "paints",
-    "carries",
-    "delivers",
-]
+NAMES = re.findall(
+    r"\w+", "Ana Ben Chloé Dmitri Emma Farid Grace Hugo Ines Jonas Kira Liam Mei Noor Olaf Priya"
+)
+THINGS = re.findall(
+    r"\w+",
+    "apples books candles drums eggs flowers gloves hats jars kites lamps maps nails oranges pens "
+    "ropes shells tickets umbrellas vases",
+)
+PLACES = re.findall(
+    r"\w+", "market school library harbour station museum garden office bakery theatre farm village"
+)
+VERBS = re.findall(r"\w+", "buys collects finds packs sells counts borrows paints carries delivers")
 TEMPLATES = (
     "{name} {verb} {a} {thing} at the {place} on Monday and {b} more on Tuesday, then gives {c} of them to {other}. How many {thing} does {name} have left at the end?",
     "At the {place} there are {a} boxes with {b} {thing} in each of them, and {c} {thing} lie beside the boxes. {name} wants to know how many {thing} there are in total.",
