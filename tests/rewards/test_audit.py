@@ -55,44 +55,13 @@ def test_the_default_rewards_pass(preset):
     assert max(report.means[kind] for kind in KINDS if kind != "gold") < 0.5
 
 
-def test_accuracy_alone_passes():
-    rewards = load_rewards(RewardArgs([{"fn": "accuracy_reward"}]), COLUMNS)
-    assert audit(rewards, ROWS).passed
-
-
-def constant(completion):
-    return 1.0
-
-
-def empty_pays(completion, answer):
-    return 1.0 if not completion or answer in completion else 0.0
-
-
-def anywhere(completion, answer):
-    return float(answer in completion)
-
-
-def longest(completion):
-    return len(completion) / 1e6
-
-
-def last_word(completion, answer):
-    return float(completion.removesuffix("</summary>").endswith(answer))
-
-
-def tags_pay(completion):
-    return float("<summary>" in completion)
-
-
 @pytest.mark.parametrize(
     ("function", "kinds"),
     [
-        (constant, {"wrong", "empty", "stuffed", "tags", "misplaced", "hostile"}),
-        (empty_pays, {"empty", "stuffed", "misplaced"}),
-        (anywhere, {"stuffed", "misplaced"}),
-        (longest, {"hostile", "stuffed"}),
-        (last_word, {"stuffed"}),
-        (tags_pay, {"wrong", "tags"}),
+        (lambda completion: 1.0, {"wrong", "empty", "stuffed", "tags", "misplaced", "hostile"}),
+        (lambda text, answer: not text or answer in text, {"empty", "stuffed", "misplaced"}),
+        (lambda text, answer: answer in text, {"stuffed", "misplaced"}),
+        (lambda completion: len(completion) / 1e6, {"hostile", "stuffed"}),
     ],
 )
 def test_a_broken_reward_fails_with_what_fooled_it(function, kinds):
@@ -112,39 +81,16 @@ def said(completion):
     return completion.rpartition("<summary>")[2].removesuffix("</summary>")
 
 
-def pays_zero(completion, answer):
-    return float(said(completion) in ("0", answer))
-
-
-def pays_any_gold(completion, answer):
-    return float(said(completion) in {row["answer"] for row in SUMS})
-
-
-def pays_nan_of_numbers(completion, answer):
-    return float(said(completion) in ("nan", answer))
-
-
-def pays_half_the_time(completion, answer, number):
-    return float(said(completion) == answer or (number % 2 and said(completion) == "True"))
-
-
-def pays_in_part(completion, answer):
-    return 1.0 if said(completion) == answer else 0.9 if said(completion) == "1" else 0.0
-
-
-def pays_one_letter(completion, answer):
-    return float(said(completion) in ("C", answer))
+GOLDS = {row["answer"] for row in SUMS}
 
 
 @pytest.mark.parametrize(
     ("function", "rows", "answers"),
     [
-        (pays_zero, SUMS, {"0"}),
-        (pays_any_gold, SUMS, {"7", "8", "11", "16", "23", "32"}),
-        (pays_nan_of_numbers, SUMS, {"nan"}),
-        (pays_half_the_time, SUMS, {"True"}),
-        (pays_one_letter, LETTERS, {"C"}),
-        (pays_in_part, SUMS, set()),
+        (lambda text, answer: said(text) in ("0", answer), SUMS, {"0"}),
+        (lambda text: said(text) in GOLDS, SUMS, {"7", "8", "11", "16", "23", "32"}),
+        (lambda text, answer: said(text) in ("C", answer), LETTERS, {"C"}),
+        (lambda text, answer: (said(text) == answer) + 0.9 * (said(text) == "1"), SUMS, set()),
         (accuracy_reward, SUMS, set()),
         (accuracy_reward, LETTERS, set()),
         (accuracy_reward, [row(f"{n % 2}", "math", number=n) for n in range(9)], set()),
@@ -185,12 +131,6 @@ def test_a_reward_of_nan_fails_the_audit():
     assert "nan" in report.errors[0]
 
 
-def test_the_time_is_known_by_kind():
-    report = audit([named(anywhere)], ROWS[:2])
-    assert set(report.milliseconds) == set(KINDS)
-    assert all(took > 0 for took in report.milliseconds.values())
-
-
 def test_a_reward_that_remembers_is_not_deterministic():
     seen = []
 
@@ -217,11 +157,6 @@ def test_a_verifier_is_asked_again_not_remembered():
     assert first < POOL.scored - before < 2 * first
 
 
-def test_a_good_reward_does_not_hide_a_strong_bad_one():
-    good = load_rewards(RewardArgs(), COLUMNS)
-    assert not audit([*good, named(longest, weight=50)], ROWS).passed
-
-
 def test_a_reward_that_fails_fails_the_audit():
     def fragile(completion, answer):
         if "<summary>" not in completion:
@@ -241,11 +176,6 @@ def test_rows_without_a_gold_answer_are_skipped_and_none_is_no_pass():
     assert not audit(rewards, [row("", "math")]).passed
     with pytest.raises(InputError, match="no rows"):
         audit(rewards, [])
-
-
-def test_a_data_set_whose_own_scorer_pays_everything_passes_with_ours():
-    rows = [gym("game_of_life_halting", "False"), gym("game_of_life_halting", "True")]
-    assert audit(load_rewards(RewardArgs(), COLUMNS), rows).passed
 
 
 def test_token_rewards_can_be_audited():

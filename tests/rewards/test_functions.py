@@ -8,7 +8,6 @@ from chainforge.core.errors import InputError
 from chainforge.core.transcript import PRESETS, write
 from chainforge.rewards.functions import (
     accuracy_reward,
-    accuracy_rewards,
     format_reward,
     get_cosine_scaled_reward,
     language_consistency_reward,
@@ -57,25 +56,6 @@ def test_no_gold_answer_is_no_verdict():
     assert accuracy_reward(good, None) is None
     assert accuracy_reward(good, "") is None
     assert accuracy_reward("nothing", "{") is None
-
-
-def test_the_verifier_and_its_tolerance_are_arguments():
-    good = write("Well.", "8/2")
-    assert accuracy_reward(good, "4") == 1.0
-    assert accuracy_reward(good, "4", verifier="arithmetic") == 0.0
-    near = write("Well.", "4.1")
-    assert accuracy_reward(near, "4", verifier="numeric", tolerance=0.1) == 1.0
-    with pytest.raises(InputError, match="no verifier"):
-        accuracy_reward(near, "4", verifier="maths!")
-
-
-def test_a_batch_is_the_same_as_single_calls():
-    calls = [
-        {"completion": write("Well.", text), "answer": "4", "verifier": verifier}
-        for text in ("4", "5", "2+2", "x=4")
-        for verifier in ("math", "arithmetic", "exact")
-    ]
-    assert accuracy_rewards(calls) == [accuracy_reward(**call) for call in calls]
 
 
 @pytest.mark.parametrize("preset", PRESETS)

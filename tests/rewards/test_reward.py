@@ -2,10 +2,8 @@
 
 import json
 import math
-import pickle
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -157,12 +155,6 @@ def test_params_win_over_columns_and_absent_values_leave_the_default(own):
     assert [s.total for s in score([half], rows, ["4"] * 3)] == [0.25, 0.5, 0.5]
 
 
-def test_the_transcript_of_the_configuration_reaches_the_rewards():
-    rewards = load_rewards(RewardArgs(transcript="think"), COLUMNS)
-    assert score(rewards, [make("a")], [write("Well.", "4", "think")])[0].total == 1.2
-    assert score(rewards, [make("a")], [write("Well.", "4")])[0].total == 0.0
-
-
 def test_a_task_limits_a_reward_to_its_rows(own):
     rewards = own(spec("concise", params={"max_words": 1}, task="chat", weight=2))
     rows = [make("a", task="chat"), make("b", task="sum"), make("c", task="chat")]
@@ -199,15 +191,6 @@ def test_a_batch_function_that_looks_answers_up_is_called_with_answers_alone(own
     assert [s.rewards["always"] for s in scores] == [None, 2.0, None]
     assert [s.rewards["looked_up"] for s in scores] == [None, 1.0, None]
     assert [reward.failed for reward in rewards] == [0, 0, 3]  # `short` needs no answer
-
-
-def test_functions_in_trls_form_pass_through(own):
-    rewards = own("always", "declared")
-    scores = score(rewards, [make("a", "4"), make("b", "444")], ["x", "xx"])
-    assert [s.rewards for s in scores] == [
-        {"always": 1.0, "declared": 2.0},
-        {"always": 3.0, "declared": 5.0},
-    ]
 
 
 def test_trls_own_rewards_by_name_with_params():
@@ -331,14 +314,6 @@ def test_wrong_settings(settings, message):
         load_rewards(RewardArgs(**settings), COLUMNS)
 
 
-def test_two_of_one_function_have_two_names(own):
-    rewards = own(
-        spec("concise", params={"max_words": 1}, name="brief"),
-        spec("concise", params={"max_words": 9}),
-    )
-    assert list(score(rewards, [make("a")], ["x y z"])[0].rewards) == ["brief", "concise"]
-
-
 def test_a_failing_row_is_neutral_counted_and_logged(own, caplog):
     (reward,) = own("sometimes")
     kinds = ["raise", "nan", "inf", "huge", "text", "list", "none", "true", "4"]
@@ -452,38 +427,6 @@ def test_random_rewards_are_coin_flips_that_a_resumed_run_repeats():
     assert accuracy != [r["format_reward"] for r in first]
     for half in (accuracy[::2], accuracy[1::2]):  # Right and wrong answers earn the same.
         assert 60 < sum(half) < 140
-
-
-def test_random_rewards_differ_within_a_group_and_keep_to_their_task():
-    specs = [{"fn": "format_reward", "task": "chat"}]
-    (reward,) = load_rewards(RewardArgs(specs, random_rewards=True), COLUMNS)
-    prompt = [{"role": "user", "content": "?"}]
-    texts = [f"completion {i}" for i in range(64)]
-    flips = reward([prompt] * 64, texts, [[1]] * 64, task=["chat"] * 63 + ["sum"])
-    assert set(flips[:-1]) == {0.0, 1.0}
-    assert flips[-1] is None
-
-
-def test_order_is_kept_whatever_the_order():
-    rewards = load_rewards(RewardArgs(), COLUMNS)
-    rows = [make(str(i), str(i), verifier=("math", "exact")[i % 2]) for i in range(60)]
-    texts = [write("Well.", f"{i}+0" if i % 3 else str(i)) for i in range(60)]
-    expected = [s.total for s in score(rewards, rows, texts)]
-    for step in (7, 11, 59):
-        order = [i * step % 60 for i in range(60)]
-        shuffled = score(rewards, [rows[i] for i in order], [texts[i] for i in order])
-        assert [s.total for s in shuffled] == [expected[i] for i in order]
-
-
-def test_rewards_travel_and_work_in_threads():
-    rewards = pickle.loads(pickle.dumps(load_rewards(RewardArgs(), COLUMNS)))
-
-    def once(index):
-        return score(rewards, [make("a", str(index))] * 2, [write("W.", str(index)), "x"])
-
-    with ThreadPoolExecutor(4) as pool:
-        for scores in pool.map(once, range(20)):
-            assert [s.total for s in scores] == pytest.approx([1.2, 0.0])
 
 
 def test_reasoning_gym_rows_from_end_to_end():

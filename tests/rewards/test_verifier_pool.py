@@ -14,7 +14,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from chainforge.rewards.functions import accuracy_reward
 from chainforge.rewards.verifier_pool import VerifierPool
 from chainforge.rewards.verify import COMPARISONS, POOL, Claim, start_pool, verify, verify_all
 
@@ -198,23 +197,6 @@ def test_it_works_from_other_threads_and_from_several(quick):
         assert list(threads.map(score, range(2, 5))) == [[True, False, False]] * 3
 
 
-def test_it_works_from_a_thread_whose_program_never_started():
-    pool = VerifierPool(workers=1)
-    verdicts = []
-    thread = threading.Thread(target=lambda: verdicts.extend(pool.score([("math", "2+2", "4")])))
-    thread.start()
-    thread.join()
-    pool.close()
-    assert verdicts == [True]
-
-
-def test_it_starts_again_after_the_program_was_killed(quick):
-    quick.score([("math", "2+2", "4")])
-    os.kill(quick._process.pid, signal.SIGKILL)
-    quick._process.wait()
-    assert quick.score([("math", "3+2", "5"), ("math", "3+3", "5")]) == [True, False]
-
-
 def test_an_alarm_of_the_trainer_stays_armed(quick):
     before = signal.getsignal(signal.SIGALRM)
     signal.setitimer(signal.ITIMER_REAL, 1000)
@@ -320,11 +302,6 @@ def test_a_program_that_cannot_start_says_why(monkeypatch):
         VerifierPool(workers=1).score([("math", "2+2", "4")])
 
 
-def test_the_default_limit_holds_through_the_reward():
-    text = r"<reasoning_process>Big.</reasoning_process><summary>$(a-b+c+1)^{900}$</summary>"
-    assert accuracy_reward(text, "4") == 0.0
-
-
 def test_it_starts_beside_other_work_where_golds_are_more_than_numbers(monkeypatch):
     pool = VerifierPool(workers=1)
     monkeypatch.setattr("chainforge.rewards.verify.POOL", pool)
@@ -333,18 +310,6 @@ def test_it_starts_beside_other_work_where_golds_are_more_than_numbers(monkeypat
     start_pool([{"answer": "4"}, {"answer": "x+1"}])
     assert pool._process is not None
     assert pool.score([("math", "1+x", "x+1")]) == [True]
-    pool.close()
-
-
-def test_it_is_ready_for_what_it_was_started_for_and_what_else_comes():
-    pool = VerifierPool(workers=1)
-    pool.start(["reasoning_gym"])
-    program = pool._process.pid
-    pool.start(["math"])
-    own = entry("chain_sum", "4")
-    jobs = [("reasoning_gym", "4.0", own), ("math", "2+2", "4"), ("reasoning_gym", "5", own)]
-    assert pool.score(jobs) == [True, True, False]
-    assert pool._process.pid == program
     pool.close()
 
 
