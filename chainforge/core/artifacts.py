@@ -261,7 +261,7 @@ def _acquire(directory: Path, seconds: float) -> Any:
 
     held = FileLock(directory / LOCK)
     try:
-        held.acquire(timeout=seconds, poll_interval=0.05)
+        return held.acquire(timeout=seconds, poll_interval=0.05).lock
     except Timeout:
         return None
     except OSError as error:
@@ -271,7 +271,6 @@ def _acquire(directory: Path, seconds: float) -> Any:
             f"{directory}: its file system gives no locks ({error.strerror}), without which two "
             "runs could write the same files; give a directory on another disk"
         ) from None
-    return held
 
 
 def input_fingerprint(reference: str | Path, *, thorough: bool = False) -> str:

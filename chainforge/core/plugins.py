@@ -147,67 +147,54 @@ def own_script(script: str | Path | None) -> bool:
 
 
 def sources(reference: str | Path | None) -> dict[str, Path]:
-    """Return the local files that `file.py`, `file.py:fn` or `pkg.mod:fn` runs, by module name.
+    """Return the local files that `file.py`, `file.py:fn` or `pkg.mod:fn` runs, by their names.
 
-    Empty for text that names no local file.
+    These are its own file, and those of the local modules that it imports, and they import; of a
+    package all files count. Empty for text that names no local file.
     """
     place, colon, _ = str(reference).rpartition(":")
     file = Path(place if colon else str(reference))
+    path = [os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep), *sys.path]
     if file.suffix == ".py":
-        return _closure(file.stem, file, file.parent) if file.is_file() else {}
-    if not colon or not MODULE.fullmatch(place):
+        path.insert(0, str(file.parent))
+        waiting = {file.name: file} if file.is_file() else {}
+    elif colon and MODULE.fullmatch(place):
+        waiting = _files_of(place.partition(".")[0], path)
+    else:
         return {}
     found: dict[str, Path] = {}
-    for name, path in _find(place, [os.getcwd(), *sys.path]):
-        depth = name.count(".") + (path.name == "__init__.py")
-        found |= _closure(name, path, path.absolute().parents[depth])
-    return found
-
-
-def _closure(name: str, file: Path, root: Path) -> dict[str, Path]:
-    """Return a module's file with those that it imports, and they import, by their names."""
-    places = [str(root), os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    found: dict[str, Path] = {}
-    waiting = [(name, file)]
     while waiting:
-        name, file = waiting.pop()
-        path = file.resolve()
-        if name not in found and not any(map(path.is_relative_to, [_OWN, *_INSTALLED])):
+        name, file = waiting.popitem()
+        if name not in found:
             found[name] = file
-            for imported in _imported(name, file):
-                waiting += _find(imported, places)
+            for module in _imported(file):
+                waiting |= _files_of(module, path)
     return found
 
 
-def _imported(name: str, file: Path) -> Iterator[str]:
-    """Yield the names that a module imports; what it imports from may be a module or not."""
+def _files_of(module: str, path: list[str]) -> dict[str, Path]:
+    """Return the files of a top-level module or package by their names; of a local one only."""
+    for place in path:
+        file, folder = Path(place, f"{module}.py"), Path(place, module)
+        found = file if file.is_file() else folder
+        if found.exists() and any(map(found.resolve().is_relative_to, [_OWN, *_INSTALLED])):
+            return {}
+        inside = folder.rglob("*.py") if (folder / "__init__.py").exists() else folder.glob("*.py")
+        if files := [file] if file.is_file() else sorted(inside):
+            return {str(one.relative_to(place)): one for one in files}
+    return {}
+
+
+def _imported(file: Path) -> set[str]:
+    """Return the top-level names of what a file imports."""
     try:
         tree = ast.parse(file.read_bytes())
     except (SyntaxError, ValueError, RecursionError):
-        return
-    package = name.split(".") if file.name == "__init__.py" else name.split(".")[:-1]
+        return set()
+    names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            above = package[: len(package) - node.level + 1] if node.level else []
-            module = ".".join([*above, node.module or ""]).rstrip(".")
-            yield from (f"{module}.{alias.name}".lstrip(".") for alias in node.names)
-
-
-def _find(name: str, places: list[str]) -> list[tuple[str, Path]]:
-    """Return the files of a dotted name in the first place that has any, its packages first."""
-    parts = name.split(".")
-    for place in places:
-        folder, found = Path(place), []
-        for number, part in enumerate(parts, start=1):
-            package, module = folder / part / "__init__.py", folder / f"{part}.py"
-            file = package if package.is_file() else module if module.is_file() else None
-            if file is not None:
-                found.append((".".join(parts[:number]), file))
-            folder /= part
-            if file == module or not folder.is_dir():
-                break
-        if found:
-            return found
-    return []
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module)
+    return {name.partition(".")[0] for name in names}

@@ -180,6 +180,7 @@ RUN = {
     "reward:good": {"reward.py", "helper.py", "kit/__init__.py", "kit/tool.py",
                     "kit/deep/down.py", "far/away.py", "late.py"},
     "kit.tool:use": {"kit/__init__.py", "kit/tool.py", "kit/deep/down.py"},
+    "far.away:f": {"far/away.py", "late.py"},
     "packed.mod:use": {"lib/packed/mod.py", "lib/packed/other.py"},
     "broken.py:f": {"broken.py"},
     "json:loads": set(),
