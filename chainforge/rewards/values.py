@@ -17,6 +17,7 @@ from decimal import Context, Decimal, DivisionByZero, InvalidOperation, Overflow
 from fractions import Fraction
 from functools import lru_cache
 from itertools import pairwise
+from pathlib import Path
 from string import ascii_letters
 from typing import Any, NamedTuple
 
@@ -129,42 +130,19 @@ def _scaled(mantissa: str, exponent: int) -> Number | None:
     return Number(value * Fraction(10) ** exponent, place * Fraction(10) ** exponent)
 
 
-# One unit a line or semicolon, its first name for all of them; plurals are understood.
-_MEASURES = """
-mm millimeter millimetre; cm centimeter centimetre; dm decimeter; m meter metre;
-km kilometer kilometre; in inch; ft foot feet; yd yard; mi mile; mg milligram; g gram;
-kg kilogram; lb lbs; oz ounce; ton tonne; ml mL milliliter millilitre; l L liter litre;
-gallon gal; quart qt; pint pt; cup; tablespoon tbsp; teaspoon tsp; s sec second;
-ms millisecond; μs microsecond; ns nanosecond;
-nm nanometer nanometre; μm micrometer micrometre; μg microgram; min minute;
-h hr hrs hour; day; week; month; year yr yrs; decade; century; degree deg °; rad radian; °C celsius;
-°F fahrenheit; K kelvin; unit; dollar ¤ USD US buck 美元; cent ¢; euro € EUR 欧元; pound £ GBP;
-yen ¥ 円 JPY; yuan 元 块 rmb RMB CNY; rupee ₹; N newton; J joule; kJ kilojoule; W watt; kW kilowatt;
-kWh; Pa pascal; V volt; A ampere amp; ohm; Hz hertz;
-kHz; MHz; GHz; kV; mV; mA; kPa; MW; MJ; keV; MeV; mol mole; cal calorie; kcal;
-mi/h mph; km/h kph kmh; rpm; acre; hectare ha; bit; byte; MB; GB; kB; eV; 岁; 人; 个; 天;
-小时; 分钟; 米; 厘米; 千米; 度
-"""
-_COUNTED = """
-apple orange banana pear peach grape lemon cherry berry strawberry blueberry mango fruit vegetable
-carrot potato tomato egg cookie cake cupcake candy pie pizza slice sandwich burger donut muffin
-bagel loaf glass bottle can jar box bag basket carton crate bucket tray plate bowl person people
-child children student boy girl man men woman women kid teacher friend player member worker employee
-passenger guest customer voter adult visitor patient dog cat cow horse sheep pig chicken hen duck
-bird fish rabbit mouse mice animal puppy kitten goat bee spider frog book page pencil pen notebook
-crayon marker paper sheet card stamp sticker photo picture word problem question test game toy doll
-ball marble bead block brick tile coin bill ticket token point goal vote car truck bus bike bicycle
-train plane boat trip lap step house room floor door window chair table seat desk bed tree flower
-rose plant seed leaf leaves shirt shoe sock hat dress button song movie lesson way outcome
-arrangement combination permutation triangle rectangle circle line segment side edge vertex vertices
-face angle diagonal number integer digit solution factor divisor element subset path route term
-value piece item object phone call computer battery message email bolt nail screw clip necklace
-bracelet ring gift present balloon bulb flag meal serving penny nickel dime row column group team
-family bacteria cell stone rock shell wheel penguin elephant monkey lion bear turtle
-"""
-_UNITS = {name: group.split()[0] for group in _MEASURES.split(";") for name in group.split()} | {
-    name: name for name in _COUNTED.split()
-}
+def _read_units() -> dict[str, str]:
+    """Return the units of `units.txt`: each name with the first name of the same unit."""
+    units: dict[str, str] = {}
+    for line in Path(__file__).with_name("units.txt").read_text(encoding="utf-8").splitlines():
+        first, *others = line.split()
+        if first == "+":
+            units |= {name: name for name in others}
+        elif first != "#":
+            units |= {name: first for name in (first, *others)}
+    return units
+
+
+_UNITS = _read_units()
 _POWERS = {"square": "2", "sq": "2", "cubic": "3", "cu": "3", "squared": "2", "cubed": "3"}
 _SHAPES = frozenset({"old", "tall", "long", "wide", "high", "deep", "away", "apart"})
 _CURRENCY = re.compile(

@@ -30,7 +30,7 @@ from contextlib import suppress
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from chainforge.rewards.confinement import confine
 from chainforge.rewards.scorers import scorer_of
@@ -67,10 +67,9 @@ class VerifierPool:
     ) -> None:
         self.settings = (workers or default_workers(), limit, _PATIENCE * limit, memory)
         self.scored = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._process: subprocess.Popen[bytes] | None = None
         self._is_ready = False
-        self._buffer = b""
         atexit.register(self.close)
         # A fork (a data loader's worker) inherits the pipes but must start a program of its own.
         os.register_at_fork(after_in_child=self._forget)
@@ -81,103 +80,87 @@ class VerifierPool:
         If the program itself dies, the jobs that are left are scored one by one, and one over which
         it dies alone is `lost`. Raises `RuntimeError` when it cannot start.
         """
-        verdicts: list[Verdict | None] = [None] * len(jobs)
+        verdicts: dict[int, Verdict] = {}
         with self._lock:
             self.scored += len(jobs)
             try:
-                if jobs:
-                    self._ask(jobs, range(len(jobs)), verdicts)
+                self._ask(jobs, range(len(jobs)), verdicts)
                 for index in range(len(jobs)):
-                    if verdicts[index] is None:
+                    if index not in verdicts:
                         self._ask(jobs, [index], verdicts)
             except BaseException:
                 # Ctrl-C or an alarm in mid-batch: its verdicts must not answer the next batch.
                 self._stop()
                 raise
-        return ["lost" if verdict is None else verdict for verdict in verdicts]
+        return [verdicts.get(index, "lost") for index in range(len(jobs))]
 
-    def start(self, kinds: Sequence[str]) -> None:
+    def start(self, kinds: Sequence[str]) -> subprocess.Popen[bytes]:
         """Start the program, unless it runs, and do not wait: it imports while others work."""
         with self._lock:
-            if not self._running():
-                self._open(kinds)
+            if self._process is None or self._process.poll() is not None:
+                code = (
+                    f"import sys; sys.path.insert(0, {str(_ROOT)!r}); "
+                    f"from chainforge.rewards.verifier_pool import main; "
+                    f"main{(*self.settings, tuple(kinds))}"
+                )
+                kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+                self._is_ready = False
+                # -P: a file named sympy.py in the working directory is not sympy. A session of its
+                # own: Ctrl-C reaches the trainer only, which then closes the pipe.
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-c", code],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    env=kept | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+                    start_new_session=True,
+                )
+            return self._process
 
     def close(self) -> None:
         """End the program and its children; a later `score` starts it again."""
         with self._lock:
             self._stop()
 
-    def _running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
-    def _open(self, kinds: Sequence[str]) -> None:
-        code = (
-            f"import sys; sys.path.insert(0, {str(_ROOT)!r}); "
-            f"from chainforge.rewards.verifier_pool import main; "
-            f"main{(*self.settings, tuple(kinds))}"
-        )
-        kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-        self._buffer, self._is_ready = b"", False
-        # -P: a file named sympy.py in the working directory is not sympy. A session of its own:
-        # Ctrl-C reaches the trainer only, which then closes the pipe.
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", code],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=kept | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-            start_new_session=True,
-        )
-
-    def _await_start(self, kinds: Sequence[str]) -> IO[bytes]:
-        """Return the program's input once it is ready."""
-        if not self._running():
-            self._open(kinds)
-        if not self._is_ready:
-            started = self._read(_START_LIMIT) or {}
-            if "ready" not in started:
-                self._stop()
-                why = started.get("error", f"no answer from {sys.executable}")
-                raise RuntimeError(f"the verifier pool (math-verify) does not start: {why}")
-            self._is_ready = True
-        assert self._process is not None
-        assert self._process.stdin is not None
-        return self._process.stdin
-
     def _ask(
-        self, jobs: Sequence[Job], indices: Sequence[int], verdicts: list[Verdict | None]
+        self, jobs: Sequence[Job], indices: Sequence[int], verdicts: dict[int, Verdict]
     ) -> None:
         """Have these jobs scored and fill in what comes; end a program that answers no more."""
         some = [jobs[index] for index in indices]
-        pipe = self._await_start(tuple({job[0]: None for job in some}))
-        message: dict[str, Any] | None = None
+        if not some:
+            return
+        process = self.start(tuple({job[0]: None for job in some}))
+        # It ends a job in time; preparing for a kind of jobs takes as long as to start.
+        watchdog = threading.Timer(len(some) * self.settings[2] + 2 * _START_LIMIT, process.kill)
+        watchdog.daemon = True
+        watchdog.start()
+        message: dict[str, Any] = {}
         try:
+            if not self._is_ready:
+                self._await_start(process)
+            pipe, replies = process.stdin, process.stdout
+            assert pipe is not None
+            assert replies is not None
             pipe.write(json.dumps(some).encode() + b"\n")
             pipe.flush()
             for _ in some:
-                # It ends a job in time; preparing for a kind of jobs takes as long as to start.
-                message = self._read(self.settings[2] + _START_LIMIT)
-                verdicts[indices[message["index"]]] = message["verdict"]  # type: ignore[index]
-        except (OSError, TypeError, KeyError):
+                message = json.loads(replies.readline())
+                verdicts[indices[message["index"]]] = message["verdict"]
+        except (OSError, ValueError, KeyError):
             logger.warning("the verifier pool died (%s); starting it again", message)
             self._stop()
+        finally:
+            watchdog.cancel()
 
-    def _read(self, limit: float) -> dict[str, Any] | None:
-        """Read one message; None at the end of the pipe or of the time."""
-        assert self._process is not None
-        assert self._process.stdout is not None
-        descriptor = self._process.stdout.fileno()
-        poller = select.poll()
-        poller.register(descriptor, select.POLLIN)
-        deadline = time.monotonic() + limit
-        while b"\n" not in self._buffer:
-            remaining = max(0.0, deadline - time.monotonic())
-            chunk = os.read(descriptor, 1 << 16) if poller.poll(1000 * remaining) else b""
-            if not chunk:
-                return None
-            self._buffer += chunk
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        return dict(json.loads(line))
+    def _await_start(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        started = json.loads(line) if line else {"error": f"no answer from {sys.executable}"}
+        if "ready" not in started:
+            raise RuntimeError(
+                f"the verifier pool (math-verify) does not start: {started.get('error')}"
+            )
+        self._is_ready = True
 
     def _stop(self) -> None:
         process, self._process = self._process, None
@@ -193,7 +176,7 @@ class VerifierPool:
 
     def _forget(self) -> None:
         """After a fork, in the child: leave the parent's program alone."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._process = None
 
 
