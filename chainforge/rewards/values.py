@@ -138,7 +138,7 @@ def _read_units() -> dict[str, str]:
         if first == "+":
             units |= {name: name for name in others}
         elif first != "#":
-            units |= {name: first for name in (first, *others)}
+            units |= dict.fromkeys((first, *others), first)
     return units
 
 
