@@ -1,4 +1,4 @@
-"""Examples and samples: rows of JSON lines that survive a crash.
+"""Read and write rows of JSON lines, such that they survive a crash.
 
 An *Example* is a question with its gold answer; a *Sample* is an Example with a completion and
 where that came from. Both are plain dictionaries, so that a user's own columns travel with them.
@@ -38,10 +38,7 @@ def sample(row: Row, completion: str, index: int, *, source: str, **provenance: 
 
 
 def has_answer(row: Row) -> bool:
-    """Return whether a row has a gold answer, or an entry that is scored without one.
-
-    A row without the column says nothing of it: then there may be one.
-    """
+    """Return whether a row has a gold answer, an entry that is scored without one, or no column."""
     return row.get("answer", "") is not None or bool(row.get("entry"))
 
 
@@ -96,32 +93,28 @@ class JsonLines:
 def _line(row: Row) -> bytes:
     """Encode a row as one line of UTF-8; text that UTF-8 cannot hold is escaped, never lost.
 
-    Raises `ValueError` for NaN and infinity, of which JSON knows nothing.
+    Raises `ValueError` for NaN and infinity, which JSON does not have.
     """
     import msgspec  # here, because commands that only read start without it
 
+    ascii_only = False
     try:
         line = msgspec.json.encode(row)
-        # A null that no column explains may stand for NaN: json, seven times as slow, tells.
+        # A null that no column explains may be a NaN: json, seven times as slow, finds out.
         if line.count(b"null") == sum(value is None for value in row.values()):
             return line + b"\n"
-        return _strictly(row, ensure_ascii=False)
     except TypeError:  # a subclass of float, as numpy's
-        return _strictly(row, ensure_ascii=False)
+        pass
     except UnicodeEncodeError:
-        return _strictly(row, ensure_ascii=True)
-
-
-def _strictly(row: Row, *, ensure_ascii: bool) -> bytes:
-    separators = (",", ":")
-    text = json.dumps(row, ensure_ascii=ensure_ascii, allow_nan=False, separators=separators)
+        ascii_only = True
+    text = json.dumps(row, ensure_ascii=ascii_only, allow_nan=False, separators=(",", ":"))
     return f"{text}\n".encode()
 
 
 def repair(path: Path) -> None:
     """Cut a torn last line off a file of JSON lines.
 
-    A last line without its newline that is whole JSON only lost the newline: it gets one.
+    A last line without its newline that is whole JSON gets one.
     """
     if not path.exists() or path.stat().st_size == 0:
         return
@@ -134,11 +127,9 @@ def repair(path: Path) -> None:
         start = data.rfind(b"\n") + 1
         try:
             json.loads(data[start:])
+            file.write(b"\n")
         except ValueError:
             file.truncate(start)
-        else:
-            file.seek(0, os.SEEK_END)
-            file.write(b"\n")
 
 
 def write_rows(path: str | Path, rows: Iterable[Row]) -> None:
@@ -179,19 +170,21 @@ def read_rows(path: str | Path, *, torn_tail: bool = False) -> list[Row]:
             continue
         try:
             row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            if not isinstance(row, dict):
+                raise ValueError(f"a {type(row).__name__}, not an object")
+            rows.append(row)
         except (ValueError, RecursionError) as error:
             if not torn_tail or number < len(lines):
                 wrong.append(f"line {number}: {error}")
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-        else:
-            wrong.append(f"line {number}: a {type(row).__name__}, not an object")
     if wrong:
-        more = f"\n  and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        more = [f"and {len(wrong) - 5} more"] if len(wrong) > 5 else []
         raise InputError(
-            f"{path}: {len(wrong)} of {len(lines)} lines are not JSON objects:\n  "
-            + "\n  ".join(wrong[:5])
-            + more
+            "\n  ".join(
+                [
+                    f"{path}: {len(wrong)} of {len(lines)} lines are not JSON objects:",
+                    *wrong[:5],
+                    *more,
+                ]
+            )
         )
     return rows
