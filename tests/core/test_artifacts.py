@@ -15,14 +15,6 @@ def manifest(mark="f" * 64):
     return Manifest("sft", mark, {}, {}, {}, {}, {}, {}, "cpu", 1, 0.0)
 
 
-def test_a_manifest_comes_back(tmp_path):
-    assert artifacts.read_manifest(tmp_path) is None
-    manifest().write(tmp_path)
-    read = artifacts.read_manifest(tmp_path)
-    assert read.recipe == "sft"
-    assert read.finished
-
-
 def test_a_foreign_manifest_is_named(tmp_path):
     (tmp_path / "manifest.json").write_text('{"version": 9}')
     with pytest.raises(InputError, match="manifest.json is not a manifest"):
@@ -107,10 +99,7 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize("target", ["/proc/nowhere/x", "out"])
 def test_a_directory_that_cannot_be_made_is_named(tmp_path, target):
     (tmp_path / "out").symlink_to(target)
-    with (
-        pytest.raises(InputError, match="out: no folder can be made there"),
-        lock(tmp_path / "out"),
-    ):
+    with pytest.raises(InputError, match="out: no folder can be made"), lock(tmp_path / "out"):
         pass
 
 
@@ -118,22 +107,11 @@ def test_paths_do_not_count_and_numbers_count_as_numbers():
     one = {"learning_rate": "1e-4", "output_dir": "a", "config": "x.yaml", "max_steps": 3}
     two = {"learning_rate": 0.0001, "output_dir": "b", "max_steps": "3"}
     assert fingerprint("sft", one, {}) == fingerprint("sft", two, {})
-
-
-@pytest.mark.parametrize(
-    ("recipe", "given", "inputs"),
-    [
-        ("grpo", {"max_steps": 3}, {"model": "a"}),
-        ("sft", {"max_steps": 4}, {"model": "a"}),
-        ("sft", {"max_steps": 3, "seed": 1}, {"model": "a"}),
-        ("sft", {"max_steps": 3}, {"model": "b"}),
-        ("sft", {"max_steps": True}, {"model": "a"}),
-    ],
-)
-def test_everything_else_counts(recipe, given, inputs):
-    assert fingerprint(recipe, given, inputs) != fingerprint(
-        "sft", {"max_steps": 3}, {"model": "a"}
-    )
+    for recipe, given, inputs in (
+        ("grpo", one, {}), ("sft", one | {"max_steps": 4}, {}), ("sft", one | {"seed": 1}, {}),
+        ("sft", one, {"model": "b"}), ("sft", one | {"max_steps": True}, {}),
+    ):  # fmt: skip
+        assert fingerprint(recipe, given, inputs) != fingerprint("sft", one, {})
 
 
 def test_an_input_is_a_stage_a_folder_or_a_hub_id(tmp_path):
@@ -146,9 +124,7 @@ def test_an_input_is_a_stage_a_folder_or_a_hub_id(tmp_path):
     manifest("abc").write(tmp_path)
     assert input_fingerprint(tmp_path / "model") == input_fingerprint(tmp_path) == "abc"
 
-
-def test_an_unfinished_stage_is_no_input(tmp_path):
-    artifacts.write_json(tmp_path / "stage.json", {})
+    (tmp_path / "manifest.json").rename(tmp_path / "stage.json")
     with pytest.raises(InputError, match="not finished"):
         input_fingerprint(tmp_path)
 

@@ -3,7 +3,7 @@ import resource
 
 import pytest
 
-from chainforge.core.disk import DiskFull, is_full, size_in_words, writing
+from chainforge.core.disk import DiskFull, writing
 from chainforge.core.jsonl import JsonLines
 
 
@@ -63,20 +63,3 @@ def test_the_innermost_name_is_told_and_a_folder_where_none_is_known(tmp_path):
         raise OSError(28, "No space left on device")
     with pytest.raises(DiskFull, match="/cache/x: "), writing(tmp_path):
         raise OSError(28, "No space left on device", str(tmp_path / "cache/x"))
-
-
-def test_other_errors_are_left_alone(tmp_path):
-    for error in (FileNotFoundError(2, "No such file"), RuntimeError("shapes differ"), KeyError(1)):
-        assert not is_full(error)
-        with pytest.raises(type(error)), writing(tmp_path):
-            raise error
-
-
-def test_sizes_are_for_people():
-    assert [size_in_words(size) for size in (0, 1023, 2048, 5 * 2**30, 3 * 2**40)] == [
-        "0 bytes",
-        "1023 bytes",
-        "2.0 KiB",
-        "5.0 GiB",
-        "3.0 TiB",
-    ]

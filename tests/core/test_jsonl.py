@@ -60,9 +60,8 @@ def test_malformed_lines_are_named(tmp_path, tail):
 
 
 def test_byte_order_mark_and_carriage_returns_are_read(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n{"a": 2}\r\n')
-    assert read_rows(path) == [{"a": 1}, {"a": 2}]
+    (tmp_path / "rows.jsonl").write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n{"a": 2}\r\n')
+    assert read_rows(tmp_path / "rows.jsonl") == [{"a": 1}, {"a": 2}]
 
 
 def test_a_killed_writer_loses_nothing_it_was_told_is_written(tmp_path):

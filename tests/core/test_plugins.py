@@ -18,12 +18,6 @@ def test_the_three_forms(tmp_path):
     assert resolve(f"{tmp_path}/mine.py:double", BUILTINS) is double
 
 
-def test_a_module_in_the_current_folder(tmp_path, monkeypatch):
-    (tmp_path / "my_rewards_module.py").write_text("def one(): return 1\n")
-    monkeypatch.chdir(tmp_path)
-    assert resolve("my_rewards_module:one", {})() == 1
-
-
 @pytest.mark.parametrize(
     ("reference", "words"),
     [

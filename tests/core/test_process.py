@@ -55,11 +55,6 @@ def test_what_was_asked_for_was_started(environment, outside):
     check_started(environment, outside)
 
 
-def test_one_process_where_several_were_asked_for():
-    with pytest.raises(InputError, match="asked for several processes and started one"):
-        check_started(LAUNCHED | MEETING, {})
-
-
 def test_accelerate_on_the_cpu_is_found_out(tmp_path):
     script = tmp_path / "recipe.py"
     script.write_text(

@@ -29,52 +29,23 @@ def test_write_and_read_are_inverses(preset, reasoning, answer):
         assert read(write(reasoning, answer, preset), preset) == Transcript(reasoning, answer)
 
 
-def test_the_default_form_is_the_cold_start_form():
-    assert write(" 1 + 1 = 2 ", "2\n") == R1.format("1 + 1 = 2", "2")
+_R, _S = "<reasoning_process>r", "</reasoning_process>"
+NO_TRANSCRIPTS = [
+    "", "2", R1.format("", "2"), R1.format("r", " "), "so: " + R1.format("r", "2"),
+    R1.format("r", "2") + " done", R1.format("r", "2") * 2, R1.format("r <summary>", "2"),
+    R1.format("r", "2") + "<summary>3</summary>", R1.format("r", "2</summary>"),
+    _R + _S, f"{_R}{_S}\n<summary>2", f"<summary>2</summary>\n{_R}{_S}",
+    f"{_R}\n<summary>2</summary>{_S}", f"{_S}r<reasoning_process>\n<summary>2</summary>",
+    f"{_R}{_S} and <summary>2</summary>",
+]  # fmt: skip
+NO_THOUGHTS = [
+    "<think></think>4", "<think>r</think>", "4", "<think>r</think>4</think>", "a<think>r</think>4",
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "2",
-        R1.format("", "2"),
-        R1.format("r", " "),
-        "so: " + R1.format("r", "2"),
-        R1.format("r", "2") + " done",
-        R1.format("r", "2") + R1.format("r", "2"),
-        R1.format("r", "2") + "<summary>3</summary>",
-        R1.format("r <summary>", "2"),
-        R1.format("r", "2</summary>"),
-        "<reasoning_process>r</reasoning_process>",
-        "<reasoning_process>r</reasoning_process>\n<summary>2",
-        "<summary>2</summary>\n<reasoning_process>r</reasoning_process>",
-        "<reasoning_process>r\n<summary>2</summary></reasoning_process>",
-        "</reasoning_process>r<reasoning_process>\n<summary>2</summary>",
-        "<reasoning_process>r</reasoning_process> and <summary>2</summary>",
-    ],
-)
+@pytest.mark.parametrize("text", NO_TRANSCRIPTS + NO_THOUGHTS)
 def test_strict_reading_refuses(text):
-    assert read(text) is None
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "<think></think>4",
-        "<think>r</think>",
-        "4",
-        "<think>r</think>4</think>",
-        "a<think>r</think>4",
-    ],
-)
-def test_strict_reading_of_think_refuses(text):
-    assert read(text, "think") is None
-
-
-def test_white_space_around_and_between_is_allowed():
-    text = "\n<reasoning_process> r </reasoning_process> \n\n <summary>\n2 </summary>\n"
-    assert read(text) == Transcript("r", "2")
+    assert read(text, "think" if text in NO_THOUGHTS else "r1-cold-start") is None
 
 
 @pytest.mark.parametrize(
