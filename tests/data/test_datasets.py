@@ -111,26 +111,19 @@ def test_what_a_message_would_lose_is_named(tmp_path, turn, message):
 @pytest.mark.parametrize(
     ("weights", "used"),
     [([3, 1], [30, 10]), ([1, 1], [12, 12]), ([1, 3], [4, 12]), ([], [30, 12])],
-)  # fmt: skip
+)
 def test_sources_are_mixed_in_the_ratio_of_their_weights(tmp_path, weights, used):
     paths = [stage(tmp_path / "picks", samples(30)), stage(tmp_path / "general", samples(12))]
-    args = DataArgs(paths, weights)
-    made, counts = sft_mixture(args, seed=1)
-    assert [count["used"] for count in counts.values()] == used
-    assert [count["rows"] for count in counts.values()] == [30, 12]
+    made, counts = sft_mixture(DataArgs(paths, weights), seed=1)
+    assert [(count["rows"], count["used"]) for count in counts.values()] == [
+        (30, used[0]), (12, used[1])
+    ]  # fmt: skip
     assert len(made) == sum(used)
-    assert made[:] == sft_mixture(args, seed=1)[0][:]
-    texts = [row[0]["content"] for row in made["prompt"][: used[0]]]
-    assert len(set(texts)) == len(texts)
-
-
-@pytest.mark.parametrize(
-    ("weights", "message"), [([1], "1 for 2 sources"), ([1, 0], "more than 0")]
-)
-def test_weights_that_say_nothing(tmp_path, weights, message):
-    paths = [stage(tmp_path / "a", samples(3)), stage(tmp_path / "b", samples(3))]
-    with pytest.raises(InputError, match=message):
-        sft_mixture(DataArgs(paths, weights))
+    assert made[:] == sft_mixture(DataArgs(paths, weights), seed=1)[0][:]
+    assert len({row[0]["content"] for row in made["prompt"][: used[0]]}) == used[0]
+    for wrong, message in (([1], "1 for 2 sources"), ([1, 0], "more than 0")):
+        with pytest.raises(InputError, match=message):
+            sft_mixture(DataArgs(paths, wrong))
 
 
 def test_few_bad_rows_are_left_out_and_written_down(tmp_path):
@@ -233,22 +226,19 @@ def test_grpo_rows_keep_every_column():
     assert json.loads(made["turns"][2]) == [{"role": "user"}]
 
 
-def test_grpo_rows_need_a_prompt():
+def test_grpo_rows_need_a_prompt_and_fill_a_generation_batch():
     with pytest.raises(InputError, match="no rows"):
         grpo_dataset([])
     with pytest.raises(InputError, match="row 2: the prompt must be a list"):
         grpo_dataset([*samples(1), {"prompt": "text"}])
-
-
-def test_a_generation_batch_must_be_filled():
-    rows = samples(4)
-    check_batch(rows, generation_batch_size=32, num_generations=8)
-    with pytest.raises(InputError, match="4 rows are fewer than the 5 prompts"):
-        check_batch(rows, generation_batch_size=40, num_generations=8)
-    with pytest.raises(InputError, match=r"num_generations \(8\) does not divide"):
-        check_batch(rows, generation_batch_size=30, num_generations=8)
-    with pytest.raises(InputError, match="expected 2 or more"):
-        check_batch(rows, generation_batch_size=8, num_generations=1)
+    check_batch(samples(4), generation_batch_size=32, num_generations=8)
+    for size, generations, message in (
+        (40, 8, "4 rows are fewer than the 5 prompts"),
+        (30, 8, r"num_generations \(8\) does not divide"),
+        (8, 1, "expected 2 or more"),
+    ):
+        with pytest.raises(InputError, match=message):
+            check_batch(samples(4), size, generations)
 
 
 def test_sft_trains_on_it(tmp_path, tiny_model, tokenizer):

@@ -2,9 +2,9 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
-from mathproblems import LIST
 from planted import Maker
 
 from chainforge.core.errors import InputError
@@ -12,6 +12,8 @@ from chainforge.core.jsonl import question
 from chainforge.data.decontaminate import Screen, evaluation_questions
 from chainforge.data.tasks import TaskArgs, load_examples
 
+# Problems as competitions set them: short and long, with formulas, drawings and units.
+LIST = Path(__file__).with_name("problems.txt").read_text().splitlines()
 FORMULA = re.compile(r"\$\$.*?\$\$|\\\[.*?\\\]|(?<!\\)\$(?:\\.|[^$\\])+\$", re.DOTALL)
 
 
@@ -156,3 +158,25 @@ def test_a_file_without_questions(tmp_path):
     (tmp_path / "sft.yaml").write_text("max_steps: 3\n")
     with pytest.raises(InputError, match="has no `tasks`"):
         evaluation_questions([str(tmp_path / "sft.yaml")], 0)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("Calculate 3 * ( 4 + 5 ).", "Calculate 3 * 4 + 5."), ("What is 8 + 9 - 7?", "What is 8 + 9 - 7 - 4?"),
+     ("How many legs do you have with 1 cat?", "How many legs do you have with 1 cat, 2 dogs?"),
+     ("Ana has 3 red hats and 5 blue ones. How many hats has she got in all?",
+      "Ana has 3 red hats and 6 blue ones. How many hats has she got in all?")],
+)  # fmt: skip
+def test_another_problem_in_the_same_words_is_no_leak(one, other):
+    assert Screen([("exam", one)]).screen([("", other)]) == [None]
+    (hit,) = Screen([("exam", one)]).screen([("", f"Solve this.\n{one} Show your work, please.")])
+    assert hit.source == "exam"
+
+
+def test_boilerplate_gives_nothing_away():
+    task = (
+        "Read the following puzzle with care and answer with one number and nothing else please. "
+    )
+    rows = [("t", f"{task}How many letters has {'a' * i}b{'c' * i}?") for i in range(1, 60)]
+    held_out = [("exam", f"{task}How many letters has {'x' * i}y?") for i in range(1, 30)]
+    assert Screen(held_out).screen(rows) == [None] * 59

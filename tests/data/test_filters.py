@@ -1,5 +1,7 @@
 """Whether every filter finds what was planted, and nothing else: precision and recall."""
 
+import json
+
 import pytest
 from planted import Maker
 
@@ -12,136 +14,94 @@ OFF = {"max_repetition": None, "min_language": None}
 KEEP_ALL = {"select": "all", "drop_duplicates": False}
 
 
-def case(name):
-    """Return (clean rows, planted rows, selection, filters, reason) of one kind of fault."""
-    make = Maker(seed=name)
-    clean = make.clean(N)
-    select, texts = dict(KEEP_ALL), dict(OFF)
-    if name == "repetition":
-        clean += [make.row(make.terse()) for _ in range(N)]
-        planted = [make.row(make.looping()) for _ in range(N)]
-        texts["max_repetition"] = 0.3
-    elif name == "language (scripts)":
-        clean += [make.row(make.quoting()) for _ in range(N)]
-        planted = [make.row(make.mixed(["zh", "ru"])) for _ in range(N)]
-        texts["min_language"] = 0.8
-    elif name == "long_paragraph":
-        clean += [make.row(make.rambling(700)) for _ in range(N)]
-        planted = [make.row(make.rambling(1_500)) for _ in range(N)]
-        texts["max_paragraph_chars"] = 1_500
-    elif name == "code":
-        clean += [make.row(make.inline()) for _ in range(N)]
-        planted = [make.row(make.coding()) for _ in range(N)]
-        texts["drop_code"] = True
-    elif name in ("too_short", "too_long"):
-        planted = [make.row(make.reasoning(1 if name == "too_short" else 9)) for _ in range(N)]
-        bound = {
-            "too_short": {"min_reasoning_chars": 400},
-            "too_long": {"max_reasoning_chars": 2_000},
-        }
-        texts |= bound[name]
-    return clean, planted, select, texts, name.partition(" ")[0]
+def texts(make, name):
+    """Return (further clean rows, planted rows, filters) of one kind of faulty text."""
+    plant = {
+        "repetition": (make.terse, make.looping, {"max_repetition": 0.3}),
+        "language": (make.quoting, lambda: make.mixed(["zh", "ru"]), {"min_language": 0.8}),
+        "long_paragraph": (
+            lambda: make.rambling(700), make.rambling, {"max_paragraph_chars": 1_500}
+        ),
+        "code": (make.inline, make.coding, {"drop_code": True}),
+        "too_short": (make.reasoning, lambda: make.reasoning(1), {"min_reasoning_chars": 500}),
+        "too_long": (make.reasoning, lambda: make.reasoning(9), {"max_reasoning_chars": 2_000}),
+    }  # fmt: skip
+    good, bad, settings = plant[name]
+    return [make.row(good()) for _ in range(N)], [make.row(bad()) for _ in range(N)], settings
 
 
-def rewritten(kind):
-    """Return (clean, planted, selection, filters, reason) where a row is faulty beside another."""
-    make = Maker(seed=kind)
-    select = dict(KEEP_ALL)
-    if kind in ("duplicate", "near_duplicate"):
-        clean = make.clean(N)
-        # Two samples of each prompt that differ, then a third that says the first again.
-        clean += [make.row(question=row["prompt"][0]["content"], index=1) for row in clean]
-        planted = []
-        for row in clean[:N]:
-            text = row["completion"]
-            if kind == "duplicate":
-                text = make.rng.choice([text, text.replace(" ", "  "), text.replace(". ", ".\n")])
-            else:
-                text = make.edited(text, make.rng.randint(1, 3))
-            planted.append(row | {"completion": text, "sample": 2})
-        select |= {"drop_duplicates": True} if kind == "duplicate" else {"near_duplicates": 0.7}
-    else:
-        clean = make.clean(N)
+def beside(make, name, clean):
+    """Return (further clean rows, planted rows, selection) where a row is faulty beside another."""
+    questions = [row["prompt"][0]["content"] for row in clean]
+    if name == "duplicate_prompt":
         # The same templates with other words and numbers are what they are: other problems.
-        clean += [make.row(question=make.question(short=True) + f" ({i})") for i in range(N)]
-        questions = [row["prompt"][0]["content"] for row in clean[:N]]
+        more = [make.row(question=make.question(short=True) + f" ({i})") for i in range(N)]
         changes = (str.upper, lambda q: q.replace(" ", "\n"), lambda q: f" {q} ")
-        texts = [make.rng.choice(changes)(q) for q in questions]
-        select |= {"drop_duplicates": True}
-        planted = [make.row(question=text) for text in texts]
-    return clean, planted, select, dict(OFF), kind
+        planted = [make.row(question=make.rng.choice(changes)(q)) for q in questions]
+        return more, planted, {"drop_duplicates": True}
+    # Two samples of each prompt that differ, then a third that says the first again.
+    more = [make.row(question=question, index=1) for question in questions]
+    changes = (str, lambda text: text.replace(" ", "  "), lambda text: text.replace(". ", ".\n"))
+    settings = {"drop_duplicates": True}
+    if name == "near_duplicate":
+        changes = (lambda text: make.edited(text, make.rng.randint(1, 3)),)
+        settings = {"near_duplicates": 0.7}
+    again = [make.rng.choice(changes)(row["completion"]) for row in clean]
+    rows = zip(clean, again, strict=True)
+    return more, [row | {"completion": text, "sample": 2} for row, text in rows], settings
 
 
-def leaked(kind, tmp_path):
-    """Return (clean, planted, selection, filters, reason) for an evaluation's questions."""
-    import json
-
-    make = Maker(seed=kind)
-    short = kind == "contaminated (short)"
+def leaked(make, name, path):
+    """Return (clean rows, planted rows, selection) for an evaluation's questions."""
+    short = name == "contaminated (short)"
     asked = list(dict.fromkeys(make.question(short) for _ in range(N)))
-    file = tmp_path / "held_out.jsonl"
-    file.write_text("".join(json.dumps({"question": text}) + "\n" for text in asked))
-    clean = []
-    while len(clean) < 2 * N:  # the same templates, other problems
-        text = make.question(short)
-        if text not in asked:
-            clean.append(make.row(question=text))
-    if kind == "contaminated (verbatim)":
-        texts = [make.rng.choice([text, text.lower(), text.replace(" ", "  ")]) for text in asked]
-    elif kind == "contaminated (reworded)":
-        texts = [make.wrapped(make.edited(text, 1)) for text in asked]
-    else:
-        texts = [make.wrapped(text) for text in asked]
-    planted = [make.row(question=text) for text in texts]
-    return clean, planted, KEEP_ALL | {"decontaminate": [str(file)]}, dict(OFF), "contaminated"
+    path.write_text("".join(json.dumps({"question": text}) + "\n" for text in asked))
+    others = (make.question(short) for _ in range(20 * N))  # the same templates, other problems
+    clean = [make.row(question=text) for text in others if text not in asked][: 2 * N]
+    spaced = (str, str.lower, lambda text: text.replace(" ", "  "))
+    change = {
+        "contaminated (verbatim)": lambda text: make.rng.choice(spaced)(text),
+        "contaminated (reworded)": lambda text: make.wrapped(make.edited(text, 1)),
+    }.get(name, make.wrapped)
+    planted = [make.row(question=change(text)) for text in asked]
+    return clean, planted, {"decontaminate": [str(path)]}
 
 
-TEXTS = (
-    "too_short", "too_long", "repetition", "language (scripts)", "long_paragraph", "code",
-)  # fmt: skip
+TEXTS = ("too_short", "too_long", "repetition", "language", "long_paragraph", "code")
 BESIDE = ("duplicate", "near_duplicate", "duplicate_prompt")
-LEAKS = (
-    "contaminated (verbatim)", "contaminated (wrapped)", "contaminated (short)",
-    "contaminated (reworded)",
-)  # fmt: skip
+LEAKS = [f"contaminated ({how})" for how in ("verbatim", "wrapped", "short", "reworded")]
 # A changed word breaks up to five of a question's runs of five words, and of these questions of 30
 # words often more than the 20 % that may be lacking. Nothing else is let off.
 RECALL = {"contaminated (reworded)": 0.5}
 
 
-@pytest.fixture(scope="module")
-def table():
-    """Print what was measured, once all of it is."""
-    lines = []
-    yield lines
-    print("\n| planted | clean | planted | found | precision | recall |")
-    print("|---|---:|---:|---:|---:|---:|")
-    print("\n".join(lines))
-
-
 @pytest.mark.parametrize("name", [*TEXTS, *BESIDE, *LEAKS])
-def test_what_was_planted_is_found_and_nothing_else(name, table, tmp_path):
-    made = case(name) if name in TEXTS else rewritten(name) if name in BESIDE else None
-    clean, planted, select, texts, reason = made or leaked(name, tmp_path)
+def test_what_was_planted_is_found_and_nothing_else(name, tmp_path):
+    make, select, settings = Maker(seed=name), {}, {}
+    clean = [] if name in LEAKS else make.clean(N)
+    if name in TEXTS:
+        more, planted, settings = texts(make, name)
+    elif name in BESIDE:
+        more, planted, select = beside(make, name, clean)
+    else:
+        more, planted, select = leaked(make, name, tmp_path / "held_out.jsonl")
     assert len(planted) >= N - 5  # an evaluation may ask the same twice
-    rows = clean + planted
-    selected = select_rows(rows, SelectionArgs(**select), 0, FilterArgs(**texts))
+    rows = [*clean, *more, *planted]
+    args = SelectionArgs(**(KEEP_ALL | select))
+    selected = select_rows(rows, args, 0, FilterArgs(**(OFF | settings)))
     assert selected.funnel["in"] == len(rows)
     assert selected.funnel["kept"] + sum(selected.funnel["dropped"].values()) == len(rows)
-    assert set(selected.funnel["dropped"]) <= {reason}
+    assert set(selected.funnel["dropped"]) <= {name.partition(" ")[0]}
     assert all(row["drop"] and row["drop_detail"] for row in selected.dropped)
     faulty = {(row["id"], row["sample"], row["completion"]) for row in planted}
     found = {(row["id"], row["sample"], row["completion"]) for row in selected.dropped}
     right = len(found & faulty)
-    precision, recall = right / max(len(found), 1), right / len(faulty)
-    table.append(
-        f"| {name} | {len(clean)} | {len(planted)} | {len(found)} | {precision:.3f} | {recall:.3f} |"
-    )
-    assert precision >= 0.95
-    assert recall >= RECALL.get(name, 0.95)
+    print(f"{name}: precision {right / max(len(found), 1):.3f}, recall {right / len(faulty):.3f}")
+    assert right / max(len(found), 1) >= 0.95
+    assert right / len(faulty) >= RECALL.get(name, 0.95)
 
 
-def test_reasons_stand_in_the_order_in_which_they_are_looked_for():
+def test_the_reason_is_the_first_that_holds():
     make = Maker()
     bad = make.looping()
     rows = [

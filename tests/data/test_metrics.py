@@ -107,30 +107,18 @@ def test_nothing_solved_has_no_price() -> None:
 
 
 @pytest.mark.parametrize(
-    ("samples", "steps"),
-    [(1, ["1"]), (2, ["1", "2"]), (6, ["1", "2", "4", "6"]), (8, ["1", "2", "4", "8"])],
+    ("samples", "steps"), [((1,), "1"), ((2,), "1 2"), ((6,), "1 2 4 6"), ((8, 2), "1 2")]
 )
-def test_k_doubles_up_to_the_samples_there_are(samples: int, steps: list[str]) -> None:
-    result = measure("m", [row("a", i, i == 0) for i in range(samples)])
-    assert list(result["pass_at_k"]) == list(result["maj_at_k"]) == steps
+def test_k_doubles_up_to_the_samples_of_every_prompt(samples: list[int], steps: str) -> None:
+    rows = [row(str(p), i, i == 0) for p, count in enumerate(samples) for i in range(count)]
+    result = measure("m", rows)
+    assert list(result["pass_at_k"]) == list(result["maj_at_k"]) == steps.split()
 
 
-def test_k_stops_at_the_prompt_with_the_fewest_samples() -> None:
-    rows = [row("a", i, True) for i in range(4)] + [row("b", i, True) for i in range(2)]
-    assert list(measure("m", rows)["pass_at_k"]) == ["1", "2"]
-
-
-def test_the_vote_joins_equal_answers() -> None:
+def test_the_vote_joins_equal_answers_of_well_formed_samples() -> None:
     rows = [row("a", i, i > 0) for i in range(3)]
     assert measure("m", rows)["maj_at_k"] == {"1": 0.0, "2": 0.0, "3": 1.0}
-
-
-def test_only_well_formed_samples_vote() -> None:
-    rows = [
-        row("a", 0, False, formatted=False, lenient_correct=True, extracted="right"),
-        row("a", 1, True),
-        row("a", 2, True),
-    ]
+    rows[0] |= {"formatted": False, "lenient_correct": True, "extracted": "right"}
     result = measure("m", rows)
     assert result["maj_at_k"] == {"1": 0.0, "2": 1.0, "3": 1.0}
     assert result["maj_at_k"]["1"] == result["strict"]["mean"]
@@ -151,12 +139,9 @@ def test_comparison_pairs_by_id_whatever_the_order() -> None:
     assert pair["p"] == mcnemar(0, 2)
 
 
-def test_comparison_of_different_prompts_is_refused() -> None:
+def test_what_cannot_be_measured_is_refused() -> None:
     with pytest.raises(InputError, match=r"same prompts.*'y'"):
         compare("cold", [row("x", 0, True)], "final", [row("x", 0, True), row("y", 0, True)])
-
-
-def test_no_rows_are_no_measure() -> None:
     with pytest.raises(InputError, match="model empty"):
         measure("empty", [])
 
@@ -165,8 +150,6 @@ def test_summary_compares_each_model_with_the_one_before() -> None:
     models = {name: [row("x", 0, name != "base")] for name in ("base", "cold", "final")}
     result = summarize(models)
     assert [model["name"] for model in result["models"]] == ["base", "cold", "final"]
-    assert [(pair["from"], pair["to"]) for pair in result["pairs"]] == [
-        ("base", "cold"),
-        ("cold", "final"),
-    ]
+    pairs = [(pair["from"], pair["to"]) for pair in result["pairs"]]
+    assert pairs == [("base", "cold"), ("cold", "final")]
     assert summarize({"base": models["base"]})["pairs"] == []

@@ -4,7 +4,6 @@ from collections import Counter
 import pytest
 
 from chainforge.core.errors import InputError
-from chainforge.data.decontaminate import Screen
 from chainforge.data.select import REASONS, SelectionArgs, select_rows
 
 
@@ -65,11 +64,8 @@ def test_filters_can_be_off():
     assert why(rows, select="all", **off) == [None] * 5
 
 
-def test_equal_completions_of_different_prompts_are_no_duplicates():
+def test_only_good_samples_of_one_prompt_are_duplicates():
     assert why([scored("p"), scored("q")]) == [None, None]
-
-
-def test_a_bad_twin_does_not_take_the_place_of_a_good_one():
     rows = [scored(finish_reason="length"), scored(index=1, completion="completion 0")]
     assert why(rows) == ["truncated", None]
 
@@ -90,23 +86,16 @@ def test_equals_are_taken_at_random_not_by_length():
     assert kept == select_rows(rows, SelectionArgs(), seed=1).kept
     assert kept != select_rows(rows, SelectionArgs(), seed=2).kept
 
-
-def test_what_is_kept_of_a_prompt_does_not_depend_on_other_prompts():
-    rows = [scored(str(p), i) for p in range(20) for i in range(4)]
-    whole = select_rows(rows, SelectionArgs(select="random")).kept
-    part = select_rows(rows[40:], SelectionArgs(select="random")).kept
-    assert part == whole[10:]
+    random = SelectionArgs(select="random")
+    assert select_rows(rows[400:], random).kept == select_rows(rows, random).kept[100:]
 
 
-def test_shortest():
+def test_shortest_and_all():
     rows = [scored(index=i, tokens=tokens) for i, tokens in enumerate([9, 5, 7])]
     assert why(rows, max_per_prompt=2, select="shortest") == ["not_selected", None, None]
     rows = [scored(index=i, tokens=None, completion="x" * (3 - i)) for i in range(3)]
     assert why(rows, select="shortest") == ["not_selected", "not_selected", None]
-
-
-def test_all_keeps_whatever_is_good():
-    assert why([scored(index=i) for i in range(5)], select="all", max_per_prompt=1) == [None] * 5
+    assert why(rows, select="all", max_per_prompt=1) == [None] * 3
 
 
 def test_diverse_keeps_what_differs_most():
@@ -167,34 +156,14 @@ def test_prompts_that_ask_the_same_are_one():
     assert why(bad) == ["wrong", None, None]
 
 
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [("Calculate 3 * ( 4 + 5 ).", "Calculate 3 * 4 + 5."), ("What is 8 + 9 - 7?", "What is 8 + 9 - 7 - 4?"),
-     ("How many legs do you have with 1 cat?", "How many legs do you have with 1 cat, 2 dogs?"),
-     ("Ana has 3 red hats and 5 blue ones. How many hats has she got in all?",
-      "Ana has 3 red hats and 6 blue ones. How many hats has she got in all?")],
-)  # fmt: skip
-def test_another_problem_in_the_same_words_is_no_leak(one, other):
-    assert Screen([("exam", one)]).screen([("", other)]) == [None]
-    (hit,) = Screen([("exam", one)]).screen([("", f"Solve this.\n{one} Show your work, please.")])
-    assert hit.source == "exam"
-
-
-def test_boilerplate_gives_nothing_away():
-    task = (
-        "Read the following puzzle with care and answer with one number and nothing else please. "
-    )
-    rows = [("t", f"{task}How many letters has {'a' * i}b{'c' * i}?") for i in range(1, 60)]
-    held_out = [("exam", f"{task}How many letters has {'x' * i}y?") for i in range(1, 30)]
-    assert Screen(held_out).screen(rows) == [None] * 59
-
-
-def test_pass_rate_counts_verified_samples():
+def test_pass_rate_counts_verified_samples_of_the_first_round():
+    """Later rounds go to prompts that lacked successes; with them the rate would be biased."""
     rows = [scored(index=i, correct=value) for i, value in enumerate([True, False, None, True])]
     rows += [scored("q", 0, correct=None)]
+    rows += [scored("r", correct=False, round=0), scored("r", index=1, round=1)]
     selected = select_rows(rows, SelectionArgs())
     rates = {row["id"]: row["pass_rate"] for row in selected.kept + selected.dropped}
-    assert rates == {"p": pytest.approx(2 / 3), "q": None}
+    assert rates == {"p": pytest.approx(2 / 3), "q": None, "r": 0.0}
 
 
 def test_the_funnel_adds_up():
@@ -246,10 +215,3 @@ def test_the_funnel_adds_up():
 def test_bad_input(rows, settings, message):
     with pytest.raises(InputError, match=message):
         select_rows(rows, SelectionArgs(**settings))
-
-
-def test_the_pass_rate_is_that_of_the_first_round():
-    """Later rounds go to prompts that lacked successes; with them the rate would be biased."""
-    rows = [scored(index=0, correct=False, round=0), scored(index=1, round=1)]
-    selected = select_rows(rows, SelectionArgs(require_correct=False, max_per_prompt=2))
-    assert {one["pass_rate"] for one in selected.kept} == {0.0}

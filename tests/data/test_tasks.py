@@ -43,9 +43,10 @@ def test_rows_of_a_procedural_data_set():
 
 
 def test_the_same_seed_gives_the_same_rows_and_another_gives_others():
-    assert load(gym()) == load(gym())
-    assert len(keys(load(gym())) & keys(load(gym(), seed=1))) < 15
-    assert keys(load(gym())) != keys(load(gym(seed=1)))
+    rows = load(gym())
+    assert rows == load(gym())
+    assert len(keys(rows) & keys(load(gym(), seed=1))) < 15
+    assert keys(rows) != keys(load(gym(seed=1)))
 
 
 def test_splits_share_no_question_whatever_the_seeds():
@@ -57,13 +58,9 @@ def test_splits_share_no_question_whatever_the_seeds():
         assert {split_of(key) for key in found} == {split}
 
 
-def test_no_question_comes_twice_also_across_tasks():
-    wider = CHAIN | {"max_terms": 3}
-    rows = load(gym(300), gym(300, params=wider))
+def test_no_question_comes_twice_and_an_exhausted_space_says_how_many_there_are():
+    rows = load(gym(300), gym(300, params=CHAIN | {"max_terms": 3}))
     assert len(keys(rows)) == len({row["id"] for row in rows}) == 600
-
-
-def test_an_exhausted_space_says_how_many_there_are():
     narrow = CHAIN | {"max_terms": 2}
     with pytest.raises(InputError, match=r"only \d+ distinct rows of split 'test' .*200 in all"):
         load(gym(500, "test", params=narrow))
@@ -106,9 +103,6 @@ def test_an_exhausted_space_says_how_many_there_are():
 def test_bad_tasks_are_one_clear_message(task, message):
     with pytest.raises(InputError, match=message):
         load(task)
-
-
-def test_no_tasks():
     with pytest.raises(InputError, match="none given"):
         load()
 
@@ -131,23 +125,14 @@ def test_jsonl_maps_columns_and_keeps_others(tmp_path):
     ]
     path = write_jsonl(tmp_path / "sums.jsonl", rows)
     params = {"path": path, "question": "problem", "answer": "solution", "verifier": "numeric"}
-    made = load({"fn": "jsonl", "params": params, "split": "all"})
+    task = {"fn": "jsonl", "params": params}
+    made = load(task | {"split": "all"})
     assert len(made) == 200
-    assert made[3] | {"prompt": None, "id": None} == {
-        "id": None,
-        "prompt": None,
-        "answer": "3",
-        "task": "sums",
-        "verifier": "numeric",
-        "level": "easy",
-        "source_id": "p3",
-    }
-    parts = [
-        load({"fn": "jsonl", "params": params, "split": split})
-        for split in ("train", "validation", "test")
-    ]
+    expected = {"answer": "3", "task": "sums", "verifier": "numeric", "level": "easy"}
+    assert made[3].items() >= (expected | {"source_id": "p3"}).items()
+    parts = [load(task | {"split": split}) for split in ("train", "validation", "test")]
     assert sum(map(len, parts)) == 200
-    some = load({"fn": "jsonl", "params": params | {"keep": []}, "size": 5, "name": "mine"})
+    some = load(task | {"params": params | {"keep": []}, "size": 5, "name": "mine"})
     assert len(some) == 5
     assert set(some[0]) == {"id", "prompt", "answer", "task", "verifier"}
     assert some[0]["task"] == "mine"
@@ -171,7 +156,6 @@ def test_jsonl_of_messages(tmp_path):
         ('{"question": null, "answer": "b"}\n', "line 1: column 'question'"),
         ('{"question": "  ", "answer": "b"}\n', "line 1: column 'question'"),
         ('{"question": "a", "answer": ""}\n', "line 1: column 'answer'"),
-        ('{"question": "a", "answer": ["b"]}\n', "line 1: column 'answer'"),
         ('{"question": "a", "solution": "b"}\n{"question": "c"}\n', "2 of 2 rows"),
         (
             '{"question": "a", "answers": "b"}\n',
@@ -182,7 +166,6 @@ def test_jsonl_of_messages(tmp_path):
             '{"prompt": [{"role": "assistant", "content": "x"}], "answer": "b"}\n',
             "must be the user",
         ),
-        ("[1]\n", "line 1: a list"),
         (
             '{"question": "a", "answer": "b", "verifier": "reasoning_gym"}\n',
             "needs the column `entry`",
@@ -287,11 +270,11 @@ def test_hub_uses_a_data_sets_own_splits(folder):
 
 
 def test_hub_divides_one_split_by_content(folder):
-    params = {"dataset": folder, "preset": "gsm8k", "source_split": "train"}
-    parts = [load({"fn": "hub", "params": params, "split": s}) for s in ("train", "test")]
-    assert 200 < len(parts[1]) < 360
-    assert not keys(parts[0]) & keys(parts[1])
-    drawn = [load({"fn": "hub", "params": params, "size": 10}, seed=seed) for seed in (0, 0, 1)]
+    task = {"fn": "hub", "params": {"dataset": folder, "preset": "gsm8k", "source_split": "train"}}
+    train, test = (load(task | {"split": split}) for split in ("train", "test"))
+    assert 200 < len(test) < 360
+    assert not keys(train) & keys(test)
+    drawn = [load(task | {"size": 10}, seed=seed) for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
@@ -369,39 +352,24 @@ def test_all_of_a_benchmark_is_test_rows(tmp_path):
             load({"fn": "hub", "params": params, "split": "train"})
 
 
-def test_math_500_is_judged_as_mathematics(tmp_path):
-    rows = [
-        {
-            "problem": "p?",
-            "answer": "\\frac{1}{2}",
-            "subject": "Algebra",
-            "level": 2,
-            "solution": "",
-        }
-    ]
-    write_jsonl(tmp_path / "test.jsonl", rows)
+def test_math_500_is_verified_as_mathematics(tmp_path):
+    row = {"problem": "p?", "answer": r"\frac{1}{2}", "subject": "x", "level": 2, "solution": ""}
+    write_jsonl(tmp_path / "test.jsonl", [row])
     params = {"dataset": str(tmp_path), "preset": "math-500"}
     (row,) = load({"fn": "hub", "params": params, "split": "test"})
-    assert (row["verifier"], row["level"], row["answer"]) == ("math", 2, "\\frac{1}{2}")
+    assert (row["verifier"], row["level"], row["answer"]) == ("math", 2, r"\frac{1}{2}")
 
 
 def test_hub_says_what_cannot_be_read(tmp_path, folder):
-    params = {"dataset": folder, "question": "problem"}
-    with pytest.raises(
-        InputError, match=r"train: 1400 of 1400 rows(.|\n)*row 1: no column 'problem'"
+    (tmp_path / "empty").mkdir()
+    for params, message in (
+        ({"dataset": folder, "question": "problem"}, r"(?s)1400 of 1400.*row 1: no column 'pro"),
+        ({"dataset": folder, "source_split": "dev"}, "has no split 'dev'"),
+        ({"dataset": str(tmp_path / "empty")}, "must contain parquet or JSON lines"),
+        ({"dataset": "gsm8k"}, "check the id and the network"),
     ):
-        load({"fn": "hub", "params": params})
-    with pytest.raises(InputError, match="has no split 'dev'"):
-        load({"fn": "hub", "params": {"dataset": folder, "source_split": "dev"}})
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    with pytest.raises(InputError, match="must contain parquet or JSON lines"):
-        load({"fn": "hub", "params": {"dataset": str(empty)}})
-
-
-def test_hub_offline_says_what_to_do():
-    with pytest.raises(InputError, match="check the id and the network"):
-        load({"fn": "hub", "params": {"dataset": "gsm8k"}, "split": "test"})
+        with pytest.raises(InputError, match=message):
+            load({"fn": "hub", "params": params})
 
 
 def test_importing_tasks_imports_no_torch():
