@@ -22,7 +22,7 @@ from chainforge.core.errors import InputError
 logger = logging.getLogger(__name__)
 
 SEAL = "sealed.json"
-ASIDE = "damaged-"
+DAMAGED = "damaged-"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -59,9 +59,9 @@ def last_good(directory: Path, processes: int = 1) -> Path | None:
             return path
         if path is newest_first[0]:
             remove_damaged(directory)  # of earlier runs, each as large as a checkpoint
-        aside = path.with_name(f"{ASIDE}{path.name}")
-        path.rename(aside)
-        logger.warning("%s is not whole (%s): set aside as %s", path, fault, aside.name)
+        renamed = path.with_name(f"{DAMAGED}{path.name}")
+        path.rename(renamed)
+        logger.warning("%s is not whole (%s): renamed to %s", path, fault, renamed.name)
     return None
 
 
@@ -117,7 +117,7 @@ def remove_unsealed(directory: Path) -> Path | None:
 
 def remove_damaged(directory: Path) -> None:
     """Remove what `last_good` renamed."""
-    for path in directory.glob(f"{ASIDE}*"):
+    for path in directory.glob(f"{DAMAGED}*"):
         shutil.rmtree(path, ignore_errors=True)
 
 

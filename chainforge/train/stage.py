@@ -137,15 +137,7 @@ def open_stage(
         with writing(directory):
             with rejects_in(directory) if is_main_process() else contextlib.nullcontext():
                 yield stage
-            if process.orphaned():
-                raise Stopped(
-                    "by SIGTERM: the launcher of this process ended; run the same command again",
-                    128 + signal.SIGTERM,
-                )
-            if is_main_process():
-                _sign(stage, time.monotonic() - started)
-            if stage.policy and "checkpoints" not in stage.policy.save:
-                shutil.rmtree(stage.path("checkpoints"), ignore_errors=True)
+            _finish(stage, time.monotonic() - started)
             if push and is_main_process():
                 push(directory)
 
@@ -211,6 +203,19 @@ def _other_settings(
         f"{'; '.join(changes) or 'code or a file that the settings name changed'}); "
         "give another --output_dir, or delete it"
     )
+
+
+def _finish(stage: Stage, seconds: float) -> None:
+    """Sign the stage; remove checkpoints that its settings do not save, which only then is safe."""
+    if process.orphaned():
+        raise Stopped(
+            "by SIGTERM: the launcher of this process ended; run the same command again",
+            128 + signal.SIGTERM,
+        )
+    if is_main_process():
+        _sign(stage, seconds)
+    if stage.policy and "checkpoints" not in stage.policy.save:
+        shutil.rmtree(stage.path("checkpoints"), ignore_errors=True)
 
 
 def _sign(stage: Stage, seconds: float) -> None:

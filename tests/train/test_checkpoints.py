@@ -40,7 +40,7 @@ def test_what_was_not_written_to_its_end_is_set_aside(tmp_path, caplog):
     assert last_good(tmp_path).name == "checkpoint-4"
     assert names(tmp_path) == {"checkpoint-4", "damaged-checkpoint-5", "damaged-checkpoint-6"}
     assert "checkpoint-5 is not whole (it was not written to its end" in caplog.text
-    assert "set aside as damaged-checkpoint-6" in caplog.text
+    assert "renamed to damaged-checkpoint-6" in caplog.text
     checkpoint(tmp_path, 7, sealed=False)
     assert last_good(tmp_path).name == "checkpoint-4"
     assert names(tmp_path) == {"checkpoint-4", "damaged-checkpoint-7"}  # they do not pile up

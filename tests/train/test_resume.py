@@ -222,7 +222,7 @@ def test_damage_to_any_file_of_the_newest_is_found(runs, tmp_path, caplog, kind,
         assert last_good(place).name == "checkpoint-10", name
         assert (place / "damaged-checkpoint-12").is_dir()
         assert name in caplog.messages[-1]
-        assert "set aside as damaged-checkpoint-12" in caplog.messages[-1]
+        assert "renamed to damaged-checkpoint-12" in caplog.messages[-1]
 
 
 def test_a_flipped_bit_costs_the_steps_since_the_checkpoint_before(runs):
