@@ -62,17 +62,16 @@ class Claim:
 
 @dataclass(frozen=True)
 class Gold:
-    """What is known of a gold answer before any answer is seen."""
+    """What is known of a gold answer before any answer is seen; `prose` has words alone."""
 
     text: str
-    key: str
-    said: Value
+    value: Value
     prose: bool
 
     @property
-    def value(self) -> Fraction | None:
+    def number(self) -> Fraction | None:
         """The gold answer as a number, also with a unit or a percent sign; None for others."""
-        return self.said.number.value if self.said.number else None
+        return self.value.number.value if self.value.number else None
 
 
 # Two or more letters in a row that are no product of variables: words, not mathematics.
@@ -94,8 +93,7 @@ def read_gold(text: str | None) -> Gold | None:
         return None
     # `hello world` is prose: math-verify would read the product of its letters.
     plain = not re.search(r"[\d=<>^+*/]|\\(?!text|emptyset|infty|pi)", spelled)
-    said = read(spelled, True)
-    return Gold(spelled, squeeze(spelled), said, bool(words_of(spelled)) and plain)
+    return Gold(spelled, read(spelled, True), bool(words_of(spelled)) and plain)
 
 
 def words_of(text: str) -> set[str]:
@@ -111,14 +109,11 @@ _REFUSED = re.compile(
 )
 
 
-def read_answer(claim: Claim, gold: Gold) -> Value | None:
-    """Return what the answer says; None when it says nothing, too much, or what is hostile."""
-    text = candidate(claim.text)
+def read_answer(text: str, gold: Gold) -> Value | None:
+    """Return what an answer says; None when it says nothing, too much, or what is hostile."""
     if not text or text == gold.text:
-        return gold.said if text else None
-    if not balanced(text) or hostile(text, gold.text):
-        return None
-    return read(text)
+        return gold.value if text else None
+    return None if not balanced(text) or hostile(text, gold.text) else read(text)
 
 
 def refused(value: Value, gold: Gold) -> bool:
@@ -131,39 +126,24 @@ def refused(value: Value, gold: Gold) -> bool:
     )
 
 
-def _scalars(value: Value) -> list[Value]:
-    if value.kind in ("scalar", "relation"):
+def _scalars(value: Value | bool | str | tuple[Any, ...]) -> list[Value]:
+    if isinstance(value, Value) and value.kind in ("scalar", "relation"):
         return [value]
-    found: list[Value] = []
-    stack = list(value.parts)
-    while stack:
-        part = stack.pop()
-        if isinstance(part, tuple):
-            stack.extend(part)
-        elif isinstance(part, Value):
-            found += _scalars(part)
-    return found
+    parts = value.parts if isinstance(value, Value) else value
+    return [one for part in parts for one in _scalars(part)] if isinstance(parts, tuple) else []
 
 
-def value_text(claim: Claim, gold: Gold) -> str | None:
+def scalar_text(text: str, gold: Gold) -> str | None:
     """Return the answer's one scalar as text: `x = 5` is 5, `5 apples` is 5; None for others."""
-    value = read_answer(claim, gold)
-    if value is None or value.kind != "scalar" or (value.percent and not gold.said.percent):
+    value = read_answer(text, gold)
+    if value is None or value.kind != "scalar" or (value.percent and not gold.value.percent):
         return None
-    if value.unit and gold.said.unit and value.unit != gold.said.unit:
-        return None
-    return value.text
+    return None if value.unit and gold.value.unit not in (None, value.unit) else value.text
 
 
-def _math(claim: Claim) -> bool | list[Job] | None:
+def _math(text: str, gold: Gold, claim: Claim) -> bool | list[Job]:
     """Exact text, then structure and exact arithmetic, then math-verify for each scalar left."""
-    gold = read_gold(claim.gold)
-    if gold is None:
-        return None
-    text = candidate(claim.text)
-    if text is None:
-        return False
-    if squeeze(text) == gold.key:
+    if squeeze(text) == squeeze(gold.text):
         return True
     if (words_of(gold.text) or "\\text" in gold.text) and _word(text) == _word(gold.text):
         return True
@@ -171,10 +151,10 @@ def _math(claim: Claim) -> bool | list[Job] | None:
         return False
     if (letter := _ONE_LETTER.fullmatch(gold.text)) and _letter(text, math=True) == letter[1]:
         return True
-    value = read_answer(claim, gold)
+    value = read_answer(text, gold)
     if value is None or refused(value, gold):
         return False
-    same = compare(value, gold.said)
+    same = compare(value, gold.value)
     return same if isinstance(same, bool) else [("math", *pair) for pair in same]
 
 
@@ -184,33 +164,25 @@ def _word(text: str) -> str:
     return " ".join(words[1:] if words[1:] and words[0] in ("a", "an", "the") else words)
 
 
-def _arithmetic(claim: Claim) -> bool | None:
+def _arithmetic(text: str, gold: Gold, claim: Claim) -> bool:
     """As `math`, but the answer must be a number, worked out: `2+2` restates the question.
 
     A fraction counts only where the gold answer is one, with the same two numbers.
     """
-    gold = read_gold(claim.gold)
-    if gold is None or gold.value is None:
-        return None
-    value = read_answer(claim, gold)
+    value = read_answer(text, gold)
     if value is None or value.kind != "scalar" or value.number is None:
         return False
     written = ratio(value.text)
-    if written is not None and written != ratio(gold.said.text):
-        return False
-    return same_scalar(value, gold.said) is True
+    is_other = written is not None and written != ratio(gold.value.text)
+    return not is_other and same_scalar(value, gold.value) is True
 
 
-def _numeric(claim: Claim) -> bool | None:
+def _numeric(text: str, gold: Gold, claim: Claim) -> bool:
     """Within `tolerance`, relative to the gold answer."""
-    gold = read_gold(claim.gold)
-    if gold is None or gold.value is None:
-        return None
-    text = value_text(claim, gold)
-    value = number(text) if text else None
-    if value is None:
+    value, wanted = number(scalar_text(text, gold) or ""), gold.number
+    if value is None or wanted is None:
         return False
-    return abs(value - gold.value) <= Fraction(claim.tolerance) * abs(gold.value)
+    return abs(value - wanted) <= Fraction(claim.tolerance) * abs(wanted)
 
 
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
@@ -231,18 +203,11 @@ _OTHER_LETTER = re.compile(
 _BESIDE = re.compile(r"(?:,|.\s*(?:,|and\b|or\b|[或和]))\s*[\d$¤]|[^\n]*(?:\n|\?\s*[\d?])")
 
 
-def _choice(claim: Claim) -> bool | None:
+def _choice(text: str, gold: Gold, claim: Claim) -> bool:
     """One letter (`B`, `(b)`, `B) Paris`); two letters are no choice. Other golds: exact text."""
-    gold = read_gold(claim.gold)
-    if gold is None:
-        return None
-    text = candidate(claim.text)
-    wanted = _LETTER.fullmatch(gold.text)
-    if text is None:
-        return False
-    if wanted is None:
-        return _word(text) == _word(gold.text)
-    return (_letter(text) or "").casefold() == wanted[1].casefold()
+    if wanted := _LETTER.fullmatch(gold.text):
+        return (_letter(text) or "").casefold() == wanted[1].casefold()
+    return _word(text) == _word(gold.text)
 
 
 def _letter(text: str, math: bool = False) -> str | None:
@@ -260,16 +225,12 @@ def _letter(text: str, math: bool = False) -> str | None:
     return chosen[1] or chosen[2] or chosen[3]
 
 
-def _exact(claim: Claim) -> bool | None:
+def _exact(text: str, gold: Gold, claim: Claim) -> bool:
     """The same text, but for white space and wrapping (`$..$`, box, bold, full stop)."""
-    gold = read_gold(claim.gold)
-    if gold is None:
-        return None
-    text = candidate(claim.text)
-    return text is not None and text == gold.text
+    return text == gold.text
 
 
-def _scored(claim: Claim) -> bool | Job | None:
+def _scored(claim: Claim) -> bool | list[Job]:
     """The data set's own scorer; correct is the full score.
 
     Some scorers pick the right part out of an answer, so that `20, 21` and `20%` earn as much as
@@ -290,8 +251,8 @@ def _scored(claim: Claim) -> bool | Job | None:
         return False
     text = contents[0].strip() if contents else text
     gold = read_gold(raw)
-    if gold and gold.value is not None:
-        value = value_text(claim, gold)
+    if gold and gold.number is not None:
+        value = scalar_text(candidate(claim.text) or "", gold)
         if value is None or number(value) is None:
             return False
         text = value.replace(",", "") if gold.text == raw else text
@@ -301,7 +262,7 @@ def _scored(claim: Claim) -> bool | Job | None:
         return True
     if scorer := plain_scorer(str(entry["metadata"]["source_dataset"])):
         return scorer(text, entry) >= 1.0
-    return ("reasoning_gym", text, json.dumps(entry, sort_keys=True))
+    return [("reasoning_gym", text, json.dumps(entry, sort_keys=True))]
 
 
 _SCORED_DEPTH = 50
@@ -512,17 +473,16 @@ def worked_out(text: str) -> bool:
     return bool(_PLAIN.fullmatch(text)) and not _PRODUCT.search(text)
 
 
-COMPARISONS: dict[str, Callable[[Claim], bool | Job | list[Job] | None]] = {
+_COMPARISONS: dict[str, Callable[[str, Gold, Claim], bool | list[Job]]] = {
     "math": _math,
     "arithmetic": _arithmetic,
     "numeric": _numeric,
     "choice": _choice,
     "exact": _exact,
-    "reasoning_gym": _scored,
 }
 
 
-VERIFIERS = tuple(COMPARISONS)
+VERIFIERS = (*_COMPARISONS, "reasoning_gym")
 POOL = VerifierPool()
 logger = logging.getLogger(__name__)
 
@@ -545,7 +505,7 @@ def verify(
 
 def verify_all(claims: Sequence[Claim], pool: VerifierPool | None = None) -> list[bool | None]:
     """Verify a batch, in order. Raises `InputError` for an unknown verifier or a broken entry."""
-    decisions = [_decide(claim) for claim in claims]
+    decisions = [decide(claim) for claim in claims]
     jobs = dict.fromkeys(job for item in decisions if isinstance(item, list) for job in item)
     if len(_cache) > _CACHE_SIZE:
         _cache.clear()
@@ -583,9 +543,14 @@ def _combine(verdicts: Sequence[Verdict]) -> bool | None:
     return False if False in parts else None if None in parts else True
 
 
-def _decide(claim: Claim) -> bool | list[Job] | None:
+def decide(claim: Claim) -> bool | list[Job] | None:
     """Compare here where that is safe, else return the jobs for the pool."""
-    if claim.verifier not in COMPARISONS:
+    if claim.verifier not in VERIFIERS:
         raise InputError(f"no verifier {claim.verifier!r}; {hint(str(claim.verifier), VERIFIERS)}")
-    found = COMPARISONS[claim.verifier](claim)
-    return [found] if isinstance(found, tuple) else found
+    if claim.verifier == "reasoning_gym":
+        return _scored(claim)
+    gold = read_gold(claim.gold)
+    if gold is None or (claim.verifier in ("arithmetic", "numeric") and gold.number is None):
+        return None
+    text = candidate(claim.text)
+    return text is not None and _COMPARISONS[claim.verifier](text, gold, claim)

@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from chainforge.rewards.verifier_pool import VerifierPool
-from chainforge.rewards.verify import COMPARISONS, POOL, Claim, start_pool, verify, verify_all
+from chainforge.rewards.verify import POOL, Claim, decide, start_pool, verify, verify_all
 
 
 def entry(dataset, answer, **metadata):
@@ -112,8 +112,8 @@ def test_no_text_costs_the_trainer_more_than_its_length(units, start, length):
              ("arithmetic", "4"), ("numeric", "4.5"), ("exact", "Paris")]  # fmt: skip
     begin = time.process_time()
     for verifier, gold in golds:
-        COMPARISONS[verifier](Claim(verifier, text, gold))
-    COMPARISONS["reasoning_gym"](Claim("reasoning_gym", text[:5000], None, own))
+        decide(Claim(verifier, text, gold))
+    decide(Claim("reasoning_gym", text[:5000], None, own))
     # Some 20 ms for all; what is not linear takes seconds.
     assert time.process_time() - begin < 1.5
 
