@@ -1,4 +1,4 @@
-"""The errors that are meant for users."""
+"""Define the errors that users read, and the hints in them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
-# A stage that a limit of its own ended: not done, not failed, and the same command goes on.
+# A stage that its own limit ended: not done, not failed, and the same command resumes it.
 PAUSED = 3
 
 
@@ -25,7 +25,7 @@ class Failed(RuntimeError):
 
 
 class Stopped(Exception):
-    """The work ended early and in good order: what was made is kept, and it can go on.
+    """The work ended early and in good order: its results are kept, and it can resume.
 
     Command lines print it without a traceback and exit with `code`: `PAUSED` for a limit, 128 and
     the signal's number where a signal asked for it.
@@ -37,7 +37,7 @@ class Stopped(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what an exception says, or its kind where it says nothing."""
+    """Return the first line of an exception's message, or its kind where it has none."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
@@ -50,10 +50,9 @@ def nearest(word: str, words: Iterable[str]) -> str | None:
 def refuse_unknown(given: Iterable[Any], known: Iterable[str], where: str = "") -> None:
     """Raise `InputError` for all keys of a mapping that are not known, each with a hint."""
     known = list(known)
-    odd = [f"{where}unknown key {key!r}; {hint(str(key), known)}" for key in given
-           if key not in known]  # fmt: skip
-    if odd:
-        raise InputError("\n  ".join(odd))
+    if odd := [key for key in given if key not in known]:
+        lines = [f"{where}unknown key {key!r}; {hint(str(key), known)}" for key in odd]
+        raise InputError("\n  ".join(lines))
 
 
 def hint(word: str, words: Iterable[str]) -> str:

@@ -140,7 +140,7 @@ def write_rows(path: str | Path, rows: Iterable[Row]) -> None:
 
 @contextlib.contextmanager
 def many_rows() -> Iterator[None]:
-    """Leave out Python's search for garbage in cycles, which rows never form.
+    """Pause Python's search for garbage in cycles, which rows never form.
 
     Over a million rows it looks at all of them again and again, for a tenth of the time.
     """

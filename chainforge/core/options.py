@@ -49,7 +49,7 @@ ALIASES = {
 CLOSE = 0.85  # of difflib's ratio: one letter in six; local_rank is no lora_rank
 
 SEEDS = (0, 2**32 - 1)  # what NumPy takes
-_TINY = math.ulp(0.0)  # stands for "above 0"
+_TINY = math.ulp(0.0)  # means "above 0"
 _BELOW_1 = math.nextafter(1, 0)
 _RANGES: dict[str, tuple[float, float]] = {
     "learning_rate weight_decay beta max_grad_norm warmup_steps epsilon epsilon_high delta "
@@ -130,12 +130,12 @@ def out_of_range(key: str, value: Any, known: Collection[str]) -> str | None:
 
 
 def truth(value: Any) -> Any:
-    """Return the bool that a word such as `off` stands for; any other value as it is."""
+    """Return the bool that a word such as `off` means; any other value as it is."""
     return _TRUTH.get(value.lower(), value) if isinstance(value, str) else value
 
 
 def is_structured(kind: Any) -> bool:
-    """Whether a field of this type holds mappings, which are written as YAML on a command line."""
+    """Return whether a field of this type holds mappings, written as YAML on a command line."""
     parts = typing.get_args(kind)
     return kind is dict or typing.get_origin(kind) is dict or any(map(is_structured, parts))
 
@@ -181,7 +181,7 @@ def _fit(value: Any, kind: Any, where: str) -> Any:
     elif origin in (int, float) and isinstance(value, str | int) and not isinstance(value, bool):
         with contextlib.suppress(ValueError):
             return origin(value)
-    # A string stands for a class that only its library knows.
+    # Only its library can build such a class from text.
     elif not isinstance(origin, type) or (
         isinstance(value, origin) and not (isinstance(value, bool) and origin is int)
     ):

@@ -54,7 +54,7 @@ def user_code() -> Iterator[None]:
 
 
 def _in_raise_statement(error: BaseException) -> bool:
-    """Whether a statement raised an exception, not a signal that arrived at any instruction."""
+    """Return whether a statement raised an exception, not a signal at any instruction."""
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import os
@@ -141,6 +140,8 @@ def stop_signals() -> list[signal.Signals]:
 @contextlib.contextmanager
 def on_signals(call: Callable[[int], None]) -> Iterator[None]:
     """Give the stop signals to a function, while an event loop runs in the main thread."""
+    import asyncio
+
     loop = asyncio.get_running_loop()
 
     def note(number: int) -> None:

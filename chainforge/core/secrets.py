@@ -57,7 +57,7 @@ _SIGNS = ("manifest.json", "stage.json")  # files of a stage's directory
 
 @lru_cache(maxsize=4096)
 def is_secret_name(name: str) -> bool:
-    """Whether an environment variable of this name holds a secret: OPENAI_API_KEY_2, MYSQL_PWD."""
+    """Return whether an environment variable is a secret: OPENAI_API_KEY_2, MYSQL_PWD."""
     words = [word.upper() for word in _WORDS.findall(name)]
     if name.upper() in _FOLDERS or not words or _ABOUT.fullmatch(words[-1]):
         return False
@@ -65,7 +65,7 @@ def is_secret_name(name: str) -> bool:
 
 
 def is_secret_key(key: Any) -> bool:
-    """Whether a setting of this name is a secret."""
+    """Return whether a setting of this name is a secret."""
     name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", str(key))
     return bool(_KEY.search(name) and not _SPECIAL.fullmatch(name))
 
@@ -225,7 +225,7 @@ def redact(text: str) -> str:
 
 
 def redact_file(path: Path, start: int = 0) -> None:
-    """Leave secrets out of what a file holds from `start` on; it is rewritten only if need be."""
+    """Redact what a file holds from `start` on; it is rewritten only if it holds a secret."""
     with open(path, "rb+") as file:
         file.seek(start)
         text = file.read().decode("utf-8", "surrogateescape")
@@ -237,7 +237,7 @@ def redact_file(path: Path, start: int = 0) -> None:
 
 
 class Redacted:
-    """A stream of text that lets no secret through."""
+    """A stream of text that redacts what is written to it."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -257,7 +257,7 @@ class Redacted:
 
 
 def redact_output() -> None:
-    """Let no secret through to stdout and stderr from now on."""
+    """Redact stdout and stderr from now on."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is not None and not isinstance(stream, Redacted):

@@ -69,7 +69,7 @@ PRESETS: dict[str, Tags] = {
 
 
 def tags_of(preset: str) -> Tags:
-    """Return the tags of a preset; raise `InputError` for a name that is none."""
+    """Return the tags of a preset; raise `InputError` for an unknown name."""
     if preset not in PRESETS:
         raise InputError(f"transcript: no preset {preset!r}; choose one of {', '.join(PRESETS)}")
     return PRESETS[preset]

@@ -54,7 +54,7 @@ class _Loader(_Base):  # type: ignore[misc]
         for part in (Composer, SafeConstructor, Resolver):
             part.__init__(self)
         self.level = self.values = 0
-        self.sizes: dict[int, int] = {}  # of nodes: how many values each stands for
+        self.sizes: dict[int, int] = {}  # of nodes: how many values each contains
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         """Return a node; raise for one that is too deep, too large, or inside itself."""
