@@ -159,7 +159,7 @@ def note(found: dict[str, list[int]], made: int, ended: int, there: int) -> None
 
 def count_completions(counter: int, last: int | None) -> None:
     """Note each completion as it ends."""
-    from chainforge.generate.local_engine import LocalEngine
+    from chainforge.generate.local import LocalEngine
 
     hand_over = LocalEngine._hand_over
 

@@ -23,10 +23,10 @@ from chainforge.core.config import read_settings
 from chainforge.core.jsonl import Row
 from chainforge.data.select import SelectionArgs, select_rows
 from chainforge.data.tasks import TaskArgs, load_examples
-from chainforge.generate.engine import Drawn, SamplingArgs, seed_of
-from chainforge.generate.local_engine import LocalEngine, open_policy
-from chainforge.generate.rollouts import judge
-from chainforge.generate.rounds import Rounds, accepted_by
+from chainforge.generate.local import LocalEngine, open_policy
+from chainforge.generate.rollouts import score_samples
+from chainforge.generate.sampling import Rounds, accepted_by
+from chainforge.generate.settings import Drawn, SamplingArgs, seed_of
 from chainforge.train.templates import load_tokenizer
 
 FORM = "r1-cold-start"
@@ -43,7 +43,7 @@ def naive(model: Any, tokenizer: Any, rows: list[Row], args: SamplingArgs) -> li
         for number in range(args.num_samples):
             torch.manual_seed(seed_of(0, row["id"], number))
             of_row += generated(model, tokenizer, [row], args, 1)
-        made += judge(of_row, FORM)
+        made += score_samples(of_row, FORM)
     return made
 
 
@@ -54,7 +54,7 @@ def batched(model: Any, tokenizer: Any, rows: list[Row], args: SamplingArgs) -> 
     for start in range(0, len(rows), size):
         torch.manual_seed(start)
         part = generated(model, tokenizer, rows[start : start + size], args, args.num_samples)
-        made += judge(part, FORM)
+        made += score_samples(part, FORM)
     return made
 
 
@@ -96,7 +96,7 @@ def ours(
 
     def take(batch: list[Drawn]) -> None:
         made = [draw.row | {"sample": draw.sample} | answer for draw, answer in batch]
-        rounds.note(judge(made, FORM))
+        rounds.note(score_samples(made, FORM))
 
     while draws := rounds.draws(rows, seed=0):
         engine.sample(draws, take)

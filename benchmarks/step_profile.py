@@ -99,7 +99,7 @@ def install(clock: Clock) -> None:
     from transformers.trainer_callback import CallbackHandler
     from trl import GRPOTrainer
 
-    from chainforge.generate.harvest import Recorder
+    from chainforge.generate.rollouts import Recorder
     from chainforge.train import loop
 
     clock.wrap("building the trainer, loading the model", GRPOTrainer, "__init__")

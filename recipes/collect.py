@@ -8,59 +8,48 @@ scored by the rewards; wrong ones stay in `samples.jsonl`, labelled, and out of 
 `--dry_run` prints what it would cost, and asks nothing.
 """
 
-from collections import Counter
-
-from chainforge.core import artifacts, process
+from chainforge.core import process
 from chainforge.core.config import parse
-from chainforge.core.errors import InputError
-from chainforge.core.jsonl import write_rows
-from chainforge.data.datasets import save_dataset
-from chainforge.data.select import SelectionArgs, select_rows
+from chainforge.data.select import SelectionArgs
 from chainforge.data.tasks import TaskArgs, load_examples
-from chainforge.generate.budget import estimate
-from chainforge.generate.card import write_card
-from chainforge.generate.progress import watched
-from chainforge.generate.rollouts import judge
-from chainforge.generate.settings import TeacherArgs, check
-from chainforge.generate.teacher import collect
+from chainforge.generate.build import BuildArgs, Rows, build
+from chainforge.generate.rollouts import score_samples
+from chainforge.generate.sampling import accepted_by
+from chainforge.generate.settings import TeacherArgs, TeacherFilterArgs
+from chainforge.generate.teacher import card_sections, collect, estimate
 from chainforge.rewards.reward import RewardArgs, load_rewards
 from chainforge.train.stage import RunArgs, open_stage
 
 
 def main() -> None:
-    run, tasks, judges, teacher, selection = configs = parse(
-        RunArgs, TaskArgs, RewardArgs, TeacherArgs, SelectionArgs
+    run, tasks, rewarding, teacher, selection, texts = configs = parse(
+        RunArgs, TaskArgs, RewardArgs, TeacherArgs, SelectionArgs, TeacherFilterArgs
     )
-    check(teacher)
+    teacher.check()
     if teacher.dry_run:
-        examples = load_examples(tasks, judges.transcript, run.seed)
+        examples = load_examples(tasks, rewarding.transcript, run.seed)
         print(estimate(teacher, examples, run.output_dir))
         return
     with open_stage("collect", run.output_dir, *configs, seed=run.seed) as stage:
-        examples = load_examples(tasks, judges.transcript, run.seed)
-        rewards = load_rewards(judges, set().union(*examples))
-        with watched(stage.progress) as progress:
-            collected = collect(
-                teacher,
-                examples,
-                stage.directory,
-                transcript=judges.transcript,
-                seed=run.seed,
-                stage=stage.directory.name,
-                score=lambda rows: judge(rows, judges.transcript, rewards),
-                progress=progress,
-            )
-        selected = select_rows(collected.rows, selection, run.seed)
-        write_rows(stage.path("samples.jsonl"), selected.kept + selected.dropped)
-        dropped = Counter(collected.funnel["dropped"]) + Counter(selected.funnel["dropped"])
-        funnel = selected.funnel | {"in": collected.funnel["in"], "dropped": dict(dropped)}
-        funnel["sources"] = collected.sources
-        artifacts.write_json(stage.path("funnel.json"), funnel)
-        if not selected.kept:
-            raise InputError(f"no row was kept; {funnel['dropped']}. funnel.json has all reasons")
-        folder = save_dataset(selected.kept, stage.path("dataset")).parent
-        write_card(folder, teacher, selected.kept, funnel, collected.spending)
-        stage.metrics |= funnel | {"spending": collected.spending}
+        examples = load_examples(tasks, rewarding.transcript, run.seed)
+        rewards = load_rewards(rewarding, set().union(*examples))
+        collected = collect(
+            teacher,
+            examples,
+            stage.directory,
+            transcript=rewarding.transcript,
+            seed=run.seed,
+            stage=stage.directory.name,
+            score=lambda rows: score_samples(rows, rewarding.transcript, rewards),
+            accept=accepted_by(selection, texts),
+            keep=selection.max_per_prompt,
+            progress=stage.progress,
+        )
+        stage.metrics |= {"spending": collected.spending} | build(
+            Rows(collected.rows), stage.directory, selection, texts, BuildArgs(), run.seed,
+            lost=collected.lost, report={"sources": collected.sources},
+            sections=lambda kept: card_sections(teacher, kept, collected.spending),
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -24,8 +24,9 @@ from chainforge.core.transcript import DEFAULT, system_prompt
 from chainforge.data.metrics import summarize
 from chainforge.data.tasks import TaskArgs, check_answers, load_examples
 from chainforge.generate import shards
-from chainforge.generate.engine import SamplingArgs, open_engine
-from chainforge.generate.rollouts import roll_out
+from chainforge.generate.rollouts import score_samples
+from chainforge.generate.sampling import open_engine, roll_out
+from chainforge.generate.settings import SamplingArgs
 from chainforge.rewards.language import scripts_of
 from chainforge.train.model_source import check_model
 from chainforge.train.stage import RunArgs, is_main_process, open_stage
@@ -128,9 +129,11 @@ def main() -> None:
                 examples,
                 sampling,
                 path=stage.path("samples.jsonl"),
-                transcript=args.transcript,
                 seed=run.seed,
                 provenance={"model": name, "stage": stage.directory.name},
+                score=partial(
+                    score_samples, transcript=args.transcript, tokenizer=tokenizers[name]
+                ),
                 progress=lambda done, total, unit, note, number=number, name=name: stage.progress(
                     number * total + done, len(models) * total, unit, f"{name}: {note}"
                 ),

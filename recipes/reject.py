@@ -20,12 +20,10 @@ from chainforge.core.errors import InputError
 from chainforge.data.filters import FilterArgs
 from chainforge.data.select import SelectionArgs
 from chainforge.data.tasks import TaskArgs, load_examples
-from chainforge.generate import shards
-from chainforge.generate.builder import BuildArgs, Rows, build, open_pool, pooled, rehearse
-from chainforge.generate.engine import SamplingArgs, open_engine
-from chainforge.generate.harvest import PoolArgs
-from chainforge.generate.rollouts import roll_out
-from chainforge.generate.rounds import accepted_by
+from chainforge.generate.build import BuildArgs, Rows, build, open_pool, pooled, preview
+from chainforge.generate.rollouts import PoolArgs, score_samples
+from chainforge.generate.sampling import accepted_by, open_engine, roll_out
+from chainforge.generate.settings import SamplingArgs
 from chainforge.hub.export import check_push, push_signed
 from chainforge.rewards.reward import RewardArgs, load_rewards
 from chainforge.train.model_source import check_model
@@ -34,11 +32,11 @@ from chainforge.train.templates import load_tokenizer
 
 
 def main() -> None:
-    run, tasks, judges, sampling, pool, selection, texts, output = configs = parse(
+    run, tasks, rewarding, sampling, pool, selection, texts, output = configs = parse(
         RunArgs, TaskArgs, RewardArgs, SamplingArgs, PoolArgs, SelectionArgs, FilterArgs, BuildArgs
     )
     if output.dry_run:
-        Console().print(rehearse(pooled(pool.paths(), output), selection, texts, run.seed))
+        Console().print(preview(pooled(pool.paths(), output), selection, texts, run.seed))
         return
     check_push(output)
     if pool.paths() and run.model_name_or_path:
@@ -56,12 +54,13 @@ def main() -> None:
         push=push_signed,
     ) as stage:
         if pool.paths():
-            source, report = open_pool(pool.paths(), output, judges)
+            source, report = open_pool(pool.paths(), output, rewarding)
         else:
-            examples = load_examples(tasks, judges.transcript, run.seed)
+            examples = load_examples(tasks, rewarding.transcript, run.seed)
+            rewards = load_rewards(rewarding, set().union(*examples))
             policy, tokenizer = inputs["model"], None
             if sampling.engine != "api":
-                tokenizer = load_tokenizer(policy, judges.transcript, rows=examples,
+                tokenizer = load_tokenizer(policy, rewarding.transcript, rows=examples,
                                            template=sampling.chat_template_path)  # fmt: skip
             rolled = roll_out(
                 partial(open_engine, sampling, policy, tokenizer, dtype=run.dtype,
@@ -69,10 +68,9 @@ def main() -> None:
                 examples,
                 sampling,
                 path=stage.path("samples.jsonl"),
-                transcript=judges.transcript,
                 seed=run.seed,
                 provenance={"model": policy, "stage": stage.directory.name},
-                rewards=load_rewards(judges, set().union(*examples)),
+                score=lambda rows: score_samples(rows, rewarding.transcript, rewards, tokenizer),
                 accept=accepted_by(selection, texts),
                 keep=selection.max_per_prompt,
                 progress=stage.progress,
@@ -81,7 +79,7 @@ def main() -> None:
         if not is_main_process():
             return
         stage.metrics |= build(source, stage.directory, selection, texts, output, run.seed,
-                               report={"sampling": report}, write=shards.merge)  # fmt: skip
+                               report={"sampling": report})  # fmt: skip
 
 
 if __name__ == "__main__":

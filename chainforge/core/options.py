@@ -35,9 +35,7 @@ ALIASES = {
     "max_length": "max_seq_length max_seq_len cutoff_len sequence_len model_max_length",
     "max_completion_length": "max_new_tokens max_response_length max_completion_len max_tokens",
     "max_new_tokens": "max_completion_length max_response_length max_tokens",
-    "max_tokens": "max_new_tokens max_completion_length max_response_length",
     "num_samples": "num_generations group_size samples_per_prompt n_samples n",
-    "samples_per_prompt": "num_samples num_generations group_size n_samples n",
     "model_name_or_path": "model model_name model_id model_path base_model",
     "data": "dataset dataset_name train_file data_path datasets",
     "tasks": "task dataset dataset_name",
@@ -60,7 +58,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "sapo_temperature_neg sapo_temperature_pos vllm_server_timeout": (_TINY, math.inf),
     "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps "
     "generation_batch_size steps_per_generation num_iterations max_completion_length "
-    "max_length max_new_tokens num_samples max_samples round_size samples_per_prompt lora_r "
+    "max_length max_new_tokens num_samples max_samples round_size lora_r "
     "lora_alpha num_generations num_generations_eval max_concurrency vllm_tensor_parallel_size "
     "vllm_max_model_length pad_to_multiple_of dataset_num_proc eval_accumulation_steps "
     "ref_model_sync_steps ddp_bucket_cap_mb ddp_timeout": (1, math.inf),

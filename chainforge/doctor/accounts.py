@@ -12,10 +12,9 @@ from chainforge.core.weights import hub_failures
 from chainforge.doctor import material
 from chainforge.doctor.engines import ask
 from chainforge.doctor.findings import Context, Finding, NotHere
-from chainforge.generate.builder import BuildArgs
-from chainforge.generate.endpoint import KEYS, Endpoint, key_of, price_of
-from chainforge.generate.engine import SamplingArgs
-from chainforge.generate.settings import TeacherArgs
+from chainforge.generate.build import BuildArgs
+from chainforge.generate.settings import KEYS, SamplingArgs, TeacherArgs
+from chainforge.generate.teacher import endpoints_of, key_of, price_of
 from chainforge.hub.export import check_push
 from chainforge.hub.upload import token
 from chainforge.train.settings import TRAINED
@@ -54,7 +53,7 @@ def check_accounts(context: Context) -> Iterator[Finding]:
 def _teacher(context: Context, step: Step, args: TeacherArgs) -> Iterator[Finding]:
     name = step.stage.name
     try:
-        endpoint = Endpoint.of(args)
+        endpoint = endpoints_of(args)[0]
         price_of(args, endpoint)
         key = key_of(args)
     except InputError as error:

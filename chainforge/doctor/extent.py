@@ -37,7 +37,7 @@ def prompts(context: Context, step: Step) -> int:
 
 def samples(given: Mapping[str, Any], models: int = 1) -> int:
     """Return how many completions a stage that samples writes for each prompt."""
-    each = given.get("max_samples") or given.get("num_samples") or given.get("samples_per_prompt")
+    each = given.get("max_samples") or given.get("num_samples")
     default = 1 if "teacher" in given else 8
     return int(each or default) * max(1, models)
 

@@ -158,7 +158,7 @@ def context_length(context: Context, name: str) -> int | None:
 
 def prompt_tokens(tokenizer: Any, rows: Sequence[Row]) -> list[int]:
     """Return the tokens of each row's prompt, as it is sampled from."""
-    from chainforge.generate.local_engine import encode
+    from chainforge.generate.local import encode
 
     return [len(ids) for ids in encode(tokenizer, list(rows))]
 

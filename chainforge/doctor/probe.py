@@ -10,7 +10,7 @@ from chainforge.core.errors import InputError, first_line
 from chainforge.doctor import material, supply
 from chainforge.doctor.findings import Context, Finding, NotHere
 from chainforge.doctor.lengths import SAMPLING, limit_of
-from chainforge.generate.engine import Draw, Drawn, SamplingArgs, seed_of
+from chainforge.generate.settings import Draw, Drawn, SamplingArgs, seed_of
 from chainforge.train.templates import load_tokenizer
 
 PROMPTS = 8
@@ -57,7 +57,7 @@ def _sample(
     """Return how each completion ended, and its length; what was sampled is not kept."""
     from transformers.utils.logging import disable_progress_bar
 
-    from chainforge.generate.local_engine import LocalEngine, open_policy
+    from chainforge.generate.local import LocalEngine, open_policy
 
     disable_progress_bar()
     given = step.given

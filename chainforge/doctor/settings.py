@@ -13,9 +13,7 @@ from chainforge.data.select import SelectionArgs
 from chainforge.data.tasks import check_answers
 from chainforge.doctor import material, supply
 from chainforge.doctor.findings import Context, Finding, Level, NotHere, of_stage
-from chainforge.generate import settings as collection
-from chainforge.generate.engine import SamplingArgs
-from chainforge.generate.settings import TeacherArgs
+from chainforge.generate.settings import RequestArgs
 from chainforge.rewards.language import scripts_of
 
 
@@ -36,10 +34,8 @@ def check_settings(context: Context) -> Iterator[Finding]:
 
 def _check(args: Any) -> None:
     """Raise `InputError` for values that go with nothing, as the recipes do."""
-    if isinstance(args, SamplingArgs | SelectionArgs):
+    if isinstance(args, RequestArgs | SelectionArgs):
         args.check()
-    elif isinstance(args, TeacherArgs):
-        collection.check(args)
     elif isinstance(args, FilterArgs):
         filters(args)
     elif language := getattr(args, "language", None):

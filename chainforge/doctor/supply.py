@@ -90,11 +90,12 @@ def _foreseen(context: Context, giver: Step) -> Learnt | None:
     rows, form = examples(context, giver), transcript_of(giver)
     args = settings(context, giver).get("TeacherArgs")
     if args is not None and args.teacher == "offline":
-        from chainforge.generate.offline import OfflineTeacher
+        from chainforge.generate.settings import Draw
+        from chainforge.generate.teacher import OfflineTeacher
 
         teacher = OfflineTeacher(args.styles, int(giver.given.get("seed", 42)), form)
         teacher.check(rows)
-        texts = [teacher.answer(row, 0)["completion"] for row in rows]
+        texts = [teacher.answer(Draw(row, 0, 0))["completion"] for row in rows]
     else:
         rows = [row for row in rows if gold_answer(row).strip()]
         texts = [completion_of(gold_answer(row), form) for row in rows]

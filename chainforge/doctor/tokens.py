@@ -11,7 +11,7 @@ from chainforge.core.options import truth
 from chainforge.core.transcript import tags_of, write
 from chainforge.doctor import material, supply
 from chainforge.doctor.findings import Context, Finding, NotHere, Training, of_stage
-from chainforge.generate.engine import ends_of
+from chainforge.generate.settings import ends_of
 from chainforge.train.templates import check_template, trained_tokens
 
 

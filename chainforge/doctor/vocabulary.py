@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from chainforge.core.errors import InputError
 from chainforge.doctor import material
 from chainforge.doctor.findings import Context, Finding, NotHere, Training, of_stage
-from chainforge.generate.engine import ends_of
+from chainforge.generate.settings import ends_of
 from chainforge.train.distill import Sizes, differences, rows_of, tokens_of
 
 

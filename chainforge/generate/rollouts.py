@@ -1,177 +1,373 @@
-"""Roll a policy out over Examples and judge what it wrote: the work of reject and of evaluate.
+"""Scored completions: of any samples, of GRPO's rollouts, and as a pool for other stages.
 
-What was sampled is judged and on disk as soon as it is there. A run that was cut goes on where it
-stopped and samples nothing twice. Several processes of one launch share the prompts.
+TRL's own log keeps the last batch only. A recorder sees every completion, because it wraps the
+rewards, which TRL calls with everything it has. `rollouts.jsonl` then serves `reject` as a pool,
+and the pass rates in a pool choose the prompts of RL.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from chainforge.core.jsonl import Row, sample
+from chainforge.core.errors import InputError
+from chainforge.core.jsonl import JsonLines, Row, read_rows, write_rows
 from chainforge.core.transcript import chat_mark, lenient_answer, read, special_ids
-from chainforge.generate.engine import Drawn, Engine, SamplingArgs
-from chainforge.generate.rounds import Accept, Rounds, pass_rates
-from chainforge.generate.shards import Shards, rank, world_size
+from chainforge.data.pool import MARKS, find_samples
+from chainforge.generate.shards import gathered, merge, own_file, rank, shards_of, world_size
 from chainforge.rewards.functions import accuracy_rewards
-from chainforge.rewards.reward import Reward, score
-from chainforge.rewards.verify import start_pool
+from chainforge.rewards.reward import Reward, score, text_of
 
-Progress = Callable[[int, int, str, str], None]
-POLL_SECONDS = TELL_SECONDS = 0.2
-
-
-@dataclass
-class Rolled:
-    """The Samples, in the order of the Examples, and what it took to get them.
-
-    Each Sample has its prompt's `pass_rate`, `n_samples` and `n_correct` (see `pass_rates`).
-    """
-
-    samples: list[Row]
-    report: dict[str, Any] = field(default_factory=dict)
+ROLLOUTS = "rollouts.jsonl"
+MIN_PASS_RATE, MAX_PASS_RATE = 0.1, 0.9  # as in open-r1
 
 
-def roll_out(
-    engine: Callable[[], Engine],
-    examples: list[Row],
-    sampling: SamplingArgs,
-    *,
-    path: Path,
-    transcript: str,
-    seed: int,
-    provenance: Row,
-    rewards: Sequence[Reward] = (),
-    accept: Accept | None = None,
-    keep: int = 1,
-    progress: Progress = lambda done, total, unit, note: None,
-) -> Rolled:
-    """Return judged Samples of each Example: `num_samples`, or as many as it needs.
-
-    They are written down beside `path` as they come (`Shards`); those that are there already, for
-    the model that `provenance` names, are not sampled again. `engine` opens the policy, once
-    there is something to sample. With `max_samples` a prompt is done when `keep` different
-    completions are accepted; `accept` says of Samples which are, and means the right ones if left
-    out. Of several processes the first waits for the others and returns everything, the others
-    return nothing.
-    """
-    sampling.check()
-    start_pool(examples)
-    with Shards(path, provenance["model"]) as shards:
-        rounds = Rounds(examples, sampling, accept, keep)
-        rounds.note(list(shards.rows.values()))
-
-        told = 0.0
-
-        def tell(every: float = 0.0) -> None:
-            nonlocal told
-            if rank() == 0 and time.monotonic() - told >= every:
-                rounds.note(shards.refresh())
-                _tell(rounds, progress)
-                told = time.monotonic()
-
-        def take(batch: list[Drawn]) -> None:
-            rows = [_sample(drawn, sampling) | provenance for drawn in batch]
-            rows = judge(rows, transcript, rewards, opened.tokenizer)
-            shards.extend(rows)
-            rounds.note(rows)
-            tell(TELL_SECONDS)
-
-        mine = examples[rank() :: world_size()]
-        opened: Any = None
-        while draws := rounds.draws(mine, seed):
-            opened = opened or engine()
-            opened.sample(draws, take)
-        if rank() > 0:
-            return Rolled([])
-        tell()
-        while rounds.draws(examples, seed):  # what the other processes have not done yet
-            time.sleep(POLL_SECONDS)
-            tell()
-    samples = rounds.samples()
-    rates = pass_rates(samples)
-    return Rolled([row | rates[row["id"]] for row in samples], rounds.report())
-
-
-def _tell(rounds: Rounds, progress: Progress) -> None:
-    right = rounds.right / max(rounds.count, 1)
-    if rounds.args.adaptive:
-        note = f"{right:.0%} right of {rounds.count:,} samples"
-        progress(rounds.settled(), len(rounds.examples), "prompts", note)
-    else:
-        total = len(rounds.examples) * rounds.args.most
-        progress(rounds.count, total, "samples", f"{right:.0%} right")
-
-
-def _sample(drawn: Drawn, sampling: SamplingArgs) -> Row:
-    """Make the Sample of one completion; its sampling parameters and its seed stand in it."""
-    draw, answer = drawn
-    columns = {key: value for key, value in answer.items() if key != "completion"}
-    if sampling.adaptive:
-        columns["round"] = draw.sample // sampling.round_size
-    return sample(
-        draw.row,
-        answer["completion"],
-        draw.sample,
-        source="policy",
-        sampling=sampling.parameters() | {"seed": draw.seed},
-        **columns,
-    )
-
-
-def judge(
+def score_samples(
     rows: list[Row], transcript: str, rewards: Sequence[Reward] = (), tokenizer: Any = None
 ) -> list[Row]:
     """Return Samples with their rewards and verdicts.
 
-    `correct` is strict, `lenient_correct` forgives the form; both are None when the gold cannot
-    be judged. `extracted` is the answer that was found, `formatted` whether the form is right,
+    `correct` is strict, `lenient_correct` forgives the format; both are None when the answer cannot
+    be judged. `extracted` is the answer that was found, `formatted` whether the format is right,
     and with a tokenizer `reasoning_tokens` the length of a well-formed reasoning and `chat_token`
-    the first of its special tokens that the text holds, if any.
+    the first of its special tokens in the text, if any.
     """
     special = special_ids(tokenizer).values() if tokenizer is not None else ()
-    calls = [_call(row, transcript) for row in rows]
+    names = ("completion", "answer", "verifier")
+    calls = [{name: row[name] for name in names} | {"entry": row.get("entry")} for row in rows]
+    calls = [call | {"transcript": transcript} for call in calls]
     strict = accuracy_rewards(calls)
     parts = [read(row["completion"], transcript) for row in rows]
-    # The lenient verdict differs from the strict one only where the form is wrong.
+    # The lenient verdict differs from the strict one only where the format is wrong.
     loose = [index for index, part in enumerate(parts) if part is None]
-    forgiven = accuracy_rewards([calls[index] | {"lenient": True} for index in loose])
     lenient = list(strict)
-    for index, verdict in zip(loose, forgiven, strict=True):
+    verdicts = accuracy_rewards([calls[index] | {"lenient": True} for index in loose])
+    for index, verdict in zip(loose, verdicts, strict=True):
         lenient[index] = verdict
-    scores = score(rewards, rows, [row["completion"] for row in rows])
-    judged = []
-    for row, part, right, right_in_any_form, points in zip(
-        rows, parts, strict, lenient, scores, strict=True
-    ):
-        found = part.answer if part else lenient_answer(row["completion"], transcript)
-        verdicts: Row = {
-            "rewards": points.rewards,
-            "reward": points.total,
-            "correct": None if right is None else bool(right),
-            "lenient_correct": None if right_in_any_form is None else bool(right_in_any_form),
+    points = score(rewards, rows, [row["completion"] for row in rows])
+    scored = []
+    for index, (row, part) in enumerate(zip(rows, parts, strict=True)):
+        columns: Row = {
+            "rewards": points[index].rewards,
+            "reward": points[index].total,
+            "correct": _verdict(strict[index]),
+            "lenient_correct": _verdict(lenient[index]),
             "formatted": part is not None,
-            "extracted": found,
+            "extracted": part.answer if part else lenient_answer(row["completion"], transcript),
         }
         if tokenizer is not None:
-            text = part.reasoning if part else ""
-            verdicts["reasoning_tokens"] = len(tokenizer(text)["input_ids"]) if part else None
+            length = len(tokenizer(part.reasoning)["input_ids"]) if part else None
+            columns["reasoning_tokens"] = length
             if mark := chat_mark(row["completion"], special):
-                verdicts["chat_token"] = mark
-        judged.append(row | verdicts)
-    return judged
+                columns["chat_token"] = mark
+        scored.append(row | columns)
+    return scored
 
 
-def _call(row: Row, transcript: str) -> dict[str, Any]:
-    """Return the arguments with which `accuracy_reward` judges a Sample."""
+def _verdict(value: float | None) -> bool | None:
+    return None if value is None else bool(value)
+
+
+class Recorded:
+    """A reward whose values the recorder notes; TRL and ChainForge call it as the reward itself."""
+
+    def __init__(self, reward: Reward, recorder: Recorder, last: bool) -> None:
+        self.__name__, self.weight = reward.__name__, reward.weight
+        self._reward, self._recorder, self._last = reward, recorder, last
+
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **given: Any) -> Any:
+        """Return the reward's values; after the last reward, write the rows."""
+        values = self._reward(prompts, completions, **given)
+        self._recorder.values[self.__name__] = values
+        if self._last:
+            self._recorder.write(prompts, completions, **given)
+        return values
+
+
+class Recorder:
+    """Write the rollouts of one process of a GRPO stage.
+
+    A row is a Sample with `step`, the first step that trains on it, and `policy`, the stage and
+    how many updates it had made by then. While `held_out` is set the completions belong to an
+    evaluation: they are not rollouts, and only their strict accuracy is logged.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        rewards: Sequence[Reward],
+        training: Any,
+        *,
+        model: str,
+        transcript: str,
+        end: int,
+        keep: bool = True,
+    ) -> None:
+        self.path = directory / ROLLOUTS
+        self.keep, self.held_out = keep, False
+        self.values: dict[str, list[float | None]] = {}
+        self.rewards = [Recorded(reward, self, last=reward is rewards[-1]) for reward in rewards]
+        self.ends = {end}  # a trainer may end at others too: its model's own
+        self._group, self._transcript = training.num_generations, transcript
+        self._common = {
+            "source": "policy",
+            "model": model,
+            "stage": directory.name,
+            "sampling": {
+                "temperature": training.temperature,
+                "top_p": training.top_p,
+                "top_k": training.top_k,
+                "max_new_tokens": training.max_completion_length,
+            },
+        }
+        self._weights = {reward.__name__: reward.weight for reward in rewards}
+        self._verdicts = [reward.__name__ for reward in rewards if reward.measures_correctness]
+        self._lines: JsonLines | None = None
+
+    def resume(self, step: int) -> None:
+        """Forget the rollouts of steps that a resumed run will take again."""
+        files = [own_file(self.path)]
+        if rank() == 0:  # and those of processes that no longer exist
+            ours = {self.path.with_name(f"{self.path.stem}.rank-{n}.jsonl")
+                    for n in range(1, world_size())}  # fmt: skip
+            files += [path for path in (self.path, *shards_of(self.path)) if path not in ours]
+        for path in dict.fromkeys(files):
+            if path.exists():
+                rows = read_rows(path, torn_tail=True)
+                write_rows(path, [row for row in rows if row["step"] <= step])
+
+    def write(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        completion_ids: Sequence[Sequence[int]],
+        trainer_state: Any = None,
+        **given: Any,
+    ) -> None:
+        """Write one generation of this process, every completion with all its rewards."""
+        updates = int(getattr(trainer_state, "global_step", 0) or 0)
+        columns = {key: value for key, value in given.items() if isinstance(value, list)}
+        log = given.get("log_metric") or (lambda name, value: None)
+        texts = [text_of(completion) for completion in completions]
+        values, self.values = self.values, {}
+        if self.held_out:
+            self._log_accuracy(texts, columns, log)
+            return
+        rows = []
+        for place, (text, ids) in enumerate(zip(texts, completion_ids, strict=True)):
+            scores = {name: of[place] for name, of in values.items()}
+            parts = [self._weights[name] * value for name, value in scores.items()
+                     if value is not None]  # fmt: skip
+            verdict = next((v for name in self._verdicts if (v := scores[name]) is not None), None)
+            row = {key: value[place] for key, value in columns.items()}
+            rows.append(
+                row
+                | self._common
+                | {
+                    "prompt": prompts[place],
+                    "completion": text,
+                    # A group may be spread over processes: count its places in the whole batch.
+                    "sample": (rank() * len(texts) + place) % self._group,
+                    "step": updates + 1,
+                    "policy": f"{self._common['stage']}@{updates}",
+                    "rewards": scores,
+                    "reward": sum(parts) if parts else None,
+                    "correct": _verdict(verdict),
+                    "formatted": read(text, self._transcript) is not None,
+                    "tokens": len(ids),
+                    "finish_reason": "stop" if len(ids) and ids[-1] in self.ends else "length",
+                }
+            )
+        if self.keep:
+            self._lines = self._lines or JsonLines(own_file(self.path))
+            self._lines.extend(rows)
+        self._log_groups(rows, log)
+
+    def _log_accuracy(
+        self, texts: list[str], columns: dict[str, list[Any]], log: Callable[[str, float], None]
+    ) -> None:
+        """Log the strict accuracy of an evaluation's completions, whatever the rewards are."""
+        names = [name for name in ("answer", "verifier", "entry") if name in columns]
+        given: dict[str, list[Any]] = {name: columns[name] for name in names}
+        given |= {"completion": texts, "transcript": [self._transcript] * len(texts)}
+        calls = [dict(zip(given, values)) for values in zip(*given.values(), strict=True)]
+        for verdict in accuracy_rewards(calls):
+            if verdict is not None:
+                log("accuracy", verdict)
+
+    def _log_groups(self, rows: list[Row], log: Callable[[str, float], None]) -> None:
+        """Log the shares of right and of well-formed completions, and of groups without a signal.
+
+        TRL takes the mean of what is logged, so every completion and group counts once. Its own
+        `frac_reward_zero_std` misses groups: in float32 the mean of eight rewards of 1.2 is not
+        1.2, so their deviation is not quite zero.
+        """
+        for row in rows:
+            log("formatted", row["formatted"])
+            if row["correct"] is not None:
+                log("accuracy", row["correct"])
+        scores = [(row["reward"], row["correct"]) for row in rows]
+        if len(scores) % self._group:  # groups are spread over processes
+            scores = gathered(scores)
+        for start in range(0, len(scores), self._group):
+            rewards, verdicts = zip(*scores[start : start + self._group])
+            log("frac_zero_advantage", len(set(rewards)) == 1)
+            if self._verdicts:
+                log("frac_mixed_correctness", len(set(verdicts) - {None}) > 1)
+
+    def close(self) -> int:
+        """Merge the rows of all processes, in the order of the steps; return how many.
+
+        For the first process, once all have ended.
+        """
+        if self._lines:
+            self._lines.close()
+        files = [path for path in (self.path, *shards_of(self.path)) if path.exists()]
+        rows = [row for path in files for row in read_rows(path, torn_tail=True)]
+        if files != [self.path]:
+            merge(self.path, sorted(rows, key=lambda row: row["step"]))
+        return len(rows)
+
+
+@dataclass
+class PoolArgs:
+    """Samples that exist already."""
+
+    pool: list[str] | str = field(
+        default_factory=list,
+        metadata={
+            "help": "Directories of GRPO or reject stages, or .jsonl files of samples: select from "
+            "these, and sample nothing."
+        },
+    )
+
+    def paths(self) -> list[str]:
+        """Return the paths, however many there are."""
+        return [self.pool] if isinstance(self.pool, str) else self.pool
+
+
+def read_pool(paths: Sequence[str]) -> list[Row]:
+    """Return the Samples of stages or files, renumbered within each prompt.
+
+    Raises `InputError` for a path without samples and for rows that are not samples.
+    """
+    numbers: Counter[str] = Counter()
+    pool = []
+    for file in find_samples(paths):
+        for line, row in enumerate(read_rows(file), start=1):
+            lacking = [name for name in ("id", "prompt", "completion") if name not in row]
+            if lacking:
+                raise InputError(f"{file}, row {line}: not a sample: it has no {lacking[0]!r}")
+            number = numbers[row["id"]]
+            numbers[row["id"]] += 1
+            left = {key: value for key, value in row.items() if key not in MARKS}
+            pool.append(left | {"sample": number, "pooled_from": file.parent.name})
+    if not pool:
+        raise InputError(f"pool: {', '.join(map(str, paths))}: no samples in it")
+    return pool
+
+
+def origins(pool: Sequence[Row]) -> dict[str, Any]:
+    """Return which policies wrote a pool: how many, and from which steps of which stage."""
+    steps: dict[str, list[int]] = defaultdict(list)
+    for row in pool:
+        steps[str(row.get("stage") or row["pooled_from"])].append(int(row.get("step") or 0))
     return {
-        "completion": row["completion"],
-        "answer": row["answer"],
-        "verifier": row["verifier"],
-        "entry": row.get("entry"),
-        "transcript": transcript,
+        stage: {"rows": len(of), "policies": len(set(of)), "steps": [min(of), max(of)]}
+        if any(of)
+        else {"rows": len(of)}
+        for stage, of in steps.items()
     }
+
+
+def pass_rates(rows: Iterable[Row]) -> dict[str, float]:
+    """Return the share of right samples by prompt; rows without a verdict are left out.
+
+    Sampling that stops at a success has too large a share of successes. Where samples came in
+    rounds (column `round`) only the first round counts, which every prompt got completely.
+    """
+    right: dict[str, list[bool]] = defaultdict(list)
+    for row in rows:
+        if row.get("correct") is not None and not row.get("round"):
+            right[row["id"]].append(bool(row["correct"]))
+    return {identity: sum(of) / len(of) for identity, of in right.items()}
+
+
+@dataclass
+class GateArgs:
+    """Which prompts are worth training on, by how often they were solved before."""
+
+    gate_pool: str | None = field(
+        default=None,
+        metadata={
+            "help": "Directory of a reject or GRPO stage, or a .jsonl of samples, whose pass rates "
+            "choose the prompts; default: all prompts."
+        },
+    )
+    min_pass_rate: float | None = field(
+        default=None, metadata={"help": f"Least share of right answers; default {MIN_PASS_RATE}."}
+    )
+    max_pass_rate: float | None = field(
+        default=None, metadata={"help": f"Largest share of right answers; default {MAX_PASS_RATE}."}
+    )
+    unmeasured_prompts: Literal["refuse", "keep", "drop"] = field(
+        default="refuse", metadata={"help": "What to do with prompts that the pool lacks."}
+    )
+
+
+@dataclass
+class Gated:
+    """The prompts that are left, and how many were dropped for which reason."""
+
+    rows: list[Row]
+    counts: dict[str, int]
+
+
+def gate(examples: Sequence[Row], args: GateArgs) -> Gated:
+    """Return the Examples whose pass rate is in the range, each with its `pass_rate`.
+
+    A group of completions that are all right, or all wrong, has no advantage. `counts` has `in`,
+    `kept`, `too_hard`, `too_easy` and `unmeasured`. Raises `InputError` for a wrong range or one
+    without a pool, for unmeasured prompts unless told what to do with them, and when nothing is
+    left.
+    """
+    low = MIN_PASS_RATE if args.min_pass_rate is None else args.min_pass_rate
+    high = MAX_PASS_RATE if args.max_pass_rate is None else args.max_pass_rate
+    if not 0 <= low <= high <= 1:
+        raise InputError(
+            f"min_pass_rate, max_pass_rate: expected 0 <= least <= largest <= 1, found {low} "
+            f"and {high}"
+        )
+    if args.gate_pool is None:
+        if args.min_pass_rate is not None or args.max_pass_rate is not None:
+            raise InputError("min_pass_rate, max_pass_rate: require gate_pool, which is not set")
+        return Gated(list(examples), {})
+    rates = pass_rates(read_pool([args.gate_pool]))
+    counts = dict.fromkeys(("in", "kept", "too_hard", "too_easy", "unmeasured"), 0)
+    counts["in"] = len(examples)
+    kept = []
+    for row in examples:
+        rate = rates.get(row["id"])
+        if rate is None:
+            counts["unmeasured"] += 1
+        elif not low <= rate <= high:
+            counts["too_hard" if rate < low else "too_easy"] += 1
+            continue
+        if rate is not None or args.unmeasured_prompts == "keep":
+            kept.append(row | {"pass_rate": rate})
+    counts["kept"] = len(kept)
+    if counts["unmeasured"] and args.unmeasured_prompts == "refuse":
+        raise InputError(
+            f"gate_pool: {args.gate_pool} has no verdict on {counts['unmeasured']} of "
+            f"{len(examples)} prompts (a prompt is the same only with the same task name and "
+            "system prompt); set `unmeasured_prompts: keep` or `drop`"
+        )
+    if not kept:
+        raise InputError(
+            f"gate_pool: no prompt has a pass rate from {low:g} to {high:g} ({counts}); widen "
+            "min_pass_rate and max_pass_rate, or take other tasks"
+        )
+    return Gated(kept, counts)

@@ -1,18 +1,190 @@
-"""The settings of stage 0: whom to ask, for what, how hard, and what it may cost."""
+"""Settings of everything that samples, from a policy or from a teacher, and what one draw is."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from chainforge.core.errors import InputError
-from chainforge.generate.endpoint import address_of, check_extra_body
-from chainforge.generate.validation import ValidationArgs, check_settings
+from chainforge.core.jsonl import Row
+from chainforge.data.filters import FilterArgs
+
+KEYS = {"deepseek": "DEEPSEEK_API_KEY", "openai": "OPENAI_API_KEY"}
 
 
 @dataclass
-class TeacherArgs(ValidationArgs):
-    """Whom to ask, and how. Keys come from the environment: DEEPSEEK_API_KEY, OPENAI_API_KEY."""
+class TemplateArgs:
+    """How messages become text."""
+
+    chat_template_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "A .jinja file, or a tokenizer's directory or Hub id, whose chat template is "
+            "used instead of the model's own."
+        },
+    )
+
+
+@dataclass
+class RequestArgs:
+    """How many completions each prompt gets, and how servers are asked for them."""
+
+    num_samples: int = field(default=1, metadata={"help": "Completions of each prompt."})
+    max_samples: int | None = field(
+        default=None,
+        metadata={
+            "help": "Sample in rounds, until a prompt has `max_per_prompt` accepted completions or "
+            "this many in all; replaces `num_samples`."
+        },
+    )
+    round_size: int = field(
+        default=4, metadata={"help": "Completions of a prompt in one round, with max_samples."}
+    )
+    max_failed_samples: int | None = field(
+        default=None,
+        metadata={
+            "help": "Stop sampling a prompt after this many completions without an accepted one, "
+            "with max_samples. Saves tokens, but loses rows of the hardest prompts."
+        },
+    )
+    max_new_tokens: int = field(default=512, metadata={"help": "Longest completion, in tokens."})
+    temperature: float | None = field(default=None, metadata={"help": "Sampling temperature."})
+    base_url: list[str] | str = field(
+        default_factory=list,
+        metadata={"help": "Address of the server, or of each of several that share the work."},
+    )
+    extra_body: dict[str, Any] | None = field(
+        default=None, metadata={"help": "Further fields of each request."}
+    )
+    # The settings below change how requests are sent, not what they are, and may change between
+    # runs of a stage (`chainforge.core.fingerprints.FREE_KEYS`).
+    max_concurrency: int | None = field(
+        default=None,
+        metadata={
+            "help": "Most requests at a time; the number below it adapts to the server. Default: "
+            "500 at DeepSeek, 64 at other teachers, 256 for a policy."
+        },
+    )
+    timeout: float = field(default=1800.0, metadata={"help": "Seconds for one request in all."})
+    max_retries: int = field(default=8, metadata={"help": "Retries of a transient error."})
+    retry_wait: float = field(
+        default=1.0, metadata={"help": "Seconds before the first retry, doubled for each further."}
+    )
+    max_retry_after: float = field(
+        default=600.0, metadata={"help": "Longest Retry-After of a server that is obeyed, seconds."}
+    )
+    outage_timeout: float = field(
+        default=600.0, metadata={"help": "Seconds without any answer before the run stops."}
+    )
+    shutdown_timeout: float = field(
+        default=120.0,
+        metadata={"help": "Seconds that Ctrl-C waits for pending answers; a second one, none."},
+    )
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether prompts are sampled in rounds until they have enough."""
+        return self.max_samples is not None
+
+    @property
+    def most(self) -> int:
+        """The most samples of one prompt."""
+        return self.num_samples if self.max_samples is None else self.max_samples
+
+    @property
+    def urls(self) -> list[str]:
+        """The addresses of the servers."""
+        return [self.base_url] if isinstance(self.base_url, str) else self.base_url
+
+    def check(self) -> None:
+        """Raise `InputError` for values out of their bounds."""
+        least = dict.fromkeys(
+            ("num_samples", "max_samples", "round_size", "max_failed_samples", "max_new_tokens",
+             "max_concurrency", "generation_batch_size", "expected_tokens"), 1
+        )  # fmt: skip
+        least |= dict.fromkeys(
+            ("max_retries", "retry_wait", "max_retry_after", "outage_timeout", "shutdown_timeout",
+             "temperature"), 0
+        )  # fmt: skip
+        for name, bound in least.items():
+            value = getattr(self, name, None)
+            if value is not None and not bound <= value < float("inf"):
+                raise InputError(f"{name}: expected {bound} or more, found {value}")
+        if not self.timeout > 0:
+            raise InputError(f"timeout: expected more than 0 seconds, found {self.timeout}")
+        if self.max_failed_samples is not None and not self.adaptive:
+            raise InputError("max_failed_samples: requires max_samples, which is not set")
+        for url in self.urls:
+            read_address(url)
+
+
+@dataclass
+class SamplingArgs(TemplateArgs, RequestArgs):
+    """How to sample from a policy. Nothing is inherited from the model's generation config."""
+
+    engine: Literal["transformers", "vllm", "api"] = field(
+        default="transformers",
+        metadata={
+            "help": "transformers: in this process, with continuous batching. vllm: in this "
+            "process, if installed. api: OpenAI-compatible servers, see base_url."
+        },
+    )
+    num_samples: int = field(default=8, metadata={"help": "Completions of each prompt."})
+    temperature: float = field(default=1.0, metadata={"help": "0 takes the likeliest token."})
+    top_p: float = field(default=1.0, metadata={"help": "Share of the probability kept; 1: all."})
+    top_k: int = field(default=0, metadata={"help": "Number of likeliest tokens kept; 0: all."})
+    generation_batch_size: int = field(
+        default=64, metadata={"help": "Completions that are generated at once."}
+    )
+    engine_options: dict[str, Any] | None = field(
+        default=None,
+        metadata={"help": "vllm: further arguments of `vllm.LLM`, such as tensor_parallel_size."},
+    )
+    served_model: str | None = field(
+        default=None,
+        metadata={"help": "api: the policy's name at the server; model_name_or_path by default."},
+    )
+    extra_body: dict[str, Any] | None = field(
+        default=None,
+        metadata={
+            "help": "api: further fields of a request. Default: min_p 0, repetition_penalty 1 and "
+            "top_k, so that vLLM and SGLang take nothing from the model's generation config; "
+            "{} for a server that does not know these."
+        },
+    )
+
+    def parameters(self) -> Row:
+        """Return the sampling parameters that every row records."""
+        names = ("temperature", "top_p", "top_k", "max_new_tokens")
+        return {"engine": self.engine} | {name: getattr(self, name) for name in names}
+
+    def check(self) -> None:
+        """Raise `InputError` for values that nothing can be sampled with."""
+        super().check()
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top_p: expected above 0 and at most 1, found {self.top_p}")
+        if self.top_k < 0:
+            raise InputError(f"top_k: expected 0 (all) or more, found {self.top_k}")
+        if self.temperature == 0 and self.most > 1:
+            name = "max_samples" if self.adaptive else "num_samples"
+            raise InputError(
+                f"temperature: 0 would give the same completion {self.most} times; "
+                f"set `{name}: 1` or a temperature above 0"
+            )
+        if self.engine == "api" and self.chat_template_path:
+            raise InputError("chat_template_path: with `engine: api` the server has the template")
+        if (self.engine == "api") != bool(self.urls):
+            raise InputError("base_url: goes with `engine: api`, and `engine: api` needs one")
+        check_extra_body(self.extra_body, "served_model")
+
+
+@dataclass
+class TeacherArgs(RequestArgs):
+    """Which teacher to ask, and how. Keys: DEEPSEEK_API_KEY, OPENAI_API_KEY (environment only)."""
 
     teacher: Literal["offline", "deepseek", "openai"] = field(
         default="offline",
@@ -22,40 +194,26 @@ class TeacherArgs(ValidationArgs):
         },
     )
     model: str | None = field(
-        default=None, metadata={"help": "Model to ask for; deepseek-flash when left out."}
-    )
-    base_url: str | None = field(
-        default=None, metadata={"help": "Address of the server, such as http://localhost:8000/v1."}
-    )
-    samples_per_prompt: int = field(default=1, metadata={"help": "Answers to each prompt."})
-    until_correct: int | None = field(
-        default=None,
-        metadata={"help": "Stop asking for a prompt once so many of its answers are right."},
+        default=None, metadata={"help": "Model to ask for; deepseek-flash by default."}
     )
     instruction: str = field(
         default="Think step by step. Then reply with the final answer only.",
         metadata={
-            "help": "System turn that an API teacher gets in place of the prompt's own, which "
-            "asks for tags that are ours to write. An empty string: none."
+            "help": "System turn that an API teacher gets instead of the prompt's own, which asks "
+            "for tags that ChainForge writes itself. An empty string: none."
         },
     )
-    max_tokens: int = field(
+    max_new_tokens: int = field(
         default=32_768,
         metadata={
             "help": "Limit of one answer, its reasoning included; an answer that it cuts off is "
             "asked for once more with twice as many."
         },
     )
-    temperature: float | None = field(
-        default=None, metadata={"help": "Sent only when given; DeepSeek's thinking ignores it."}
-    )
-    extra_body: dict[str, Any] | None = field(
-        default=None, metadata={"help": "Further fields of the request, as the server wants them."}
-    )
     fallback: Literal["none", "offline"] = field(
         default="none",
         metadata={
-            "help": "What stands in for a request that failed: nothing, or a worked solution "
+            "help": "offline: replace an answer whose request failed by a worked solution "
             "labelled offline-fallback, which SFT refuses unless allow_offline_rows."
         },
     )
@@ -63,80 +221,150 @@ class TeacherArgs(ValidationArgs):
         default_factory=lambda: {"careful": 0.5, "hasty": 0.5},
         metadata={"help": "Share of each style among the offline teacher's solutions."},
     )
-    # What follows changes how and at what cost answers are fetched, not what they are: it may
-    # be changed between runs (`chainforge.core.artifacts.FREE_KEYS`).
     max_usd: float | None = field(
         default=None,
-        metadata={"help": "Stop, to be resumed, before spending more; all runs count together."},
+        metadata={"help": "Stop, resumably, before spending more; all runs count together."},
     )
     max_tokens_total: int | None = field(
         default=None, metadata={"help": "The same for tokens, of prompts and answers."}
     )
     max_requests: int | None = field(
-        default=None, metadata={"help": "The same for requests, those that failed included."}
+        default=None, metadata={"help": "The same for requests, failed ones included."}
     )
     prices: str | None = field(
         default=None,
-        metadata={"help": "A price table of your own; its form: chainforge/generate/prices.yaml"},
+        metadata={"help": "Your own price table, in the format of chainforge/generate/prices.yaml"},
     )
     expected_tokens: int = field(
         default=6000,  # DeepSeek-R1, table 5: 6,094 on average for mathematics
         metadata={"help": "Tokens of an answer, for the estimate of dry_run."},
     )
     dry_run: bool = field(
-        default=False, metadata={"help": "Print what it would cost, ask nothing, leave nothing."}
-    )
-    max_concurrency: int | None = field(
-        default=None,
-        metadata={
-            "help": "Most requests at a time; below it the number is found by trying. When left "
-            "out, 500 at DeepSeek and 64 elsewhere."
-        },
-    )
-    timeout: float = field(default=1800.0, metadata={"help": "Seconds for one request in all."})
-    max_retries: int = field(default=8, metadata={"help": "Times that a passing error is retried."})
-    retry_wait: float = field(
-        default=1.0, metadata={"help": "Seconds before the first retry, doubled for each further."}
-    )
-    max_retry_after: float = field(
-        default=600.0, metadata={"help": "Most seconds that a server's Retry-After is obeyed."}
-    )
-    outage_timeout: float = field(
-        default=600.0,
-        metadata={"help": "Seconds that nothing at all may work before the server counts as gone."},
-    )
-    shutdown_timeout: float = field(
-        default=120.0,
-        metadata={"help": "Seconds that Ctrl-C waits for answers under way; a second one, none."},
+        default=False, metadata={"help": "Print the estimated cost, and send nothing."}
     )
 
-    def ceiling(self) -> int:
-        """Return the most requests at a time."""
-        return self.max_concurrency or (500 if self.teacher == "deepseek" else 64)
+    def check(self) -> None:
+        """Raise `InputError` for values that no teacher can be asked with."""
+        super().check()
+        for name in ("max_usd", "max_tokens_total", "max_requests"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise InputError(f"{name}: expected more than 0, found {value}")
+        for name in ("model", "instruction"):
+            try:
+                (getattr(self, name) or "").encode()
+            except UnicodeEncodeError as error:
+                raise InputError(f"{name}: not valid text: {error.reason}") from None
+        if self.teacher == "openai" and not self.model:
+            raise InputError("teacher openai: set `model` to the model to ask for")
+        check_extra_body(self.extra_body, "model")
 
 
-def check(args: TeacherArgs) -> None:
-    """Raise `InputError` for settings that can mean nothing."""
-    least = {"samples_per_prompt": 1, "until_correct": 1, "max_tokens": 1, "max_retries": 0,
-             "max_concurrency": 1, "expected_tokens": 1, "retry_wait": 0, "max_retry_after": 0,
-             "outage_timeout": 0, "shutdown_timeout": 0, "min_reasoning_chars": 1}  # fmt: skip
-    for name, bound in least.items():
-        value = getattr(args, name)
-        if value is not None and not value >= bound:
-            raise InputError(f"{name}: expected {bound} or more, found {value}")
-    if not args.timeout > 0:
-        raise InputError(f"timeout: expected more than 0 seconds, found {args.timeout}")
-    if args.until_correct and args.until_correct > args.samples_per_prompt:
+@dataclass
+class TeacherFilterArgs(FilterArgs):
+    """The filters of reject, with a teacher's defaults."""
+
+    min_reasoning_chars: int | None = field(
+        default=20, metadata={"help": "A reasoning of fewer characters: too_short."}
+    )
+
+
+def read_address(text: str, variable: str = KEYS["openai"]) -> str:
+    """Return a `base_url` as requests need it; its key comes from the environment `variable`.
+
+    Raise `InputError` for an invalid address, and for one that contains a password.
+    """
+    import httpx2
+
+    address = text.strip().rstrip("/").removesuffix("/chat/completions")
+    try:
+        url = httpx2.URL(address)
+        good = url.scheme in ("http", "https") and url.host and urlsplit(address).port != 0
+        good, private, why = good and address == "".join(address.split()), bool(url.userinfo), ""
+    except (httpx2.InvalidURL, ValueError) as error:
+        good, private, why = False, False, f" ({error})"
+    if private or "?" in address or "#" in address or ("@" in address and not good):
         raise InputError(
-            f"until_correct ({args.until_correct}) can never be reached with samples_per_prompt "
-            f"{args.samples_per_prompt}: raise that"
+            "base_url: leave user, password and parameters out of the address; a key is read from "
+            f"{variable}"
         )
-    for name in ("model", "instruction"):
-        try:
-            (getattr(args, name) or "").encode()
-        except UnicodeEncodeError as error:
-            raise InputError(f"{name}: not valid text: {error.reason}") from None
-    if args.teacher != "offline":
-        address_of(args)
-    check_extra_body(args.extra_body)
-    check_settings(args)
+    if not good:
+        raise InputError(
+            "base_url: expected an address such as http://localhost:8000/v1, "
+            f"found {address!r}{why}"
+        )
+    return address
+
+
+# The settings that set fields of a request, other names of these fields, and (without a setting)
+# fields that make a request cost more than is counted.
+_FIELDS = {
+    "max_new_tokens": "max_tokens max_completion_tokens max_output_tokens max_new_tokens "
+    "max_length num_predict n_predict",
+    "num_samples": "n best_of num_return_sequences num_generations",
+    "temperature": "temperature",
+    "": "messages prompt input contents system stream stream_options tools tool_choice functions "
+    "function_call plugins web_search web_search_options search_parameters enable_search "
+    "service_tier prediction modalities audio",
+}
+_NESTED = ("extra_body", "options", "parameters", "sampling_params", "generation_config")
+
+
+def check_extra_body(extra: Any, model: str) -> None:
+    """Raise `InputError` for fields that `extra_body` may not set; `model` names that setting."""
+    try:
+        json.dumps(extra, allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"extra_body: cannot be sent as JSON: {error}") from None
+    fields: Mapping[str, str] = _FIELDS | {model: "model models route"}
+    if model == "served_model":
+        fields = {**fields, "top_p": "top_p", "seed": "seed"}
+    ours = {name: setting for setting, names in fields.items() for name in names.split()}
+    for name, value in (extra or {}).items():
+        plain = str(name).strip().lower()
+        if plain in ours:
+            advice = f"set `{ours[plain]}` instead" if ours[plain] else "leave it out"
+            raise InputError(
+                f"extra_body: {name!r} changes what is asked for or what it may cost; {advice}"
+            )
+        if plain in _NESTED and isinstance(value, dict):
+            check_extra_body(value, model)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One completion to sample: the `sample`-th of a row's prompt, with its own seed."""
+
+    row: Row
+    sample: int
+    seed: int
+
+
+# A draw with the columns that the engine knows: `completion` (text without the end token), `tokens`
+# (generated ones, the end token included), `finish_reason` (`stop` or `length`) and others. Without
+# an answer `completion` is None, and `class`, `message` and `rejected` (not to be asked again) say
+# why.
+Drawn = tuple[Draw, Row]
+# Called from one thread at a time; what it was given is on disk once it returns. An empty list only
+# reports progress.
+Take = Callable[[list[Drawn]], None]
+
+
+def seed_of(seed: int, identity: str, sample: int) -> int:
+    """Derive a sample's seed, the same in every process and Python.
+
+    So a sample does not depend on the others in its batch, run or process, up to the rounding of
+    another batch shape.
+    """
+    content = f"{seed}/{identity}/{sample}"
+    return int(hashlib.sha256(content.encode()).hexdigest()[:15], 16) % 2**31
+
+
+def ends_of(reference: str, **options: Any) -> set[int]:
+    """Return the ids at which a model's own generation config ends; none when it has none."""
+    from transformers import GenerationConfig
+
+    try:
+        ends = GenerationConfig.from_pretrained(reference, **options).eos_token_id
+    except OSError:
+        return set()
+    return set(ends) if isinstance(ends, list) else set() if ends is None else {ends}

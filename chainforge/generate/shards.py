@@ -1,8 +1,8 @@
-"""Samples on disk, written by one process or by several that share the work.
+"""Rows on disk, written by one process or by several that share the work.
 
-One process appends to `samples.jsonl`. Of several, each appends to `samples.rank-N.jsonl`, and all
-may read all of them; what counts is the union, so that a run may go on with another number of
-processes than it was begun with. The first process makes one file of them at the end.
+A single process appends to `samples.jsonl`. Of several, each appends to `samples.rank-N.jsonl`,
+and all may read all of them; the union counts, so that a run may continue with another number of
+processes. The first process merges the files at the end.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
 from chainforge.core.errors import InputError
-from chainforge.core.jsonl import JsonLines, Row, write_rows
+from chainforge.core.jsonl import JsonLines, Row, repair, write_rows
 
 T = TypeVar("T")
 Key = tuple[str, int]  # id of the row, number of the sample
@@ -61,24 +61,27 @@ def merge(path: Path, rows: Iterable[Row]) -> None:
 
 
 class Shards:
-    """The Samples of one model in a stage's files, those of other processes included."""
+    """The rows of a stage's files that `mine` accepts, those of other processes included."""
 
-    def __init__(self, path: Path, model: str) -> None:
-        self.path, self.model = path, model
+    def __init__(self, path: Path, mine: Callable[[Row], bool]) -> None:
+        self.path, self.mine = path, mine
         self.rows: dict[Key, Row] = {}
         self._own = own_file(path)
-        self._lines = JsonLines(self._own)
-        self._read: dict[Path, int] = {}  # bytes of each file that were taken in
+        self._lines: JsonLines | None = None  # opened with the first row
+        self._read: dict[Path, int] = {}  # bytes of each file that were read
+        repair(self._own)
         self.refresh()
 
     def extend(self, rows: list[Row]) -> None:
-        """Write Samples to disk: who was asked for them may forget them then."""
-        self._lines.extend(rows)
-        self._lines.sync()
-        self._note(rows)
+        """Append rows and force them to disk: their source may forget them then."""
+        if rows:
+            self._lines = self._lines or JsonLines(self._own)
+            self._lines.extend(rows)
+            self._lines.sync()
+            self._note(rows)
 
     def refresh(self) -> list[Row]:
-        """Take in what the files hold by now; return what is new."""
+        """Read what the files contain by now; return the new rows."""
         new: list[Row] = []
         for file in (self.path, *shards_of(self.path)):
             if file.exists() and not (file == self._own and file in self._read):
@@ -86,30 +89,25 @@ class Shards:
         return new
 
     def _whole_lines(self, file: Path) -> list[Row]:
-        """Read on in a file, up to its last whole line: another process may be writing."""
+        """Continue to read a file up to its last whole line: another process may be writing."""
         start = self._read.get(file, 0)
         with open(file, "rb") as lines:
             lines.seek(start)
             data = lines.read()
         end = data.rfind(b"\n") + 1
         self._read[file] = start + end
-        rows = []
-        for line in data[:end].splitlines():
-            try:
-                rows.append(json.loads(line))
-            except ValueError as error:
-                raise InputError(f"{file}: a line is not JSON: {error}: {line[:80]!r}") from None
-        return rows
+        try:
+            return [json.loads(line) for line in data[:end].splitlines()]
+        except ValueError as error:
+            raise InputError(f"{file}: a line is not JSON: {error}") from None
 
     def _note(self, rows: list[Row]) -> list[Row]:
-        mine = [row for row in rows if row.get("model") == self.model]
-        new = {(row["id"], row["sample"]): row for row in mine}
+        new = {(row["id"], row["sample"]): row for row in rows if self.mine(row)}
         new = {key: row for key, row in new.items() if key not in self.rows}
         self.rows |= new
         return list(new.values())
 
-    def __enter__(self) -> Shards:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._lines.close()
+    def close(self) -> None:
+        """Close the file of this process."""
+        if self._lines:
+            self._lines.close()

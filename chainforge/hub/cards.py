@@ -22,7 +22,6 @@ from chainforge.core.secrets import public, public_settings
 from chainforge.core.transcript import DEFAULT, system_prompt, tags_of
 from chainforge.data.card import code, funnel_table
 from chainforge.data.sources import PRESETS
-from chainforge.generate.card import OFFLINE, TERMS
 from chainforge.hub.upload import HUB_ID
 from chainforge.train.lineage import Ancestor, Origin, base_of, roots, signed_json, stages_in
 
@@ -172,6 +171,8 @@ def linked(origin: Origin) -> str:
 
 def terms(stages: Sequence[Ancestor], what: str) -> str:
     """Return the terms of everybody whose work is in it: teachers, other models and data sets."""
+    from chainforge.generate.teacher import OFFLINE, TERMS
+
     lines = []
     for kind, model, host in _teachers(stages):
         if kind == "offline":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from chainforge.generate.progress import usd
+from chainforge.generate.budget import usd
 
 MINUS = "\u2212"
 NBSP = "\u00a0"

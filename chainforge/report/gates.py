@@ -131,7 +131,7 @@ def _number(entry: dict[str, Any], key: str) -> float | None:
 def check_samples(gates: Sequence[Gate], settings: Mapping[str, Any]) -> None:
     """Refuse pass@k and maj@k that a stage's samples of a prompt, by its settings, do not give."""
     from chainforge.data.metrics import steps_to
-    from chainforge.generate.engine import SamplingArgs
+    from chainforge.generate.settings import SamplingArgs
 
     try:
         num_samples = int(settings.get("num_samples", SamplingArgs.num_samples))

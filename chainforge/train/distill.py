@@ -24,7 +24,7 @@ from typing import Any
 
 from chainforge.core.errors import InputError
 from chainforge.core.weights import check_weights
-from chainforge.generate.engine import ends_of
+from chainforge.generate.settings import ends_of
 from chainforge.train.distributed import Layout, layout_here
 from chainforge.train.model_source import Source
 from chainforge.train.policy import check_options

@@ -21,7 +21,7 @@ from transformers import TrainerCallback, TrainerState
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Row, has_answer
 from chainforge.data.tasks import TaskArgs, load_examples
-from chainforge.generate.harvest import Recorder
+from chainforge.generate.rollouts import Recorder
 from chainforge.generate.shards import own_file
 from chainforge.train.rl_args import RLArgs
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from chainforge.generate.gate import GateArgs
+from chainforge.generate.rollouts import GateArgs
 
 
 @dataclass

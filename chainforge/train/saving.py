@@ -134,7 +134,7 @@ def _gathered(trainer: Any) -> dict[str, Any] | None:
 
 def _save_whole(model: Any, stage: Stage, state: dict[str, Any] | None) -> None:
     """Save a model whose own weights were trained, in the precision of its base."""
-    target, dtype = stage.path("model"), _precision(stage.policy.source)
+    target, dtype = stage.path("model"), _precision(stage.policy)
     if state is None and dtype not in (None, model.dtype):
         state = model.state_dict()
     if state is not None:
@@ -147,14 +147,17 @@ def _save_whole(model: Any, stage: Stage, state: dict[str, Any] | None) -> None:
         write_json(config, read_json(config) | {"dtype": str(dtype).removeprefix("torch.")})
 
 
-def _precision(source: Source) -> Any:
-    """Return the precision of a model, by its config or its weights; None when neither has it."""
+def _precision(start: Any) -> Any:
+    """Return the precision of the model that a stage started from; None when it is not known."""
     from safetensors import safe_open
 
-    for part in (source.config, source.config.get("text_config") or {}):
+    if start is None:
+        return None
+    config = start.source.config
+    for part in (config, config.get("text_config") or {}):
         if name := part.get("dtype") or part.get("torch_dtype"):
             return getattr(torch, str(name).removeprefix("torch."), None)
-    for path in sorted(Path(source.model).glob("*.safetensors")):
+    for path in sorted(Path(start.source.model).glob("*.safetensors")):
         with safe_open(str(path), "pt") as file:
             for key in file.keys():  # noqa: SIM118
                 if (dtype := file.get_slice(key)[:0].dtype) in TOLERANCE:
@@ -177,9 +180,12 @@ def _rounded(name: str, weight: Any, dtype: Any) -> Any:
 
 def _save_adapted(model: Any, tokenizer: Any, stage: Stage, state: dict[str, Any] | None) -> None:
     """Save the adapter, and its base with the adapter merged in; check that both are the policy."""
-    start, config = stage.policy, model.peft_config["default"]
+    start = stage.policy
+    kept = start.save if start else KEPT
+    options = start.options if start else {}
     adapter, target = stage.path("adapter"), stage.path("model")
-    agreement = Agreement(tokenizer, _trained_ids(config.trainable_token_indices))
+    config = model.peft_config["default"]
+    agreement = Agreement(tokenizer, _trained_ids(config))
     if state is not None or getattr(model.get_base_model(), "quantization_method", None):
         logger.info("adapter/ and model/ are compared with one another alone: the policy that was "
                     "trained is split over processes, or on quantised weights")  # fmt: skip
@@ -188,34 +194,68 @@ def _save_adapted(model: Any, tokenizer: Any, stage: Stage, state: dict[str, Any
     if Path(config.base_model_name_or_path).exists():
         # A relative path would bind the adapter to this working directory.
         config.base_model_name_or_path = str(Path(config.base_model_name_or_path).resolve())
-    else:
-        config.revision = start.options["revision"]
+    elif start:
+        config.revision = options["revision"]
     shutil.rmtree(adapter, ignore_errors=True)
     model.save_pretrained(str(adapter), selected_adapters=["default"], state_dict=state)
     (adapter / "README.md").unlink(missing_ok=True)
-    with _alone():
-        if start.joins:
-            _join(start.source, adapter, start.options)
-        base = read_json(adapter / ADAPTER)["base_model_name_or_path"]
-        merged = target if "model" in start.save else None
-        try:
-            _merge(adapter, base, start.options, tokenizer, agreement, merged, like=model)
-        except NotWhatWasTrained:
-            shutil.rmtree(adapter)
-            shutil.rmtree(target, ignore_errors=True)
-            raise
-    if "adapter" in start.save:
+    try:
+        with _alone():
+            if start and start.joins:
+                _join(start.source, adapter, options)
+            base = read_json(adapter / ADAPTER)["base_model_name_or_path"]
+            saved = attach(_open_base(base, options), adapter)
+            agreement.check(f"{adapter} on its base", saved)
+            if "model" in kept:
+                _write_merged(_merged(saved, like=model.get_base_model()), tokenizer, target)
+                del saved  # one model at a time
+                agreement.check(str(target), _open_base(str(target), options | {"revision": None}))
+    except NotWhatWasTrained:
+        shutil.rmtree(adapter)
+        shutil.rmtree(target, ignore_errors=True)
+        raise
+    if "adapter" in kept:
         tokenizer.save_pretrained(str(adapter))
     else:
         shutil.rmtree(adapter)
-    if base != str(stage.path(START).resolve()) or "adapter" not in start.save:
+    if base != str(stage.path(START).resolve()) or "adapter" not in kept:
         shutil.rmtree(stage.path(START), ignore_errors=True)
 
 
-def _trained_ids(tokens: Any) -> list[int]:
-    """Return the ids of single tokens that an adapter trains, as `trainable_token_indices`."""
-    lists = tokens.values() if isinstance(tokens, dict) else [tokens or []]
+def _write_merged(merged: Any, tokenizer: Any, target: Path) -> None:
+    merged.save_pretrained(str(target))
+    tokenizer.save_pretrained(str(target))
+
+
+def _trained_ids(config: Any) -> list[int]:
+    """Return the ids of single tokens that an adapter trains."""
+    tokens = config.trainable_token_indices or []
+    lists = tokens.values() if isinstance(tokens, dict) else [tokens]
     return [int(token) for one in lists for token in one]
+
+
+def _open_base(base: str, options: Mapping[str, Any]) -> Any:
+    """Open a model at its own precision and whole, its head a weight of its own.
+
+    `options` are those of `from_pretrained`, of which `revision` and `trust_remote_code` count.
+    """
+    from trl.trainer.utils import create_model_from_path
+
+    model: Any
+    with _alone():
+        model = create_model_from_path(
+            base,
+            dtype="auto",
+            device_map=None,
+            use_safetensors=True,
+            revision=options.get("revision"),
+            trust_remote_code=bool(options.get("trust_remote_code")),
+        )
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is not None and head.weight is embeddings.weight:
+        # What is merged into one of the two is not meant for the other.
+        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    return model
 
 
 def merge(source: Source, options: Mapping[str, Any], target: Path) -> None:
@@ -229,59 +269,18 @@ def merge(source: Source, options: Mapping[str, Any], target: Path) -> None:
 
     assert source.adapter is not None
     tokenizer = AutoTokenizer.from_pretrained(source.tokenizer, revision=source.revision)
-    agreement = Agreement(tokenizer, _trained_ids(source.lora.get("trainable_token_indices")))
     with _alone():
-        _merge(source.adapter, source.model, options, tokenizer, agreement, target)
-
-
-def _merge(
-    adapter: Path,
-    base: str,
-    options: Mapping[str, Any],
-    tokenizer: Any,
-    agreement: Agreement,
-    target: Path | None,
-    like: Any = None,
-) -> None:
-    """Check an adapter on its base; write both as one model to `target`, if any, and check that.
-
-    The model has the settings that training left on `like`, if given.
-    """
-    merged = attach(_open_base(base, options), adapter)
-    agreement.check(f"{adapter} on its base", merged)
-    if target is None:
-        return
-    merged = _merged(merged, like.get_base_model() if like else None)
-    ends = merged.generation_config.eos_token_id
-    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    if like is None and tokenizer.eos_token_id not in [None, *ends]:  # the adapter's own end
-        merged.generation_config.eos_token_id = [tokenizer.eos_token_id, *ends]
-    merged.save_pretrained(str(target))
-    tokenizer.save_pretrained(str(target))
-    del merged  # one model at a time
-    agreement.check(str(target), _open_base(str(target), {**options, "revision": None}))
-
-
-def _open_base(base: str, options: Mapping[str, Any]) -> Any:
-    """Open a model at its own precision and whole, its head a weight of its own.
-
-    Of `options` for `from_pretrained`, `revision` and `trust_remote_code` count.
-    """
-    from trl.trainer.utils import create_model_from_path
-
-    model: Any = create_model_from_path(
-        base,
-        dtype="auto",
-        device_map=None,
-        use_safetensors=True,
-        revision=options.get("revision"),
-        trust_remote_code=bool(options.get("trust_remote_code")),
-    )
-    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
-    if head is not None and head.weight is embeddings.weight:
-        # What is merged into one of the two is not meant for the other.
-        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
-    return model
+        adapted = attach(_open_base(source.model, options), source.adapter)
+        agreement = Agreement(tokenizer, _trained_ids(adapted.peft_config["default"]))
+        agreement.check(f"{source.adapter} on its base", adapted)
+        merged = _merged(adapted)
+        ends = merged.generation_config.eos_token_id
+        ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+        if tokenizer.eos_token_id not in [None, *ends]:  # the adapter may end turns with another
+            merged.generation_config.eos_token_id = [tokenizer.eos_token_id, *ends]
+        _write_merged(merged, tokenizer, target)
+        del adapted, merged  # one model at a time
+        agreement.check(str(target), _open_base(str(target), {**options, "revision": None}))
 
 
 def _merged(adapted: Any, like: Any = None) -> Any:

@@ -1,14 +1,12 @@
 """What is printed before money is spent, and beside the data afterwards."""
 
 import pytest
-import yaml
 
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import JsonLines, example
-from chainforge.generate.budget import estimate
-from chainforge.generate.card import write_card
-from chainforge.generate.endpoint import Endpoint
-from chainforge.generate.settings import TeacherArgs
+from chainforge.generate.api import request_key
+from chainforge.generate.settings import Draw, TeacherArgs
+from chainforge.generate.teacher import card_sections, endpoints_of, estimate
 
 ROWS = [
     example([{"role": "user", "content": f"What is {n} and two?"}], "4", task="sums")
@@ -22,7 +20,7 @@ def lines(text):
 
 def test_the_estimate_needs_no_key(monkeypatch):
     monkeypatch.delenv("DEEPSEEK_API_KEY", raising=False)
-    args = TeacherArgs(teacher="deepseek", samples_per_prompt=100, expected_tokens=6000)
+    args = TeacherArgs(teacher="deepseek", num_samples=100, expected_tokens=6000)
     said = lines(estimate(args, ROWS))
     assert said["answers"] == "1,000 (10 prompts x 100)"
     assert said["cost"].startswith("$3.6")
@@ -34,12 +32,12 @@ def test_the_estimate_needs_no_key(monkeypatch):
 
 def test_the_estimate_leaves_out_what_is_there(tmp_path):
     args = TeacherArgs(teacher="deepseek", max_usd=2.0)
-    endpoint = Endpoint.of(args)
+    endpoints = endpoints_of(args)
     with JsonLines(tmp_path / "samples.jsonl") as file:
-        file.append({"request": endpoint.request_key(ROWS[0], 0)})
+        file.append({"request": request_key(endpoints, Draw(ROWS[0], 0, 0))})
     with JsonLines(tmp_path / "failures.jsonl") as file:
-        file.append({"request": endpoint.request_key(ROWS[1], 0), "rejected": True})
-        file.append({"request": endpoint.request_key(ROWS[2], 0), "rejected": False})
+        file.append({"request": request_key(endpoints, Draw(ROWS[1], 0, 0)), "rejected": True})
+        file.append({"request": request_key(endpoints, Draw(ROWS[2], 0, 0)), "rejected": False})
     said = lines(estimate(args, ROWS, str(tmp_path)))
     assert "2 of them there already" in said["answers"]
     assert "48,000 out" in said["tokens"]
@@ -58,7 +56,7 @@ def test_the_offline_teacher_costs_nothing():
     assert "nothing to pay" in estimate(TeacherArgs(), ROWS)
 
 
-def test_the_card(tmp_path):
+def test_the_card_tells_teacher_terms_and_cost():
     args = TeacherArgs(teacher="deepseek")
     common = {"completion": "x", "tokens": 50, "correct": True}
     asked = {"source": "deepseek-flash", "teacher": "deepseek", "host": "api.deepseek.com",
@@ -69,22 +67,14 @@ def test_the_card(tmp_path):
         {**ROWS[1], **common, **asked, "model": evil, "tokens": 70, "correct": None},
         {**ROWS[2], **common, "source": "offline-fallback", "teacher": "offline", "tokens": None},
     ]
-    funnel = {"in": 5, "kept": 3, "dropped": {"wrong": 1, "language": 1}}
     spending = {"requests": 6, "tokens": 900, "usd": 0.5, "untold_requests": 1,
                 "untold_usd_at_most": 0.04}  # fmt: skip
-    write_card(tmp_path, args, rows, funnel, spending)
-    text = (tmp_path / "README.md").read_text()
-    head = yaml.safe_load(text.split("---")[1])
-    assert head["size_categories"] == ["n<1K"]
-    assert (
-        "1 rows: asked for `deepseek-flash` at `api.deepseek.com`, answered by `served-model`"
-        in text
-    )
-    assert "`offline-fallback`. Worked solutions" in text
-    assert "They stand in for a teacher that did not answer" in text
-    assert "| `wrong` | 1 | 4 |" in text
-    assert "2 of 3 (1 could not be checked)" in text
-    assert "$0.50 for 6 requests and 900 tokens, and at most $0.0400 for 1 requests" in text
-    assert "allow training other models" in text
-    assert "\n# Title" not in text
-    assert "`'</code><script>" in text  # inside a code span, which it cannot end
+    told = card_sections(args, rows, spending)
+    said = "1 rows: asked for `deepseek-flash` at `api.deepseek.com`, answered by `served-model`"
+    assert said in told["Teacher"]
+    assert "`offline-fallback`. Worked solutions" in told["Teacher"]
+    assert "They replace answers of a teacher that failed" in told["Teacher"]
+    assert "$0.50 for 6 requests and 900 tokens, and at most $0.0400 for 1 req" in told["Cost"]
+    assert "allow training other models" in told["Terms"]
+    assert "\n# Title" not in told["Teacher"]
+    assert "`'</code><script>" in told["Teacher"]  # inside a code span, which it cannot end

@@ -82,13 +82,13 @@ def check_uncut(prompts, samples=2):
 def test_a_thousand_rows_through_faults_of_every_kind(folder):
     faulty = Faulty(0.15)
     with Server(faulty, seconds=0.02, drip=0.005) as server:
-        args = TeacherArgs(**QUICK, base_url=server.url, samples_per_prompt=2, max_concurrency=32)
+        args = TeacherArgs(**QUICK, base_url=server.url, num_samples=2, max_concurrency=32)
         collected = collect(args, examples(500), "out")
-    assert collected.funnel == {"in": 1000, "kept": 1000, "dropped": {}}
+    assert (len(collected.rows), collected.lost) == (1000, {})
     check_uncut(500)
     assert faulty.faults > 100
     assert len(server.asked) <= faulty.faults + 1000
-    assert not read_rows("out/failures.jsonl")
+    assert not Path("out/failures.jsonl").exists()
 
 
 def start(server, **settings):
@@ -125,12 +125,12 @@ def test_killed_three_times_it_asks_only_for_what_is_missing(folder):
     faulty = Faulty(0.15)
     with Server(faulty, seconds=0.02, drip=0.005) as server:
         for rows in (150, 400, 800):
-            process = start(server, samples_per_prompt=2, max_concurrency=32)
+            process = start(server, num_samples=2, max_concurrency=32)
             wait_for_rows(rows, process)
             process.kill()
             process.wait()
         cut = unheard()
-        process = start(server, samples_per_prompt=2, max_concurrency=32)
+        process = start(server, num_samples=2, max_concurrency=32)
         assert process.wait(60) == 0, process.stderr.read()
     check_uncut(500)
     assert 0 < cut <= 3 * 32
@@ -203,7 +203,7 @@ def test_max_usd_is_never_exceeded(folder, concurrency, faults):
         args = TeacherArgs(
             **QUICK | {"timeout": 0.5 if faults else 20.0},
             base_url=server.url,
-            max_tokens=500,
+            max_new_tokens=500,
             max_usd=budget,
             prices="prices.yaml",
             max_concurrency=concurrency,
@@ -222,7 +222,7 @@ def test_max_usd_counts_the_requests_of_a_killed_run(folder):
     write_examples(300)
     (folder / "prices.yaml").write_text(PRICES)
     with Server(as_long_as_allowed) as server:
-        settings = {"max_tokens": 500, "max_usd": 0.04, "max_concurrency": 20}
+        settings = {"max_new_tokens": 500, "max_usd": 0.04, "max_concurrency": 20}
         settings["prices"] = "prices.yaml"
         for rows in (5, 15, 25):
             process = start(server, **settings)
@@ -243,14 +243,18 @@ def test_a_raised_budget_goes_on(folder):
             collect(args, examples(30), "out")
         assert len(server.asked) == 12
         args.max_requests = 30
-        assert collect(args, examples(30), "out").funnel["kept"] == 30
+        assert len(collect(args, examples(30), "out").rows) == 30
         assert len(server.asked) == 30
 
 
 def test_max_tokens_total(folder):
     with Server() as server:
         args = TeacherArgs(
-            **QUICK, base_url=server.url, max_tokens=1000, max_tokens_total=3000, max_concurrency=9
+            **QUICK,
+            base_url=server.url,
+            max_new_tokens=1000,
+            max_tokens_total=3000,
+            max_concurrency=9,
         )
         with pytest.raises(Stopped, match="by max_tokens_total"):
             collect(args, examples(30), "out")
@@ -270,7 +274,7 @@ def test_a_key_refused_after_fifty_answers(folder):
 def test_the_limit_of_a_server_is_found_and_kept_to(folder):
     with Server(limit=10, seconds=0.05) as server:
         args = TeacherArgs(**QUICK, base_url=server.url)
-        assert collect(args, examples(400), "out").funnel["kept"] == 400
+        assert len(collect(args, examples(400), "out").rows) == 400
         assert server.most == 10
         assert len(server.asked) < 440
 
@@ -282,7 +286,9 @@ def test_a_wait_that_the_server_asked_for_is_told(folder):
         args = TeacherArgs(
             **QUICK | {"max_retry_after": 9.0}, base_url=server.url, max_concurrency=4
         )
-        collect(args, examples(6), "out", progress=lambda done, total, note: notes.append(note))
+        collect(
+            args, examples(6), "out", progress=lambda done, total, unit, note: notes.append(note)
+        )
     assert any("refused (429), waiting" in note for note in notes), notes
 
 
@@ -332,7 +338,7 @@ def test_a_chain_collects_stops_at_its_budget_and_goes_on(folder):
     card = (stage / "dataset/README.md").read_text()
     head = yaml.safe_load(card.split("---")[1])
     assert head["configs"][0]["data_files"] == "train.parquet"
-    assert "| left out: `wrong` | 10 |" in card
+    assert "| `wrong` | 10 |" in card
     assert "distillation" in card
     manifest = json.loads((stage / "manifest.json").read_text())
     assert manifest["metrics"]["sources"] == {"deepseek-flash": 39}

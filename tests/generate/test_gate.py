@@ -2,7 +2,7 @@ import pytest
 
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import example, sample, write_rows
-from chainforge.generate.gate import GateArgs, gate
+from chainforge.generate.rollouts import GateArgs, gate
 
 RATES = {0: 0.0, 1: 0.25, 2: 0.5, 3: 0.75, 4: 1.0}
 
@@ -55,7 +55,7 @@ def test_without_a_gate_everything_passes():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"gate_pool": None, "min_pass_rate": 0.1}, "go with gate_pool"),
+        ({"gate_pool": None, "min_pass_rate": 0.1}, "require gate_pool"),
         ({"min_pass_rate": 0.9, "max_pass_rate": 0.1}, "0 <= least <= largest"),
         ({"min_pass_rate": 0.6, "max_pass_rate": 0.7}, "no prompt has a pass rate"),
         ({"gate_pool": "nowhere"}, "nowhere: no samples"),

@@ -5,7 +5,7 @@ import pytest
 
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import example, read_rows, write_rows
-from chainforge.generate.harvest import Recorder, origins, read_pool
+from chainforge.generate.rollouts import Recorder, origins, read_pool
 from chainforge.rewards.reward import RewardArgs, load_rewards
 
 END = 2
@@ -162,7 +162,7 @@ def test_what_is_no_pool_is_said(tmp_path):
     with pytest.raises(InputError, match=r"no samples: expected a \.jsonl file"):
         read_pool([str(tmp_path)])
     write_rows(tmp_path / "samples.jsonl", prompts(1))
-    with pytest.raises(InputError, match="row 1: no sample: it has no 'completion'"):
+    with pytest.raises(InputError, match="row 1: not a sample: it has no 'completion'"):
         read_pool([str(tmp_path)])
     write_rows(tmp_path / "samples.jsonl", [])
     with pytest.raises(InputError, match="no samples in it"):

@@ -3,9 +3,13 @@ import os
 import pytest
 
 from chainforge.core.jsonl import read_rows
-from chainforge.generate.ledger import SYNC_SECONDS, Amount, Ledger, Limits
+from chainforge.generate.budget import SYNC_SECONDS, Amount, Ledger, Limits
 
 WORST = Amount(0.4, 100)
+
+
+def sum_of(ledger):
+    return ledger.told + ledger.unsure
 
 
 @pytest.fixture
@@ -14,7 +18,7 @@ def path(tmp_path):
 
 
 def test_the_worst_case_is_set_aside_and_settled(path):
-    with Ledger(path, Limits(usd=1.0)) as ledger:
+    with Ledger(path, Limits(max_usd=1.0)) as ledger:
         first, second = ledger.send("a", WORST), ledger.send("b", WORST)
         assert ledger.forbids(WORST) == "max_usd"
         ledger.settle(first, "a", "answered", Amount(0.1, 20), {"completion": "x"})
@@ -32,7 +36,7 @@ def test_the_worst_case_is_set_aside_and_settled(path):
 
 
 def test_tokens_and_requests(path):
-    with Ledger(path, Limits(tokens=250, requests=2)) as ledger:
+    with Ledger(path, Limits(max_tokens_total=250, max_requests=2)) as ledger:
         ledger.send("a", WORST)
         assert ledger.forbids(Amount(None, 150)) is None
         assert ledger.forbids(Amount(None, 151)) == "max_tokens_total"
@@ -46,16 +50,16 @@ def test_a_later_run_begins_with_what_was_spent(path):
         ledger.send("b", WORST)  # and then the process is killed
     with open(path, "ab") as file:
         file.write(b'{"request": 3, "ke')
-    with Ledger(path, Limits(usd=0.9)) as ledger:
+    with Ledger(path, Limits(max_usd=0.9)) as ledger:
         assert ledger.answers == {"a": {"c": 1}}
-        assert ledger.spending.total().usd == pytest.approx(0.5)
+        assert (ledger.told + ledger.unsure).usd == pytest.approx(0.5)
         assert ledger.forbids(Amount(0.4, 1)) is None
         assert ledger.forbids(Amount(0.41, 1)) == "max_usd"
         assert ledger.send("c", WORST) == 3
         ledger.forget_answers()
         ledger.settle(3, "c", "answered", Amount(0.2, 1))
     assert not any("answer" in row for row in read_rows(path))
-    assert Ledger(path, Limits()).spending.total().usd == pytest.approx(0.7)
+    assert sum_of(Ledger(path, Limits())).usd == pytest.approx(0.7)
 
 
 def test_unknown_money_is_not_nothing(path):
@@ -77,7 +81,7 @@ def test_what_was_promised_survives_a_power_cut(path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
-    ledger = Ledger(path, Limits(usd=10.0))
+    ledger = Ledger(path, Limits(max_usd=10.0))
     for number in range(12):
         clock[0] += 0.25
         request = ledger.send(str(number), WORST)
@@ -86,6 +90,6 @@ def test_what_was_promised_survives_a_power_cut(path, monkeypatch):
     assert set(on_disk) == {str(path), str(path.parent)}
     assert on_disk[str(path)] != path.read_bytes()
     path.write_bytes(on_disk[str(path)])
-    spent = Ledger(path, Limits()).spending
-    assert ledger.spending.requests - spent.requests < SYNC_SECONDS / 0.25
-    assert spent.total().usd >= 0.3 * spent.requests
+    spent = Ledger(path, Limits())
+    assert ledger.requests - spent.requests < SYNC_SECONDS / 0.25
+    assert sum_of(spent).usd >= 0.3 * spent.requests

@@ -6,9 +6,10 @@ import pytest
 
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import example, read_rows
-from chainforge.generate.engine import SamplingArgs, seed_of
-from chainforge.generate.local_engine import LocalEngine, open_policy
-from chainforge.generate.rollouts import judge, roll_out
+from chainforge.generate.local import LocalEngine, open_policy
+from chainforge.generate.rollouts import score_samples
+from chainforge.generate.sampling import roll_out
+from chainforge.generate.settings import SamplingArgs, seed_of
 from chainforge.generate.shards import merge, shards_of
 from chainforge.rewards.reward import RewardArgs, load_rewards
 
@@ -36,11 +37,11 @@ def run(model, tokenizer, path, rows=None, name="policy", settings=None, **chang
     rows = rows or examples()
     rewards = load_rewards(RewardArgs(), set(rows[0]))
     options = {
-        "transcript": "r1-cold-start",
+        "score": lambda rows: score_samples(rows, "r1-cold-start", rewards, tokenizer),
         "seed": 1,
         "provenance": {"model": name, "stage": "s"},
     }
-    options |= {"rewards": rewards, "path": path} | changes
+    options |= {"path": path} | changes
     return roll_out(lambda: LocalEngine(model, tokenizer, sampling), rows, sampling, **options)
 
 
@@ -56,8 +57,7 @@ def test_every_sample_is_judged_and_on_disk(model, tokenizer, tmp_path):
     assert all(set(row["rewards"]) == {"accuracy_reward", "format_reward"} for row in samples)
     assert all(row["sampling"]["temperature"] == 1.0 and row["tokens"] <= 6 for row in samples)
     key = lambda row: (row["id"], row["sample"])  # noqa: E731
-    rates = {"pass_rate": 0.0, "n_samples": 3, "n_correct": 0}
-    there = [row | rates for row in read_rows(tmp_path / "s.jsonl")]
+    there = read_rows(tmp_path / "s.jsonl")
     assert sorted(there, key=key) == sorted(samples, key=key)
     assert told[-1][:3] == (18, 18, "samples")
 
@@ -86,8 +86,8 @@ def test_seeds_stand_in_the_rows_and_no_policy_is_opened_for_nothing(model, toke
     assert seeds == {seed_of(1, row["id"], row["sample"]) for row in rows}
     assert len(seeds) == len(rows)
     sampling = SamplingArgs(num_samples=3, max_new_tokens=6)
-    again = roll_out(None, examples(), sampling, path=tmp_path / "s.jsonl", transcript="think",
-                     seed=1, provenance={"model": "policy", "stage": "s"})  # fmt: skip
+    again = roll_out(None, examples(), sampling, path=tmp_path / "s.jsonl", seed=1,
+                      provenance={"model": "policy", "stage": "s"})  # fmt: skip
     assert again.samples == rows
 
 
@@ -172,7 +172,7 @@ def test_a_hopeless_prompt_is_given_up_and_the_cost_is_said(model, tokenizer, tm
 def judged(completion, **changes):
     row = examples(4)[3] | {"completion": completion} | changes
     rewards = load_rewards(RewardArgs(), set(row))
-    return judge([row], "r1-cold-start", rewards)[0]
+    return score_samples([row], "r1-cold-start", rewards)[0]
 
 
 def test_verdicts_strict_and_lenient():
@@ -191,7 +191,7 @@ def test_a_completion_with_a_special_token_is_marked(tokenizer, end, mark):
     made = copy.deepcopy(tokenizer)
     made.add_tokens(["[END]"], special_tokens=True)
     row = examples(1)[0] | {"completion": FORM.format("0 + 1 = 1", "1") + end}
-    (verdict,) = judge([row], "r1-cold-start", tokenizer=made)
+    (verdict,) = score_samples([row], "r1-cold-start", tokenizer=made)
     assert verdict.get("chat_token") == mark
 
 

@@ -19,9 +19,10 @@ from chainforge.data.datasets import save_dataset
 from chainforge.data.select import SelectionArgs, select_rows
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.generate.api import LARGEST_BODY
-from chainforge.generate.outcomes import PATIENCE
-from chainforge.generate.rollouts import judge
-from chainforge.generate.settings import TeacherArgs
+from chainforge.generate.build import BuildArgs, Rows, build
+from chainforge.generate.dispatch import MAX_USELESS
+from chainforge.generate.rollouts import score_samples
+from chainforge.generate.settings import TeacherArgs, TeacherFilterArgs
 from chainforge.generate.teacher import collect
 from chainforge.rewards.reward import RewardArgs, load_rewards
 
@@ -52,7 +53,7 @@ def test_prompts_without_an_answer_are_collected_and_kept(server, tmp_path):
     rows = [example([{"role": "user", "content": "Why add?"}], None, task="chat")]
     rewards = load_rewards(RewardArgs(), rows[0])
     collected = collect(
-        asking(server), rows, tmp_path, score=lambda rows: judge(rows, DEFAULT, rewards)
+        asking(server), rows, tmp_path, score=lambda rows: score_samples(rows, DEFAULT, rewards)
     )
     selected = select_rows(collected.rows, SelectionArgs())
     (row,) = selected.kept
@@ -61,8 +62,17 @@ def test_prompts_without_an_answer_are_collected_and_kept(server, tmp_path):
     assert len(save_dataset(selected.kept, tmp_path / "dataset").read_bytes()) > 0
 
 
+def lines(path):
+    return read_rows(path) if path.exists() else []
+
+
 def failures(directory):
-    return [(row["class"], row["message"]) for row in read_rows(directory / "failures.jsonl")]
+    return [(row["class"], row["message"]) for row in lines(directory / "failures.jsonl")]
+
+
+def funnel(collected):
+    kept, lost = len(collected.rows), dict(collected.lost)
+    return {"in": kept + sum(lost.values()), "kept": kept, "dropped": lost}
 
 
 def test_a_deepseek_row(server, sums, tmp_path):
@@ -101,7 +111,7 @@ def test_a_deepseek_row(server, sums, tmp_path):
     # Our tags are ours to write: the teacher is not asked for them.
     assert [turn["role"] for turn in asked.body["messages"]] == ["system", "user"]
     assert "<summary>" not in json.dumps(asked.body["messages"])
-    assert collected.funnel == {"in": 1, "kept": 1, "dropped": {}}
+    assert funnel(collected) == {"in": 1, "kept": 1, "dropped": {}}
     assert collected.sources == {"deepseek-flash": 1}
     assert collected.spending["usd"] == pytest.approx(row["cost"])
     assert read_rows(tmp_path / "samples.jsonl") == collected.rows
@@ -141,7 +151,7 @@ def test_where_the_reasoning_is(server, sums, tmp_path, message, found):
 def test_a_prompt_that_is_no_text_costs_its_row_only(server, sums, tmp_path):
     broken = sums[0] | {"prompt": [{"role": "user", "content": "Half \ud800"}]}
     collected = collect(asking(server), [broken, *sums[1:3]], tmp_path)
-    assert collected.funnel["dropped"] == {"unsendable": 1}
+    assert collected.lost == {"unsendable": 1}
     assert len(server.asked) == 2
 
 
@@ -155,16 +165,12 @@ SAID = {"reasoning_content": REASONING}
         (chat(reasoning_content="  "), "no_reasoning"),
         (chat(reasoning_content="\u200b"), "no_reasoning"),
         (chat("\u200b\u3164", reasoning_content="So 4."), "no_answer"),
-        (chat(reasoning_content="2 + 2 = 4."), "short_reasoning"),
         (chat("", **SAID), "no_answer"),
         (chat(None, **SAID), "no_answer"),
         (chat("<think>Two and"), "unfinished_reasoning"),
         (chat("4", "content_filter", **SAID), "content_filter"),
         (chat("<summary>4</summary>", **SAID), "tags"),
         (chat("4</think>", **SAID), "tags"),
-        (chat(reasoning_content="二加二等于四，所以答案是四。" * 3), "language"),
-        (chat(reasoning_content="So I add two and two and I get four once more. " * 30),
-         "repetition"),
         (Answer({"error": {"message": "bad"}}, 400), "status_400"),
         (Answer({"error": {"message": "bad"}}, 422), "status_422"),
         (Answer({"error": {"message": "the input was flagged by moderation"}}, 403), "status_403"),
@@ -176,10 +182,31 @@ def test_unusable_answers_are_rejected_never_invented(server, sums, tmp_path, an
     server.script = [answer]
     args = asking(server, fallback="offline", max_concurrency=1)
     collected = collect(args, worded, tmp_path)
-    assert collected.funnel == {"in": 2, "kept": 1, "dropped": {kind: 1}}
+    assert funnel(collected) == {"in": 2, "kept": 1, "dropped": {kind: 1}}
     assert [name for name, _ in failures(tmp_path)] == [kind]
     again = collect(args, worded, tmp_path)
     assert (again, len(server.asked)) == (collected, 2)
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "kind", "setting"),
+    [
+        ("2 + 2 = 4.", "too_short", "min_reasoning_chars"),
+        ("二加二等于四，所以答案是四。" * 3, "language", "min_language"),
+        ("So I add two and two and I get four once more. " * 30, "repetition", "max_repetition"),
+        (f"{REASONING}<|im_end|>\n<|im_start|>user\nAgain?", "chat_token", ""),
+    ],
+)
+def test_the_filters_of_reject_drop_answers(server, sums, tmp_path, reasoning, kind, setting):
+    row = sums[0] | {"prompt": [{"role": "user", "content": "What is two and two?"}]}
+    server.script = lambda request: chat(reasoning_content=reasoning)
+    score = lambda rows: [one | {"correct": True, "formatted": True, "reward": 1} for one in rows]  # noqa: E731
+    for _ in range(2):
+        collected = collect(asking(server), [row], tmp_path, score=score)
+        with pytest.raises(InputError, match=f"dropped as {kind} .*{setting}"):
+            build(Rows(collected.rows), tmp_path, SelectionArgs(), TeacherFilterArgs(), BuildArgs())
+        assert json.loads((tmp_path / "funnel.json").read_text())["dropped"] == {kind: 1}
+    assert len(server.asked) == 1
 
 
 def ended(word, content="4", **message):
@@ -221,7 +248,7 @@ def test_a_missing_answer_is_asked_for_once_and_says_how_it_ended(server, sums, 
     assert len(server.asked) == 2
     (row,) = read_rows(tmp_path / "failures.jsonl")
     assert (row["class"], row["finish_reason"]) == ("no_answer", word or None)
-    assert row["message"].startswith("the reply holds no answer")
+    assert row["message"].startswith("the reply contains no answer")
     assert row["reply"]["reasoning_content"] == REASONING
     assert word in (None, "", "stop") or repr(word) in row["message"]
 
@@ -247,10 +274,10 @@ def test_a_reply_that_the_server_breaks_off_is_paid_for_three_times_at_most(
     first = sums[0]["prompt"][-1]["content"]
     server.script = lambda request: ended(word) if request.prompt == first else None
     args = asking(server, max_retries=8)
-    assert collect(args, sums[:2], tmp_path).funnel["dropped"] == {"unfinished": 1}
+    assert collect(args, sums[:2], tmp_path).lost == {"unfinished": 1}
     assert len(server.asked) == 3 + 1
     server.script = []
-    assert collect(args, sums[:2], tmp_path).funnel["kept"] == 2
+    assert len(collect(args, sums[:2], tmp_path).rows) == 2
 
 
 def odd(**fields):
@@ -283,7 +310,7 @@ def test_one_odd_reply_ends_no_collection(server, sums, tmp_path, answer, kind):
     first = sums[0]["prompt"][-1]["content"]
     server.script = lambda request: answer if request.prompt == first else None
     collected = collect(asking(server), sums[:2], tmp_path)
-    assert collected.funnel["dropped"] == ({kind: 1} if kind else {})
+    assert collected.lost == ({kind: 1} if kind else {})
     assert len(server.asked) == 2
     assert save_dataset(collected.rows, tmp_path / "dataset").is_file()
 
@@ -311,7 +338,7 @@ def test_what_is_no_reply_is_asked_for_again(server, sums, tmp_path, answer):
 )
 def test_a_usage_that_cannot_be_is_unknown_and_never_free(server, sums, tmp_path, usage):
     server.script = [chat("4", usage=usage, **SAID)]
-    collected = collect(asking(server, max_tokens=1000), sums[:1], tmp_path)
+    collected = collect(asking(server, max_new_tokens=1000), sums[:1], tmp_path)
     assert collected.rows[0]["cost"] is None
     spending = collected.spending
     assert (spending["untold_requests"], spending["usd"]) == (1, 0)
@@ -333,7 +360,7 @@ def test_a_redirect_is_never_followed(server, sums, tmp_path, status):
         with pytest.raises(InputError, match=f"Set `base_url`.*{other.port}.*not followed"):
             collect(asking(server, max_requests=1), sums, tmp_path)
     assert (len(server.asked), len(other.asked)) == (1, 0)
-    assert not read_rows(tmp_path / "samples.jsonl")
+    assert not (tmp_path / "samples.jsonl").exists()
 
 
 @pytest.mark.parametrize(
@@ -352,10 +379,10 @@ def test_a_server_that_refuses_every_request_costs_no_row(server, sums, tmp_path
         server.script = lambda request: Answer(body, 422)
         with pytest.raises(InputError, match=f"refused every request: .*{words}"):
             collect(asking(server, extra_body={"top_k": 5}), sums[:size], tmp_path)
-        assert not any(row["rejected"] for row in read_rows(tmp_path / "failures.jsonl"))
+        assert not any(row["rejected"] for row in lines(tmp_path / "failures.jsonl"))
     server.script = []
     again = collect(asking(server, extra_body={"top_k": 5}), sums, tmp_path)
-    assert again.funnel["kept"] == 30
+    assert len(again.rows) == 30
 
 
 @pytest.mark.parametrize(
@@ -400,22 +427,19 @@ def plain():
 def test_a_name_that_is_not_known_ends_the_run(server, sums, tmp_path):
     with pytest.raises(InputError, match="No such host|nothing was|in a row"):
         collect(asking(server, base_url="http://no-such-host.invalid/v1"), sums, tmp_path)
-    assert not any(row["rejected"] for row in read_rows(tmp_path / "failures.jsonl"))
+    assert not any(row["rejected"] for row in lines(tmp_path / "failures.jsonl"))
 
 
 def test_https_to_a_server_without_it_ends_the_run(server, sums, tmp_path, plain):
     with pytest.raises(InputError, match="http or https"):
         collect(asking(server, base_url=f"https://127.0.0.1:{plain}/v1"), sums, tmp_path)
-    assert not read_rows(tmp_path / "failures.jsonl")
+    assert not lines(tmp_path / "failures.jsonl")
 
 
 def test_where_no_row_passes_an_answer_is_shown_and_what_would_accept_it(server, sums, tmp_path):
     cases = [
         (chat("So \x1b[31m4"), "no_reasoning: .*`instruction: .*<think>.*'So \\\\x1b"),
-        (chat(reasoning_content="2 + 2 = 4."), "`min_reasoning_chars: 10` .*'2 \\+ 2 = 4. 4'"),
-        (chat(reasoning_content="Two and two, so " + "二加二等于四" * 9), "`min_language: 0"),
-        (chat(reasoning_content="So two and two is four. " * 30), "`max_repetition: (1|0.9)"),
-        (chat("x" * 999, "length", **SAID), "raise `max_tokens`.*x'\\.\\.\\."),
+        (chat("x" * 999, "length", **SAID), "raise `max_new_tokens`.*x'\\.\\.\\."),
     ]
     for number, (answer, words) in enumerate(cases):
         for size in (2, 30):
@@ -451,7 +475,7 @@ def test_a_cut_off_answer_is_asked_for_once_more_with_a_larger_limit(server, sum
 def test_passing_errors_are_retried(server, sums, tmp_path, name):
     server.script = [FAULTS[name]]
     collected = collect(asking(server, timeout=1.0 if name == "hang" else 30.0), sums[:1], tmp_path)
-    assert collected.funnel["kept"] == 1
+    assert len(collected.rows) == 1
     assert collected.rows[0]["attempts"] == len(server.asked) == 1 + (name != "drip")
     assert failures(tmp_path) == []
 
@@ -469,12 +493,12 @@ def test_used_up_retries_are_a_recorded_failure_and_asked_again(server, sums, tm
     first = sums[0]["prompt"][-1]["content"]
     server.script = lambda request: FAULTS["500"] if request.prompt == first else None
     collected = collect(asking(server), sums[:2], tmp_path)
-    assert collected.funnel == {"in": 2, "kept": 1, "dropped": {"status_500": 1}}
+    assert funnel(collected) == {"in": 2, "kept": 1, "dropped": {"status_500": 1}}
     assert [kind for kind, _ in failures(tmp_path)] == ["status_500"]
     assert len(server.asked) == 3 + 1
     server.script = []
     again = collect(asking(server), sums[:2], tmp_path)
-    assert again.funnel == {"in": 2, "kept": 2, "dropped": {}}
+    assert funnel(again) == {"in": 2, "kept": 2, "dropped": {}}
     assert len(server.asked) == 5
 
 
@@ -505,21 +529,21 @@ def test_an_absent_server_stops_the_run(server, sums, tmp_path):
     args = asking(server, base_url="http://127.0.0.1:9/v1", max_retries=50)
     with pytest.raises(InputError, match="requests in a row failed.*127.0.0.1:9"):
         collect(args, sums, tmp_path)
-    assert not read_rows(tmp_path / "samples.jsonl")
+    assert not (tmp_path / "samples.jsonl").exists()
 
 
 def test_an_outage_is_waited_for_one_request_at_a_time(server, sums, tmp_path):
     server.script = lambda request: FAULTS["503"] if 5 <= request.number < 32 else None
     args = asking(server, retry_wait=0.005, outage_timeout=20, max_retries=20, max_concurrency=4)
     collected = collect(args, sums, tmp_path)
-    assert collected.funnel["kept"] == 30
+    assert len(collected.rows) == 30
     # Once everything fails, a single request finds out whether it still does.
     assert max(request.under_way for request in server.asked[29:32]) == 1
 
 
 def test_nothing_but_useless_answers_stops_the_run(server, sums, tmp_path):
     server.script = lambda request: chat()
-    with pytest.raises(InputError, match=f"{PATIENCE} answers in a row were of no use"):
+    with pytest.raises(InputError, match=f"{MAX_USELESS} answers in a row were of no use"):
         collect(asking(server), sums, tmp_path)
     assert len(server.asked) < 30
 
@@ -540,7 +564,7 @@ def test_fallback_rows_say_that_they_are(server, sums, tmp_path):
         "deepseek-flash",
     ]
     assert collected.sources == {"deepseek-flash": 2, "offline-fallback": 1}
-    assert collected.funnel == {"in": 3, "kept": 3, "dropped": {}}
+    assert funnel(collected) == {"in": 3, "kept": 3, "dropped": {}}
     assert [kind for kind, _ in failures(tmp_path)] == ["status_500"]
 
 
@@ -548,12 +572,12 @@ def test_fallback_stops_asking_a_server_that_is_gone(server, sums, tmp_path):
     server.script = lambda request: FAULTS["500"]
     collected = collect(asking(server, fallback="offline", max_retries=0), sums, tmp_path)
     assert collected.sources == {"offline-fallback": 30}
-    assert PATIENCE <= len(server.asked) < 30
+    assert MAX_USELESS <= len(server.asked) < 30
 
 
 def test_a_cut_run_asks_only_for_what_is_missing(server, sums, tmp_path):
     server.script = lambda request: Answer({}, 401) if request.number == 7 else None
-    args = asking(server, samples_per_prompt=2, max_concurrency=1)
+    args = asking(server, num_samples=2, max_concurrency=1)
     with pytest.raises(InputError):
         collect(args, sums[:10], tmp_path)
     for name in ("samples.jsonl", "failures.jsonl", "requests.jsonl"):
@@ -571,7 +595,7 @@ def test_a_cut_run_asks_only_for_what_is_missing(server, sums, tmp_path):
 
 def test_another_request_is_another_row(server, sums, tmp_path):
     collect(asking(server), sums[:2], tmp_path)
-    collected = collect(asking(server, max_tokens=99), sums[:2], tmp_path)
+    collected = collect(asking(server, max_new_tokens=99), sums[:2], tmp_path)
     assert {row["sampling"]["max_tokens"] for row in collected.rows} == {99}
     assert len(server.asked) == 4
 
@@ -586,10 +610,10 @@ def test_rows_are_scored_as_they_arrive(server, sums, tmp_path):
 
     def score(rows):
         judged.release()
-        seen.append(len(read_rows(tmp_path / "samples.jsonl")))
+        seen.append(len(lines(tmp_path / "samples.jsonl")))
         return [row | {"reward": 1.0, "correct": True} for row in rows]
 
-    def progress(done, total, note):
+    def progress(done, total, unit, note):
         told.append((done, total, note))
 
     server.script = answer
@@ -602,19 +626,23 @@ def test_rows_are_scored_as_they_arrive(server, sums, tmp_path):
     assert "100% right" in told[-1][2]
 
 
-def test_until_correct_stops_asking_for_a_prompt(server, sums, tmp_path):
+def test_rounds_stop_asking_for_a_prompt_that_has_enough(server, sums, tmp_path):
     easy = {row["prompt"][-1]["content"] for row in sums[:5]}
-    server.script = lambda request: None if request.prompt in easy else chat("5", **SAID)
+
+    def answer(request):
+        said = f"{REASONING} ({request.number})"
+        return chat("4" if request.prompt in easy else "5", reasoning_content=said)
 
     def score(rows):
-        return [row | {"correct": row["completion"] == write(REASONING, "4")} for row in rows]
+        return [row | {"correct": read(row["completion"]).answer == "4"} for row in rows]
 
-    args = asking(server, samples_per_prompt=4, until_correct=2)
-    collected = collect(args, sums[:10], tmp_path, score=score)
+    server.script = answer
+    args = asking(server, max_samples=4, round_size=2)
+    collected = collect(args, sums[:10], tmp_path, score=score, keep=2)
     counts = [sum(row["id"] == example["id"] for row in collected.rows) for example in sums[:10]]
     assert counts == [2] * 5 + [4] * 5
-    assert len(server.asked) == 30 == collected.funnel["in"]
-    assert collect(args, sums[:10], tmp_path, score=score).rows == collected.rows
+    assert len(server.asked) == 30
+    assert collect(args, sums[:10], tmp_path, score=score, keep=2).rows == collected.rows
     assert len(server.asked) == 30
 
 
@@ -625,8 +653,8 @@ def test_an_answer_that_was_not_yet_judged_is_not_asked_for_again(server, sums, 
     with pytest.raises(RuntimeError, match="judge is gone"):
         collect(asking(server), sums[:3], tmp_path, score=fails)
     asked = len(server.asked)
-    assert not read_rows(tmp_path / "samples.jsonl")
-    assert collect(asking(server), sums[:3], tmp_path).funnel["kept"] == 3
+    assert not (tmp_path / "samples.jsonl").exists()
+    assert len(collect(asking(server), sums[:3], tmp_path).rows) == 3
     assert len(server.asked) == 3
     assert asked == 3
 
@@ -692,7 +720,7 @@ def test_a_server_of_ones_own_needs_no_key_and_has_no_price(server, sums, tmp_pa
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"teacher": "openai"}, "which `model`"),
+        ({"teacher": "openai"}, "set `model`"),
         ({"base_url": "http://me:secret@host/v1"}, "leave user, password"),
         ({"base_url": "localhost:8000"}, "expected an address such as"),
         ({"base_url": "http://h:99999/v1"}, "expected an address such as"),
@@ -706,24 +734,21 @@ def test_a_server_of_ones_own_needs_no_key_and_has_no_price(server, sums, tmp_pa
         ({"base_url": "http://me:sec/secret@host/v1"}, "leave user, password"),
         ({"base_url": "http://secret@host/v1"}, "leave user, password"),
         ({"base_url": "http://me:secret#@host/v1"}, "leave user, password"),
-        ({"extra_body": {"max_tokens": 100_000}}, "'max_tokens' .*set `max_tokens`"),
-        ({"extra_body": {"max_completion_tokens": 9}}, "set `max_tokens`"),
-        ({"extra_body": {"Max_Tokens": 9}}, "set `max_tokens`"),
-        ({"extra_body": {"n": 8}}, "set `samples_per_prompt`"),
-        ({"extra_body": {"best_of": 8}}, "set `samples_per_prompt`"),
+        ({"extra_body": {"max_tokens": 100_000}}, "'max_tokens' .*set `max_new_tokens`"),
+        ({"extra_body": {"max_completion_tokens": 9}}, "set `max_new_tokens`"),
+        ({"extra_body": {"Max_Tokens": 9}}, "set `max_new_tokens`"),
+        ({"extra_body": {"n": 8}}, "set `num_samples`"),
+        ({"extra_body": {"best_of": 8}}, "set `num_samples`"),
         ({"extra_body": {"messages": []}}, "leave it out"),
         ({"extra_body": {"model": "dearer"}}, "set `model`"),
         ({"extra_body": {"stream": True}}, "leave it out"),
         ({"extra_body": {"service_tier": "priority"}}, "leave it out"),
         ({"extra_body": {"models": ["dearer"]}}, "set `model`"),
-        ({"extra_body": {"options": {"num_predict": 9}}}, "set `max_tokens`"),
+        ({"extra_body": {"options": {"num_predict": 9}}}, "set `max_new_tokens`"),
         ({"extra_body": {"min_p": float("nan")}}, "extra_body: cannot be sent as JSON"),
         ({"extra_body": {"since": date(2026, 1, 1)}}, "extra_body: cannot be sent as JSON"),
         ({"teacher": "openai", "model": "m", "max_usd": 1.0}, "price of 'm' .* is not known"),
         ({"max_usd": 0.0}, "max_usd: expected more than 0"),
-        ({"until_correct": 2}, "can never be reached"),
-        ({"language": "klingon"}, "no language"),
-        ({"max_repetition": 2.0}, "expected a share"),
         ({"timeout": 0.0}, "timeout: expected more"),
         ({"timeout": float("nan")}, "timeout: expected more"),
         ({"retry_wait": float("nan")}, "retry_wait: expected 0 or more"),
@@ -744,7 +769,7 @@ def test_the_retired_reasoner_is_an_alias(server, sums, tmp_path, caplog):
 
 
 def test_offline_rows(sums, tmp_path):
-    args = TeacherArgs(samples_per_prompt=4)
+    args = TeacherArgs(num_samples=4)
     collected = collect(args, sums, tmp_path / "a", seed=3)
     assert collected.sources == {"offline": 120}
     for row in collected.rows:
@@ -777,7 +802,7 @@ def test_offline_names_the_task_that_it_cannot_solve(sums, tmp_path):
         ({"styles": {"careful": -1}}, "expected a share"),
         ({"styles": {"careful": "much"}}, "expected a share"),
         ({"styles": {"careful": 0}}, "at least one"),
-        ({"samples_per_prompt": 0}, "samples_per_prompt: expected 1"),
+        ({"num_samples": 0}, "num_samples: expected 1"),
         ({"max_retries": -1}, "max_retries: expected 0"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 
 from chainforge.core.artifacts import UPLOAD, write_json
 from chainforge.core.errors import InputError
-from chainforge.generate.builder import BuildArgs
+from chainforge.generate.build import BuildArgs
 from chainforge.hub.export import check_push, push_signed
 from chainforge.train.stage import open_stage
 

@@ -10,7 +10,7 @@ from chainforge.core.plugins import resolve
 from chainforge.core.transcript import system_prompt
 from chainforge.data.sources import PRESETS
 from chainforge.data.tasks import TaskArgs, load_examples
-from chainforge.generate.engine import SamplingArgs
+from chainforge.generate.settings import SamplingArgs
 from chainforge.report.gates import METRICS, read_gates
 from chainforge.train.stage import RunArgs
 

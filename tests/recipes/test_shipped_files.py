@@ -17,11 +17,9 @@ from chainforge.data.datasets import DataArgs
 from chainforge.data.filters import FilterArgs, filters
 from chainforge.data.select import SelectionArgs
 from chainforge.data.tasks import TaskArgs
-from chainforge.generate import settings
-from chainforge.generate.builder import BuildArgs
-from chainforge.generate.engine import SamplingArgs
-from chainforge.generate.harvest import PoolArgs
-from chainforge.generate.settings import TeacherArgs
+from chainforge.generate.build import BuildArgs
+from chainforge.generate.rollouts import PoolArgs
+from chainforge.generate.settings import SamplingArgs, TeacherArgs, TeacherFilterArgs
 from chainforge.rewards.reward import RewardArgs, check_overlong, load_rewards
 from chainforge.train.checkpoints import check_save_steps
 from chainforge.train.policy import PolicyArgs
@@ -42,7 +40,7 @@ def dataclasses_of(recipe):
     from trl import DistillationConfig, GRPOConfig, ModelConfig, SFTConfig
 
     return {
-        "collect": (RunArgs, TaskArgs, RewardArgs, TeacherArgs, SelectionArgs),
+        "collect": (RunArgs, TaskArgs, RewardArgs, TeacherArgs, SelectionArgs, TeacherFilterArgs),
         "sft": (DataArgs, PolicyArgs, SFTConfig, ModelConfig),
         "grpo": (TaskArgs, RewardArgs, RLArgs, PolicyArgs, GRPOConfig, ModelConfig),
         "reject": (
@@ -115,12 +113,10 @@ def check_settings(args, others):
             if hasattr(training, "max_completion_length"):
                 check_overlong(rewards, training.max_completion_length)
                 check_save_steps(training)
-    elif isinstance(args, SamplingArgs | SelectionArgs):
+    elif isinstance(args, SamplingArgs | SelectionArgs | TeacherArgs):
         args.check()
     elif isinstance(args, FilterArgs):
         filters(args)
-    elif isinstance(args, TeacherArgs):
-        settings.check(args)
     elif isinstance(args, TaskArgs):
         for task in args.tasks:
             assert task["fn"] != "hub" or task["params"]["dataset"] in hub.PRESETS

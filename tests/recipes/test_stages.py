@@ -176,8 +176,8 @@ def test_evaluate_by_api_signs_nothing_until_every_row_is_answered(tmp_path, tin
         assert len(server.asked) == 4 + 4 + 1
     (result,) = json.loads((stage / "results.json").read_text())["models"]
     assert (result["n"], result["format"], result["reasoning_tokens_mean"] > 0) == (4, 1, True)
-    assert (stage / "requests.rank-0/requests.jsonl").is_file()
-    assert not Path("requests.rank-0").exists()
+    assert (stage / "requests.rank-0.jsonl").is_file()
+    assert not Path("requests.rank-0.jsonl").exists()
 
 
 @pytest.mark.parametrize(
@@ -202,8 +202,8 @@ def test_evaluate_by_api_refuses_what_it_cannot_ask_for(
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"extra_body": {"max_tokens": 9}}, "set `max_tokens`"),
-        ({"samples_per_prompt": 0}, "expected"),
+        ({"extra_body": {"max_tokens": 9}}, "set `max_new_tokens`"),
+        ({"num_samples": 0}, "expected"),
     ],
 )
 def test_collect_refuses_bad_settings_before_it_leaves_anything(tmp_path, recipe, settings, words):

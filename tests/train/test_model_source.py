@@ -8,7 +8,7 @@ import pytest
 from stages import edit, opened
 
 from chainforge.core.errors import InputError
-from chainforge.generate.local_engine import open_policy
+from chainforge.generate.local import open_policy
 from chainforge.train.model_source import check_model, find_source
 
 

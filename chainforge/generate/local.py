@@ -1,20 +1,179 @@
-"""The lines that are generated at once: their cache, their tokens, and how they come and go."""
+"""Sample with transformers, in a batch that is refilled: hardly a line is padded or idle.
+
+The samples of one prompt share one pass over it, prompts of similar length are batched, lines that
+ended leave, and new ones take their places. `model.generate` pays for every line up to the batch's
+longest, and takes what its arguments leave open from the model's own generation config.
+"""
 
 from __future__ import annotations
 
+import os
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from transformers.cache_utils import DynamicLayer
 
-from chainforge.generate.engine import Draw, SamplingArgs
+from chainforge.core.errors import InputError, first_line
+from chainforge.core.jsonl import Row
+from chainforge.core.transcript import special_ids
+from chainforge.core.weights import check_weights
+from chainforge.generate.settings import Draw, SamplingArgs, Take
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-
 # Columns by which a cache grows. transformers' own copies all of it for every token.
 BLOCK = 64
+# Share of unfinished lines at which the finished ones leave and new ones come: moving costs too.
+SHRINK = 0.75
+# Batches that may wait for their scores; more would only cost memory.
+BEHIND = 4
+
+
+def open_policy(reference: str, **options: Any) -> Any:
+    """Load a policy for inference, on the GPU of this process where there is one."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        check_weights(reference)
+        model = AutoModelForCausalLM.from_pretrained(
+            reference, use_safetensors=True, trust_remote_code=False, **options
+        )
+    except (OSError, ValueError) as error:
+        why = first_line(error)
+        raise InputError(f"{reference}: no model could be loaded: {why}") from None
+    device: Any = "cpu"
+    if torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() != "true":
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    return model.to(device).eval()
+
+
+class LocalEngine:
+    """A model in this process."""
+
+    def __init__(self, model: Any, tokenizer: Any, args: SamplingArgs) -> None:
+        self.model, self.tokenizer, self.args = model, tokenizer, args
+        length = getattr(model.config, "max_position_embeddings", None)
+        self.context = length if isinstance(length, int) else None
+        self.ends = end_tokens(model, tokenizer)
+        self.special = special_ids(tokenizer)
+
+    def sample(self, draws: Sequence[Draw], take: Take) -> None:
+        """Sample every draw; a thread scores completions while the next tokens are computed."""
+        import torch
+
+        rows = {draw.row["id"]: draw.row for draw in draws}
+        prompts = dict(zip(rows, encode(self.tokenizer, [*rows.values()], self.context)))
+        # The longest first: what does not fit into memory fails at once, and short ones end it.
+        place = {identity: number for number, identity in enumerate(rows)}
+        order = sorted(
+            draws, key=lambda d: (-len(prompts[d.row["id"]]), place[d.row["id"]], d.sample)
+        )
+        training = self.model.training
+        self.model.eval()
+        try:
+            with ThreadPoolExecutor(1) as scorer, torch.inference_mode():
+                self._run(deque(order), prompts, take, scorer)
+        finally:
+            self.model.train(training)
+
+    def _run(
+        self,
+        waiting: deque[Draw],
+        prompts: dict[str, list[int]],
+        take: Take,
+        scorer: ThreadPoolExecutor,
+    ) -> None:
+        handed: deque[Future[None]] = deque()
+        size = self.args.generation_batch_size
+        batch: Batch | None = None
+        while waiting or batch is not None:
+            if waiting and (batch is None or (batch.joinable and len(batch) <= SHRINK * size)):
+                room = size - (len(batch) if batch else 0)
+                fresh = [waiting.popleft() for _ in range(min(room, len(waiting)))]
+                limits = [self._limit(prompts[draw.row["id"]]) for draw in fresh]
+                new = prefill(self.model, fresh, prompts, limits, self.args)
+                batch = new if batch is None else batch.join(new)
+            assert batch is not None
+            token = choose(batch.logits, batch.uniform(), self.args)
+            left = batch.write(token, self.ends)
+            if left <= SHRINK * len(batch):
+                done, batch = batch.leave()
+                handed.append(scorer.submit(self._hand_over, done, take))
+                while len(handed) > BEHIND or (handed and handed[0].done()):
+                    handed.popleft().result()
+            if batch is not None:
+                batch.forward(self.model)
+        while handed:
+            handed.popleft().result()
+
+    def _limit(self, prompt: list[int]) -> int:
+        """Return the most tokens of a completion: the context may leave fewer than asked for."""
+        room = 2**31 if self.context is None else self.context - len(prompt)
+        return min(self.args.max_new_tokens, room)
+
+    def _hand_over(self, done: list[tuple[Draw, list[int]]], take: Take) -> None:
+        """Decode completions, each cut at its end token; the tags are no special tokens."""
+        stopped = [ids[-1] in self.ends for _, ids in done]
+        cut = [ids[:-1] if end else ids for (_, ids), end in zip(done, stopped, strict=True)]
+        texts = self.tokenizer.batch_decode(
+            cut, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        take(
+            [
+                (draw, drawn(self.special, text, ids, "stop" if end else "length"))
+                for (draw, ids), text, end in zip(done, texts, stopped, strict=True)
+            ]
+        )
+
+    def describe(self, share: float) -> str:
+        """Return nothing: it costs nothing."""
+        return ""
+
+
+def drawn(special: dict[int, str], text: str, ids: Sequence[int], end: str) -> Row:
+    """Return a completion's columns.
+
+    `chat_token` names a special token within the completion: the decoded text leaves it out.
+    """
+    inner = ids[:-1] if end == "stop" else ids
+    found = next((special[one] for one in inner if one in special), None)
+    columns: Row = {"completion": text, "tokens": len(ids), "finish_reason": end}
+    return columns | ({} if found is None else {"chat_token": found})
+
+
+def encode(tokenizer: Any, rows: list[Row], context: int | None = None) -> list[list[int]]:
+    """Return the token ids of each row's prompt, as the chat template writes it for an answer."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise InputError("the tokenizer has no chat template, so prompts cannot be written")
+    if not rows:
+        raise InputError("no prompts to sample from")
+    prompts: list[list[int]] = tokenizer.apply_chat_template(
+        [row["prompt"] for row in rows], add_generation_prompt=True, return_dict=True
+    )["input_ids"]
+    for row, prompt in zip(rows, prompts, strict=True):
+        if context is not None and len(prompt) >= context:
+            raise InputError(
+                f"row {row['id']}: its prompt has {len(prompt)} tokens, the model's context is "
+                f"{context}; leave the row out or take a model with a longer context"
+            )
+    return prompts
+
+
+def end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """Return the tokens that end a completion, the tokenizer's own first.
+
+    A model may name others too: a base model that was pretrained on documents ends with the token
+    that ended those, whatever ends a turn in its tokenizer's chat template.
+    """
+    own = model.generation_config.eos_token_id
+    named = own if isinstance(own, list) else [own]
+    tokens = [tokenizer.eos_token_id, *named]
+    return list(dict.fromkeys(token for token in tokens if token is not None))
 
 
 class Columns(DynamicLayer):
@@ -53,10 +212,10 @@ def _with_room(states: Tensor, columns: int) -> Tensor:
 
 @dataclass(eq=False)
 class Batch:
-    """Lines under way. The first dimension of every tensor is the line.
+    """Lines that are being generated. The first dimension of every tensor is the line.
 
-    `mask` has a column for each column of the cache; prompts stand at its right end, so that all
-    lines grow together, each with positions of its own. `logits` are those of the next token.
+    `mask` has a column for each column of the cache; prompts are padded on the left, so that all
+    lines grow together, each with its own positions. `logits` are those of the next token.
     """
 
     draws: list[Draw]
@@ -87,7 +246,7 @@ class Batch:
         return self.counts.clamp(max=self.written.shape[1] - 1)[:, None]
 
     def write(self, tokens: Tensor, ends: list[int]) -> int:
-        """Append a token to each line that goes on; return how many do after it."""
+        """Append a token to each unfinished line; return how many are unfinished after it."""
         import torch
 
         old = self.written.gather(1, self._next())[:, 0]

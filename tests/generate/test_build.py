@@ -14,7 +14,7 @@ from chainforge.data.datasets import DataArgs, sft_mixture
 from chainforge.data.filters import FilterArgs
 from chainforge.data.pool import Pool, measure
 from chainforge.data.select import SelectionArgs, decide, match_pairs, select_rows
-from chainforge.generate.builder import BuildArgs, Rows, build, pooled, rehearse
+from chainforge.generate.build import BuildArgs, Rows, build, pooled, preview
 
 
 def pool(prompts=30, samples=6, seed=0):
@@ -179,12 +179,12 @@ def test_bad_rows_of_a_pool_are_left_out_and_counted(tmp_path):
             b'{"id": 7, "completion": "x"}\n{"id": "a", "completion": null}\nnull\n{"id": "t'
         )
     args = BuildArgs(max_bad_rows=0.05)
-    table = rehearse(pooled([str(tmp_path)], args), SelectionArgs(), FilterArgs())
+    table = preview(pooled([str(tmp_path)], args), SelectionArgs(), FilterArgs())
     assert table.title == "240 samples of 40 prompts"
     with pytest.raises(
         InputError, match=r"(?s)4 of 244 rows are malformed.*line 241: id: expected"
     ):
-        rehearse(pooled([str(tmp_path)], BuildArgs()), SelectionArgs(), FilterArgs())
+        preview(pooled([str(tmp_path)], BuildArgs()), SelectionArgs(), FilterArgs())
 
 
 def test_a_dry_run_leaves_nothing(tmp_path, monkeypatch, recipe_main, capsys):

@@ -5,9 +5,8 @@ from transformers import GenerationConfig
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import example
 from chainforge.core.transcript import special_ids
-from chainforge.generate.decoding import choose
-from chainforge.generate.engine import Draw, SamplingArgs, seed_of
-from chainforge.generate.local_engine import LocalEngine, encode, stray
+from chainforge.generate.local import LocalEngine, choose, drawn, encode
+from chainforge.generate.settings import Draw, SamplingArgs, seed_of
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +68,10 @@ def test_every_draw_is_made_once(model, tokenizer, rows):
 def test_a_special_token_within_a_completion_is_named(tokenizer):
     special = special_ids(tokenizer)
     ids = tokenizer("<think>1<|im_start|>2</think>")["input_ids"]
-    assert stray(special, ids) == {"chat_token": "<|im_start|>"}
-    assert stray(special, tokenizer("<think>12</think>")["input_ids"]) == {}
+    assert drawn(special, "", ids, "length")["chat_token"] == "<|im_start|>"
+    assert drawn(special, "", [*ids[:1], *special], "stop").get("chat_token")
+    plain = tokenizer("<think>12</think>")["input_ids"]
+    assert "chat_token" not in drawn(special, "", [*plain, next(iter(special))], "stop")
 
 
 def test_the_same_seed_gives_the_same_rows(model, tokenizer, rows):

@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from chainforge.generate.limiter import Breaker, Limiter
+from chainforge.generate.dispatch import Breaker, Limiter
 
 
 class World:
@@ -115,7 +115,7 @@ def test_the_level_stays_within_its_bounds():
 
 
 def test_the_breaker_opens_probes_and_closes():
-    breaker = Breaker(threshold=3, first_pause=1.0, patience=5.0)
+    breaker = Breaker(threshold=3, first_pause=1.0, timeout=5.0)
     for _ in range(2):
         breaker.failed(0.0)
     assert breaker.wait(0.0, 0) is None

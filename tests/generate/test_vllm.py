@@ -9,8 +9,9 @@ import pytest
 
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import example
-from chainforge.generate.engine import Draw, SamplingArgs, open_engine
-from chainforge.generate.local_engine import encode
+from chainforge.generate.local import encode
+from chainforge.generate.sampling import open_engine
+from chainforge.generate.settings import Draw, SamplingArgs
 
 
 @pytest.fixture
@@ -40,7 +41,9 @@ def test_every_draw_is_made_with_explicit_parameters_and_its_own_seed(vllm, toke
             example([{"role": "user", "content": "2 +"}], "?", task="t")]  # fmt: skip
     taken = []
     draws = [Draw(row, n, 10 * n) for n in range(2) for row in rows]
-    open_engine(args, "some/model", tokenizer, dtype="bfloat16").sample(draws, taken.extend)
+    open_engine(args, "some/model", tokenizer, dtype="bfloat16", directory=Path()).sample(
+        draws, taken.extend
+    )
     assert [draw for draw, _ in taken] == draws
     assert taken[2][1] == {"completion": "10", "tokens": 2, "finish_reason": "stop"}
     prompt, parameters = vllm.asked[0]
@@ -58,7 +61,7 @@ def test_it_stops_where_the_models_own_generation_config_says(
     model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
     (model / "generation_config.json").write_text('{"eos_token_id": [2, 0], "temperature": 0.1}')
     rows = [example([{"role": "user", "content": "1 +"}], "?", task="t")]
-    engine = open_engine(SamplingArgs(engine="vllm"), str(model), tokenizer)
+    engine = open_engine(SamplingArgs(engine="vllm"), str(model), tokenizer, directory=Path())
     engine.sample([Draw(rows[0], 0, 1)], lambda batch: None)
     _, parameters = vllm.asked[0]
     assert (parameters.stop_token_ids, parameters.temperature) == ([0, 2], 1)
@@ -67,10 +70,10 @@ def test_it_stops_where_the_models_own_generation_config_says(
 def test_several_processes_are_vllms_own_business(vllm, tokenizer, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="leave `launch` out"):
-        open_engine(SamplingArgs(engine="vllm"), "m", tokenizer)
+        open_engine(SamplingArgs(engine="vllm"), "m", tokenizer, directory=Path())
 
 
 def test_without_the_library_it_says_what_to_do(tokenizer, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(InputError, match="vLLM is not installed here"):
-        open_engine(SamplingArgs(engine="vllm"), "m", tokenizer)
+        open_engine(SamplingArgs(engine="vllm"), "m", tokenizer, directory=Path())

@@ -8,8 +8,8 @@ from typing import Any
 from chainforge.core.errors import InputError
 from chainforge.core.transcript import special_ids
 from chainforge.core.weights import check_weights
-from chainforge.generate.engine import Draw, SamplingArgs, Take, ends_of
-from chainforge.generate.local_engine import encode, stray
+from chainforge.generate.local import drawn, encode
+from chainforge.generate.settings import Draw, SamplingArgs, Take, ends_of
 from chainforge.generate.shards import world_size
 
 # Completions handed to vLLM at once: many, so that its scheduler is never idle, and not all, so
@@ -53,24 +53,18 @@ class VllmEngine:
                 [self._parameters(draw) for draw in part],
                 use_tqdm=False,
             )
-            said = [output.outputs[0] for output in outputs]  # in the order of the prompts
+            # In the order of the prompts.
+            said = [output.outputs[0] for output in outputs]
             take(
                 [
-                    (
-                        draw,
-                        {
-                            "completion": one.text,
-                            "tokens": len(one.token_ids),
-                            "finish_reason": one.finish_reason,
-                        }
-                        | stray(
-                            self.special,
-                            one.token_ids[:-1] if one.finish_reason == "stop" else one.token_ids,
-                        ),
-                    )
+                    (draw, drawn(self.special, one.text, one.token_ids, one.finish_reason))
                     for draw, one in zip(part, said, strict=True)
                 ]
             )
+
+    def describe(self, share: float) -> str:
+        """Return nothing: it costs nothing."""
+        return ""
 
     def _parameters(self, draw: Draw) -> Any:
         args = self.args

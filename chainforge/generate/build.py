@@ -1,12 +1,12 @@
-"""Build a data set out of scored samples: decide, mark, write and describe.
+"""Build a data set from scored samples, of collect and of reject alike: filter, select, write.
 
-What a stage leaves: `samples.jsonl` (every sample with `drop` and `drop_detail`), `dataset/` (the
-kept rows and, if asked for, preference pairs, with their card) and `funnel.json`.
+A stage leaves `samples.jsonl` (every sample with `drop` and `drop_detail`), `dataset/` (the kept
+rows and, if asked for, preference pairs, with their card) and `funnel.json`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,33 +16,31 @@ from rich.table import Table
 from chainforge.core import artifacts
 from chainforge.core.config import resolved
 from chainforge.core.errors import InputError
-from chainforge.core.jsonl import Row, many_rows, write_rows
+from chainforge.core.jsonl import Row, many_rows
 from chainforge.data.card import write_card
 from chainforge.data.datasets import save_dataset
 from chainforge.data.filters import FilterArgs
 from chainforge.data.pool import Features, Pool, find_samples, measure
 from chainforge.data.rows import SHARE
 from chainforge.data.select import SelectionArgs, decide, match_pairs, save_pairs
-from chainforge.generate.harvest import origins, read_pool
-from chainforge.generate.rollouts import judge
+from chainforge.generate.rollouts import origins, read_pool, score_samples
+from chainforge.generate.shards import merge
 from chainforge.rewards.reward import RewardArgs, load_rewards
-
-Write = Callable[[Path, Iterable[Row]], None]
 
 
 @dataclass
 class BuildArgs:
-    """What is made of the samples beside the data set itself."""
+    """What is made of the samples besides the data set itself."""
 
     dry_run: bool = field(
         default=False,
-        metadata={"help": "Print the funnel that these settings give on `pool`; leave nothing."},
+        metadata={"help": "Print the funnel that these settings give on `pool`; write nothing."},
     )
     rescore: bool = field(
         default=True,
         metadata={
-            "help": "Judge a pool's samples anew by these rewards. False takes the scores that "
-            "they have, which for millions of rows is the difference."
+            "help": "Score a pool's samples again with these rewards. false uses the scores that "
+            "they have, which is much faster for millions of rows."
         },
     )
     preference_pairs: int = field(
@@ -57,7 +55,7 @@ class BuildArgs:
         default="other", metadata={"help": "Licence on the card, as the Hub abbreviates it."}
     )
     push_to_hub: bool = field(
-        default=False, metadata={"help": "Upload dataset/ once it is done; the token is HF_TOKEN."}
+        default=False, metadata={"help": "Upload dataset/ when it is done; the token is HF_TOKEN."}
     )
     hub_dataset_id: str | None = field(default=None, metadata={"help": "Where to, as owner/name."})
     hub_private: bool = field(
@@ -91,19 +89,19 @@ class Rows:
 
 
 def pooled(paths: list[str], args: BuildArgs) -> Pool:
-    """Return the samples of stages and files that are there already."""
+    """Return the samples of existing stages and files."""
     if not paths:
         raise InputError("pool: name the samples, as --pool runs/quickstart/rejection")
     return Pool(find_samples(paths), args.max_bad_rows)
 
 
-def open_pool(paths: list[str], args: BuildArgs, judges: RewardArgs) -> tuple[Source, Row]:
-    """Return samples that are there already, anew scored with `rescore`, and their origin."""
+def open_pool(paths: list[str], args: BuildArgs, rewarding: RewardArgs) -> tuple[Source, Row]:
+    """Return existing samples, scored again with `rescore`, and their origin."""
     if not args.rescore:
         return pooled(paths, args), {"pool": paths}
     rows = read_pool(paths)
-    rewards = load_rewards(judges, set().union(*rows))
-    return Rows(judge(rows, judges.transcript, rewards)), {"pool": origins(rows)}
+    rewards = load_rewards(rewarding, set().union(*rows))
+    return Rows(score_samples(rows, rewarding.transcript, rewards)), {"pool": origins(rows)}
 
 
 @many_rows()
@@ -115,44 +113,78 @@ def build(
     args: BuildArgs,
     seed: int = 0,
     *,
+    lost: Mapping[str, int] | None = None,
     report: Row | None = None,
-    write: Write = write_rows,
+    sections: Callable[[list[Row]], dict[str, str]] = lambda kept: {},
 ) -> dict[str, Any]:
-    """Select from scored samples, leave everything in `directory`, and return the funnel.
+    """Select from scored samples, write everything to `directory`, and return the funnel.
 
-    `report` is added to the funnel; `write` puts the marked samples in place.
+    `lost` counts answers without a sample, by reason; `report` is added to the funnel, `sections`
+    makes further sections of the card. Raises `InputError` when no row is kept.
     """
     decisions = decide(source.measure(selection, texts), selection, seed)
     matched = match_pairs(decisions, args.preference_pairs)
     wanted = {position for pair in matched for position in pair}
     kept: list[Row] = []
     paired: dict[int, Row] = {}
+    examples: dict[str, Row] = {}  # by the reason to drop it
 
     def marked() -> Iterator[Row]:
         for position, row in enumerate(source.rows()):
             row = decisions.mark(position, row)
             if row["drop"] is None:
                 kept.append(row)
+            else:
+                examples.setdefault(row["drop"], row)
             if position in wanted:
                 paired[position] = row
             yield row
 
-    write(directory / "samples.jsonl", marked())
+    merge(directory / "samples.jsonl", marked())
     funnel = decisions.funnel() | ({"pairs": len(matched)} if args.preference_pairs else {})
+    funnel["in"] += sum((lost or {}).values())
+    funnel["dropped"] = {**(lost or {}), **funnel["dropped"]}
     funnel |= report or {}
     artifacts.write_json(directory / "funnel.json", funnel)
+    if not kept:
+        raise InputError(_why_none(funnel, examples))
     folder = save_dataset(kept, directory / "dataset").parent
     if matched:
         save_pairs(matched, paired, folder)
-    settings = resolved(selection, texts) | {
-        "max_per_prompt": selection.max_per_prompt,
-        "select": selection.select,
-    }
-    write_card(folder, kept, funnel, settings, pairs=len(matched), license=args.dataset_license)
+    settings = resolved(selection, texts)
+    settings |= {"max_per_prompt": selection.max_per_prompt, "select": selection.select}
+    write_card(
+        folder, kept, funnel, settings, pairs=len(matched), license=args.dataset_license,
+        sections=sections(kept),
+    )  # fmt: skip
     return funnel
 
 
-def rehearse(source: Source, selection: SelectionArgs, texts: FilterArgs, seed: int = 0) -> Table:
+# Settings that accept a sample that is dropped for a reason.
+ACCEPTING = {
+    "wrong": "require_correct: false",
+    "unverified": "require_correct: false",
+    "format": "require_format: false",
+    "too_short": "min_reasoning_chars",
+    "language": "min_language",
+    "repetition": "max_repetition",
+}
+
+
+def _why_none(funnel: Row, examples: Mapping[str, Row]) -> str:
+    """Return why no row is kept: the commonest reason, an answer, what would accept it."""
+    reason = max(examples, key=lambda name: int(funnel["dropped"][name]))
+    row, setting = examples[reason], ACCEPTING.get(reason)
+    count, gold = funnel["dropped"][reason], str(row.get("answer"))[:60]
+    return (
+        f"no row was kept; {count:,} of {funnel['in']:,} are dropped as {reason} "
+        f"({row['drop_detail']}). One of them, where {gold!r} is right: {row['completion'][:200]!r}"
+        + (f". The setting `{setting}` would accept it" if setting else "")
+        + ". funnel.json has all reasons"
+    )
+
+
+def preview(source: Source, selection: SelectionArgs, texts: FilterArgs, seed: int = 0) -> Table:
     """Return the funnel that selection would give, as a table; nothing is written."""
     decisions = decide(source.measure(selection, texts), selection, seed)
     funnel = decisions.funnel()

@@ -7,8 +7,9 @@ from server import FAULTS, Answer, Server, chat
 
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import example, read_rows
-from chainforge.generate.engine import Draw, SamplingArgs, open_engine, seed_of
-from chainforge.generate.rollouts import roll_out
+from chainforge.generate.rollouts import score_samples
+from chainforge.generate.sampling import open_engine, roll_out
+from chainforge.generate.settings import Draw, SamplingArgs, seed_of
 
 FORM = "<reasoning_process>so</reasoning_process>\n<summary>{}</summary>"
 SYSTEM = {"role": "system", "content": "Reason, then answer."}
@@ -36,9 +37,9 @@ def run(tmp_path, *urls, rows=None, **settings):
         rows or prompts(),
         args,
         path=tmp_path / "samples.jsonl",
-        transcript="r1-cold-start",
         seed=4,
         provenance={"model": "policy", "stage": "picks"},
+        score=lambda rows: score_samples(rows, "r1-cold-start"),
     ).samples
 
 
@@ -144,7 +145,7 @@ def test_a_server_that_refuses_every_request_ends_the_run_with_its_words(tmp_pat
     with Server(lambda request: answer) as server, pytest.raises(InputError, match=words):
         run(tmp_path, server.url, rows=prompts(2))
     assert len(server.asked) <= 6
-    assert not read_rows(tmp_path / "samples.jsonl")
+    assert not (tmp_path / "samples.jsonl").exists()
 
 
 def test_an_unknown_end_and_an_odd_number_spoil_no_completion(tmp_path, caplog):
@@ -213,7 +214,7 @@ def test_no_answer_is_forgotten_before_its_sample_is_on_disk(tmp_path, monkeypat
             on_disk[:] = read_rows(samples)
 
     def forget(source, target):
-        if target.name == "requests.jsonl":
+        if target.name == "requests.rank-0.jsonl":
             assert len(on_disk) == 24
         replace(source, target)
 
