@@ -15,6 +15,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from chainforge.core.errors import Failed, InputError, hint, nearest, refuse_unknown
@@ -209,16 +210,10 @@ class Reward:
         columns["completions"] = [[{"role": "assistant", "content": text}] for text in texts]
         names = {*self._taken, *(columns if self._everything else ())} - set(self._params)
         given = {name: _column(columns, name, size) for name in names}
-        try:
-            with user_code():
-                values = list(self._function(**given, **self._params))
-            if len(values) != size:
-                raise ValueError(f"it returned {len(values)} rewards for {size} completions")
-        except InputError:
-            raise
-        except Exception as error:
-            return [error] * size
-        return values
+        values = self._guarded(lambda: list(self._function(**given, **self._params)))
+        if not isinstance(values, Exception) and len(values) != size:
+            values = ValueError(f"it returned {len(values)} rewards for {size} completions")
+        return [values] * size if isinstance(values, Exception) else values
 
     def _call_rows(self, columns: dict[str, Any], size: int) -> list[Any]:
         """Call a function once per row; a function with a `batch` attribute gets them all."""
@@ -238,12 +233,14 @@ class Reward:
             whole = [call | {"completion": text} for call, text in zip(calls, texts, strict=True)]
             with user_code():
                 return list(batch(whole))
-        return [self._call_one(text, call) for text, call in zip(texts, calls, strict=True)]
+        pairs = zip(texts, calls, strict=True)
+        return [self._guarded(partial(self._function, text, **call)) for text, call in pairs]
 
-    def _call_one(self, text: str, call: dict[str, Any]) -> Any:
+    def _guarded(self, call: Callable[[], Any]) -> Any:
+        """Return what the user's code returns, or the exception that it raises."""
         try:
             with user_code():
-                return self._function(text, **call)
+                return call()
         except InputError:
             raise
         except Exception as error:
@@ -253,17 +250,13 @@ class Reward:
         """Return a reward as a float, None as it is, or why it is no reward."""
         if value is None or isinstance(value, Exception):
             return value
-        try:
-            if isinstance(value, str | bytes):
-                raise TypeError
-            with user_code():
-                number = float(value)
-        except OverflowError:
+        number = self._guarded(lambda: float("no number" if isinstance(value, str) else value))
+        if isinstance(number, OverflowError):
             number = math.inf
-        except Exception:
+        if isinstance(number, Exception):
             return ValueError(f"it returned {type(value).__name__}, which is no finite number")
         if abs(number) * max(1.0, abs(self.weight)) <= _LARGEST:
-            return number
+            return float(number)
         return NotFinite(f"it returned {number!r:.80}, which is no finite number")
 
     def _check(
