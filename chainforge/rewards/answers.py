@@ -10,6 +10,7 @@ import re
 import unicodedata
 from itertools import islice, pairwise
 from math import comb
+from pathlib import Path
 
 from chainforge.rewards.values import MAX_ANSWER, MAX_DEPTH, depth, split_unit, squeeze
 
@@ -23,26 +24,11 @@ MAX_FRACTIONS = 12
 MAX_TERMS = 1_000
 
 _INVISIBLE = dict.fromkeys([0xAD, 0x061C, *range(0x200B, 0x2010), *range(0x2060, 0x2065), 0xFEFF])
-_NAMED = {
-    "−": "-", "–": "-", "‐": "-", "‑": "-", "‒": "-", "—": " - ", "\u2009": r"\,", "\u202f": r"\,",
-    "≈": r"\approx ", "≃": r"\approx ", "≠": r"\neq ", "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ",
-    "⩾": r"\ge ", "×": r"\times ", "÷": "/", "·": r"\cdot ", "⋅": r"\cdot ", "∗": "*", "⁄": "/",
-    "∕": "/", "π": r"\pi ", "∞": r"\infty ", "±": r"\pm ", "∓": r"\mp ", "∪": r"\cup ",
-    "∩": r"\cap ", "∅": r"\emptyset ", "∈": r"\in ", "ℝ": r"\mathbb{R}", "∨": r"\lor ",
-    "∧": r"\land ", "√": r"\sqrt ", "∛": r"\sqrt[3] ", "°": r"^{\circ}", "º": r"^{\circ}",
-    "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "“": '"', "”": '"', "„": '"', "‘": "'",
-    "’": "'", "′": "'", "«": '"', "»": '"', "「": '"', "」": '"', "。": ". ", "，": ",", "、": ",",
-    "Π": r"\Pi ", "：": ":", "⟨": r"\langle ", "⟩": r"\rangle ", "∑": r"\sum ", "∏": r"\prod ",
-    "∫": r"\int ", "∉": r"\notin ", "⊂": r"\subset ", "⊆": r"\subseteq ", "→": r"\to ",
-    "↦": r"\mapsto ", "∠": r"\angle ", "△": r"\triangle ", "⊥": r"\perp ", "≡": r"\equiv ",
-    "∘": r"\circ ", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ",
-    "∣": r"\mid ", "∥": r"\parallel ", "‖": r"\parallel ", "∙": r"\cdot ", "φ": r"\phi ",
-    "ϕ": r"\phi ", "ε": r"\epsilon ", "ϵ": r"\epsilon ",
-    **{letter: f"\\{name} " for name, letter in re.findall(r"(\w+) (\w)",
-        "gamma γ delta δ zeta ζ lambda λ nu ν xi ξ rho ρ sigma σ tau τ chi χ psi ψ omega ω "
-        "eta η Gamma Γ Delta Δ Theta Θ Lambda Λ Sigma Σ Phi Φ Psi Ψ Omega Ω")},
-}  # fmt: skip
-_SYMBOLS = str.maketrans(_NAMED)
+_SYMBOLS = {
+    ord(character.encode().decode("unicode_escape") if "\\u" in character else character): latex
+    for line in Path(__file__).with_name("symbols.txt").read_text(encoding="utf-8").splitlines()[1:]
+    for character, latex in [line.replace("␣", " ").split(" ", 1)]
+}
 _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+|[₀-₉]+")
 _VULGAR = re.compile(r"\s?([¼-¾⅐-⅞↉])")
 
