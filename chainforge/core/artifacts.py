@@ -35,8 +35,7 @@ LOCK_SECONDS = 1.0  # who asks for the holder's name holds the lock for a moment
 
 # Where a file is does not change what it contains: a fingerprint counts inputs by content instead.
 _PATHS = (
-    "config output_dir model_name_or_path teacher_model_name_or_path data models pool gate_pool "
-    "logging_dir"
+    "config output_dir model_name_or_path teacher_model_name_or_path data models pool gate_pool"
 )
 # Speed, patience, budgets, trackers, uploads and kept checkpoints do not change the result: a stage
 # that a limit or a full disk stopped resumes with another value of these.

@@ -20,10 +20,10 @@ from typing import Any
 import chainforge
 from chainforge.core.errors import InputError, hint
 
-ALWAYS = ("output_dir", "logging_dir", "data", "pool", "gate_pool", "prices")
+ALWAYS = ("output_dir", "data", "pool", "gate_pool", "prices")
 OR_HUB = ("model_name_or_path", "teacher_model_name_or_path", "models", "chat_template_path",
           "resume_from_checkpoint", "path")  # fmt: skip
-WRITTEN = ("output_dir", "logging_dir")
+WRITTEN = ("output_dir",)
 FILES = (".jsonl", ".json", ".yaml", ".yml", ".jinja", ".parquet", ".csv", ".txt", ".py")
 LONGEST = 1024  # longer values are texts
 NO_LAUNCHER = "none"
