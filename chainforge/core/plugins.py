@@ -157,7 +157,7 @@ def sources(reference: str | Path | None) -> dict[str, Path]:
     path = [os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep), *sys.path]
     if file.suffix == ".py":
         path.insert(0, str(file.parent))
-        waiting = {file.name: file} if file.is_file() else {}
+        waiting = {file.name: file} if file.is_file() and not _installed(file) else {}
     elif colon and MODULE.fullmatch(place):
         waiting = _files_of(place.partition(".")[0], path)
     else:
@@ -172,12 +172,17 @@ def sources(reference: str | Path | None) -> dict[str, Path]:
     return found
 
 
+def _installed(path: Path) -> bool:
+    """Return whether a file is a part of an installed package, or of this one."""
+    return any(map(path.resolve().is_relative_to, [_OWN, *_INSTALLED]))
+
+
 def _files_of(module: str, path: list[str]) -> dict[str, Path]:
     """Return the files of a top-level module or package by their names; of a local one only."""
     for place in path:
         file, folder = Path(place, f"{module}.py"), Path(place, module)
         found = file if file.is_file() else folder
-        if found.exists() and any(map(found.resolve().is_relative_to, [_OWN, *_INSTALLED])):
+        if found.exists() and _installed(found):
             return {}
         inside = folder.rglob("*.py") if (folder / "__init__.py").exists() else folder.glob("*.py")
         if files := [file] if file.is_file() else sorted(inside):
