@@ -113,10 +113,15 @@ def mix(sizes: Sequence[int], weights: Sequence[float], seed: int = 0) -> list[l
 def _source(path: str, args: DataArgs) -> tuple[list[Pair], int]:
     """Return one source's rows as prompts and completions, and how many were dropped before."""
     found = _read(Path(path))
-    kept = [(number, row) for number, row in found.rows if not _dropped(row)]
+    kept = [
+        (number, row)
+        for number, row in found.rows
+        # Wrong samples that selection never saw are not trained on either.
+        if not (row["drop"] if "drop" in row else row.get("correct") is False)
+    ]
     dropped = len(found.rows) - len(kept)
     if not kept:
-        found.settle()
+        settle(found.path, found.faults, len(found.rows) + len(found.faults), SHARE)
         raise InputError(
             f"{path}: no rows to train on ({dropped} are marked `drop`, or wrong); its "
             "funnel.json, if any, says where they went"
@@ -156,11 +161,6 @@ def _read(path: Path) -> FoundRows:
         f"{path}: contains no rows: neither dataset/*.parquet nor samples.jsonl; is it the "
         "directory of a finished collect or reject stage?"
     )
-
-
-def _dropped(row: Row) -> bool:
-    """Return whether selection dropped a Sample, or would have, had it seen it: it is wrong."""
-    return bool(row["drop"]) if "drop" in row else row.get("correct") is False
 
 
 def _parquet(files: list[Path]) -> list[Row]:
@@ -236,14 +236,6 @@ def check_batch(rows: Sequence[Row], generation_batch_size: int, num_generations
 
     With fewer, TRL ends after 0 steps without an error; the last incomplete batch is left out.
     """
-    if num_generations < 2:
-        raise InputError(f"num_generations: expected 2 or more to compare, found {num_generations}")
-    if generation_batch_size % num_generations:
-        raise InputError(
-            f"num_generations ({num_generations}) does not divide the generation batch of "
-            f"{generation_batch_size} completions (per_device_train_batch_size x processes x "
-            "steps_per_generation); make one a multiple of the other"
-        )
     prompts = generation_batch_size // num_generations
     if len(rows) < prompts:
         raise InputError(
@@ -303,9 +295,8 @@ def _one_type(values: list[Any]) -> list[Any]:
     if kinds == {int, float}:
         return [None if value is None else float(value) for value in values]
     # Arrow would give every mapping the keys of all, so mappings are text too.
-    mappings = any(isinstance(item, dict) for value in values for item in
-                   (value if isinstance(value, list) else [value]))  # fmt: skip
-    if len(kinds) <= 1 and not mappings:
+    items = [one for value in values for one in (value if isinstance(value, list) else [value])]
+    if len(kinds) <= 1 and not any(isinstance(item, dict) for item in items):
         try:
             pa.array(values)
             return values

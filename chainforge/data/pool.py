@@ -145,13 +145,7 @@ def fault(row: Row, args: SelectionArgs) -> Finding | None:
     return None
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Whole lines of a file."""
-
-    path: Path
-    start: int
-    end: int
+_Part = tuple[Path, int, int]  # whole lines of a file: where they start and end
 
 
 @dataclass
@@ -164,7 +158,7 @@ class Pool:
     def measure(self, args: SelectionArgs, texts: FilterArgs | None) -> Features:
         """Measure every sample; raise `InputError` when too many rows are malformed."""
         pieces = [part for path in self.files for part in _parts(path)]
-        size, processes = sum(part.end - part.start for part in pieces), os.cpu_count() or 1
+        size, processes = sum(end - start for _, start, end in pieces), os.cpu_count() or 1
         settings = [args] * len(pieces), [texts] * len(pieces)
         if processes == 1 or size < ALONE:
             return self._join(pieces, map(_measure, pieces, *settings))
@@ -178,8 +172,7 @@ class Pool:
         features: list[Features] = []
         faults: dict[Path, list[Fault]] = {path: [] for path in self.files}
         lines, totals = Counter[Path](), Counter[Path]()
-        for part, (found, wrong, count) in zip(pieces, measured, strict=True):
-            path = part.path
+        for (path, _, _), (found, wrong, count) in zip(pieces, measured, strict=True):
             faults[path] += [(number + lines[path], why) for number, why in wrong]
             lines[path] += count
             totals[path] += len(found.table) + len(wrong)
@@ -229,7 +222,7 @@ def _parts(path: Path) -> Iterator[_Part]:
             file.seek(min(start + PART, size))
             file.readline()
             end = file.tell()
-            yield _Part(path, start, end)
+            yield path, start, end
             start = end
 
 
@@ -240,13 +233,14 @@ def _measure(
 
     Numbers count from the part's first line.
     """
-    with open(part.path, "rb") as file:
-        file.seek(part.start)
-        lines = io.BytesIO(file.read(part.end - part.start)).readlines()
+    path, start, end = part
+    with open(path, "rb") as file:
+        file.seek(start)
+        lines = io.BytesIO(file.read(end - start)).readlines()
     faults: list[Fault] = []
 
     def good() -> Iterator[Row]:
-        for number, row, wrong in read_lines(lines, head=part.start == 0):
+        for number, row, wrong in read_lines(lines, head=start == 0):
             wrong = wrong or (None if row is None else _wrong(row))
             if wrong is not None:
                 faults.append((number, wrong))

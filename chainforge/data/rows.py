@@ -51,11 +51,6 @@ class FoundRows:
     rows: list[tuple[int, Row]] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
 
-    def settle(self, most: float = SHARE) -> list[tuple[int, Row]]:
-        """Return the good rows; raise `InputError` when more than `most` (a share) are bad."""
-        settle(self.path, self.faults, len(self.rows) + len(self.faults), most)
-        return self.rows
-
 
 def settle(path: Path, faults: list[Fault], total: int, most: float) -> None:
     """Write bad rows down; raise `InputError` when they are more than a share of `total`."""

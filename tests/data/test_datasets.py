@@ -232,13 +232,8 @@ def test_grpo_rows_need_a_prompt_and_fill_a_generation_batch():
     with pytest.raises(InputError, match="row 2: the prompt must be a list"):
         grpo_dataset([*samples(1), {"prompt": "text"}])
     check_batch(samples(4), generation_batch_size=32, num_generations=8)
-    for size, generations, message in (
-        (40, 8, "4 rows are fewer than the 5 prompts"),
-        (30, 8, r"num_generations \(8\) does not divide"),
-        (8, 1, "expected 2 or more"),
-    ):
-        with pytest.raises(InputError, match=message):
-            check_batch(samples(4), size, generations)
+    with pytest.raises(InputError, match="4 rows are fewer than the 5 prompts"):
+        check_batch(samples(4), 40, 8)
 
 
 def test_sft_trains_on_it(tmp_path, tiny_model, tokenizer):
