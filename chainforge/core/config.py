@@ -7,12 +7,13 @@ recipe's own.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import os
 import sys
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from chainforge.core.secrets import check_settings
 from chainforge.core.yaml12 import read_yaml, yaml_value
 
 Flags = list[tuple[str, list[str]]]  # options' names, and the words after each
+Fields = dict[str, tuple[Any, Any]]  # each that can be given, and its type
 Layers = list[tuple[str, dict[str, Any]]]  # files of settings, each with what it says
 ON_CPU = " Several processes on a CPU count only with `use_cpu: true`."
 
@@ -110,72 +112,70 @@ def _checked(kinds: Iterable[Any], argv: Sequence[str]) -> dict[str, Any]:
     problems: list[str] = []
     for file, layer in layers:
         for key, value in layer.items():
-            if key in fields:
-                _take(values, problems, key, value, f"{file}: {key}", fields)
-            else:
-                problems.append(f"{file}: {unknown(f'key {key!r}', key, fields)}")
+            with _noting(problems):
+                if key not in fields:
+                    raise InputError(f"{file}: {unknown(f'key {key!r}', key, fields)}")
+                values[key] = _value(key, value, f"{file}: {key}", fields)
     for name, words in flags:
-        key = name.removeprefix("no_")
-        if name in fields:
-            _take(values, problems, name, _of_words(words, *fields[name]), f"--{name}", fields)
-        elif key == name or key not in fields or bool not in parts_of(fields[key][1]):
-            problems.append(unknown(f"option --{name}", name, fields))
-        elif words:
-            problems.append(f"--{name} takes no value; or write --{key} true")
-        else:
-            values[key] = False
-    needed = dataclasses.MISSING
+        with _noting(problems):
+            key, value = _of_flag(name, words, fields)
+            values[key] = _value(key, value, f"--{name}", fields)
     problems += [
         f"{name} is required: give it in the YAML, or as --{name}"
         for name, (item, _) in fields.items()
-        if name not in values and item.default is needed and item.default_factory is needed
+        if name not in values and _default(item) is dataclasses.MISSING
     ]
     if problems:
         raise InputError("\n  ".join(problems))
     return values
 
 
-def _take(
-    values: dict[str, Any],
-    problems: list[str],
-    key: str,
-    value: Any,
-    where: str,
-    fields: dict[str, Any],
-) -> None:
-    """Put a checked value under its key, or note what is wrong with it."""
+@contextlib.contextmanager
+def _noting(problems: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        problems.append(str(error))
+
+
+def _value(key: str, value: Any, where: str, fields: Fields) -> Any:
+    """Return the value of a key as its type; raise `InputError` for one that is not possible."""
     item, kind = fields[key]
     if key == "report_to":  # transformers takes "no tracker" as one word
         names = value if isinstance(value, list) else [value]
         value = [n for n in names if n not in (None, "none", "None", "null")] or "none"
-    try:
-        values[key] = checked(value, kind, where)
-    except InputError as error:
-        problems.append(str(error))
-        return
-    choices = list(item.metadata.get("choices") or ())
-    if choices and values[key] is not None and values[key] not in choices:
-        words = ", ".join(map(str, choices))
-        problems.append(f"{where}: expected one of {words}, found {value!r}")
-    elif wrong := out_of_range(key, values[key], fields):
-        problems.append(f"{where}: {wrong}")
+    found = checked(value, kind, where)
+    choices = [str(choice) for choice in item.metadata.get("choices") or ()]
+    if choices and found is not None and found not in choices:
+        raise InputError(f"{where}: expected one of {', '.join(choices)}, found {value!r}")
+    if wrong := out_of_range(key, found, fields):
+        raise InputError(f"{where}: {wrong}")
+    return found
 
 
-def _of_words(words: list[str], item: Any, kind: Any) -> Any:
-    """Return the value that an option's words on the command line stand for."""
+def _of_flag(name: str, words: list[str], fields: Fields) -> tuple[str, Any]:
+    """Return the key and the value that an option and its words on the command line mean."""
+    key = name.removeprefix("no_")
+    if name not in fields:
+        if key == name or key not in fields or bool not in parts_of(fields[key][1]):
+            raise InputError(unknown(f"option --{name}", name, fields))
+        if words:
+            raise InputError(f"--{name} takes no value; or write --{key} true")
+        return key, False
+    item, kind = fields[name]
     parts = parts_of(kind)
     if not words:
-        return True if bool in parts else item.metadata.get("const")
+        return name, True if bool in parts else item.metadata.get("const")
     if not is_structured(kind):
         several = str not in parts and any(typing.get_origin(part) is list for part in parts)
-        return words[0] if len(words) == 1 and not several else words
+        return name, words[0] if len(words) == 1 and not several else words
     values = [_word(word) for word in words]
-    return values[0] if len(values) == 1 and not isinstance(values[0], str) else values
+    return name, values[0] if len(values) == 1 and not isinstance(values[0], str) else values
 
 
-def _fields(kinds: Iterable[Any]) -> dict[str, tuple[Any, Any]]:
+def _fields(kinds: Iterable[Any]) -> Fields:
     """Return every field that can be given, with its type."""
-    found: dict[str, tuple[Any, Any]] = {}
+    found: Fields = {}
     for kind in kinds:
         types = typing.get_type_hints(kind)
         found |= {
