@@ -44,87 +44,58 @@ SORTED = entry("number_sorting", '["-1.5", "2.0", "10.0"]', direction="ascending
 QUEENS = entry("n_queens", "Q _\n_ Q", valid_answers=["Q _\n_ Q", "_ Q\nQ _"])
 RARE = entry("coin_flip", "0.00048828125")
 COMPLEX = entry("complex_arithmetic", "3.0 - 4.0i", result=[3, -4])
+# Each entry with right answers and wrong ones.
 VERDICTS = [
-    (COUNTDOWN, "3*8 + (5-5)", True),
-    (COUNTDOWN, "3*8*5/5", True),
-    (COUNTDOWN, "-(-8)*3 + 5 - 5", True),
-    (COUNTDOWN, "8 * 3 + 5 - 5 = 24", False),
-    (COUNTDOWN, "8*3", False),
-    (COUNTDOWN, "24", False),
-    (COUNTDOWN, "8*5 - 5 - 3", False),
-    (COUNTDOWN, "8*3 + 5//5", False),
-    (COUNTDOWN, "8*3 + 0*55", False),
-    (COUNTDOWN, "3*8/(5-5)", False),
-    (COUNTDOWN, "8**3**5**5", False),
-    (PUZZLE24, "3*9 - 3*1", True),
-    (PUZZLE24, "9*3/1-3", True),
-    (PUZZLE24, "1*9*3", False),
-    (PUZZLE24, "8*3*1*1", False),
-    (OTHER24, "3*(7 + 1)*1", True),
-    (OTHER24, "1*9*3 - 3", False),
-    (OTHER24, "7*3 + 1 + 1 + 1", False),
-    (PRODUCT, "2 + 3*x + x**2", True),
-    (PRODUCT, "x*x + 3.0*x + 4/2", True),
-    (PRODUCT, "(x+1)*(x+2)", False),
-    (PRODUCT, "x**2 + 3*x + 3", False),
-    (PRODUCT, "expand((x+1)*(x+2))", False),
-    (PRODUCT, "x**9**9**9", False),
-    (SIMPLE, "0.5*x**3 - x", True),
-    (SIMPLE, "x*(x**2/2 - 1) + C + 7", True),
-    (SIMPLE, "x**3/2 - x + C*x", False),
-    (SIMPLE, "3*x**2/2 - 1", False),
-    (SIMPLE, "Integral(3*x**2/2 - 1, x)", False),
-    (PARTS, "(x - 1)*E**x + C", True),
-    (PARTS, "exp(x)*(x-1)", True),
-    (PARTS, "x*exp(x) + C", False),
-    (PARTS, "integrate(x*exp(x), x)", False),
-    (SORTED, "[-1.5, 2, 10]", True),
-    (SORTED, "['-1.50', '2', '10']", True),
-    (SORTED, "[-1.5, 2, 10.9]", False),
-    (SORTED, "[10, 2, -1.5]", False),
-    (SORTED, "[NaN, NaN, NaN]", False),
-    (SORTED, "[-1.5, 2]", False),
-    (QUEENS, "_ Q\nQ _", True),
-    (QUEENS, "Q Q\n_ _", False),
-    (QUEENS, '[["_", "Q"], ["Q", "_"]]', False),
-    (RARE, "1/2048", True),
-    (RARE, "0.000488", True),
-    (RARE, "4.88e-4", True),
-    (RARE, "0", False),
-    (RARE, "0.0005", False),
-    (RARE, "1e-9", False),
-    (COMPLEX, "3 - 4i", True),
-    (COMPLEX, "(3-4.0j)", True),
-    (COMPLEX, "-4i", False),
-    (COMPLEX, "nan", False),
-    (COMPLEX, "NaN - nani", False),
-    (COMPLEX, "3+4i", False),
-    (entry("complex_arithmetic", "-1.00i", result=[0, -1]), "-i", True),
-    (entry("complex_arithmetic", "5.00", result=[5, 0]), "5", True),
-    (entry("complex_arithmetic", "5.00", result=[5, 0]), "nan", False),
-    (entry("game_of_life_halting", "False"), "false", True),
-    (entry("game_of_life_halting", "False"), "True", False),
-    (entry("game_of_life_halting", "True"), "no idea", False),
-    (entry("figlet_font", "understanding"), "U N D E R S T A N D I N G", True),
-    (entry("figlet_font", "understanding"), "understandung", False),
-    (entry("bitwise_arithmetic", "0x1f", problem="0x1e + 0x1"), "0x1F", True),
-    (entry("bitwise_arithmetic", "0x1f", problem="0x1e + 0x1"), "31", True),
-    (entry("bitwise_arithmetic", "0x1f", problem="0x1e + 0x1"), "0x1e + 0x1", False),
-    (entry("binary_matrix", "0 1\n1 0"), "0 1\n1 0\n", True),
-    (entry("binary_matrix", "0 1\n1 0"), "[[0, 1], [1, 0]]", False),
-    (entry("spiral_matrix", "1 2 3"), "[1, 2, 3]", False),
-    (entry("string_insertion", "ABC"), "['A', 'B', 'C']", False),
-    (entry("polynomial_equations", ""), '""', True),
-    (entry("polynomial_equations", ""), "banana", False),
-    (entry("polynomial_equations", "-0.5, 2.0"), "2, -0.5", True),
-    (entry("polynomial_equations", "-0.5, 2.0"), "nan, nan", False),
+    (
+        COUNTDOWN,
+        "3*8 + (5-5) ¦ 3*8*5/5 ¦ -(-8)*3 + 5 - 5",
+        "8 * 3 + 5 - 5 = 24 ¦ 8*3 ¦ 24 ¦ 8*5 - 5 - 3 ¦ 8*3 + 5//5 ¦ 8*3 + 0*55 ¦ 3*8/(5-5) ¦ 8**3**5**5",
+    ),
+    (PUZZLE24, "3*9 - 3*1 ¦ 9*3/1-3", "1*9*3 ¦ 8*3*1*1"),
+    (OTHER24, "3*(7 + 1)*1", "1*9*3 - 3 ¦ 7*3 + 1 + 1 + 1"),
+    (
+        PRODUCT,
+        "2 + 3*x + x**2 ¦ x*x + 3.0*x + 4/2",
+        "(x+1)*(x+2) ¦ x**2 + 3*x + 3 ¦ expand((x+1)*(x+2)) ¦ x**9**9**9",
+    ),
+    (
+        SIMPLE,
+        "0.5*x**3 - x ¦ x*(x**2/2 - 1) + C + 7",
+        "x**3/2 - x + C*x ¦ 3*x**2/2 - 1 ¦ Integral(3*x**2/2 - 1, x)",
+    ),
+    (PARTS, "(x - 1)*E**x + C ¦ exp(x)*(x-1)", "x*exp(x) + C ¦ integrate(x*exp(x), x)"),
+    (
+        SORTED,
+        "[-1.5, 2, 10] ¦ ['-1.50', '2', '10']",
+        "[-1.5, 2, 10.9] ¦ [10, 2, -1.5] ¦ [NaN, NaN, NaN] ¦ [-1.5, 2]",
+    ),
+    (QUEENS, "_ Q\nQ _", 'Q Q\n_ _ ¦ [["_", "Q"], ["Q", "_"]]'),
+    (RARE, "1/2048 ¦ 0.000488 ¦ 4.88e-4", "0 ¦ 0.0005 ¦ 1e-9"),
+    (COMPLEX, "3 - 4i ¦ (3-4.0j)", "-4i ¦ nan ¦ NaN - nani ¦ 3+4i"),
+    (entry("complex_arithmetic", "-1.00i", result=[0, -1]), "-i", ""),
+    (entry("complex_arithmetic", "5.00", result=[5, 0]), "5", "nan"),
+    (entry("game_of_life_halting", "False"), "false", "True"),
+    (entry("game_of_life_halting", "True"), "", "no idea"),
+    (entry("figlet_font", "understanding"), "U N D E R S T A N D I N G", "understandung"),
+    (entry("bitwise_arithmetic", "0x1f", problem="0x1e + 0x1"), "0x1F ¦ 31", "0x1e + 0x1"),
+    (entry("binary_matrix", "0 1\n1 0"), "0 1\n1 0\n", "[[0, 1], [1, 0]]"),
+    (entry("spiral_matrix", "1 2 3"), "", "[1, 2, 3]"),
+    (entry("string_insertion", "ABC"), "", "['A', 'B', 'C']"),
+    (entry("polynomial_equations", ""), '""', "banana"),
+    (entry("polynomial_equations", "-0.5, 2.0"), "2, -0.5", "nan, nan"),
 ]
 
 
 def test_right_answers_in_other_forms_and_no_wrong_ones():
-    claims = [Claim("reasoning_gym", answer, None, own) for own, answer, _ in VERDICTS]
-    found = zip(VERDICTS, verify_all(claims), strict=True)
-    assert [(case[0], case[1], got) for case, got in found if got is not case[2]] == []
+    cases = [
+        (own, answer, right)
+        for own, good, bad in VERDICTS
+        for answers, right in ((good, True), (bad, False))
+        for answer in answers.split(" ¦ ")
+        if answer
+    ]
+    said = verify_all([Claim("reasoning_gym", answer, None, own) for own, answer, _ in cases])
+    assert [case for case, got in zip(cases, said, strict=True) if got is not case[2]] == []
 
 
 def test_an_audited_scorer_of_this_reasoning_gym_evaluates_nothing():
