@@ -46,7 +46,7 @@ def read_pairs() -> list[Pair]:
 
 
 def ours(pairs: list[Pair]) -> list[bool]:
-    """Judge with `accuracy_reward`, the answer in a transcript."""
+    """Verify with `accuracy_reward`, the answer in a transcript."""
     from chainforge.rewards.functions import accuracy_rewards
 
     form = "<reasoning_process>So.</reasoning_process>\n<summary>{}</summary>"
@@ -58,14 +58,14 @@ def ours(pairs: list[Pair]) -> list[bool]:
 
 
 def math_verify(pairs: list[Pair]) -> list[bool]:
-    """Judge with math-verify, the gold answer as mathematics and the answer as written."""
+    """Verify with math-verify, the gold answer as mathematics and the answer as written."""
     from math_verify import parse, verify
 
     return [bool(verify(parse(f"${pair.gold}$"), parse(pair.answer))) for pair in pairs]
 
 
 def trl(pairs: list[Pair]) -> list[bool]:
-    """Judge with TRL's `accuracy_reward`, the answer in a box."""
+    """Verify with TRL's `accuracy_reward`, the answer in a box."""
     from trl.rewards import accuracy_reward
 
     texts = [p.answer if "\\boxed" in p.answer else f"\\boxed{{{p.answer}}}" for p in pairs]
@@ -105,13 +105,13 @@ def table(sides: dict[str, dict[str, dict[str, int]]]) -> str:
 
 
 def main() -> None:
-    """Judge every pair on each side, write and print."""
+    """Verify every pair on each side, write and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--mistakes", action="store_true", help="list the pairs we get wrong")
     args = parser.parse_args()
     logging.disable(logging.CRITICAL)
     pairs = read_pairs()
-    verdicts = {name: judge(pairs) for name, judge in SIDES.items()}
+    verdicts = {name: verify(pairs) for name, verify in SIDES.items()}
     sides = {name: {"all": count(pairs, of), "math": count(pairs, of, "math")}
              for name, of in verdicts.items()}  # fmt: skip
     save(results() / "answers.json", {"sides": sides}, "math-verify")

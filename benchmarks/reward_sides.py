@@ -58,7 +58,7 @@ def score_once(side: str, rows: list[Row]) -> Row:
 
 
 def processor_seconds(pool: Any) -> float:
-    """Return what this process and the judging program with its children have used so far."""
+    """Return what this process and the verifier pool with its children have used so far."""
     total = time.process_time()
     program = pool._process
     if program is None or not Path("/proc").is_dir():

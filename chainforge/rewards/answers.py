@@ -516,12 +516,12 @@ def _reduce(text: str) -> str:
 
 
 def doubted(text: str) -> bool:
-    """Whether a text has words that retract or hedge what stands beside it."""
+    """Return whether a text has words that retract or hedge what stands beside it."""
     return bool(_RETRACTED.search(text))
 
 
 def harmless(text: str) -> bool:
-    """Whether a text consists of words that say nothing about the answer beside them."""
+    """Return whether a text consists of words that say nothing about the answer beside them."""
     words = re.findall(r"[^\W_]+|[^\s.,!'*_)(-]", text)
     letters = {word for word in words if len(word) == 1} - {"I", "a"}
     known = _HARMLESS.issuperset(word.casefold() for word in words)
@@ -555,7 +555,7 @@ def _terms(text: str) -> int:
 
 
 def balanced(text: str) -> bool:
-    """Whether each brace of a LaTeX text is closed, in order."""
+    """Return whether each brace of a LaTeX text is closed, in order."""
     level = 0
     for brace in _BRACE.findall(text):
         level += {"{": 1, "}": -1}.get(brace, 0)

@@ -1,6 +1,6 @@
-"""Let the kernel take from a judging process all that judging never needs.
+"""Let the kernel take from a verifying process all that it never needs.
 
-Before a judging process reads a word that a model wrote, it gives up the network, writing, new
+Before a verifying process reads a word that a model wrote, it gives up the network, writing, new
 processes and signals (seccomp), reading outside Python's own directories (Landlock), and all but
 some memory and a few descriptors (limits). No code in it can take that back. Each is taken where
 the kernel has it; `chainforge doctor` says what this machine lacks.
@@ -72,7 +72,7 @@ def _library(name: str | None) -> Any:
 
 
 def _restrict_files(libc: Any) -> None:
-    """With Landlock, read only beneath the directories that Python imports from."""
+    """Restrict reading, with Landlock, to the directories that Python imports from."""
     version = libc.syscall(_CREATE, None, 0, 1)
     if version < 1:
         return
@@ -106,7 +106,7 @@ def _imported_from() -> set[str]:
 
 
 def _restrict_calls(library: Any) -> None:
-    """With seccomp, allow `_CALLS` only; any other fails as if it were not permitted."""
+    """Allow `_CALLS` only, with seccomp; any other fails as if it were not permitted."""
     library.seccomp_init.restype = ctypes.c_void_p
     context = ctypes.c_void_p(library.seccomp_init(_DENY))
     for call in (*_CALLS.split(), *_HARMLESS_IF):
@@ -119,7 +119,7 @@ def _restrict_calls(library: Any) -> None:
 
 @cache
 def gaps() -> list[str]:
-    """Return what this machine's kernel does not take from a judging process."""
+    """Return what this machine's kernel does not take from a verifying process."""
     root = Path(__file__).resolve().parents[2]
     code = (
         f"import sys; sys.path.insert(0, {str(root)!r}); "

@@ -145,7 +145,7 @@ class Reward:
         return getattr(self._function, "max_completion_len", None)
 
     def applies(self, row: Row) -> bool:
-        """Whether it scores a row: one of its task, with an answer if it needs one."""
+        """Return whether it scores a row: one of its task, with an answer if it needs one."""
         if self.task is not None and row.get("task") != self.task:
             return False
         if row.get("answer", "") is not None or not self._required & {"answer", "solution"}:

@@ -49,7 +49,7 @@ def _whole(constant: Any) -> Fraction:
 
 
 def _makes(target: int, answer: str, entry: Entry) -> bool:
-    """Whether the answer makes the target of exactly the numbers given, by `+ - * /`."""
+    """Return whether the answer makes the target of exactly the numbers given, by `+ - * /`."""
     tree = expression(answer)
     value = work_out(tree, _whole, FOUR)
     used = Counter(node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
@@ -77,7 +77,7 @@ _FUNCTIONS = "sin cos tan cot sec csc asin acos atan sinh cosh tanh exp log ln s
 
 
 def _integrates(answer: str, entry: Entry) -> bool:
-    """Whether the derivative of the answer is the integrand."""
+    """Return whether the derivative of the answer is the integrand."""
     import sympy
 
     variable = str(entry["metadata"]["variable"])
@@ -90,7 +90,7 @@ def _integrates(answer: str, entry: Entry) -> bool:
 
 
 def _multiplies(answer: str, entry: Entry) -> bool:
-    """Whether the answer is the product, multiplied out: the question itself is not."""
+    """Return whether the answer is the product, multiplied out: the question itself is not."""
     import sympy
 
     names = {name: sympy.Symbol(name) for name in entry["metadata"]["variables"]}
@@ -107,7 +107,7 @@ def _says(answer: str, entry: Entry) -> bool:
 
 
 def _sorts(answer: str, entry: Entry) -> bool:
-    """Whether the answer is a JSON list of the sorted numbers, quoted or not."""
+    """Return whether the answer is a JSON list of the sorted numbers, quoted or not."""
     found, gold = (
         json.loads(text.replace("'", '"'), parse_float=str, parse_int=str)
         for text in (answer, entry["answer"])
@@ -117,7 +117,7 @@ def _sorts(answer: str, entry: Entry) -> bool:
 
 
 def _near_chance(answer: str, entry: Entry) -> bool:
-    """Within a ten-thousandth and within a hundredth of the chance: 0 is no small chance."""
+    """Return whether an answer is within 1/10,000 and 1 % of the chance: 0 is no small chance."""
     found, gold = number(answer), number(entry["answer"])
     if found is None or gold is None:
         return False
@@ -158,7 +158,7 @@ SYMBOLIC: dict[str, Callable[[str, Entry], bool]] = {
     "polynomial_multiplication": _multiplies,
     "simple_integration": _integrates,
 }
-"""Our own scorers that take sympy's time, so they belong in a judging process."""
+"""Our own scorers that take sympy's time, so they belong in the pool."""
 
 # Read, with all that they call, in reasoning-gym 0.1.25: comparisons of text, numbers and JSON.
 _AUDITED = """
@@ -179,7 +179,7 @@ def plain_scorer(dataset: str) -> Scorer | None:
     """Return the scorer of a data set if it may be called in this process, else None.
 
     None, too, for one of reasoning-gym's own while that is not loaded here: importing it takes
-    longer than asking the judges.
+    longer than asking the pool.
     """
     if dataset in HERE:
         return _forgiving(HERE[dataset])
@@ -216,7 +216,7 @@ def _forgiving(scorer: Callable[..., float]) -> Scorer:
 
 @lru_cache(maxsize=256)
 def scorer_of(name: str) -> Scorer:
-    """Return the scorer of a data set, for a judging process; it raises for what it chokes on."""
+    """Return the scorer of a data set, for the pool; it raises for what it chokes on."""
     if own := HERE.get(name) or SYMBOLIC.get(name):
         return own
     import reasoning_gym

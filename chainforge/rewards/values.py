@@ -52,14 +52,14 @@ class Number(NamedTuple):
     place: Fraction = Fraction(0)
 
     def equals(self, other: Number) -> bool:
-        """Whether both are one number: exactly, or the one is the other cut after six digits."""
+        """Return whether both are one number: exactly, or one is the other cut after six digits."""
         off, place = abs(self.value - other.value), max(self.place, other.place)
         if self.place and other.place:
             place /= 2
         return off == 0 or (off <= abs(other.value) / 10**6 and off < place)
 
     def rounds(self, value: Fraction) -> bool:
-        """Whether this is a value rounded to so many places, or cut after two of them or more."""
+        """Return whether this is a value rounded to as many places, or cut after two or more."""
         off, place = abs(self.value - value), float(self.place)
         return off <= 0.51 * place or (off < place <= 0.011)
 
@@ -352,7 +352,7 @@ def _parsed(text: str) -> ast.expr:
 
 
 def same_value(one: Decimal, other: Decimal) -> bool | None:
-    """Whether two sums are equal; None where both are too small to tell."""
+    """Return whether two sums are equal; None where both are too small to tell."""
     if one == other or not (one.is_finite() and other.is_finite()):
         return one == other
     largest = max(abs(one), abs(other))
@@ -553,12 +553,12 @@ def _place(text: str) -> Fraction:
 
 
 def is_symbol(text: str) -> bool:
-    """Whether a text is a bare symbol, `x`, `x_1`, `f(x)`: what may stand left of a value."""
+    """Return whether a text is a bare symbol, `x`, `x_1`, `f(x)`: the left side of a value."""
     return bool(_SYMBOL.fullmatch(text)) and not _FUNCTIONS.match(text)
 
 
 def is_formula(text: str) -> bool:
-    """Whether a text has letters, so that no value can contradict it."""
+    """Return whether a text has letters, so that no value can contradict it."""
     return bool(re.search(r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])", text))
 
 

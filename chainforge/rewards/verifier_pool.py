@@ -391,7 +391,7 @@ def _verify_math(answer: str, gold: str) -> Iterator[bytes]:
 
 
 def _far(answer: Any, gold: Any) -> bool:
-    """Whether two numbers differ by a millionth; math-verify takes all tiny ones for 0."""
+    """Return whether two numbers differ by a millionth; math-verify takes all tiny ones for 0."""
     if not all(getattr(value, "is_number", False) for value in (answer, gold)):
         return False
     try:

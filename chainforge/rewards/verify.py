@@ -117,7 +117,7 @@ def read_answer(text: str, gold: Gold) -> Value | None:
 
 
 def refused(value: Value, gold: Gold) -> bool:
-    """Whether a part of an answer has words or signs that no parser should be asked about."""
+    """Return whether a part of an answer has words or signs that no parser should read."""
     parts = [part for part in _scalars(value) if part.number is None]
     return any(
         words_of(part.text) - words_of(gold.text)
@@ -165,7 +165,7 @@ def _word(text: str) -> str:
 
 
 def _arithmetic(text: str, gold: Gold, claim: Claim) -> bool:
-    """As `math`, but the answer must be a number, worked out: `2+2` restates the question.
+    """Compare as `math`, but the answer must be a number: `2+2` restates the question.
 
     A fraction counts only where the gold answer is one, with the same two numbers.
     """
@@ -178,7 +178,7 @@ def _arithmetic(text: str, gold: Gold, claim: Claim) -> bool:
 
 
 def _numeric(text: str, gold: Gold, claim: Claim) -> bool:
-    """Within `tolerance`, relative to the gold answer."""
+    """Compare within `tolerance`, relative to the gold answer."""
     value, wanted = number(scalar_text(text, gold) or ""), gold.number
     if value is None or wanted is None:
         return False
@@ -204,7 +204,7 @@ _BESIDE = re.compile(r"(?:,|.\s*(?:,|and\b|or\b|[或和]))\s*[\d$¤]|[^\n]*(?:\n
 
 
 def _choice(text: str, gold: Gold, claim: Claim) -> bool:
-    """One letter (`B`, `(b)`, `B) Paris`); two letters are no choice. Other golds: exact text."""
+    """Compare one letter (`B`, `(b)`, `B) Paris`), else the text; two letters are no choice."""
     if wanted := _LETTER.fullmatch(gold.text):
         return (_letter(text) or "").casefold() == wanted[1].casefold()
     return _word(text) == _word(gold.text)
@@ -226,12 +226,12 @@ def _letter(text: str, math: bool = False) -> str | None:
 
 
 def _exact(text: str, gold: Gold, claim: Claim) -> bool:
-    """The same text, but for white space and wrapping (`$..$`, box, bold, full stop)."""
+    """Compare texts, but for white space and wrapping (`$..$`, box, bold, full stop)."""
     return text == gold.text
 
 
 def _scored(claim: Claim) -> bool | list[Job]:
-    """The data set's own scorer; correct is the full score.
+    """Ask the data set's own scorer; correct is the full score.
 
     Some scorers pick the right part out of an answer, so that `20, 21` and `20%` earn as much as
     20. Where the gold answer is a number the answer must be one; and the gold answer with anything
@@ -339,7 +339,7 @@ _MARKS = re.compile(r"\\(?:le|ge|neq|in|pm|to|approx)(?![a-z])|[<>&?]|\\\\")
 
 
 def _alike(text: str, gold: str) -> bool:
-    """Whether a relation has no signs but the gold answer's, turned round or not."""
+    """Return whether a relation has no signs but the gold answer's, turned round or not."""
     known = set(_MARKS.findall(gold))
     if _subscripts(text) > _subscripts(gold):
         return False
@@ -468,7 +468,7 @@ def _key(text: str) -> str:
 
 
 def worked_out(text: str) -> bool:
-    """Whether a text is a value rather than a task: one fraction, root or power of numbers."""
+    """Return whether a text is a value, not a task: one fraction, root or power of numbers."""
     text = squeeze(text)
     return bool(_PLAIN.fullmatch(text)) and not _PRODUCT.search(text)
 

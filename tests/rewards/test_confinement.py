@@ -1,5 +1,5 @@
 # ruff: noqa: SIM115
-"""What the kernel takes from a judging process: attack code runs there, and gets nowhere."""
+"""What the kernel takes from a verifying process: attack code runs there, and gets nowhere."""
 
 import ctypes
 import errno
@@ -109,16 +109,16 @@ def test_no_other_call_of_the_kernel_is_allowed():
     assert confined(sweep) == "did it: none"
 
 
-def test_judging_still_works_and_imports_late():
+def test_verifying_still_works_and_imports_late():
     import torch  # noqa: F401  its `torch.classes` is a module whose path cannot be listed
 
-    def judge():
+    def verify():
         import fractions
         import xml.dom.minidom  # not loaded before
 
         return fractions.Fraction(1, 3) + bool(xml.dom.minidom) - 1
 
-    assert confined(judge) == "did it: 1/3"
+    assert confined(verify) == "did it: 1/3"
 
 
 def test_it_works_for_an_ordinary_user():

@@ -15,7 +15,7 @@ from chainforge.rewards.functions import (
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_the_answer_part_is_judged(preset):
+def test_the_answer_part_is_scored(preset):
     assert accuracy_reward(write("2 and 2 make 4.", "4", preset), "4", transcript=preset) == 1.0
     assert accuracy_reward(write("2 and 2 make 4.", "5", preset), "4", transcript=preset) == 0.0
     assert accuracy_reward(write("It is 5.", "4", preset), 4, transcript=preset) == 1.0
@@ -139,7 +139,7 @@ def test_the_cosine_is_trls_curve():
     assert given == pytest.approx(expected)
 
 
-def test_the_cosine_leaves_out_what_cannot_be_judged():
+def test_the_cosine_leaves_out_what_cannot_be_verified():
     completions = [[{"role": "assistant", "content": write("Well.", "4")}]] * 2
     rewards = get_cosine_scaled_reward(10)(completions, [[1], [1]], ["", "4"])
     assert rewards[0] is None

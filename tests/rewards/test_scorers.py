@@ -21,7 +21,7 @@ def test_a_plain_scorer_says_what_the_data_set_says():
             assert (plain(answer, entry) >= 1) == (own(answer, entry) >= 1), (name, answer)
 
 
-def test_scorers_that_need_time_are_left_to_the_judges():
+def test_scorers_that_need_time_are_left_to_the_pool():
     found = {name for name in DATASETS if plain_scorer(name)}
     assert not found & {"simple_integration", "rubiks_cube", "propositional_logic", "zebra"}
     assert plain_scorer("no such data set") is None

@@ -137,7 +137,7 @@ def test_every_child_can_die_in_one_batch(quick):
 
 @pytest.fixture(scope="module")
 def invaded():
-    """Judges among whose data sets is one with a scorer that attacks: `evil/sitecustomize.py`."""
+    """Start a pool among whose data sets is one with a scorer that attacks: `evil/sitecustomize.py`."""
     evil = os.path.join(os.path.dirname(__file__), "evil")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", evil + os.pathsep + os.environ.get("PYTHONPATH", ""))

@@ -11,7 +11,7 @@ from chainforge.rewards.verify import VERIFIERS, Claim, verify, verify_all
 
 @pytest.mark.parametrize("gold", ["", "  ", "{", "}{", r"\frac{1}{", None])
 @pytest.mark.parametrize("answer", ["4", "", "{"])
-def test_a_gold_answer_that_cannot_be_read_is_not_judged(gold, answer):
+def test_a_gold_answer_that_cannot_be_read_is_not_verified(gold, answer):
     assert verify("math", answer, gold) is None
 
 

@@ -1,6 +1,6 @@
 """Add a data set to reasoning-gym whose scorer does what an intruder would: what it is told to.
 
-On the judges' PYTHONPATH, Python loads it as it starts.
+On the pool's PYTHONPATH, Python loads it as it starts.
 """
 
 import ctypes
