@@ -13,8 +13,10 @@ from typing import Any
 from chainforge.core.errors import InputError
 
 SUPPORTED = "1.16"
-# Module, class or None, and name. `trl.trainer.utils` is not part of TRL's documented interface.
+# Module, class or None, and name. Modules below `trl` are not part of its documented interface.
 NAMES = (
+    ("trl.chat_template_utils", None, "get_training_chat_template"),
+    ("trl.data_utils", None, "common_prefix_length"),
     ("transformers.trainer", "Trainer", "_load_best_model"),
     ("trl.trainer.utils", None, "create_model_from_path"),
     ("trl.trainer.utils", None, "get_peft_config"),
