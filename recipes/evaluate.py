@@ -15,7 +15,6 @@ from typing import Any
 
 from rich.console import Console
 
-from chainforge.chain.results import show_results
 from chainforge.core import artifacts, process
 from chainforge.core.config import parse
 from chainforge.core.errors import InputError, hint
@@ -27,6 +26,7 @@ from chainforge.generate import shards
 from chainforge.generate.rollouts import score_samples
 from chainforge.generate.sampling import open_engine, roll_out
 from chainforge.generate.settings import SamplingArgs
+from chainforge.report.tables import show_results
 from chainforge.rewards.language import scripts_of
 from chainforge.train.model_source import check_model
 from chainforge.train.stage import RunArgs, is_main_process, open_stage

@@ -5,9 +5,10 @@ Gold answers must beat every other answer, in any order of scoring, at a known s
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections import Counter
 from collections.abc import Iterable
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
@@ -24,9 +25,7 @@ if TYPE_CHECKING:
     from chainforge.rewards.audit import Audit
 
 # So much of a completion that fools the reward is shown; some are 100,000 characters long.
-SHOWN_CHARACTERS = 50
-SHOWN_ANSWER = 40
-SHOWN_CHANGES = 5
+SHOWN_CHARACTERS, SHOWN_CHANGES, SHOWN_ANSWER = 50, 5, 40
 MANY = 100  # rows on which constant answers are tried
 
 
@@ -45,46 +44,35 @@ def check_reward(
     from chainforge.rewards.reward import RewardArgs, load_rewards
     from chainforge.rewards.verify import VERIFIERS
 
-    whole = reward.endswith((".yaml", ".yml"))
+    whole, values = reward.endswith((".yaml", ".yml")), _params(params)
     if task is None and not whole:
         raise InputError("give --task FILE, whose rows the reward is tried on")
-    settings = read_tasks(task or reward)
+    if whole and values:
+        raise InputError(f"--params goes with one reward; those of {reward} have their own")
+    settings = _tasks(task or reward)
     transcript = settings.get("transcript", DEFAULT)
     verifier = reward in VERIFIERS
+    judges = RewardArgs(transcript=transcript)
     if whole:
-        judges = RewardArgs(transcript=transcript)
-        judges.rewards = _rewards_of(reward, params) or judges.rewards
+        judges.rewards = read_settings(reward).get("rewards") or judges.rewards
     else:
-        spec = {"fn": "accuracy_reward" if verifier else reward, "params": read_params(params)}
-        judges = RewardArgs(rewards=[spec], transcript=transcript)
+        judges.rewards = [{"fn": "accuracy_reward" if verifier else reward, "params": values}]
     tasks = [at_most(item, max(rows, MANY)) for item in settings["tasks"]]
     args = TaskArgs(tasks=tasks, system_prompt=settings.get("system_prompt"))
-    examples = by_turns(load_examples(args, transcript))[: max(rows, MANY)]
+    examples = load_examples(args, transcript)
+    # The first rows of every task first, so that a few rows are some of each.
+    by_task: dict[str, list[Row]] = {}
+    for row in examples:
+        by_task.setdefault(row["task"], []).append(row)
+    turns = zip_longest(*by_task.values())
+    examples = [row for turn in turns for row in turn if row is not None][: max(rows, MANY)]
     if verifier:
         examples = [row | {"verifier": reward} for row in examples]
     rewards = load_rewards(judges, set().union(*examples))
     return audit(rewards, examples[:rows], transcript, examples)
 
 
-def by_turns(rows: list[Row]) -> list[Row]:
-    """Return the first rows of every task first, so that a few rows are some of each."""
-    seen: Counter[str] = Counter()
-    turns = []
-    for row in rows:
-        turns.append(seen[row["task"]])
-        seen[row["task"]] += 1
-    return [rows[place] for place in sorted(range(len(rows)), key=turns.__getitem__)]
-
-
-def _rewards_of(file: str, params: Iterable[str]) -> list[dict[str, Any]] | None:
-    """Return the rewards that a configuration names; None where it leaves them as they are."""
-    if list(params):
-        raise InputError(f"--params goes with one reward; those of {file} have their own")
-    rewards: list[dict[str, Any]] | None = read_settings(file).get("rewards")
-    return rewards
-
-
-def read_tasks(task: str) -> dict[str, Any]:
+def _tasks(task: str) -> dict[str, Any]:
     """Return settings with a list of `tasks`, from a file or from a mapping written as YAML."""
     if task.lstrip().startswith("{"):
         try:
@@ -101,17 +89,16 @@ def read_tasks(task: str) -> dict[str, Any]:
     return settings
 
 
-def read_params(texts: Iterable[str]) -> dict[str, Any]:
+def _params(texts: Iterable[str]) -> dict[str, Any]:
     """Read `KEY=VALUE` texts; values are YAML."""
     params: dict[str, Any] = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key.isidentifier():
             raise InputError(f"--params {text}: write it as KEY=VALUE, such as max_words=200")
-        try:
+        params[key] = value
+        with contextlib.suppress(InputError):
             params[key] = yaml_value(value)
-        except InputError:
-            params[key] = value
     return params
 
 

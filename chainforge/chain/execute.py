@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import signal
 import subprocess
 import time
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
-from chainforge.chain import commands
+from chainforge.chain.plan import executable
 from chainforge.core.errors import PAUSED
 from chainforge.core.process import CHAIN, leave_terminal, stop_signals
 from chainforge.core.secrets import redact, redact_file
@@ -52,19 +53,19 @@ class Interrupted(Exception):
         self.signal = number
 
 
-def execute(command: list[str], log: Path, watch: Callable[[], None]) -> tuple[int, str]:
-    """Run a printed command to its end; return its exit code and what it wrote.
+def execute(command: list[str], log: Path, watch: Callable[[], None]) -> int:
+    """Run a printed command to its end; return the recipe's exit code.
 
     Output goes to the end of `log`. `watch` is called a few times a second. Raises `Interrupted`
     once the stage has ended because of SIGINT, SIGTERM or SIGHUP.
     """
     asked: list[int] = []
     with open(log, "ab") as output, _signals(asked):
-        output.write(f"$ {redact(commands.shell(command))}\n".encode())
+        output.write(f"$ {redact(shlex.join(command))}\n".encode())
         output.flush()
         start = output.tell()
         process = subprocess.Popen(
-            commands.executable(command),
+            executable(command),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -85,7 +86,7 @@ def execute(command: list[str], log: Path, watch: Callable[[], None]) -> tuple[i
     with open(log, "rb") as written:
         written.seek(start)
         text = written.read().decode("utf-8", "replace")
-    return _code(process.returncode, text), text
+    return _code(process.returncode, text)
 
 
 def _wait(process: subprocess.Popen[bytes], asked: list[int], watch: Callable[[], None]) -> None:

@@ -1,4 +1,4 @@
-"""`chainforge new`: copy a recipe folder out, to make it one's own."""
+"""`chainforge new`: copy a recipe folder out, to change it."""
 
 from __future__ import annotations
 
@@ -7,18 +7,14 @@ import re
 import shutil
 from pathlib import Path
 
-from chainforge.chain.chain import load_chain
-from chainforge.chain.stages import safe_name
+from chainforge.chain.spec import load_chain, safe_name
 from chainforge.core import paths
 from chainforge.core.errors import InputError, nearest
-from chainforge.core.paths import shipped
 from chainforge.core.yaml12 import read_yaml
-
-TEXTS = (".yaml", ".md", ".py")
 
 
 def make_project(folder: Path, recipe: str) -> list[str]:
-    """Copy the recipe folder `recipe` to `folder`; return what to say of it, line by line.
+    """Copy the recipe folder `recipe` to `folder`; return what to print about it, line by line.
 
     Commands in the files get the project's own path. A path of a YAML that leads out of the recipe
     still leads there. The chain, and so the folder of its runs, is named after the project.
@@ -26,30 +22,30 @@ def make_project(folder: Path, recipe: str) -> list[str]:
     source = _recipe(recipe)
     name = safe_name(folder.resolve().name, "DIR")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} is there and not empty; name a new folder")
+        raise InputError(f"{folder} exists and is not empty; name a new folder")
     here = paths.short(folder)
     chain = str(read_yaml(source / "chain.yaml").get("name"))
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
         shutil.copytree(source, part, ignore=shutil.ignore_patterns("__pycache__", ".*"))
         for file in part.rglob("*"):
-            if file.suffix in TEXTS:
-                text = _moved(file.read_text(encoding="utf-8"), recipe, here, chain, name)
+            if file.suffix in (".yaml", ".md", ".py"):
+                text = _renamed(file.read_text(encoding="utf-8"), recipe, here, chain, name)
                 if file.suffix == ".yaml":
-                    text = _led_back(text, source / file.parent.relative_to(part), folder)
+                    text = _relocated(text, source / file.parent.relative_to(part), folder)
                 file.write_text(text, encoding="utf-8")
         if folder.exists():
             folder.rmdir()
         part.rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    load_chain(folder)  # it is as sound as what it was copied from
+    load_chain(folder)  # as valid as what it was copied from
     files = ", ".join(sorted(file.name for file in folder.iterdir()))
     return [f"{here}, from the recipe {recipe}: {files}", f"read {here}/README.md, then:",
             f"  chainforge plan {here}", f"  chainforge run {here}"]  # fmt: skip
 
 
-def _moved(text: str, recipe: str, here: str, chain: str, name: str) -> str:
+def _renamed(text: str, recipe: str, here: str, chain: str, name: str) -> str:
     """Return a file's text for its new place: the paths in it, and the chain's name."""
     end = r"(?![\w.-]*\w)"
     text = re.sub(rf"(?m)^.*chainforge new \S+ --from {re.escape(recipe)}.*\n\n?", "", text)
@@ -60,7 +56,7 @@ def _moved(text: str, recipe: str, here: str, chain: str, name: str) -> str:
     return re.sub(rf"(?m)^name: {re.escape(chain)}\b", f"name: {name}", text)
 
 
-def _led_back(text: str, source: Path, folder: Path) -> str:
+def _relocated(text: str, source: Path, folder: Path) -> str:
     """Return a YAML's text with its paths out of `source` as they read from `folder`.
 
     They are relative where all is below the current folder, and so moves together; else absolute.
@@ -78,18 +74,16 @@ def _led_back(text: str, source: Path, folder: Path) -> str:
 
 def _recipe(recipe: str) -> Path:
     """Return the folder of a recipe; raise `InputError` listing all when there is none."""
-    folders = {file.parent.name: file.parent for file in shipped("recipes").glob("*/chain.yaml")}
+    files = paths.shipped("recipes").glob("*/chain.yaml")
+    folders = {file.parent.name: file.parent for file in sorted(files)}
     if recipe in folders:
         return folders[recipe]
-    width = max(map(len, folders))
-    listed = "\n".join(f"  {name:<{width}}  {_title(folders[name])}" for name in sorted(folders))
+    listed = []
+    for name, folder in folders.items():
+        readme = folder / "README.md"
+        text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+        title = re.search(r"(?m)^# (.*)", text)
+        listed.append(f"  {name:<{max(map(len, folders))}}  {title[1] if title else ''}")
     near = nearest(recipe, folders)
-    hint = f"did you mean {near!r}? There are" if near else "there are"
-    raise InputError(f"--from: no recipe {recipe!r}; {hint}\n{listed}")
-
-
-def _title(folder: Path) -> str:
-    """Return what a recipe's README calls it."""
-    readme = folder / "README.md"
-    lines = readme.read_text(encoding="utf-8").splitlines() if readme.is_file() else []
-    return next((line.lstrip("# ") for line in lines if line.startswith("# ")), "")
+    meant = f"did you mean {near!r}? " if near else ""
+    raise InputError(f"--from: no recipe {recipe!r}; {meant}there are\n" + "\n".join(listed))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,92 +12,69 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from chainforge.chain.chain import Chain
-from chainforge.chain.display import read_progress, seconds_in_words
-from chainforge.chain.plan import DONE, RESUMABLE, STALE, TO_RUN, Step, chain_directory
+from chainforge.chain.plan import Step, chain_directory
+from chainforge.chain.spec import Chain
 from chainforge.core import artifacts, paths
-from chainforge.report import logs
+from chainforge.core.run_dir import DONE, FAILED, LOG, PENDING, RESUMABLE, RUNNING, STALE, StageDir
+from chainforge.report.formatting import duration
 from chainforge.report.gates import verdict
-from chainforge.report.readings import funnel_of, results_of
 
-RUNNING, FAILED, STOPPED, HELD = "running", "failed", "stopped", "held"
-SHUT = "gate shut"  # as people read it; to a machine the stage is done, and its gate not passed
-STYLES = {
-    DONE: "green",
-    STALE: "yellow",
-    RUNNING: "cyan",
-    FAILED: "red",
-    STOPPED: "yellow",
-    HELD: "yellow",
-    SHUT: "red",
-    RESUMABLE: "cyan",
-    TO_RUN: "dim",
-}
+STYLES = {DONE: "green", STALE: "yellow", RUNNING: "cyan", FAILED: "red", RESUMABLE: "cyan",
+          PENDING: "dim"}  # fmt: skip
 LOG_LINES = 8
-CAUSES = 3  # of a stale stage, that the table names; below it they all stand, with their values
+REASONS = 3  # of a stale stage, that the table names; all of them are listed below it
 
 
 def rows(steps: list[Step]) -> list[dict[str, Any]]:
     """Describe each stage by its state, its lineage and what it left.
 
-    `state` is the plan's (done, stale, resumable, to run), or what its process is doing or came to
-    (running, failed, stopped); `log` is the end of the log of the last two. `gate` is what a done
-    stage's gates found. A run would stop where they are shut: what has yet to run below is `held`,
-    and `held_by` names the stage; while a run is at work, it has been told to go on.
+    `log` is the end of the log of a stage that failed or was stopped. `gate` is what a done stage's
+    quality gates found.
     """
-    at_work = bool(steps) and artifacts.holder(steps[0].directory.parent) is not None
-    described = []
-    shut = None
-    for step in steps:
-        row = _row(step)
-        if shut and row["state"] in (TO_RUN, RESUMABLE, STALE):
-            row["held_by"] = shut
-            row["state"] = row["state"] if row["state"] == STALE else HELD
-        if row["gate"] and not row["gate"]["passed"] and not at_work:
-            shut = shut or row["name"]
-        described.append(row)
-    return described
+    return [_row(step) for step in steps]
 
 
 def _row(step: Step) -> dict[str, Any]:
-    manifest = artifacts.read_manifest(step.directory)
-    state, log = _state(step)
-    gate = verdict(step.stage.gates, step.directory) if state == DONE else None
+    there = StageDir(step.directory, state=step.state)
+    gate = verdict(step.stage.gates, step.directory) if step.state == DONE else None
+    ended = step.state in (FAILED, RESUMABLE) and there.log.outcome
     return {
         "name": step.stage.name,
         "recipe": step.stage.recipe,
         "from": list(dict.fromkeys(item.name for item in step.inputs.values())),
-        "state": state,
+        "state": step.state,
         "why": step.why,
-        "gate": gate and {"passed": gate.passed, "opened": gate.opened, "shut": gate.shut},
-        "held_by": None,
+        "gate": gate and vars(gate),
         "directory": str(step.directory),
         "fingerprint": step.fingerprint,
-        "signed": manifest.fingerprint if manifest else None,
-        "seconds": manifest.seconds if manifest else _so_far(step.directory, state),
-        "finished": manifest.finished if manifest else None,
-        "metrics": manifest.metrics if manifest else {},
-        "progress": read_progress(step.directory),
-        "log": log,
+        "signed": there.manifest.fingerprint if there.manifest else None,
+        "seconds": there.seconds,
+        "finished": there.manifest.finished if there.manifest else None,
+        "metrics": there.manifest.metrics if there.manifest else {},
+        "progress": there.progress,
+        "log": there.log.lines if ended else [],
+        "remark": _remark(there, step.why),
     }
 
 
-def _state(step: Step) -> tuple[str, list[str]]:
-    """Return a stage's state, and the end of its log where it did not end well."""
-    if artifacts.holder(step.directory):
-        return RUNNING, []
-    if step.state in (DONE, STALE):
-        return step.state, []
-    ending = logs.ending(step.directory / "log.txt")
-    return (ending.outcome, ending.lines) if ending.outcome else (step.state, [])
-
-
-def _so_far(directory: Path, state: str) -> float | None:
-    """Return how long a running stage has been at it."""
-    marker = directory / artifacts.STARTED
-    if state != RUNNING or not marker.is_file():
-        return None
-    return max(0.0, time.time() - marker.stat().st_mtime)
+def _remark(there: StageDir, why: list[str]) -> str:
+    """Return how far a stage is, what it came to, or why it must run."""
+    if there.state == RUNNING:
+        share = f"{there.share:.0%}" if there.share is not None else ""
+        return ", ".join(filter(None, (share, there.how_far, there.progress["note"])))
+    if there.state == DONE:
+        if there.funnel:
+            return f"kept {there.funnel['kept']:,} of {there.funnel['in']:,}"
+        if there.results and there.results["models"]:
+            best = max(there.results["models"], key=lambda model: model["strict"]["mean"])
+            return f"best: {best['name']} {best['strict']['mean']:.1%}"
+        return str(there.progress["note"])
+    if there.state == FAILED:
+        return f"after {there.how_far}" if there.how_far else ""
+    if there.state == STALE:
+        changed = [reason.partition(":")[0] for reason in why]
+        return ", ".join(changed[:REASONS]) + (" …" if len(changed) > REASONS else "")
+    return "; ".join(why)
 
 
 def to_json(chain: Chain, runs: str | Path, steps: list[Step]) -> dict[str, Any]:
@@ -115,55 +91,39 @@ def to_json(chain: Chain, runs: str | Path, steps: list[Step]) -> dict[str, Any]
 
 
 def print_chain(chain: Chain, runs: str | Path, steps: list[Step], console: Console) -> None:
-    """Print the lineage, then why it stops or is stale, how failed stages ended, who is at work."""
+    """Print the lineage, then failed gates, stale stages' reasons, ends of logs, who runs it."""
     described = rows(steps)
-    console.print(table(chain, runs, described))
-    _print_gates(described, console)
+    console.print(_table(chain, runs, described))
+    for row in described:
+        if row["gate"] and row["gate"]["failed"]:
+            console.print(Text(f"{row['name']}: gate not passed; --ignore-gates continues anyway"))
+            _indented(console, row["gate"]["failed"])
     if stale := [row for row in described if row["state"] == STALE]:
-        console.print("stale, and made anew by the next run:")
-        causes = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
+        console.print("stale, and made again by the next run:")
+        reasons = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
         for row in stale:
-            causes.add_row(f"  {row['name']}", Text("\n".join(row["why"]), overflow="fold"))
-        console.print(causes, "")
+            reasons.add_row(f"  {row['name']}", Text("\n".join(row["why"]), overflow="fold"))
+        console.print(reasons, "")
     for row in described:
         if row["log"]:
-            log = paths.short(Path(row["directory"]) / "log.txt")
+            log = paths.short(Path(row["directory"]) / LOG)
             console.print(Text(f"{row['name']} {row['state']}; {log} ends:"))
-            text = Text("\n".join(_end(row["log"])), overflow="fold")
-            console.print(Padding(text, (0, 0, 1, 2)))
+            # A line that is very long, such as a prompt, is cut.
+            lines = [line if len(line) <= 400 else f"{line[:400]} …" for line in row["log"]]
+            _indented(console, lines[-LOG_LINES:])
     if holder := artifacts.holder(chain_directory(chain, runs)):
         console.print(f"{holder} is running this chain", markup=False)
 
 
-def _print_gates(described: list[dict[str, Any]], console: Console) -> None:
-    """Return which gates are shut, and what waits for them."""
-    for row in described:
-        if row["gate"] and not row["gate"]["passed"]:
-            console.print(Text(f"{row['name']}: gate not passed"))
-            text = Text("\n".join(row["gate"]["shut"]), overflow="fold")
-            console.print(Padding(text, (0, 0, 0, 2)))
-    held = [row for row in described if row["held_by"]]
-    if held:
-        names = ", ".join(row["name"] for row in held)
-        verb = "wait" if len(held) > 1 else "waits"
-        console.print(Text(f"{names} {verb}; --ignore-gates goes on in spite of it\n"))
+def _indented(console: Console, lines: list[str]) -> None:
+    console.print(Padding(Text("\n".join(lines), overflow="fold"), (0, 0, 1, 2)))
 
 
-def _end(lines: list[str]) -> list[str]:
-    """Return the last lines of a log; one that is very long, such as a prompt, is cut."""
-    return [line if len(line) <= 400 else f"{line[:400]} …" for line in lines[-LOG_LINES:]]
-
-
-def table(chain: Chain, runs: str | Path, described: list[dict[str, Any]]) -> Table:
+def _table(chain: Chain, runs: str | Path, described: list[dict[str, Any]]) -> Table:
     """Return the lineage as a table of at most 80 columns."""
-    lineage = Table(
-        title=escape(f"{chain.name} in {chain_directory(chain, runs)}"),
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,  # 80 columns are few
-        title_justify="left",
-        title_style="bold",
-    )
+    title = escape(f"{chain.name} in {chain_directory(chain, runs)}")
+    lineage = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True,
+                    title_justify="left", title_style="bold")  # fmt: skip
     lineage.add_column("stage", overflow="fold")
     lineage.add_column("recipe", overflow="fold")
     lineage.add_column("made from", overflow="fold", max_width=20)
@@ -171,53 +131,13 @@ def table(chain: Chain, runs: str | Path, described: list[dict[str, Any]]) -> Ta
     lineage.add_column("took", justify="right", no_wrap=True)
     lineage.add_column("", overflow="fold")
     for row in described:
-        shut = row["gate"] and not row["gate"]["passed"]
-        state = SHUT if shut else row["state"]
-        style = STYLES[state]
+        names = row["from"]
         lineage.add_row(
             row["name"],
             Path(row["recipe"]).stem,
-            escape(_made_from(row)),
-            f"[{style}]{state}[/{style}]",
-            seconds_in_words(row["seconds"]) if row["seconds"] is not None else "-",
-            escape(_remark(row)),
+            escape(f"{len(names)} models" if len(names) > 4 else ", ".join(names) or "-"),
+            Text(row["state"], STYLES[row["state"]]),
+            duration(row["seconds"]),
+            escape("gate not passed" if row["gate"] and row["gate"]["failed"] else row["remark"]),
         )
     return lineage
-
-
-def _made_from(row: dict[str, Any]) -> str:
-    """Name what a stage was made from; of an evaluation's many models, how many."""
-    names = row["from"]
-    return f"{len(names)} models" if len(names) > 4 else ", ".join(names) or "-"
-
-
-def _remark(row: dict[str, Any]) -> str:
-    """Return how far a stage is, what it ended with, or why it must run; causes stand below."""
-    told = row["progress"]
-    how_far = f"{told['done']:,} of {told['total']:,} {told['unit']}" if told["total"] else ""
-    if row["state"] == RUNNING:
-        share = f"{told['done'] / told['total']:.0%}" if told["total"] else ""
-        return ", ".join(word for word in (share, how_far, told["note"]) if word)
-    if row["state"] == DONE:
-        return _came_to(row)
-    if row["state"] == HELD:
-        return "; ".join([f"by the gate of {row['held_by']}", *row["why"]])
-    if row["state"] in (FAILED, STOPPED):
-        return f"after {how_far}" if how_far else ""
-    if row["state"] == STALE:
-        changed = [why.partition(":")[0] for why in row["why"]]
-        return ", ".join(changed[:CAUSES]) + (" …" if len(changed) > CAUSES else "")
-    return "; ".join(row["why"])
-
-
-def _came_to(row: dict[str, Any]) -> str:
-    """Return what a done stage came to: rows kept, the best model, or what it said last."""
-    directory = Path(row["directory"])
-    if (directory / "funnel.json").is_file():
-        funnel = funnel_of(directory / "funnel.json")
-        return f"kept {funnel['kept']:,} of {funnel['in']:,}"
-    if (directory / "results.json").is_file():
-        models = results_of(directory / "results.json")["models"]
-        best = max(models, key=lambda model: model["strict"]["mean"])
-        return f"best: {best['name']} {best['strict']['mean']:.1%}"
-    return str(row["progress"]["note"])

@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from chainforge.chain.plan import DONE, Step
+from chainforge.chain.plan import Step
 from chainforge.core.artifacts import read_json
 from chainforge.core.errors import InputError
+from chainforge.core.run_dir import DONE
 from chainforge.doctor import material, supply
 from chainforge.doctor.findings import Context, NotHere, Training
 from chainforge.doctor.lengths import CHUNK, limit_of, whole

@@ -11,8 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from chainforge.chain.chain import Chain
 from chainforge.chain.plan import Step
+from chainforge.chain.spec import Chain
 from chainforge.core.errors import InputError
 from chainforge.train.architecture import Shape, shape_of
 from chainforge.train.distributed import DDP, SINGLE, Layout, layout_of

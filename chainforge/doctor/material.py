@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from chainforge.chain.plan import Step
-from chainforge.chain.stages import RECIPES
+from chainforge.chain.spec import RECIPES
 from chainforge.core.artifacts import read_json
 from chainforge.core.config import values_of
 from chainforge.core.errors import InputError, first_line

@@ -6,9 +6,10 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
-from chainforge.chain.plan import DONE, Step
+from chainforge.chain.plan import Step
 from chainforge.core.disk import size_in_words
 from chainforge.core.errors import InputError
+from chainforge.core.run_dir import DONE
 from chainforge.doctor import extent, material
 from chainforge.doctor.findings import Context, Finding, NotHere, Training
 from chainforge.train.architecture import DTYPES

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from chainforge.chain.check import at_most
-from chainforge.chain.plan import DONE, Step
+from chainforge.chain.plan import Step
 from chainforge.core.errors import InputError, first_line
 from chainforge.core.jsonl import Row
+from chainforge.core.run_dir import DONE
 from chainforge.data.datasets import DataArgs, sft_mixture
 from chainforge.data.tasks import load_examples
 from chainforge.doctor.findings import Context, NotHere

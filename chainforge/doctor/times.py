@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from chainforge.chain.display import seconds_in_words
-from chainforge.chain.plan import DONE, Step
+from chainforge.chain.plan import Step
 from chainforge.core.artifacts import read_manifest
 from chainforge.core.errors import InputError
+from chainforge.core.run_dir import DONE
 from chainforge.doctor import extent, material
 from chainforge.doctor.findings import Context, Finding, Machine, NotHere, Training
+from chainforge.report.formatting import duration as seconds_in_words
 from chainforge.train.architecture import DTYPES, Shape
 from chainforge.train.distributed import method_of
 

@@ -1,76 +1,71 @@
-"""Put numbers into words, with their intervals, for people."""
+"""Format numbers for people, with their intervals."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from chainforge.generate.budget import usd
-
 MINUS = "\u2212"
-NBSP = "\u00a0"
 
 
 def percent(share: float | None, digits: int = 1) -> str:
-    """Write a share of 0.8723 as 87.2 %; a dash for None."""
-    return "–" if share is None else f"{100 * share:.{digits}f}{NBSP}%"
+    """Format a share of 0.8723 as 87.2 %; a dash for None."""
+    return "–" if share is None else f"{100 * share:.{digits}f} %"
 
 
 def points(difference: float, sign: bool = True) -> str:
-    """Write a difference of shares in percentage points: +25.2, −3.0."""
-    text = f"{100 * difference:{'+' if sign else ''}.1f}"
-    return text.replace("-", MINUS)
+    """Format a difference of shares in percentage points: +25.2, −3.0."""
+    return f"{100 * difference:{'+' if sign else ''}.1f}".replace("-", MINUS)
 
 
 def p_value(p: float) -> str:
-    """Write p as 0.63, 0.031 or < 0.0001."""
-    if p < 0.0001:
-        return f"<{NBSP}0.0001"
-    digits = 4 if p < 0.001 else 3 if p < 0.1 else 2
-    return f"{p:.{digits}f}"
+    """Format p as 0.63, 0.031 or < 0.0001."""
+    return "< 0.0001" if p < 0.0001 else f"{p:.{4 if p < 0.001 else 3 if p < 0.1 else 2}f}"
 
 
 def p_words(p: float) -> str:
-    """Write p as in a sentence: p = 0.031."""
-    return f"p{NBSP}{p_value(p)}" if p < 0.0001 else f"p{NBSP}={NBSP}{p_value(p)}"
+    """Format p as in a sentence: p = 0.031."""
+    return f"p {p_value(p)}" if p < 0.0001 else f"p = {p_value(p)}"
 
 
 def count(value: float | None) -> str:
-    """Write a count or a mean of counts with thousands apart: 12,345 or 83.4."""
+    """Format a count or a mean of counts: 12,345 or 83.4."""
     if value is None:
         return "–"
     return f"{value:,.0f}" if value == int(value) or abs(value) >= 1000 else f"{value:,.1f}"
 
 
 def money(value: float | None) -> str:
-    """Write US dollars; None is an unknown price."""
-    return "price not known" if value is None else usd(value)
+    """Format US dollars; None is an unknown price."""
+    if value is None:
+        return "price not known"
+    return f"${value:,.{2 if value == 0 or value >= 0.1 else 4}f}"
 
 
 def duration(seconds: float | None) -> str:
-    """Write seconds as 48 s, 3 min 05 s or 2 h 07 min."""
+    """Format seconds as 9.5 s, 48 s, 3 min 05 s or 2 h 07 min."""
     if seconds is None:
         return "–"
     whole = round(seconds)
     if whole < 60:
-        return f"{seconds:.1f}{NBSP}s" if seconds < 9.95 else f"{whole}{NBSP}s"
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{whole} s"
     if whole < 3600:
-        return f"{whole // 60}{NBSP}min {whole % 60:02d}{NBSP}s"
+        return f"{whole // 60} min {whole % 60:02d} s"
     minutes = round(seconds / 60)
-    return f"{minutes // 60:,}{NBSP}h {minutes % 60:02d}{NBSP}min"
+    return f"{minutes // 60:,} h {minutes % 60:02d} min"
 
 
 def solved(model: Mapping[str, Any]) -> str:
-    """Return one model's accuracy: `final solves 87.2 % of 500 held-out problems (84.0 ...)`."""
+    """Return one model's accuracy: `rl solves 87.2 % of 500 held-out problems (84.0 ...)`."""
     strict = model["strict"]
     return (
         f"{model['name']} solves {percent(strict['mean'])} of {model['n']:,} held-out problems "
-        f"(95{NBSP}% interval {100 * strict['low']:.1f} to {percent(strict['high'])})"
+        f"(95 % interval {100 * strict['low']:.1f} to {percent(strict['high'])})"
     )
 
 
 def gained(pair: Mapping[str, Any]) -> str:
-    """Say a paired difference: `25.2 points more than cold (21.0 to 29.4, p < 0.0001)`."""
+    """Return a paired difference: `25.2 points more than base (21.0 to 29.4, p < 0.0001)`."""
     more = "more" if pair["difference"] >= 0 else "fewer"
     text = (
         f"{points(abs(pair['difference']), sign=False)} points {more} than {pair['from']} "
@@ -98,10 +93,10 @@ def sampled(settings: Mapping[str, Any]) -> str:
 
 
 def source(name: str) -> str:
-    """Say plainly what a row's `source` means, to be read after "rows"."""
+    """Explain a row's `source`, to be read after "rows"."""
     return {
         "offline": "were written by the built-in solver, not by a language model",
         "offline-fallback": "were written by the built-in solver, for the teacher did not answer",
         "policy": "were sampled from the model that the stage was given",
-        "not recorded": "do not say where they come from",
+        "not recorded": "have no source recorded",
     }.get(name, "were written by the teacher")

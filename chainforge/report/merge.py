@@ -6,27 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from chainforge.core.artifacts import changes
+from chainforge.core.artifacts import changes, read_shaped
 from chainforge.core.errors import InputError
 from chainforge.core.paths import short
+from chainforge.core.run_dir import read_run
+from chainforge.core.shapes import Results
 from chainforge.core.statistics import over_seeds
-from chainforge.report.evidence import read_chain
-from chainforge.report.readings import results_of
 
 RESULTS = "results.json"
-
-
-def find_results(place: Path) -> Path:
-    """Return a results.json by its path, its stage's folder, or its chain's (the last one)."""
-    if place.is_file():
-        return place
-    if (place / RESULTS).is_file():
-        return place / RESULTS
-    stage = read_chain(place).last_results()
-    if stage is None:
-        raise InputError(f"{place}: no stage of this run has a {RESULTS}; evaluate first")
-    directory: Path = stage.directory
-    return directory / RESULTS
 
 
 def merge_results(places: Iterable[Path]) -> dict[str, Any]:
@@ -36,50 +23,56 @@ def merge_results(places: Iterable[Path]) -> dict[str, Any]:
     as `sd`, and each seed's own value under `seeds`; every other number becomes its mean. Raises
     `InputError` for results that differ in anything but the seed.
     """
-    files = list(dict.fromkeys(find_results(place).resolve() for place in places))
-    if len(files) < 2:
+    found = dict(_results(place) for place in places)
+    if len(found) < 2:
         raise InputError("merge: give the results of at least two seeds, each of its own run")
-    results = [results_of(file) for file in files]
-    for file, found in zip(files, results, strict=True):
-        if "seed" not in (found.get("settings") or {}):
-            raise InputError(
-                f"{short(file)} does not say how it was sampled, with one seed: evaluate once more"
-            )
-        _same(short(files[0]), results[0], short(file), found)
-    seeds = [found["settings"]["seed"] for found in results]
-    for number, seed in enumerate(seeds):
-        if seed in seeds[:number]:
-            one, two = short(files[seeds.index(seed)]), short(files[number])
-            raise InputError(f"{one} and {two} have the same seed, {seed}: this counts nothing new")
+    seeds: dict[int, str] = {}
+    (one, first), *_ = found.items()
+    for file, results in found.items():
+        seed = (results.get("settings") or {}).get("seed")
+        if seed is None:
+            raise InputError(f"{file} does not record a single seed; evaluate again")
+        _check_same(one, first, file, results)
+        if seed in seeds:
+            raise InputError(f"{seeds[seed]} and {file} have the same seed, {seed}")
+        seeds[seed] = file
     merged = {
-        key: [_merge(parts, seeds) for parts in zip(*(r[key] for r in results), strict=True)]
+        key: [_merge(p, list(seeds)) for p in zip(*(r[key] for r in found.values()), strict=True)]
         for key in ("models", "pairs")
     }
-    settings = {key: value for key, value in results[0]["settings"].items() if key != "seed"}
-    return {**merged, "settings": settings | {"seeds": seeds}}
+    return {**merged, "settings": _settings(first) | {"seeds": list(seeds)}}
 
 
-def _same(one: str, first: Mapping[str, Any], two: str, other: Mapping[str, Any]) -> None:
+def _results(place: Path) -> tuple[str, dict[str, Any]]:
+    """Return a results.json and its path, given itself, its stage's folder, or its chain's."""
+    file = place if place.is_file() else place / RESULTS
+    if not file.is_file():
+        last = read_run(place).last_results()
+        if last is None:
+            raise InputError(f"{place}: no stage of this run has a {RESULTS}; evaluate first")
+        file = last.directory / RESULTS
+    return short(file.resolve()), read_shaped(file, Results, "an evaluation's results")
+
+
+def _check_same(one: str, first: Mapping[str, Any], two: str, other: Mapping[str, Any]) -> None:
     """Refuse results of other models, or of other sampling, tasks or prompts."""
     for key, names in (("models", ("name",)), ("pairs", ("from", "to"))):
         mine, theirs = (
-            [tuple(entry[name] for name in names) for entry in found[key]]
+            ", ".join(":".join(entry[name] for name in names) for entry in found[key])
             for found in (first, other)
         )
         if mine != theirs:
-            words = [", ".join(":".join(name) for name in found) for found in (mine, theirs)]
-            raise InputError(f"{one} and {two} have other {key}: {words[0]} and {words[1]}")
-    unlike = changes(_but_seed(first), _but_seed(other))
-    if unlike:
+            raise InputError(f"{one} and {two} have different {key}: {mine} and {theirs}")
+    if unlike := changes(_settings(first), _settings(other)):
         raise InputError(f"{one} and {two} differ in more than the seed: {'; '.join(unlike)}")
 
 
-def _but_seed(found: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(found: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in found["settings"].items() if key != "seed"}
 
 
 def _merge(parts: Sequence[Any], seeds: Sequence[int]) -> Any:
-    """Merge what stands at one place of each result: numbers, mappings of them, or names."""
+    """Merge the same entry of each result: numbers, mappings of them, or names."""
     if isinstance(parts[0], Mapping):
         if {"low", "high"} <= parts[0].keys():
             return _estimate(parts, seeds)
@@ -87,11 +80,9 @@ def _merge(parts: Sequence[Any], seeds: Sequence[int]) -> Any:
         return {key: _merge([part[key] for part in parts], seeds) for key in shared}
     if any(isinstance(part, str) for part in parts):
         return parts[0]
-    numbers = [part for part in parts if part is not None]
-    if not numbers or len(numbers) < len(parts):
+    if any(part is None for part in parts):
         return None  # a mean over some of the seeds would compare with nothing
-    mean = sum(numbers) / len(numbers)
-    return int(mean) if all(number == mean for number in numbers) and mean == int(mean) else mean
+    return parts[0] if len(set(parts)) == 1 else sum(parts) / len(parts)
 
 
 def _estimate(parts: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:

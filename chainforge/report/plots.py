@@ -1,47 +1,42 @@
-"""Lay out the report's training curves: logs in, coordinates out, with warnings where they arose.
+"""Plot training curves with matplotlib, as SVG that follows the page's light and dark colours.
 
-The template draws them as inline SVG, so that all text passes through its escaping, and the
-style sheet colours them, so that they follow light, dark and print.
+Only numbers are drawn: every text that a user or a model may have written is left to the template,
+which escapes it. Colours are written as placeholders and replaced by the page's CSS variables.
 """
 
 from __future__ import annotations
 
+import io
+import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
 
 from chainforge.core.jsonl import Row
-from chainforge.report import axes
-from chainforge.report.axes import Frame, number, percent
-from chainforge.report.rows import finite
+from chainforge.report.formatting import MINUS
+from chainforge.report.transcripts import finite
 
-COLOURS = 6  # that the style sheet has
+WIDTH, HEIGHT = 340, 190  # in points, which are the units of the SVG
+MOST_POINTS = 240  # more than a plot of this width can show
+COLOURS = {f"#a0b0c{number}": f"var(--c{number})" for number in range(6)} | {
+    "#a0b0d0": "var(--soft)", "#a0b0d1": "var(--line)", "#a0b0d2": "var(--warn)",
+    "#a0b0d3": "var(--bad)", "#a0b0d4": "var(--card)",
+}  # fmt: skip
+LINES, SOFT, GRID, WARN, STOP, CARD = list(COLOURS)[:6], *list(COLOURS)[6:]
+DASHES = ["-", (0, (6, 3)), (0, (2, 3)), (0, (9, 3, 2, 3)), (0, (4, 2)), (0, (1, 4))]
+RL = ("reward", "eval_reward", "eval_accuracy")
+ENDS = "evaluated"  # no logged name
 
-
-@dataclass(frozen=True)
-class Tick:
-    """A place on an axis, in the drawing's units, and what stands there."""
-
-    at: float
-    text: str
-
-
-@dataclass(frozen=True)
-class Line:
-    """One series: smoothed, as it was (where that can be drawn), and from where to where."""
-
-    label: str
-    colour: int
-    smooth: str
-    raw: str
-    course: str
-    lone: bool  # one point only
-    dots: list[tuple[float, float]] = field(default_factory=list)  # instead of a line
+Series = dict[str, tuple[list[float], list[float]]]  # by logged name: steps, values
+Format = Callable[[float], str]
 
 
 @dataclass(frozen=True)
 class Alarm:
-    """What a rule of health found while a stage trained; `level` is what followed of it."""
+    """What a health rule found while a stage trained; `level` is warn or stop."""
 
     number: int
     step: float
@@ -53,30 +48,14 @@ class Alarm:
 
 
 @dataclass(frozen=True)
-class Mark:
-    """Where an alarm's step is in a plot."""
-
-    at: float
-    alarm: Alarm
-
-
-@dataclass(frozen=True)
 class Plot:
-    """A line plot, ready to draw."""
+    """A plot to put into a page: the inside of an SVG, and each line's label, colour and course."""
 
     title: str
     note: str
-    lines: list[Line]
-    x_ticks: list[Tick]
-    y_ticks: list[Tick]
-    marks: list[Mark] = field(default_factory=list)
-
-
-Series = dict[str, tuple[list[float], list[float]]]  # by logged name: steps, values
-# What a plot shows: title, note, how to write a value, and each logged name with its label.
-Wanted = tuple[str, str, Callable[[float], str], dict[str, str]]
-ENDS = "evaluated"  # no logged name
-RL = ("reward", "eval_reward", "eval_accuracy")
+    drawing: Markup
+    lines: list[tuple[str, int, str]]
+    alarms: list[Alarm]
 
 
 def training_plots(
@@ -91,21 +70,20 @@ def training_plots(
     if ends and "accuracy" in series:
         series[ENDS] = ([0.0, max(series["accuracy"][0])], list(ends))
     wanted = _of_rl(series) if any(key in series for key in RL) else _of_losses()
-    drawn = [entry for entry in wanted if any(key in series for key in entry[3])]
-    keys = {key for entry in drawn for key in entry[3]}
-    named = {alarm: _names(alarm, keys) for alarm in alarms}
-    return [
-        _plot(
-            *entry[:3],
-            {label: series[key] for key, label in entry[3].items() if key in series},
-            {label for key, label in entry[3].items() if key == ENDS},
-            [w for w in alarms if not named[w] or named[w] & entry[3].keys()],
-        )
-        for entry in drawn
-    ]
+    wanted = [(*rest, {k: v for k, v in keys.items() if k in series}) for *rest, keys in wanted]
+    wanted = [entry for entry in wanted if entry[3]]
+    drawn = {key for entry in wanted for key in entry[3]}
+    plots = []
+    for title, note, write, keys in wanted:
+        shown = [a for a in alarms if not (names := _names(a, drawn)) or names & keys.keys()]
+        lines = [(keys[key], i % 6, _course(series[key][1], write)) for i, key in enumerate(keys)]
+        drawing = _draw({key: series[key] for key in keys}, write, shown)
+        plots.append(Plot(title, note, drawing, lines, shown))
+    return plots
 
 
-def _of_rl(series: Series) -> list[Wanted]:
+def _of_rl(series: Series) -> list[tuple[Any, ...]]:
+    """Return each plot of RL: title, note, how to write a value, and logged names with labels."""
     # Our own count, where the stage logged it: rounding makes TRL's miss groups.
     alike = "frac_zero_advantage" if "frac_zero_advantage" in series else "frac_reward_zero_std"
     found = ((key, re.fullmatch(r"rewards/(.+)/mean", key)) for key in sorted(series))
@@ -124,7 +102,7 @@ def _of_rl(series: Series) -> list[Wanted]:
     ]  # fmt: skip
 
 
-def _of_losses() -> list[Wanted]:
+def _of_losses() -> list[tuple[Any, ...]]:
     accuracy = {"mean_token_accuracy": "training", "eval_mean_token_accuracy": "held out"}
     return [
         ("Loss", "mean over tokens", number, {"loss": "training", "eval_loss": "held out"}),
@@ -136,80 +114,32 @@ def alarms_of(health: list[Row]) -> list[Alarm]:
     """Read `health.jsonl`: what was seen (or a `message`), what it means, what to change."""
     found: list[Alarm] = []
     for row in health:
-        step = finite(row.get("step"))
-        text = row.get("seen") or row.get("message")
+        step, text = finite(row.get("step")), row.get("seen") or row.get("message")
         if step is not None and text:
             level = "stop" if (row.get("action") or row.get("level")) == "stop" else "warn"
-            more = (str(row.get(key) or "") for key in ("means", "change"))
-            rule = str(row.get("rule") or "")
+            rule, *more = (str(row.get(key) or "") for key in ("rule", "means", "change"))
             found.append(Alarm(len(found) + 1, step, rule, level, str(text), *more))
     return found
 
 
 def _names(alarm: Alarm, keys: set[str]) -> set[str]:
-    """Return which of the logged numbers an alarm speaks of, as words of their own."""
-    return {
-        key
-        for key in keys
-        if re.search(rf"(?<![\w/]){re.escape(key)}(?![\w/])", alarm.seen)
-    }  # fmt: skip
+    """Return which of the logged numbers an alarm names."""
+    return {k for k in keys if re.search(rf"(?<![\w/]){re.escape(k)}(?![\w/])", alarm.seen)}
 
 
 def _collect(metrics: list[Row]) -> Series:
-    """Gather each logged name's steps and values; what is no finite number is left out."""
+    """Gather each logged name's steps and values; what is not a finite number is left out."""
     series: Series = {}
     for row in metrics:
         if (step := finite(row.get("step"))) is None:
             continue
         for key, value in row.items():
-            if key != "step" and (logged := finite(value)) is not None:
+            logged = finite(value)
+            if key != "step" and logged is not None and abs(logged) < 1e100:
                 steps, values = series.setdefault(key, ([], []))
                 steps.append(step)
                 values.append(logged)
     return series
-
-
-def _plot(
-    title: str,
-    note: str,
-    write: Callable[[float], str],
-    series: Series,
-    dotted: set[str],
-    alarms: Sequence[Alarm],
-) -> Plot:
-    """Scale the series to one frame and smooth what is long; those `dotted` are points alone."""
-    courses = [_course(ys, write) for _, ys in series.values()]
-    thin = [axes.thin(xs, ys) for xs, ys in series.values()]
-    x_low, x_high = axes.span(x for xs, _ in thin for x in xs)
-    y_low, y_high = axes.span(y for _, ys in thin for y in ys)
-    if 0 < y_low < 0.6 * y_high:  # near enough to zero to show it
-        y_low = 0.0
-    if write is percent:
-        y_low, y_high = max(y_low, 0.0), min(y_high, 1.0)
-    frame = Frame(x_low, x_high, y_low, y_high)
-    lines = [
-        Line(
-            label=label,
-            colour=index % COLOURS,
-            smooth=frame.path(xs, axes.smooth(ys)),
-            # Several noisy lines over one another hide each other.
-            raw=frame.path(xs, ys) if len(series) == 1 and axes.window(ys) > 1 else "",
-            course=courses[index],
-            lone=len(xs) == 1,
-            dots=[(frame.x(x), frame.y(y)) for x, y in zip(xs, ys, strict=True)]
-            if label in dotted
-            else [],
-        )
-        for index, (label, (xs, ys)) in enumerate(zip(series, thin, strict=True))
-    ]
-    return Plot(
-        title=title,
-        note=note,
-        lines=lines,
-        x_ticks=[Tick(frame.x(at), number(at)) for at in axes.round_numbers(x_low, x_high)],
-        y_ticks=[Tick(frame.y(at), write(at)) for at in axes.round_numbers(y_low, y_high)],
-        marks=[Mark(frame.x(min(max(w.step, x_low), x_high)), w) for w in alarms],
-    )
 
 
 def course(metrics: list[Row], key: str) -> tuple[float, float] | None:
@@ -217,9 +147,112 @@ def course(metrics: list[Row], key: str) -> tuple[float, float] | None:
     values = _collect(metrics).get(key, ([], []))[1]
     if not values:
         return None
-    start, end = axes.ends(values)
-    return axes.mean(start), axes.mean(end)
+    tenth = max(1, len(values) // 10)
+    return _mean(values[:tenth]), _mean(values[-tenth:])
 
 
-def _course(values: list[float], write: Callable[[float], str]) -> str:
-    return " → ".join(write(axes.mean(part)) for part in axes.ends(values))
+def _course(values: list[float], write: Format) -> str:
+    tenth = max(1, len(values) // 10)
+    return f"{write(_mean(values[:tenth]))} → {write(_mean(values[-tenth:]))}"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(value / len(values) for value in values)
+
+
+def _draw(series: Series, write: Format, alarms: Sequence[Alarm]) -> Markup:
+    """Draw lines, and a numbered mark for each alarm; return the inside of the SVG."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
+    axes = figure.add_axes((46 / WIDTH, 24 / HEIGHT, (WIDTH - 64) / WIDTH, (HEIGHT - 46) / HEIGHT))
+    axes.set_frame_on(False)
+    axes.grid(axis="y", color=GRID, linewidth=1)
+    axes.tick_params(length=0, labelsize=9, labelcolor=SOFT)
+    for axis, form in ((axes.xaxis, number), (axes.yaxis, write)):
+        axis.set_major_locator(MaxNLocator(5))
+        axis.set_major_formatter(FuncFormatter(lambda value, _, form=form: form(value)))
+    for place, (xs, ys) in enumerate(series.values()):
+        size = math.ceil(len(xs) / MOST_POINTS)
+        xs, ys = ([_mean(v[i : i + size]) for i in range(0, len(v), size)] for v in (xs, ys))
+        half = len(ys) // 24 + 1 if len(ys) >= 20 else 0
+        smooth = [_mean(ys[max(0, i - half) : i + half + 1]) for i in range(len(ys))]
+        style: dict[str, Any] = {
+            "color": LINES[place % 6],
+            "clip_on": False,
+            "solid_capstyle": "round",
+        }
+        if len(series) == 1 and half:  # several noisy lines over one another hide each other
+            axes.plot(xs, ys, linewidth=1, alpha=0.3, **style)
+        if len(xs) == 1:  # a line of no length draws its round ends: a dot
+            axes.plot(xs * 2, ys * 2, linewidth=6, **style)
+        else:
+            axes.plot(xs, smooth, linewidth=1.8, linestyle=DASHES[place % 6], **style)
+    if write is percent:
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, -0.02), min(high, 1.02))
+    low, high = axes.get_xlim()
+    top = axes.get_xaxis_transform()
+    for alarm in alarms:
+        colour, at = STOP if alarm.level == "stop" else WARN, min(max(alarm.step, low), high)
+        axes.plot([at, at], [0, 1.03], transform=top, color=colour, linewidth=1.2, linestyle=":",
+                  clip_on=False, scalex=False, scaley=False)  # fmt: skip
+        axes.text(at, 1.07, str(alarm.number), transform=top, color=CARD, size=8, weight="bold",
+                  ha="center", va="center", parse_math=False,
+                  bbox={"boxstyle": "circle,pad=0.25", "color": colour})  # fmt: skip
+    return _svg(figure)
+
+
+def _svg(figure: Any) -> Markup:
+    """Return the inside of a figure's SVG, with presentation attributes and the page's colours.
+
+    The page's security policy allows no `style` attributes.
+    """
+    from matplotlib import rc_context
+
+    out = io.StringIO()
+    figure.patch.set_visible(False)
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "", "font.family": "sans-serif"}):
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None,
+                                                    "Type": None})  # fmt: skip
+    inside = re.sub(r"(?s)^.*?<svg[^>]*>|</svg>\s*$|<metadata>.*?</metadata>|<!--.*?-->"
+                    r"|<defs>.*?</defs>|<g/>", "", out.getvalue())  # fmt: skip
+    inside = re.sub(r' (?:id|clip-path|xmlns\S*)="[^"]*"', "", inside)
+    inside = re.sub(r' style="([^"]*)"', lambda match: _attributes(match[1]), inside)
+    for placeholder, colour in COLOURS.items():
+        inside = inside.replace(placeholder, colour)
+    return Markup(inside)
+
+
+def _attributes(style: str) -> str:
+    """Return CSS declarations as presentation attributes."""
+    found = []
+    for declaration in style.replace("&quot;", "'").split(";"):
+        name, colon, value = declaration.strip().partition(": ")
+        if name == "font":  # a shorthand has no attribute: `bold 8px 'DejaVu Sans', ...`
+            size = re.search(r"([\d.]+)px", value)
+            found.append(f'font-size="{size[1] if size else 9}"')
+            found += ['font-weight="700"'] if value.startswith("bold") else []
+        elif colon and name != "font-family":  # the page's own
+            found.append(f'{name}="{value}"')
+    return " " + " ".join(found)
+
+
+def percent(value: float) -> str:
+    """Format a share in as few digits as an axis needs: 25 %, 0.5 %."""
+    if 0.99 < value < 1:
+        return f"{100 * value:.1f} %"
+    return f"{100 * value:.2g} %" if 0 < abs(value) < 0.1 else f"{100 * value:.0f} %"
+
+
+def number(value: float) -> str:
+    """Format a number in at most four digits or so: 12,000, 0.25, −0.003, 2e-05."""
+    size = abs(value)
+    if size < 1e-12:
+        return "0"
+    if size >= 1e6 or size < 1e-4:
+        text = f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-").replace("e+0", "e")
+    else:
+        text = f"{value:,.0f}" if size >= 100 else f"{value:.3g}"
+    return text.replace("-", MINUS)

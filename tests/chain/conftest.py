@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from chainforge.chain.chain import load_chain
 from chainforge.chain.plan import Step, plan_chain
 from chainforge.chain.run import run_chain
-from chainforge.report.report import write_report
+from chainforge.chain.spec import load_chain
+from chainforge.report.html import write_report
 
 RECIPE = '''
 """Count to `steps`, a row a step, and leave a model; stop or fail where the environment says."""

@@ -90,8 +90,8 @@ def test_planning_needs_no_torch(workplace):
     code = (
         "import sys\n"
         "from chainforge import cli\n"
-        "from chainforge.chain import plan, run, show, results\n"
-        "from chainforge.chain.chain import load_chain\n"
+        "from chainforge.chain import plan, run, show\n"
+        "from chainforge.chain.spec import load_chain\n"
         "plan.plan_chain(load_chain('chain.yaml'), 'runs')\n"
         "run.run_chain(load_chain('chain.yaml'), 'runs')\n"
         "import json; print(json.dumps(sorted(sys.modules)))"
@@ -118,6 +118,6 @@ def test_the_report_is_watched_from_another_terminal(workplace):
     chain.kill()
     out, err = watching.communicate(timeout=60)
     assert (watching.returncode, err) == (0, "")
-    assert out.splitlines()[-1].endswith("nobody runs it just now")
+    assert out.splitlines()[-1].endswith("not running")
     assert "while the chain runs" not in workplace.report()
     chain.communicate()

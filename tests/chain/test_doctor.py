@@ -16,9 +16,8 @@ import pytest
 import yaml
 from packaging.version import Version
 
-from chainforge.chain.chain import load_chain
-from chainforge.chain.commands import read_sets
-from chainforge.chain.plan import Overrides, plan_chain
+from chainforge.chain.plan import Overrides, plan_chain, read_sets
+from chainforge.chain.spec import load_chain
 from chainforge.core.transcript import write
 from chainforge.doctor import engines, versions
 from chainforge.doctor.doctor import examine

@@ -86,4 +86,4 @@ Root Cause (first observed failure):
 )
 def test_the_recipes_exit_code_is_seen_through_its_launcher(tmp_path, words, code, expected):
     command = ["python", "-c", f"import sys; print({words!r}); sys.exit({code})"]
-    assert execute(command, tmp_path / "log.txt", lambda: None)[0] == expected
+    assert execute(command, tmp_path / "log.txt", lambda: None) == expected

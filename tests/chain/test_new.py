@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import chainforge
-from chainforge.chain.chain import load_chain
 from chainforge.chain.new import make_project
 from chainforge.chain.plan import plan_chain
+from chainforge.chain.spec import load_chain
 from chainforge.core.config import read_settings
 from chainforge.core.errors import InputError
 from chainforge.core.paths import shipped

@@ -4,9 +4,8 @@ import json
 
 import pytest
 
-from chainforge.chain.chain import load_chain
-from chainforge.chain.commands import option_words, read_sets
-from chainforge.chain.plan import Overrides, contracts, plan_chain
+from chainforge.chain.plan import Overrides, contracts, option_words, plan_chain, read_sets
+from chainforge.chain.spec import load_chain
 from chainforge.core.errors import InputError
 from chainforge.core.paths import shipped
 
@@ -165,7 +164,7 @@ def test_the_kl_reference_is_named_where_there_is_one(real):
 
 
 def test_a_plan_starts_nothing(workplace):
-    assert set(workplace.states().values()) == {"to run"}
+    assert set(workplace.states().values()) == {"pending"}
     assert not (workplace.folder / "runs").exists()
 
 
@@ -173,7 +172,7 @@ def test_a_printed_line_does_by_hand_what_run_does(workplace):
     text = workplace.chainforge("plan", "chain.yaml")
     for line in [line for line in text.splitlines() if line.startswith("python ")][:2]:
         workplace.shell(line)
-    assert workplace.states() == {"traces": "done", "cold": "done", "reason": "to run"}
+    assert workplace.states() == {"traces": "done", "cold": "done", "reason": "pending"}
 
 
 def test_paths_with_spaces_are_quoted(workplace, monkeypatch):

@@ -71,7 +71,7 @@ def test_an_old_result_survives_a_failure_and_comes_back_with_its_settings(workp
     before = workplace.rows("cold")
     workplace.configure("cold", steps=4)
     workplace.chainforge("run", "chain.yaml", expect=1, FAKE_FAIL="cold")
-    assert workplace.states()["cold"] == "resumable"
+    assert workplace.states()["cold"] == "failed"
     workplace.configure("cold", steps=3)
     assert "taken again" in workplace.chainforge("run", "chain.yaml")
     assert workplace.rows("cold") == before
@@ -136,7 +136,8 @@ def test_a_stage_that_was_killed_goes_on_and_ends_like_an_undisturbed_one(workpl
         "show", "chain.yaml"
     )
     assert "log.txt" in err
-    assert workplace.states() == {"traces": "done", "cold": "resumable", "reason": "to run"}
+    assert workplace.states() == {"traces": "done", "cold": "failed", "reason": "pending"}
+    assert workplace.plan()["cold"].why == ["from 2 rows"]
     workplace.run()
     processes = [row["process"] for row in workplace.rows("cold")]
     assert processes[:2] == [recipe, recipe]
@@ -161,7 +162,7 @@ def test_killing_the_chain_itself_leaves_nothing_running(workplace):
 def test_what_a_kill_kept_from_being_sent_is_sent(workplace, tmp_path):
     workplace.run()
     order = workplace.folder / "runs/fake/cold" / UPLOAD
-    write_json(order, {"what": "model", "to": "me/cold", "private": True})
+    write_json(order, {"hub_model_id": "me/cold", "hub_private_repo": True})
     with HubServer() as hub:
         text = workplace.chainforge("run", "chain.yaml", **hub.environment(tmp_path / "hf"))
         assert json.loads(hub.files("me/cold")["config.json"]) == {"steps": 3}
@@ -176,7 +177,7 @@ def test_other_settings_never_go_on_with_half_a_stage(workplace):
     chain.communicate()
     assert gone(recipe)
     workplace.configure("cold", steps=5)
-    assert workplace.states()["cold"] == "to run"
+    assert workplace.states()["cold"] == "pending"
     assert "set aside" in workplace.chainforge("run", "chain.yaml")
     assert len({row["process"] for row in workplace.rows("cold")}) == 1
     assert len(workplace.rows("cold")) == 5
@@ -236,7 +237,7 @@ def test_a_failure_shows_the_end_of_the_log_and_exit_code_1(workplace):
     text = workplace.chainforge("run", "chain.yaml", expect=1, FAKE_FAIL="cold")
     assert "failed: RuntimeError: the loss is not a number" in text
     assert "runs/fake/cold/log.txt" in text
-    assert workplace.states()["reason"] == "to run"
+    assert workplace.states()["reason"] == "pending"
 
 
 def test_force_makes_anew_what_is_done(workplace):

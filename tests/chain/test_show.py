@@ -22,8 +22,8 @@ def test_the_table_shows_lineage_and_state_within_80_columns(workplace):
     assert "done" in lines["traces"]
     assert "base, traces" in lines["cold"]
     assert "stale" in lines["cold"]
-    assert "to run" in lines["reason"]
-    why = " ".join(text.partition("stale, and made anew by the next run:")[2].split())
+    assert "pending" in lines["reason"]
+    why = " ".join(text.partition("stale, and made again by the next run:")[2].split())
     assert why.startswith("cold a_setting_with_a_very_long_name: not set -> and quite a long value")
     assert "steps: 3 -> 4" in why
 
@@ -41,7 +41,7 @@ def test_json_says_what_the_table_says_and_more(workplace):
     )
     assert cold["signed"] == cold["fingerprint"]
     assert traces["from"] == []
-    assert (reason["state"], reason["signed"], reason["log"]) == ("to run", None, [])
+    assert (reason["state"], reason["signed"], reason["log"]) == ("pending", None, [])
 
 
 def test_a_stage_at_work_shows_its_progress_and_a_failed_one_its_log(workplace):
@@ -68,10 +68,10 @@ def test_a_stage_at_work_shows_its_progress_and_a_failed_one_its_log(workplace):
     assert "cold failed; runs/fake/cold/log.txt ends:" in text
     assert text.rstrip().endswith("failed: RuntimeError: the loss is not a number")
     stages = json.loads(workplace.chainforge("show", "chain.yaml", "--json"))["stages"]
-    assert [stage["state"] for stage in stages] == ["done", "failed", "to run"]
+    assert [stage["state"] for stage in stages] == ["done", "failed", "pending"]
     assert stages[1]["log"][-1] == "failed: RuntimeError: the loss is not a number"
 
 
 def test_a_chain_that_never_ran_can_be_shown(workplace):
-    assert workplace.chainforge("show", "chain.yaml").count("to run") == 3
+    assert workplace.chainforge("show", "chain.yaml").count("pending") == 3
     assert not (workplace.folder / "runs").exists()

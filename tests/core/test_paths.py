@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from chainforge.chain.chain import load_chain
 from chainforge.chain.plan import plan_chain
+from chainforge.chain.spec import load_chain
 from chainforge.core.artifacts import fingerprint
 from chainforge.core.errors import InputError
 from chainforge.core.paths import anchored, paths_in, shipped, unplaced, written_for

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from chainforge.chain.chain import load_chain
 from chainforge.chain.plan import plan_chain
-from chainforge.chain.stages import TRAINING
+from chainforge.chain.spec import TRAINING, load_chain
 from chainforge.core.config import parse
 from chainforge.core.yaml12 import read_yaml
 from chainforge.data import sources as hub
@@ -69,7 +68,7 @@ def evaluate_args():
 def test_every_chain_plans_and_every_stage_parses_as_planned(file, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     steps = plan_chain(load_chain(file), tmp_path)
-    assert {step.state for step in steps} == {"to run"}
+    assert {step.state for step in steps} == {"pending"}
     for step in steps:
         recipe = step.stage.recipe
         script = next(i for i, word in enumerate(step.command) if word.endswith(".py"))

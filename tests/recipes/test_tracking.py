@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from chainforge.chain.chain import load_chain
 from chainforge.chain.plan import plan_chain
+from chainforge.chain.spec import load_chain
 from chainforge.core.artifacts import read_manifest, write_json
 from chainforge.core.jsonl import JsonLines, example, sample
 from chainforge.core.transcript import write

@@ -8,13 +8,13 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-import chainforge.report.page
+import chainforge.report.html
 
-OWN = Path(chainforge.report.page.__file__).parent
+OWN = Path(chainforge.report.html.__file__).parent
 TAGS = """html head meta title style body header main footer section nav article h1 h2 h3 h4 p
 small strong bdi ul ol li a dl dt dd div span table thead tbody tr th td details summary pre code
 bdi kbd form label select option input output button script
-figure figcaption svg path line circle rect polyline text"""
+figure figcaption svg g path line circle rect text"""
 
 
 class Page(HTMLParser):

@@ -12,7 +12,7 @@ from chromium import Chromium
 
 from chainforge.core.artifacts import write_json
 from chainforge.core.jsonl import sample
-from chainforge.report.report import write_report
+from chainforge.report.html import write_report
 
 COUNT = "document.querySelector('#filter output').value"
 SHOWN = (

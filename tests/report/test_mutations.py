@@ -15,8 +15,8 @@ from chains import answered, question, rows, tiny
 from chainforge.core.artifacts import write_json
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import sample, write_rows
-from chainforge.report.report import write_report
-from chainforge.report.rows import fetch, index
+from chainforge.report.html import write_report
+from chainforge.report.transcripts import fetch, index
 
 VALUES: list[Any] = [None, [], {}, "x", "", True, -1, 0, 1.5, 1e308, 10**400, float("nan"), [[]],
                      {"a": {}}, ["x", None], "\x00\ud800"]  # fmt: skip

@@ -1,6 +1,8 @@
 """The end of a log says how the last attempt ended, and leaves noise out."""
 
-from chainforge.report.logs import LINES, Ending, ending
+from chainforge.core.run_dir import LOG_LINES as LINES
+from chainforge.core.run_dir import LogEnd as Ending
+from chainforge.core.run_dir import read_log as ending
 
 
 def read(tmp_path, text):
@@ -11,7 +13,7 @@ def read(tmp_path, text):
 def test_the_message_is_found_before_the_launcher_s_own_traceback(tmp_path):
     found = read(tmp_path, "one\nerror: steps: no\n  line 3\nTraceback\n  File x\n" + "more\n" * 20)
     assert found == Ending(["one", "error: steps: no", "  line 3"], "failed", "steps: no\n  line 3")
-    assert read(tmp_path, "stopped: at $1\n").outcome == "stopped"
+    assert read(tmp_path, "stopped: at $1\n").outcome == "resumable"
 
 
 def test_only_the_last_attempt_counts(tmp_path):

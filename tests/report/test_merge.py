@@ -9,10 +9,10 @@ import scipy.stats
 from chainforge.cli import main
 from chainforge.core.artifacts import write_json
 from chainforge.core.errors import InputError
+from chainforge.core.run_dir import read_run
 from chainforge.data.metrics import summarize
-from chainforge.report.evidence import read_chain
+from chainforge.report.html import write_report
 from chainforge.report.merge import merge_results
-from chainforge.report.report import write_report
 
 RIGHT = {1: (40, 60), 2: (44, 70), 3: (36, 62)}  # of 100 rows, by seed: cold and final
 
@@ -82,7 +82,7 @@ def test_runs_are_merged_from_the_command_line_into_the_same_form(runs, monkeypa
     assert "mean of 3 seeds" in capsys.readouterr().out
     (out.parent / "config.yaml").write_text("seed: 1\n")
     # The report reads it like any other.
-    assert read_chain(runs / "all").last_results().results["models"][1]["name"] == "final"
+    assert read_run(runs / "all").last_results().results["models"][1]["name"] == "final"
     page = write_report(runs / "all").read_text()
     assert "intervals over 3 seeds" in page
     assert "seeds 1, 2, 3" in page
@@ -101,11 +101,13 @@ def test_what_is_not_the_same_evaluation_is_refused(runs):
     results = json.loads((first / "scores/results.json").read_text())
     old = {key: results[key] for key in ("models", "pairs")}
     write_json(runs / "old/results.json", old)
-    with pytest.raises(InputError, match="does not say how"):
+    with pytest.raises(InputError, match="does not record"):
         merge_results([first, runs / "old"])
     renamed = json.loads(json.dumps(results).replace('"cold"', '"warm"'))
     write_json(runs / "warm/results.json", renamed)
-    with pytest.raises(InputError, match=re.escape("other models: cold, final and warm, final")):
+    with pytest.raises(
+        InputError, match=re.escape("different models: cold, final and warm, final")
+    ):
         merge_results([first, runs / "warm"])
     (runs / "empty").mkdir()
     with pytest.raises(InputError, match="holds no stage"):

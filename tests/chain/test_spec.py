@@ -3,8 +3,8 @@
 import pytest
 import yaml
 
-from chainforge.chain.chain import load_chain
-from chainforge.chain.commands import read_sets, settings_of
+from chainforge.chain.plan import Overrides, read_sets, settings_of
+from chainforge.chain.spec import load_chain
 from chainforge.core.errors import InputError
 
 STAGES = [
@@ -52,7 +52,7 @@ def message(path):
 def test_a_chain_is_read_whole(write, tmp_path):
     chain = load_chain(write(seed=7, transcript="think"))
     assert [stage.name for stage in chain.stages] == [stage["name"] for stage in STAGES]
-    assert (chain.name, chain.seed, chain.transcript) == ("toy", 7, "think")
+    assert (chain.name, chain.common) == ("toy", {"seed": 7, "transcript": "think"})
     assert chain.models == {"base": str(tmp_path / "base"), "small": str(tmp_path / "small")}
     assert chain.stage("mixed").data == ("picks", "traces")
     assert chain.stage("cold").config == tmp_path / "any.yaml"
@@ -62,7 +62,9 @@ def test_settings_for_all_stages_of_a_kind(write):
     kinds = {"training": {"use_peft": True, "lora_r": 8}, "grpo": {"lora_r": 32}}
     chain = load_chain(write(set=kinds, change={"mixed": {"set": {"lora_r": 16}}}))
     ranks = {
-        stage.name: settings_of(stage, chain, {"reason": {"beta": "0.1"}}, None).get("lora_r")
+        stage.name: settings_of(stage, chain, Overrides(sets={"reason": {"beta": "0.1"}})).get(
+            "lora_r"
+        )
         for stage in chain.stages
     }
     assert ranks == {

@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.console import Console
 
-from chainforge.chain.results import show_results
 from chainforge.data.metrics import summarize
+from chainforge.report.tables import show_results
 
 TASKS = ("basic_arithmetic", "chain_sum", "leg_counting")
 MODELS = {"base": 0, "cold": 31, "final": 57, "student_base": 0, "student": 60}

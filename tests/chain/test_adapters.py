@@ -3,9 +3,8 @@
 import pytest
 import yaml
 
-from chainforge.chain.chain import load_chain
-from chainforge.chain.commands import read_sets
-from chainforge.chain.plan import Overrides, as_text, contracts, plan_chain
+from chainforge.chain.plan import Overrides, as_text, contracts, plan_chain, read_sets
+from chainforge.chain.spec import load_chain
 from chainforge.core.errors import InputError
 
 
