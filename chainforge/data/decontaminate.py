@@ -19,6 +19,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from chainforge.core.config import read_settings
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Row, question, read_rows
@@ -246,31 +248,12 @@ class Screen:
         return Hit(source, question, shares[best])
 
 
-# LaTeX commands that mean the same, after their common name. The search tries longer names first,
-# since blanks after a command may be missing: `\infty` must not be read as `\in`.
-_SAME = r"""
-* times cdot ast; / div; - setminus; +- pm; <= leqslant leq le; >= geqslant geq ge; < lt; > gt;
-| mid vert lvert rvert; || Vert lVert rVert parallel; neq neq ne; approx approx; equiv equiv;
-sqrt sqrt; infty infty; sum sum; prod prod; int int; notin notin; in in; cup cup; cap cap;
-subset subseteq subset; to longrightarrow rightarrow to mapsto; angle measuredangle angle;
-triangle triangle; perp perp; deg circ degree; floor lfloor rfloor; ceil lceil rceil;
-<< langle rangle; phi varphi phi; epsilon varepsilon epsilon
-"""
-_GREEK = (
-    "alpha beta gamma delta zeta theta lambda mu nu xi pi rho sigma tau chi psi omega eta Gamma "
-    "Delta Theta Lambda Pi Sigma Phi Psi Omega"
-)
-# Commands that change how a formula looks, not what it means.
-_LOOKS = (
-    "displaystyle textstyle limits nolimits left right middle quad qquad ldots cdots dots hspace "
-    "vspace text textbf textit textrm textup texttt emph mathrm mathbf mathit mathsf mathbb "
-    "mathcal mbox hbox operatorname boldsymbol rm bf it big Big bigg Bigg bigl bigr Bigl Bigr "
-    "biggl biggr Biggl Biggr dfrac tfrac cfrac frac dbinom tbinom binom"
-)
-_COMMANDS = {name: name for name in _GREEK.split()} | {
-    name: common for common, *names in map(str.split, _SAME.split(";")) for name in names
+_SPELLINGS = yaml.safe_load(Path(__file__).with_name("latex.yaml").read_text(encoding="utf-8"))
+_COMMANDS = {name: name for name in _SPELLINGS["names"].split()} | {
+    name: common for common, names in _SPELLINGS["same"].items() for name in names.split()
 }
-_KNOWN = "|".join(sorted([*_COMMANDS, *_LOOKS.split()], key=len, reverse=True))
+# Longer names first, since blanks after a command may be missing: `\infty` is not `\in`.
+_KNOWN = "|".join(sorted([*_COMMANDS, *_SPELLINGS["looks"].split()], key=len, reverse=True))
 _ENVIRONMENT = r"\\(?:begin|end)\{[A-Za-z*]*\}"
 # In a formula: a command, an environment, the bar of a fraction, a number, letter or operator.
 _PIECE = re.compile(
@@ -290,14 +273,6 @@ _SHORT_FRACTION = re.compile(r"frac\s*(\d)\s*(\d)")
 _DEGREES = re.compile(r"\^\s*\{?\s*\\circ\b")
 _OPENING = re.compile(r"\\\$|\$\$|\$|\\\(|\\\[")
 _CLOSING = {"\\(": "\\)", "\\[": "\\]", "$$": "$$"}
-# Words that ask for the same. Parts of words change too, which is harmless: equal texts stay equal.
-_MEANINGS = {
-    "suppose": "suppose that|assume that|assume|given that|given",
-    "find": "determine|compute|calculate|evaluate|obtain|identify|state|give|work out|figure out|"
-    "solve for|what is|what are|what was|what's",
-    "show": "prove|verify|demonstrate",
-    "find ": "find the exact value of |find the value of ",
-}
 
 
 def plain_question(text: str) -> str:
@@ -316,8 +291,8 @@ def plain_question(text: str) -> str:
     else:
         text = _in_prose(text)
     text = " ".join(text.lower().split())
-    for meaning, words in _MEANINGS.items():
-        for word in words.split("|"):
+    for meaning, words in _SPELLINGS["words"].items():
+        for word in words:
             text = text.replace(word, meaning)
     return text
 

@@ -62,7 +62,7 @@ class Features:
 
     @property
     def accepted(self) -> list[bool]:
-        """Return for each sample whether nothing in it speaks against it."""
+        """Return for each sample whether it has no finding."""
         return list(self.table["drop"].isna())
 
     @staticmethod
@@ -78,8 +78,8 @@ class Features:
 def measure(rows: Iterable[Row], args: SelectionArgs, texts: FilterArgs | None = None) -> Features:
     """Return the features of samples; a finding is the first reason to drop one.
 
-    Texts are filtered only where nothing else speaks against a sample, and sketched only when near
-    duplicates or diversity are asked for.
+    Texts are filtered only where a sample's scores are fine, and sketched only when near duplicates
+    or diversity are asked for.
     """
     import pandas as pd
 

@@ -25,7 +25,7 @@ from chainforge.data.pool import Features, measure
 if TYPE_CHECKING:
     import pandas as pd
 
-# In the order in which they are looked for: a sample's reason is the first that holds.
+# In order: the reason of a sample is the first that applies.
 REASONS = (
     "truncated",
     "chat_token",
@@ -204,7 +204,7 @@ class _Choice:
         self.table["pass_rate"] = self.table.groupby("id")["verdict"].transform("mean")
 
     def left(self) -> pd.DataFrame:
-        """Return the samples that nothing speaks against."""
+        """Return the samples that are not dropped so far."""
         return self.table[self.table["drop"].isna()]
 
     def drop(self, positions: Any, reason: str, detail: Any) -> None:
@@ -222,7 +222,7 @@ class _Choice:
         self.drop(left.index, reason, left["id"].map(details))
 
     def screen(self, questions: list[tuple[str, str]]) -> dict[str, int]:
-        """Drop prompts that give evaluation questions away; return how many were looked at."""
+        """Drop prompts that contain evaluation questions; return how many were checked."""
         first = self.prompts()
         prompts = self.left()["id"].nunique()
         hits = Screen(questions).screen(list(zip(first["task"], first["question"], strict=True)))
