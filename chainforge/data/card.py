@@ -38,8 +38,7 @@ def write_card(
     from huggingface_hub import DatasetCard, DatasetCardData
 
     configs = [{"config_name": "default", "data_files": "train.parquet", "default": True}]
-    if pairs:
-        configs.append({"config_name": "pairs", "data_files": "pairs/train.parquet"})
+    configs += [{"config_name": "pairs", "data_files": "pairs/train.parquet"}] if pairs else []
     head = DatasetCardData(
         license=license,
         task_categories=["text-generation"],

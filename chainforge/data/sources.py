@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import random
 import re
@@ -79,7 +80,7 @@ class Columns:
         """
         names = {self.answer, *ANSWERS}
         prompts_only = self.answer == "answer" and not any(
-            isinstance(raw, dict) and names & raw.keys() for _, raw in found.rows
+            names & raw.keys() for _, raw in found.rows
         )
         rows: list[Row] = []
         for number, raw in found.rows:
@@ -92,8 +93,6 @@ class Columns:
 
     def row(self, raw: Row, prompts_only: bool = False) -> Row:
         """Return a table's row as one of a task; raise `InputError` if it is malformed."""
-        if not isinstance(raw, dict):
-            raise InputError(f"a {type(raw).__name__}, not a mapping")
         # Rows that are Examples already have messages and no question.
         messages = self.prompt or ("prompt" if self.question not in raw and "prompt" in raw else "")
         asked = messages or self.question
@@ -299,49 +298,51 @@ def reasoning_gym(
     The column `entry` is the item as JSON, for the data set's own scorer. Raises `InputError`
     for an unknown data set, an unknown setting, and a value that the data set refuses.
     """
-    from reasoning_gym.factory import DATASETS, create_dataset
+    if size is None:
+        raise InputError(f"{dataset} has no end: give the number of rows as `size`")
+    _check_settings(dataset, config)
+    # Some data sets prepare a list as long as `size`, so it is taken in pieces.
+    piece = min(max(2 * size, 256), 4096)
+    for start in itertools.count(seed, piece):
+        made = _create(dataset, start, piece, config)
+        if start == seed and verifier == "reasoning_gym":
+            _check_scorer(dataset, made)
+        for index in range(piece):
+            item = made[index]
+            yield {
+                "question": item["question"],
+                "answer": "" if item["answer"] is None else str(item["answer"]),
+                "task": dataset,
+                "verifier": verifier,
+                "entry": _entry(item, dataset),
+            }
+
+
+def _check_settings(dataset: str, config: dict[str, Any]) -> None:
+    """Raise `InputError` for a data set or setting that reasoning-gym does not have."""
+    from reasoning_gym.factory import DATASETS
 
     if dataset == "composite":
         raise InputError("composite: list its data sets as tasks of their own instead")
     if dataset not in DATASETS:
-        raise InputError(
-            f"reasoning-gym has no data set {dataset!r}; {hint(str(dataset), DATASETS)}"
-        )
-    if size is None:
-        raise InputError(f"{dataset} has no end: give the number of rows as `size`")
+        known = hint(str(dataset), DATASETS)
+        raise InputError(f"reasoning-gym has no data set {dataset!r}; {known}")
     settings = {item.name for item in dataclasses.fields(DATASETS[dataset][1])} - {"seed", "size"}
     for key in config:
         if key not in settings:
             raise InputError(f"{dataset} has no setting {key!r}; {hint(key, settings)}")
-    # Some data sets prepare a list as long as `size`, so it is taken in pieces.
-    piece = min(max(2 * size, 256), 4096)
 
-    def create(start: int) -> Any:
-        try:
-            made = create_dataset(dataset, seed=start, size=piece, **config)
-            made[0]
-        except Exception as error:  # the library's asserts, ValueError, TypeError, IndexError
-            reason = error or type(error).__name__
-            raise InputError(f"{dataset} refuses {config}: {reason}") from error
-        return made
 
-    def rows(start: int) -> Iterator[Row]:
-        while True:
-            made = create(start)
-            for index in range(piece):
-                item = made[index]
-                yield {
-                    "question": item["question"],
-                    "answer": "" if item["answer"] is None else str(item["answer"]),
-                    "task": dataset,
-                    "verifier": verifier,
-                    "entry": _entry(item, dataset),
-                }
-            start += piece
+def _create(dataset: str, seed: int, size: int, config: dict[str, Any]) -> Any:
+    """Make a data set; raise `InputError` with the library's words about its settings."""
+    from reasoning_gym.factory import create_dataset
 
-    if verifier == "reasoning_gym":
-        _check_scorer(dataset, create(seed))
-    return rows(seed)
+    try:
+        made = create_dataset(dataset, seed=seed, size=size, **config)
+        made[0]
+    except Exception as error:  # the library's asserts, ValueError, TypeError, IndexError
+        raise InputError(f"{dataset} refuses {config}: {error or type(error).__name__}") from error
+    return made
 
 
 def _entry(item: Mapping[str, Any], dataset: str) -> str:
