@@ -1,10 +1,14 @@
-"""What is printed before money is spent, and beside the data afterwards."""
+"""Prices, the ledger, and what is printed before money is spent."""
+
+import os
+from datetime import UTC, datetime
 
 import pytest
 
 from chainforge.core.errors import InputError
-from chainforge.core.jsonl import JsonLines, example
+from chainforge.core.jsonl import JsonLines, example, read_rows
 from chainforge.generate.api import request_key
+from chainforge.generate.budget import SYNC_SECONDS, Amount, Ledger, Limits, find_price
 from chainforge.generate.settings import Draw, TeacherArgs
 from chainforge.generate.teacher import card_sections, endpoints_of, estimate
 
@@ -78,3 +82,188 @@ def test_the_card_tells_teacher_terms_and_cost():
     assert "allow training other models" in told["Terms"]
     assert "\n# Title" not in told["Teacher"]
     assert "`'</code><script>" in told["Teacher"]  # inside a code span, which it cannot end
+
+
+WORST = Amount(0.4, 100)
+
+
+def sum_of(ledger):
+    return ledger.told + ledger.unsure
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "requests.jsonl"
+
+
+def test_the_worst_case_is_set_aside_and_settled(path):
+    with Ledger(path, Limits(max_usd=1.0)) as ledger:
+        first, second = ledger.send("a", WORST), ledger.send("b", WORST)
+        assert ledger.forbids(WORST) == "max_usd"
+        ledger.settle(first, "a", "answered", Amount(0.1, 20), {"completion": "x"})
+        assert ledger.forbids(WORST) is None
+        ledger.settle(second, "b", "timeout", None)  # nobody told: it counts in full
+        assert ledger.forbids(Amount(0.5, 1)) is None
+        assert ledger.forbids(Amount(0.51, 1)) == "max_usd"
+    assert ledger.summary() == {
+        "requests": 2,
+        "tokens": 20,
+        "usd": 0.1,
+        "untold_requests": 1,
+        "untold_usd_at_most": 0.4,
+    }
+
+
+def test_tokens_and_requests(path):
+    with Ledger(path, Limits(max_tokens_total=250, max_requests=2)) as ledger:
+        ledger.send("a", WORST)
+        assert ledger.forbids(Amount(None, 150)) is None
+        assert ledger.forbids(Amount(None, 151)) == "max_tokens_total"
+        ledger.send("b", Amount(None, 10))
+        assert ledger.forbids(Amount(None, 10)) == "max_requests"
+
+
+def test_a_later_run_begins_with_what_was_spent(path):
+    with Ledger(path, Limits()) as ledger:
+        ledger.settle(ledger.send("a", WORST), "a", "answered", Amount(0.1, 20), {"c": 1})
+        ledger.send("b", WORST)  # and then the process is killed
+    with open(path, "ab") as file:
+        file.write(b'{"request": 3, "ke')
+    with Ledger(path, Limits(max_usd=0.9)) as ledger:
+        assert ledger.answers == {"a": {"c": 1}}
+        assert (ledger.told + ledger.unsure).usd == pytest.approx(0.5)
+        assert ledger.forbids(Amount(0.4, 1)) is None
+        assert ledger.forbids(Amount(0.41, 1)) == "max_usd"
+        assert ledger.send("c", WORST) == 3
+        ledger.forget_answers()
+        ledger.settle(3, "c", "answered", Amount(0.2, 1))
+    assert not any("answer" in row for row in read_rows(path))
+    assert sum_of(Ledger(path, Limits())).usd == pytest.approx(0.7)
+
+
+def test_unknown_money_is_not_nothing(path):
+    with Ledger(path, Limits()) as ledger:
+        ledger.settle(ledger.send("a", Amount(None, 9)), "a", "answered", Amount(None, 5))
+        assert ledger.summary()["usd"] is None
+        assert ledger.summary()["tokens"] == 5
+
+
+def test_what_was_promised_survives_a_power_cut(path, monkeypatch):
+    """Of a file that is never closed there is on disk what was forced there."""
+    real, clock = os.fsync, [0.0]
+    on_disk = {}
+
+    def fsync(descriptor):
+        real(descriptor)
+        name = os.readlink(f"/proc/self/fd/{descriptor}")
+        on_disk[name] = None if os.path.isdir(name) else path.read_bytes()
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    ledger = Ledger(path, Limits(max_usd=10.0))
+    for number in range(12):
+        clock[0] += 0.25
+        request = ledger.send(str(number), WORST)
+        if number % 3:
+            ledger.settle(request, str(number), "answered", Amount(0.3, 20), {"c": number})
+    assert set(on_disk) == {str(path), str(path.parent)}
+    assert on_disk[str(path)] != path.read_bytes()
+    path.write_bytes(on_disk[str(path)])
+    spent = Ledger(path, Limits())
+    assert ledger.requests - spent.requests < SYNC_SECONDS / 0.25
+    assert sum_of(spent).usd >= 0.3 * spent.requests
+
+
+HOST = "api.deepseek.com"
+USAGE = {"prompt_tokens": 1_000_000, "completion_tokens": 1_000_000}
+# 2026-11-16 is a Monday.
+OFF_PEAK = datetime(2026, 11, 16, 5, 0, tzinfo=UTC)
+PEAK = datetime(2026, 11, 16, 6, 0, tzinfo=UTC)
+
+
+def test_what_the_shipped_table_says():
+    price = find_price(HOST, "deepseek-flash")
+    assert price.date >= "2026-11-15"
+    assert price.source.startswith("https://api-docs.deepseek.com")
+    assert price.cost(USAGE, OFF_PEAK) == pytest.approx(0.75)
+    assert price.cost(USAGE, PEAK) == pytest.approx(1.50)
+    assert price.cost(USAGE, OFF_PEAK, PEAK) == pytest.approx(1.50)
+    assert find_price(HOST, "deepseek-v4-pro").cost(USAGE, OFF_PEAK) == pytest.approx(2.64)
+    assert price.worst(1_000_000, 1_000_000) == pytest.approx(1.50)
+
+
+@pytest.mark.parametrize(
+    ("moment", "peak"),
+    [
+        (datetime(2026, 11, 16, 0, 59, tzinfo=UTC), False),
+        (datetime(2026, 11, 16, 1, 0, tzinfo=UTC), True),
+        (datetime(2026, 11, 16, 3, 59, tzinfo=UTC), True),
+        (datetime(2026, 11, 16, 4, 0, tzinfo=UTC), False),
+        (datetime(2026, 11, 20, 9, 59, tzinfo=UTC), True),
+        (datetime(2026, 11, 20, 10, 0, tzinfo=UTC), False),
+        (datetime(2026, 11, 21, 2, 0, tzinfo=UTC), False),  # Saturday
+    ],
+)
+def test_peak_hours(moment, peak):
+    price = find_price(HOST, "deepseek-flash")
+    assert price.at(moment) == (price.peak if peak else price.off_peak)
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {"prompt_cache_hit_tokens": 600_000, "prompt_cache_miss_tokens": 400_000},
+        {"prompt_tokens_details": {"cached_tokens": 600_000}},
+    ],
+)
+def test_cached_input_is_cheaper(usage):
+    cost = find_price(HOST, "deepseek-flash").cost(USAGE | usage, OFF_PEAK)
+    assert cost == pytest.approx(0.6 * 0.003 + 0.4 * 0.15 + 0.6)
+
+
+@pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": 5}, USAGE | {"prompt_tokens": "9"}])
+def test_a_usage_that_says_too_little_has_no_cost(usage):
+    assert find_price(HOST, "deepseek-flash").cost(usage, OFF_PEAK) is None
+
+
+def test_an_unknown_model_has_no_price():
+    assert find_price(HOST, "deepseek-v9") is None
+    assert find_price("localhost:8000", "deepseek-flash") is None
+
+
+def test_a_table_of_ones_own_wins(tmp_path):
+    own = tmp_path / "prices.yaml"
+    own.write_text(
+        "api.deepseek.com:\n  date: 2027-01-01\n  peak_hours: ['06:00-24:00']\n"
+        "  models: {deepseek-flash: {cache_hit: 1, cache_miss: 2, output: 3,\n"
+        "    peak: {cache_hit: 2, cache_miss: 4, output: 6}}}\n"
+        "my.host:\n  date: 2027-01-01\n  models: {m: {cache_hit: 0, cache_miss: 0, output: 0}}\n"
+    )
+    price = find_price(HOST, "deepseek-flash", str(own))
+    assert (price.date, price.cost(USAGE, OFF_PEAK), price.cost(USAGE, PEAK)) == (
+        "2027-01-01",
+        5,
+        10,
+    )
+    assert find_price("my.host", "m", str(own)).cost(USAGE, PEAK) == 0
+    assert find_price(HOST, "deepseek-v4-pro", str(own)).date == "2026-11-15"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("api.deepseek.com: 3", "expected a host with date"),
+        ("api.deepseek.com: {models: {deepseek-flash: {output: 1}}}", "expected a date"),
+        ("api.deepseek.com: {date: 2027-01-01, models: {deepseek-flash: {output: 1}}}",
+         "cache_hit: expected USD"),
+        ("api.deepseek.com: {date: 2027-01-01, models: {deepseek-flash: {cache_hit: 1, "
+         "cache_miss: -1, output: 1}}}", "cache_miss: expected USD"),
+        ("api.deepseek.com: {datum: 2027-01-01, models: {}}", "unknown key 'datum'"),
+        ("api.deepseek.com: {date: 2027-01-01, peak_hours: ['1-4'], models: {deepseek-flash: "
+         "{cache_hit: 1, cache_miss: 1, output: 1}}}", "peak_hours: expected UTC"),
+    ],
+)  # fmt: skip
+def test_a_table_that_is_none_is_refused(tmp_path, text, words):
+    (tmp_path / "prices.yaml").write_text(text)
+    with pytest.raises(InputError, match=words):
+        find_price(HOST, "deepseek-flash", str(tmp_path / "prices.yaml"))

@@ -1,206 +1,226 @@
-import copy
-import json
-from collections import Counter
+"""The rollouts of GRPO, pools of samples, and pass rates that choose prompts."""
+
+from collections import defaultdict
+from types import SimpleNamespace
 
 import pytest
 
 from chainforge.core.errors import InputError
-from chainforge.core.jsonl import example, read_rows
-from chainforge.generate.local import LocalEngine, open_policy
-from chainforge.generate.rollouts import score_samples
-from chainforge.generate.sampling import roll_out
-from chainforge.generate.settings import SamplingArgs, seed_of
-from chainforge.generate.shards import merge, shards_of
+from chainforge.core.jsonl import example, read_rows, sample, write_rows
+from chainforge.generate.rollouts import GateArgs, Recorder, gate, origins, read_pool
 from chainforge.rewards.reward import RewardArgs, load_rewards
 
-FORM = "<reasoning_process>{}</reasoning_process>\n<summary>{}</summary>"
+END = 2
+FORM = "<reasoning_process>so</reasoning_process>\n<summary>{}</summary>"
+TRAINING = SimpleNamespace(
+    num_generations=2, temperature=1.0, top_p=1.0, top_k=0, max_completion_length=8
+)
 
 
-def examples(count=6):
+def prompts(count=2):
     return [
-        example(
-            [{"role": "user", "content": f"{n} + 1 ="}], str(n + 1), task="sums", verifier="exact"
-        )
+        example([{"role": "user", "content": f"{n} + 1 ="}], str(n + 1), task="t", verifier="exact")
         for n in range(count)
     ]
 
 
-@pytest.fixture(scope="module")
-def model(tiny_model):
-    return open_policy(tiny_model)
+def recorder(directory, **settings):
+    return Recorder(directory, load_rewards(RewardArgs(**settings), set(prompts()[0])), TRAINING,
+                    model="m", transcript="r1-cold-start", end=END)  # fmt: skip
 
 
-def run(model, tokenizer, path, rows=None, name="policy", settings=None, **changes):
-    sampling = SamplingArgs(
-        **{"num_samples": 3, "max_new_tokens": 6, "generation_batch_size": 4} | (settings or {})
-    )
-    rows = rows or examples()
-    rewards = load_rewards(RewardArgs(), set(rows[0]))
-    options = {
-        "score": lambda rows: score_samples(rows, "r1-cold-start", rewards, tokenizer),
-        "seed": 1,
-        "provenance": {"model": name, "stage": "s"},
-    }
-    options |= {"path": path} | changes
-    return roll_out(lambda: LocalEngine(model, tokenizer, sampling), rows, sampling, **options)
-
-
-def test_every_sample_is_judged_and_on_disk(model, tokenizer, tmp_path):
-    told = []
-    samples = run(
-        model, tokenizer, tmp_path / "s.jsonl", progress=lambda *word: told.append(word)
-    ).samples
-    assert [(row["id"], row["sample"]) for row in samples] == [
-        (row["id"], index) for row in examples() for index in range(3)
+def roll(recorder, step, rows, texts, log_metric=lambda name, value: None):
+    """Call the rewards as TRL does: one after the other, every row's columns beside them."""
+    columns = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
+    return [
+        reward(
+            prompts=[row["prompt"] for row in rows],
+            completions=[[{"role": "assistant", "content": text}] for text in texts],
+            completion_ids=[[5, END] if text else [5, 5, 5] for text in texts],
+            trainer_state=SimpleNamespace(global_step=step),
+            log_metric=log_metric,
+            log_extra=lambda name, values: None,
+            **columns,
+        )
+        for reward in recorder.rewards
     ]
-    assert {row["source"] for row in samples} == {"policy"}
-    assert all(set(row["rewards"]) == {"accuracy_reward", "format_reward"} for row in samples)
-    assert all(row["sampling"]["temperature"] == 1.0 and row["tokens"] <= 6 for row in samples)
-    key = lambda row: (row["id"], row["sample"])  # noqa: E731
-    there = read_rows(tmp_path / "s.jsonl")
-    assert sorted(there, key=key) == sorted(samples, key=key)
-    assert told[-1][:3] == (18, 18, "samples")
 
 
-@pytest.mark.parametrize("kept", [0, 5, 11, 18])
-def test_a_cut_run_samples_nothing_twice_and_ends_the_same(model, tokenizer, tmp_path, kept):
-    whole = run(model, tokenizer, tmp_path / "whole.jsonl").samples
-    lines = (tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)
-    (tmp_path / "cut.jsonl").write_bytes(b"".join(lines[:kept]) + b'{"torn')
-    assert run(model, tokenizer, tmp_path / "cut.jsonl").samples == whole
-    again = read_rows(tmp_path / "cut.jsonl")
-    assert len(again) == 18
-    assert len({(row["id"], row["sample"]) for row in again}) == 18
+def test_groups_that_score_alike_are_counted(tmp_path):
+    """Two of 1.2 do; in float32 TRL's own share of such groups stays at 0."""
+    (stage := tmp_path / "reason").mkdir()
+    first, second = prompts()
+    told = defaultdict(list)
+    texts = [FORM.format(1), FORM.format(1), "", FORM.format(2)]
+    roll(recorder(stage), 0, [first, first, second, second], texts,
+         lambda name, value: told[name].append(value))  # fmt: skip
+    assert (told["frac_zero_advantage"], told["frac_mixed_correctness"]) == ([1, 0], [0, 1])
+    assert (told["accuracy"], told["formatted"]) == ([1, 1, 0, 1], [1, 1, 0, 1])
 
 
-def test_two_models_share_a_file(model, tokenizer, tmp_path):
-    one = run(model, tokenizer, tmp_path / "s.jsonl", name="one").samples
-    two = run(model, tokenizer, tmp_path / "s.jsonl", name="two").samples
-    assert [row["completion"] for row in one] == [row["completion"] for row in two]
-    assert len(read_rows(tmp_path / "s.jsonl")) == 36
+@pytest.mark.parametrize("settings", [{}, {"random_rewards": True}])
+def test_an_evaluation_logs_its_strict_accuracy_and_no_rollouts(tmp_path, settings):
+    log = recorder(tmp_path, **settings)
+    log.held_out = True
+    told = []
+    texts = [FORM.format(1), FORM.format(7)]
+    roll(log, 0, prompts(), texts, lambda name, value: told.append((name, value)))
+    assert [pair for pair in told if pair[0] == "accuracy"] == [("accuracy", 1), ("accuracy", 0)]
+    assert not (tmp_path / "rollouts.jsonl").exists()
 
 
-def test_seeds_stand_in_the_rows_and_no_policy_is_opened_for_nothing(model, tokenizer, tmp_path):
-    rows = run(model, tokenizer, tmp_path / "s.jsonl").samples
-    seeds = {row["sampling"]["seed"] for row in rows}
-    assert seeds == {seed_of(1, row["id"], row["sample"]) for row in rows}
-    assert len(seeds) == len(rows)
-    sampling = SamplingArgs(num_samples=3, max_new_tokens=6)
-    again = roll_out(None, examples(), sampling, path=tmp_path / "s.jsonl", seed=1,
-                      provenance={"model": "policy", "stage": "s"})  # fmt: skip
-    assert again.samples == rows
+def test_every_rollout_is_kept_with_its_rewards_step_and_policy(tmp_path):
+    (stage := tmp_path / "reason").mkdir()
+    log = recorder(stage)
+    first, second = prompts()
+    rows = [first, first, second, second]
+    texts = [FORM.format(1), FORM.format(7), "", FORM.format(2)]
+    values = roll(log, 0, rows, texts)
+    assert values == [[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 0.0, 1.0]]
+    roll(log, 1, rows, texts)
+    assert log.close() == 8
+    logged = read_rows(stage / "rollouts.jsonl")
+    assert [row["step"] for row in logged] == [1] * 4 + [2] * 4
+    one = logged[0]
+    assert {key: one[key] for key in first} == first
+    assert one["rewards"] == {"accuracy_reward": 1.0, "format_reward": 1.0}
+    assert one["reward"] == pytest.approx(1.2)
+    assert [row["correct"] for row in logged[:4]] == [True, False, False, True]
+    assert [row["formatted"] for row in logged[:4]] == [True, True, False, True]
+    assert [row["finish_reason"] for row in logged[:4]] == ["stop", "stop", "length", "stop"]
+    assert [row["tokens"] for row in logged[:4]] == [2, 2, 3, 2]
+    assert [row["sample"] for row in logged[:4]] == [0, 1, 0, 1]
+    assert (one["policy"], logged[4]["policy"], one["stage"]) == ("reason@0", "reason@1", "reason")
 
 
-def as_rank(monkeypatch, rank, world):
-    monkeypatch.setenv("RANK", str(rank))
-    monkeypatch.setenv("WORLD_SIZE", str(world))
+def test_shaped_or_random_rewards_are_no_verdict(tmp_path):
+    rows = prompts()
+    for number, settings in enumerate(
+        [
+            {"rewards": [{"fn": "format_reward"}]},
+            {"rewards": [{"fn": "accuracy_reward", "params": {"lenient": True}}]},
+            {"random_rewards": True},
+        ]
+    ):
+        log = recorder(tmp_path / str(number), **settings)
+        roll(log, 0, rows, [FORM.format(1)] * 2)
+        log.close()
+        logged = read_rows(tmp_path / str(number) / "rollouts.jsonl")
+        assert [row["correct"] for row in logged] == [None, None]
 
 
-def test_processes_share_the_prompts(model, tokenizer, tmp_path, monkeypatch):
-    alone = run(model, tokenizer, tmp_path / "alone.jsonl").samples
-    path = tmp_path / "shared.jsonl"
-    for rank in (2, 1):
-        as_rank(monkeypatch, rank, 3)
-        assert run(model, tokenizer, path).samples == []
-    as_rank(monkeypatch, 0, 3)
-    assert run(model, tokenizer, path).samples == alone
-    assert not path.exists()
-    parts = [read_rows(shard) for shard in shards_of(path)]
-    assert [len(part) for part in parts] == [6, 6, 6]
-    merge(path, alone)
-    assert shards_of(path) == []
+def test_a_resumed_run_forgets_the_steps_that_it_takes_again(tmp_path):
+    log = recorder(tmp_path)
+    for step in range(4):
+        roll(log, step, prompts(), [FORM.format(1)] * 2)
+    path = tmp_path / "rollouts.jsonl"
+    with open(path, "ab") as file:
+        file.write(b'{"torn')
+    again = recorder(tmp_path)
+    again.resume(2)
+    assert [row["step"] for row in read_rows(path)] == [1, 1, 2, 2]
+    roll(again, 2, prompts(), [FORM.format(1)] * 2)
+    assert again.close() == 6
+    anew = recorder(tmp_path)
+    anew.resume(0)
+    assert read_rows(path) == []
 
 
-def test_a_cut_run_goes_on_with_another_number_of_processes(
-    model, tokenizer, tmp_path, monkeypatch
-):
-    alone = run(model, tokenizer, tmp_path / "alone.jsonl").samples
-    path = tmp_path / "shared.jsonl"
-    as_rank(monkeypatch, 1, 2)
-    run(model, tokenizer, path)
-    (shard,) = shards_of(path)
-    shard.write_bytes(shard.read_bytes()[:-20])  # torn
-    as_rank(monkeypatch, 0, 1)
-    assert run(model, tokenizer, path).samples == alone
-    there = [*read_rows(shard, torn_tail=True), *read_rows(path)]
-    assert sorted((row["id"], row["sample"]) for row in there) == sorted(
-        (row["id"], row["sample"]) for row in alone
-    )
+def test_processes_write_apart_and_are_merged_by_step(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    logs = []
+    for rank in (0, 1):
+        monkeypatch.setenv("RANK", str(rank))
+        logs.append(recorder(tmp_path))
+        logs[-1].resume(0)
+        for step in range(2):
+            roll(logs[-1], step, [prompts()[rank]] * 2, [FORM.format(1)] * 2)
+    monkeypatch.setenv("RANK", "0")
+    assert logs[0].close() == 8
+    rows = read_rows(tmp_path / "rollouts.jsonl")
+    assert [row["step"] for row in rows] == [1] * 4 + [2] * 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rollouts.jsonl"]
 
 
-def adaptive(model, tokenizer, path, **settings):
-    """Half of all completions are accepted, by their seed."""
-    return run(
-        model,
-        tokenizer,
-        path,
-        settings={"max_samples": 8, "round_size": 2} | settings,
-        accept=lambda rows: [row["sampling"]["seed"] % 2 == 0 for row in rows],
-        keep=2,
-    )
+def test_a_pool_numbers_samples_anew_and_says_where_they_are_from(tmp_path):
+    log = recorder(tmp_path / "reason")
+    for step in range(3):
+        roll(log, step, prompts(), [FORM.format(1)] * 2)
+    log.close()
+    others = [row | {"completion": "x", "sample": 0, "drop": "wrong"} for row in prompts(1)]
+    (tmp_path / "picks").mkdir()
+    write_rows(tmp_path / "picks/samples.jsonl", others)
+    pool = read_pool([str(tmp_path / "reason"), str(tmp_path / "picks")])
+    keys = [(row["id"], row["sample"]) for row in pool]
+    assert len(keys) == len(set(keys)) == 7
+    assert not any("drop" in row for row in pool)
+    assert origins(pool) == {
+        "reason": {"rows": 6, "policies": 3, "steps": [1, 3]},
+        "picks": {"rows": 1},
+    }
 
 
-def test_a_prompt_is_sampled_until_it_has_enough(model, tokenizer, tmp_path):
-    rolled = adaptive(model, tokenizer, tmp_path / "s.jsonl")
-    counts = Counter(row["id"] for row in rolled.samples)
-    for row in examples():
-        good = [seed_of(1, row["id"], n) % 2 == 0 for n in range(8)]
-        ends = [end for end in (2, 4, 6, 8) if sum(good[:end]) >= 2 or end == 8]
-        assert counts[row["id"]] == ends[0]
-    assert {row["round"] for row in rolled.samples} == {0, 1, 2, 3} - set(
-        range(max(counts.values()) // 2, 4)
-    )
-    report = rolled.report
-    assert report["prompts"] == 6 == report["enough"] + report["exhausted"] + report["given_up"]
-    assert report["samples"] + report["samples_saved"] == 48
-    whole = rolled.samples
-    for kept in (0, 3, 9):
-        lines = (tmp_path / "s.jsonl").read_bytes().splitlines(keepends=True)
-        (tmp_path / "cut.jsonl").write_bytes(b"".join(lines[:kept]))
-        assert adaptive(model, tokenizer, tmp_path / "cut.jsonl").samples == whole
+def test_what_is_no_pool_is_said(tmp_path):
+    with pytest.raises(InputError, match=r"no samples: expected a \.jsonl file"):
+        read_pool([str(tmp_path)])
+    write_rows(tmp_path / "samples.jsonl", prompts(1))
+    with pytest.raises(InputError, match="row 1: not a sample: it has no 'completion'"):
+        read_pool([str(tmp_path)])
+    write_rows(tmp_path / "samples.jsonl", [])
+    with pytest.raises(InputError, match="no samples in it"):
+        read_pool([str(tmp_path)])
 
 
-def test_a_hopeless_prompt_is_given_up_and_the_cost_is_said(model, tokenizer, tmp_path):
-    settings = {"max_samples": 8, "round_size": 2, "max_failed_samples": 4}
-    rolled = run(model, tokenizer, tmp_path / "s.jsonl", settings=settings,
-                 accept=lambda rows: [False] * len(rows), keep=2)  # fmt: skip
-    assert len(rolled.samples) == 6 * 4
-    assert rolled.report["given_up"] == 6
-    assert rolled.report["rows_given_up_at_most"] == 12
+RATES = {0: 0.0, 1: 0.25, 2: 0.5, 3: 0.75, 4: 1.0}
 
 
-def judged(completion, **changes):
-    row = examples(4)[3] | {"completion": completion} | changes
-    rewards = load_rewards(RewardArgs(), set(row))
-    return score_samples([row], "r1-cold-start", rewards)[0]
+@pytest.fixture
+def pool(tmp_path):
+    """Four samples of five prompts, right as often as `RATES` says; rewards say something else."""
+    rows = [
+        sample(row, f"{n}", n, source="policy", correct=n < RATES[place] * 4, reward=n * 0.1)
+        for place, row in enumerate(prompts(5))
+        for n in range(4)
+    ]
+    write_rows(tmp_path / "samples.jsonl", rows)
+    return str(tmp_path)
 
 
-def test_verdicts_strict_and_lenient():
-    right = judged(FORM.format("3 + 1 = 4", "4"))
-    assert (right["correct"], right["lenient_correct"], right["formatted"]) == (True, True, True)
-    assert right["reward"] == pytest.approx(1.2)
-    bare = judged("3 + 1 = 4, so the answer is 4")
-    assert (bare["correct"], bare["lenient_correct"], bare["formatted"]) == (False, True, False)
-    assert (bare["reward"], bare["extracted"]) == (0.0, "4")
-    wrong = judged(FORM.format("3 + 1 = 4", "5"))
-    assert (wrong["correct"], wrong["lenient_correct"], wrong["reward"]) == (False, False, 0.2)
+def test_what_is_always_or_never_right_is_left_out(pool):
+    gated = gate(prompts(5), GateArgs(gate_pool=pool))
+    assert [row["pass_rate"] for row in gated.rows] == [0.25, 0.5, 0.75]
+    assert gated.counts == {"in": 5, "kept": 3, "too_hard": 1, "too_easy": 1, "unmeasured": 0}
 
 
-@pytest.mark.parametrize(("end", "mark"), [("", None), ("[END]", "[END]"), ("</s>", "</s>")])
-def test_a_completion_with_a_special_token_is_marked(tokenizer, end, mark):
-    made = copy.deepcopy(tokenizer)
-    made.add_tokens(["[END]"], special_tokens=True)
-    row = examples(1)[0] | {"completion": FORM.format("0 + 1 = 1", "1") + end}
-    (verdict,) = score_samples([row], "r1-cold-start", tokenizer=made)
-    assert verdict.get("chat_token") == mark
+def test_the_band_includes_its_ends(pool):
+    gated = gate(prompts(5), GateArgs(gate_pool=pool, min_pass_rate=0.5, max_pass_rate=1.0))
+    assert [row["pass_rate"] for row in gated.rows] == [0.5, 0.75, 1.0]
 
 
-def test_rows_stay_json(model, tokenizer, tmp_path):
-    rows = [row | {"entry": None, "level": 2} for row in examples(2)]
-    assert json.dumps(run(model, tokenizer, tmp_path / "s.jsonl", rows).samples)
+def test_what_was_never_measured_is_kept_or_dropped_by_choice(pool):
+    with pytest.raises(InputError, match="no verdict on 1 of 6 prompts"):
+        gate(prompts(6), GateArgs(gate_pool=pool))
+    kept = gate(prompts(6), GateArgs(gate_pool=pool, unmeasured_prompts="keep"))
+    assert [row["pass_rate"] for row in kept.rows] == [0.25, 0.5, 0.75, None]
+    dropped = gate(prompts(6), GateArgs(gate_pool=pool, unmeasured_prompts="drop"))
+    assert len(dropped.rows) == 3
+    assert dropped.counts["unmeasured"] == kept.counts["unmeasured"] == 1
 
 
-def test_what_is_no_model_is_said(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(InputError, match="no model could be loaded"):
-        open_policy(str(tmp_path))
+def test_without_a_gate_everything_passes():
+    gated = gate(prompts(6), GateArgs())
+    assert (gated.rows, gated.counts) == (prompts(6), {})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gate_pool": None, "min_pass_rate": 0.1}, "require gate_pool"),
+        ({"min_pass_rate": 0.9, "max_pass_rate": 0.1}, "0 <= least <= largest"),
+        ({"min_pass_rate": 0.6, "max_pass_rate": 0.7}, "no prompt has a pass rate"),
+        ({"gate_pool": "nowhere"}, "nowhere: no samples"),
+    ],
+)
+def test_bad_gates(pool, changes, message):
+    with pytest.raises(InputError, match=message):
+        gate(prompts(5), GateArgs(**{"gate_pool": pool} | changes))

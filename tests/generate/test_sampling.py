@@ -1,0 +1,301 @@
+"""The loop that samples, scores, writes and resumes, alone, in rounds and in several processes."""
+
+import copy
+import json
+import random
+from collections import Counter
+
+import pytest
+
+from chainforge.core.errors import InputError
+from chainforge.core.jsonl import example, read_rows, sample
+from chainforge.data.select import SelectionArgs
+from chainforge.generate.local import LocalEngine, open_policy
+from chainforge.generate.rollouts import pass_rates, score_samples
+from chainforge.generate.sampling import Rounds, accepted_by, roll_out
+from chainforge.generate.settings import SamplingArgs, seed_of
+from chainforge.generate.shards import merge, shards_of
+from chainforge.rewards.reward import RewardArgs, load_rewards
+
+FORM = "<reasoning_process>{}</reasoning_process>\n<summary>{}</summary>"
+
+
+def examples(count=6):
+    return [
+        example(
+            [{"role": "user", "content": f"{n} + 1 ="}], str(n + 1), task="sums", verifier="exact"
+        )
+        for n in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model):
+    return open_policy(tiny_model)
+
+
+def run(model, tokenizer, path, rows=None, name="policy", settings=None, **changes):
+    sampling = SamplingArgs(
+        **{"num_samples": 3, "max_new_tokens": 6, "generation_batch_size": 4} | (settings or {})
+    )
+    rows = rows or examples()
+    rewards = load_rewards(RewardArgs(), set(rows[0]))
+    options = {
+        "score": lambda rows: score_samples(rows, "r1-cold-start", rewards, tokenizer),
+        "seed": 1,
+        "provenance": {"model": name, "stage": "s"},
+    }
+    options |= {"path": path} | changes
+    return roll_out(lambda: LocalEngine(model, tokenizer, sampling), rows, sampling, **options)
+
+
+def test_every_sample_is_judged_and_on_disk(model, tokenizer, tmp_path):
+    told = []
+    samples = run(
+        model, tokenizer, tmp_path / "s.jsonl", progress=lambda *word: told.append(word)
+    ).samples
+    assert [(row["id"], row["sample"]) for row in samples] == [
+        (row["id"], index) for row in examples() for index in range(3)
+    ]
+    assert {row["source"] for row in samples} == {"policy"}
+    assert all(set(row["rewards"]) == {"accuracy_reward", "format_reward"} for row in samples)
+    assert all(row["sampling"]["temperature"] == 1.0 and row["tokens"] <= 6 for row in samples)
+    key = lambda row: (row["id"], row["sample"])  # noqa: E731
+    there = read_rows(tmp_path / "s.jsonl")
+    assert sorted(there, key=key) == sorted(samples, key=key)
+    assert told[-1][:3] == (18, 18, "samples")
+
+
+@pytest.mark.parametrize("kept", [0, 5, 11, 18])
+def test_a_cut_run_samples_nothing_twice_and_ends_the_same(model, tokenizer, tmp_path, kept):
+    whole = run(model, tokenizer, tmp_path / "whole.jsonl").samples
+    lines = (tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "cut.jsonl").write_bytes(b"".join(lines[:kept]) + b'{"torn')
+    assert run(model, tokenizer, tmp_path / "cut.jsonl").samples == whole
+    again = read_rows(tmp_path / "cut.jsonl")
+    assert len(again) == 18
+    assert len({(row["id"], row["sample"]) for row in again}) == 18
+
+
+def test_two_models_share_a_file(model, tokenizer, tmp_path):
+    one = run(model, tokenizer, tmp_path / "s.jsonl", name="one").samples
+    two = run(model, tokenizer, tmp_path / "s.jsonl", name="two").samples
+    assert [row["completion"] for row in one] == [row["completion"] for row in two]
+    assert len(read_rows(tmp_path / "s.jsonl")) == 36
+
+
+def test_seeds_stand_in_the_rows_and_no_policy_is_opened_for_nothing(model, tokenizer, tmp_path):
+    rows = run(model, tokenizer, tmp_path / "s.jsonl").samples
+    seeds = {row["sampling"]["seed"] for row in rows}
+    assert seeds == {seed_of(1, row["id"], row["sample"]) for row in rows}
+    assert len(seeds) == len(rows)
+    sampling = SamplingArgs(num_samples=3, max_new_tokens=6)
+    again = roll_out(None, examples(), sampling, path=tmp_path / "s.jsonl", seed=1,
+                      provenance={"model": "policy", "stage": "s"})  # fmt: skip
+    assert again.samples == rows
+
+
+def as_rank(monkeypatch, rank, world):
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+
+
+def test_processes_share_the_prompts(model, tokenizer, tmp_path, monkeypatch):
+    alone = run(model, tokenizer, tmp_path / "alone.jsonl").samples
+    path = tmp_path / "shared.jsonl"
+    for rank in (2, 1):
+        as_rank(monkeypatch, rank, 3)
+        assert run(model, tokenizer, path).samples == []
+    as_rank(monkeypatch, 0, 3)
+    assert run(model, tokenizer, path).samples == alone
+    assert not path.exists()
+    parts = [read_rows(shard) for shard in shards_of(path)]
+    assert [len(part) for part in parts] == [6, 6, 6]
+    merge(path, alone)
+    assert shards_of(path) == []
+
+
+def test_a_cut_run_goes_on_with_another_number_of_processes(
+    model, tokenizer, tmp_path, monkeypatch
+):
+    alone = run(model, tokenizer, tmp_path / "alone.jsonl").samples
+    path = tmp_path / "shared.jsonl"
+    as_rank(monkeypatch, 1, 2)
+    run(model, tokenizer, path)
+    (shard,) = shards_of(path)
+    shard.write_bytes(shard.read_bytes()[:-20])  # torn
+    as_rank(monkeypatch, 0, 1)
+    assert run(model, tokenizer, path).samples == alone
+    there = [*read_rows(shard, torn_tail=True), *read_rows(path)]
+    assert sorted((row["id"], row["sample"]) for row in there) == sorted(
+        (row["id"], row["sample"]) for row in alone
+    )
+
+
+def adaptive(model, tokenizer, path, **settings):
+    """Half of all completions are accepted, by their seed."""
+    return run(
+        model,
+        tokenizer,
+        path,
+        settings={"max_samples": 8, "round_size": 2} | settings,
+        accept=lambda rows: [row["sampling"]["seed"] % 2 == 0 for row in rows],
+        keep=2,
+    )
+
+
+def test_a_prompt_is_sampled_until_it_has_enough(model, tokenizer, tmp_path):
+    rolled = adaptive(model, tokenizer, tmp_path / "s.jsonl")
+    counts = Counter(row["id"] for row in rolled.samples)
+    for row in examples():
+        good = [seed_of(1, row["id"], n) % 2 == 0 for n in range(8)]
+        ends = [end for end in (2, 4, 6, 8) if sum(good[:end]) >= 2 or end == 8]
+        assert counts[row["id"]] == ends[0]
+    assert {row["round"] for row in rolled.samples} == {0, 1, 2, 3} - set(
+        range(max(counts.values()) // 2, 4)
+    )
+    report = rolled.report
+    assert report["prompts"] == 6 == report["enough"] + report["exhausted"] + report["given_up"]
+    assert report["samples"] + report["samples_saved"] == 48
+    whole = rolled.samples
+    for kept in (0, 3, 9):
+        lines = (tmp_path / "s.jsonl").read_bytes().splitlines(keepends=True)
+        (tmp_path / "cut.jsonl").write_bytes(b"".join(lines[:kept]))
+        assert adaptive(model, tokenizer, tmp_path / "cut.jsonl").samples == whole
+
+
+def test_a_hopeless_prompt_is_given_up_and_the_cost_is_said(model, tokenizer, tmp_path):
+    settings = {"max_samples": 8, "round_size": 2, "max_failed_samples": 4}
+    rolled = run(model, tokenizer, tmp_path / "s.jsonl", settings=settings,
+                 accept=lambda rows: [False] * len(rows), keep=2)  # fmt: skip
+    assert len(rolled.samples) == 6 * 4
+    assert rolled.report["given_up"] == 6
+    assert rolled.report["rows_given_up_at_most"] == 12
+
+
+def judged(completion, **changes):
+    row = examples(4)[3] | {"completion": completion} | changes
+    rewards = load_rewards(RewardArgs(), set(row))
+    return score_samples([row], "r1-cold-start", rewards)[0]
+
+
+def test_verdicts_strict_and_lenient():
+    right = judged(FORM.format("3 + 1 = 4", "4"))
+    assert (right["correct"], right["lenient_correct"], right["formatted"]) == (True, True, True)
+    assert right["reward"] == pytest.approx(1.2)
+    bare = judged("3 + 1 = 4, so the answer is 4")
+    assert (bare["correct"], bare["lenient_correct"], bare["formatted"]) == (False, True, False)
+    assert (bare["reward"], bare["extracted"]) == (0.0, "4")
+    wrong = judged(FORM.format("3 + 1 = 4", "5"))
+    assert (wrong["correct"], wrong["lenient_correct"], wrong["reward"]) == (False, False, 0.2)
+
+
+@pytest.mark.parametrize(("end", "mark"), [("", None), ("[END]", "[END]"), ("</s>", "</s>")])
+def test_a_completion_with_a_special_token_is_marked(tokenizer, end, mark):
+    made = copy.deepcopy(tokenizer)
+    made.add_tokens(["[END]"], special_tokens=True)
+    row = examples(1)[0] | {"completion": FORM.format("0 + 1 = 1", "1") + end}
+    (verdict,) = score_samples([row], "r1-cold-start", tokenizer=made)
+    assert verdict.get("chat_token") == mark
+
+
+def test_rows_stay_json(model, tokenizer, tmp_path):
+    rows = [row | {"entry": None, "level": 2} for row in examples(2)]
+    assert json.dumps(run(model, tokenizer, tmp_path / "s.jsonl", rows).samples)
+
+
+def test_what_is_no_model_is_said(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="no model could be loaded"):
+        open_policy(str(tmp_path))
+
+
+def answer(row, number, correct, size=4, text=None):
+    return sample(row, text or f"{number}", number, source="policy", correct=correct,
+                  round=number // size)  # fmt: skip
+
+
+def simulate(rates, rng, **settings):
+    """Sample prompts of known pass rates in rounds; return the rows and the rounds."""
+    rows = examples(len(rates))
+    args = SamplingArgs(**{"max_samples": 16, "round_size": 4} | settings)
+    rounds = Rounds(rows, args, keep=settings.pop("keep", 1))
+    chance = {row["id"]: rate for row, rate in zip(rows, rates, strict=True)}
+    while draws := rounds.draws(rows, seed=0):
+        rounds.note(
+            [answer(one.row, one.sample, rng.random() < chance[one.row["id"]]) for one in draws]
+        )
+    return rounds
+
+
+def test_the_pass_rate_is_unbiased_though_rounds_stop_early():
+    for rate in (0.2, 0.5, 0.8):
+        rounds = simulate([rate] * 4000, random.Random(1))
+        measured = pass_rates(rounds.samples()).values()
+        mean = sum(measured) / 4000
+        assert mean == pytest.approx(rate, abs=0.015)
+        every = pass_rates([row | {"round": 0} for row in rounds.samples()]).values()
+        naive = sum(every) / 4000
+        if rate < 0.5:
+            assert naive > rate + 0.03  # what it would be otherwise
+        assert rounds.report()["samples_saved"] > 0
+
+
+def test_rounds_save_samples_and_lose_no_row():
+    rng = random.Random(2)
+    rounds = simulate([0.2, 0.5, 0.8] * 300, rng)
+    report = rounds.report()
+    rows = {row["id"] for row in rounds.samples() if row["correct"]}
+    assert len(rows) == report["enough"]
+    assert report["given_up"] == 0
+    assert report["enough"] / 900 > 0.98  # what 16 samples each would find
+    assert report["samples"] < 0.5 * 900 * 16
+
+
+def test_without_rounds_every_sample_counts():
+    row = examples(1)[0]
+    rows = [row | {"correct": correct, "sample": n} for n, correct in enumerate([1, 0, None, 1])]
+    assert pass_rates(rows) == {row["id"]: pytest.approx(2 / 3)}
+    assert pass_rates([row | {"correct": None}]) == {}
+
+
+def test_equal_completions_count_once():
+    (row,) = examples(1)
+    rounds = Rounds([row], SamplingArgs(max_samples=8, round_size=2), keep=2)
+    rounds.note([answer(row, n, True, 2, text="the same") for n in range(2)])
+    assert rounds.state(row["id"])[0] == "open"
+    rounds.note([answer(row, n, True, 2, text=f"other {n}") for n in range(2, 4)])
+    assert rounds.state(row["id"]) == ("enough", 4)
+
+
+def test_a_round_that_was_cut_is_made_whole_before_it_decides():
+    (row,) = examples(1)
+    rounds = Rounds([row], SamplingArgs(max_samples=8, round_size=4))
+    rounds.note([answer(row, 0, True), answer(row, 2, True)])
+    assert [draw.sample for draw in rounds.draws([row], 0)] == [1, 3]
+
+
+def test_accepted_is_what_no_filter_of_the_row_drops():
+    (row,) = examples(1)
+    good = answer(row, 0, True) | {"formatted": True, "finish_reason": "stop", "reward": 1.0}
+    rows = [good, good | {"finish_reason": "length"}, good | {"correct": False},
+            good | {"formatted": False}, good]  # fmt: skip
+    assert accepted_by(SelectionArgs(near_duplicates=0.8))(rows) == [
+        True, False, False, False, True
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_failed_samples": 4}, "requires max_samples"),
+        ({"max_samples": 0}, "max_samples: expected 1"),
+        ({"max_samples": 4, "round_size": 0}, "round_size: expected 1"),
+        ({"max_samples": 4, "temperature": 0.0}, "set `max_samples: 1`"),
+        ({"engine": "api"}, "needs one"),
+        ({"base_url": "http://x/v1"}, "goes with `engine: api`"),
+    ],
+)
+def test_bad_settings(settings, message):
+    with pytest.raises(InputError, match=message):
+        SamplingArgs(**settings).check()
