@@ -5,7 +5,7 @@
 
 Leaves `results.json` (accuracy strict and lenient with Wilson intervals, format, language, lengths,
 pass@k, maj@k, all of them by task too, what McNemar's test and a paired bootstrap say of each two
-models, and how it was sampled) and every judged sample. `recipes/evals` holds configurations for
+models, and how it was sampled) and every scored sample. `recipes/evals` holds configurations for
 published benchmarks. `chainforge merge` joins the results of several seeds.
 """
 
@@ -115,9 +115,9 @@ def main() -> None:
             )
             for name, path in models.items()
         }
-        judged = {}
+        scored = {}
         for number, (name, path) in enumerate(models.items()):
-            judged[name] = roll_out(
+            scored[name] = roll_out(
                 partial(
                     open_engine,
                     sampling,
@@ -141,8 +141,8 @@ def main() -> None:
         if not is_main_process():
             return
         if shards.shards_of(stage.path("samples.jsonl")):
-            shards.merge(stage.path("samples.jsonl"), (row for s in judged.values() for row in s))
-        results = summarize(judged, pairs, run.seed, args.language, args.transcript)
+            shards.merge(stage.path("samples.jsonl"), (row for s in scored.values() for row in s))
+        results = summarize(scored, pairs, run.seed, args.language, args.transcript)
         results["settings"] = settings(run, tasks, args, sampling)
         artifacts.write_json(stage.path("results.json"), results)
         stage.metrics |= {row["name"]: row["strict"]["mean"] for row in results["models"]}

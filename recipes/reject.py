@@ -4,7 +4,7 @@
         --model_name_or_path runs/quickstart/rl/model --output_dir runs/quickstart/rejection
 
 Leaves every scored sample (`samples.jsonl`), the kept rows ready for `sft.py` (`dataset/`), and
-what became of the others (`funnel.json`). A run that was cut goes on where it stopped; under
+what became of the others (`funnel.json`). An interrupted run continues where it stopped; under
 `accelerate launch` several processes share the prompts. `--pool runs/quickstart/rl` selects
 from the rollouts of a GRPO stage instead, and samples nothing; with `--dry_run` it prints the
 funnel that the settings give, and leaves nothing.

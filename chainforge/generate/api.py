@@ -606,7 +606,7 @@ class ApiEngine:
         with Ledger(self.ledger_path, self.limits) as ledger:
             self._ledger = ledger
             self._dispatcher = run = Dispatcher(
-                self.args, self, ledger, take, self.limiter,
+                self.args, self.ask, self.worst, ledger, take, self.limiter,
                 strict=self.strict, fallback=self.fallback,
             )  # fmt: skip
             jobs = []

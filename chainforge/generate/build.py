@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rich.table import Table
 
@@ -63,16 +63,6 @@ class BuildArgs:
     )
 
 
-class Source(Protocol):
-    """Scored samples: rows in memory, or files of them."""
-
-    def measure(self, args: SelectionArgs, texts: FilterArgs | None) -> Features:
-        """Measure every sample."""
-
-    def rows(self) -> Iterator[Row]:
-        """Yield the samples in the order in which they were measured."""
-
-
 @dataclass(frozen=True)
 class Rows:
     """Samples in memory."""
@@ -86,6 +76,9 @@ class Rows:
     def rows(self) -> Iterator[Row]:
         """Yield the samples."""
         return iter(self.samples)
+
+
+Source = Rows | Pool
 
 
 def pooled(paths: list[str], args: BuildArgs) -> Pool:

@@ -15,9 +15,8 @@ import random
 import signal
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from chainforge.core import process
 from chainforge.core.errors import Failed, InputError, Stopped
@@ -82,25 +81,21 @@ class Job:
     longer: bool = False  # ask with a larger limit of tokens
 
 
-class Client(Protocol):
-    """What sends a request."""
-
-    def worst(self, job: Job) -> Amount:
-        """Return the most that the request can cost."""
-        ...
-
-    async def ask(self, job: Job) -> tuple[Row, Amount | None]:
-        """Return the answer's columns and what it cost, None if unknown; raise `Failure`."""
-        ...
+# Send a request: the answer's columns and what it cost, None if unknown. Raises `Failure`.
+Ask = Callable[[Job], Awaitable[tuple[Row, Amount | None]]]
 
 
 class Dispatcher:
-    """The requests of one call of an engine. `fallback` answers where the server does not."""
+    """The requests of one call of an engine.
+
+    `worst` returns the most that a request can cost; `fallback` answers where the server does not.
+    """
 
     def __init__(
         self,
         args: RequestArgs,
-        client: Client,
+        ask: Ask,
+        worst: Callable[[Job], Amount],
         ledger: Ledger,
         take: Take,
         limiter: Limiter,
@@ -108,7 +103,7 @@ class Dispatcher:
         strict: bool,
         fallback: Callable[[Draw], Row] | None = None,
     ) -> None:
-        self.args, self.client, self.ledger, self.take = args, client, ledger, take
+        self.args, self.ask, self.worst, self.ledger, self.take = args, ask, worst, ledger, take
         self.limiter, self.strict, self.fallback = limiter, strict, fallback
         self.breaker = Breaker(MAX_USELESS, args.retry_wait, args.outage_timeout)
         self.lost: list[Row] = []
@@ -184,7 +179,7 @@ class Dispatcher:
             elif self._gone:
                 self._lose(job, Transient("not_asked", "not asked: the server was gone"))
                 await asyncio.sleep(0)
-            elif limit := self.ledger.forbids(worst := self.client.worst(job)):
+            elif limit := self.ledger.forbids(worst := self.worst(job)):
                 self._ask_later(job, now)
                 if self.under_way:
                     await self._wait(math.inf)  # these may cost less than was reserved
@@ -238,7 +233,7 @@ class Dispatcher:
     async def _attempt(self, job: Job, number: int, ticket: Ticket) -> None:
         """Send one request and handle its outcome."""
         try:
-            answer, paid = await self.client.ask(job)
+            answer, paid = await self.ask(job)
         except Failure as error:
             self.ledger.settle(number, job.key, error.kind, error.paid)
             self._failed(job, error, ticket, time.monotonic())

@@ -130,10 +130,6 @@ class LocalEngine:
             ]
         )
 
-    def describe(self, share: float) -> str:
-        """Return nothing: it costs nothing."""
-        return ""
-
 
 def drawn(special: dict[int, str], text: str, ids: Sequence[int], end: str) -> Row:
     """Return a completion's columns.
@@ -403,6 +399,6 @@ def choose(logits: Tensor, uniform: Tensor, args: SamplingArgs) -> Tensor:
         logits = TopPLogitsWarper(args.top_p)(None, logits)
     heights = logits.softmax(-1).cumsum(-1)
     top = heights[:, -1:]
-    # Rounding may lift the product to the top itself, which lies beyond the last token.
+    # Rounding may lift the product to the top itself, which is beyond the last token.
     aim = torch.minimum(uniform * top, torch.nextafter(top, torch.zeros_like(top)))
     return torch.searchsorted(heights, aim, right=True)[:, 0]

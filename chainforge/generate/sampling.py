@@ -8,6 +8,7 @@ hard one gets up to `max_samples`; each prompt decides alone, so processes need 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -23,15 +24,20 @@ from chainforge.generate.settings import Draw, Drawn, RequestArgs, SamplingArgs,
 from chainforge.generate.shards import Shards, rank, world_size
 from chainforge.rewards.verify import start_pool
 
+logger = logging.getLogger(__name__)
+
 Accept = Callable[[list[Row]], Sequence[bool]]
 Progress = Callable[[int, int, str, str], None]
 State = Literal["open", "enough", "given_up", "exhausted"]
-POLL_SECONDS = 0.2
+POLL_SECONDS, LOG_SECONDS = 0.2, 30.0
 FAILURES = "failures.jsonl"
 
 
 class Engine(Protocol):
-    """What draws completions: transformers, vLLM, a server, or a teacher."""
+    """What draws completions: transformers, vLLM, a server, or a teacher.
+
+    `describe`, if there is one, returns cost and speed for the progress line, from the share done.
+    """
 
     def sample(self, draws: Sequence[Draw], take: Take) -> None:
         """Sample every draw once, and call `take` with them as they are done, in any order.
@@ -39,10 +45,6 @@ class Engine(Protocol):
         Raises `InputError` for a prompt that cannot be sampled from, and when draws that must not
         fail did.
         """
-        ...
-
-    def describe(self, share: float) -> str:
-        """Return cost and speed for the progress line; `share` of the work is done."""
         ...
 
 
@@ -104,16 +106,21 @@ def roll_out(
     rounds.note(list(files.rows.values()))
     rounds.lose(failures.rows.values())
     opened: Engine | None = None
-    told = 0.0
+    told, logged = 0.0, time.monotonic()
 
     def tell(every: float = 0.0) -> None:
-        nonlocal told
+        nonlocal told, logged
         if rank() == 0 and time.monotonic() - told >= every:
             rounds.note(files.refresh())
             done, total, unit = rounds.progress()
-            words = [opened.describe(done / max(total, 1)) if opened else "", rounds.describe()]
-            progress(done, total, unit, ", ".join(filter(None, words)))
+            describe = getattr(opened, "describe", lambda share: "")
+            words = [describe(done / max(total, 1)), rounds.describe()]
+            note = ", ".join(filter(None, words))
+            progress(done, total, unit, note)
             told = time.monotonic()
+            if told - logged >= LOG_SECONDS:
+                logger.info("%s of %s %s, %s", f"{done:,}", f"{total:,}", unit, note)
+                logged = told
 
     def take(batch: list[Drawn]) -> None:
         good = [one for one in batch if one[1]["completion"] is not None]

@@ -36,53 +36,41 @@ class RequestArgs:
     num_samples: int = field(default=1, metadata={"help": "Completions of each prompt."})
     max_samples: int | None = field(
         default=None,
-        metadata={
-            "help": "Sample in rounds, until a prompt has `max_per_prompt` accepted completions or "
-            "this many in all; replaces `num_samples`."
-        },
+        metadata={"help": "Sample in rounds up to this, until max_per_prompt are accepted."},
     )
     round_size: int = field(
         default=4, metadata={"help": "Completions of a prompt in one round, with max_samples."}
     )
     max_failed_samples: int | None = field(
-        default=None,
-        metadata={
-            "help": "Stop sampling a prompt after this many completions without an accepted one, "
-            "with max_samples. Saves tokens, but loses rows of the hardest prompts."
-        },
+        default=None, metadata={"help": "Give a prompt up after this many failures, in rounds."}
     )
     max_new_tokens: int = field(default=512, metadata={"help": "Longest completion, in tokens."})
     temperature: float | None = field(default=None, metadata={"help": "Sampling temperature."})
     base_url: list[str] | str = field(
         default_factory=list,
-        metadata={"help": "Address of the server, or of each of several that share the work."},
+        metadata={"help": "Address of the server, or of several that share the work."},
     )
     extra_body: dict[str, Any] | None = field(
         default=None, metadata={"help": "Further fields of each request."}
     )
     # The settings below change how requests are sent, not what they are, and may change between
-    # runs of a stage (`chainforge.core.fingerprints.FREE_KEYS`).
+    # runs of a stage (`FREE_KEYS` in `chainforge.core.artifacts`).
     max_concurrency: int | None = field(
-        default=None,
-        metadata={
-            "help": "Most requests at a time; the number below it adapts to the server. Default: "
-            "500 at DeepSeek, 64 at other teachers, 256 for a policy."
-        },
+        default=None, metadata={"help": "Most requests at a time; the number adapts below."}
     )
     timeout: float = field(default=1800.0, metadata={"help": "Seconds for one request in all."})
     max_retries: int = field(default=8, metadata={"help": "Retries of a transient error."})
     retry_wait: float = field(
-        default=1.0, metadata={"help": "Seconds before the first retry, doubled for each further."}
+        default=1.0, metadata={"help": "Seconds before the first retry, then doubled."}
     )
     max_retry_after: float = field(
-        default=600.0, metadata={"help": "Longest Retry-After of a server that is obeyed, seconds."}
+        default=600.0, metadata={"help": "Longest Retry-After to obey, in seconds."}
     )
     outage_timeout: float = field(
         default=600.0, metadata={"help": "Seconds without any answer before the run stops."}
     )
     shutdown_timeout: float = field(
-        default=120.0,
-        metadata={"help": "Seconds that Ctrl-C waits for pending answers; a second one, none."},
+        default=120.0, metadata={"help": "Seconds that Ctrl-C waits for pending answers."}
     )
 
     @property
@@ -138,15 +126,13 @@ class SamplingArgs(TemplateArgs, RequestArgs):
     top_p: float = field(default=1.0, metadata={"help": "Share of the probability kept; 1: all."})
     top_k: int = field(default=0, metadata={"help": "Number of likeliest tokens kept; 0: all."})
     generation_batch_size: int = field(
-        default=64, metadata={"help": "Completions that are generated at once."}
+        default=64, metadata={"help": "transformers: completions generated at once."}
     )
     engine_options: dict[str, Any] | None = field(
-        default=None,
-        metadata={"help": "vllm: further arguments of `vllm.LLM`, such as tensor_parallel_size."},
+        default=None, metadata={"help": "vllm: further arguments of vllm.LLM."}
     )
     served_model: str | None = field(
-        default=None,
-        metadata={"help": "api: the policy's name at the server; model_name_or_path by default."},
+        default=None, metadata={"help": "api: name at the server; default model_name_or_path."}
     )
     extra_body: dict[str, Any] | None = field(
         default=None,
@@ -226,14 +212,13 @@ class TeacherArgs(RequestArgs):
         metadata={"help": "Stop, resumably, before spending more; all runs count together."},
     )
     max_tokens_total: int | None = field(
-        default=None, metadata={"help": "The same for tokens, of prompts and answers."}
+        default=None, metadata={"help": "The same for tokens, prompts and answers."}
     )
     max_requests: int | None = field(
         default=None, metadata={"help": "The same for requests, failed ones included."}
     )
     prices: str | None = field(
-        default=None,
-        metadata={"help": "Your own price table, in the format of chainforge/generate/prices.yaml"},
+        default=None, metadata={"help": "Your own price table, like generate/prices.yaml."}
     )
     expected_tokens: int = field(
         default=6000,  # DeepSeek-R1, table 5: 6,094 on average for mathematics

@@ -117,7 +117,7 @@ def collect(
 
     rolled = roll_out(
         lambda: engine, examples, args, path=directory / SAMPLES, seed=seed,
-        provenance={"teacher": args.teacher, "stage": stage}, score=score, mine=mine, accept=accept,
+        provenance={"stage": stage}, score=score, mine=mine, accept=accept,
         keep=keep, progress=progress,
     )  # fmt: skip
     lost = Counter(row["class"] for row in rolled.lost)
@@ -140,7 +140,8 @@ def open_teacher(
     endpoints = endpoints_of(args)
     key_of(args)
     servers = [
-        Server(one, reader(transcript), args.timeout, price_of(args, one)) for one in endpoints
+        Server(one, reader(transcript, args.teacher), args.timeout, price_of(args, one))
+        for one in endpoints
     ]
     return ApiEngine(
         args,
@@ -200,7 +201,7 @@ def price_of(args: TeacherArgs, endpoint: Endpoint) -> Price | None:
     return price
 
 
-def reader(transcript: str) -> Reader:
+def reader(transcript: str, teacher: str) -> Reader:
     """Return what turns a reply into a transcript, or raises `Rejected` with the reason."""
 
     def read_reply(choice: Choice, usage: Row | None) -> Row:
@@ -228,7 +229,7 @@ def reader(transcript: str) -> Reader:
                 words = f"the {part} contains the tag {tag}; ask in `instruction` for none"
                 raise Rejected("tags", words, usage=usage, said=parts)
         completion = write(parts["reasoning"], parts["answer"], transcript)
-        return {"completion": completion, "reasoning_source": found}
+        return {"completion": completion, "reasoning_source": found, "teacher": teacher}
 
     return read_reply
 
@@ -316,10 +317,6 @@ class OfflineTeacher:
     def replace(self, draw: Draw) -> Row:
         """Write a solution in place of a failed request, labelled as such."""
         return self.answer(draw) | {"source": FALLBACK}
-
-    def describe(self, share: float) -> str:
-        """Return nothing: it costs nothing."""
-        return ""
 
     def _solve(self, row: Row, style: str, rng: random.Random) -> tuple[str, str] | None:
         from chainforge.data.solver import solve

@@ -62,10 +62,6 @@ class VllmEngine:
                 ]
             )
 
-    def describe(self, share: float) -> str:
-        """Return nothing: it costs nothing."""
-        return ""
-
     def _parameters(self, draw: Draw) -> Any:
         args = self.args
         return self._vllm.SamplingParams(

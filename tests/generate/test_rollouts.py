@@ -121,8 +121,8 @@ def test_a_resumed_run_forgets_the_steps_that_it_takes_again(tmp_path):
     assert [row["step"] for row in read_rows(path)] == [1, 1, 2, 2]
     roll(again, 2, prompts(), [FORM.format(1)] * 2)
     assert again.close() == 6
-    anew = recorder(tmp_path)
-    anew.resume(0)
+    fresh = recorder(tmp_path)
+    fresh.resume(0)
     assert read_rows(path) == []
 
 
@@ -142,7 +142,7 @@ def test_processes_write_apart_and_are_merged_by_step(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rollouts.jsonl"]
 
 
-def test_a_pool_numbers_samples_anew_and_says_where_they_are_from(tmp_path):
+def test_a_pool_renumbers_samples_and_says_where_they_are_from(tmp_path):
     log = recorder(tmp_path / "reason")
     for step in range(3):
         roll(log, step, prompts(), [FORM.format(1)] * 2)
