@@ -267,8 +267,8 @@ def _acquire(directory: Path, seconds: float) -> Any:
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
             raise
         raise InputError(
-            f"{directory}: its file system gives no locks ({error.strerror}), without which two "
-            "runs could write the same files; give a directory on another disk"
+            f"{directory}: its file system does not support locks ({error.strerror}); without "
+            "them two runs could write the same files: give a directory on another disk"
         ) from None
 
 

@@ -38,7 +38,7 @@ class Tags:
 
     @property
     def all(self) -> tuple[str, ...]:
-        """Every tag that is not empty, in the order of a transcript."""
+        """Return every tag that is not empty, in the order of a transcript."""
         tags = (self.reasoning_open, self.reasoning_close, self.answer_open, self.answer_close)
         return tuple(tag for tag in tags if tag)
 
