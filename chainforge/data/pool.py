@@ -105,16 +105,23 @@ def _features(row: Row, finding: Finding | None) -> tuple[Any, ...]:
     reward, count, correct = row.get("reward"), row.get("tokens"), row.get("correct")
     # Later rounds go to prompts that lacked successes: counted in, they would bias the rate.
     verdict = float("nan") if correct is None or row.get("round") else float(correct)
+    reason, detail = finding or (None, None)
     return (
         row["id"],
-        str(row.get("task", "")),
-        asked(row),
+        _encodable(str(row.get("task", ""))),
+        _encodable(asked(row)),
         verdict,
         float("-inf") if reward is None else float(reward),
         len(row["completion"]) if count is None else int(count),
         0 if finding else text_key(row["completion"]) >> 1,  # signed, as pandas wants it
-        *(finding or (None, None)),
+        reason,
+        detail and _encodable(detail),
     )
+
+
+def _encodable(text: str) -> str:
+    """Return a text without lone surrogates, which Arrow cannot hold."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def asked(row: Row) -> str:

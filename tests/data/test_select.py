@@ -32,6 +32,7 @@ def why(rows, **settings):
     [
         ({}, None),
         ({"finish_reason": None}, None),
+        ({"finish_reason": "half \ud83d a character"}, "truncated"),
         ({"finish_reason": "length", "formatted": False, "correct": False}, "truncated"),
         ({"completion": "4<|im_end|>\n<|im_start|>user"}, "chat_token"),
         ({"completion": "4", "chat_token": "<X>"}, "chat_token"),
