@@ -69,7 +69,7 @@ def main() -> None:
         trainer = DistillationTrainer(
             model=open_policy(start, stage),
             teacher_model=open_teacher(training, model, sizes),
-            args=prepare(training, model, stage),
+            args=prepare(training, stage),
             train_dataset=grpo_dataset(examples).select_columns(["prompt"]),
             processing_class=tokenizer,
             peft_config=start.peft_config,

@@ -71,7 +71,7 @@ def main() -> None:
                             keep=rl.log_rollouts)  # fmt: skip
         trainer = GRPOTrainer(
             model=open_policy(start, stage),
-            args=prepare(training, model, stage),
+            args=prepare(training, stage),
             reward_funcs=recorder.rewards,
             train_dataset=grpo_dataset(gated.rows),
             eval_dataset=grpo_dataset(unseen) if unseen else None,

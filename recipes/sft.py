@@ -49,7 +49,7 @@ def main() -> None:
         check_rows(rows, tokenizer, training.max_length)
         trainer = SFTTrainer(
             model=open_policy(start, stage),
-            args=prepare(training, model, stage),
+            args=prepare(training, stage),
             train_dataset=rows,
             processing_class=tokenizer,
             peft_config=start.peft_config,

@@ -1,8 +1,4 @@
-"""How a stage is spread over processes, and which ways of training work with it.
-
-One table decides: training stages refuse what it refuses before a model is loaded, `chainforge
-doctor` checks a whole chain, and the documentation has the table (a test compares them).
-"""
+"""How a stage is spread over processes, and which ways of training cannot work with it."""
 
 from __future__ import annotations
 
@@ -11,13 +7,12 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from chainforge.core.errors import InputError, hint
 
 SINGLE, DDP, FSDP2, ZERO2, ZERO3 = "single", "ddp", "fsdp2", "zero2", "zero3"
 LAYOUTS = {SINGLE: "single", DDP: "DDP", FSDP2: "FSDP2", ZERO2: "ZeRO-2", ZERO3: "ZeRO-3"}
-METHODS = ("full", "LoRA", "QLoRA")
 _NO_MODEL = (
     "zero3_save_16bit_model: only with true can the weights be gathered when the stage ends, to be "
     "saved; write it under deepspeed_config"
@@ -155,98 +150,52 @@ def _true(value: Any) -> bool:
     return str(value).lower() in ("true", "1", "yes", "on")
 
 
-class Cell(NamedTuple):
-    """What is known of one combination.
-
-    `run`: a test runs it. `configured`: everything is set up for it, but no test runs it; `note`
-    says who has, or what to beware of. `refused`: it cannot work, for the reason in `note`.
-    """
-
-    state: Literal["run", "configured", "refused"]
-    note: str = ""
-
-
-_RUN, _CONFIGURED = Cell("run"), Cell("configured")
-_BY_TRL = Cell("configured", "TRL's own tests run SFT and GRPO this way on two GPUs")
-_SFT_BY_TRL = Cell(
-    "configured", "TRL's own tests run SFT this way on two GPUs; nobody's tests are known for GRPO"
-)
-_STORAGE = Cell(
-    "configured", "with bnb_4bit_quant_storage set to the model's dtype (PEFT's guide to DeepSpeed)"
-)
-_FSDP_4BIT = Cell(
-    "refused",
+# Why these cannot work: see the table in docs/distributed.md, which a test compares with them.
+_FSDP_4BIT = (
     "FSDP 2 cannot shard 4-bit weights: stored as bytes they stay whole on every GPU, stored as "
     "floats they lose their scales (accelerate#3983, #3874, axolotl#2992). Launch with ddp or "
-    "zero2, where each GPU holds the 4-bit base, or with zero3",
+    "zero2, where each GPU holds the 4-bit base, or with zero3"
 )
-_VLLM_4BIT = Cell(
-    "refused",
+_VLLM_4BIT = (
     "An adapter does not merge into the 4-bit weights that TRL would send: vLLM refuses their "
     "shape, or samples from rounded ones (trl#4973, #3466). Leave use_vllm out, or use LoRA on the "
-    "unquantised base",
+    "unquantised base"
 )
-_GATHERS = Cell("configured", "each sync gathers the whole model on every GPU (trl#3133)")
-_MERGES = Cell(
-    "configured", "TRL merges the adapter in sharded weights, and doubts it in a comment"
-)
-
-# By method and layout: generation by transformers (and SFT), generation by vLLM.
-SUPPORT: dict[tuple[str, str], tuple[Cell, Cell]] = {
-    ("full", SINGLE): (_RUN, _CONFIGURED),
-    ("full", DDP): (_RUN, _CONFIGURED),
-    ("full", FSDP2): (_BY_TRL, _CONFIGURED),
-    ("full", ZERO2): (_BY_TRL, _CONFIGURED),
-    ("full", ZERO3): (_BY_TRL, _CONFIGURED),
-    ("LoRA", SINGLE): (_RUN, _CONFIGURED),
-    ("LoRA", DDP): (_RUN, _CONFIGURED),
-    ("LoRA", FSDP2): (_SFT_BY_TRL, _MERGES),
-    ("LoRA", ZERO2): (_SFT_BY_TRL, _CONFIGURED),
-    ("LoRA", ZERO3): (_SFT_BY_TRL, _GATHERS),
-    ("QLoRA", SINGLE): (_RUN, _VLLM_4BIT),
-    ("QLoRA", DDP): (_CONFIGURED, _VLLM_4BIT),
-    ("QLoRA", FSDP2): (_FSDP_4BIT, _FSDP_4BIT),
-    ("QLoRA", ZERO2): (_CONFIGURED, _VLLM_4BIT),
-    ("QLoRA", ZERO3): (_STORAGE, _VLLM_4BIT),
-}
 
 
 def method_of(settings: Mapping[str, Any]) -> str:
-    """Return the way of training that a stage's settings ask for."""
+    """Return the way of training that a stage's settings ask for: full, LoRA or QLoRA."""
     if settings["load_in_4bit"] or settings["load_in_8bit"]:
         return "QLoRA"
     return "LoRA" if settings["use_peft"] else "full"
 
 
-def cell_of(settings: Mapping[str, Any], layout: Layout) -> Cell | None:
-    """Return the cell that a stage falls into; None for a layout that the table does not have."""
-    cells = SUPPORT.get((method_of(settings), layout.kind))
-    return cells[bool(settings.get("use_vllm"))] if cells else None
-
-
 def refusals(settings: Mapping[str, Any], layout: Layout) -> Iterator[str]:
     """Return why a stage cannot work, and what would; nothing when it can."""
-    four, eight = settings["load_in_4bit"], settings["load_in_8bit"]
+    four, eight, vllm = (settings.get(key) for key in ("load_in_4bit", "load_in_8bit", "use_vllm"))
+    quantised = four or eight
     if four and eight:
         yield "load_in_4bit and load_in_8bit: one of them, not both"
-    if (four or eight) and not settings["use_peft"]:
+    if quantised and not settings["use_peft"]:
         yield "load_in_4bit: quantised weights cannot be trained; add `use_peft: true` (QLoRA)"
-    cell, dtype = cell_of(settings, layout), settings["dtype"]
-    if cell is not None and cell.state == "refused":
-        yield cell.note
-    elif cell is _STORAGE and eight:
+    if quantised and layout.kind == FSDP2:
+        yield _FSDP_4BIT
+    elif quantised and vllm:
+        yield _VLLM_4BIT
+    elif layout.kind == ZERO3 and eight:
         yield "load_in_8bit: ZeRO-3 cannot shard bytes; use load_in_4bit, or launch with zero2"
-    elif cell is _STORAGE and settings["bnb_4bit_quant_storage"] != dtype:
+    elif layout.kind == ZERO3 and four and settings["bnb_4bit_quant_storage"] != settings["dtype"]:
+        dtype = settings["dtype"]
         wanted = dtype if dtype in ("float32", "float16", "bfloat16") else "bfloat16"
         yield (
             "bnb_4bit_quant_storage: ZeRO-3 shards floating numbers only, all of one kind; set it "
             f"to the model's dtype, `bnb_4bit_quant_storage: {wanted}`"
         )
-    if settings.get("use_vllm") and (settings["use_cpu"] or layout.on_cpu):
+    if vllm and (settings["use_cpu"] or layout.on_cpu):
         yield "use_vllm: TRL feeds vLLM on GPUs only; leave it out on the CPU"
-    if settings.get("use_vllm") and eight:
+    if vllm and eight:
         yield "use_vllm: vLLM has no 8-bit loading; leave load_in_8bit out"
-    if layout.kind in (FSDP2, ZERO2, ZERO3) and settings["use_cpu"]:
+    if layout.kind in LAYOUTS and layout.kind not in (SINGLE, DDP) and settings["use_cpu"]:
         yield f"use_cpu: {LAYOUTS[layout.kind]} runs as plain DDP on the CPU; launch with cpu_ddp"
     if not layout.whole_model:
         yield _NO_MODEL

@@ -115,13 +115,22 @@ def check_policy(args: PolicyArgs, training_args: Any, model_args: Any) -> Start
     check_supported(training_args, model_args)
     check_trackers(asked_for(training_args.report_to))
     _check_method(args, model_args, asked)
+    check_options("model_init_kwargs", training_args.model_init_kwargs)
     trust = bool(training_args.trust_remote_code)
     source = find_source(model_args.model_name_or_path, model_args.model_revision, trust)
+    options = {
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        "trust_remote_code": trust,
+        "use_safetensors": True,
+        **(training_args.model_init_kwargs or {}),
+        "revision": source.revision,
+    }
     start = Start(
         source=source,
         adapter=args.adapter,
         save=tuple(args.save),
-        options=model_options(model_args, training_args) | {"revision": source.revision},
+        options=options,
         quantization=get_quantization_config(model_args),
         lora=get_peft_config(model_args),
     )
@@ -139,19 +148,6 @@ def check_policy(args: PolicyArgs, training_args: Any, model_args: Any) -> Start
     if beta:
         _turn_dropout_off(training_args, start, asked)
     return start
-
-
-def model_options(model_args: Any, training_args: Any) -> dict[str, Any]:
-    """Return the keyword arguments of `from_pretrained` that the stage's settings ask for."""
-    check_options("model_init_kwargs", training_args.model_init_kwargs)
-    return {
-        "revision": model_args.model_revision,
-        "attn_implementation": model_args.attn_implementation,
-        "dtype": model_args.dtype,
-        "trust_remote_code": training_args.trust_remote_code,
-        "use_safetensors": True,
-        **(training_args.model_init_kwargs or {}),
-    }
 
 
 def check_options(name: str, options: dict[str, Any] | None) -> None:
@@ -339,7 +335,7 @@ def upcast_adapter(trainer: Any, stage: Stage) -> None:
     Where processes share out the weights, TRL's choice stays: they need one precision throughout.
     """
     start = stage.policy
-    if start is None or start.quantization is None:
+    if start.quantization is None:
         return
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         return
@@ -373,16 +369,13 @@ def check_reference(trainer: Any) -> None:
         agreement.check("its KL reference, a copy of the adapter,", model)
 
 
-def prepare(training_args: Any, model_args: Any, stage: Stage) -> Any:
+def prepare(training_args: Any, stage: Stage) -> Any:
     """Point a TRL configuration at the stage: checkpoints inside it, the model as asked for."""
     start = stage.policy
     name_run(training_args, stage.directory)
     training_args.push_to_hub = False  # the stage is sent once it is signed
     training_args.output_dir = str(stage.path("checkpoints"))
-    if start is None:
-        training_args.model_init_kwargs = model_options(model_args, training_args)
-    else:
-        training_args.model_init_kwargs = None if start.opened_here else start.options
+    training_args.model_init_kwargs = None if start.opened_here else start.options
     if os.environ.get(CHAIN):
         training_args.disable_tqdm = True  # the chain draws the bar; a log has no use for one
     return training_args

@@ -136,12 +136,6 @@ def check_template(
         raise InputError(f"{name}: the chat template {flaw}")
 
 
-def check_bounded(tokenizer: Any, name: str) -> None:
-    """Raise `InputError` when the chat template takes too much to write one question."""
-    if getattr(tokenizer, "chat_template", None):
-        _bounded(tokenizer, lambda: _flaw(tokenizer, _QUESTION, "2", {}), name)
-
-
 def _survives(tokenizer: Any, preset: str) -> bool:
     """Return whether a transcript is the same one after tokenising and decoding it."""
     text = write("1 + 1 = 2", "2", preset)
@@ -337,32 +331,6 @@ def _batches(rows: Any, *columns: str) -> Iterator[Mapping[str, Any]]:
         yield rows
     else:
         yield from ({column: [row[column]] for column in columns} for row in rows)
-
-
-def trained_tokens(
-    tokenizer: Any, row: Any, *, assistant_only: bool = False
-) -> tuple[list[int], list[bool]]:
-    """Return the tokens of a row of SFT, and which of them carry loss, as TRL's SFTTrainer has it.
-
-    `row` has `prompt` and `completion` messages. With `assistant_only` (`assistant_only_loss`) TRL
-    replaces the templates that it knows by its own training templates.
-    """
-    from trl.chat_template_utils import get_training_chat_template
-    from trl.data_utils import common_prefix_length
-
-    template = get_training_chat_template(tokenizer) if assistant_only else None
-
-    def tokens(turns: Any, **options: Any) -> Any:
-        return tokenizer.apply_chat_template(
-            turns, chat_template=template, tokenize=True, return_dict=True, **options
-        )
-
-    prompt = tokens(row["prompt"], add_generation_prompt=True)["input_ids"]
-    whole = tokens(row["prompt"] + row["completion"], return_assistant_tokens_mask=assistant_only)
-    ids = list(whole["input_ids"])
-    start = common_prefix_length(prompt, ids)
-    mask = whole["assistant_masks"] if assistant_only else [1] * len(ids)
-    return ids, [place >= start and bool(bit) for place, bit in enumerate(mask)]
 
 
 def shield(tokenizer: Any) -> Any:

@@ -92,7 +92,7 @@ def stage_of(monkeypatch, kind, model, directory, *flags):
         data = rows() if kind == "sft" else rows().select_columns(["prompt"])
         trainer = make(
             model=open_policy(start, stage),
-            args=prepare(training, model_args, stage),
+            args=prepare(training, stage),
             train_dataset=data,
             processing_class=tokenizer,
             peft_config=start.peft_config,

@@ -261,7 +261,11 @@ def test_training_that_changes_nothing_is_an_error(wide_model, tmp_path, monkeyp
 
 
 def test_a_policy_that_cannot_train_is_an_error(bare, tmp_path, monkeypatch):
-    monkeypatch.setattr("stages.open_policy", lambda start, stage: adapted(bare))
+    def open_frozen(start, stage):
+        stage.policy = start
+        return adapted(bare)
+
+    monkeypatch.setattr("stages.open_policy", open_frozen)
     flags = [*METHODS["lora"], "--adapter", "continue", "--beta", "0"]
     with pytest.raises(NothingTrained, match="no parameter of the model requires a gradient"):
         stage_of(monkeypatch, "grpo", bare, tmp_path / "rl", *flags)

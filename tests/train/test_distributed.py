@@ -1,5 +1,4 @@
 import os
-import re
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,10 +9,7 @@ import yaml
 from chainforge.core.errors import InputError
 from chainforge.train.distributed import (
     LAYOUTS,
-    METHODS,
-    SUPPORT,
     Layout,
-    cell_of,
     check_supported,
     faults,
     layout_here,
@@ -122,31 +118,6 @@ def test_the_slurm_script_starts_each_machine_with_its_rank(tmp_path):
     assert second.endswith("recipes/grpo.py --config my reason.yaml")
 
 
-def table():
-    """The table of what is supported, as the documentation has it."""
-    lines = ["| | " + " | ".join(LAYOUTS.values()) + " |", "|---|" + "---|" * len(LAYOUTS)]
-    notes = []
-
-    def marked(cell):
-        if cell.note and cell.note not in notes:
-            notes.append(cell.note)
-        return f"{cell.state} ({notes.index(cell.note) + 1})" if cell.note else cell.state
-
-    for method in METHODS:
-        for number, engine in enumerate(("transformers", "vLLM")):
-            cells = [marked(SUPPORT[method, layout][number]) for layout in LAYOUTS]
-            lines.append(f"| {method}, {engine} | " + " | ".join(cells) + " |")
-    said = [f"{number}. {note[0].upper()}{note[1:]}." for number, note in enumerate(notes, 1)]
-    return "\n".join([*lines, "", *said])
-
-
-def test_the_documentation_has_the_table():
-    texts = [path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))]
-    found = re.search(r"<!-- matrix -->\n(.*?)\n<!-- /matrix -->", "\n".join(texts), re.DOTALL)
-    assert found
-    assert found[1].strip() == table()
-
-
 LORA = {"use_peft": True}
 QLORA = LORA | {"load_in_4bit": True, "dtype": "bfloat16"}
 VLLM = {"use_vllm": True}
@@ -157,12 +128,15 @@ def refused(settings, kind, recipe="grpo", **layout):
 
 
 @pytest.mark.parametrize(("settings", "method"), [({}, "full"), (LORA, "LoRA"), (QLORA, "QLoRA")])
-def test_each_stage_has_its_cell(settings, method):
-    plain, served = settings_of("grpo", settings), settings_of("grpo", settings | VLLM)
-    assert method_of(plain) == method
-    assert cell_of(plain, Layout("ddp", 2)) == SUPPORT[method, "ddp"][0]
-    assert cell_of(served, Layout("ddp", 2)) == SUPPORT[method, "ddp"][1]
-    assert cell_of(plain, Layout("zero1", 2)) is None
+def test_the_documented_table_refuses_what_is_refused(settings, method):
+    assert method_of(settings_of("grpo", settings)) == method
+    storage = {"bnb_4bit_quant_storage": settings.get("dtype")}
+    lines = (ROOT / "docs/distributed.md").read_text().splitlines()
+    for engine, served in (("transformers", {}), ("vLLM", VLLM)):
+        (line,) = (line for line in lines if line.startswith(f"| {method}, {engine} |"))
+        for layout, cell in zip(LAYOUTS, line.split("|")[2:-1], strict=True):
+            found = refused(settings | served | storage, layout)
+            assert bool(found) == cell.strip().startswith("refused"), (layout, engine, found)
 
 
 @pytest.mark.parametrize(
