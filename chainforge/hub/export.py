@@ -26,7 +26,6 @@ from chainforge.core.artifacts import STARTED, UPLOAD, read_json, read_manifest
 from chainforge.core.errors import InputError, hint
 from chainforge.core.secrets import public
 from chainforge.core.weights import INDEX, check_weights
-from chainforge.hub.cards import data_card, head_of, model_card
 from chainforge.hub.safety import (
     CARD,
     Files,
@@ -189,6 +188,8 @@ def pack(
     weights are those that were trained on. `merged_from` is the adapter that was merged.
     Raises `InputError` for what does not exist, is not finished or was changed.
     """
+    from chainforge.hub.cards import data_card, model_card  # much, and seldom sent by a recipe
+
     what, folder = _part(path, what)
     stages = _signed(folder)
     files, left_out = choose(what, folder)
@@ -456,6 +457,8 @@ def _missing_base(folder: Path, own: str) -> str:
 
 def _licence(folder: Path, bases: list[Origin | None], online: bool) -> dict[str, str]:
     """Return the licence in a model's own card, or in its base's, here or on the Hub."""
+    from chainforge.hub.cards import head_of
+
     known = [base for base in bases if base is not None]
     for place in (folder, *(Path(base.name) for base in known if not base.on_hub)):
         card = place / CARD

@@ -1,4 +1,4 @@
-"""Read what a finished stage was made from: its manifest, and those of the stages before it."""
+"""Trace what a finished stage was made from, by its manifest and those of the stages before it."""
 
 from __future__ import annotations
 
@@ -55,33 +55,33 @@ def lineage(stage: Path) -> list[Ancestor]:
     """Return a finished stage and all that it was made from, the oldest first.
 
     The stages before it are known by their fingerprints, wherever the run was moved to; what is
-    gone, or was made anew with other settings since, is left as the path that it had. Empty for a
+    gone, or was made again with other settings since, is left as the path that it had. Empty for a
     directory that no stage signed.
     """
     found: dict[str, Ancestor] = {}
-    _collect(stage.resolve(), found)
+
+    def collect(directory: Path) -> None:
+        manifest = read_manifest(directory)
+        if manifest is None or manifest.fingerprint in found:
+            return
+        beside = list(stages_in(directory.parent))
+        took: dict[str, Origin] = {}
+        for role, fingerprint in manifest.inputs.items():
+            if role.startswith("models."):
+                continue  # an evaluation is not made from the models that it measured
+            reference = _reference(role, manifest.config)
+            before = _maker(reference, fingerprint, beside)
+            if before is not None and before != directory:
+                collect(before)
+                took[role] = Origin("stage", before.name, fingerprint)
+            elif fingerprint.startswith(ON_HUB):
+                took[role] = Origin("hub", fingerprint.removeprefix(ON_HUB), fingerprint)
+            else:
+                took[role] = Origin("path", reference, fingerprint)
+        found[manifest.fingerprint] = Ancestor(directory, manifest, took)
+
+    collect(stage.resolve())
     return list(found.values())
-
-
-def _collect(directory: Path, found: dict[str, Ancestor]) -> None:
-    manifest = read_manifest(directory)
-    if manifest is None or manifest.fingerprint in found:
-        return
-    beside = list(stages_in(directory.parent))
-    took: dict[str, Origin] = {}
-    for role, fingerprint in manifest.inputs.items():
-        if role.startswith("models."):
-            continue  # what an evaluation measured made nothing
-        reference = _reference(role, manifest.config)
-        before = _maker(reference, fingerprint, beside)
-        if before is not None and before != directory:
-            _collect(before, found)
-            took[role] = Origin("stage", before.name, fingerprint)
-        elif fingerprint.startswith(ON_HUB):
-            took[role] = Origin("hub", fingerprint.removeprefix(ON_HUB), fingerprint)
-        else:
-            took[role] = Origin("path", reference, fingerprint)
-    found[manifest.fingerprint] = Ancestor(directory, manifest, took)
 
 
 def stages_in(folder: Path) -> Iterator[tuple[Path, Manifest]]:

@@ -74,7 +74,7 @@ def test_a_stage_of_another_run_is_found_where_the_path_leads(made, tmp_path):
     assert names(lineage(tmp_path / "alone"))[-3:] == ["mixed", "final", "alone"]
 
 
-def test_what_is_gone_or_was_made_anew_is_left_as_its_path(run):
+def test_what_is_gone_or_was_made_again_is_left_as_its_path(run):
     shutil.rmtree(run / "picks")
     mixed = lineage(run / "mixed")
     assert names(mixed) == ["traces", "mixed"]
@@ -125,7 +125,7 @@ def test_an_evaluation_counts_by_the_model_and_not_by_its_name(run):
     assert "+10.0 points of strict accuracy (+5.0 to +15.0), McNemar's p < 0.0001" in text
 
 
-def test_a_model_that_was_made_anew_was_not_measured(run):
+def test_a_model_that_was_made_again_was_not_measured(run):
     manifest = read_json(run / "final/manifest.json")
     write_json(run / "final/manifest.json", manifest | {"fingerprint": "another"})
     assert measurements(lineage(run / "final")) == []
