@@ -20,7 +20,7 @@ from chainforge.core.weights import hub_failures
 from chainforge.doctor.findings import Context, NotHere
 from chainforge.train.architecture import cached
 from chainforge.train.model_source import ADAPTER
-from chainforge.train.templates import check_bounded, set_template, shield
+from chainforge.train.templates import _QUESTION, _bounded, _flaw, set_template, shield
 
 ONLINE = "--online fetches it"
 # All of a model that is looked at here: no weights.
@@ -132,7 +132,8 @@ def tokenizer(context: Context, name: str, step: Step | None = None) -> Any:
                 raise InputError(f"{root}: no tokenizer: {first_line(error)}") from None
             raise NotHere(f"{root} is not on this machine; {ONLINE}, but no weights") from None
         set_template(made, template)
-        check_bounded(made, template or root)
+        if made.chat_template:
+            _bounded(made, lambda: _flaw(made, _QUESTION, "2", {}), template or root)
         return shield(made)
 
     return once(context, ("tokenizer", root, template), make)

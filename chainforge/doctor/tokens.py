@@ -12,7 +12,33 @@ from chainforge.core.transcript import tags_of, write
 from chainforge.doctor import material, supply
 from chainforge.doctor.findings import Context, Finding, NotHere, Training, of_stage
 from chainforge.generate.settings import ends_of
-from chainforge.train.templates import check_template, trained_tokens
+from chainforge.train.templates import check_template
+
+
+def trained_tokens(
+    tokenizer: Any, row: Any, *, assistant_only: bool = False
+) -> tuple[list[int], list[bool]]:
+    """Return the tokens of a row of SFT, and which of them carry loss, as TRL's SFTTrainer has it.
+
+    `row` has `prompt` and `completion` messages. With `assistant_only` (`assistant_only_loss`) TRL
+    replaces the templates that it knows by its own training templates.
+    """
+    from trl.chat_template_utils import get_training_chat_template
+    from trl.data_utils import common_prefix_length
+
+    template = get_training_chat_template(tokenizer) if assistant_only else None
+
+    def tokens(turns: Any, **options: Any) -> Any:
+        return tokenizer.apply_chat_template(
+            turns, chat_template=template, tokenize=True, return_dict=True, **options
+        )
+
+    prompt = tokens(row["prompt"], add_generation_prompt=True)["input_ids"]
+    whole = tokens(row["prompt"] + row["completion"], return_assistant_tokens_mask=assistant_only)
+    ids = list(whole["input_ids"])
+    start = common_prefix_length(prompt, ids)
+    mask = whole["assistant_masks"] if assistant_only else [1] * len(ids)
+    return ids, [place >= start and bool(bit) for place, bit in enumerate(mask)]
 
 
 def check_transcripts(context: Context) -> Iterator[Finding]:
