@@ -131,7 +131,7 @@ def _launch_faults(given: Mapping[str, Any]) -> Iterator[str]:
     if processes != 1 and not several:
         yield (
             f"num_processes: {processes} with distributed_type {kind or 'NO'}: accelerate starts "
-            "one process without a warning; write MULTI_GPU, with use_cpu: true for the CPU"
+            "one process and says nothing; write MULTI_GPU, with use_cpu: true for the CPU"
         )
     if processes % machines:
         yield f"num_processes: {processes} is not a multiple of num_machines, {machines}"
