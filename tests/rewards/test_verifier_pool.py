@@ -71,21 +71,13 @@ def quick():
 
 
 @pytest.mark.parametrize("answer", FILTERED, ids=lambda answer: answer[:12])
-def test_the_filters_refuse_at_once(answer):
+@pytest.mark.parametrize("verifier", ["math", "arithmetic", "numeric", "choice", "exact"])
+def test_the_filters_refuse_at_once(verifier, answer):
     before = POOL.scored
     start = time.process_time()
-    assert verify("math", answer, "4") is False
+    assert verify(verifier, answer, "A" if verifier == "choice" else "4") is False
     assert time.process_time() - start < 0.5
     assert POOL.scored == before
-
-
-@pytest.mark.parametrize("answer", FILTERED, ids=lambda answer: answer[:12])
-@pytest.mark.parametrize("verifier", ["arithmetic", "numeric", "choice", "exact"])
-def test_the_other_verifiers_refuse_at_once(verifier, answer):
-    gold = "A" if verifier == "choice" else "4"
-    start = time.process_time()
-    assert verify(verifier, answer, gold) is False
-    assert time.process_time() - start < 0.5
 
 
 UNITS = ["\\(", "\\)", "\\[", "\\]", "$", "$ ", "**", " **a", "`", "```\n", "answer is ", "nswer:", "\n",
