@@ -26,7 +26,7 @@ from typing import Any
 
 from killing import forked
 from measuring import QUICKSTART, ROOT, results, save, tail
-from sides import RAW, prepared, recipe, tasks_of
+from sides import RAW, asked, prepared, recipe, tasks_of
 
 from chainforge.core.jsonl import write_rows
 
@@ -75,7 +75,8 @@ def training(kind: str, chain: Path, folder: Path, kills: int, draw: random.Rand
         "sft": recipe("sft", "cold_start.yaml", out, "--model_name_or_path", base, "--data", rows),
         "grpo": recipe("grpo", "rl.yaml", out, "--model_name_or_path", model,
                        "--per_device_train_batch_size", 8),
-        "distill": recipe("distill", "distill.yaml", out, "--model_name_or_path",
+        "distill": recipe("distill", "distill.yaml", out, "--tasks",
+                          json.dumps(asked("rl.yaml")), "--model_name_or_path",
                           QUICKSTART / "student_base", "--teacher_model_name_or_path", model,
                           "--per_device_train_batch_size", 16),
     }  # fmt: skip

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import QUICKSTART, results, save, spread, turns
-from sides import prepared
+from measuring import results, save, spread, turns
+from sides import asked, prepared
 
-from chainforge.core.config import read_settings
 from chainforge.core.jsonl import Row
 from chainforge.data.select import SelectionArgs, select_rows
 from chainforge.data.tasks import TaskArgs, load_examples
@@ -137,10 +136,10 @@ def main() -> None:
 
 def prompts(count: int) -> list[Row]:
     """Return prompts of all kinds of the quickstart, mixed."""
-    settings = read_settings(QUICKSTART / "rejection.yaml")
-    tasks = TaskArgs(tasks=settings["tasks"], system_prompt=settings["system_prompt"])
+    asks = asked("rejection.yaml")
+    tasks = TaskArgs(tasks=asks, system_prompt="")
     rows = load_examples(tasks, FORM, seed=42)
-    kinds = len(settings["tasks"])
+    kinds = len(asks)
     mixed = [row for number in range(kinds) for row in rows[number::kinds]]
     return mixed[:: max(1, len(mixed) // count)][:count]
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from measuring import CHAINFORGE, QUICKSTART, ROOT, run
 
+from chainforge.chain.plan import plan_chain
+from chainforge.chain.spec import load_chain
 from chainforge.core.config import read_settings
 from chainforge.data.tasks import TaskArgs, _own_seed, _read_task
 
@@ -32,9 +34,17 @@ def caches(folder: Path) -> dict[str, str]:
     return {"HF_DATASETS_CACHE": str(folder)}
 
 
+def asked(config: str) -> list[dict[str, Any]]:
+    """Return the tasks of a configuration, or those that the quickstart's chain gives its stage."""
+    if tasks := read_settings(QUICKSTART / config).get("tasks"):
+        return list(tasks)
+    steps = plan_chain(load_chain(QUICKSTART), "runs")
+    return next(list(s.given["tasks"]) for s in steps if s.stage.config == QUICKSTART / config)
+
+
 def tasks_of(config: str, output: Path) -> Path:
     """Write down what a stage asks, for a raw script: the same rows, in the same order."""
-    settings = TaskArgs(tasks=read_settings(QUICKSTART / config)["tasks"])
+    settings = TaskArgs(tasks=asked(config))
     listed = []
     for number, given in enumerate(settings.tasks):
         task = _read_task(given, f"tasks[{number}]")

@@ -1,6 +1,7 @@
 """On-policy distillation: the student writes, the teacher's token probabilities correct it.
 
     accelerate launch recipes/distill.py --config recipes/quickstart/distill.yaml \
+        --tasks '[{fn: reasoning_gym, params: {dataset: chain_sum}, size: 800}]' \
         --model_name_or_path runs/quickstart/student/model \
         --teacher_model_name_or_path runs/quickstart/rl_final/model --output_dir runs/distill
 

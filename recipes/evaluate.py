@@ -1,6 +1,6 @@
 """What each stage was worth: several models on the same held-out rows.
 
-    python recipes/evaluate.py --config recipes/quickstart/eval.yaml --output_dir eval \
+    python recipes/evaluate.py --config recipes/evals/gsm8k.yaml --output_dir eval \
         --models base=recipes/quickstart/base cold_start=runs/quickstart/cold_start/model
 
 Leaves `results.json` (accuracy strict and lenient with Wilson intervals, format, language, lengths,

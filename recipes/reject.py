@@ -1,7 +1,7 @@
 """Rejection sampling: let a policy answer, keep what its rewards accept.
 
-    python recipes/reject.py --config recipes/quickstart/rejection.yaml \
-        --model_name_or_path runs/quickstart/rl/model --output_dir runs/quickstart/rejection
+    python recipes/reject.py --config recipes/smollm2-135m/rejection.yaml \
+        --model_name_or_path runs/smollm2-135m/rl/model --output_dir runs/rejection
 
 Leaves every scored sample (`samples.jsonl`), the kept rows ready for `sft.py` (`dataset/`), and
 what became of the others (`funnel.json`). An interrupted run continues where it stopped; under

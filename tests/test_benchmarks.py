@@ -79,7 +79,7 @@ def test_the_scripts_ask_the_same_and_judge_alike(tmp_path):
 
     from chainforge.core.yaml12 import read_yaml
 
-    tasks = read_yaml(QUICKSTART / "rejection.yaml")["tasks"]
+    tasks = read_yaml(QUICKSTART / "tasks.yaml")["tasks"]
     few = tmp_path / "few.yaml"
     few.write_text(json.dumps({"tasks": [task | {"size": 30} for task in tasks]}))
     theirs = questions.load(str(tasks_of(str(few), tmp_path / "tasks.json")))

@@ -157,7 +157,8 @@ def settings_of(stage: Stage, chain: Chain, overrides: Overrides) -> dict[str, A
     settings = dict(chain.common)
     if chain.report_to and stage.kind.trains:
         settings["report_to"] = list(chain.report_to)
-    settings |= _shared(stage, chain)
+    if tasks := _tasks(stage, chain):
+        settings["tasks"] = tasks
     for kind in stage.kinds:
         settings |= chain.settings.get(kind, {})
     settings |= stage.settings
@@ -177,24 +178,19 @@ def _own(stage: Stage) -> dict[str, Any]:
     return read_settings(stage.config) if stage.config else {}
 
 
-def _shared(stage: Stage, chain: Chain) -> dict[str, Any]:
-    """Return the chain's tasks and system prompt, where the stage's own YAML has none.
+def _tasks(stage: Stage, chain: Chain) -> list[dict[str, Any]]:
+    """Return the chain's tasks, for a stage that asks any and whose own YAML has none.
 
     Evaluations ask the test split unless the task says otherwise; `size` is the stage's.
     """
-    if not stage.asks:
-        return {}
-    shared: dict[str, Any] = {}
-    if chain.tasks:
-        sizes = stage.size * len(chain.tasks) if len(stage.size) == 1 else stage.size
-        split = {"split": "test"} if stage.recipe == "evaluate" else {}
-        shared["tasks"] = [split | task for task in chain.tasks]
-        for task, size in zip(shared["tasks"], sizes, strict=False):
-            task["size"] = size
-    if chain.system_prompt is not None:
-        shared["system_prompt"] = chain.system_prompt
-    own = _own(stage)
-    return {key: value for key, value in shared.items() if key not in own}
+    if not stage.asks or "tasks" in _own(stage):
+        return []
+    split = {"split": "test"} if stage.recipe == "evaluate" else {}
+    tasks = [split | task for task in chain.tasks]
+    sizes = stage.size * len(tasks) if len(stage.size) == 1 else stage.size
+    for task, size in zip(tasks, sizes, strict=False):
+        task["size"] = size
+    return tasks
 
 
 def _evaluated(chain: Chain) -> list[str]:
@@ -202,7 +198,7 @@ def _evaluated(chain: Chain) -> list[str]:
     found: list[str] = []
     for stage in chain.stages:
         if stage.recipe == "evaluate":
-            tasks = _shared(stage, chain).get("tasks", [])
+            tasks = _tasks(stage, chain)
             found += [json.dumps(task, ensure_ascii=False) for task in tasks]
             if stage.config is not None and not tasks:
                 found.append(paths.short(stage.config))

@@ -26,8 +26,8 @@ SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # What is beside the stages, and what a stage is called while it is made again.
 TAKEN_NAMES = re.compile(r"chain\.json|report\..*|.*\.old-\d+")
 REFERENCES = ("model", "models", "data", "teacher_model")
-CHAIN_KEYS = ("name", "base", "models", "seed", "transcript", "launch", "report_to", "tasks",
-              "system_prompt", "set", "stages")  # fmt: skip
+CHAIN_KEYS = ("name", "base", "models", "seed", "transcript", "launch", "report_to", "tasks", "set",
+              "stages")  # fmt: skip
 STAGE_KEYS = ("name", "recipe", "config", *REFERENCES, "launch", "size", "set", "gate")
 TRAINING = "training"  # what a chain's `set` calls all recipes that train
 
@@ -126,7 +126,6 @@ class Chain:
     common: dict[str, Any] = field(default_factory=dict)  # seed, transcript: of every stage
     report_to: tuple[str, ...] = ()  # trackers, of the stages that train
     tasks: tuple[dict[str, Any], ...] = ()
-    system_prompt: str | None = None
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)  # by kind of stage
 
     @property
@@ -162,7 +161,6 @@ def load_chain(reference: str | Path) -> Chain:
             common=_common(given),
             report_to=_names(given, "report_to"),
             tasks=_tasks(given, folder),
-            system_prompt=_text(given, "system_prompt", empty=True),
             settings=_settings_by_kind(given, stages, folder),
         )
 
@@ -206,9 +204,9 @@ def _check_keys(given: Any, known: tuple[str, ...]) -> None:
     refuse_unknown(given, known)
 
 
-def _text(given: dict[str, Any], key: str, empty: bool = False) -> str | None:
+def _text(given: dict[str, Any], key: str) -> str | None:
     value = given.get(key)
-    if value is None or (isinstance(value, str) and (empty or value.strip())):
+    if value is None or (isinstance(value, str) and value.strip()):
         return value
     raise InputError(f"key {key!r} must be a text, not {value!r}")
 

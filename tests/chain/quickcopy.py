@@ -8,8 +8,8 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parents[2]
-DISTILL = {"name": "distill", "recipe": "distill", "config": "distill.yaml", "model": "student_base",
-         "teacher_model": "rl_final"}  # fmt: skip
+DISTILL = {"name": "distill", "recipe": "distill", "config": "distill.yaml", "size": 12,
+           "model": "student_base", "teacher_model": "rl_final"}  # fmt: skip
 
 
 class Copy:
@@ -22,8 +22,9 @@ class Copy:
             weights.write_bytes(b"no weights at all")
         for file in self.folder.glob("*.yaml"):
             settings = yaml.safe_load(file.read_text())
-            for task in settings.get("tasks", []):
-                task["size"] = 12
+            for entry in [*settings.get("stages", []), *settings.get("tasks", [])]:
+                if isinstance(entry, dict) and ("size" in entry or "fn" in entry):
+                    entry["size"] = 12
             if "max_completion_length" in settings:
                 settings["per_device_train_batch_size"] = 8
             file.write_text(yaml.safe_dump(settings))

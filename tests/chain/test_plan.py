@@ -257,3 +257,30 @@ def test_a_place_where_no_stage_can_be_is_named(real, make, words):
     make(place)
     with pytest.raises(InputError, match=f"stage cold: .*{words}"):
         command_lines()
+
+
+def test_a_chain_gives_its_tasks_once_for_all_stages_that_ask_any(real):
+    real.chain["tasks"] = [{"fn": "jsonl", "params": {"path": "a.jsonl"}}, {"fn": "mine:task"}]
+    (real.folder / "a.jsonl").write_text("{}\n")
+    stages = {stage["name"]: dict(stage) for stage in STAGES}
+    stages["traces"]["size"], stages["scores"]["size"] = [30, 20], 5
+    real.configure("grpo", tasks=[{"fn": "own"}])
+    real.chain["stages"] = list(stages.values())
+    real.save()
+    given = {s.stage.name: s.given for s in plan_chain(load_chain("chain.yaml"), "runs")}
+    first, second = {"fn": "jsonl", "params": {"path": "a.jsonl"}}, {"fn": "mine:task"}
+    assert given["traces"]["tasks"] == [first | {"size": 30}, second | {"size": 20}]
+    assert given["reason"]["tasks"] == [{"fn": "own"}]
+    assert given["pupil"]["tasks"] == [first, second]
+    tested = [task | {"split": "test", "size": 5} for task in (first, second)]
+    assert given["scores"]["tasks"] == given["traces"]["decontaminate"] == tested
+    assert "tasks" not in given["cold"]
+    (real.folder / "t.yaml").write_text("tasks: [{fn: mine:task}]\n")
+    real.chain["tasks"] = "t.yaml"
+    real.save()
+    with pytest.raises(InputError, match="stage traces: key 'size': give one number"):
+        load_chain("chain.yaml")
+    stages["traces"]["size"] = "many"
+    real.save()
+    with pytest.raises(InputError, match="stage traces: key 'size' must be a number of rows"):
+        load_chain("chain.yaml")

@@ -58,9 +58,12 @@ def shrink(recipe, steps):
     """Give a recipe little data and few steps."""
     for file in recipe.glob("*.yaml"):
         settings = yaml.safe_load(file.read_text())
-        shares = len(settings.get("tasks", [])) or 1
-        for task in settings.get("tasks", []):
-            task["size"] = ROWS[file.stem] // shares
+        own = settings["tasks"] if isinstance(settings.get("tasks"), list) else []
+        for task in own:
+            task["size"] = ROWS.get(file.stem, 8) // len(own)
+        for stage in settings.get("stages", []):
+            if "size" in stage:
+                stage["size"] = ROWS[Path(stage["config"]).stem] // 3
         if file.stem in steps:
             settings |= {"max_steps": steps[file.stem], "save_steps": 2, "logging_steps": 1}
             settings |= {"save_strategy": "steps", "save_total_limit": 2}

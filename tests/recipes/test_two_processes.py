@@ -16,6 +16,8 @@ import pytest
 import torch
 import yaml
 
+from chainforge.chain.plan import plan_chain
+from chainforge.chain.spec import load_chain
 from chainforge.core.artifacts import read_manifest
 from chainforge.core.jsonl import read_rows
 
@@ -58,10 +60,14 @@ def quickstart(tmp_path_factory):
         shutil.copytree(ROOT / "recipes/quickstart", folder / f"{processes}")
         for file in (folder / f"{processes}").glob("*.yaml"):
             settings = yaml.safe_load(file.read_text())
-            for task in settings.get("tasks", []):
-                task["size"] = ROWS.get(file.stem, 8) // len(settings["tasks"])
+            own = settings["tasks"] if isinstance(settings.get("tasks"), list) else []
+            for task in own:
+                task["size"] = ROWS.get(file.stem, 8) // len(own)
             more = changes.get(file.stem, {})
             settings |= halved(more) if processes == 2 else more
+            for stage in settings.get("stages", []):
+                if "size" in stage:
+                    stage["size"] = ROWS[Path(stage["config"]).stem] // 3
             if file.stem == "chain":
                 assert tuple(stage["name"] for stage in settings["stages"]) == STAGES
                 for stage in settings["stages"]:
@@ -101,6 +107,9 @@ def test_every_stage_is_signed_once_and_whole(two):
 def one(quickstart, recipe, name, *words):
     """Run a stage again in this process alone, on what two processes made before it."""
     config = quickstart / f"1/{name}.yaml"
+    steps = plan_chain(load_chain(quickstart / "1/chain.yaml"), quickstart / "plan")
+    (asked,) = (step.given.get("tasks") for step in steps if step.stage.name == name)
+    words += ("--tasks", json.dumps(asked)) if asked else ()
     code, error = recipe(*words[:1], "--config", config, "--output_dir",
                          quickstart / f"one/{name}", "--seed", "42", *words[1:])  # fmt: skip
     assert code == 0, error
