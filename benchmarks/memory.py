@@ -24,10 +24,9 @@ from typing import Any
 from measuring import results, save
 from random_models import SHAPES, has_gpu, make_model, tokenizer_of
 
-from chainforge.train.architecture import read_shape
+from chainforge.doctor.architecture import read_shape
+from chainforge.doctor.memory import CUDA, INTERPRETER, estimate
 from chainforge.train.distributed import Layout
-from chainforge.train.memory import CUDA, INTERPRETER, estimate
-from chainforge.train.settings import settings_of
 
 OFF = 0.15  # that much an estimate may be
 MINI = {
@@ -103,6 +102,16 @@ ALL_CASES = CASES | GPU_CASES
 PROMPT = 32  # tokens
 
 
+def configs_of(recipe: str, settings: dict[str, Any], **more: Any) -> tuple[Any, Any]:
+    """Return TRL's configurations of training and of the model."""
+    import trl
+
+    kind = {"sft": trl.SFTConfig, "grpo": trl.GRPOConfig, "distill": trl.DistillationConfig}[recipe]
+    mine = {key: value for key, value in settings.items() if hasattr(trl.ModelConfig(), key)}
+    rest = {key: value for key, value in settings.items() if key not in mine}
+    return kind(**rest, **more), trl.ModelConfig(**mine)
+
+
 def trainer_of(recipe: str, path: str, settings: dict[str, Any], folder: str, size: int) -> Any:
     """Build TRL's trainer as the recipe does."""
     import torch
@@ -110,16 +119,13 @@ def trainer_of(recipe: str, path: str, settings: dict[str, Any], folder: str, si
     from datasets import Dataset
 
     names = {"sft": "SFT", "grpo": "GRPO", "distill": "Distillation"}
-    kind, config = (getattr(trl, names[recipe] + end) for end in ("Trainer", "Config"))
-    on_cpu = not torch.cuda.is_available()
-    mine = {key for key in settings if hasattr(trl.ModelConfig(), key)}
-    model = trl.ModelConfig(model_name_or_path=path, **{key: settings[key] for key in mine})
-    common = {"max_steps": 2, "report_to": "none", "save_strategy": "no", "disable_tqdm": True}
-    training = config(
-        output_dir=folder, use_cpu=on_cpu, **common,
-        model_init_kwargs={"dtype": model.dtype},
-        **{key: value for key, value in settings.items() if key not in mine},
+    kind = getattr(trl, f"{names[recipe]}Trainer")
+    training, model = configs_of(
+        recipe, settings | {"model_name_or_path": path}, output_dir=folder,
+        use_cpu=not torch.cuda.is_available(), max_steps=2, report_to="none", save_strategy="no",
+        disable_tqdm=True,
     )  # fmt: skip
+    training.model_init_kwargs = {"dtype": model.dtype}
     prompt = " ".join(f"w{number}" for number in range(PROMPT))
     rows: dict[str, list[Any]] = {"prompt": [prompt] * 64}
     options: dict[str, Any] = {}
@@ -168,8 +174,10 @@ def expected(name: str, on_cpu: bool) -> dict[str, Any]:
     """Return the estimate of a case, without what the interpreter or CUDA itself take."""
     recipe, config, given = ALL_CASES[name]
     shape = read_shape(config)
+    training, model = configs_of(recipe, given, output_dir="out", use_cpu=True)
+    settings = vars(training) | vars(model) | {"use_cpu": on_cpu}
     found = estimate(
-        recipe, settings_of(recipe, given | {"use_cpu": on_cpu}), shape, Layout(),
+        recipe, settings, shape, Layout(),
         prompt_tokens=PROMPT, teacher=shape if recipe == "distill" else None,
     )  # fmt: skip
     return {"estimate": found.peak - (INTERPRETER if on_cpu else CUDA), "parts": found.parts}

@@ -289,29 +289,25 @@ def doctor(
     sets: Sets = None,
     seed: Seed = None,
     as_json: AsJson = False,
-    probe: Annotated[
-        bool, typer.Option("--probe", help="Load models too, and see how many answers are cut.")
-    ] = False,
     online: Annotated[
         bool, typer.Option("--online", help="Ask the Hub for what is not here, but no weights.")
     ] = False,
 ) -> None:
-    """Check a chain before it runs: settings, rows, tokens, rewards, keys, memory."""
+    """Check a chain before it runs: settings, rows, tokenizers, rewards, keys, memory, disk."""
     if not online:
         os.environ["HF_HUB_OFFLINE"] = "1"
-    from chainforge.doctor import doctor as doctors
-    from chainforge.doctor.findings import Context, this_machine, worst
+    from chainforge.doctor import preflight
+    from chainforge.doctor.environment import this_machine
 
     if chain is None and (launch or sets):
         raise InputError("--launch and --set change a chain: name one, as chainforge doctor CHAIN")
     loaded, steps = _planned(chain, runs, launch, sets, seed) if chain is not None else (None, [])
-    context = Context(this_machine(), loaded, tuple(steps), online)
-    findings = doctors.examine(context, probed=probe)
+    findings = preflight.examine(this_machine(), loaded, steps, online)
     if as_json:
-        _print_json(doctors.to_json(findings))
+        _print_json(preflight.to_json(findings))
     else:
-        doctors.print_findings(findings, _console())
-    if worst(findings) == "error":
+        preflight.print_findings(findings, _console())
+    if preflight.worst(findings) == "error":
         raise typer.Exit(1)
 
 

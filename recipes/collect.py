@@ -8,39 +8,64 @@ scored by the rewards; wrong ones stay in `samples.jsonl`, labelled, and out of 
 `--dry_run` prints what it would cost, and asks nothing.
 """
 
+from types import SimpleNamespace
+from typing import Any
+
 from chainforge.core import process
 from chainforge.core.config import parse
+from chainforge.data.filters import filters
 from chainforge.data.select import SelectionArgs
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.generate.build import BuildArgs, Rows, build
 from chainforge.generate.rollouts import score_samples
 from chainforge.generate.sampling import accepted_by
 from chainforge.generate.settings import TeacherArgs, TeacherFilterArgs
-from chainforge.generate.teacher import card_sections, collect, estimate
+from chainforge.generate.teacher import (
+    card_sections,
+    collect,
+    endpoints_of,
+    estimate,
+    key_of,
+    price_of,
+)
 from chainforge.rewards.reward import RewardArgs, load_rewards
 from chainforge.train.stage import RunArgs, open_stage
 
+CONFIGS = (RunArgs, TaskArgs, RewardArgs, TeacherArgs, SelectionArgs, TeacherFilterArgs)
+
+
+def preflight(configs: tuple[Any, ...]) -> SimpleNamespace:
+    """Check settings, the teacher, rows and rewards; return what was loaded. Nothing is asked."""
+    run, tasks, rewarding, teacher, selection, texts = configs
+    teacher.check()
+    selection.check()
+    filters(texts)
+    endpoints = [] if teacher.teacher == "offline" else endpoints_of(teacher)
+    for endpoint in endpoints:
+        price_of(teacher, endpoint)
+    if endpoints and not teacher.dry_run:
+        key_of(teacher)
+    rows = load_examples(tasks, rewarding.transcript, run.seed)
+    rewards = load_rewards(rewarding, set().union(*rows))
+    return SimpleNamespace(rows=rows, rewards=rewards, endpoints=endpoints,
+                           transcript=rewarding.transcript)  # fmt: skip
+
 
 def main() -> None:
-    run, tasks, rewarding, teacher, selection, texts = configs = parse(
-        RunArgs, TaskArgs, RewardArgs, TeacherArgs, SelectionArgs, TeacherFilterArgs
-    )
-    teacher.check()
+    run, _, rewarding, teacher, selection, texts = configs = parse(*CONFIGS)
+    ready = preflight(configs)
     if teacher.dry_run:
-        examples = load_examples(tasks, rewarding.transcript, run.seed)
-        print(estimate(teacher, examples, run.output_dir))
+        print(estimate(teacher, ready.rows, run.output_dir))
         return
     with open_stage("collect", run.output_dir, *configs, seed=run.seed) as stage:
-        examples = load_examples(tasks, rewarding.transcript, run.seed)
-        rewards = load_rewards(rewarding, set().union(*examples))
         collected = collect(
             teacher,
-            examples,
+            ready.rows,
             stage.directory,
             transcript=rewarding.transcript,
             seed=run.seed,
             stage=stage.directory.name,
-            score=lambda rows: score_samples(rows, rewarding.transcript, rewards),
+            score=lambda rows: score_samples(rows, rewarding.transcript, ready.rewards),
             accept=accepted_by(selection, texts),
             keep=selection.max_per_prompt,
             progress=stage.progress,

@@ -13,6 +13,10 @@ student writes before it can do anything teaches it little.
 """
 
 from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+from trl import DistillationConfig, DistillationTrainer, ModelConfig
 
 from chainforge.core import process
 from chainforge.core.config import parse
@@ -26,6 +30,7 @@ from chainforge.train.distill import check_teacher, mask_unshared_ids, open_teac
 from chainforge.train.loop import train
 from chainforge.train.model_source import check_model
 from chainforge.train.policy import PolicyArgs, check_policy, open_policy, prepare
+from chainforge.train.preflight import check_prompts
 from chainforge.train.stage import open_stage
 from chainforge.train.templates import load_tokenizer
 
@@ -37,46 +42,55 @@ class DistillArgs(TemplateArgs):
     transcript: str = field(default=DEFAULT, metadata={"help": "Preset of the transcript's tags."})
 
 
-def main() -> None:
-    from trl import DistillationConfig, DistillationTrainer, ModelConfig
+CONFIGS = (TaskArgs, DistillArgs, PolicyArgs, DistillationConfig, ModelConfig)
 
-    tasks, form, policy, training, model = configs = parse(
-        TaskArgs, DistillArgs, PolicyArgs, DistillationConfig, ModelConfig
-    )
+
+def preflight(configs: tuple[Any, ...]) -> SimpleNamespace:
+    """Check settings, rows and both tokenizers; return what was loaded. No weights are read."""
+    tasks, form, policy, training, model = configs
     start = check_policy(policy, training, model)
     check_saving(training)
     check_push(training, start)
     teacher = check_model(training.teacher_model_name_or_path, training.trust_remote_code)
+    rows = load_examples(tasks, form.transcript, training.seed)
+    tokenizer = load_tokenizer(
+        start.source.tokenizer,
+        form.transcript,
+        template=form.chat_template_path,
+        rows=rows,
+        template_options=training.chat_template_kwargs,
+        **start.tokenizer_options,
+    )
+    sizes = check_teacher(
+        tokenizer, start.source, training, form.transcript, form.chat_template_path
+    )
+    longest = check_prompts(tokenizer, rows, start.source.model, training.max_completion_length,
+                            "max_completion_length")  # fmt: skip
+    return SimpleNamespace(start=start, teacher=teacher, rows=rows, tokenizer=tokenizer,
+                           sizes=sizes, prompt_tokens=longest)  # fmt: skip
+
+
+def main() -> None:
+    _, _, _, training, model = configs = parse(*CONFIGS)
+    ready = preflight(configs)
     with open_stage(
         "distill",
         training.output_dir,
         *configs,
-        inputs={"model": start.reference, "teacher": teacher},
+        inputs={"model": ready.start.reference, "teacher": ready.teacher},
         seed=training.seed,
         push=push_signed,
     ) as stage:
-        examples = load_examples(tasks, form.transcript, training.seed)
-        tokenizer = load_tokenizer(
-            start.source.tokenizer,
-            form.transcript,
-            template=form.chat_template_path,
-            rows=examples,
-            template_options=training.chat_template_kwargs,
-            **start.tokenizer_options,
-        )
-        sizes = check_teacher(
-            tokenizer, start.source, training, form.transcript, form.chat_template_path
-        )
         trainer = DistillationTrainer(
-            model=open_policy(start, stage),
-            teacher_model=open_teacher(training, model, sizes),
+            model=open_policy(ready.start, stage),
+            teacher_model=open_teacher(training, model, ready.sizes),
             args=prepare(training, stage),
-            train_dataset=grpo_dataset(examples).select_columns(["prompt"]),
-            processing_class=tokenizer,
-            peft_config=start.peft_config,
+            train_dataset=grpo_dataset(ready.rows).select_columns(["prompt"]),
+            processing_class=ready.tokenizer,
+            peft_config=ready.start.peft_config,
         )
-        mask_unshared_ids(trainer, sizes)
-        stage.notes["vocabulary"] = vars(sizes)
+        mask_unshared_ids(trainer, ready.sizes)
+        stage.notes["vocabulary"] = vars(ready.sizes)
         train(trainer, stage)
 
 

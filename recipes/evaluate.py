@@ -11,6 +11,7 @@ published benchmarks. `chainforge merge` joins the results of several seeds.
 
 from dataclasses import dataclass, field
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 from rich.console import Console
@@ -29,6 +30,7 @@ from chainforge.generate.settings import SamplingArgs
 from chainforge.report.tables import show_results
 from chainforge.rewards.language import scripts_of
 from chainforge.train.model_source import check_model
+from chainforge.train.preflight import check_prompts
 from chainforge.train.stage import RunArgs, is_main_process, open_stage
 from chainforge.train.templates import load_tokenizer
 
@@ -93,28 +95,39 @@ def settings(
     }
 
 
-def main() -> None:
-    run, tasks, args, sampling = configs = parse(RunArgs, TaskArgs, EvaluateArgs, SamplingArgs)
+CONFIGS = (RunArgs, TaskArgs, EvaluateArgs, SamplingArgs)
+
+
+def preflight(configs: tuple[Any, ...]) -> SimpleNamespace:
+    """Check settings, rows and tokenizers; return what was loaded. No weights are read."""
+    run, tasks, args, sampling = configs
     models = named(args.models)
     pairs = paired(args.pairs, models)
-    scripts_of(args.language)  # so that an unknown one is refused before anything is sampled
-    inputs = {f"models.{name}": path for name, path in models.items()}
+    scripts_of(args.language)
     if sampling.adaptive:
         raise InputError("max_samples: every model is measured on `num_samples` of each prompt")
     if sampling.served_model and len(models) > 1:
         raise InputError("served_model: names one model, and `models` several; evaluate each alone")
     sampling.check()
+    rows = load_examples(tasks, args.transcript, run.seed)
+    check_answers(rows)
+    tokenizers = {}
+    for name, path in models.items():
+        tokenizers[name] = load_tokenizer(path, args.transcript, rows=rows,
+                                          template=sampling.chat_template_path)  # fmt: skip
+        check_prompts(tokenizers[name], rows, path, sampling.max_new_tokens, "max_new_tokens")
+    return SimpleNamespace(models=models, pairs=pairs, rows=rows, tokenizers=tokenizers,
+                           transcript=args.transcript)  # fmt: skip
+
+
+def main() -> None:
+    run, tasks, args, sampling = configs = parse(*CONFIGS)
+    ready = preflight(configs)
+    models = ready.models
+    inputs = {f"models.{name}": path for name, path in models.items()}
     with open_stage(
         "evaluate", run.output_dir, *configs, inputs=inputs, seed=run.seed, shared=True
     ) as stage:
-        examples = load_examples(tasks, args.transcript, run.seed)
-        check_answers(examples)
-        tokenizers = {
-            name: load_tokenizer(
-                path, args.transcript, rows=examples, template=sampling.chat_template_path
-            )
-            for name, path in models.items()
-        }
         scored = {}
         for number, (name, path) in enumerate(models.items()):
             scored[name] = roll_out(
@@ -122,17 +135,17 @@ def main() -> None:
                     open_engine,
                     sampling,
                     path,
-                    tokenizers[name],
+                    ready.tokenizers[name],
                     dtype=run.dtype,
                     directory=stage.directory,
                 ),
-                examples,
+                ready.rows,
                 sampling,
                 path=stage.path("samples.jsonl"),
                 seed=run.seed,
                 provenance={"model": name, "stage": stage.directory.name},
                 score=partial(
-                    score_samples, transcript=args.transcript, tokenizer=tokenizers[name]
+                    score_samples, transcript=args.transcript, tokenizer=ready.tokenizers[name]
                 ),
                 progress=lambda done, total, unit, note, number=number, name=name: stage.progress(
                     number * total + done, len(models) * total, unit, f"{name}: {note}"
@@ -142,7 +155,7 @@ def main() -> None:
             return
         if shards.shards_of(stage.path("samples.jsonl")):
             shards.merge(stage.path("samples.jsonl"), (row for s in scored.values() for row in s))
-        results = summarize(scored, pairs, run.seed, args.language, args.transcript)
+        results = summarize(scored, ready.pairs, run.seed, args.language, args.transcript)
         results["settings"] = settings(run, tasks, args, sampling)
         artifacts.write_json(stage.path("results.json"), results)
         stage.metrics |= {row["name"]: row["strict"]["mean"] for row in results["models"]}

@@ -13,6 +13,11 @@ its rewards in `rollouts.jsonl`. `--random_rewards` turns the stage into its own
 steps on rewards that mean nothing.
 """
 
+from types import SimpleNamespace
+from typing import Any
+
+from trl import GRPOConfig, GRPOTrainer, ModelConfig
+
 from chainforge.core import process
 from chainforge.core.config import parse
 from chainforge.data.datasets import check_batch, grpo_dataset
@@ -26,21 +31,46 @@ from chainforge.train.health import HealthCallback
 from chainforge.train.heldout import RolloutCallback, chosen_step, hold_out
 from chainforge.train.loop import train
 from chainforge.train.policy import PolicyArgs, check_policy, open_policy, prepare
+from chainforge.train.preflight import check_prompts
 from chainforge.train.rl_args import RLArgs
 from chainforge.train.stage import is_main_process, open_stage
 from chainforge.train.templates import load_tokenizer
 
+CONFIGS = (TaskArgs, RewardArgs, RLArgs, PolicyArgs, GRPOConfig, ModelConfig)
 
-def main() -> None:
-    from trl import GRPOConfig, GRPOTrainer, ModelConfig
 
-    tasks, judges, rl, policy, training, model = configs = parse(
-        TaskArgs, RewardArgs, RLArgs, PolicyArgs, GRPOConfig, ModelConfig
-    )
+def preflight(configs: tuple[Any, ...]) -> SimpleNamespace:
+    """Check settings, rows, rewards and tokenizer; return what was loaded. No weights are read."""
+    tasks, judges, rl, policy, training, model = configs
     start = check_policy(policy, training, model)
-    base = start.reference
     check_saving(training)
     check_push(training, start)
+    gated = gate(load_examples(tasks, judges.transcript, training.seed), rl)
+    heldout = hold_out(rl, tasks, judges.transcript, training)
+    rewards = load_rewards(judges, set().union(*gated.rows))
+    check_applicable(rewards, gated.rows)
+    check_overlong(rewards, training.max_completion_length)
+    check_batch(gated.rows, training.generation_batch_size, training.num_generations)
+    rows = [*gated.rows, *(heldout or ())]
+    tokenizer = load_tokenizer(
+        start.source.tokenizer,
+        judges.transcript,
+        template=rl.chat_template_path,
+        rows=rows,
+        template_options=training.chat_template_kwargs,
+        **start.tokenizer_options,
+    )
+    longest = check_prompts(tokenizer, rows, start.source.model, training.max_completion_length,
+                            "max_completion_length")  # fmt: skip
+    return SimpleNamespace(start=start, rows=gated.rows, gate=gated.counts, heldout=heldout,
+                           rewards=rewards, tokenizer=tokenizer, prompt_tokens=longest,
+                           transcript=judges.transcript)  # fmt: skip
+
+
+def main() -> None:
+    _, _, rl, _, training, _ = configs = parse(*CONFIGS)
+    ready = preflight(configs)
+    base, rewards = ready.start.reference, ready.rewards
     inputs = {"model": base} | ({"data.0": rl.gate_pool} if rl.gate_pool else {})
     with open_stage(
         "grpo",
@@ -50,38 +80,24 @@ def main() -> None:
         seed=training.seed,
         push=push_signed,
     ) as stage:
-        gated = gate(load_examples(tasks, judges.transcript, training.seed), rl)
-        unseen = hold_out(rl, tasks, judges.transcript, training)
-        rewards = load_rewards(judges, set().union(*gated.rows))
-        check_applicable(rewards, gated.rows)
-        start_pool(gated.rows)
-        check_overlong(rewards, training.max_completion_length)
-        check_batch(gated.rows, training.generation_batch_size, training.num_generations)
+        start_pool(ready.rows)
         training.reward_weights = [reward.weight for reward in rewards]
-        tokenizer = load_tokenizer(
-            start.source.tokenizer,
-            judges.transcript,
-            template=rl.chat_template_path,
-            rows=[*gated.rows, *(unseen or ())],
-            template_options=training.chat_template_kwargs,
-            **start.tokenizer_options,
-        )
         recorder = Recorder(stage.directory, rewards, training, model=base,
-                            transcript=judges.transcript, end=tokenizer.eos_token_id,
+                            transcript=ready.transcript, end=ready.tokenizer.eos_token_id,
                             keep=rl.log_rollouts)  # fmt: skip
         trainer = GRPOTrainer(
-            model=open_policy(start, stage),
+            model=open_policy(ready.start, stage),
             args=prepare(training, stage),
             reward_funcs=recorder.rewards,
-            train_dataset=grpo_dataset(gated.rows),
-            eval_dataset=grpo_dataset(unseen) if unseen else None,
-            processing_class=tokenizer,
-            peft_config=start.peft_config,
+            train_dataset=grpo_dataset(ready.rows),
+            eval_dataset=grpo_dataset(ready.heldout) if ready.heldout else None,
+            processing_class=ready.tokenizer,
+            peft_config=ready.start.peft_config,
             callbacks=[RolloutCallback(recorder)],
         )
         recorder.ends = set(trainer.eos_token_ids)
         stage.notes["kl_reference"] = stage.notes["starts_from"] if training.beta else None
-        stage.metrics |= {"gate": gated.counts} if gated.counts else {}
+        stage.metrics |= {"gate": ready.gate} if ready.gate else {}
         train(trainer, stage, HealthCallback(rl, stage, rewards))
         stage.notes |= chosen_step(trainer)
         if rl.log_rollouts and is_main_process():

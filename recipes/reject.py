@@ -11,13 +11,15 @@ funnel that the settings give, and leaves nothing.
 """
 
 from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 from rich.console import Console
 
 from chainforge.core import process
 from chainforge.core.config import parse
 from chainforge.core.errors import InputError
-from chainforge.data.filters import FilterArgs
+from chainforge.data.filters import FilterArgs, filters
 from chainforge.data.select import SelectionArgs
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.generate.build import BuildArgs, Rows, build, open_pool, pooled, preview
@@ -27,28 +29,50 @@ from chainforge.generate.settings import SamplingArgs
 from chainforge.hub.export import check_push, push_signed
 from chainforge.rewards.reward import RewardArgs, load_rewards
 from chainforge.train.model_source import check_model
+from chainforge.train.preflight import check_prompts
 from chainforge.train.stage import RunArgs, is_main_process, open_stage
 from chainforge.train.templates import load_tokenizer
 
+CONFIGS = (RunArgs, TaskArgs, RewardArgs, SamplingArgs, PoolArgs, SelectionArgs, FilterArgs,
+           BuildArgs)  # fmt: skip
+
+
+def preflight(configs: tuple[Any, ...]) -> SimpleNamespace:
+    """Check settings, rows, rewards and tokenizer; return what was loaded. No weights are read."""
+    run, tasks, rewarding, sampling, pool, selection, texts, output = configs
+    check_push(output)
+    selection.check()
+    filters(texts)
+    ready = SimpleNamespace(rows=[], tokenizer=None, rewards=[], transcript=rewarding.transcript)
+    if pool.paths():
+        if run.model_name_or_path:
+            raise InputError("pool: nothing is sampled from it, so leave model_name_or_path out")
+        return ready
+    sampling.check()
+    policy = check_model(run.model_name_or_path)
+    ready.rows = load_examples(tasks, rewarding.transcript, run.seed)
+    ready.rewards = load_rewards(rewarding, set().union(*ready.rows))
+    if sampling.engine != "api":
+        ready.tokenizer = load_tokenizer(policy, rewarding.transcript, rows=ready.rows,
+                                         template=sampling.chat_template_path)  # fmt: skip
+        check_prompts(ready.tokenizer, ready.rows, policy, sampling.max_new_tokens,
+                      "max_new_tokens")  # fmt: skip
+    return ready
+
 
 def main() -> None:
-    run, tasks, rewarding, sampling, pool, selection, texts, output = configs = parse(
-        RunArgs, TaskArgs, RewardArgs, SamplingArgs, PoolArgs, SelectionArgs, FilterArgs, BuildArgs
-    )
+    run, _, rewarding, sampling, pool, selection, texts, output = configs = parse(*CONFIGS)
     if output.dry_run:
         Console().print(preview(pooled(pool.paths(), output), selection, texts, run.seed))
         return
-    check_push(output)
-    if pool.paths() and run.model_name_or_path:
-        raise InputError("pool: nothing is sampled from it, so leave model_name_or_path out")
+    ready = preflight(configs)
+    policy = run.model_name_or_path
     inputs = {f"data.{number}": path for number, path in enumerate(pool.paths())}
-    if not pool.paths():
-        inputs = {"model": check_model(run.model_name_or_path)}
     with open_stage(
         "reject",
         run.output_dir,
         *configs,
-        inputs=inputs,
+        inputs=inputs or {"model": policy},
         seed=run.seed,
         shared=True,
         push=push_signed,
@@ -56,21 +80,16 @@ def main() -> None:
         if pool.paths():
             source, report = open_pool(pool.paths(), output, rewarding)
         else:
-            examples = load_examples(tasks, rewarding.transcript, run.seed)
-            rewards = load_rewards(rewarding, set().union(*examples))
-            policy, tokenizer = inputs["model"], None
-            if sampling.engine != "api":
-                tokenizer = load_tokenizer(policy, rewarding.transcript, rows=examples,
-                                           template=sampling.chat_template_path)  # fmt: skip
             rolled = roll_out(
-                partial(open_engine, sampling, policy, tokenizer, dtype=run.dtype,
+                partial(open_engine, sampling, policy, ready.tokenizer, dtype=run.dtype,
                         directory=stage.directory),
-                examples,
+                ready.rows,
                 sampling,
                 path=stage.path("samples.jsonl"),
                 seed=run.seed,
                 provenance={"model": policy, "stage": stage.directory.name},
-                score=lambda rows: score_samples(rows, rewarding.transcript, rewards, tokenizer),
+                score=lambda rows: score_samples(rows, rewarding.transcript, ready.rewards,
+                                                 ready.tokenizer),
                 accept=accepted_by(selection, texts),
                 keep=selection.max_per_prompt,
                 progress=stage.progress,

@@ -10,6 +10,11 @@ is given) and `save`. The loss is on the completion alone; a row that does not f
 is an error, never cut in silence.
 """
 
+from types import SimpleNamespace
+from typing import Any
+
+from trl import ModelConfig, SFTConfig, SFTTrainer
+
 from chainforge.core import process
 from chainforge.core.config import parse
 from chainforge.data.datasets import DataArgs, sft_mixture
@@ -17,18 +22,38 @@ from chainforge.hub.export import check_push, push_signed
 from chainforge.train.checkpoints import check_saving
 from chainforge.train.loop import train
 from chainforge.train.policy import PolicyArgs, check_policy, open_policy, prepare
+from chainforge.train.preflight import check_end
 from chainforge.train.stage import open_stage
 from chainforge.train.templates import check_rows, check_uncut, load_tokenizer
 
+CONFIGS = (DataArgs, PolicyArgs, SFTConfig, ModelConfig)
 
-def main() -> None:
-    from trl import ModelConfig, SFTConfig, SFTTrainer
 
-    data, policy, training, model = configs = parse(DataArgs, PolicyArgs, SFTConfig, ModelConfig)
+def preflight(configs: tuple[Any, ...]) -> SimpleNamespace:
+    """Check settings, rows and tokenizer; return what was loaded. No weights are read."""
+    data, policy, training, model = configs
     start = check_policy(policy, training, model)
     check_saving(training)
     check_push(training, start)
-    inputs = {"model": start.reference} | {f"data.{i}": p for i, p in enumerate(data.data)}
+    rows, sources = sft_mixture(data, training.seed)
+    tokenizer = load_tokenizer(
+        start.source.tokenizer,
+        data.transcript,
+        template=training.chat_template_path,
+        rows=rows,
+        **start.tokenizer_options,
+    )
+    training.chat_template_path = None  # the tokenizer has it; TRL would resize the model
+    check_rows(rows, tokenizer, training.max_length)
+    check_end(tokenizer, rows[0], start.source.model, training.eos_token)
+    return SimpleNamespace(start=start, rows=rows, sources=sources, tokenizer=tokenizer)
+
+
+def main() -> None:
+    data, _, training, _ = configs = parse(*CONFIGS)
+    ready = preflight(configs)
+    inputs = {"model": ready.start.reference}
+    inputs |= {f"data.{number}": path for number, path in enumerate(data.data)}
     with open_stage(
         "sft",
         training.output_dir,
@@ -37,25 +62,15 @@ def main() -> None:
         seed=training.seed,
         push=push_signed,
     ) as stage:
-        rows, sources = sft_mixture(data, training.seed)
-        tokenizer = load_tokenizer(
-            start.source.tokenizer,
-            data.transcript,
-            template=training.chat_template_path,
-            rows=rows,
-            **start.tokenizer_options,
-        )
-        training.chat_template_path = None  # the tokenizer has it; TRL would resize the model
-        check_rows(rows, tokenizer, training.max_length)
         trainer = SFTTrainer(
-            model=open_policy(start, stage),
+            model=open_policy(ready.start, stage),
             args=prepare(training, stage),
-            train_dataset=rows,
-            processing_class=tokenizer,
-            peft_config=start.peft_config,
+            train_dataset=ready.rows,
+            processing_class=ready.tokenizer,
+            peft_config=ready.start.peft_config,
         )
-        check_uncut(trainer, rows)
-        stage.metrics |= {"rows": len(rows), "sources": sources}
+        check_uncut(trainer, ready.rows)
+        stage.metrics |= {"rows": len(ready.rows), "sources": ready.sources}
         train(trainer, stage)
 
 

@@ -29,6 +29,7 @@ NAME = "rejects.jsonl"
 
 Fault = tuple[int, str]  # the row's number in its file, and what is wrong with it
 
+_pending: list[Row] = []  # bad rows found before a stage was opened
 _folder: contextvars.ContextVar[Path | None] = contextvars.ContextVar("rejects", default=None)
 
 
@@ -37,6 +38,10 @@ def rejects_in(directory: str | Path) -> Iterator[None]:
     """Write bad rows that are found in this context to `directory`/rejects.jsonl."""
     token = _folder.set(Path(directory))
     (Path(directory) / NAME).unlink(missing_ok=True)
+    if _pending:
+        with JsonLines(Path(directory) / NAME) as file:
+            file.extend(_pending)
+        _pending.clear()
     try:
         yield
     finally:
@@ -60,16 +65,19 @@ def settle(path: Path, faults: list[Fault], total: int, most: float) -> None:
         return
     faults = sorted(faults)
     folder = _folder.get()
-    if folder is not None:
+    rows = [{"file": str(path), "row": number, "reason": why} for number, why in faults]
+    if folder is None:
+        _pending.extend(rows)
+    else:
         with JsonLines(folder / NAME) as file:
-            file.extend({"file": str(path), "row": n, "reason": why} for n, why in faults)
+            file.extend(rows)
     unit = "line" if path.suffix == ".jsonl" else "row"
     shown = "".join(f"\n  {unit} {number}: {why}" for number, why in faults[:5])
     shown += f"\n  and {len(faults) - 5} more" if len(faults) > 5 else ""
     what = f"{len(faults)} of {total} rows are malformed"
     if len(faults) > most * total:
         raise InputError(f"{path}: {what}, max_bad_rows is {most:.2%}:{shown}")
-    where = f"; all of them are in {folder / NAME}" if folder is not None else ""
+    where = f"; all of them are in {folder / NAME if folder else NAME}"
     logger.warning("%s: %s and left out%s:%s", path, what, where, shown)
 
 

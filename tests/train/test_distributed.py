@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from configs import settings_of
 
 from chainforge.core.errors import InputError
 from chainforge.train.distributed import (
@@ -17,7 +18,6 @@ from chainforge.train.distributed import (
     method_of,
     refusals,
 )
-from chainforge.train.settings import settings_of
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(ROOT.glob("accelerate_configs/*.yaml"))

@@ -1,7 +1,7 @@
-"""How much memory a training stage needs on each device, from its settings and `config.json`.
+"""Estimate the memory of a training stage on each device, from its settings and `config.json`.
 
-What is counted follows TRL 1.16 and transformers 5.23: weights in `dtype` (float32 unless set),
-mixed precision by autocast, the fused head that never holds all logits, the key-value cache of
+The estimate follows TRL 1.16 and transformers 5.23: weights in `dtype` (float32 unless set), mixed
+precision by autocast, the fused head that never holds all logits, the key-value cache of
 `generate`. The activations' coefficients are the bytes that autograd saves for each token in one
 block, counted on real models (`benchmarks/memory.py`, which also measures whole stages).
 """
@@ -9,12 +9,12 @@ block, counted on real models (`benchmarks/memory.py`, which also measures whole
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from chainforge.train.architecture import DTYPES, Shape
-from chainforge.train.distributed import Layout, method_of
+from chainforge.doctor.architecture import DTYPES, Shape
+from chainforge.train.distributed import FSDP2, SINGLE, ZERO2, ZERO3, Layout, method_of, refusals
 
 GIB = 1024**3
 # Bytes saved for each token in one block, for each number of the hidden size, of the MLP's inner
@@ -32,19 +32,20 @@ SAVED = {
     ("mixed", "all"): (38, 12, 14, 2),
 }
 TILE_TOKENS, TILE_VOCABULARY = 4096, 32768  # of TRL's fused head, whatever the vocabulary
-CPU_TILES = 7  # where Triton is not, what is done to a tile makes as many more
+CPU_TILES = 7  # without Triton, each operation on a tile makes a copy
 # Optimizers' state, in bytes for each trainable number; of others twice the number's own size.
 STATES = {"sgd": 0.0, "adafactor": 0.0, "adamw_8bit": 2.0, "adamw_bnb_8bit": 2.0,
           "paged_adamw_8bit": 2.0, "lion_8bit": 1.0, "paged_lion_8bit": 1.0}  # fmt: skip
 CUDA = 1 * GIB  # context, libraries' workspaces and NCCL's buffers
 FRAGMENTS = 0.1  # of what comes and goes: the allocator cannot use every gap
 INTERPRETER = GIB // 2  # Python and the libraries, in main memory
-PROMPT_TOKENS = 256  # where nobody has counted the prompts
+PROMPT_TOKENS = 256  # if the prompts were not counted
+TIGHT = 0.9  # of the device: beyond this a longer prompt may be one too many
 
 
 @dataclass
 class Estimate:
-    """Bytes on each device: what stays, and what comes and goes in each phase of a step."""
+    """Bytes on each device: the resident part, and the transient part of each phase of a step."""
 
     resident: dict[str, int]
     phases: dict[str, dict[str, int]]
@@ -57,14 +58,21 @@ class Estimate:
 
     @property
     def parts(self) -> dict[str, int]:
-        """What the peak is made of, the largest first."""
+        """The parts of the peak, largest first."""
         parts = self.resident | self.phases[self.phase]
         return {name: size for name, size in sorted(parts.items(), key=lambda x: -x[1]) if size}
 
     @property
     def peak(self) -> int:
-        """The most that is held at a time."""
+        """The most that is in use at a time."""
         return sum(self.parts.values())
+
+    def __str__(self) -> str:
+        """Return the peak with its largest parts."""
+        large = [(name, size) for name, size in self.parts.items() if size > self.peak // 50]
+        shown = ", ".join(f"{name} {size / GIB:.1f}" for name, size in large[:4])
+        assumed = f"; {', '.join(self.assumed)}" if self.assumed else ""
+        return f"{self.peak / GIB:.1f} GiB a device ({shown}{assumed})"
 
 
 def estimate(
@@ -77,14 +85,17 @@ def estimate(
     prompt_tokens: int | None = None,
     device_bytes: int | None = None,
 ) -> Estimate:
-    """Estimate a training stage; `settings` as from `settings_of`, for one device of `layout`."""
+    """Estimate a training stage for one device of `layout`.
+
+    `settings` are TRL's configurations of the stage and of the model as one mapping.
+    """
     plan = _Plan(recipe, settings, shape, layout, prompt_tokens)
     found = Estimate(plan.resident(teacher), plan.training(), plan.assumed)
     if recipe != "sft":
-        writing = plan.generation(device_bytes)
-        if "vLLM" in writing and not settings["vllm_enable_sleep_mode"]:
-            found.resident["vLLM"] = writing.pop("vLLM")
-        found.phases["writing completions"] = writing
+        generation = plan.generation(device_bytes)
+        if "vLLM" in generation and not settings["vllm_enable_sleep_mode"]:
+            found.resident["vLLM"] = generation.pop("vLLM")
+        found.phases["generation"] = generation
     if settings["use_cpu"]:
         found.resident["Python and libraries"] = INTERPRETER
     else:
@@ -143,8 +154,9 @@ class _Plan:
         return int(quantised * (packed + scales)) + whole
 
     def resident(self, teacher: Shape | None) -> dict[str, int]:
-        """What stays from the first step to the last."""
-        held = STATES.get(str(self.settings["optim"]), 2 * self.trained_size)
+        """Return what stays in memory from the first step to the last."""
+        optim = self.settings["optim"]
+        held = STATES.get(str(getattr(optim, "value", optim)), 2 * self.trained_size)
         optimizer = self.trained * held / self.state_share
         weights = self.weights() / self.weight_share
         if self.layout.kind.startswith("zero") and self.method == "full":
@@ -164,7 +176,7 @@ class _Plan:
         return found
 
     def training(self) -> dict[str, dict[str, int]]:
-        """What comes and goes with the loss, and with the backward pass through the blocks."""
+        """Return the transient memory of the loss, and of the backward pass through the blocks."""
         shape, tokens = self.shape, self.batch * self.tokens
         hidden, inner, heads, mask = SAVED[self.precision, self._adapters()]
         block = tokens * (
@@ -190,13 +202,13 @@ class _Plan:
         return {"loss": common | loss, "backward": common | backward}
 
     def _cast(self) -> int:
-        """Bytes of one block's weights in the precision that they are multiplied in."""
+        """Return the bytes of one block's weights in the precision of its products."""
         if self.method == "QLoRA":
             return max(a * b for a, b in self.shape.linears.values()) * self.size
         return 2 * self.shape.block_linear if self.precision == "mixed" else 0
 
     def _head(self, tokens: int) -> int:
-        """The tiles of the fused head, and the gradient of its weights in float32."""
+        """Return the bytes of the fused head's tiles and of its weights' gradient in float32."""
         rows = min(tokens, TILE_TOKENS)
         number = 8 if self.recipe == "distill" else 4 if self.precision == "float32" else 2
         tiles = rows * TILE_VOCABULARY * number
@@ -206,7 +218,7 @@ class _Plan:
         return tiles + trained + 2 * tokens * self.shape.hidden * 4
 
     def generation(self, device_bytes: int | None) -> dict[str, int]:
-        """What comes and goes while completions are written."""
+        """Return the transient memory of generation."""
         if self.settings["use_vllm"]:
             if self.settings["vllm_mode"] == "server":
                 return {}
@@ -247,3 +259,116 @@ class _Plan:
     def _number(self, key: str) -> float:
         value = self.settings[key]
         return float(value) if isinstance(value, int | float) else 0.0
+
+
+def suggest(
+    recipe: str,
+    settings: Mapping[str, Any],
+    shape: Shape,
+    layout: Layout,
+    device_bytes: int,
+    **known: Any,
+) -> tuple[list[str], Estimate]:
+    """Return the changes that make a stage fit, and the estimate with them.
+
+    One change alone if one is enough; else several, the ones with the least effect on the training
+    first. If nothing helps, all of them, and an estimate that is still too large. `known` are
+    further arguments of `estimate`.
+    """
+
+    def tried(changed: Mapping[str, Any], where: Layout) -> Estimate:
+        return estimate(recipe, changed, shape, where, device_bytes=device_bytes, **known)
+
+    before = set(refusals(settings, layout))  # an existing fault is not the change's
+    added: dict[str, str] = {}  # by the setting, since a later change replaces an earlier one
+    now, at, found = dict(settings), layout, tried(settings, layout)
+    while found.peak > device_bytes:
+        options = [
+            (words, now | changes, where, tried(now | changes, where))
+            for words, changes, where in _changes(recipe, now, at)
+            if before.issuperset(refusals(now | changes, where))
+        ]
+        fitting = [option for option in options if option[3].peak <= device_bytes]
+        better = fitting or [option for option in options if option[3].peak < 0.98 * found.peak]
+        if not better:
+            break
+        words, now, at, found = better[0]
+        added[words.split(":")[0]] = words
+    return list(added.values()), found
+
+
+def _changes(
+    recipe: str, settings: Mapping[str, Any], layout: Layout
+) -> Iterator[tuple[str, dict[str, Any], Layout]]:
+    """Yield changes of a stage: first those that do not change what is learnt."""
+    method = method_of(settings)
+
+    def change(key: str, value: Any) -> tuple[str, dict[str, Any], Layout]:
+        return f"{key}: {str(value).lower()}", {key: value}, layout
+
+    if not settings["gradient_checkpointing"]:
+        yield change("gradient_checkpointing", True)
+    batch = int(settings["per_device_train_batch_size"])
+    steps = int(settings["gradient_accumulation_steps"])
+    # TRL generates completions for all steps of one update at once: that number stays the same.
+    while batch > 1:
+        batch, steps = batch // 2, steps * 2
+        words = f"per_device_train_batch_size: {batch} with gradient_accumulation_steps: {steps}"
+        sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": steps}
+        yield words, sizes, layout
+    if method != "full" and settings["dtype"] == "float32":
+        yield change("dtype", "bfloat16")
+    if settings.get("use_vllm") and settings["vllm_mode"] == "colocate":
+        if not settings["vllm_enable_sleep_mode"]:
+            yield change("vllm_enable_sleep_mode", True)
+        if settings["vllm_gpu_memory_utilization"] > 0.2:
+            yield change("vllm_gpu_memory_utilization", 0.2)
+    if recipe == "grpo" and not settings["use_vllm"]:
+        rows = int(settings["generation_batch_size"]) // 2
+        whole = int(settings["per_device_train_batch_size"]) * layout.processes
+        if rows and rows % int(settings["num_generations"]) == 0 and rows % whole == 0:
+            yield change("generation_batch_size", rows)
+    if method == "full":
+        if "8bit" not in str(settings["optim"]).lower():
+            yield change("optim", "adamw_8bit")
+        if layout.processes > 1 and not layout.shards_weights:
+            yield "launch: fsdp2", {}, replace(layout, kind=FSDP2)
+            yield "launch: zero3", {}, replace(layout, kind=ZERO3)
+        lora = {"use_peft": True, "dtype": "bfloat16"}
+        yield "use_peft: true, dtype: bfloat16 (LoRA)", lora, layout
+    if method != "QLoRA" and not settings["use_cpu"]:
+        where = layout if layout.kind in (SINGLE, ZERO2) else replace(layout, kind="ddp")
+        qlora = {"use_peft": True, "load_in_4bit": True, "dtype": "bfloat16", "use_vllm": False}
+        yield "use_peft: true, load_in_4bit: true, dtype: bfloat16 (QLoRA)", qlora, where
+    key = "max_length" if recipe == "sft" else "max_completion_length"
+    if (settings[key] or 0) > 256:
+        yield change(key, int(settings[key]) // 2)
+
+
+def memory_advice(
+    recipe: str,
+    settings: Mapping[str, Any],
+    shape: Shape,
+    layout: Layout,
+    device_bytes: int | None,
+    **known: Any,
+) -> tuple[str, str]:
+    """Return `ok`, `warning` or `error`, and the estimate with what would make the stage fit."""
+    needed = estimate(recipe, settings, shape, layout, device_bytes=device_bytes, **known)
+    if device_bytes is None:
+        return "ok", f"{needed}; no GPU here to compare it with"
+    text, limit = f"{needed}, of {device_bytes / GIB:.1f} GiB", int(TIGHT * device_bytes)
+    if needed.peak <= limit:
+        return "ok", text
+    changes, then = suggest(recipe, settings, shape, layout, limit, **known)
+    size = f"{then.peak / GIB:.1f} GiB"
+    if not changes:
+        advice = "no setting would make it fit: use a smaller model or a larger device"
+    elif then.peak <= limit:
+        advice = f"{'; '.join(changes)} would need {size}"
+    else:
+        advice = (
+            f"not even {'; '.join(changes)} would be enough ({size}): use a smaller model, or more "
+            "or larger GPUs"
+        )
+    return ("error" if needed.peak > device_bytes else "warning"), f"{text}: {advice}"

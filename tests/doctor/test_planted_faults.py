@@ -4,11 +4,10 @@ No model is loaded meanwhile: the weights in the copy are no weights.
 """
 
 import json
-import shutil
 import sys
 
 import pytest
-from quickcopy import ROOT, Copy
+from quickcopy import Copy
 
 from chainforge import cli
 from chainforge.core.transcript import write
@@ -81,71 +80,71 @@ FAULTS = {
         lambda c: c.change("rl", num_generations="eight"),
         "error", "settings", "rl", "num_generations"),
     "sampling that cannot be": (
-        lambda c: c.change("rejection", top_p=1.5), "error", "settings", "rejection", "top_p: expected"),
+        lambda c: c.change("rejection", top_p=1.5), "error", "settings", "rejection", "expected a finite number above 0"),
     "no key for the teacher": (
         lambda c: c.change("collect", teacher="deepseek"),
-        "error", "teacher", "traces", "DEEPSEEK_API_KEY is not set"),
+        "error", "preflight", "traces", "DEEPSEEK_API_KEY is not set"),
     "a teacher that is not there": (
         lambda c: c.change("collect", teacher="openai", model="m", base_url="http://127.0.0.1:9/v1"),
-        "error", "teacher", "traces", "does not answer"),
+        "error", "server", "traces", "does not answer"),
     "groups that do not divide": (
         lambda c: c.change("rl", num_generations=6),
-        "error", "batches", "rl", "write per_device_train_batch_size: 6"),
+        "error", "settings", "rl", "make that a multiple of num_generations"),
     "a checkpoint inside a generation": (
         lambda c: c.change("rl_final", steps_per_generation=4, save_steps=6),
-        "error", "batches", "rl_final", "generation window"),
+        "error", "preflight", "rl_final", "generation window"),
     "a template that pre-fills a tag": (
         lambda c: c.template("assistant\n'", "assistant\n<reasoning_process>'"),
-        "error", "transcript", "cold_start", "writes <reasoning_process> before the completion"),
+        "error", "preflight", "cold_start", "writes <reasoning_process> before the completion"),
     "a template that eats the reasoning": (
         lambda c: c.template("message['content']", "message['content'].split('</reasoning_process>')[-1]"),
-        "error", "transcript", "sft2", "changes the assistant's text"),
+        "error", "preflight", "sft2", "changes the assistant's text"),
     "a template that takes no system turn": (
         lambda c: (c.template("{%", "{% if messages[0].role == 'system' %}{{ raise_exception('No "
                               "system') }}{% endif %}{%", 1), c.change("eval", system_prompt="S")),
-        "error", "transcript", "eval", 'No system; set `system_prompt: ""`'),
+        "error", "preflight", "eval", 'No system; set `system_prompt: ""`'),
     "a template that ends no turn": (
         lambda c: c.write("base/chat_template.jinja", SHORT + BEGIN),
-        "error", "transcript", "cold_start", "writes nothing that ends the assistant's turn"),
+        "error", "preflight", "cold_start", "writes nothing that ends the assistant's turn"),
     "an end that generation does not know": (
         lambda c: (c.edit("base/tokenizer_config.json", eos_token="<|endoftext|>"),
                    c.edit("base/generation_config.json", eos_token_id=0)),
-        "error", "transcript", "cold_start", "set `eos_token: <|im_end|>` in the SFT stage"),
+        "error", "preflight", "cold_start", "set `eos_token: <|im_end|>` in the SFT stage"),
     "tags that are special tokens": (
         lambda c: c.tokenizer(special_tags),
-        "error", "transcript", "cold_start", "the tags are lost in decoding"),
+        "error", "preflight", "cold_start", "the tags are lost in decoding"),
     "no tokenizer": (
         lambda c: (c.folder / "base/tokenizer_config.json").unlink(),
-        "error", "transcript", "cold_start", "has no tokenizer_config.json"),
+        "error", "preflight", "cold_start", "no tokenizer_config.json"),
     "rows of another form": (
         rows_of_another_form, "error", "rows", "cold_start", "4 of 4 completions"),
     "no tasks": (
-        lambda c: c.change("rl", tasks=[]), "error", "rows", "rl", "tasks: none given"),
+        lambda c: c.change("rl", tasks=[]), "error", "preflight", "rl", "tasks: none given"),
     "an evaluation of what has no answers": (
-        rows_without_answers, "error", "rows", "eval", "no row has an `answer`"),
+        rows_without_answers, "error", "preflight", "eval", "no row has an `answer`"),
     "more rows than there are": (
         lambda c: c.change("eval", tasks=[{"fn": "reasoning_gym", "size": 400, "split": "test",
                                              "params": FEW_SUMS}]),
-        "error", "rows", "eval", "distinct rows of split 'test' exist"),
+        "error", "preflight", "eval", "distinct rows of split 'test' exist"),
     "rows longer than max_length": (
-        lambda c: c.change("cold_start", max_length=40), "error", "lengths", "cold_start", "raise max_length"),
+        lambda c: c.change("cold_start", max_length=40), "error", "preflight", "cold_start", "raise max_length"),
     "prompts longer than the model": (
         lambda c: c.edit("base/config.json", max_position_embeddings=16),
-        "error", "lengths", "rl", "TRL cuts no prompt"),
+        "error", "preflight", "rl", "TRL cuts no prompt"),
     "no room for a completion": (
         lambda c: c.edit("base/config.json", max_position_embeddings=96),
-        "warning", "lengths", "rejection", "write max_new_tokens:"),
+        "warning", "preflight", "rejection", "write max_new_tokens:"),
     "completions shorter than what was learnt": (
         lambda c: c.change("rl", max_completion_length=16),
-        "warning", "lengths", "rl", "such will be cut"),
+        "warning", "lengths", "rl", "which will be cut"),
     "a verifier that refuses its golds": (
         golds_that_are_none, "error", "rewards", "rl", "does not accept 2 of 2 gold answers"),
     "no such reward": (
         lambda c: c.change("rl_final", rewards=[{"fn": "acuracy_reward"}]),
-        "error", "rewards", "rl_final", "did you mean 'accuracy_reward'?"),
+        "error", "preflight", "rl_final", "did you mean 'accuracy_reward'?"),
     "a reward of a column that no row has": (
         lambda c: reward(c, "def pay(completion, colour):\n    return 1.0\n"),
-        "error", "rewards", "rl", "colour"),
+        "error", "preflight", "rl", "colour"),
     "a reward that pays wrong answers more": (
         lambda c: reward(c, "def pay(completion, answer):\n    return float(answer not in completion)\n"),
         "error", "rewards", "rl", "more than the gold answer"),
@@ -154,11 +153,11 @@ FAULTS = {
         "error", "rewards", "rl", "as much as the gold answer"),
     "another vocabulary than the teacher's": (
         lambda c: c.tokenizer(lambda t: t.add_tokens(["<extra>"]), "student_base"),
-        "error", "vocabulary", "distill", "differ in 1 tokens"),
+        "error", "preflight", "distill", "differ in 1 tokens"),
     "4-bit weights under FSDP 2": (
         lambda c: (c.change("cold_start", load_in_4bit=True, use_peft=True, use_cpu=False),
                    c.stage("cold_start", launch="fsdp2")),
-        "error", "matrix", "cold_start", "cannot shard 4-bit weights"),
+        "error", "preflight", "cold_start", "cannot shard 4-bit weights"),
     "ZeRO-3 that cannot save": (
         lambda c: c.launch("rl_final", "distributed_type: DEEPSPEED\nnum_processes: 2\n"
                            "deepspeed_config: {zero_stage: 3}\n"),
@@ -171,8 +170,8 @@ FAULTS = {
         "error", "memory", "sft2", "of 1.0 GiB"),
     "a tracker that is not installed": (
         lambda c: c.change("chain", report_to="mlflow"),
-        "error", "tracker", "cold_start", "mlflow is not installed; pip install mlflow"),
-    "no token for the Hub": (no_token, "error", "Hub", "sft2", "set HF_TOKEN"),
+        "error", "preflight", "cold_start", "mlflow is not installed; pip install mlflow"),
+    "no token for the Hub": (no_token, "error", "preflight", "sft2", "set HF_TOKEN"),
     "a disk that checkpoints will fill": (
         lambda c: c.change("cold_start", save_steps=1, max_steps=100_000_000),
         "error", "disk", "cold_start", "`save_total_limit: 2`"),
@@ -182,7 +181,7 @@ FAULTS = {
         lambda c: c.package("peft", "9.9"), "warning", "versions", None, "peft 9.9 was not tested"),
     "a model that is not on this machine": (
         lambda c: c.change("chain", base="Qwen/Qwen2.5-0.5B"),
-        "warning", "transcript", "cold_start", "--online fetches it"),
+        "warning", "preflight", "cold_start", "--online fetches it"),
 }  # fmt: skip
 
 
@@ -226,9 +225,6 @@ def test_the_copy_is_sound_without_a_fault(copy, capsys, monkeypatch):
     assert not left.value.code, told
     assert "0 errors, 0 warnings" in told
     assert max(map(len, told.splitlines())) <= 80
-    shown = told[told.rindex("«") :]
-    assert shown.startswith("«<reasoning_process>·")
-    assert shown.rstrip().partition("»")[0].endswith("·</summary>·<|im_end|>·⏎")
 
 
 def test_a_template_without_end_does_not_hold_the_doctor(copy, capsys, monkeypatch):
@@ -252,26 +248,6 @@ def test_a_template_that_a_stage_sets_is_that_of_those_after_it(copy, capsys, mo
     code, findings, _ = diagnose(capsys, monkeypatch)
     assert [f for f in findings if f["level"] != "ok"] == []
     assert code == 0
-
-
-def test_a_probe_comes_last_and_only_when_nothing_is_wrong(copy, capsys, monkeypatch):
-    copy.change("rl", num_generations=6)
-    code, findings, _ = diagnose(capsys, monkeypatch, "--probe")
-    assert code == 1
-    assert (findings[-1]["check"], findings[-1]["text"][:8]) == ("probe", "left out")
-    copy.change("rl", num_generations=8, max_completion_length=4)
-    base = copy.folder / "base"
-    shutil.copy2(ROOT / "recipes/quickstart/base/model.safetensors", base)
-    copy.stage("rl", model="base")
-    code, findings, _ = diagnose(capsys, monkeypatch, "--probe")
-    probed = {f["stage"]: f for f in findings if f["check"] == "probe"}
-    assert probed["rl"]["data"]["sampled"] == 8
-    assert probed["rl"]["data"]["cut"] > 4
-    assert probed["rl"]["level"] == "warning"
-    assert probed["distill"]["level"] == "error"
-    assert "student_base cannot be sampled from: " in probed["distill"]["text"]
-    assert probed["rejection"]["text"].startswith("rl is not made yet")
-    assert code == 1
 
 
 def test_keys_are_never_shown(copy, capsys, monkeypatch):

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from chainforge.core.errors import InputError
-from chainforge.train.architecture import read_shape, shape_of
+from chainforge.doctor.architecture import read_shape
+from chainforge.train.preflight import config_of
 
 # The sizes of real models, as their config.json has them.
 QWEN = {"model_type": "qwen2", "num_key_value_heads": 2, "tie_word_embeddings": True}
@@ -71,8 +72,8 @@ def test_what_is_not_known_is_said():
 
 
 def test_a_config_is_read_where_it_is(tiny_model, tmp_path):
-    config = json.loads(Path(tiny_model, "config.json").read_text())
-    weights = built(config).parameters()
-    assert shape_of(tiny_model).parameters == sum(weight.numel() for weight in weights)
-    assert shape_of("Qwen/Qwen2.5-0.5B") is None
-    assert shape_of(str(tmp_path / "later/model")) is None
+    weights = built(json.loads(Path(tiny_model, "config.json").read_text())).parameters()
+    shape = read_shape(config_of(tiny_model))
+    assert shape.parameters == sum(weight.numel() for weight in weights)
+    assert config_of("Qwen/Qwen2.5-0.5B") == {}
+    assert config_of(str(tmp_path / "later/model")) == {}

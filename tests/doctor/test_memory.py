@@ -2,12 +2,11 @@ import json
 from pathlib import Path
 
 import pytest
+from configs import settings_of
 
-from chainforge.train.architecture import read_shape
+from chainforge.doctor.architecture import read_shape
+from chainforge.doctor.memory import GIB, PROMPT_TOKENS, estimate, suggest
 from chainforge.train.distributed import Layout
-from chainforge.train.memory import GIB, PROMPT_TOKENS, estimate
-from chainforge.train.remedies import remedies
-from chainforge.train.settings import settings_of
 
 SEVEN = read_shape(
     {
@@ -66,10 +65,10 @@ def test_what_takes_memory_and_what_spares_it():
     assert need("grpo", beta=0.04).resident["reference"] == SEVEN.parameters * 4
     assert need("grpo", **LORA, beta=0.04).resident["reference"] < grpo.resident["weights"] / 100
     many = need("grpo", **LORA, gradient_accumulation_steps=32)
-    assert many.phase == "writing completions"
+    assert many.phase == "generation"
     assert "key-value cache" in many.parts
     assert any(str(PROMPT_TOKENS) in words for words in many.assumed)
-    gathered = need("grpo", kind="zero3", processes=8).phases["writing completions"]
+    gathered = need("grpo", kind="zero3", processes=8).phases["generation"]
     assert gathered["gathered weights"] == SEVEN.parameters * 2
     pupil = need("distill", **LORA, teacher=SEVEN)
     assert pupil.resident["teacher"] == SEVEN.parameters * 4
@@ -88,7 +87,7 @@ def test_vllm_takes_its_share_of_the_device():
 
 def advised(gib, recipe="sft", kind="single", processes=1, **given):
     settings = settings_of(recipe, given)
-    return remedies(recipe, settings, SEVEN, Layout(kind, processes), gib * GIB)
+    return suggest(recipe, settings, SEVEN, Layout(kind, processes), gib * GIB)
 
 
 def test_the_setting_that_costs_least_is_named():

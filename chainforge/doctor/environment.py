@@ -1,0 +1,219 @@
+"""Check what a chain needs of this machine: versions, GPUs, launch files, servers and disk."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from packaging.version import InvalidVersion, Version
+
+from chainforge.core import paths
+from chainforge.core.errors import InputError
+from chainforge.doctor.architecture import DTYPES, Shape
+from chainforge.rewards.confinement import gaps
+from chainforge.train.distributed import DDP, Layout, faults, layout_of, method_of
+
+# Oldest supported, tested. Tests compare them with pyproject.toml and constraints.txt.
+PACKAGES = {
+    "torch": ("2.6", "2.13.0"),
+    "transformers": ("5.23", "5.23.0"),
+    "trl": ("1.16", "1.16.0"),
+    "peft": ("0.21", "0.21.2"),
+    "accelerate": ("1.15", "1.15.0"),
+    "datasets": ("5.2", "5.2.0"),
+    "bitsandbytes": ("0.50", "0.50.2"),
+}
+PYTHON = "3.11"
+SECONDS = 5.0  # for a server to answer
+TIGHT = 0.8  # of the free disk
+ADAM = 2  # numbers that Adam keeps for each trained one
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One finding: its level, what was checked, the stage and the setting, and what to do."""
+
+    level: Literal["ok", "warning", "error"]
+    check: str
+    text: str
+    stage: str | None = None
+    key: str | None = None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The memory of each GPU and of the machine in bytes, and its cores."""
+
+    gpus: tuple[int, ...]
+    memory: int
+    cores: int
+
+
+def this_machine() -> Machine:
+    """Return what this machine has; torch is not asked, because it takes seconds to load."""
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
+        sizes = [line.partition(",")[0].strip() for line in done.stdout.splitlines()]
+    except (OSError, subprocess.SubprocessError):
+        sizes = []
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        limit = Path(name).read_text().strip() if os.access(name, os.R_OK) else ""
+        memory = min(memory, int(limit)) if limit.isdigit() else memory  # of a container
+    gpus = tuple(int(size) * 2**20 for size in sizes if size.isdigit())
+    return Machine(gpus, memory, len(os.sched_getaffinity(0)))
+
+
+def check_machine(machine: Machine) -> Iterator[Finding]:
+    """Compare the installed libraries with those tested, and report what the machine has."""
+    if Version(platform.python_version()) < Version(PYTHON):
+        yield Finding("error", "versions", f"Python {PYTHON} or newer is needed")
+    fine = []
+    for name, (oldest, tested) in PACKAGES.items():
+        try:
+            found = importlib.metadata.version(name)
+            if Version(found) < Version(oldest):
+                words = f"{name} {found} is too old: pip install '{name}>={oldest}'"
+                yield Finding("error", "versions", words)
+                continue
+            known = Version(found).release[:2] == Version(tested).release[:2]
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding("error", "versions", f"{name} is not installed: pip install .")
+            continue
+        except InvalidVersion:
+            known = False
+        fine += [f"{name} {found}"] if known else []
+        if not known:
+            words = f"{name} {found} was not tested; {tested} was: pip install -c constraints.txt ."
+            yield Finding("warning", "versions", words)
+    yield Finding("ok", "versions", ", ".join(fine))
+    gpus = ", ".join(f"{size / 2**30:.0f} GiB" for size in machine.gpus)
+    words = f"{len(machine.gpus)} GPUs ({gpus})" if machine.gpus else "no GPU"
+    memory = f"{machine.memory / 2**30:.0f} GiB of memory"
+    yield Finding("ok", "machine", f"{words}, {machine.cores} cores, {memory}")
+    if missing := gaps():
+        text = (
+            f"this machine cannot take {', '.join(missing)} from the verifier processes. Answers "
+            "are never evaluated as code, so this is the second defence; it needs Linux 5.13 with "
+            "seccomp and Landlock, and libseccomp (apt install libseccomp2)"
+        )
+        yield Finding("warning", "verifier", text)
+    else:
+        text = "without network, writing, new processes or others' secrets (seccomp, Landlock)"
+        yield Finding("ok", "verifier", text)
+
+
+def launch_file(command: list[str]) -> Path | None:
+    """Return the launch file of a stage's command, or accelerate's own default, if any."""
+    if "--config_file" in command[:3]:
+        return Path(command[command.index("--config_file") + 1])
+    home = os.environ.get("HF_HOME") or Path.home() / ".cache/huggingface"
+    default = Path(home) / "accelerate/default_config.yaml"
+    return default if command[0] != "python" and default.is_file() else None
+
+
+def check_launch(command: list[str], stage: str, machine: Machine) -> tuple[Layout, list[Finding]]:
+    """Return how a command spreads a stage over processes, and what is wrong with its file."""
+    file, gpus = launch_file(command), len(machine.gpus)
+    if file is None:  # accelerate uses all GPUs by itself
+        several = command[0] == "accelerate" and gpus > 1
+        return (Layout(DDP, gpus) if several else Layout()), []
+    problems, layout = [], Layout()
+    try:
+        layout = layout_of(file)
+        problems = list(faults(file))
+    except (InputError, ValueError, TypeError) as error:
+        problems = [str(error)]
+    if layout.machines > 1:
+        problems.append(
+            "several machines: the launcher must be started on each, which a chain does not do; "
+            "use the stage's command in accelerate_configs/multi_node.slurm"
+        )
+    if layout.kind.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
+        problems.append("DeepSpeed is not installed: pip install '.[deepspeed]'")
+    wanted = layout.processes // layout.machines
+    if not layout.on_cpu and 0 < gpus < wanted:
+        problems.append(f"{wanted} processes, but {gpus} GPUs: set num_processes: {gpus}")
+    name = paths.short(file)
+    found = [Finding("error", "launch", f"{name}: {text}", stage) for text in problems]
+    fine = Finding("ok", "launch", f"{name}: {layout.kind}, {layout.processes} processes", stage)
+    return layout, found or [fine]
+
+
+def launch_variables(layout: Layout) -> dict[str, str]:
+    """Return the environment from which a stage reads its layout, as the launcher sets it."""
+    found = {"WORLD_SIZE": str(layout.processes)}
+    found["LOCAL_WORLD_SIZE"] = str(layout.processes // layout.machines)
+    if layout.kind.startswith("fsdp"):
+        found |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": layout.kind[-1]}
+    if layout.kind.startswith("zero"):
+        found["ACCELERATE_USE_DEEPSPEED"] = "true"
+        found["ACCELERATE_DEEPSPEED_ZERO_STAGE"] = layout.kind[-1]
+        found["ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL"] = str(layout.whole_model)
+    return found
+
+
+def check_server(address: str, stage: str) -> Finding:
+    """Ask a server whether it is up: any answer counts, also that a key is missing."""
+    address = address.rstrip("/")
+    try:
+        with urllib.request.urlopen(f"{address}/models", timeout=SECONDS) as answer:
+            status = answer.status
+    except urllib.error.HTTPError as error:
+        status = error.code
+    except (OSError, ValueError):
+        status = 0
+    if 0 < status < 500:
+        return Finding("ok", "server", f"the server at {address} answers", stage)
+    said = f"answers {status}" if status else "does not answer"
+    text = f"the server at {address} {said}: start it, or correct `base_url`"
+    return Finding("error", "server", text, stage, "base_url")
+
+
+def training_bytes(settings: Mapping[str, Any], shape: Shape, rows: int, processes: int) -> int:
+    """Return the bytes on disk of a training stage: its model and its checkpoints."""
+    dtype = shape.dtype if settings["dtype"] == "auto" else settings["dtype"]
+    trained = shape.parameters
+    if method_of(settings) != "full":
+        trained = shape.adapter(settings["lora_r"], settings["lora_target_modules"])
+    checkpoint = trained * DTYPES.get(str(dtype), 4) * (1 + ADAM)
+    batch = settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"]
+    rows *= int(settings.get("num_generations") or 1)
+    steps = settings["max_steps"]
+    if steps <= 0:
+        steps = settings["num_train_epochs"] * rows / max(1, batch * processes)
+    strategy = str(getattr(settings["save_strategy"], "value", settings["save_strategy"]))
+    every = float(settings["save_steps"])
+    every = max(1.0, every * steps if every < 1 else every)
+    number = int(steps // every if strategy == "steps" else settings["num_train_epochs"]) + 1
+    if limit := settings["save_total_limit"]:
+        number = min(number, limit + 1)
+    number = 0 if strategy == "no" else number
+    return shape.parameters * DTYPES.get(shape.dtype, 4) + number * checkpoint
+
+
+def check_disk(folder: Path, sizes: Mapping[str, int]) -> Finding:
+    """Compare what the stages will write with the free disk below a folder."""
+    place = next(path for path in (folder, *folder.parents) if path.is_dir())
+    free, peak = shutil.disk_usage(place).free, sum(sizes.values())
+    text = f"training will write {peak / 1e9:.1f} GB at most, {free / 1e9:.1f} GB are free"
+    if peak <= TIGHT * free:
+        return Finding("ok", "disk", text)
+    largest = max(sizes, key=lambda name: sizes[name])
+    text += (
+        f": {sizes[largest] / 1e9:.1f} GB of it by {largest}; there set `save_total_limit: 2`, a "
+        "larger save_steps, and `save: [model]`; or give --runs another disk"
+    )
+    level: Literal["error", "warning"] = "error" if peak > free else "warning"
+    return Finding(level, "disk", text, largest, "save_total_limit")

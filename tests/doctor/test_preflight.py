@@ -1,0 +1,131 @@
+"""What the doctor adds to a stage's preflight, and how it reports."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from quickcopy import Copy
+
+from chainforge.chain.plan import Overrides, plan_chain
+from chainforge.chain.spec import load_chain
+from chainforge.doctor import environment
+from chainforge.doctor.environment import Machine, check_launch, launch_variables, this_machine
+from chainforge.doctor.preflight import examine
+from chainforge.train.distributed import Layout, layout_here
+
+ROOT = Path(__file__).parents[2]
+GIB = 2**30
+LAPTOP, SERVER = Machine((), 24 * GIB, 2), Machine((24 * GIB,) * 8, 512 * GIB, 64)
+
+
+@pytest.fixture
+def look(tmp_path, monkeypatch):
+    """Change settings of one stage of the quickstart, and let the doctor look at that stage."""
+    copy = Copy(tmp_path, monkeypatch)
+
+    def examined(name, machine=LAPTOP, launch="cpu", **settings):
+        copy.change(name, **settings)
+        chain = load_chain(copy.folder)
+        steps = plan_chain(chain, tmp_path / "runs", Overrides(launch=launch))
+        kept = [step for step in steps if step.stage.name in ("traces", "cold_start", name)]
+        return examine(machine, chain, kept)
+
+    return examined
+
+
+FAULTS = {
+    "QLoRA without an adapter": ("cold_start", {"load_in_4bit": True}, "use_peft: true"),
+    "vLLM on the CPU": ("rl", {"use_vllm": True}, "on GPUs only"),
+    "groups of one": ("rl", {"num_generations": 1}, "at least 2 generations"),
+    "two ways to say it": (
+        "rl", {"generation_batch_size": 16, "steps_per_generation": 2}, "both configured"),
+    "too few prompts": ("rl", {"per_device_train_batch_size": 8000}, "fewer than the"),
+    "no batch": ("cold_start", {"per_device_train_batch_size": 0}, "per_device_train_batch_size"),
+    "too large a batch": (
+        "cold_start", {"per_device_train_batch_size": 1_000_000}, "per_device_train_batch_size:"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_an_error_of_its_stage(look, fault):
+    name, settings, words = FAULTS[fault]
+    found = [f.text for f in look(name, **settings) if (f.level, f.stage) == ("error", name)]
+    assert any(words in text for text in found), found
+
+
+def test_a_finding_names_the_setting(look):
+    (found,) = [f for f in look("rl", max_completion_length=16) if f.level == "warning"]
+    assert (found.check, found.stage, found.key) == ("lengths", "rl", "max_completion_length")
+
+
+def test_what_a_server_runs_is_checked_for_its_processes(look):
+    """Eight processes on GPUs, looked at from a machine without any."""
+    batch = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}
+    batch |= {"steps_per_generation": 1, "use_cpu": False}
+    found = look("rl", SERVER, launch="ddp", **batch, num_generations=8)
+    assert [f.text for f in found if (f.level, f.stage) == ("error", "rl")] == []
+    (text,) = [f.text for f in found if (f.check, f.stage) == ("memory", "rl")]
+    assert "of 24.0 GiB" in text
+    found = look("rl", SERVER, launch="ddp", **batch, num_generations=16)
+    assert any("divisible" in f.text for f in found if f.level == "error"), found
+
+
+def test_launch_files_are_checked(tmp_path):
+    def said(command, machine=SERVER):
+        return " ".join(finding.text for finding in check_launch(command, "rl", machine)[1])
+
+    def launch(name):
+        return ["accelerate", "launch", "--config_file", f"{ROOT}/accelerate_configs/{name}.yaml"]
+
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump({"distributed_type": "MULTI_CPU",
+                                                       "num_processes": 2}))  # fmt: skip
+    two = ["accelerate", "launch", "--config_file", str(tmp_path / "two.yaml")]
+    assert "starts one process" in said(two)
+    assert "DeepSpeed is not installed" in said(launch("zero3"))
+    assert "multi_node.slurm" in said(launch("multi_node"))
+    assert "num_processes: 2" in said(launch("ddp"), Machine((24 * GIB,) * 2, 64 * GIB, 8))
+    assert check_launch(["accelerate", "launch", "grpo.py"], "rl", SERVER)[0].processes == 8
+
+
+@pytest.mark.parametrize("kind", ["single", "ddp", "fsdp2", "zero3"])
+def test_a_stage_reads_the_layout_that_the_doctor_sets(kind):
+    layout = Layout(kind, 1 if kind == "single" else 8)
+    assert layout_here(launch_variables(layout)) == layout
+
+
+def test_the_versions_are_those_of_the_project():
+    pins = re.findall(r"^([\w-]+)==([\w.]+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    project = (ROOT / "pyproject.toml").read_text()
+    for name, (oldest, tested) in environment.PACKAGES.items():
+        assert dict(pins)[name] == tested
+        assert f'"{name}>={oldest}' in project
+    assert f'requires-python = ">={environment.PYTHON}"' in project
+
+
+def test_the_command_line_on_a_quickstart_without_weights(tmp_path):
+    shutil.copytree(ROOT / "recipes/quickstart", tmp_path / "quick")
+    for weights in tmp_path.glob("quick/*/model.safetensors"):
+        weights.write_bytes(b"no weights at all")
+
+    def doctor(*words):
+        command = [sys.executable, "-m", "chainforge.cli", "doctor", *words]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+
+    sound = doctor("quick", "--json")
+    assert sound.returncode == 0, sound.stdout + sound.stderr
+    report = json.loads(sound.stdout)
+    assert report["level"] == "ok"
+    assert {f["check"] for f in report["findings"]} == {
+        "versions", "machine", "verifier", "preflight", "rewards", "memory", "disk"
+    }  # fmt: skip
+    assert doctor("--launch", "ddp").returncode == 2
+    assert this_machine().memory > GIB
