@@ -62,13 +62,6 @@ class Spending(TypedDict):
     tokens: Count
 
 
-class Bill(TypedDict, total=False):
-    """A line of a teacher's account."""
-
-    usd: Number | None
-    tokens: Count | None
-
-
 class Interval(TypedDict):
     """The bounds of an estimate."""
 
