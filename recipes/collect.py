@@ -19,8 +19,9 @@ from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.generate.build import BuildArgs, Rows, build
 from chainforge.generate.rollouts import score_samples
 from chainforge.generate.sampling import accepted_by
-from chainforge.generate.settings import TeacherArgs, TeacherFilterArgs
+from chainforge.generate.settings import TeacherArgs
 from chainforge.generate.teacher import (
+    TeacherFilterArgs,
     card_sections,
     collect,
     endpoints_of,

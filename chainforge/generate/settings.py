@@ -11,7 +11,6 @@ from urllib.parse import urlsplit
 
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Row
-from chainforge.data.filters import FilterArgs
 
 KEYS = {"deepseek": "DEEPSEEK_API_KEY", "openai": "OPENAI_API_KEY"}
 
@@ -242,15 +241,6 @@ class TeacherArgs(RequestArgs):
         if self.teacher == "openai" and not self.model:
             raise InputError("teacher openai: set `model` to the model to ask for")
         check_extra_body(self.extra_body, "model")
-
-
-@dataclass
-class TeacherFilterArgs(FilterArgs):
-    """The filters of reject, with a teacher's defaults."""
-
-    min_reasoning_chars: int | None = field(
-        default=20, metadata={"help": "A reasoning of fewer characters: too_short."}
-    )
 
 
 def read_address(text: str, variable: str = KEYS["openai"]) -> str:

@@ -23,6 +23,7 @@ from chainforge.core.secrets import read_secret
 from chainforge.core.transcript import DEFAULT, PRESETS, is_blank, read, write
 from chainforge.data.card import code
 from chainforge.data.datasets import FALLBACK
+from chainforge.data.filters import FilterArgs
 from chainforge.generate.api import (
     FILTERED,
     LENGTH,
@@ -68,6 +69,15 @@ TERMS = {
     "publishing.",
     "offline": "The rows are ChainForge's own; the problems have the license of their source.",
 }
+
+
+@dataclass
+class TeacherFilterArgs(FilterArgs):
+    """The filters of reject, with a teacher's defaults."""
+
+    min_reasoning_chars: int | None = field(
+        default=20, metadata={"help": "A reasoning of fewer characters: too_short."}
+    )
 
 
 @dataclass
@@ -162,8 +172,7 @@ def endpoints_of(args: TeacherArgs) -> list[Endpoint]:
     if deepseek and args.temperature is not None:
         logger.warning("temperature: DeepSeek ignores it while thinking")
     if deepseek and model == RETIRED:
-        logger.warning("model: %s is retired; asking %s with thinking on, which replaced it",
-                       RETIRED, DEEPSEEK_MODEL)  # fmt: skip
+        logger.warning("model: %s is retired; asking %s, which replaced it", model, DEEPSEEK_MODEL)
         model = DEEPSEEK_MODEL
     further: Row = {} if args.temperature is None else {"temperature": args.temperature}
     further |= {"thinking": {"type": "enabled"}} if deepseek else {}

@@ -22,8 +22,8 @@ from chainforge.generate.api import LARGEST_BODY, choice_of
 from chainforge.generate.build import BuildArgs, Rows, build
 from chainforge.generate.dispatch import MAX_USELESS
 from chainforge.generate.rollouts import score_samples
-from chainforge.generate.settings import TeacherArgs, TeacherFilterArgs
-from chainforge.generate.teacher import card_sections, collect
+from chainforge.generate.settings import TeacherArgs
+from chainforge.generate.teacher import TeacherFilterArgs, card_sections, collect
 from chainforge.rewards.reward import RewardArgs, load_rewards
 
 KEY = "sk-secret-0123456789"

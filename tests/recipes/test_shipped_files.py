@@ -18,7 +18,8 @@ from chainforge.data.select import SelectionArgs
 from chainforge.data.tasks import TaskArgs
 from chainforge.generate.build import BuildArgs
 from chainforge.generate.rollouts import PoolArgs
-from chainforge.generate.settings import SamplingArgs, TeacherArgs, TeacherFilterArgs
+from chainforge.generate.settings import SamplingArgs, TeacherArgs
+from chainforge.generate.teacher import TeacherFilterArgs
 from chainforge.rewards.reward import RewardArgs, check_overlong, load_rewards
 from chainforge.train.checkpoints import check_save_steps
 from chainforge.train.policy import PolicyArgs
