@@ -20,7 +20,8 @@ from measuring import results, save, spread, turns
 from sides import asked, prepared
 
 from chainforge.core.jsonl import Row
-from chainforge.data.select import SelectionArgs, select_rows
+from chainforge.data.filters import SelectionArgs
+from chainforge.data.select import select_rows
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.generate.local import LocalEngine, open_policy
 from chainforge.generate.rollouts import score_samples

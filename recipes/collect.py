@@ -13,8 +13,7 @@ from typing import Any
 
 from chainforge.core import process
 from chainforge.core.config import parse
-from chainforge.data.filters import filters
-from chainforge.data.select import SelectionArgs
+from chainforge.data.filters import SelectionArgs, filters
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.generate.build import BuildArgs, Rows, build
 from chainforge.generate.rollouts import score_samples

@@ -19,8 +19,7 @@ from rich.console import Console
 from chainforge.core import process
 from chainforge.core.config import parse
 from chainforge.core.errors import InputError
-from chainforge.data.filters import FilterArgs, filters
-from chainforge.data.select import SelectionArgs
+from chainforge.data.filters import FilterArgs, SelectionArgs, filters
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.generate.build import BuildArgs, Rows, build, open_pool, pooled, preview
 from chainforge.generate.rollouts import PoolArgs, score_samples

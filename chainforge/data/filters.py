@@ -1,4 +1,4 @@
-"""Filter single samples: each filter has a reason, a threshold, and a finding.
+"""Filter single samples, by their scores and by their texts: a reason, and what was measured.
 
 After DeepSeek-R1, appendix B.3.3: mixed languages, long paragraphs and code blocks are left out of
 what rejection sampling keeps. Only what is on is measured; a filter is off where its threshold is
@@ -10,13 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from chainforge.core.errors import InputError
-from chainforge.core.jsonl import Row, question
-from chainforge.core.transcript import PRESETS, Transcript
+from chainforge.core.jsonl import Row, has_answer, question
+from chainforge.core.transcript import PRESETS, Transcript, chat_mark, is_blank
 from chainforge.data.dedup import Hashes, cached_tokens, runs
 from chainforge.rewards.language import LANGUAGES, count_words, scripts_of, share
 
@@ -75,6 +76,80 @@ class FilterArgs:
             scripts_of(self.language)
 
 
+@dataclass
+class SelectionArgs:
+    """Which samples of each prompt to keep."""
+
+    max_per_prompt: int = field(default=1, metadata={"help": "Most samples kept of one prompt."})
+    select: Literal["best", "random", "shortest", "diverse", "all"] = field(
+        default="best",
+        metadata={
+            "help": "Which are kept: those of highest reward (random among equals), random ones, "
+            "the shortest, those that differ most, or all, whatever `max_per_prompt` says."
+        },
+    )
+    min_reward: float | None = field(
+        default=None, metadata={"help": "Smallest total reward: below_min_reward."}
+    )
+    require_correct: bool = field(
+        default=True,
+        metadata={
+            "help": "Drop samples that are wrong or could not be verified. Prompts without an "
+            "answer pass."
+        },
+    )
+    require_format: bool = field(
+        default=True, metadata={"help": "Drop samples that are not a strict transcript."}
+    )
+    min_pass_rate: float | None = field(
+        default=None,
+        metadata={"help": "Smallest share of a prompt's samples that must be right: pass_rate."},
+    )
+    max_pass_rate: float | None = field(
+        default=None, metadata={"help": "Largest such share: easier prompts teach little."}
+    )
+    drop_duplicates: bool = field(
+        default=True,
+        metadata={
+            "help": "Keep one of equal completions of a prompt, and one of equal prompts; case "
+            "and white space do not count."
+        },
+    )
+    near_duplicates: float | None = field(
+        default=None,
+        metadata={
+            "help": "Keep one of a prompt's completions with at least this share of 5-word runs "
+            "in common, such as 0.8: near_duplicate."
+        },
+    )
+    decontaminate: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Evaluations whose questions no kept prompt may contain: YAML files of "
+            "evaluate.py, .jsonl files, folders, Hub ids, tasks written as text: '{fn: hub, "
+            "params: {dataset: gsm8k}, split: test}'. A chain adds its own evaluate stages."
+        },
+    )
+    max_rows: int | None = field(
+        default=None,
+        metadata={"help": "Most rows kept in all, spread evenly over the tasks: over_quota."},
+    )
+
+    def check(self) -> None:
+        """Raise `InputError` for settings that are out of range or contradict each other."""
+        for name in ("max_per_prompt", "max_rows"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name}: expected 1 or more, found {value}")
+        for name in ("near_duplicates", "min_pass_rate", "max_pass_rate"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise InputError(f"{name}: expected a share from 0 to 1, found {value}")
+        low, high = self.min_pass_rate, self.max_pass_rate
+        if low is not None and high is not None and low > high:
+            raise InputError(f"min_pass_rate ({low}) is more than max_pass_rate ({high})")
+
+
 Finding = tuple[str, str]  # the reason, and what was measured
 Filter = Callable[[Row, Transcript], Finding | None]
 
@@ -116,6 +191,28 @@ def filters(args: FilterArgs) -> list[Filter]:
     if args.drop_code:
         made.append(lambda row, said: _code(said.reasoning))
     return made
+
+
+def fault(row: Row, args: SelectionArgs) -> Finding | None:
+    """Return the first reason to drop a sample for its scores; None when there is none."""
+    if not isinstance(row.get("completion"), str) or "id" not in row:
+        raise InputError(f"a sample needs `id` and `completion` (text), found {str(row)[:120]}")
+    ended, correct, reward = row.get("finish_reason"), row.get("correct"), row.get("reward")
+    if ended not in ("stop", None):
+        return "truncated", f"ended by {ended}"
+    if mark := row.get("chat_token") or chat_mark(row["completion"]):
+        return "chat_token", f"contains {str(mark)[:60]}"
+    if is_blank(row["completion"]):
+        return "empty", "an empty completion"
+    if args.require_format and not row.get("formatted"):
+        return "format", "not a strict transcript"
+    if args.require_correct and correct is None and has_answer(row):
+        return "unverified", "the answer could not be checked"
+    if args.require_correct and correct is not None and not correct:
+        return "wrong", f"answered {str(row.get('extracted'))[:60]!r}"
+    if args.min_reward is not None and (reward is None or reward < args.min_reward):
+        return "below_min_reward", f"reward {reward}"
+    return None
 
 
 def _length(row: Row, reasoning: str, args: FilterArgs) -> Finding | None:

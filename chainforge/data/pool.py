@@ -21,8 +21,7 @@ import msgspec
 import numpy as np
 
 from chainforge.core.errors import InputError
-from chainforge.core.jsonl import Row, has_answer, many_rows
-from chainforge.core.transcript import chat_mark, is_blank
+from chainforge.core.jsonl import Row, many_rows
 from chainforge.data.dedup import (
     Hashes,
     Sketches,
@@ -33,13 +32,11 @@ from chainforge.data.dedup import (
     text_key,
     tokens,
 )
-from chainforge.data.filters import FilterArgs, Finding, filters, parts
+from chainforge.data.filters import FilterArgs, Finding, SelectionArgs, fault, filters, parts
 from chainforge.data.rows import SHARE, Fault, read_lines, settle
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from chainforge.data.select import SelectionArgs
 
 NAMES = ("rollouts.jsonl", "samples.jsonl")
 MARKS = frozenset({"drop", "drop_detail", "pass_rate"})
@@ -128,28 +125,6 @@ def asked(row: Row) -> str:
     """Return what the user said, all turns of it; an empty text for a row without prompt."""
     turns = row.get("prompt") or ()
     return "\n".join(turn["content"] for turn in turns if turn.get("role") == "user")
-
-
-def fault(row: Row, args: SelectionArgs) -> Finding | None:
-    """Return the first reason to drop a sample for its scores; None when there is none."""
-    if not isinstance(row.get("completion"), str) or "id" not in row:
-        raise InputError(f"a sample needs `id` and `completion` (text), found {str(row)[:120]}")
-    ended, correct, reward = row.get("finish_reason"), row.get("correct"), row.get("reward")
-    if ended not in ("stop", None):
-        return "truncated", f"ended by {ended}"
-    if mark := row.get("chat_token") or chat_mark(row["completion"]):
-        return "chat_token", f"contains {str(mark)[:60]}"
-    if is_blank(row["completion"]):
-        return "empty", "an empty completion"
-    if args.require_format and not row.get("formatted"):
-        return "format", "not a strict transcript"
-    if args.require_correct and correct is None and has_answer(row):
-        return "unverified", "the answer could not be checked"
-    if args.require_correct and correct is not None and not correct:
-        return "wrong", f"answered {str(row.get('extracted'))[:60]!r}"
-    if args.min_reward is not None and (reward is None or reward < args.min_reward):
-        return "below_min_reward", f"reward {reward}"
-    return None
 
 
 _Part = tuple[Path, int, int]  # whole lines of a file: where they start and end

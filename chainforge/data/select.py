@@ -7,9 +7,9 @@ what was measured in `drop_detail`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from chainforge.data import filters
 from chainforge.data.datasets import FILE, columns_of, write_parquet
 from chainforge.data.decontaminate import Screen, evaluation_questions
 from chainforge.data.dedup import Sketches, most_different, near_duplicates, text_key
-from chainforge.data.filters import FilterArgs
+from chainforge.data.filters import FilterArgs, SelectionArgs
 from chainforge.data.pool import Features, measure
 
 if TYPE_CHECKING:
@@ -43,80 +43,6 @@ REASONS = (
     "not_selected",
     "over_quota",
 )
-
-
-@dataclass
-class SelectionArgs:
-    """Which samples of each prompt to keep."""
-
-    max_per_prompt: int = field(default=1, metadata={"help": "Most samples kept of one prompt."})
-    select: Literal["best", "random", "shortest", "diverse", "all"] = field(
-        default="best",
-        metadata={
-            "help": "Which are kept: those of highest reward (random among equals), random ones, "
-            "the shortest, those that differ most, or all, whatever `max_per_prompt` says."
-        },
-    )
-    min_reward: float | None = field(
-        default=None, metadata={"help": "Smallest total reward: below_min_reward."}
-    )
-    require_correct: bool = field(
-        default=True,
-        metadata={
-            "help": "Drop samples that are wrong or could not be verified. Prompts without an "
-            "answer pass."
-        },
-    )
-    require_format: bool = field(
-        default=True, metadata={"help": "Drop samples that are not a strict transcript."}
-    )
-    min_pass_rate: float | None = field(
-        default=None,
-        metadata={"help": "Smallest share of a prompt's samples that must be right: pass_rate."},
-    )
-    max_pass_rate: float | None = field(
-        default=None, metadata={"help": "Largest such share: easier prompts teach little."}
-    )
-    drop_duplicates: bool = field(
-        default=True,
-        metadata={
-            "help": "Keep one of equal completions of a prompt, and one of equal prompts; case "
-            "and white space do not count."
-        },
-    )
-    near_duplicates: float | None = field(
-        default=None,
-        metadata={
-            "help": "Keep one of a prompt's completions with at least this share of 5-word runs "
-            "in common, such as 0.8: near_duplicate."
-        },
-    )
-    decontaminate: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Evaluations whose questions no kept prompt may contain: YAML files of "
-            "evaluate.py, .jsonl files, folders, Hub ids, tasks written as text: '{fn: hub, "
-            "params: {dataset: gsm8k}, split: test}'. A chain adds its own evaluate stages."
-        },
-    )
-    max_rows: int | None = field(
-        default=None,
-        metadata={"help": "Most rows kept in all, spread evenly over the tasks: over_quota."},
-    )
-
-    def check(self) -> None:
-        """Raise `InputError` for settings that are out of range or contradict each other."""
-        for name in ("max_per_prompt", "max_rows"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name}: expected 1 or more, found {value}")
-        for name in ("near_duplicates", "min_pass_rate", "max_pass_rate"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise InputError(f"{name}: expected a share from 0 to 1, found {value}")
-        low, high = self.min_pass_rate, self.max_pass_rate
-        if low is not None and high is not None and low > high:
-            raise InputError(f"min_pass_rate ({low}) is more than max_pass_rate ({high})")
 
 
 @dataclass

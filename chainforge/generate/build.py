@@ -19,10 +19,10 @@ from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Row, many_rows
 from chainforge.data.card import write_card
 from chainforge.data.datasets import save_dataset
-from chainforge.data.filters import FilterArgs
+from chainforge.data.filters import FilterArgs, SelectionArgs
 from chainforge.data.pool import Features, Pool, find_samples, measure
 from chainforge.data.rows import SHARE
-from chainforge.data.select import SelectionArgs, decide, match_pairs, save_pairs
+from chainforge.data.select import decide, match_pairs, save_pairs
 from chainforge.generate.rollouts import origins, read_pool, score_samples
 from chainforge.generate.shards import merge
 from chainforge.rewards.reward import RewardArgs, load_rewards

@@ -17,9 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from chainforge.core.jsonl import Row, sample
-from chainforge.data.filters import FilterArgs, filters, parts
-from chainforge.data.pool import fault
-from chainforge.data.select import SelectionArgs
+from chainforge.data.filters import FilterArgs, SelectionArgs, fault, filters, parts
 from chainforge.generate.settings import Draw, Drawn, RequestArgs, SamplingArgs, Take, seed_of
 from chainforge.generate.shards import Shards, rank, world_size
 from chainforge.rewards.verify import start_pool

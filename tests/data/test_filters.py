@@ -6,8 +6,8 @@ import pytest
 from planted import Maker
 
 from chainforge.core.errors import InputError
-from chainforge.data.filters import FilterArgs, filters, parts, repetition
-from chainforge.data.select import REASONS, SelectionArgs, select_rows
+from chainforge.data.filters import FilterArgs, SelectionArgs, filters, parts, repetition
+from chainforge.data.select import REASONS, select_rows
 
 N = 300
 OFF = {"max_repetition": None, "min_language": None}

@@ -4,7 +4,8 @@ from collections import Counter
 import pytest
 
 from chainforge.core.errors import InputError
-from chainforge.data.select import REASONS, SelectionArgs, select_rows
+from chainforge.data.filters import SelectionArgs
+from chainforge.data.select import REASONS, select_rows
 
 
 def scored(prompt="p", index=0, **columns):

@@ -11,9 +11,9 @@ from chainforge.core.artifacts import read_json, read_manifest
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import read_rows, write_rows
 from chainforge.data.datasets import DataArgs, sft_mixture
-from chainforge.data.filters import FilterArgs
+from chainforge.data.filters import FilterArgs, SelectionArgs
 from chainforge.data.pool import Pool, measure
-from chainforge.data.select import SelectionArgs, decide, match_pairs, select_rows
+from chainforge.data.select import decide, match_pairs, select_rows
 from chainforge.generate.build import BuildArgs, Rows, build, pooled, preview
 
 

@@ -16,7 +16,8 @@ from chainforge.core.errors import InputError
 from chainforge.core.jsonl import example, read_rows
 from chainforge.core.transcript import DEFAULT, read, write
 from chainforge.data.datasets import save_dataset
-from chainforge.data.select import SelectionArgs, select_rows
+from chainforge.data.filters import SelectionArgs
+from chainforge.data.select import select_rows
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.generate.api import LARGEST_BODY, choice_of
 from chainforge.generate.build import BuildArgs, Rows, build

@@ -13,8 +13,7 @@ from chainforge.core.config import parse
 from chainforge.core.yaml12 import read_yaml
 from chainforge.data import sources as hub
 from chainforge.data.datasets import DataArgs
-from chainforge.data.filters import FilterArgs, filters
-from chainforge.data.select import SelectionArgs
+from chainforge.data.filters import FilterArgs, SelectionArgs, filters
 from chainforge.data.tasks import TaskArgs
 from chainforge.generate.build import BuildArgs
 from chainforge.generate.rollouts import PoolArgs
