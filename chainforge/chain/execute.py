@@ -103,7 +103,7 @@ def _wait(process: subprocess.Popen[bytes], asked: list[int], watch: Callable[[]
 
 
 def _let_end(process: subprocess.Popen[bytes], asked: list[int], watch: Callable[[], None]) -> None:
-    """After a signal let the stage save what it has, until a second one, however long it takes.
+    """Let the stage save what it has after a signal, until a second one.
 
     A launcher dies of the signal at once, while the recipe that it launched is still at work. When
     somebody killed the launcher alone, the recipe is asked to stop, and has a while to do so.
@@ -123,7 +123,7 @@ def _let_end(process: subprocess.Popen[bytes], asked: list[int], watch: Callable
 
 
 def _works(group: int) -> bool:
-    """Whether a process of the group is alive, and not only waits to be reaped by its parent."""
+    """Return whether a process of the group is alive, other than as a zombie."""
     if not _signal_group(group, 0) or not Path("/proc/self/stat").exists():
         return _signal_group(group, 0)
     for path in Path("/proc").glob("[0-9]*/stat"):

@@ -104,7 +104,7 @@ class Stage:
 
     @property
     def asks(self) -> bool:
-        """Whether it asks the questions of `tasks`; a stage that selects from data asks none."""
+        """Return whether it asks the questions of `tasks`; one that selects from data does not."""
         return self.kind.asks and not (self.kind.one_of and self.data)
 
     @property

@@ -37,7 +37,7 @@ class Shape:
 
     @property
     def linears(self) -> dict[str, tuple[int, int]]:
-        """The input and output size of each linear layer of one block."""
+        """Return the input and output size of each linear layer of one block."""
         queries, keys = self.heads * self.head_size, self.key_heads * self.head_size
         return {
             "q_proj": (self.hidden, queries),
@@ -51,12 +51,12 @@ class Shape:
 
     @property
     def block_linear(self) -> int:
-        """Weights of one block's linear layers, which is what 4-bit loading quantises."""
+        """Return weights of one block's linear layers, which is what 4-bit loading quantises."""
         return sum(inside * outside for inside, outside in self.linears.values())
 
     @property
     def block(self) -> int:
-        """All parameters of one block."""
+        """Return all parameters of one block."""
         small = 2 * self.hidden + (2 * self.head_size if self.qk_norm else 0)
         for name, (_, outside) in self.linears.items():
             bias = self.qkv_bias if name[0] in "qkv" else self.mlp_bias
@@ -65,7 +65,7 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        """All parameters; the head counts where it is not tied to the embeddings."""
+        """Return all parameters; the head counts where it is not tied to the embeddings."""
         embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
         return embeddings + self.layers * self.block + self.hidden
 

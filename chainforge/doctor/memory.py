@@ -53,18 +53,18 @@ class Estimate:
 
     @property
     def phase(self) -> str:
-        """The phase that needs most."""
+        """Return the phase that needs most."""
         return max(self.phases, key=lambda name: sum(self.phases[name].values()))
 
     @property
     def parts(self) -> dict[str, int]:
-        """The parts of the peak, largest first."""
+        """Return the parts of the peak, largest first."""
         parts = self.resident | self.phases[self.phase]
         return {name: size for name, size in sorted(parts.items(), key=lambda x: -x[1]) if size}
 
     @property
     def peak(self) -> int:
-        """The most that is in use at a time."""
+        """Return the most that is in use at a time."""
         return sum(self.parts.values())
 
     def __str__(self) -> str:

@@ -128,7 +128,7 @@ class Endpoint:
 
     @property
     def host(self) -> str:
-        """The server's host and port."""
+        """Return the server's host and port."""
         return urlsplit(self.address).netloc
 
     def messages(self, row: Row) -> list[Message]:
@@ -479,7 +479,7 @@ class Choice:
 
     @property
     def said(self) -> Row:
-        """What the row of a failure keeps of the reply."""
+        """Return what the row of a failure keeps of the reply."""
         return {"reply": self.message, "finish_reason": self.raw}
 
     def ended(self) -> Row:

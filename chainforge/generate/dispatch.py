@@ -506,7 +506,7 @@ class Limiter:
             self._held_until = now + (pause if asked is None else asked)
 
     def _at_random(self, used: int) -> bool:
-        """True when most of those that had as many beside them were granted lately."""
+        """Return whether most requests with as many beside them were granted lately."""
         alike = [granted for others, granted in self._lately if others >= used]
         return len(alike) >= FEW and alike.count(False) < RANDOM * len(alike)
 
@@ -546,7 +546,7 @@ class Breaker:
         return None if now >= self._next else self._next - now
 
     def answered(self) -> None:
-        """Close: the server is there."""
+        """Record that the server answers."""
         self.in_a_row = self.probes = 0
         self.open_since = None
 
@@ -562,6 +562,6 @@ class Breaker:
         self._next = now + min(MAX_PAUSE, self.first_pause * 2**self.probes)
 
     def hopeless(self, now: float) -> bool:
-        """True when the server has been gone for longer than `timeout`."""
+        """Return whether the server has been gone for longer than `timeout`."""
         since = self.open_since
         return since is not None and self.probes > 0 and now - since >= self.timeout

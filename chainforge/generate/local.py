@@ -231,7 +231,7 @@ class Batch:
 
     @property
     def joinable(self) -> bool:
-        """Whether lines of another batch can be put beside these: the cache holds all tokens."""
+        """Return whether another batch can join these lines: the cache holds all their tokens."""
         return all(isinstance(one, Columns) and one.is_initialized for one in self.cache.layers)
 
     def uniform(self) -> Tensor:

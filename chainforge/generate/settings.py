@@ -74,17 +74,17 @@ class RequestArgs:
 
     @property
     def adaptive(self) -> bool:
-        """Whether prompts are sampled in rounds until they have enough."""
+        """Return whether prompts are sampled in rounds until they have enough."""
         return self.max_samples is not None
 
     @property
     def most(self) -> int:
-        """The most samples of one prompt."""
+        """Return the most samples of one prompt."""
         return self.num_samples if self.max_samples is None else self.max_samples
 
     @property
     def urls(self) -> list[str]:
-        """The addresses of the servers."""
+        """Return the addresses of the servers."""
         return [self.base_url] if isinstance(self.base_url, str) else self.base_url
 
     def check(self) -> None:

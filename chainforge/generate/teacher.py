@@ -91,7 +91,7 @@ class Collected:
 
     @property
     def sources(self) -> dict[str, int]:
-        """How many rows came from which teacher."""
+        """Return how many rows came from which teacher."""
         return dict(sorted(Counter(row["source"] for row in self.rows).items()))
 
 

@@ -51,7 +51,7 @@ class Measurement:
 
     @property
     def row(self) -> dict[str, Any]:
-        """The numbers of the model itself."""
+        """Return the numbers of the model itself."""
         return next(row for row in self.rows if row["name"] in self.own)
 
 

@@ -79,7 +79,7 @@ class Package:
 
     @property
     def kind(self) -> str:
-        """The kind of repository."""
+        """Return the kind of repository."""
         return "dataset" if self.what == "dataset" else "model"
 
 

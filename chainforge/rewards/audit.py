@@ -63,19 +63,19 @@ class AuditRow:
 
     @property
     def skipped(self) -> bool:
-        """Whether there is no gold answer, or no reward for it: nothing to compare with."""
+        """Return whether there is no gold answer, or no reward for it: nothing to compare with."""
         return self.gold is None
 
     @property
     def failures(self) -> tuple[Attempt, ...]:
-        """The attempts that earned as much as the gold answer, or more."""
+        """Return the attempts that earned as much as the gold answer, or more."""
         if self.gold is None:
             return ()
         return tuple(a for a in self.attempts if a.total is not None and a.total >= self.gold)
 
     @property
     def unrewarded(self) -> bool:
-        """Whether the gold answer earned no more than an empty one: then it is not being read."""
+        """Return whether the gold answer earned no more than an empty one, so it is not read."""
         return any(a.kind == "empty" and a.total == self.gold for a in self.failures)
 
 
@@ -118,13 +118,13 @@ class Audit:
 
     @property
     def passed(self) -> bool:
-        """Whether at least one row was scored, gold won in each, and nothing went wrong."""
+        """Return whether at least one row was scored, gold won in each, and nothing went wrong."""
         scored = any(not row.skipped for row in self.rows)
         return scored and not (self.failures or self.errors or self.changed or self.constants)
 
     @property
     def means(self) -> dict[str, float | None]:
-        """The mean total by kind, None where no attempt of the kind could be scored."""
+        """Return the mean total by kind, None where no attempt of the kind could be scored."""
         totals: dict[str, list[float]] = {kind: [] for kind in KINDS}
         for row in self.rows:
             for attempt in (Attempt("gold", "", row.gold), *row.attempts):
@@ -134,7 +134,7 @@ class Audit:
 
     @property
     def failures(self) -> list[tuple[AuditRow, Attempt]]:
-        """Every attempt that beat or equalled the gold answer, with its row."""
+        """Return every attempt that beat or equalled the gold answer, with its row."""
         return [(row, attempt) for row in self.rows for attempt in row.failures]
 
 

@@ -135,13 +135,13 @@ class Reward:
 
     @property
     def measures_correctness(self) -> bool:
-        """Whether its value says if the answer is right: strictly, and nothing else."""
+        """Return whether its value says if the answer is right: strictly, and nothing else."""
         strict = not self._params.get("lenient") and self._coin_seed is None
         return self._function is accuracy_reward and strict
 
     @property
     def longest(self) -> int | None:
-        """The length at which its penalty is largest, for TRL's soft overlong punishment."""
+        """Return the length at which its penalty is largest, for TRL's soft overlong punishment."""
         return getattr(self._function, "max_completion_len", None)
 
     def applies(self, row: Row) -> bool:

@@ -125,7 +125,7 @@ class VerifierPool:
     def _ask(
         self, jobs: Sequence[Job], indices: Sequence[int], verdicts: dict[int, Verdict]
     ) -> None:
-        """Have these jobs scored and fill in what comes; end a program that answers no more."""
+        """Score these jobs and fill in the results; stop a worker that no longer answers."""
         some = [jobs[index] for index in indices]
         if not some:
             return
@@ -175,7 +175,7 @@ class VerifierPool:
         process.wait()
 
     def _forget(self) -> None:
-        """After a fork, in the child: leave the parent's program alone."""
+        """Leave the parent's program alone, after a fork in the child."""
         self._lock = threading.RLock()
         self._process = None
 

@@ -70,7 +70,7 @@ class Gold:
 
     @property
     def number(self) -> Fraction | None:
-        """The gold answer as a number, also with a unit or a percent sign; None for others."""
+        """Return the gold answer as a number, also with a unit or percent sign, or None."""
         return self.value.number.value if self.value.number else None
 
 
@@ -142,7 +142,7 @@ def scalar_text(text: str, gold: Gold) -> str | None:
 
 
 def _math(text: str, gold: Gold, claim: Claim) -> bool | list[Job]:
-    """Exact text, then structure and exact arithmetic, then math-verify for each scalar left."""
+    """Compare exact text, then structure and exact arithmetic, then each scalar by math-verify."""
     if squeeze(text) == squeeze(gold.text):
         return True
     if (words_of(gold.text) or "\\text" in gold.text) and _word(text) == _word(gold.text):

@@ -37,12 +37,12 @@ class Layout:
 
     @property
     def shards_weights(self) -> bool:
-        """Whether each process holds only a part of the weights."""
+        """Return whether each process holds only a part of the weights."""
         return self.kind in ("fsdp1", FSDP2, ZERO3)
 
     @property
     def shards_optimizer(self) -> bool:
-        """Whether each process holds only a part of the optimizer's state."""
+        """Return whether each process holds only a part of the optimizer's state."""
         return self.shards_weights or self.kind in ("zero1", ZERO2)
 
 

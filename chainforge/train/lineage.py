@@ -24,7 +24,7 @@ class Origin:
 
     @property
     def on_hub(self) -> bool:
-        """Whether it can be had from the Hub."""
+        """Return whether it is on the Hub."""
         return self.kind == "hub"
 
 
@@ -38,7 +38,7 @@ class Ancestor:
 
     @property
     def name(self) -> str:
-        """The stage's name, which is its folder's."""
+        """Return the stage's name, which is its folder's."""
         return self.directory.name
 
     def setting(self, key: str, default: Any = None) -> Any:

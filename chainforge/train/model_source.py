@@ -49,7 +49,7 @@ class Source:
 
     @property
     def tokenizer(self) -> str:
-        """Where the tokenizer is: an adapter has its own, or else its model's."""
+        """Return where the tokenizer is: an adapter has its own, or else its model's."""
         if self.adapter and (self.adapter / "tokenizer_config.json").exists():
             return str(self.adapter)
         return self.model

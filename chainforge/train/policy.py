@@ -70,37 +70,37 @@ class Start:
 
     @property
     def reference(self) -> str:
-        """The model as the user named it."""
+        """Return the model as the user named it."""
         return self.source.reference
 
     @property
     def tokenizer_options(self) -> dict[str, Any]:
-        """The options of `from_pretrained` for the policy's tokenizer."""
+        """Return the options of `from_pretrained` for the policy's tokenizer."""
         return {name: self.options[name] for name in ("revision", "trust_remote_code")}
 
     @property
     def continues(self) -> bool:
-        """Whether the given adapter itself trains on."""
+        """Return whether the given adapter itself trains on."""
         return self.adapter == "continue"
 
     @property
     def opened_here(self) -> bool:
-        """Whether the model is opened before TRL gets it, and not by TRL."""
+        """Return whether the model is opened before TRL gets it, and not by TRL."""
         return self.continues or self.quantization is not None
 
     @property
     def joins(self) -> bool:
-        """Whether the given adapter and the fresh one are left as one."""
+        """Return whether the given adapter and the fresh one are left as one."""
         return self.adapter == "new" and self.source.adapter is not None
 
     @property
     def peft_config(self) -> Any:
-        """The fresh adapter's configuration for TRL; None when none is to be made."""
+        """Return the fresh adapter's configuration for TRL; None when none is to be made."""
         return None if self.continues else self.lora
 
     @property
     def trained_lora(self) -> dict[str, Any]:
-        """The settings of the adapter that trains; empty when all weights train."""
+        """Return the settings of the adapter that trains; empty when all weights train."""
         return self.source.lora if self.continues else self.lora.to_dict() if self.lora else {}
 
 
