@@ -8,6 +8,8 @@ from stages import changed, rows
 from chainforge.core.errors import InputError
 from chainforge.core.transcript import PRESETS, special_ids, write
 from chainforge.rewards.functions import accuracy_reward, format_reward
+from chainforge.train.model_source import Source
+from chainforge.train.policy import Start
 from chainforge.train.templates import (
     check_rows,
     check_template,
@@ -306,3 +308,16 @@ def test_a_long_row_among_short_looking_ones_is_found_by_its_tokens(
     trainer = sft_trainer(tiny_model, tokenizer, made, tmp_path, max_length=80)
     with pytest.raises(InputError, match="1 of 71 rows have more than 80 .*row 70"):
         check_uncut(trainer, Dataset.from_list(made))
+
+
+def test_a_tokenizer_is_of_the_models_revision(tiny_model, monkeypatch):
+    from transformers import AutoTokenizer
+
+    asked = []
+    whole = AutoTokenizer.from_pretrained
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained",
+                        lambda name, **options: asked.append(options) or whole(name, **options))  # fmt: skip
+    start = Start(Source(tiny_model, tiny_model, "v1"), "merge", ("model",),
+                  {"revision": "v1", "trust_remote_code": False, "dtype": "float32"})  # fmt: skip
+    load_tokenizer(start.source.tokenizer, **start.tokenizer_options)
+    assert asked == [{"revision": "v1", "trust_remote_code": False}]
