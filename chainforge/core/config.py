@@ -80,18 +80,6 @@ def parse(*kinds: Any, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
         raise InputError(f"{source}: {error}{_advice(str(error))}") from error
 
 
-def values_of(*kinds: Any, argv: Sequence[str]) -> tuple[dict[str, Any], ...]:
-    """Return the values that `parse` would build each dataclass from, without building any.
-
-    To build one of TRL's needs the processes and the GPUs that the stage will run on.
-    """
-    values = _checked(kinds, argv)
-    return tuple(
-        {item.name: values.get(item.name, _default(item)) for item, _ in _fields([kind]).values()}
-        for kind in kinds
-    )
-
-
 def resolved(*configs: Any) -> dict[str, Any]:
     """Return what differs from each dataclass's defaults, secrets left out, ready for YAML."""
     values: dict[str, Any] = {}

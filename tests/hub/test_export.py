@@ -19,7 +19,7 @@ from chainforge.hub.export import ExportRequest, export, hub_id
 ROOT = Path(__file__).parents[2]
 SUMS = {"dataset": "chain_sum", "min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 1}
 TASK = {"fn": "reasoning_gym", "params": SUMS, "size": 24}
-# One process does what a user does in several, since each would import torch anew: base to the Hub,
+# One process does what a user does in several, because each would import torch again: base to the Hub,
 # traces, LoRA on the base from the Hub with `push_to_hub`, scores, exports, loading it all back.
 JOURNEY = """
 import json, runpy, sys

@@ -111,7 +111,7 @@ def test_a_secret_is_found_before_anything_is_asked_of_the_hub(hub):
 
 
 @pytest.mark.parametrize("folder", [".", "..", "full"])
-def test_a_folder_that_cannot_be_made_anew_is_refused(tmp_path, monkeypatch, folder):
+def test_a_folder_that_exists_is_refused(tmp_path, monkeypatch, folder):
     (tmp_path / "here/full").mkdir(parents=True)
     (tmp_path / "here/full/file").touch()
     monkeypatch.chdir(tmp_path / "here")
