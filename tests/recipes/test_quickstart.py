@@ -17,7 +17,7 @@ import pytest
 import yaml
 from hubserver import HubServer
 
-from chainforge.core.artifacts import read_manifest
+from chainforge.core.artifacts import holder, read_manifest
 from chainforge.core.jsonl import read_rows
 
 ROOT = Path(__file__).parents[2]
@@ -109,6 +109,8 @@ def test_a_killed_rl_stage_is_resumed(folder, shell):
     run.wait()
     reason = folder / "runs/quickstart/rl"
     assert read_manifest(reason) is None
+    while holder(reason):  # it saves, and ends because its chain has
+        time.sleep(0.05)
     plan = shell(f"chainforge plan {CHAIN} --json")
     assert [stage["state"] for stage in json.loads(plan.stdout)["stages"][:3]] == [
         "done",
