@@ -39,7 +39,7 @@ def preflight(configs: tuple[Any, ...]) -> SimpleNamespace:
     run, tasks, rewarding, teacher, selection, texts = configs
     teacher.check()
     selection.check()
-    filters(texts)
+    filters(texts.fitting(teacher.teacher))
     endpoints = [] if teacher.teacher == "offline" else endpoints_of(teacher)
     for endpoint in endpoints:
         price_of(teacher, endpoint)
@@ -54,6 +54,7 @@ def preflight(configs: tuple[Any, ...]) -> SimpleNamespace:
 def main() -> None:
     run, _, rewarding, teacher, selection, texts = configs = parse(*CONFIGS)
     ready = preflight(configs)
+    texts = texts.fitting(teacher.teacher)
     if teacher.dry_run:
         print(estimate(teacher, ready.rows, run.output_dir))
         return

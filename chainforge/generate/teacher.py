@@ -12,7 +12,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -76,8 +76,18 @@ class TeacherFilterArgs(FilterArgs):
     """The filters of reject, with a teacher's defaults."""
 
     min_reasoning_chars: int | None = field(
-        default=20, metadata={"help": "A reasoning of fewer characters: too_short."}
+        default=None,
+        metadata={
+            "help": "A reasoning of fewer characters: too_short. 20 for a teacher on a server, "
+            "none for the offline one."
+        },
     )
+
+    def fitting(self, teacher: str) -> TeacherFilterArgs:
+        """Return these filters with the default that depends on the teacher filled in."""
+        if self.min_reasoning_chars is not None or teacher == "offline":
+            return self
+        return replace(self, min_reasoning_chars=20)
 
 
 @dataclass

@@ -28,6 +28,7 @@ from chainforge.generate.teacher import TeacherFilterArgs, card_sections, collec
 from chainforge.rewards.reward import RewardArgs, load_rewards
 
 KEY = "sk-secret-0123456789"
+TEXTS = TeacherFilterArgs().fitting("openai")
 
 
 @pytest.fixture
@@ -205,7 +206,7 @@ def test_the_filters_of_reject_drop_answers(server, sums, tmp_path, reasoning, k
     for _ in range(2):
         collected = collect(asking(server), [row], tmp_path, score=score)
         with pytest.raises(InputError, match=f"dropped as {kind} .*{setting}"):
-            build(Rows(collected.rows), tmp_path, SelectionArgs(), TeacherFilterArgs(), BuildArgs())
+            build(Rows(collected.rows), tmp_path, SelectionArgs(), TEXTS, BuildArgs())
         assert json.loads((tmp_path / "funnel.json").read_text())["dropped"] == {kind: 1}
     assert len(server.asked) == 1
 

@@ -245,15 +245,15 @@ def test_what_is_no_part_of_a_model_stays_here(run, tmp_path):
 def test_a_secret_in_any_file_stops_the_export(run, tmp_path, monkeypatch):
     row = read_json(run / "cold/manifest.json")["given"]["learning_rate"]
     assert row == 0.01
-    monkeypatch.setenv("MY_API_KEY", "chain-of-thought")  # stands in the card of the data set
+    monkeypatch.setenv("MY_API_KEY", "Reasoning traces")  # in the card of the data set
     assert "README.md holds the value of MY_API_KEY" in refused(run / "traces", what="dataset")
-    monkeypatch.setenv("MY_API_KEY", "final answer")  # stands in the rows, compressed
+    monkeypatch.setenv("MY_API_KEY", "final answer")  # in the rows, compressed
     assert "train.parquet holds the value of MY_API_KEY" in refused(run / "traces", what="dataset")
     assert "final answer" not in refused(run / "traces", what="dataset")
     assert not Path("out").exists()
     monkeypatch.setenv("MY_API_KEY", "lora_A.")  # too short to be one
     assert export(ExportRequest(run / "cold", str(tmp_path / "out")))
-    monkeypatch.setenv("OTHER_TOKEN", "base_model.model")  # stands in the weights' names
+    monkeypatch.setenv("OTHER_TOKEN", "base_model.model")  # in the weights' names
     assert "adapter_model.safetensors holds the value of OTHER_TOKEN" in refused(run / "cold")
 
 
