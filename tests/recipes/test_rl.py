@@ -178,7 +178,7 @@ def test_what_does_not_go_together_is_said_before_a_model_is_loaded(rl, tmp_path
     code, error = rl("wrong", **settings)
     assert code == 2, error
     assert re.search(words, error), error
-    assert json.loads((tmp_path / "wrong/stage.json").read_text())["recipe"] == "grpo"
+    assert not (tmp_path / "wrong").exists()
 
 
 def test_a_rollout_that_ends_at_one_of_several_tokens_has_ended(recipe, rl, writer, tmp_path):
