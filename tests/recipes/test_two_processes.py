@@ -34,6 +34,7 @@ STAGES = (
     "eval",
 )
 ROWS = {"collect": 480, "rl": 24, "rejection": 24, "rl_final": 24, "distill_data": 24, "eval": 12}
+ROWS |= {"distill": 24}
 GRPO = {"per_device_train_batch_size": 16, "num_generations": 4, "steps_per_generation": 1,
         "max_steps": 2, "save_steps": 2, "beta": 0.05, "max_completion_length": 24,
         "use_peft": True, "lora_r": 4}  # fmt: skip
