@@ -18,12 +18,13 @@ from urllib.parse import urlsplit
 import yaml
 
 from chainforge import __version__
+from chainforge.core.run_dir import finished_in
 from chainforge.core.secrets import public, public_settings
 from chainforge.core.transcript import DEFAULT, system_prompt, tags_of
 from chainforge.data.card import code, funnel_table
 from chainforge.data.sources import PRESETS
 from chainforge.hub.upload import HUB_ID
-from chainforge.train.lineage import Ancestor, Origin, base_of, roots, signed_json, stages_in
+from chainforge.train.lineage import Ancestor, Origin, base_of, roots, signed_json
 
 TEMPLATE = str(Path(__file__).with_name("card.md.jinja"))
 VERBS = {
@@ -66,7 +67,7 @@ def measurements(stages: Sequence[Ancestor]) -> list[Measurement]:
     known |= {origin.fingerprint for one in stages for origin in one.took.values()}
     found = []
     for folder in (stage.directory.parent, stage.directory.parent.parent):
-        for directory, manifest in stages_in(folder):
+        for directory, manifest in finished_in(folder):
             measured = {
                 role.removeprefix("models."): fingerprint
                 for role, fingerprint in manifest.inputs.items()

@@ -24,6 +24,7 @@ from rich.filesize import decimal
 from chainforge.core import paths
 from chainforge.core.artifacts import STARTED, UPLOAD, read_json, read_manifest
 from chainforge.core.errors import InputError, hint
+from chainforge.core.run_dir import finished_in
 from chainforge.core.secrets import public
 from chainforge.core.weights import INDEX, check_weights
 from chainforge.hub.safety import (
@@ -45,7 +46,7 @@ from chainforge.hub.upload import (
     push,
     token,
 )  # fmt: skip
-from chainforge.train.lineage import Ancestor, Origin, base_of, lineage, stages_in
+from chainforge.train.lineage import Ancestor, Origin, base_of, lineage
 
 logger = logging.getLogger(__name__)
 
@@ -379,7 +380,7 @@ def _plain(path: Path, what: Part | None) -> tuple[Part, Path]:
             return part, path
     inside = [
         stage.name
-        for stage, _ in stages_in(path)
+        for stage, _ in finished_in(path)
         if any(_is_part(stage / part, part) for part in PARTS)
     ]
     advice = f"; give one of its stages: {', '.join(inside)}" if inside else ""

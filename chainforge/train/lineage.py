@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from chainforge.core.artifacts import Manifest, read_json, read_manifest, sha256
 from chainforge.core.errors import InputError
+from chainforge.core.run_dir import finished_in
 
 ON_HUB = "hub:"
 
@@ -64,7 +64,7 @@ def lineage(stage: Path) -> list[Ancestor]:
         manifest = read_manifest(directory)
         if manifest is None or manifest.fingerprint in found:
             return
-        beside = list(stages_in(directory.parent))
+        beside = list(finished_in(directory.parent))
         took: dict[str, Origin] = {}
         for role, fingerprint in manifest.inputs.items():
             if role.startswith("models."):
@@ -82,17 +82,6 @@ def lineage(stage: Path) -> list[Ancestor]:
 
     collect(stage.resolve())
     return list(found.values())
-
-
-def stages_in(folder: Path) -> Iterator[tuple[Path, Manifest]]:
-    """Yield the finished stages in a folder, which may hold other things too."""
-    for path in sorted(folder.iterdir()):
-        manifest = None
-        # A manifest.json of some other program, or a folder that is not ours to read.
-        with contextlib.suppress(InputError, OSError):
-            manifest = read_manifest(path)
-        if manifest is not None:
-            yield path.resolve(), manifest
 
 
 def _maker(reference: str, fingerprint: str, beside: list[tuple[Path, Manifest]]) -> Path | None:
