@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 from hubserver import HubServer
+from smallchain import STAGES, resized
 
 from chainforge.core.artifacts import holder, read_manifest
 from chainforge.core.jsonl import read_rows
@@ -23,17 +24,6 @@ from chainforge.core.jsonl import read_rows
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CHAIN = "recipes/quickstart/chain.yaml"
-STAGES = [
-    "traces",
-    "cold_start",
-    "rl",
-    "rejection",
-    "sft2",
-    "rl_final",
-    "distill_data",
-    "student",
-    "eval",
-]
 ROWS = {"collect": 1600, "rl": 64, "rejection": 40, "rl_final": 64, "distill_data": 64, "eval": 24}
 ROWS |= {"distill": 64}
 STEPS = {"cold_start": 100, "rl": 6, "sft2": 100, "rl_final": 2, "student": 8}
@@ -57,13 +47,7 @@ def folder(tmp_path_factory):
 def shrink(recipe, steps):
     """Give a recipe little data and few steps."""
     for file in recipe.glob("*.yaml"):
-        settings = yaml.safe_load(file.read_text())
-        own = settings["tasks"] if isinstance(settings.get("tasks"), list) else []
-        for task in own:
-            task["size"] = ROWS.get(file.stem, 8) // len(own)
-        for stage in settings.get("stages", []):
-            if "size" in stage:
-                stage["size"] = ROWS[Path(stage["config"]).stem] // 3
+        settings = resized(file, ROWS)
         if file.stem in steps:
             settings |= {"max_steps": steps[file.stem], "save_steps": 2, "logging_steps": 1}
             settings |= {"save_strategy": "steps", "save_total_limit": 2}

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from smallchain import STAGES, resized
 
 from chainforge.chain.plan import plan_chain
 from chainforge.chain.spec import load_chain
@@ -22,17 +23,6 @@ from chainforge.core.artifacts import read_manifest
 from chainforge.core.jsonl import read_rows
 
 ROOT = Path(__file__).parents[2]
-STAGES = (
-    "traces",
-    "cold_start",
-    "rl",
-    "rejection",
-    "sft2",
-    "rl_final",
-    "distill_data",
-    "student",
-    "eval",
-)
 ROWS = {"collect": 480, "rl": 24, "rejection": 24, "rl_final": 24, "distill_data": 24, "eval": 12}
 ROWS |= {"distill": 24}
 GRPO = {"per_device_train_batch_size": 16, "num_generations": 4, "steps_per_generation": 1,
@@ -60,17 +50,11 @@ def quickstart(tmp_path_factory):
     for processes in (1, 2):
         shutil.copytree(ROOT / "recipes/quickstart", folder / f"{processes}")
         for file in (folder / f"{processes}").glob("*.yaml"):
-            settings = yaml.safe_load(file.read_text())
-            own = settings["tasks"] if isinstance(settings.get("tasks"), list) else []
-            for task in own:
-                task["size"] = ROWS.get(file.stem, 8) // len(own)
+            settings = resized(file, ROWS)
             more = changes.get(file.stem, {})
             settings |= halved(more) if processes == 2 else more
-            for stage in settings.get("stages", []):
-                if "size" in stage:
-                    stage["size"] = ROWS[Path(stage["config"]).stem] // 3
             if file.stem == "chain":
-                assert tuple(stage["name"] for stage in settings["stages"]) == STAGES
+                assert [stage["name"] for stage in settings["stages"]] == STAGES
                 for stage in settings["stages"]:
                     if stage["recipe"] in ("reject", "evaluate"):  # they ask for it, or run alone
                         stage["launch"] = "cpu_ddp" if processes == 2 else "none"
