@@ -69,6 +69,7 @@ def main() -> None:
             score=lambda rows: score_samples(rows, rewarding.transcript, ready.rewards),
             accept=accepted_by(selection, texts),
             keep=selection.max_per_prompt,
+            texts=texts,
             progress=stage.progress,
         )
         stage.metrics |= {"spending": collected.spending} | build(

@@ -8,7 +8,7 @@ None, 0 or false.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -191,6 +191,11 @@ def filters(args: FilterArgs) -> list[Filter]:
     if args.drop_code:
         made.append(lambda row, said: _code(said.reasoning))
     return made
+
+
+def text_fault(row: Row, said: Transcript, checks: Sequence[Filter]) -> Finding | None:
+    """Return the first finding of `filters` against a sample; None when there is none."""
+    return next((found for check in checks if (found := check(row, said))), None)
 
 
 def fault(row: Row, args: SelectionArgs) -> Finding | None:

@@ -32,7 +32,15 @@ from chainforge.data.dedup import (
     text_key,
     tokens,
 )
-from chainforge.data.filters import FilterArgs, Finding, SelectionArgs, fault, filters, parts
+from chainforge.data.filters import (
+    FilterArgs,
+    Finding,
+    SelectionArgs,
+    fault,
+    filters,
+    parts,
+    text_fault,
+)
 from chainforge.data.rows import SHARE, Fault, read_lines, settle
 
 if TYPE_CHECKING:
@@ -89,7 +97,7 @@ def measure(rows: Iterable[Row], args: SelectionArgs, texts: FilterArgs | None =
         finding = fault(row, args)
         if finding is None and (checks or sketched):
             said = parts(row["completion"])
-            finding = next((found for check in checks if (found := check(row, said))), None)
+            finding = text_fault(row, said, checks)
             if sketched and finding is None:
                 text = [cached_tokens(said.reasoning)[1], hashed(tokens(said.answer))]
                 sets.append(shingles(np.concatenate(text)))

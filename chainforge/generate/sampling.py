@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from chainforge.core.jsonl import Row, sample
-from chainforge.data.filters import FilterArgs, SelectionArgs, fault, filters, parts
+from chainforge.data.filters import FilterArgs, SelectionArgs, fault, filters, parts, text_fault
 from chainforge.generate.settings import Draw, Drawn, RequestArgs, SamplingArgs, Take, seed_of
 from chainforge.generate.shards import Shards, rank, world_size
 from chainforge.rewards.verify import start_pool
@@ -85,6 +85,7 @@ def roll_out(
     mine: Callable[[Row], bool] | None = None,
     accept: Accept | None = None,
     keep: int = 1,
+    written: Callable[[list[Row]], None] = lambda rows: None,
     progress: Progress = lambda done, total, unit, note: None,
 ) -> Rolled:
     """Return scored samples of each Example: `num_samples`, or as many as it needs.
@@ -92,8 +93,9 @@ def roll_out(
     They are appended to `path`, and answers that failed to `failures.jsonl`; rows there that `mine`
     accepts (by default those of the model in `provenance`) are not sampled again. `engine` opens
     the policy, only if there is something to sample. With `max_samples` a prompt is done once
-    `keep` different completions are accepted, by default those that are correct. Of several
-    processes the first waits for the others and returns everything, the others return nothing.
+    `keep` different completions are accepted, by default those that are correct. `written` gets
+    the rows that are on disk, and may raise to end the run. Of several processes the first waits
+    for the others and returns everything, the others return nothing.
     """
     args.check()
     start_pool(examples)
@@ -129,6 +131,8 @@ def roll_out(
             rounds.note(rows)
         failures.extend(lost)
         rounds.lose(lost)
+        if good:
+            written(rows)
         tell(POLL_SECONDS)
 
     try:
@@ -291,7 +295,6 @@ def accepted_by(selection: SelectionArgs, texts: FilterArgs | None = None) -> Ac
     def accepted(row: Row) -> bool:
         if fault(row, selection) is not None:
             return False
-        said = parts(row["completion"])
-        return all(check(row, said) is None for check in checks)
+        return text_fault(row, parts(row["completion"]), checks) is None
 
     return lambda rows: [accepted(row) for row in rows]

@@ -23,7 +23,7 @@ from chainforge.core.secrets import read_secret
 from chainforge.core.transcript import DEFAULT, PRESETS, is_blank, read, write
 from chainforge.data.card import code
 from chainforge.data.datasets import FALLBACK
-from chainforge.data.filters import FilterArgs
+from chainforge.data.filters import FilterArgs, filters, parts, text_fault
 from chainforge.generate.api import (
     FILTERED,
     LENGTH,
@@ -37,7 +37,7 @@ from chainforge.generate.api import (
     request_key,
 )
 from chainforge.generate.budget import MILLION, Limits, Price, find_price, usd
-from chainforge.generate.dispatch import Rejected, last_words
+from chainforge.generate.dispatch import MAX_USELESS, Rejected, last_words
 from chainforge.generate.sampling import FAILURES, Accept, Progress, roll_out
 from chainforge.generate.settings import KEYS, Draw, Take, TeacherArgs, read_address
 
@@ -116,9 +116,12 @@ def collect(
     score: Callable[[list[Row]], list[Row]] = lambda rows: rows,
     accept: Accept | None = None,
     keep: int = 1,
+    texts: FilterArgs | None = None,
     progress: Progress = lambda done, total, unit, note: None,
 ) -> Collected:
     """Ask the teacher for `num_samples` answers to each Example, or for as many as it needs.
+
+    A server whose answers are dropped by `texts` one after the other is not paid any longer.
 
     Answers in `output_dir`, rejected ones included, are not asked for again; failed requests are.
     Raises `InputError` before any work for wrong settings, a missing key or a task that the
@@ -139,11 +142,32 @@ def collect(
         lambda: engine, examples, args, path=directory / SAMPLES, seed=seed,
         provenance={"stage": stage}, score=score, mine=mine, accept=accept,
         keep=keep, progress=progress,
+        written=unless_useless(texts if args.teacher != "offline" else None),
     )  # fmt: skip
     lost = Counter(row["class"] for row in rolled.lost)
     if not rolled.samples:
         raise InputError(f"nothing was collected ({dict(lost)}). {last_words(rolled.lost)}")
     return Collected(rolled.samples, lost, engine.spending(), rolled.report)
+
+
+def unless_useless(texts: FilterArgs | None) -> Callable[[list[Row]], None]:
+    """Return a check of rows that raises `InputError` once the filters dropped many in a row."""
+    checks, in_a_row = filters(texts) if texts is not None else [], 0
+
+    def check(rows: list[Row]) -> None:
+        nonlocal in_a_row
+        for row in rows:
+            if row["source"] == FALLBACK:
+                continue
+            found = text_fault(row, parts(row["completion"]), checks)
+            in_a_row = in_a_row + 1 if found else 0
+            if found and in_a_row >= MAX_USELESS:
+                raise InputError(
+                    f"{MAX_USELESS} answers in a row were of no use. The last is dropped as "
+                    f"{found[0]} ({found[1]}). Run the same command again to continue"
+                )
+
+    return check
 
 
 def open_teacher(

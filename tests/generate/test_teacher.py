@@ -539,6 +539,18 @@ def test_nothing_but_useless_answers_stops_the_run(server, sums, tmp_path):
     assert len(server.asked) < 30
 
 
+def test_nothing_but_answers_that_the_filters_drop_stops_the_run(server, sums, tmp_path):
+    server.script = lambda request: chat("4", reasoning_content="2 + 2 = 4.")
+    wanted = f"{MAX_USELESS} answers in a row were of no use.*too_short"
+    with pytest.raises(InputError, match=wanted):
+        collect(asking(server, max_concurrency=1), sums, tmp_path, texts=TEXTS)
+    assert MAX_USELESS <= len(server.asked) < 30
+    rows = read_rows(tmp_path / "samples.jsonl")
+    assert MAX_USELESS <= len(rows) <= len(server.asked)  # what was paid for stays
+    server.script = None
+    assert len(collect(asking(server), sums, tmp_path, texts=TEXTS).rows) == 30
+
+
 def test_nothing_collected_is_an_error(server, sums, tmp_path):
     server.script = [chat()]
     with pytest.raises(InputError, match="nothing was collected"):
