@@ -1,10 +1,11 @@
-"""Run the recipes and the GPU benchmarks on this machine; write a receipt for each as it ends.
+"""Run the recipes and the GPU benchmarks here; append a receipt for each to a file as it ends.
 
-    benchmarks/gpu/run.sh receipts         # installs the wheels, then runs this
+    benchmarks/gpu/run.sh receipts.jsonl         # installs the wheels, then runs this
 
 Models have random weights in the shapes of Qwen2.5-0.5B and 1.5B and the quickstart's tokenizer,
-filled up to their vocabulary. Jobs run one after the other, the most informative ones first; a job
-that does not fit into the remaining time is not started, and a job that is cut says so.
+filled up to their vocabulary. The recipes, the quickstart chain and the memory cases run side by
+side first (their seconds only say that they run), then the timings, one after the other; a job that
+does not fit into the remaining time is not started, and a job that is cut says so.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +40,15 @@ TASKS = [
     }
 ]
 LORA = {"use_peft": True, "lora_r": 16}
-JOB_SECONDS = 90  # a job that takes longer is stopped
+TIMING_SECONDS = 110  # a timing that takes longer is stopped
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="Folder for the receipts.")
+    parser.add_argument("--out", type=Path, required=True, help="File for the receipts.")
     parser.add_argument("--toy", action="store_true", help="Tiny models on the CPU.")
-    parser.add_argument("--seconds", type=float, default=420, help="Start no job after this time.")
+    parser.add_argument("--seconds", type=float, default=370, help="Start no timing after this.")
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + args.seconds
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -55,9 +56,13 @@ def main() -> None:
         for name in {small, large}:
             write_model(name, work / name)
         run(recipe("collect", teacher="offline", tasks=TASKS, output_dir=work / "traces"))
-        for name, command in jobs(work, args.out, small, large, args.toy).items():
+        many = side_by_side(work, small, large, args.toy)
+        with ThreadPoolExecutor(2 if args.toy else len(many)) as pool:
+            for name, command in many.items():
+                pool.submit(write_receipt, name, command, args.out, work, args.seconds / 2)
+        for name, command in timings(work, small, args.toy).items():
             if time.monotonic() < deadline:
-                write_receipt(name, command, args.out, work)
+                write_receipt(name, command, args.out, work, TIMING_SECONDS)
 
 
 def write_model(name: str, folder: Path) -> None:
@@ -97,8 +102,8 @@ def recipe(name: str, **settings: Any) -> list[str]:
     return command
 
 
-def jobs(work: Path, out: Path, small: str, large: str, toy: bool) -> dict[str, list[str]]:
-    """Return the command of every job, the most informative first."""
+def side_by_side(work: Path, small: str, large: str, toy: bool) -> dict[str, list[str]]:
+    """Return the commands that need not be timed: every recipe, memory cases, the quickstart."""
     common: dict[str, Any] = {
         "max_steps": 2 if toy else 30,
         "dtype": "float32" if toy else "bfloat16",
@@ -119,36 +124,11 @@ def jobs(work: Path, out: Path, small: str, large: str, toy: bool) -> dict[str, 
         "max_completion_length": 8 if toy else 64,
     }
     rl = sampled | {"random_rewards": True, "num_generations": 8, "max_zero_advantage_steps": 1000}
-    bench = ROOT / "benchmarks"
-    models = ["--toy"] if toy else ["--models", small]
-
-    def script(name: str, *flags: str) -> list[str]:
-        return [sys.executable, str(bench / name), *flags]
 
     def trained(kind: str, model: str, settings: dict[str, Any], name: str) -> list[str]:
         return recipe(kind, model_name_or_path=work / model, **settings, output_dir=work / name)
 
     found = {
-        f"grpo-{case}-{small}": script(
-            "gpu_grpo.py",
-            *models,
-            "--steps",
-            "3",
-            "--only",
-            case,
-            "--out",
-            str(out / f"{case}.tmp"),
-        )
-        for case in ("trl", "continuous", "shipped")
-    }
-    found["sft-ladder-" + small] = script(
-        "gpu_sft.py", *models, "--only", "trl", "packing", "padding-free", "shipped",
-        "--out", str(out / "sft.tmp"),
-    )  # fmt: skip
-    if not toy:
-        for case in ("qwen-full", "qwen-qlora", "qwen-grpo-reference"):
-            found[f"memory-{case}"] = script("memory.py", "--only", case)
-    found |= {
         f"grpo-lora-kl-{large}": trained("grpo", large, rl | LORA | {"beta": 0.01}, "grpo-lora"),
         f"grpo-full-{small}": trained("grpo", small, rl, "grpo-full"),
         f"sft-full-{small}": trained("sft", small, sft, "sft-full"),
@@ -161,19 +141,54 @@ def jobs(work: Path, out: Path, small: str, large: str, toy: bool) -> dict[str, 
         found[f"sft-qlora-{large}"] = trained(
             "sft", large, sft | LORA | {"load_in_4bit": True}, "sft-qlora"
         )
+        for case in ("qwen-full", "qwen-qlora", "qwen-grpo-reference"):
+            memory = str(ROOT / "benchmarks/memory.py")
+            found[f"memory-{case}"] = [sys.executable, memory, "--only", case]
+        cli = [sys.executable, "-c", "from chainforge.cli import main; main()", "run"]
+        found["quickstart-chain"] = [*cli, str(quickstart(work)), "--runs", str(work / "runs")]
     return found
 
 
-def write_receipt(name: str, command: list[str], out: Path, work: Path) -> None:
-    """Run a job and write what came of it, also where it failed or was cut."""
-    log = out / f"{name}.log"
+def quickstart(work: Path) -> Path:
+    """Copy the quickstart without the settings that keep it on the CPU."""
+    folder = work / "quickstart"
+    shutil.copytree(ROOT / "recipes/quickstart", folder)
+    for file in folder.glob("*.yaml"):
+        lines = file.read_text().splitlines()
+        file.write_text("\n".join(line for line in lines if not line.startswith("use_cpu:")) + "\n")
+    return folder / "chain.yaml"
+
+
+def timings(work: Path, small: str, toy: bool) -> dict[str, list[str]]:
+    """Return the commands that have the device for themselves, the most informative first."""
+    models = ["--toy"] if toy else ["--models", small]
+
+    def timed(script: str, case: str, *flags: str) -> list[str]:
+        path = str(ROOT / "benchmarks" / script)
+        file = str(work / f"{Path(script).stem}-{case.replace(' ', '-')}.result")
+        return [sys.executable, path, *models, *flags, "--only", case, "--out", file]
+
+    grpo = {
+        f"grpo-{case.replace(' ', '-')}-{small}": timed("gpu_grpo.py", case, "--steps", "2")
+        for case in ("trl", "shipped", "one batch")
+    }
+    sft = {
+        f"sft-{case}-{small}": timed("gpu_sft.py", case)
+        for case in ("trl", "packing", "shipped", "padding-free")
+    }
+    return grpo | sft
+
+
+def write_receipt(name: str, command: list[str], out: Path, work: Path, seconds: float) -> None:
+    """Run a job and append what came of it to the receipts, also where it failed or was cut."""
+    log = work / f"{name}.log"
     started = time.monotonic()
-    found = run(command, log)
+    found = run(command, log, seconds)
     places = {str(work) + "/": "", str(ROOT) + "/": "", sys.executable: "python"}
     text = shlex.join(command)
     for place, short in places.items():
         text = text.replace(place, short)
-    receipt = {
+    receipt: dict[str, Any] = {
         "name": name,
         "date": time.strftime("%Y-%m-%d"),
         "hardware": hardware(),
@@ -184,23 +199,27 @@ def write_receipt(name: str, command: list[str], out: Path, work: Path) -> None:
         "seconds": round(time.monotonic() - started, 1),
     }
     metrics = Path(command[-1]) / "metrics.jsonl"
+    results = sorted((work / "runs").glob("*/eval/results.json"))
     if "--output_dir" in command and metrics.exists():
         receipt["last_log"] = json.loads(metrics.read_text().splitlines()[-1])
-    elif log.exists():
-        lines = [
-            line for line in log.read_text(errors="replace").splitlines() if "it/s]" not in line
-        ]
-        receipt["output"] = lines[-12:]
-    (out / f"{name}.json").write_text(json.dumps(receipt, indent=1) + "\n")
+    elif "--out" in command and Path(command[-1]).exists():
+        receipt["result"] = json.loads(Path(command[-1]).read_text())
+    elif name == "quickstart-chain" and results:
+        receipt["results"] = json.loads(results[0].read_text())
+    if found != 0 or "--output_dir" not in command:
+        lines = log.read_text(errors="replace").splitlines()
+        receipt["output"] = [line for line in lines if "it/s]" not in line][-12:]
+    with open(out, "a") as sink:  # one short write, so that jobs side by side do not mix
+        sink.write(json.dumps(receipt) + "\n")
     print(name, found, receipt["seconds"], flush=True)
 
 
-def run(command: list[str], log: Path | None = None) -> int | str:
+def run(command: list[str], log: Path | None = None, seconds: float = 60) -> int | str:
     """Run a command with its output in a file; return its exit code, or "cut"."""
     with open(log or os.devnull, "w") as sink:
         try:
             return subprocess.run(
-                command, stdout=sink, stderr=subprocess.STDOUT, timeout=JOB_SECONDS, check=False
+                command, stdout=sink, stderr=subprocess.STDOUT, timeout=seconds, check=False
             ).returncode
         except subprocess.TimeoutExpired:
             return "cut"
