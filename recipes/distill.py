@@ -24,7 +24,7 @@ from chainforge.core.transcript import DEFAULT
 from chainforge.data.datasets import grpo_dataset
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.generate.settings import TemplateArgs
-from chainforge.hub.export import check_push, push_signed
+from chainforge.hub.push import check_push, push_signed
 from chainforge.train.checkpoints import check_saving
 from chainforge.train.distill import check_teacher, mask_unshared_ids, open_teacher
 from chainforge.train.loop import train

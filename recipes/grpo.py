@@ -23,7 +23,7 @@ from chainforge.core.config import parse
 from chainforge.data.datasets import check_batch, grpo_dataset
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.generate.rollouts import Recorder, gate
-from chainforge.hub.export import check_push, push_signed
+from chainforge.hub.push import check_push, push_signed
 from chainforge.rewards.reward import RewardArgs, check_applicable, check_overlong, load_rewards
 from chainforge.rewards.verify import start_pool
 from chainforge.train.checkpoints import check_saving

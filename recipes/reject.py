@@ -25,7 +25,7 @@ from chainforge.generate.build import BuildArgs, Rows, build, open_pool, pooled,
 from chainforge.generate.rollouts import PoolArgs, score_samples
 from chainforge.generate.sampling import accepted_by, open_engine, roll_out
 from chainforge.generate.settings import SamplingArgs
-from chainforge.hub.export import check_push, push_signed
+from chainforge.hub.push import check_push, push_signed
 from chainforge.rewards.reward import RewardArgs, load_rewards
 from chainforge.train.model_source import check_model
 from chainforge.train.preflight import check_prompts

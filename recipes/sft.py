@@ -18,7 +18,7 @@ from trl import ModelConfig, SFTConfig, SFTTrainer
 from chainforge.core import process
 from chainforge.core.config import parse
 from chainforge.data.datasets import DataArgs, sft_mixture
-from chainforge.hub.export import check_push, push_signed
+from chainforge.hub.push import check_push, push_signed
 from chainforge.train.checkpoints import check_saving
 from chainforge.train.loop import train
 from chainforge.train.policy import PolicyArgs, check_policy, open_policy, prepare

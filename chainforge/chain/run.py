@@ -33,7 +33,7 @@ from chainforge.chain.spec import Chain
 from chainforge.core import artifacts, paths
 from chainforge.core.errors import PAUSED, Failed, InputError, Stopped
 from chainforge.core.run_dir import CHAIN, DONE, LOG, StageDir, read_log
-from chainforge.hub.export import push_signed
+from chainforge.hub.push import push_signed
 from chainforge.report.formatting import duration
 from chainforge.report.gates import judge
 

@@ -1,15 +1,9 @@
-"""Put an adapter, a model or a data set on the Hub, or into a folder: `chainforge export`.
-
-A stage with `push_to_hub: true` is sent in the same way once it is signed (`push_signed`), and not
-by TRL: TRL's own upload sends `training_args.bin`, a pickle that holds the token, and creates a
-public repository before anything is trained.
-"""
+"""Put an adapter, a model or a data set on the Hub, or into a folder: `chainforge export`."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import shlex
 import shutil
@@ -22,7 +16,7 @@ from typing import Any, get_args
 from rich.filesize import decimal
 
 from chainforge.core import paths
-from chainforge.core.artifacts import STARTED, UPLOAD, read_json, read_manifest
+from chainforge.core.artifacts import STARTED, read_json, read_manifest
 from chainforge.core.errors import InputError, hint
 from chainforge.core.run_dir import finished_in
 from chainforge.core.secrets import public
@@ -47,8 +41,6 @@ from chainforge.hub.upload import (
     token,
 )  # fmt: skip
 from chainforge.train.lineage import Ancestor, Origin, base_of, lineage
-
-logger = logging.getLogger(__name__)
 
 PARTS: tuple[Part, ...] = get_args(Part)
 ADAPTER, CONFIG, ON_HUB = "adapter_config.json", "config.json", "hub:"
@@ -107,68 +99,6 @@ def export(request: ExportRequest) -> list[str]:
             package = replace(package, folder=adapter.folder if identity else Path(request.to))
         lines = _send(package, request, identity)
     return lines if adapter and identity else [*lines, *_gguf_command(package)]
-
-
-def check_push(settings: Any, start: Any = None) -> None:
-    """Raise `InputError` for a push that would fail after the work is done.
-
-    `settings` are a stage's that have `push_to_hub`; `start` is the `Start` of one that trains.
-    """
-    if getattr(settings, "hub_token", None) is not None:
-        raise InputError("hub_token: a token goes into no file; set HF_TOKEN in the environment")
-    key = "hub_model_id" if hasattr(settings, "hub_model_id") else "hub_dataset_id"
-    identity = getattr(settings, key)
-    if not settings.push_to_hub:
-        if identity is not None and key == "hub_dataset_id":
-            raise InputError("hub_dataset_id is given, but push_to_hub is not true")
-        return
-    if identity is None:
-        raise InputError(f"push_to_hub: set the repository, as `{key}: me/my-name`")
-    check_id(identity, key)
-    strategy = getattr(settings, "hub_strategy", "")
-    if "checkpoint" in (strategy := str(getattr(strategy, "value", strategy))):
-        raise InputError(f"hub_strategy: {strategy}: checkpoints are never uploaded; leave it out")
-    if start is not None and start.lora is not None:
-        merged = start.source.adapter is not None and start.adapter == "merge"
-        if merged or Path(start.source.model).exists():
-            raise InputError(
-                f"push_to_hub: the base of the adapter is not on the Hub, as the stage starts from "
-                f"{start.reference}; leave push_to_hub out, and send the merged model once the "
-                f"stage is done: chainforge export {settings.output_dir} --what model --to "
-                f"{identity}"
-            )
-    token()
-
-
-def push_signed(directory: Path) -> None:
-    """Upload a signed stage as its `upload.json` says, and remove that file: it is tried once.
-
-    The stage stays done whatever happens; an `InputError` says how to send it by hand.
-    """
-    order = directory / UPLOAD
-    if not order.exists():
-        return
-    asked = read_json(order)
-    identity = asked.get("hub_model_id") or asked["hub_dataset_id"]
-    private = False not in (asked.get("hub_private"), asked.get("hub_private_repo"))
-    what: Part = "adapter" if (directory / "adapter").is_dir() else "model"
-    what = "dataset" if "hub_dataset_id" in asked else what
-    try:
-        package = pack(directory, what, title=identity, upload=True, online=True)
-        message = f"Add the {what} made by ChainForge"
-        address, seen = push(package.files, identity, package.kind, private=private,
-                             message=message)  # fmt: skip
-    except InputError as error:
-        order.unlink()
-        raise InputError(
-            f"push_to_hub: {error}\n  {directory} is done; send it with: chainforge export "
-            f"{directory} --what {what} --to {identity}{'' if private else ' --public'}"
-        ) from None
-    order.unlink()
-    for note in package.notes:
-        logger.warning("%s", note)
-    visibility = "private" if seen else "public"
-    logger.info("uploaded %d files to %s (%s)", len(package.files), address, visibility)
 
 
 def pack(

@@ -8,7 +8,7 @@ import pytest
 from chainforge.core.artifacts import UPLOAD, write_json
 from chainforge.core.errors import InputError
 from chainforge.generate.build import BuildArgs
-from chainforge.hub.export import check_push, push_signed
+from chainforge.hub.push import check_push, push_signed
 from chainforge.train.stage import open_stage
 
 
@@ -23,8 +23,6 @@ def start(base="Qwen/Qwen2.5-0.5B", adapter=None):
         ({"hub_token": "hf_some-token"}, start(), "set HF_TOKEN in the environment"),
         ({"push_to_hub": True}, start(), "as `hub_model_id: me/my-name`"),
         ({"push_to_hub": True, "hub_model_id": "mine"}, start(), "hub_model_id: expected owner/name"),
-        ({"push_to_hub": True, "hub_model_id": "me/mine", "hub_strategy": "all_checkpoints"}, start(),
-         "hub_strategy: all_checkpoints: checkpoints are never"),
         ({"push_to_hub": True, "hub_model_id": "me/mine"}, start("."), "--what model --to me/mine"),
         ({"push_to_hub": True, "hub_model_id": "me/mine"}, start(adapter="a"), "--what model"),
     ],
@@ -44,7 +42,6 @@ def test_rows_are_pushed_to_a_named_data_set_with_a_token(tmp_path, monkeypatch)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
     check_push(BuildArgs())
     for settings, message in (
-        ({"hub_dataset_id": "me/rows"}, "push_to_hub is not true"),
         ({"push_to_hub": True}, "as `hub_dataset_id: me/my-name`"),
         ({"push_to_hub": True, "hub_dataset_id": "me/rows"}, "set HF_TOKEN"),
     ):
