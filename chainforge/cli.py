@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from chainforge import __version__
+from chainforge.core.config import SEEDS
 from chainforge.core.disk import writing
 from chainforge.core.errors import Failed, InputError, Stopped
-from chainforge.core.options import SEEDS
 from chainforge.core.process import loading_fault
 from chainforge.core.secrets import redact_output
 

@@ -77,7 +77,7 @@ def test_the_scripts_ask_the_same_and_judge_alike(tmp_path):
     import questions
     from sides import QUICKSTART, SEED, tasks_of
 
-    from chainforge.core.yaml12 import read_yaml
+    from chainforge.core.config import read_yaml
 
     tasks = read_yaml(QUICKSTART / "tasks.yaml")["tasks"]
     few = tmp_path / "few.yaml"

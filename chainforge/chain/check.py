@@ -15,11 +15,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from chainforge.core.config import read_settings
+from chainforge.core.config import read_settings, yaml_value
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Row
 from chainforge.core.transcript import DEFAULT
-from chainforge.core.yaml12 import yaml_value
 
 if TYPE_CHECKING:
     from chainforge.rewards.audit import Audit

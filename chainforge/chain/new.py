@@ -9,8 +9,8 @@ from pathlib import Path
 
 from chainforge.chain.spec import load_chain, safe_name
 from chainforge.core import paths
+from chainforge.core.config import read_yaml
 from chainforge.core.errors import InputError, nearest
-from chainforge.core.yaml12 import read_yaml
 
 
 def make_project(folder: Path, recipe: str) -> list[str]:

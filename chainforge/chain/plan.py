@@ -17,11 +17,10 @@ from typing import Any
 
 from chainforge.chain.spec import RECIPES, Chain, Stage, at, check_setting
 from chainforge.core import artifacts, paths, run_dir
-from chainforge.core.config import given, read_settings
+from chainforge.core.config import given, read_settings, yaml_value
 from chainforge.core.errors import InputError
 from chainforge.core.run_dir import StageDir
 from chainforge.core.secrets import check_settings
-from chainforge.core.yaml12 import yaml_value
 
 # The recipes whose rows are trained on, and so must not contain what is evaluated.
 DECONTAMINATED = ("collect", "reject")

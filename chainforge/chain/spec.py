@@ -15,11 +15,10 @@ from typing import Any, Literal
 
 from chainforge.core import paths
 from chainforge.core.artifacts import PATH_KEYS
+from chainforge.core.config import SEEDS, read_yaml
 from chainforge.core.errors import InputError, hint, refuse_unknown
-from chainforge.core.options import SEEDS
 from chainforge.core.secrets import check_settings
 from chainforge.core.transcript import PRESETS
-from chainforge.core.yaml12 import read_yaml
 from chainforge.report.gates import Gate, read_gates
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

@@ -2,31 +2,144 @@
 
 `parse` takes what TrlParser takes, strictly: a misspelt key, a wrong type and an abbreviation are
 errors that name the key and what to write instead. `preset: NAME` puts a file of settings below the
-recipe's own.
+recipe's own. YAML is read by the core schema of version 1.2: PyYAML follows 1.1, where `1e-5` is
+text, `no` is false, `1:30` is ninety and `010` is eight.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import enum
-import os
+import math
+import re
 import sys
+import types
 import typing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+import yaml
 
 from chainforge.core.errors import InputError
-from chainforge.core.options import checked, is_structured, out_of_range, parts_of, unknown
 from chainforge.core.paths import anchored, find_preset
-from chainforge.core.secrets import check_settings
-from chainforge.core.yaml12 import read_yaml, yaml_value
+from chainforge.core.secrets import check_settings, is_secret_key
 
-Flags = list[tuple[str, list[str]]]  # options' names, and the words after each
 Fields = dict[str, tuple[Any, Any]]  # each that can be given, and its type
-Layers = list[tuple[str, dict[str, Any]]]  # files of settings, each with what it says
-ON_CPU = " Several processes on a CPU count only with `use_cpu: true`."
+Layer = tuple[str, dict[str, Any]]  # a file of settings, and what it says
+
+# Other tools' names of settings: the first key that the recipe has is meant.
+ALIASES = {
+    "lora_r": "lora_rank lora_dim rank r peft_r",
+    "lora_target_modules": "lora_target target_modules lora_targets",
+    "use_peft": "use_lora lora peft",
+    "load_in_4bit": "qlora use_qlora load_4bit",
+    "dtype": "torch_dtype precision model_dtype",
+    "num_generations": "group_size rollout_n n_samples_per_prompt num_rollouts generations",
+    "epsilon": "clip_ratio clip_eps clip_range cliprange clip_ratio_low eps_clip",
+    "epsilon_high": "clip_ratio_high clip_range_high",
+    "beta": "kl_coef kl_coeff kl_beta kl_loss_coef init_kl_coef",
+    "learning_rate": "lr actor_lr",
+    "num_train_epochs": "epochs num_epochs n_epochs",
+    "max_steps": "num_rl_steps steps num_steps total_steps total_training_steps max_train_steps",
+    "per_device_train_batch_size": "batch_size train_batch_size micro_batch_size",
+    "gradient_accumulation_steps": "grad_accum gradient_accumulation accumulation_steps",
+    "max_length": "max_seq_length max_seq_len cutoff_len sequence_len model_max_length",
+    "max_completion_length": "max_new_tokens max_response_length max_completion_len max_tokens",
+    "max_new_tokens": "max_completion_length max_response_length max_tokens",
+    "num_samples": "num_generations group_size samples_per_prompt n_samples n",
+    "model_name_or_path": "model model_name model_id model_path base_model",
+    "data": "dataset dataset_name train_file data_path datasets",
+    "tasks": "task dataset dataset_name",
+    "rewards": "reward_funcs reward_functions reward_fn reward",
+    "attn_implementation": "flash_attn use_flash_attention use_flash_attention_2",
+    "warmup_steps": "warmup_ratio",
+    "report_to": "wandb logger",
+}
+CLOSE = 0.85  # of difflib's ratio: one letter in six; local_rank is no lora_rank
+
+# TRL and transformers check these late: after the model is loaded, or in the first step.
+SEEDS = (0, 2**32 - 1)  # what NumPy takes
+_TINY = math.ulp(0.0)  # means "above 0"
+_RANGES: dict[tuple[float, float], str] = {
+    (0, math.inf): "learning_rate weight_decay beta max_grad_norm warmup_steps epsilon "
+    "epsilon_high temperature max_usd",
+    (_TINY, math.inf): "num_train_epochs logging_steps save_steps eval_steps repetition_penalty",
+    (1, math.inf): "per_device_train_batch_size per_device_eval_batch_size lora_r lora_alpha "
+    "gradient_accumulation_steps generation_batch_size steps_per_generation num_iterations "
+    "max_completion_length max_length max_new_tokens num_samples num_generations max_concurrency",
+    (0, 1): "min_p lora_dropout",
+    (_TINY, 1): "top_p vllm_gpu_memory_utilization",
+    SEEDS: "seed data_seed",
+}
+RANGES = {name: span for span, names in _RANGES.items() for name in names.split()}
+WORDS = {
+    "loss_type": "grpo bnpo dr_grpo dapo cispo luspo sapo vespo",
+    "importance_sampling_level": "token sequence",
+    "scale_rewards": "group batch none",
+    "vllm_mode": "server colocate",
+}
+_TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
+class _Loader(yaml.SafeLoader):
+    """Read YAML 1.2, and refuse a key that is given twice."""
+
+    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}  # type: ignore[misc]
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Build a mapping; raise for a duplicate key."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if str(key.value) in seen and key.value != "<<":
+                line = key.start_mark.line + 1
+                raise InputError(f"line {line}: the key {key.value!r} is given twice")
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)  # type: ignore[no-any-return]
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """Read a whole number, decimal unless it says 0o or 0x."""
+        text = str(self.construct_scalar(node))
+        return int(text, 0 if text[:2] in ("0o", "0x") else 10)
+
+
+for _name, _pattern in {
+    "null": r"~|null|Null|NULL|",
+    "bool": r"true|True|TRUE|false|False|FALSE",
+    "int": r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+",
+    "float": r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+    "merge": r"<<",
+}.items():
+    _tag = f"tag:yaml.org,2002:{_name}"
+    _Loader.add_implicit_resolver(_tag, re.compile(rf"(?:{_pattern})\Z"), None)
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+
+
+def yaml_value(text: str) -> Any:
+    """Return the value of a YAML text; raise `InputError` for text that is not YAML."""
+    try:
+        return yaml.load(text, _Loader)
+    except InputError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"not YAML: {' '.join(str(error).split())}") from None
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML mapping; raise `InputError` when missing, malformed or not a mapping."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file (looked from {Path.cwd()})")
+    try:
+        value = yaml_value(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: {error}") from None
+    if not isinstance(value, dict | None):
+        raise InputError(f"{path}: expected `key: value` lines, found a {type(value).__name__}")
+    return {str(key): item for key, item in (value or {}).items()}
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
@@ -48,13 +161,7 @@ def given(argv: Sequence[str]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for _, layer in layers:
         settings |= layer
-    for name, words in flags:
-        values = [_word(word) for word in words]
-        if name.startswith("no_") and not words:
-            settings[name.removeprefix("no_")] = False
-        else:
-            settings[name] = True if not values else values[0] if len(values) == 1 else values
-    return settings
+    return settings | {name: _meaning([_word(word) for word in flags[name]]) for name in flags}
 
 
 def parse(*kinds: Any, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
@@ -67,7 +174,8 @@ def parse(*kinds: Any, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
         from trl.scripts.utils import TrlParser
 
         TrlParser(kinds).parse_args(["--help"])
-    values = _checked(kinds, words)
+    layers, flags = _layers(words)
+    values = _checked(_fields(kinds), layers, flags)
     try:
         return tuple(
             kind(**{name: values[name] for name in _fields([kind]) if name in values})
@@ -76,8 +184,12 @@ def parse(*kinds: Any, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
     except InputError:
         raise
     except (ValueError, TypeError, ImportError, OSError) as error:
-        source = _layers(words)[0][-1][0]
-        raise InputError(f"{source}: {error}{_advice(str(error))}") from error
+        advice = (
+            "; per_device_train_batch_size x processes x gradient_accumulation_steps is a step's "
+            "completions: make that a multiple of num_generations"
+        )
+        known = advice if "divisible by num_generations" in str(error) else ""
+        raise InputError(f"{layers[-1][0]}: {error}{known}") from error
 
 
 def resolved(*configs: Any) -> dict[str, Any]:
@@ -85,34 +197,83 @@ def resolved(*configs: Any) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for config in configs:
         for item in dataclasses.fields(config):
+            make = item.default_factory
+            default = item.default if make is dataclasses.MISSING else make()
             value = getattr(config, item.name, None)
-            secret = item.name.endswith(("_token", "_key"))
-            if item.init and not secret and value != _default(item):
+            if item.init and not is_secret_key(item.name) and value != default:
                 values[item.name] = _plain(value)
     return values
 
 
-def _checked(kinds: Iterable[Any], argv: Sequence[str]) -> dict[str, Any]:
-    """Return the checked values of a YAML and a command line; report all problems at once."""
-    fields = _fields(kinds)
-    layers, flags = _layers(argv)
+def _plain(value: Any) -> Any:
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def _layers(argv: Sequence[str]) -> tuple[list[Layer], dict[str, list[str]]]:
+    """Return the settings of the preset, if any, and of the YAML; and the options over both."""
+    flags: dict[str, list[str]] = {}
+    words: list[str] | None = None
+    for word in argv:
+        if word.startswith("--") and len(word) > 2:
+            name, equals, value = word[2:].partition("=")
+            words = flags[name.replace("-", "_")] = [value] if equals else []
+        elif words is None:
+            raise InputError(f"unexpected {word!r}; settings are given as --key value")
+        else:
+            words.append(word)
+    for name, values in flags.items():
+        check_settings({name: [_word(word) for word in values]}, "command line")
+    files = flags.pop("config", None)
+    if files is not None and len(files) != 1:
+        raise InputError("--config takes one YAML file")
+    own = read_settings(files[0]) if files else {}
+    chosen = own.pop("preset", None)
+    if "preset" in flags:
+        chosen = _meaning(flags.pop("preset"))
+    layers = [(files[0] if files else "command line", own)]
+    if chosen is not None:
+        path = find_preset(chosen)
+        layers.insert(0, (str(path), read_settings(path)))
+    return layers, flags
+
+
+def _word(word: str) -> Any:
+    """Read one word of the command line as YAML; text that is not YAML stays text."""
+    try:
+        return yaml_value(word)
+    except InputError:
+        return word
+
+
+def _meaning(values: list[Any]) -> Any:
+    return True if not values else values[0] if len(values) == 1 else values
+
+
+def _checked(
+    fields: Fields, layers: Iterable[Layer], flags: Mapping[str, list[str]]
+) -> dict[str, Any]:
+    """Return the checked values of all layers; report all problems at once."""
     values: dict[str, Any] = {}
     problems: list[str] = []
     for file, layer in layers:
         for key, value in layer.items():
             with _noting(problems):
                 if key not in fields:
-                    raise InputError(f"{file}: {unknown(f'key {key!r}', key, fields)}")
+                    raise InputError(f"{file}: {_unknown(f'key {key!r}', key, fields)}")
                 values[key] = _value(key, value, f"{file}: {key}", fields)
-    for name, words in flags:
+    for key, words in flags.items():
         with _noting(problems):
-            key, value = _of_flag(name, words, fields)
-            values[key] = _value(key, value, f"--{name}", fields)
-    problems += [
-        f"{name} is required: give it in the YAML, or as --{name}"
-        for name, (item, _) in fields.items()
-        if name not in values and _default(item) is dataclasses.MISSING
-    ]
+            if key not in fields:
+                raise InputError(_unknown(f"option --{key}", key, fields))
+            # A structure is written as YAML; any other text is what it says.
+            value = [_word(word) for word in words] if _is_structured(fields[key][1]) else words
+            values[key] = _value(key, _meaning(value), f"--{key}", fields)
     if problems:
         raise InputError("\n  ".join(problems))
     return values
@@ -126,113 +287,123 @@ def _noting(problems: list[str]) -> Iterator[None]:
         problems.append(str(error))
 
 
-def _value(key: str, value: Any, where: str, fields: Fields) -> Any:
-    """Return the value of a key as its type; raise `InputError` for one that is not possible."""
-    item, kind = fields[key]
-    if key == "report_to":  # transformers takes "no tracker" as one word
-        names = value if isinstance(value, list) else [value]
-        value = [n for n in names if n not in (None, "none", "None", "null")] or "none"
-    found = checked(value, kind, where)
-    choices = [str(choice) for choice in item.metadata.get("choices") or ()]
-    if choices and found is not None and found not in choices:
-        raise InputError(f"{where}: expected one of {', '.join(choices)}, found {value!r}")
-    if wrong := out_of_range(key, found, fields):
-        raise InputError(f"{where}: {wrong}")
-    return found
-
-
-def _of_flag(name: str, words: list[str], fields: Fields) -> tuple[str, Any]:
-    """Return the key and the value that an option and its words on the command line mean."""
-    key = name.removeprefix("no_")
-    if name not in fields:
-        if key == name or key not in fields or bool not in parts_of(fields[key][1]):
-            raise InputError(unknown(f"option --{name}", name, fields))
-        if words:
-            raise InputError(f"--{name} takes no value; or write --{key} true")
-        return key, False
-    item, kind = fields[name]
-    parts = parts_of(kind)
-    if not words:
-        return name, True if bool in parts else item.metadata.get("const")
-    if not is_structured(kind):
-        several = str not in parts and any(typing.get_origin(part) is list for part in parts)
-        return name, words[0] if len(words) == 1 and not several else words
-    values = [_word(word) for word in words]
-    return name, values[0] if len(values) == 1 and not isinstance(values[0], str) else values
-
-
 def _fields(kinds: Iterable[Any]) -> Fields:
     """Return every field that can be given, with its type."""
     found: Fields = {}
     for kind in kinds:
-        types = typing.get_type_hints(kind)
-        found |= {
-            item.name: (item, types[item.name]) for item in dataclasses.fields(kind) if item.init
-        }
+        hints = typing.get_type_hints(kind)
+        found |= {i.name: (i, hints[i.name]) for i in dataclasses.fields(kind) if i.init}
     return found
 
 
-def _default(item: Any) -> Any:
-    made = item.default_factory is not dataclasses.MISSING
-    return item.default_factory() if made else item.default
+def _unknown(what: str, key: str, known: Collection[str]) -> str:
+    near = meant(key, known)
+    return f"unknown {what}" + (f"; did you mean {near!r}?" if near else "")
 
 
-def _advice(message: str) -> str:
-    """Return what to change, where a library's own message does not say it."""
-    if "divisible by num_generations" in message or "divisible by the global batch" in message:
-        return (
-            " A step draws per_device_train_batch_size x processes x gradient_accumulation_steps "
-            "completions; make that a multiple of num_generations."
-            + (ON_CPU if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "")
-        )
-    if "gpu" in message.lower() and "use_cpu" in message:
-        return " On a machine without a GPU add `use_cpu: true`."
-    return ""
+def meant(key: str, known: Collection[str]) -> str | None:
+    """Return the setting that was probably meant: another tool's name for it, or a typing error."""
+    for name, others in ALIASES.items():
+        if key.lower() in others.split() and name in known:
+            return name
+    return next(iter(difflib.get_close_matches(key.lower(), known, n=1, cutoff=CLOSE)), None)
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, enum.Enum):
-        return value.value
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [_plain(item) for item in value]
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
+def _value(key: str, value: Any, where: str, fields: Fields) -> Any:
+    """Return the value of a key as its type; raise `InputError` for one that is not possible."""
+    item, kind = fields[key]
+    found = _as(value, kind, where)
+    words = [str(choice) for choice in item.metadata.get("choices") or ()]
+    if "importance_sampling_level" in fields and key in WORDS:
+        words = WORDS[key].split()
+    if words and found is not None and found not in words:
+        raise InputError(f"{where}: expected one of {', '.join(words)}, found {value!r}")
+    if wrong := _out_of_range(key, found, fields):
+        raise InputError(f"{where}: {wrong}")
+    return found
 
 
-def _layers(argv: Sequence[str]) -> tuple[Layers, Flags]:
-    """Return the settings of the preset, if any, and of the YAML; and the flags over both."""
-    flags: Flags = []
-    for word in argv:
-        if word.startswith("--") and len(word) > 2:
-            name, equals, value = word[2:].partition("=")
-            flags.append((name.replace("-", "_"), [value] if equals else []))
-        elif not flags:
-            raise InputError(f"unexpected {word!r}; settings are given as --key value")
-        else:
-            flags[-1][1].append(word)
-    files = [words for name, words in flags if name == "config"]
-    if len(files) > 1 or any(len(words) != 1 for words in files):
-        raise InputError("--config takes one YAML file, once")
-    source = files[0][0] if files else "command line"
-    own = read_settings(source) if files else {}
-    chosen = own.pop("preset", None)
-    layers = [(source, own)]
-    for name, words in flags:
-        if name == "preset":
-            chosen = words[0] if len(words) == 1 else words
-        else:
-            check_settings({name: [_word(word) for word in words]}, "command line")
-            check_settings({name: " ".join(words)}, "command line")
-    if chosen is not None:
-        path = find_preset(chosen)
-        layers.insert(0, (str(path), read_settings(path)))
-    return layers, [flag for flag in flags if flag[0] not in ("config", "preset")]
+def _out_of_range(key: str, value: Any, known: Collection[str]) -> str | None:
+    """Return what is wrong with the numbers in a setting's value; None if they are possible."""
+    if isinstance(value, Mapping | list):
+        inner = value.values() if isinstance(value, Mapping) else value
+        return next((text for item in inner if (text := _out_of_range("", item, known))), None)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if math.isnan(value):
+        return "expected a number, found nan"
+    if key == "max_steps" and (value == 0 or value < -1):
+        return f"expected 1 or more, or -1 for whole epochs, found {value}"
+    low, high = RANGES.get(key, (-math.inf, math.inf))
+    if key == "temperature" and "learning_rate" in known:
+        low = _TINY  # TRL divides by it
+    if low <= value <= high and not (key in RANGES and math.isinf(value)):
+        return None
+    least = "above 0" if low == _TINY else f"of at least {low:g}"
+    most = "" if high == math.inf else f", at most {high:.10g}"
+    return f"expected a finite number {least}{most}, found {value}"
 
 
-def _word(word: str) -> Any:
-    """Read one word of the command line as YAML; text that is not YAML stays text."""
-    try:
-        return yaml_value(word)
-    except InputError:
-        return word
+def truth(value: Any) -> Any:
+    """Return the bool that a word such as `off` means; any other value as it is."""
+    return _TRUTH.get(value.lower(), value) if isinstance(value, str) else value
+
+
+def _is_structured(kind: Any) -> bool:
+    """Return whether a field of this type holds mappings, written as YAML on a command line."""
+    parts = typing.get_args(kind)
+    return kind is dict or typing.get_origin(kind) is dict or any(map(_is_structured, parts))
+
+
+def _as(value: Any, kind: Any, where: str) -> Any:
+    """Return `value` as a `kind`; raise `InputError` when it does not fit.
+
+    Text that reads as a number, and `yes` or `off` for a bool, is converted.
+    """
+    union = typing.get_origin(kind) in (typing.Union, types.UnionType)
+    parts = typing.get_args(kind) if union else (kind,)
+    if any(map(_is_enum, parts)):  # text is one of its values
+        parts = tuple(part for part in parts if part is not str)
+    if kind is Any or (value is None and type(None) in parts):
+        return value
+    for part in parts:
+        with contextlib.suppress(TypeError):
+            return _fit(value, part, where)
+    wanted = " or ".join(_name_of(part) for part in parts if part is not type(None))
+    raise InputError(f"{where}: expected {wanted}, found {value!r} ({type(value).__name__})")
+
+
+def _fit(value: Any, kind: Any, where: str) -> Any:
+    """Return `value` as a `kind` that is no union; raise `TypeError` when it does not fit."""
+    origin = typing.get_origin(kind) or kind
+    if origin is list:
+        (inner,) = typing.get_args(kind) or (Any,)
+        if isinstance(value, str):
+            value = [value]  # one of several, as on the command line
+        if isinstance(value, list):
+            return [_as(item, inner, f"{where}[{i}]") for i, item in enumerate(value)]
+    elif origin is typing.Literal or _is_enum(kind):
+        if value in (typing.get_args(kind) or [one.value for one in kind]):
+            return value
+    elif origin is bool:
+        if isinstance(truth(value), bool):
+            return truth(value)
+    elif origin in (int, float) and isinstance(value, str | int) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError, OverflowError):
+            return origin(value)
+    # Only its library can build a class that is no type from text.
+    elif not isinstance(origin, type) or (
+        isinstance(value, origin) and not (isinstance(value, bool) and origin is int)
+    ):
+        return value
+    raise TypeError
+
+
+def _is_enum(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, enum.Enum)
+
+
+def _name_of(kind: Any) -> str:
+    if _is_enum(kind):
+        return "one of " + ", ".join(one.value for one in kind)
+    return getattr(kind, "__name__", str(kind)) if not typing.get_args(kind) else str(kind)

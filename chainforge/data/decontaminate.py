@@ -21,10 +21,9 @@ from typing import Any
 
 import yaml
 
-from chainforge.core.config import read_settings
+from chainforge.core.config import read_settings, yaml_value
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Row, question, read_rows
-from chainforge.core.yaml12 import yaml_value
 from chainforge.data.dedup import hashed, runs, shingles, tokens
 from chainforge.data.sources import PRESETS, QUESTIONS, load_dataset
 from chainforge.data.tasks import TaskArgs, load_examples

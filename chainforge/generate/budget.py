@@ -15,10 +15,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from chainforge.core.config import read_yaml
 from chainforge.core.disk import to_disk
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import JsonLines, Row, read_rows, write_rows
-from chainforge.core.yaml12 import read_yaml
 
 SHIPPED = Path(__file__).with_name("prices.yaml")
 MILLION = 1_000_000

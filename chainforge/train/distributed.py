@@ -48,7 +48,7 @@ class Layout:
 
 def layout_of(file: str | Path | None) -> Layout:
     """Return the layout that a launch file asks for; one process without a file."""
-    from chainforge.core.yaml12 import read_yaml
+    from chainforge.core.config import read_yaml
 
     return _layout(read_yaml(file)) if file else Layout()
 
@@ -99,7 +99,7 @@ def faults(file: str | Path) -> Iterator[str]:
     from accelerate.commands.config.config_args import ClusterConfig
     from accelerate.commands.launch import launch_command_parser
 
-    from chainforge.core.yaml12 import read_yaml
+    from chainforge.core.config import read_yaml
 
     given = read_yaml(file)
     options = vars(launch_command_parser().parse_args(["script.py"]))

@@ -29,9 +29,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from chainforge.core.artifacts import read_manifest
-from chainforge.core.config import given
+from chainforge.core.config import given, truth
 from chainforge.core.errors import InputError
-from chainforge.core.options import truth
 from chainforge.core.process import CHAIN
 from chainforge.train.distributed import check_supported
 from chainforge.train.model_source import BASE_CHANGING_INITS, Source, find_source

@@ -9,8 +9,7 @@ import pytest
 
 from chainforge.chain.plan import plan_chain
 from chainforge.chain.spec import TRAINING, load_chain
-from chainforge.core.config import parse
-from chainforge.core.yaml12 import read_yaml
+from chainforge.core.config import parse, read_yaml
 from chainforge.data import sources as hub
 from chainforge.data.datasets import DataArgs
 from chainforge.data.filters import FilterArgs, SelectionArgs, filters
