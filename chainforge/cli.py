@@ -345,10 +345,9 @@ def export(
     ] = False,
 ) -> None:
     """Put an adapter, a merged model or a data set on the Hub, with a card, or into a folder."""
-    from chainforge.hub.export import ExportRequest
     from chainforge.hub.export import export as send
 
-    for line in send(ExportRequest(stage, to, what, base, licence, public, dry_run)):
+    for line in send(stage, to, what, base=base, licence=licence, public=public, dry_run=dry_run):
         print(line)
 
 

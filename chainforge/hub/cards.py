@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,26 +34,27 @@ VERBS = {
     "reject": "rejection sampling",
     "distill": "on-policy distillation",
 }
-DEFAULT_LENGTH = 1024  # tokens to sample when no stage sets it
+RESULTS = {
+    "kept": "{kept:,} of {in:,} samples kept",
+    "steps": "{steps:,} steps",
+    "reward": "reward {reward:.3g} at the end",
+    "train_loss": "mean loss {train_loss:.3g}",
+}
 
 
 @dataclass(frozen=True)
 class Measurement:
     """An evaluation of a model: its name, its names for the model, and its results.
 
-    `rows` are those of the model and of its ancestors, as in the results file.
+    `row` is that of the model; `rows` has those of its ancestors, too, as in the results file.
     """
 
     name: str
-    own: frozenset[str]
+    own: set[str]
+    row: dict[str, Any]
     rows: list[dict[str, Any]]
     pairs: list[dict[str, Any]]
     settings: dict[str, Any]
-
-    @property
-    def row(self) -> dict[str, Any]:
-        """Return the numbers of the model itself."""
-        return next(row for row in self.rows if row["name"] in self.own)
 
 
 def measurements(stages: Sequence[Ancestor]) -> list[Measurement]:
@@ -65,23 +66,23 @@ def measurements(stages: Sequence[Ancestor]) -> list[Measurement]:
     stage = stages[-1]
     known = {one.manifest.fingerprint for one in stages}
     known |= {origin.fingerprint for one in stages for origin in one.took.values()}
+    beside = [found for n in (0, 1) for found in finished_in(stage.directory.parents[n])]
     found = []
-    for folder in (stage.directory.parent, stage.directory.parent.parent):
-        for directory, manifest in finished_in(folder):
-            measured = {
-                role.removeprefix("models."): fingerprint
-                for role, fingerprint in manifest.inputs.items()
-                if role.startswith("models.")
-            }
-            own = {name for name, one in measured.items() if one == stage.manifest.fingerprint}
-            if not own or manifest.finished < stage.manifest.finished:
-                continue
-            if (results := signed_json(directory, manifest, "results.json")) is None:
-                continue
-            rows = [row for row in results["models"] if measured.get(row["name"]) in known]
-            pairs = [pair for pair in results["pairs"] if own & {pair["from"], pair["to"]}]
-            settings = results.get("settings") or {}
-            found.append(Measurement(directory.name, frozenset(own), rows, pairs, settings))
+    for directory, manifest in beside:
+        prints = {
+            role.removeprefix("models."): fingerprint
+            for role, fingerprint in manifest.inputs.items()
+            if role.startswith("models.")
+        }
+        own = {name for name, one in prints.items() if one == stage.manifest.fingerprint}
+        results = own and signed_json(directory, manifest, "results.json")
+        if not results or manifest.finished < stage.manifest.finished:
+            continue
+        rows = [row for row in results["models"] if prints.get(row["name"]) in known]
+        pairs = [pair for pair in results["pairs"] if own & {pair["from"], pair["to"]}]
+        row = next(row for row in rows if row["name"] in own)
+        settings = results.get("settings") or {}
+        found.append(Measurement(directory.name, own, row, rows, pairs, settings))
     return found
 
 
@@ -97,10 +98,10 @@ def model_card(
     `title` is what it is loaded by; `base` what the adapter belongs to or the model started from;
     `stages` its lineage, oldest first; `licence` the base's, as in the Hub's cards.
     """
-    from huggingface_hub import ModelCard, ModelCardData
+    from huggingface_hub import ModelCardData
 
     adapter = what == "adapter"
-    on_hub = base is not None and base.on_hub and HUB_ID.fullmatch(base.name)
+    on_hub = base is not None and base.on_hub
     head = ModelCardData(
         **dict(licence),  # type: ignore[arg-type]
         base_model=base.name if base and on_hub else None,
@@ -111,42 +112,66 @@ def model_card(
         tags=["chainforge", "trl", "reasoning", *(["lora"] if adapter else [])],
     )
     name = licence.get("license_name") or licence.get("license")
-    licence_text = f"Licence: `{code(name)}`." if name else ""
-    licence_text += f" The licence of {linked(base)} applies to this too." if base else ""
-    prompt = _prompt(stages)
-    settings = _settings(stages[-1]) if stages else ""
-    card = ModelCard.from_template(
+    text = f"Licence: `{code(name)}`." if name else ""
+    text += f" The licence of {linked(base)} applies to this too." if base else ""
+    prompt, settings = _prompt(stages), _settings(stages[-1]) if stages else ""
+    return _filled(
         head,
-        TEMPLATE,
+        stages,
+        stages,
+        [text.strip(), terms(stages, what)],
         adapter=adapter,
         title=title,
-        heading=_escaped(title),
+        # On one line, with nothing that Markdown would interpret.
+        heading=re.sub(r"([\\`*_\[\]<>#|!&])", r"\\\1", " ".join(title.split())),
         base=base,
-        version=__version__,
         fence=_fence(f"{prompt['system']}{settings}{title}"),
         measurements=measurements(stages) if stages else [],
         settings=settings,
         **prompt,
-        **_story(stages, stages, [licence_text.strip(), terms(stages, what)]),
     )
-    return f"{card.content.rstrip()}\n"
 
 
 def data_card(own: str, stages: Sequence[Ancestor], licence: Mapping[str, str]) -> str:
-    """Return a data set's own card with its lineage and terms added.
-
-    `licence` replaces the one that the card has.
-    """
-    from huggingface_hub import DatasetCard, DatasetCardData
+    """Return a data set's own card with its lineage and terms added, and `licence` if given."""
+    from huggingface_hub import DatasetCardData
 
     head, text = head_of(own)
     # The card of collected traces has its terms already, as each data card has its own funnel.
     last = [] if "## Terms" in own else [terms(stages, "dataset")]
-    card = DatasetCard.from_template(
-        DatasetCardData(**head | dict(licence)),
+    data = DatasetCardData(**head | dict(licence))
+    return _filled(data, stages, stages[:-1], last, own=text.strip() or "# Rows")
+
+
+def _filled(
+    head: Any,
+    stages: Sequence[Ancestor],
+    with_funnels: Sequence[Ancestor],
+    terms: Sequence[str],
+    **values: Any,
+) -> str:
+    """Return the template with the lineage, the funnels, the terms and further values."""
+    from huggingface_hub import ModelCard
+
+    funnels = [(stage.name, found) for stage in with_funnels if (found := stage.funnel())]
+    card = ModelCard.from_template(
+        head,
         TEMPLATE,
-        own=text.strip() or "# Rows",
-        **_story(stages, stages[:-1], last),
+        version=__version__,
+        stages=stages,
+        funnels=[(n, funnel_table(f, "samples")) for n, f in funnels if f["dropped"]],
+        terms="\n\n".join(text for text in terms if text),
+        code=code,
+        linked=linked,
+        public=public,
+        quoted=functools.partial(json.dumps, ensure_ascii=False),
+        interval=lambda x: "{mean:.1f} ({low:.1f} to {high:.1f})".format(
+            **{key: 100 * value for key, value in x.items()}
+        ),
+        verb=lambda stage: VERBS.get(stage.manifest.recipe, code(stage.manifest.recipe)),
+        inputs=_inputs,
+        result=_result,
+        **values,
     )
     return f"{card.content.rstrip()}\n"
 
@@ -176,61 +201,38 @@ def terms(stages: Sequence[Ancestor], what: str) -> str:
 
     lines = []
     for kind, model, host in _teachers(stages):
-        if kind == "offline":
-            lines.append(f"- {OFFLINE}")
-        else:
-            who = f"`{code(model)}`" if model else f"the teacher `{code(kind)}`"
-            says = TERMS.get(kind, "").format(hosts=f"`{code(host)}`" if host else "the server")
-            lines.append(f"- Traces were written by {who}. {says}")
+        text = TERMS.get(kind, "").format(hosts=f"`{code(host)}`" if host else "the server")
+        offline = kind == "offline"
+        lines.append(OFFLINE if offline else f"Traces were written by `{code(model)}`. {text}")
     base = None if what == "dataset" else base_of(list(stages))
     own = base.fingerprint if base else None
     if others := [linked(one) for one in roots(list(stages)) if one.fingerprint != own]:
         lines.append(
-            f"- Rows were written, or targets given, by models that began as {', '.join(others)}. "
+            f"Rows were written, or targets given, by models that began as {', '.join(others)}. "
             "Their licences may restrict what is trained on them."
         )
     if sets := data_sets(stages):
         links = ", ".join(f"[{name}](https://huggingface.co/datasets/{name})" for name in sets)
-        lines.append(f"- The questions of {links} have licences of their own.")
-    return "\n".join(lines)
+        lines.append(f"The questions of {links} have licences of their own.")
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def data_sets(stages: Sequence[Ancestor]) -> list[str]:
     """Return the Hub's data sets whose questions were trained on."""
-    found: set[str] = set()
-    for stage in stages:
-        for task in stage.setting("tasks") or () if stage.manifest.recipe != "evaluate" else ():
-            params = task.get("params") if isinstance(task, dict) else None
-            if isinstance(params, dict) and task.get("fn") == "hub":
-                name = str(params.get("dataset") or params.get("preset") or "")
-                if not Path(name).exists():  # the origin of a local copy is not known
-                    found.add(str(PRESETS.get(name, {}).get("dataset", name)))
-    return sorted(name for name in found if HUB_ID.fullmatch(name))
-
-
-def _story(
-    stages: Sequence[Ancestor], with_funnels: Sequence[Ancestor], terms: Sequence[str]
-) -> dict[str, Any]:
-    """Return what the template needs to show the lineage, the funnels and the terms."""
-    funnels = [(stage.name, found) for stage in with_funnels if (found := stage.funnel())]
-    return {
-        "stages": stages,
-        "funnels": [(n, funnel_table(f, "samples")) for n, f in funnels if f["dropped"]],
-        "terms": "\n\n".join(text for text in terms if text),
-        "code": code,
-        "linked": linked,
-        "public": public,
-        "quoted": functools.partial(json.dumps, ensure_ascii=False),
-        "interval": _interval,
-        "verb": lambda stage: VERBS.get(stage.manifest.recipe, code(stage.manifest.recipe)),
-        "inputs": _inputs,
-        "result": _result,
-    }
+    params = [
+        task.get("params") or {}
+        for stage in stages
+        for task in stage.setting("tasks") or ()
+        if isinstance(task, dict) and task.get("fn") == "hub"
+    ]
+    given = [str(one.get("dataset") or one.get("preset")) for one in params]
+    names = {str(PRESETS.get(name, {}).get("dataset", name)) for name in given}
+    return sorted(name for name in names if HUB_ID.fullmatch(name) and not Path(name).exists())
 
 
 def _prompt(stages: Sequence[Ancestor]) -> dict[str, Any]:
     """Return the tags, the system turn and the length of answers that were set last."""
-    preset, system, longest = DEFAULT, "", DEFAULT_LENGTH
+    preset, system, longest = DEFAULT, "", 1024
     for stage in stages:
         preset = str(stage.setting("transcript", preset))
         longest = stage.setting("max_completion_length", stage.setting("max_new_tokens", longest))
@@ -251,45 +253,32 @@ def _inputs(stage: Ancestor) -> str:
     by_role: dict[str, list[str]] = {}
     for role, origin in stage.took.items():
         by_role.setdefault(role.partition(".")[0], []).append(linked(origin))
-    for kind, model, _ in _teachers([stage]):
-        by_role["teacher"] = [f"`{code(model or kind)}`"]
+    for _, model, _ in _teachers([stage]):
+        by_role["teacher"] = [f"`{code(model)}`"]
     return "; ".join(f"{code(role)}: {', '.join(names)}" for role, names in by_role.items())
 
 
 def _result(stage: Ancestor) -> str:
-    metrics, seconds = stage.manifest.metrics, stage.manifest.seconds
-    words = []
-    if "kept" in metrics and "in" in metrics:
-        words.append(f"{metrics['kept']:,} of {metrics['in']:,} samples kept")
-    if "steps" in metrics:
-        words.append(f"{metrics['steps']:,} step{'s' if metrics['steps'] != 1 else ''}")
-    if "reward" in metrics:
-        words.append(f"reward {metrics['reward']:.3g} at the end")
-    elif "train_loss" in metrics:
-        words.append(f"mean loss {metrics['train_loss']:.3g}")
-    time = f"{seconds:,.0f} s" if seconds < 120 else f"{seconds / 60:,.0f} minutes"
-    return ", ".join([*words, f"{time} on {code(stage.manifest.device)}"])
+    """Return what a stage reached, and how long it took."""
+    metrics = stage.manifest.metrics
+    skipped = "train_loss" if "reward" in metrics else ""  # of GRPO, where it says nothing
+    keys = [key for key in RESULTS if key in metrics and key != skipped]
+    shown = [RESULTS[key].format_map(metrics) for key in keys]
+    return ", ".join([*shown, f"{stage.manifest.seconds:,.0f} s on {code(stage.manifest.device)}"])
 
 
-def _teachers(stages: Sequence[Ancestor]) -> Iterator[tuple[str, str, str]]:
-    """Yield each teacher of the traces once: its kind, its model, and its server."""
-    found: dict[tuple[str, str, str], None] = {}
-    for stage in stages:
-        if stage.manifest.recipe == "collect":
-            host = urlsplit(str(stage.setting("base_url") or "")).hostname or ""
-            model = public(str(stage.setting("model") or ""))
-            found[str(stage.setting("teacher", "offline")), model, host] = None
-    yield from found
-
-
-def _interval(share: Mapping[str, float]) -> str:
-    mean, low, high = (100 * share[key] for key in ("mean", "low", "high"))
-    return f"{mean:.1f} ({low:.1f} to {high:.1f})"
-
-
-def _escaped(title: str) -> str:
-    """Return a title for a heading: on one line, with nothing that Markdown would interpret."""
-    return re.sub(r"([\\`*_\[\]<>#|!&])", r"\\\1", " ".join(title.split()))
+def _teachers(stages: Sequence[Ancestor]) -> list[tuple[str, str, str]]:
+    """Return each teacher of the traces once: its kind, its model or kind, and its server."""
+    found = [
+        (
+            kind := str(stage.setting("teacher", "offline")),
+            public(str(stage.setting("model") or kind)),
+            urlsplit(str(stage.setting("base_url") or "")).hostname or "",
+        )
+        for stage in stages
+        if stage.manifest.recipe == "collect"
+    ]
+    return list(dict.fromkeys(found))
 
 
 def _fence(text: str) -> str:

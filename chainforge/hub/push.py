@@ -57,13 +57,11 @@ def push_signed(directory: Path) -> None:
     asked = read_json(order)
     identity = asked.get("hub_model_id") or asked["hub_dataset_id"]
     private = False not in (asked.get("hub_private"), asked.get("hub_private_repo"))
-    what: Any = "adapter" if (directory / "adapter").is_dir() else "model"
+    what = "adapter" if (directory / "adapter").is_dir() else "model"
     what = "dataset" if "hub_dataset_id" in asked else what
     try:
-        package = pack(directory, what, title=identity, upload=True, online=True)
-        message = f"Add the {what} made by ChainForge"
-        address, seen = push(package.files, identity, package.kind, private=private,
-                             message=message)  # fmt: skip
+        package = pack(directory, what, title=identity, upload=True)
+        address, seen = push(package.files, identity, package.kind, private=private, what=what)
     except InputError as error:
         order.unlink()
         raise InputError(

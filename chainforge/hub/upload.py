@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import logging
+import mmap
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from chainforge.core.artifacts import sha256
 from chainforge.core.errors import InputError
-from chainforge.core.secrets import read_secret
+from chainforge.core.secrets import forms, read_secret, secrets
 from chainforge.core.weights import hub_failures
-from chainforge.hub.safety import Files, check_secrets
 
 logger = logging.getLogger(__name__)
 
+Files = Mapping[str, Path | bytes]  # contents by the names that they are sent under
+
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-# Seconds before each retry, and the statuses to retry: a conflict with another commit, too many
-# requests, and the server's own faults.
-WAITS = (1.0, 2.0, 4.0)
-TRANSIENT = frozenset({409, 412, 429, 500, 502, 503, 504})
+WAITS = (1.0, 2.0, 4.0)  # seconds before each retry
+TRANSIENT = (None, 409, 412, 429, 500, 502, 503, 504)  # no answer, conflict, too many, its fault
 # Files of an earlier upload that a loader would read as part of this one.
 _LOADED = re.compile(
     r"(?:adapter_|generation_)?config\.json|.*\.(?:safetensors|bin|pt|gguf|parquet)"
 )
+_TEXTS = (".json", ".jsonl", ".jinja", ".md", ".parquet", ".txt")
 
 
 def check_id(identity: str, where: str) -> None:
@@ -44,15 +44,12 @@ def token() -> str:
     return found
 
 
-def push(
-    files: Files, identity: str, kind: str, *, private: bool, message: str
-) -> tuple[str, bool]:
+def push(files: Files, identity: str, kind: str, *, private: bool, what: str) -> tuple[str, bool]:
     """Put files into a repository in one commit; return its address, and whether it is private.
 
-    The repository is created if it does not exist. Transient failures (the server's own errors, a
-    lost connection, a concurrent commit) are retried. Raises `InputError` when a file holds a
-    secret, when a private upload would go to a public repository, when files of another upload
-    would be loaded with these, and when the Hub refuses.
+    The repository is created if it does not exist. Raises `InputError` when a file holds a secret,
+    when a private upload would go to a public repository, when files of another upload would be
+    loaded with these, and when the Hub refuses.
     """
     from huggingface_hub import HfApi
 
@@ -61,14 +58,16 @@ def push(
     api = HfApi(token=token(), library_name="chainforge")
     for wait in (*WAITS, None):
         try:
-            seen = _send(api, files, identity, kind, private, message)
+            seen = _send(api, files, identity, kind, private, f"Add the {what} made by ChainForge")
             break
         except hub_failures() as error:
-            if wait is None or not _is_transient(error):
+            status = getattr(getattr(error, "response", None), "status_code", None)
+            text = " ".join(str(error).split())[:300] or type(error).__name__
+            if wait is None or status not in TRANSIENT:
                 raise InputError(
-                    f"{identity}: the Hub refused: {_message(error)}{_advice(error, identity)}"
+                    f"{identity}: the Hub refused: {text}{_advice(status, identity)}"
                 ) from None
-            logger.warning("%s: %s; retrying in %g s", identity, _message(error), wait)
+            logger.warning("%s: %s; retrying in %g s", identity, text, wait)
             time.sleep(wait)
     return f"{api.endpoint}/{'datasets/' if kind == 'dataset' else ''}{identity}", seen
 
@@ -76,28 +75,21 @@ def push(
 def _send(api: Any, files: Files, identity: str, kind: str, private: bool, message: str) -> bool:
     """Send files once; return whether the repository is private."""
     from huggingface_hub import CommitOperationAdd
+    from huggingface_hub.errors import RepositoryNotFoundError
 
-    existing = _repository(api, identity, kind)
-    if existing is None:
+    try:
+        existing = api.repo_info(identity, repo_type=kind)
+    except RepositoryNotFoundError:
         api.create_repo(identity, repo_type=kind, private=private)
     else:
         _check_existing(existing, identity, files, private)
+        private = bool(existing.private)
     operations = [
         CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
         for name, content in files.items()
     ]
     api.create_commit(identity, operations, commit_message=message, repo_type=kind)
-    return private if existing is None else bool(existing.private)
-
-
-def _repository(api: Any, identity: str, kind: str) -> Any | None:
-    """Return what the Hub says of a repository and its files; None if it does not exist."""
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    try:
-        return api.repo_info(identity, repo_type=kind, files_metadata=True)
-    except RepositoryNotFoundError:
-        return None
+    return private
 
 
 def _check_existing(existing: Any, identity: str, files: Files, private: bool) -> None:
@@ -116,72 +108,68 @@ def _check_existing(existing: Any, identity: str, files: Files, private: bool) -
             )
 
 
-def different_weights(folder: Path, identity: str) -> str | None:
-    """Return the first weights file of a local model that the Hub's model lacks or has different.
-
-    Raises `InputError` if there is no such model.
-    """
-    from huggingface_hub import HfApi, get_token
-    from huggingface_hub.utils.sha import git_hash
-
-    try:
-        existing = _repository(HfApi(token=get_token() or False), identity, "model")
-    except hub_failures() as error:
-        raise InputError(f"{identity}: the Hub does not show it: {_message(error)}") from None
-    if existing is None:
-        raise InputError(f"{identity}: no such model on the Hub, or it is private")
-    known = {file.rfilename: file for file in existing.siblings or ()}
-    for path in sorted(folder.glob("*.safetensors")):
-        file = known.get(path.name)
-        if file is not None and file.lfs is not None:
-            same = file.lfs.sha256 == sha256(path)
-        else:
-            same = file is not None and file.blob_id == git_hash(path.read_bytes())
-        if not same:
-            return path.name
-    return None
-
-
-def licence_of(identity: str) -> dict[str, str]:
-    """Return the licence keys of a model's card on the Hub; none if the Hub cannot be asked."""
-    from huggingface_hub import HfApi, get_token
-
-    try:
-        found = _repository(HfApi(token=get_token() or False), identity, "model")
-    except hub_failures():
-        return {}
-    return licence_keys(found.card_data.to_dict() if found and found.card_data else {})
-
-
-def licence_keys(card: Mapping[str, Any]) -> dict[str, str]:
-    """Return the licence keys of a card's head."""
-    names = ("license", "license_name", "license_link")
-    return {name: str(card[name]) for name in names if card.get(name)}
-
-
-def _message(error: Exception) -> str:
-    """Return the Hub's answer on one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-def _status(error: Exception) -> int | None:
-    """Return the HTTP status; None without an answer."""
-    return getattr(getattr(error, "response", None), "status_code", None)
-
-
-def _is_transient(error: Exception) -> bool:
-    """Return whether a retry may succeed."""
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
-
-    return _status(error) in TRANSIENT if _status(error) else isinstance(error, HTTPError)
-
-
-def _advice(error: Exception, identity: str) -> str:
+def _advice(status: int | None, identity: str) -> str:
     """Return what to do about a refusal."""
-    status = _status(error)
     if status == 401:
         return ". The token is not valid: set HF_TOKEN, or run `hf auth login`"
     if status == 403:
-        owner = identity.partition("/")[0]
-        return f". The token may not write there: is {owner} you, and does it allow writing?"
-    return ". Run the same command again to resume" if _is_transient(error) else ""
+        return f". The token may not write to {identity.partition('/')[0]}"
+    return ". Run the same command again to resume" if status in TRANSIENT else ""
+
+
+def check_secrets(files: Files) -> None:
+    """Raise `InputError` when a file holds the value of a secret environment variable.
+
+    Texts may hold it escaped or encoded, too. Parquet files are decompressed.
+    """
+    known = {name: [form.encode() for form in forms(value)] for name, value in secrets().items()}
+    for name, content in files.items() if known else ():
+        is_text = Path(name).suffix != ".safetensors"
+        for part in _contents(content):
+            for variable, values in known.items():
+                if any(part.find(value) >= 0 for value in (values if is_text else values[:1])):
+                    raise InputError(
+                        f"{name} holds the value of {variable}, so nothing was sent: revoke that "
+                        f"secret and make the file without it, or unset {variable} if it is none"
+                    )
+
+
+def local_paths(files: Files) -> list[str]:
+    """Return a note for each file of text or rows that holds a path of this machine."""
+    return [
+        f"{name} names {place}, a folder of this machine"
+        for name, content in files.items()
+        if Path(name).suffix in _TEXTS
+        for place in dict.fromkeys((Path.home(), Path.cwd()))
+        if place.name and any(part.find(f"{place}/".encode()) >= 0 for part in _contents(content))
+    ]
+
+
+def _contents(content: Path | bytes) -> Iterator[Any]:
+    """Yield a file's contents to search in: whole, or batches of a parquet file's rows."""
+    if isinstance(content, bytes):
+        yield content
+    elif content.suffix == ".parquet":
+        yield from _rows(content)
+    elif content.stat().st_size:
+        with (
+            open(content, "rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view,
+        ):
+            yield view
+
+
+def _rows(path: Path) -> Iterator[bytes]:
+    """Yield a parquet file's rows in Arrow's uncompressed form."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as table:
+            for batch in table.iter_batches():
+                sink = pa.BufferOutputStream()
+                with pa.ipc.new_stream(sink, batch.schema) as stream:
+                    stream.write_batch(batch)
+                yield sink.getvalue().to_pybytes()
+    except pa.ArrowException as error:
+        raise InputError(f"{path} is not a parquet file: {error}") from None

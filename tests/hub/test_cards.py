@@ -1,4 +1,4 @@
-"""The cards: what they tell, and that nothing hostile or private gets out through them."""
+"""Cards: their contents, and that nothing hostile or private gets out through them."""
 
 import getpass
 import json
@@ -30,9 +30,9 @@ def card_of(*args, **options):
     return text, yaml.safe_load(head), package
 
 
-def test_the_card_of_a_model_tells_all_that_it_came_from(run):
+def test_the_card_of_a_model_shows_its_origin_results_and_terms(run):
     text, head, _ = card_of(run / "final", "model", title="me/final")
-    assert head["license"] == "apache-2.0"  # as the base's own card says
+    assert head["license"] == "apache-2.0"  # as in the base's own card
     assert head["library_name"] == "transformers"
     assert "base_model" not in head  # it is on no Hub
     for stage in ("traces", "cold", "reason", "picks", "mixed", "final"):
@@ -50,7 +50,7 @@ def test_the_card_of_a_model_tells_all_that_it_came_from(run):
     assert '{"role": "system", "content": "Think first."}' in text
 
 
-def test_the_card_of_a_student_tells_its_base_and_whose_lessons_it_had(run):
+def test_the_card_of_a_student_names_its_base_and_its_teachers(run, tmp_path):
     text, head, _ = card_of(run / "student", "model")
     assert head["base_model"] == "Qwen/Qwen2.5-0.5B"
     assert head["base_model_relation"] == "finetune"
@@ -58,9 +58,6 @@ def test_the_card_of_a_student_tells_its_base_and_whose_lessons_it_had(run):
     assert "| `lessons` | rejection sampling | model: `final` |" in text
     assert "by models that began as `begin`" in text
     assert "| `final` |" in text.partition("## Results")[2]
-
-
-def test_a_teacher_by_probabilities_is_told_with_its_terms(tmp_path):
     runs.stage(tmp_path / "pupil", "distill", model="me/small", teacher="Qwen/Qwen2.5-7B")
     text, head, _ = card_of(tmp_path / "pupil", "model")
     assert head["base_model"] == "me/small"
@@ -81,19 +78,19 @@ def test_the_card_of_an_adapter_on_a_model_of_the_hub(tmp_path):
     }  # fmt: skip
 
 
-def test_the_card_of_rows_tells_whose_they_are(run):
+def test_the_card_of_rows_names_their_authors(run):
     text, head, package = card_of(run / "lessons", "dataset")
     assert head["license"] == "other"
     assert "# Rows" in text
     assert "| `final` |" in text
     assert "by models that began as `begin`" in text
     assert set(package.files) == {"README.md", "train.parquet"}
-    text, head, _ = card_of(run / "lessons", "dataset", licence={"license": "cc-by-4.0"})
+    text, head, _ = card_of(run / "lessons", "dataset", licence="cc-by-4.0")
     assert head["license"] == "cc-by-4.0"
     assert text.count("# Rows") == 1
 
 
-def test_nothing_of_this_machine_stands_in_what_goes_out(tmp_path):
+def test_nothing_of_this_machine_is_sent(tmp_path):
     """Settings, bases and teachers by absolute paths, an adapter on such a base, a login's name."""
     home = str(Path.home())
     private = tmp_path / "a-users-name"
@@ -118,8 +115,15 @@ def test_nothing_of_this_machine_stands_in_what_goes_out(tmp_path):
         assert wanted in text
     whole = text + card_of(private / "pupil", "model")[0]
     whole += "".join(c.decode() for c in package.files.values() if isinstance(c, bytes))
-    told = ("a-users-name", str(tmp_path), f"{home}/", "sk-0", "t0ken", socket.gethostname())
-    assert not [word for word in told if word in whole]
+    private_words = (
+        "a-users-name",
+        str(tmp_path),
+        f"{home}/",
+        "sk-0",
+        "t0ken",
+        socket.gethostname(),
+    )
+    assert not [word for word in private_words if word in whole]
     if len(getpass.getuser()) > 4:
         assert getpass.getuser() not in whole
 
@@ -132,13 +136,13 @@ def test_a_path_in_a_file_that_is_sent_as_it_is_is_noted(tmp_path, monkeypatch):
     model = Path(runs.base(tmp_path / "plain"))
     monkeypatch.chdir(tmp_path)
     (model / "tokenizer_config.json").write_text(json.dumps({"name": f"{tmp_path}/plain"}))
-    _, _, package = card_of(model, licence={"license": "mit"})
+    _, _, package = card_of(model, licence="mit")
     assert package.notes == [f"tokenizer_config.json names {tmp_path}, a folder of this machine"]
     config = json.loads(package.files["config.json"])
-    assert config == {"model_type": "qwen2"}  # without where it lay, and what was for training
+    assert config == {"model_type": "qwen2"}  # without its old path, and what is for training only
 
 
-def test_hostile_names_and_settings_stay_what_they_are(tmp_path):
+def test_hostile_names_and_settings_are_escaped(tmp_path):
     given = {"tasks": [{"fn": "hub", "params": {"dataset": HOSTILE}}], "system_prompt": HOSTILE,
              "run_name": HOSTILE, "teacher": "openai", "model": HOSTILE, "base_url": HOSTILE}  # fmt: skip
     traces = runs.stage(tmp_path / "traces", "collect", given=given)
@@ -175,48 +179,13 @@ def test_a_stage_that_is_not_finished_is_refused_with_all_its_parts(run, tmp_pat
             pack(path)
 
 
-def test_the_base_of_an_adapter_is_found_where_the_run_was_moved_to(run, tmp_path):
-    was, moved = tmp_path / "was", tmp_path / "moved"
-    shutil.copytree(run / "cold", was / "cold")
-    base = str(was / "cold/model")
-    runs.stage(was / "reason", "grpo", model=base, parts=("adapter",),
-               adapter_config={"base_model_name_or_path": base})  # fmt: skip
-    was.rename(moved)
-    with pytest.raises(InputError, match=rf"chainforge export {moved}/cold --what model --to"):
-        pack(moved / "reason", upload=True)
-    _, _, package = card_of(moved / "reason")
-    assert base_in(package) == "cold/model"
-    assert f"its base is a folder here, {moved}/cold/model" in package.notes[0]
-    _, head, package = card_of(moved / "reason", base="me/cold", upload=True)
-    assert head["base_model"] == base_in(package) == "me/cold"
-    _, _, package = card_of(moved / "reason", base=str(moved / "cold/model"))
-    assert base_in(package) == str(moved / "cold/model")  # into a folder, as it was asked for
-    shutil.rmtree(moved / "cold")
-    with pytest.raises(InputError, match="gone from here and is no model of the Hub"):
-        pack(moved / "reason", upload=True)
-
-
-@pytest.mark.parametrize(
-    ("base", "upload", "message"),
-    [("../begin", True, "expected a Hub id"), ("nowhere", False, "expected a Hub id"),
-     ("me/other", False, "was trained on Qwen/Qwen2.5-0.5B")],
-)  # fmt: skip
-def test_a_base_that_cannot_be_is_refused(tmp_path, base, upload, message):
-    runs.stage(tmp_path / "cold", "sft", model="Qwen/Qwen2.5-0.5B", parts=("adapter",))
-    with pytest.raises(InputError, match=message):
-        pack(tmp_path / "cold", base=base, upload=upload)
-
-
 def test_pairs_go_out_with_the_rows_and_hidden_files_do_not(tmp_path):
     for name in ("train.parquet", "pairs/train.parquet", ".hidden.parquet"):
         runs.rows(tmp_path / "rows" / name)
     (tmp_path / "rows/README.md").write_text("---\nlicense: [broken\n---\n\n# Mine\n")
     text = pack(tmp_path / "rows").files["README.md"].decode()
     assert "# Mine" in text
-    package = pack(tmp_path / "rows", licence={"license": "mit"})
+    package = pack(tmp_path / "rows", licence="mit")
     assert set(package.files) == {"README.md", "train.parquet", "pairs/train.parquet"}
     assert package.left_out == [".hidden.parquet"]
     assert package.files["README.md"].decode() == "---\nlicense: mit\n---\n\n# Mine\n"
-    (tmp_path / "rows/train.parquet").write_bytes(b"torn")
-    with pytest.raises(InputError, match=r"train.parquet is not a parquet file"):
-        pack(tmp_path / "rows")

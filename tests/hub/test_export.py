@@ -14,7 +14,7 @@ from hubserver import HubServer
 
 from chainforge.core.artifacts import read_json, read_manifest, write_json
 from chainforge.core.errors import InputError
-from chainforge.hub.export import ExportRequest, export, hub_id
+from chainforge.hub.export import export, write_folder
 
 ROOT = Path(__file__).parents[2]
 SUMS = {"dataset": "chain_sum", "min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 1}
@@ -126,7 +126,7 @@ def test_what_was_sent_loads_back_with_the_same_logits_and_rows(journey):
     assert seen["tokens"]
 
 
-def test_the_key_is_in_no_file_and_no_request_but_its_header(journey):
+def test_the_key_is_in_no_file_and_in_headers_alone(journey):
     folder, hub, _, done = journey
     assert not hub.carried(hub.secret)
     assert any(hub.token in headers.values() for _, _, headers, _ in hub.requests)
@@ -136,8 +136,8 @@ def test_the_key_is_in_no_file_and_no_request_but_its_header(journey):
             assert hub.secret.encode() not in file.read_bytes(), file
 
 
-def test_only_what_a_loader_reads_goes_out_private_unless_told(journey):
-    _, hub, _, done = journey
+def test_only_files_of_a_loader_are_sent_and_privately_by_default(journey):
+    folder, hub, _, done = journey
     tokenizer = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "README.md"}
     assert set(hub.files("me/adapter")) == tokenizer | {
         "adapter_config.json", "adapter_model.safetensors"
@@ -151,15 +151,10 @@ def test_only_what_a_loader_reads_goes_out_private_unless_told(journey):
                        "me/picks": True}  # fmt: skip
     assert f"{hub.url}/me/adapter (private)" in done.stderr
     assert f"uploaded: {hub.url}/datasets/me/traces (private)" in done.stdout
-    assert "llama.cpp/convert_hf_to_gguf.py runs/c/cold/model" in done.stdout
-    assert "the quickstart's own is not supported" in done.stdout
-    assert (
-        "llama.cpp/convert_lora_to_gguf.py runs/c/cold/adapter --base-model-id me/tiny"
-        in done.stdout
-    )
+    assert f"as GGUF: python llama.cpp/convert_lora_to_gguf.py {folder}/folder\n" in done.stdout
 
 
-def test_the_cards_tell_base_lineage_results_and_terms(journey):
+def test_the_cards_show_base_lineage_results_and_terms(journey):
     folder, hub, _, _ = journey
     card = hub.files("me/adapter")["README.md"].decode()
     head = yaml.safe_load(card.split("---")[1])
@@ -202,22 +197,28 @@ def run(journey, tmp_path):
     return tmp_path / "runs/c"
 
 
-def refused(path, to="./out", **options):
+def refused(path, to="./out", what=None, **options):
     with pytest.raises(InputError) as error:
-        export(ExportRequest(path, to, **options))
+        export(path, to, what, **options)
     return str(error.value)
 
 
-def test_a_stage_without_what_was_asked_names_what_it_has(run, tmp_path):
-    shutil.rmtree(run / "cold/adapter")
-    assert "say --what model" in refused(run / "cold")
-    assert "it has model/" in refused(run / "cold", what="dataset")
-    assert "say --what dataset" in refused(run / "traces")
-    assert "did you mean 'adapter'" in refused(run / "cold", what="adaptor")
-    assert "give one of its stages: cold, picks, traces" in refused(run)
+def test_what_cannot_be_exported_is_refused(run, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cold = run / "cold"
+    assert "did you mean 'adapter'" in refused(cold, what="adaptor")
+    assert "no dataset to export; it has adapter and model" in refused(cold, what="dataset")
+    assert "it has none: give a finished stage" in refused(run)
     assert "no such directory" in refused(run / "clod")
-    (run / "cold/manifest.json").unlink()
-    assert "not finished" in refused(run / "cold")
+    assert "was trained on me/tiny" in refused(cold, base="me/other")
+    assert "goes with an adapter" in refused(cold, what="model", base="me/tiny")
+    for folder in (".", "..", str(run)):
+        assert "name a new folder" in refused(cold, folder)
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    write_json(model / "model.safetensors.index.json", {"weight_map": {"a": "pytorch_model.bin"}})
+    assert "pytorch_model.bin" in refused(model, what="model")
+    (cold / "manifest.json").unlink()
+    assert "not finished" in refused(cold)
 
 
 def test_a_changed_or_lost_file_is_not_exported(run):
@@ -225,175 +226,110 @@ def test_a_changed_or_lost_file_is_not_exported(run):
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    assert "is not what the stage signed" in refused(run / "cold", what="model")
+    assert "model.safetensors is not what was signed" in refused(run / "cold", what="model")
     weights.unlink()
-    assert "is gone" in refused(run / "cold", what="model")
+    assert "model.safetensors is missing" in refused(run / "cold", what="model")
 
 
-def test_what_is_no_part_of_a_model_stays_here(run, tmp_path):
+def test_files_that_no_loader_reads_are_left_out(run, tmp_path):
     adapter = run / "cold/adapter"
     (adapter / "training_args.bin").write_bytes(b"pickle")
     (adapter / "ref").mkdir()
     (adapter / "ref/adapter_model.safetensors").write_bytes(b"reference")
-    lines = export(ExportRequest(run / "cold", str(tmp_path / "out")))
+    lines = export(run / "cold", str(tmp_path / "out"))
     assert "left out: ref/adapter_model.safetensors, training_args.bin" in lines
     assert not list((tmp_path / "out").rglob("*.bin")) + list((tmp_path / "out").rglob("ref"))
-    assert "not empty" in refused(run / "cold", str(tmp_path / "out"))
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        write_folder({"a": b"a", "lost.json": tmp_path / "lost.json"}, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_secret_in_any_file_stops_the_export(run, tmp_path, monkeypatch):
-    row = read_json(run / "cold/manifest.json")["given"]["learning_rate"]
-    assert row == 0.01
-    monkeypatch.setenv("MY_API_KEY", "Reasoning traces")  # in the card of the data set
-    assert "README.md holds the value of MY_API_KEY" in refused(run / "traces", what="dataset")
     monkeypatch.setenv("MY_API_KEY", "final answer")  # in the rows, compressed
-    assert "train.parquet holds the value of MY_API_KEY" in refused(run / "traces", what="dataset")
-    assert "final answer" not in refused(run / "traces", what="dataset")
-    assert not Path("out").exists()
-    monkeypatch.setenv("MY_API_KEY", "lora_A.")  # too short to be one
-    assert export(ExportRequest(run / "cold", str(tmp_path / "out")))
+    assert "train.parquet holds the value of MY_API_KEY" in refused(run / "traces")
+    monkeypatch.setenv("MY_API_KEY", "Reasoning traces")  # in the card of the data set
+    assert "README.md holds the value of MY_API_KEY" in refused(run / "traces", str(tmp_path / "o"))
+    assert not (tmp_path / "o").exists()
     monkeypatch.setenv("OTHER_TOKEN", "base_model.model")  # in the weights' names
     assert "adapter_model.safetensors holds the value of OTHER_TOKEN" in refused(run / "cold")
 
 
 def test_an_adapter_on_a_local_base_needs_to_know_it_on_the_hub(run, tiny_model, tmp_path):
-    config = run / "cold/adapter/adapter_config.json"
+    adapter = tmp_path / "adapter"
+    shutil.copytree(run / "cold/adapter", adapter)
+    config = adapter / "adapter_config.json"
     write_json(config, read_json(config) | {"base_model_name_or_path": tiny_model})
-    manifest = read_json(run / "cold/manifest.json")
-    from chainforge.core.artifacts import sha256
-
-    manifest["outputs"]["adapter/adapter_config.json"] = sha256(config)
-    write_json(run / "cold/manifest.json", manifest)
-    message = refused(run / "cold", "me/adapter", dry_run=True)
-    assert "--base HUB_ID" in message
+    message = refused(adapter, "me/adapter", dry_run=True)
+    assert "--base owner/name" in message
     assert "--what model" in message
-    assert f"chainforge export {tiny_model} --to owner/base" in message
-    lines = export(ExportRequest(run / "cold", "me/adapter", base="me/tiny", dry_run=True))
+    assert "expected a Hub id" in refused(adapter, base="../tiny")
+    lines = export(adapter, "me/adapter", base="me/tiny", dry_run=True)
     assert "base: me/tiny" in lines
     assert any("base_model: me/tiny" in line for line in lines)
-    lines = export(ExportRequest(run / "cold", str(tmp_path / "out")))
+    lines = export(adapter, str(tmp_path / "out"))
     assert any(f"its base is a folder here, {tiny_model}" in line for line in lines)
-    assert f"convert_lora_to_gguf.py {run}/cold/adapter --base {tiny_model}" in lines[-1]
+    assert f"convert_lora_to_gguf.py {tmp_path}/out --base {tiny_model}" in lines[-1]
     assert read_json(tmp_path / "out/adapter_config.json")["base_model_name_or_path"] == "tiny"
-    export(
-        ExportRequest(run / "cold", str(tmp_path / "there"), base=tiny_model)
-    )  # if that is wanted
-    config = read_json(tmp_path / "there/adapter_config.json")
-    assert config["base_model_name_or_path"] == tiny_model
-    assert "expected a Hub id" in refused(run / "cold", base="../tiny")
 
 
-def test_a_base_other_than_the_one_trained_on_is_refused(run):
-    assert "was trained on me/tiny" in refused(run / "cold", base="me/other")
-    assert "goes with an adapter" in refused(run / "cold", what="model", base="me/tiny")
-
-
-def test_a_repository_and_a_folder_are_told_apart(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert hub_id("me/my-model") == "me/my-model"
-    assert hub_id("./me/my-model") is hub_id("/me/my-model") is hub_id("folder") is None
-    (tmp_path / "me").mkdir()
-    with pytest.raises(InputError, match=r"say ./me/my-model or hub:me/my-model"):
-        hub_id("me/my-model")
-    assert hub_id("hub:me/my-model") == "me/my-model"
-    with pytest.raises(InputError, match="expected owner/name"):
-        hub_id("hub:my-model")
-
-
-PUSH = """
-import sys
-from pathlib import Path
-from chainforge.hub.export import ExportRequest, export
-for words in Path(sys.argv[1]).read_text().splitlines():
-    stage, to, what, base, public = words.split("|")
-    try:
-        print(export(ExportRequest(Path(stage), to, what or None, base or None, None, public == "public"))[-2:])
-    except ValueError as error:
-        print("refused:", error)
-"""
-
-
-def test_what_is_on_the_hub_already_is_never_mixed_nor_shown(journey, run, tiny_model, tmp_path):
-    """A public repository of that name, one with other files, a wrong base, a wrong token."""
-    cold = run / "cold"
-    shutil.copytree(tiny_model, tmp_path / "other")
-    weights = tmp_path / "other/model.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(content)
-    config = read_json(cold / "adapter/adapter_config.json")
-    shutil.copytree(cold / "adapter", tmp_path / "local")
-    write_json(
-        tmp_path / "local/adapter_config.json",
-        config | {"base_model_name_or_path": str(tmp_path / "other")},
+def test_an_existing_repository_is_never_mixed_nor_made_public(journey, run, monkeypatch):
+    """A public repository of that name, one with other files, and a wrong token."""
+    wishes = [("me/merged", False), ("me/adapter", False), ("me/merged", True)]
+    code = (
+        "import sys; from pathlib import Path; from chainforge.hub.export import export\n"
+        f"for to, public in {wishes}:\n"
+        "    try: print(export(Path(sys.argv[1]), to, 'model', public=public)[-1])\n"
+        "    except ValueError as error: print('refused:', error)\n"
     )
-    hub = HubServer()
-    hub.repositories = journey[1].repositories
-    wishes = [
-        f"{cold}|me/merged|model||",  # public there, private here
-        f"{cold}|me/adapter|model||",  # an adapter there
-        f"{cold}|me/merged|model||public",  # once more: the same files
-        f"{tmp_path}/local|me/new||me/tiny|",  # trained on other weights
-        f"{tmp_path}/local|me/new||me/none|",
-    ]
-    (tmp_path / "wishes").write_text("\n".join(wishes))
-    with hub:
-        environment = os.environ | hub.environment(tmp_path / "home")
-        command = [sys.executable, "-c", PUSH, str(tmp_path / "wishes")]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        lines = done.stdout.splitlines()
-        environment["HF_TOKEN"] = "hf_wrong-token"
-        (tmp_path / "wishes").write_text(f"{cold}|me/new|model||")
-        wrong = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert "exists and is public: add --public" in lines[0], done.stderr
+    with HubServer() as hub:
+        hub.repositories = journey[1].repositories
+        environment = os.environ | hub.environment(run / "home")
+        said = [
+            subprocess.run(
+                [sys.executable, "-c", code, run / "cold"], env=environment | {"HF_TOKEN": key},
+                capture_output=True, text=True,
+            )
+            for key in (hub.secret, "hf_wrong-token")
+        ]  # fmt: skip
+    lines = said[0].stdout.splitlines()
+    assert "exists and is public: add --public" in lines[0], said[0].stderr
     assert "adapter_config.json of another upload" in lines[1]
     assert "(public)" in lines[2]
-    assert "has another model.safetensors" in lines[3]
-    assert "me/none: no such model on the Hub" in lines[4]
-    assert ("models", "me/new") not in hub.repositories
-    assert "the Hub refused: " in wrong.stdout
-    assert "hf_wrong-token" not in wrong.stdout + wrong.stderr
+    assert "the Hub refused: " in said[1].stdout
+    assert "hf_wrong-token" not in said[1].stdout + said[1].stderr
 
 
-@pytest.mark.parametrize("given", ["adapter", "stage without a model", "base elsewhere"])
+@pytest.mark.parametrize("given", ["adapter", "stage without a model"])
 def test_an_adapter_is_merged_where_a_model_is_wanted(given, run, tiny_model, tmp_path):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    adapter, flags = run / "cold/adapter", {}
-    config = adapter / "adapter_config.json"
-    shutil.copytree(adapter, tmp_path / "bare")
+    path, adapter = tmp_path / "bare", run / "cold/adapter"
+    shutil.copytree(adapter, path)
+    config = path / "adapter_config.json"
+    write_json(config, read_json(config) | {"base_model_name_or_path": "/gone"})
     if given == "stage without a model":
-        shutil.rmtree(run / "cold/model")
-        manifest = read_json(run / "cold/manifest.json")
-        manifest["outputs"] = {
-            k: v for k, v in manifest["outputs"].items() if not k.startswith("model/")
-        }
-        write_json(run / "cold/manifest.json", manifest)
-    else:
-        adapter = tmp_path / "bare"
-        config = adapter / "adapter_config.json"
-        write_json(config, read_json(config) | {"base_model_name_or_path": tiny_model})
-    if given == "base elsewhere":
-        write_json(config, read_json(config) | {"base_model_name_or_path": "/gone"})
-        flags["base"] = tiny_model
-    path = run / "cold" if given == "stage without a model" else adapter
-    if given == "stage without a model":
-        flags["base"] = tiny_model  # me/tiny is out of reach here
+        path = run / "cold"
+        shutil.rmtree(path / "model")
+        manifest = read_json(path / "manifest.json")
+        outputs = {k: v for k, v in manifest["outputs"].items() if not k.startswith("model/")}
+        write_json(path / "manifest.json", manifest | {"outputs": outputs})
     out = tmp_path / "out"
-    lines = export(ExportRequest(path, str(out), "model", **flags))
+    lines = export(path, str(out), "model", base=tiny_model)
     assert f"written: {out}" in lines
-    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    assert f"llama.cpp/convert_hf_to_gguf.py {out}" in lines[-1]
     ids = torch.arange(1, 30)[None]
     merged = AutoModelForCausalLM.from_pretrained(out)
-    adapted = PeftModel.from_pretrained(base, adapter)
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), adapter)
     torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, atol=1e-4, rtol=0)
     assert (out / "tokenizer.json").exists()
     assert {p.name for p in tmp_path.iterdir()} == {"out", "runs", "bare"}
-    assert "not empty" in refused(path, str(out), what="model", **flags)
 
 
-def test_who_wants_a_plain_model_is_told_how_to_make_one_of_an_adapter(run):
+def test_a_plain_model_can_be_made_of_an_adapter(run):
     from chainforge.train.model_source import check_model
 
     adapter = run / "cold/adapter"
@@ -402,9 +338,3 @@ def test_who_wants_a_plain_model_is_told_how_to_make_one_of_an_adapter(run):
     shutil.rmtree(run / "cold/model")
     with pytest.raises(InputError, match=f"chainforge export {adapter} --what model --to DIR"):
         check_model(str(adapter))
-
-
-def test_a_model_whose_index_names_a_pickle_is_not_exported(tiny_model, tmp_path):
-    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
-    write_json(model / "model.safetensors.index.json", {"weight_map": {"a": "pytorch_model.bin"}})
-    assert "pytorch_model.bin" in refused(model, what="model")

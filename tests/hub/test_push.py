@@ -55,7 +55,7 @@ def test_a_push_prevented_by_a_kill_is_made_when_the_stage_is_run_again(tmp_path
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
     monkeypatch.setattr(sys, "argv", ["reject.py"])
     cold, order = tmp_path / "cold", {"hub_dataset_id": "me/mine", "hub_private": False}
-    said = rf"no dataset/.*\n.* is done; .*: chainforge export {cold} --what dataset .*--public"
+    said = rf"no dataset to export.*\n.* is done; .*: chainforge export {cold} --what dataset .*--public"
 
     def work(**settings):
         with open_stage("reject", str(cold), BuildArgs(**settings), push=push_signed) as stage:
