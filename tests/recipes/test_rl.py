@@ -158,7 +158,7 @@ def test_rules_warn_once_or_stop(rl, tmp_path, caplog, monkeypatch):
     ("settings", "words"),
     [
         ({"rewards": [{"fn": "accuracy_reward"}], "tasks": [{"fn": "jsonl", "split": "all"}]},
-         "none of accuracy_reward applies to 300 of 300 rows, .* which has no `answer`"),
+         "rewards: none applies to 300 of 300 rows, .* with answer None"),
         ({"keep_best": True}, "need heldout_size"),
         ({"heldout_size": 8, "heldout_steps": 3, "keep_best": True}, "multiple of save_steps .2"),
         ({"heldout_size": 500}, "heldout_size: the validation split: .*lower `size`"),

@@ -19,6 +19,7 @@ from chainforge.rewards.reward import (
 )
 
 COLUMNS = {"id", "prompt", "answer", "task", "verifier"}
+GOOD = write("Well.", "4")
 
 
 def make(text, answer="4", task="sum", **extra):
@@ -48,14 +49,11 @@ def sometimes(text, answer):
         raise KeyError("broken on purpose")
     return values.get(answer, 1.0)
 
-def always(completions, **kwargs):
-    return [float(len(kwargs["answer"][i])) for i, _ in enumerate(completions)]
-
 def declared(completions, answer, prompts, trainer_state):
     return [len(c[0]["content"]) + len(a) for c, a in zip(completions, answer)]
 
-def looked_up(completions, **kwargs):
-    return [float(gold in c[0]["content"]) for c, gold in zip(completions, kwargs.get("solution"))]
+def everything(completions, **kwargs):
+    return [float(gold in c[0]["content"]) for c, gold in zip(completions, kwargs["solution"])]
 
 def short(completions, **kwargs):
     return [1.0]
@@ -105,8 +103,7 @@ def test_the_default_is_correctness_and_format():
         ("format_reward", 0.2),
     ]
     rows = [make("a"), make("b"), make("c"), make("d", "")]
-    texts = [write("Well.", "4"), write("Well.", "5"), "4", write("Well.", "4")]
-    scores = score([accuracy, form], rows, texts)
+    scores = score([accuracy, form], rows, [GOOD, write("Well.", "5"), "4", GOOD])
     assert [s.rewards["accuracy_reward"] for s in scores] == [1.0, 0.0, 0.0, None]
     assert [s.total for s in scores] == pytest.approx([1.2, 0.2, 0.0, 0.2])
 
@@ -117,7 +114,7 @@ def test_the_form_is_trls():
     batch = {
         "prompts": [[{"role": "user", "content": "?"}]] * 3,
         "completions": [
-            [{"role": "assistant", "content": write("Well.", "4")}],
+            [{"role": "assistant", "content": GOOD}],
             [{"role": "assistant", "content": "4"}],
             write("Plain text.", "4"),
         ],
@@ -137,8 +134,7 @@ def test_the_form_is_trls():
 
 def test_arguments_come_from_columns_and_params_by_name(own):
     concise, half = own(spec("concise", params={"max_words": 2}), "half")
-    rows = [make("a"), make("b")]
-    scores = score([concise, half], rows, ["one two three", "4"])
+    scores = score([concise, half], [make("a"), make("b")], ["one two three", "4"])
     assert [s.rewards for s in scores] == [
         {"concise": 0.5, "half": 0.0},
         {"concise": 1.0, "half": 0.5},
@@ -157,18 +153,20 @@ def test_params_win_over_columns_and_absent_values_leave_the_default(own):
 
 def test_a_task_limits_a_reward_to_its_rows(own):
     rewards = own(spec("concise", params={"max_words": 1}, task="chat", weight=2))
-    rows = [make("a", task="chat"), make("b", task="sum"), make("c", task="chat")]
+    rows = [make("a", "1", task="chat"), make("b"), make("c", "333", task="chat")]
     assert [s.total for s in score(rewards, rows, ["x", "x", "x y"])] == [2.0, None, 0.0]
     batch = own(spec("declared", task="chat"))
-    rows = [make("a", "1", task="chat"), make("b", task="sum"), make("c", "333", task="chat")]
     assert [s.total for s in score(batch, rows, ["x", "x", "xx"])] == [2.0, None, 5.0]
+    assert score(rewards, [], []) == []
+    with pytest.raises(InputError, match="rows have no `task`"):
+        own({"fn": "format_reward", "task": "chat"}, columns={"answer", "prompt"})
 
 
 def test_a_reward_that_needs_an_answer_does_not_apply_without_one(own):
     rewards = load_rewards(RewardArgs(), COLUMNS)
     rewards += own("half", "declared", spec("concise", params={"max_words": 1}))
     rows = [make("a", None), make("b"), make("c", None, task="chat")]
-    scores = score(rewards, rows, [write("Well.", "4")] * 3)
+    scores = score(rewards, rows, [GOOD] * 3)
     assert [s.rewards["accuracy_reward"] for s in scores] == [None, 1.0, None]
     assert [s.rewards["half"] for s in scores] == [None, 0.5, None]
     assert [s.rewards["declared"] is None for s in scores] == [True, False, True]
@@ -176,21 +174,8 @@ def test_a_reward_that_needs_an_answer_does_not_apply_without_one(own):
     assert all(s.rewards["concise"] is not None for s in scores)
     assert [reward.failed for reward in rewards] == [0] * 5
     check_applicable(rewards, rows)
-    message = "none of accuracy_reward, half applies to 2 of 3 rows, .* has no `answer`"
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match="none applies to 2 of 3 rows, .* with answer None"):
         check_applicable([rewards[0], rewards[2]], rows)
-    (chatty,) = own(spec("concise", params={"max_words": 1}, task="chat"))
-    with pytest.raises(InputError, match="concise applies to 2 of 3 rows"):
-        check_applicable([chatty], rows)
-
-
-def test_a_batch_function_that_looks_answers_up_is_called_with_answers_alone(own):
-    rewards = own("always", "looked_up", "short")
-    rows = [make("a", None), make("b", "44"), make("c", None, entry={"metadata": {}})]
-    scores = score(rewards, rows, ["x", "is 44", "x"])
-    assert [s.rewards["always"] for s in scores] == [None, 2.0, None]
-    assert [s.rewards["looked_up"] for s in scores] == [None, 1.0, None]
-    assert [reward.failed for reward in rewards] == [0, 0, 3]  # `short` needs no answer
 
 
 def test_trls_own_rewards_by_name_with_params():
@@ -204,12 +189,6 @@ def test_trls_own_rewards_by_name_with_params():
         {"fn": "trl.rewards:accuracy_reward", "name": "trls"},
     ]  # fmt: skip
     rewards = load_rewards(RewardArgs(specs, transcript="think"), COLUMNS)
-    assert [r.__name__ for r in rewards][:4] == [
-        "soft_overlong_punishment_reward",
-        "repetition_penalty_reward",
-        "cosine_scaled_reward",
-        "think_format_reward",
-    ]
     text = write("Well.", "4", "think")
     (got,) = score(rewards, [make("a")], [text], [[5] * 90])
     assert got.rewards["soft_overlong_punishment_reward"] == got.rewards["again"] == -0.5
@@ -217,6 +196,7 @@ def test_trls_own_rewards_by_name_with_params():
     expected = 0.5 + 0.25 * (1 + math.cos(0.9 * math.pi))
     assert got.rewards["cosine_scaled_reward"] == pytest.approx(expected)
     assert got.rewards["think_format_reward"] == 1.0
+    assert [reward.failed for reward in rewards] == [0] * 6
 
 
 def test_names_of_trl_are_not_imported_for_nothing():
@@ -228,12 +208,17 @@ def test_names_of_trl_are_not_imported_for_nothing():
     assert done.stdout.strip() == "set()"
 
 
-def test_a_factory_is_called_with_params(own):
+def test_a_factory_is_called_with_params_and_a_batch_function_gets_all_columns(own):
     rewards = own(
         spec("get_scaled", params={"scale": 3}),
-        {"fn": "reward.py:Length", "params": {"power": 2}, "name": "square"},
+        spec("Length", params={"power": 2}, name="square"),
+        "everything",
     )
-    assert score(rewards, [make("a")], ["xx"])[0].rewards == {"scaled": 6.0, "square": 4.0}
+    assert score(rewards, [make("a", "x")], ["xx"])[0].rewards == {
+        "scaled": 6.0,
+        "square": 4.0,
+        "everything": 1.0,
+    }
 
 
 def test_token_ids_are_asked_for_where_there_are_none(own):
@@ -244,27 +229,27 @@ def test_token_ids_are_asked_for_where_there_are_none(own):
         score(rewards, [make("a")], ["x"])
 
 
+ACCURACY = {"fn": "accuracy_reward"}
 REFUSED = [
     ({"fn": "acuracy_reward"}, "did you mean 'accuracy_reward'"),
-    ({"fn": "accuracy_reward", "wieght": 1}, "unknown key 'wieght'.*did you mean 'weight'"),
-    ({"weight": 1}, "no `fn`"),
-    (["accuracy_reward"], "each entry is like"),
+    (ACCURACY | {"wieght": 1}, "unknown key 'wieght'.*did you mean 'weight'"),
+    ({"weight": 1}, "an entry is like"),
+    (["accuracy_reward"], "an entry is like"),
     ({"fn": 3}, "named by a string"),
-    ({"fn": "accuracy_reward", "weight": "much"}, "weight is 'much', it must be a number"),
-    ({"fn": "accuracy_reward", "weight": True}, "must be a number"),
-    ({"fn": "accuracy_reward", "weight": math.nan}, "must be a number"),
-    ({"fn": "accuracy_reward", "params": [1]}, "params is"),
-    ({"fn": "accuracy_reward", "params": {"verifyer": 1}}, "did you mean 'verifier'"),
-    ({"fn": "accuracy_reward", "params": {"verifier": "mathe"}}, "did you mean 'math'"),
-    ({"fn": "accuracy_reward", "task": 3}, "task is 3"),
+    (ACCURACY | {"weight": "much"}, "weight is 'much', it must be a number"),
+    (ACCURACY | {"weight": math.nan}, "must be a number"),
+    (ACCURACY | {"params": [1]}, "params is"),
+    (ACCURACY | {"params": {"verifyer": 1}}, "did you mean 'verifier'"),
+    (ACCURACY | {"params": {"verifier": "mathe"}}, "did you mean 'math'"),
+    (ACCURACY | {"task": 3}, "task is 3"),
     ({"fn": "language_consistency_reward", "params": {"language": "zhh"}}, "did you mean 'zh'"),
-    ({"fn": "soft_overlong"}, "params must give 'max_completion_len'"),
-    ({"fn": "soft_overlong", "params": {"max_len": 3}}, "no parameter 'max_len'"),
+    ({"fn": "soft_overlong"}, "missing .* 'max_completion_len'"),
+    ({"fn": "soft_overlong", "params": {"max_len": 3}}, "unknown key 'max_len'"),
     ({"fn": "get_repetition_penalty_reward", "params": {"max_penalty": 1}}, "not be positive"),
-    (spec("concise"), "needs 'max_words'.*columns: answer, id.*params: none"),
-    (spec("concise", params={"max_word": 3}), "no parameter 'max_word'; did you mean 'max_words'"),
-    (spec("later"), "async"),
-    (spec("nothing"), "takes no argument"),
+    (spec("concise"), "needs 'max_words' from a column or params"),
+    (spec("concise", params={"max_word": 3}), "unknown key 'max_word'; did you mean 'max_words'"),
+    (spec("later"), "not a plain function"),
+    (spec("nothing"), "not a plain function"),
     (spec("constant"), "not a function"),
     (spec("concize"), "did you mean 'concise'"),
     ({"fn": "absent.py:f"}, "no such file"),
@@ -278,35 +263,24 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(own, entry, message):
         own(entry)
 
 
-def test_a_missing_column_is_named_with_what_there_is(own):
-    message = "half: needs 'answer'.*did you mean 'answers'.*columns: answers, prompt; params: "
-    with pytest.raises(InputError, match=message):
+def test_a_missing_column_is_named_with_the_nearest(own):
+    with pytest.raises(InputError, match=r"half: needs 'answer'.*did you mean 'answers'"):
         own(spec("half", params={"weighting": 1}), columns={"answers", "prompt"})
-
-
-def test_a_limit_to_a_task_needs_a_task_column(own):
-    with pytest.raises(InputError, match="rows have no `task`"):
-        own({"fn": "format_reward", "task": "chat"}, columns={"answer", "prompt"})
 
 
 def test_a_file_that_does_not_import_is_named_with_its_line(own, tmp_path):
     (tmp_path / "bad.py").write_text("import math\n\nx = 1 / 0\n")
     with pytest.raises(InputError, match=r"bad.py does not import: line 3: ZeroDivisionError"):
         own({"fn": "bad.py:f"})
-    (tmp_path / "worse.py").write_text("def f(:\n")
-    with pytest.raises(InputError, match=r"worse.py does not import: line 1: SyntaxError"):
-        own({"fn": "worse.py:f"})
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"rewards": []}, "at least one"),
-        ({"rewards": None}, "at least one"),
         ({"rewards": [{"fn": "format_reward"}] * 2}, "'format_reward' is there 2 times.*`name:`"),
         ({"transcript": "thinks"}, "no preset 'thinks'"),
         ({"max_reward_failures": 2}, "max_reward_failures"),
-        ({"max_reward_failures": "often"}, "max_reward_failures"),
     ],
 )
 def test_wrong_settings(settings, message):
@@ -321,6 +295,7 @@ def test_a_failing_row_is_neutral_counted_and_logged(own, caplog):
     rewards = reward([None] * 9, ["x"] * 9, log_metric=metrics.__setitem__, answer=kinds)
     assert rewards == [None, None, None, None, None, None, None, 1.0, 1.0]
     assert (reward.failed, reward.seen) == (6, 9)
+    assert reward.nonfinite == "nan for a completion of row number 2"
     assert metrics == {"rewards/sometimes/failed": pytest.approx(6 / 9)}
     assert "broken on purpose" in caplog.text
 
@@ -338,46 +313,29 @@ def test_too_many_failures_stop_the_run(own):
         reward([None] * 8, ["x"] * 8, **bad)
 
 
-ENDINGS = {
-    "SystemExit(0)": "SystemExit: 0",
-    "GeneratorExit": "GeneratorExit",
-    "KeyboardInterrupt('mine')": "KeyboardInterrupt: mine",
-    "type('Abort', (BaseException,), {})('now')": "Abort: now",
-    "__import__('asyncio').CancelledError()": "CancelledError",
-}
-
-
-@pytest.mark.parametrize("ending", ENDINGS)
-@pytest.mark.parametrize("form", ["row", "batch", "value"])
-def test_what_would_end_the_process_is_a_failure_of_the_reward(own, tmp_path, ending, form, caplog):
+@pytest.mark.parametrize(
+    "ending",
+    ["SystemExit(0)", "GeneratorExit()", "KeyboardInterrupt()",
+     "type('Abort', (BaseException,), {})('now')", "__import__('asyncio').CancelledError()"],
+)  # fmt: skip
+def test_what_would_end_the_process_is_a_failure_of_the_reward(own, tmp_path, ending, caplog):
     (tmp_path / "ends.py").write_text(
         f"def row(completion):\n    raise {ending}\n"
         f"def batch(completions, **kwargs):\n    yield 1.0\n    raise {ending}\n"
         f"class Number:\n    def __float__(self):\n        raise {ending}\n"
         "def value(completion):\n    return Number()\n"
+        f"def get_f(scale=1):\n    raise {ending}\n"
+        f"def checked(c):\n    pass\ndef end(**p):\n    raise {ending}\nchecked.check = end\n"
     )
-    (reward,) = own({"fn": f"ends.py:{form}"})
-    assert reward([None] * 2, ["x"] * 2) == [None] * 2
-    assert reward.failed == 2
-    assert f"reward {form} failed on 2 of 2 rows" in caplog.text
-    if form != "value":
-        assert ENDINGS[ending] in caplog.text
-
-
-@pytest.mark.parametrize("ending", ENDINGS)
-@pytest.mark.parametrize("place", ["module", "factory", "check"])
-def test_what_would_end_the_process_is_refused_before_a_model_is_loaded(
-    own, tmp_path, ending, place
-):
-    body = {
-        "module": f"raise {ending}\n",
-        "factory": f"def get_f(scale=1):\n    raise {ending}\n",
-        "check": f"def f(c):\n    pass\ndef end(**p):\n    raise {ending}\nf.check = end\n",
-    }[place]
-    (tmp_path / f"{place}.py").write_text(body)
-    name = "get_f" if place == "factory" else "f"
-    with pytest.raises(InputError, match=f"{place}.py.*{ENDINGS[ending]}"):
-        own({"fn": f"{place}.py:{name}"})
+    for form in ("row", "batch", "value"):
+        (reward,) = own({"fn": f"ends.py:{form}"})
+        assert reward([None] * 2, ["x"] * 2) == [None] * 2
+        assert reward.failed == 2
+        assert f"reward {form} failed on 2 of 2 rows" in caplog.text
+    (tmp_path / "module.py").write_text(f"raise {ending}\n")
+    for name in ("ends.py:get_f", "ends.py:checked", "module.py:f"):
+        with pytest.raises(InputError, match=name.partition(":")[0]):
+            own({"fn": name})
 
 
 def test_a_control_c_passes_through_a_reward(own, tmp_path):
@@ -404,24 +362,12 @@ def test_input_errors_are_not_swallowed():
         score(rewards, [make("a", verifier="mathh")], ["x"])
 
 
-def test_no_reward_applies_is_no_total(own):
-    rewards = own(spec("concise", params={"max_words": 1}, task="chat"))
-    assert score(rewards, [make("a")], ["x"])[0].total is None
-    assert score(rewards, [], []) == []
-    with pytest.raises(ValueError, match="1 rows"):
-        score(rewards, [make("a")], [])
-
-
 def test_random_rewards_are_coin_flips_that_a_resumed_run_repeats():
     rows = [make(str(i)) for i in range(400)]
     texts = [write("Well.", "4" if i % 2 else "5") for i in range(400)]
-
-    def flips(seed=0):
-        args = RewardArgs(random_rewards=True, random_rewards_seed=seed)
-        return [s.rewards for s in score(load_rewards(args, COLUMNS), rows, texts)]
-
-    first = flips()
-    assert first == flips() != flips(1)
+    rewards = load_rewards(RewardArgs(random_rewards=True), COLUMNS)
+    first = [s.rewards for s in score(rewards, rows, texts)]
+    assert first == [s.rewards for s in score(rewards, rows, texts)]
     accuracy = [r["accuracy_reward"] for r in first]
     assert set(accuracy) == {0.0, 1.0}
     assert accuracy != [r["format_reward"] for r in first]
