@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,17 +26,10 @@ KINDS = ("gold", "wrong", "empty", "stuffed", "tags", "misplaced", "hostile")
 OFTEN, LEAST = 0.1, 2
 CONSTANTS = ("0", "1", "nan", "inf", "True", "None", "A", "[]", "I do not know.")
 COPIED = 6  # gold answers of other rows that are tried as a constant
-HOSTILE = (
-    "\\boxed{9^{9^{9}}}",
-    "[" * 100_000,
-    "\\boxed{" * 2_000,
-    "9" * 100_000,
-    "(" * 3_000 + "1" + ")" * 3_000,
-    "\\frac{1}{" * 200 + "2" + "}" * 200,
-    "(20!)!",
-    "x\ud800\x00\u202e",
-)
-"""Answers that cost a verifier minutes, or its life, when it is not guarded."""
+# Answers that cost a verifier minutes, or its life, when it is not guarded.
+HOSTILE = ("\\boxed{9^{9^{9}}}", "[" * 100_000, "\\boxed{" * 2_000, "9" * 100_000,
+           "(" * 3_000 + "1" + ")" * 3_000, "\\frac{1}{" * 200 + "2" + "}" * 200, "(20!)!",
+           "x\ud800\x00\u202e")  # fmt: skip
 _REASONING = "The question gives what is needed. Working it out leads to {answer}."
 _STUFFING = "First, step by step, let me think. Second, wait, let me verify. Next, check. Finally, "
 
@@ -67,11 +59,11 @@ class AuditRow:
         return self.gold is None
 
     @property
-    def failures(self) -> tuple[Attempt, ...]:
+    def failures(self) -> list[Attempt]:
         """Return the attempts that earned as much as the gold answer, or more."""
-        if self.gold is None:
-            return ()
-        return tuple(a for a in self.attempts if a.total is not None and a.total >= self.gold)
+        return [] if self.gold is None else [
+            a for a in self.attempts if a.total is not None and a.total >= self.gold
+        ]  # fmt: skip
 
     @property
     def unrewarded(self) -> bool:
@@ -157,28 +149,30 @@ def audit(
     """
     if not rows:
         raise InputError("audit: no rows to try the rewards on")
-    trials: list[list[Trial]] = []
-    for row in rows:
-        gold = ("gold", completion_of(gold_answer(row), transcript))
-        attempts = attacks(row, wrong_answer(row, rows), transcript)
-        trials.append([(row, kind, text) for kind, text in (gold, *attempts)])
+    trials: list[Trial] = [
+        (row, kind, text)
+        for row in rows
+        for kind, text in attempts(row, wrong_answer(row, rows), transcript)
+    ]
     report = Audit()
     try:
-        totals = _totals(rewards, [trial for tries in trials for trial in tries])
-        scored = iter(totals)
-        for row, tries in zip(rows, trials, strict=True):
-            first, *others = (Attempt(kind, text, next(scored)) for _, kind, text in tries)
-            gold_total = first.total if gold_answer(row) else None
-            asked = question(row) if row.get("prompt") else ""
+        totals = _totals(rewards, trials)
+        for row in rows:
+            gold, *others = [
+                Attempt(kind, text, total)
+                for (tried, kind, text), total in zip(trials, totals, strict=True)
+                if tried is row
+            ]
+            asked, answer = question(row) if row.get("prompt") else "", gold_answer(row)
             name = str(row.get("id", len(report)))
-            report.rows.append(AuditRow(name, asked, gold_answer(row), gold_total, tuple(others)))
-        report.errors.extend(
-            f"reward {r.__name__} failed on {r.failed} of {r.seen} completions"
-            for r in rewards
-            if r.failed
-        )
+            earned = gold.total if answer else None
+            report.rows.append(AuditRow(name, asked, answer, earned, tuple(others)))
+        for reward in rewards:
+            if reward.failed:
+                failed = f"{reward.failed} of {reward.seen} completions"
+                report.errors.append(f"reward {reward.__name__} failed on {failed}")
         if not report.errors:
-            _score_again(report, rewards, [trial for tries in trials for trial in tries], totals)
+            _score_again(report, rewards, trials, totals)
             _try_constants(report, rewards, many or rows, transcript)
     except RewardFailed as error:
         report.errors.append(str(error))
@@ -186,12 +180,10 @@ def audit(
 
 
 def _totals(rewards: Sequence[Reward], trials: Sequence[Trial]) -> list[float | None]:
-    ids = [
-        [zlib.crc32(word.encode("utf-8", "surrogatepass")) for word in text.split()]
-        for _, _, text in trials
-    ]
-    scores = score(rewards, [row for row, _, _ in trials], [text for _, _, text in trials], ids)
-    return [one.total for one in scores]
+    texts = [text for _, _, text in trials]
+    ids = [[zlib.crc32(word.encode("utf-8", "surrogatepass")) for word in text.split()]
+           for text in texts]  # fmt: skip
+    return [one.total for one in score(rewards, [row for row, _, _ in trials], texts, ids)]
 
 
 def _score_again(
@@ -223,27 +215,26 @@ def _try_constants(
         if gold_answer(row):
             tasks.setdefault(str(row.get("task", "")), []).append(row)
     for task, members in tasks.items():
-        copied = list({same(gold_answer(row)): gold_answer(row) for row in members[::-1]}.values())
-        asked = [(gold_answer(row), row) for row in members] + [
-            (answer, row)
-            for answer in (*CONSTANTS, *copied[::-1][:COPIED])
-            for row in members
-            if same(answer) != same(gold_answer(row))
-        ]
-        trials = [(row, "constant", completion_of(answer, transcript)) for answer, row in asked]
-        totals = _totals(rewards, trials)
-        golds = {id(row): total for row, total in zip(members, totals, strict=False)}
-        tried, paid = Counter[str](), Counter[str]()
-        for (answer, row), total in list(zip(asked, totals, strict=True))[len(members) :]:
-            gold = golds[id(row)]
-            if gold is not None and total is not None:
-                tried[answer] += 1
-                paid[answer] += total >= gold
+        answers = {same(gold_answer(row)): gold_answer(row) for row in members}
+        tried: dict[str, list[bool]] = {}
+        golds = _said(rewards, [(row, gold_answer(row)) for row in members], transcript)
+        for answer in (*CONSTANTS, *list(answers.values())[:COPIED]):
+            pairs = [(row, gold) for row, gold in zip(members, golds, strict=True)
+                     if gold is not None and same(answer) != same(gold_answer(row))]  # fmt: skip
+            totals = _said(rewards, [(row, answer) for row, _ in pairs], transcript)
+            tried[answer] = [total is not None and total >= gold
+                             for (_, gold), total in zip(pairs, totals, strict=True)]  # fmt: skip
         report.constants.extend(
-            Constant(task, answer, tried[answer], count)
-            for answer, count in paid.most_common()
-            if count >= max(LEAST, OFTEN * tried[answer])
+            Constant(task, answer, len(paid), sum(paid))
+            for answer, paid in sorted(tried.items(), key=lambda item: -sum(item[1]))
+            if sum(paid) >= max(LEAST, OFTEN * len(paid))
         )
+
+
+def _said(
+    rewards: Sequence[Reward], asked: Sequence[tuple[Row, str]], transcript: str
+) -> list[float | None]:
+    return _totals(rewards, [(r, "constant", completion_of(a, transcript)) for r, a in asked])
 
 
 def gold_answer(row: Row) -> str:
@@ -275,8 +266,7 @@ def wrong_answer(row: Row, rows: Sequence[Row]) -> str:
     if len(gold) == 1 and gold.isalpha():
         return "B" if gold.upper() == "A" else "A"
     others = (clean(gold_answer(other)) for other in rows)
-    different = (o for o in others if o and squeeze(o).casefold() != squeeze(gold).casefold())
-    return next(different, f"not {gold[::-1]}x")
+    return next((o for o in others if o and same(o) != same(gold)), f"not {gold[::-1]}x")
 
 
 def same(answer: str) -> Any:
@@ -286,8 +276,8 @@ def same(answer: str) -> Any:
     return squeeze(text).casefold() if value is None else value
 
 
-def attacks(row: Row, wrong: str, transcript: str) -> list[tuple[str, str]]:
-    """Return the completions that must lose, each with its kind."""
+def attempts(row: Row, wrong: str, transcript: str) -> list[tuple[str, str]]:
+    """Return the gold answer's completion, and those that must lose, each with its kind."""
     gold = gold_answer(row)
     tags = tags_of(transcript)
     right, false = completion_of(gold, transcript), completion_of(wrong, transcript)
@@ -305,6 +295,7 @@ def attacks(row: Row, wrong: str, transcript: str) -> list[tuple[str, str]]:
             stuffed += [f"{gold}+0", f"{gold}*1"]
     second = f"{tags.answer_open}{gold}{tags.answer_close}" if tags.answer_open else right
     return [
+        ("gold", right),
         ("wrong", false),
         ("wrong", write(_STUFFING + wrong, wrong, transcript)),
         ("empty", ""),
