@@ -45,9 +45,8 @@ Verdict = bool | str
 
 _ROOT = Path(__file__).resolve().parents[2]
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "PYTHONPATH", "PYTHONHOME",
-                "PYTHONUSERBASE", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # fmt: skip
+                "PYTHONUSERBASE", "LD_LIBRARY_PATH")  # fmt: skip
 _PATIENCE = 15  # times the limit: a busy machine takes longer for a second of a processor
-_START_LIMIT = 120.0  # Importing sympy takes half a second, or a minute on a cold network disk.
 
 
 def default_workers() -> int:
@@ -65,11 +64,10 @@ class VerifierPool:
     def __init__(
         self, workers: int | None = None, limit: float = 2.0, memory: int = 2 * 1024**3
     ) -> None:
-        self.settings = (workers or default_workers(), limit, _PATIENCE * limit, memory)
+        self.settings = (workers or default_workers(), limit, memory)
         self.scored = 0
-        self._lock = threading.RLock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._is_ready = False
+        self._forget()
         atexit.register(self.close)
         # A fork (a data loader's worker) inherits the pipes but must start a program of its own.
         os.register_at_fork(after_in_child=self._forget)
@@ -94,7 +92,7 @@ class VerifierPool:
                 raise
         return [verdicts.get(index, "lost") for index in range(len(jobs))]
 
-    def start(self, kinds: Sequence[str]) -> subprocess.Popen[bytes]:
+    def start(self, kinds: Collection[str]) -> subprocess.Popen[bytes]:
         """Start the program, unless it runs, and do not wait: it imports while others work."""
         with self._lock:
             if self._process is None or self._process.poll() is not None:
@@ -125,54 +123,35 @@ class VerifierPool:
     def _ask(
         self, jobs: Sequence[Job], indices: Sequence[int], verdicts: dict[int, Verdict]
     ) -> None:
-        """Score these jobs and fill in the results; stop a worker that no longer answers."""
+        """Score these jobs and fill in the results, as many as come before the program dies."""
         some = [jobs[index] for index in indices]
         if not some:
             return
-        process = self.start(tuple({job[0]: None for job in some}))
-        # It ends a job in time; preparing for a kind of jobs takes as long as to start.
-        watchdog = threading.Timer(len(some) * self.settings[2] + 2 * _START_LIMIT, process.kill)
-        watchdog.daemon = True
-        watchdog.start()
-        message: dict[str, Any] = {}
-        try:
-            if not self._is_ready:
-                self._await_start(process)
-            pipe, replies = process.stdin, process.stdout
-            assert pipe is not None
-            assert replies is not None
-            pipe.write(json.dumps(some).encode() + b"\n")
-            pipe.flush()
-            for _ in some:
-                message = json.loads(replies.readline())
-                verdicts[indices[message["index"]]] = message["verdict"]
-        except (OSError, ValueError, KeyError):
-            logger.warning("the verifier pool died (%s); starting it again", message)
-            self._stop()
-        finally:
-            watchdog.cancel()
-
-    def _await_start(self, process: subprocess.Popen[bytes]) -> None:
+        process = self.start({job[0] for job in some})
+        assert process.stdin is not None
         assert process.stdout is not None
-        line = process.stdout.readline()
-        started = json.loads(line) if line else {"error": f"no answer from {sys.executable}"}
-        if "ready" not in started:
-            raise RuntimeError(
-                f"the verifier pool (math-verify) does not start: {started.get('error')}"
-            )
-        self._is_ready = True
+        if not self._is_ready:
+            line = process.stdout.readline() or b'{"error": "it ended"}'
+            if error := json.loads(line).get("error"):
+                raise RuntimeError(f"the verifier pool ({sys.executable}) does not start: {error}")
+            self._is_ready = True
+        try:
+            process.stdin.write(json.dumps(some).encode() + b"\n")
+            process.stdin.flush()
+            for _ in some:
+                place, verdict = json.loads(process.stdout.readline())
+                verdicts[indices[place]] = verdict
+        except (OSError, ValueError) as error:
+            logger.warning("the verifier pool died (%s); starting it again", error)
+            self._stop()
 
     def _stop(self) -> None:
         process, self._process = self._process, None
-        if process is None:
-            return
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.kill()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                pipe.close()
-        process.wait()
+        if process is not None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
+            process.communicate()
 
     def _forget(self) -> None:
         """Leave the parent's program alone, after a fork in the child."""
@@ -192,7 +171,7 @@ _VERDICTS: dict[bytes, Verdict] = {b"1": True, b"0": False, b"m": "memory", b"?"
 _MAX_DESCRIPTOR = 65_536
 
 
-def main(workers: int, limit: float, patience: float, memory: int, kinds: Collection[str]) -> None:
+def main(workers: int, limit: float, memory: int, kinds: Collection[str]) -> None:
     """Serve batches until standard input ends: a line of jobs in, a line per verdict out.
 
     `kinds` are the jobs to prepare for; another kind is prepared for when it comes.
@@ -201,21 +180,19 @@ def main(workers: int, limit: float, patience: float, memory: int, kinds: Collec
     os.dup2(2, 1)  # A stray print of a library must not enter the protocol.
     logging.disable(logging.CRITICAL)
 
-    def send(**message: Any) -> None:
+    def send(message: Any) -> None:
         out.write(json.dumps(message) + "\n")
         out.flush()
 
     try:
-        crew = Crew(workers, limit, patience, memory)
+        crew = Crew(workers, limit, memory)
         crew.prepare(kinds)
-        send(ready=True)
+        send({})
         while line := sys.stdin.buffer.readline():
-            for index, verdict in crew.score(json.loads(line)):
-                send(index=index, verdict=verdict)
-    except BrokenPipeError:
-        pass
+            for verdict in crew.score(json.loads(line)):
+                send(verdict)
     except Exception as error:
-        send(error=f"{type(error).__name__}: {error}")
+        send({"error": f"{type(error).__name__}: {error}"})
 
 
 class _Child:
@@ -241,17 +218,37 @@ class _Child:
         """Send a job."""
         self.index, self.gold_read = index, False
         self.started, self.started_cpu = time.monotonic(), self.cpu()
-        with suppress(BrokenPipeError):  # It died: that is seen at the other pipe.
-            data = memoryview(json.dumps(job).encode() + b"\n")
-            while data:
-                data = data[os.write(self.jobs, data) :]
+        with suppress(BrokenPipeError), open(self.jobs, "wb", closefd=False) as pipe:
+            pipe.write(json.dumps(job).encode() + b"\n")
 
     def cpu(self) -> float:
         """Return the seconds of a processor that it has used."""
         with suppress(self.gone):  # It died: that is seen at its pipe.
-            times = self.process.cpu_times()
-            return float(times.user + times.system)
+            return float(sum(self.process.cpu_times()[:2]))
         return 0.0
+
+    def remaining(self, limit: float) -> float:
+        """Return for how many seconds it surely stays within its limits."""
+        waited = time.monotonic() - self.started
+        if waited < limit:  # One thread uses no more of a processor than elapses.
+            return limit - waited
+        return min(limit - (self.cpu() - self.started_cpu), _PATIENCE * limit - waited)
+
+    def hear(self, limit: float) -> tuple[Verdict | None, bool]:
+        """Return what came of a job, None if nothing yet, and whether it may have another.
+
+        One that died, ran out of time or memory, or wrote out of turn may not.
+        """
+        overdue = self.remaining(limit) < 0
+        heard = b"" if overdue else os.read(self.verdicts, 1)
+        if heard == _GOLD_READ and not self.gold_read:
+            self.gold_read = True
+            return None, True
+        if heard in _VERDICTS:
+            is_quiet = not select.select([self.verdicts], (), (), 0)[0]
+            return _VERDICTS[heard], is_quiet and heard != b"m"
+        # Before the gold answer was read, it is the gold answer's doing.
+        return ("gold" if not self.gold_read else "timeout" if overdue else "crash"), False
 
     def end(self) -> None:
         """Kill and reap it, whatever it does."""
@@ -265,24 +262,23 @@ class _Child:
 class Crew:
     """The children and who is busy with what; used by one thread."""
 
-    def __init__(self, workers: int, limit: float, patience: float, memory: int) -> None:
-        self._workers, self._memory = workers, memory
-        self._limit, self._patience = limit, patience
+    def __init__(self, workers: int, limit: float, memory: int) -> None:
+        self._workers, self._limit, self._memory = workers, limit, memory
         self._idle: list[_Child] = []
         self._ready: set[str] = set()
 
     def prepare(self, kinds: Collection[str]) -> None:
-        """Make here what these jobs need: `math`, or the data set of a scorer.
+        """Load what these jobs need, `math` or a data set's scorer, before the children are forked.
 
         No child pays for it in its limit, and none needs to read its files.
         """
-        kinds = set(kinds) - self._ready
-        if not kinds and self._idle:
+        new = {*kinds} - self._ready
+        if not new and self._idle:
             return
-        for kind in kinds:
+        for kind in new:
             with suppress(Exception):  # Its jobs fail in a child: the entry is at fault.
                 _warm_up() if kind == "math" else scorer_of(kind)
-        self._ready |= kinds
+        self._ready |= new
         for child in self._idle:
             child.end()
         gc.freeze()
@@ -292,14 +288,14 @@ class Crew:
         """Yield a verdict per job with its index, as they come."""
         self.prepare({_kind(job) for job in jobs})
         busy: dict[int, _Child] = {}
-        waiting = list(reversed(list(enumerate(jobs))))
+        waiting = list(enumerate(jobs))[::-1]
         while waiting or busy:
             while waiting and self._idle:
                 child = self._idle.pop()
                 child.take(*waiting.pop())
                 busy[child.verdicts] = child
             for child in self._wait(busy):
-                verdict, reusable = self._hear(child)
+                verdict, reusable = child.hear(self._limit)
                 if verdict is None:
                     continue
                 del busy[child.verdicts]
@@ -310,37 +306,13 @@ class Crew:
 
     def _wait(self, busy: dict[int, _Child]) -> list[_Child]:
         """Wait until a child writes or may have used up its time."""
-        soonest = min(map(self._remaining, busy.values()))
+        soonest = min(child.remaining(self._limit) for child in busy.values())
         descriptors = [sys.stdin.fileno(), *busy]
         readable, _, _ = select.select(descriptors, (), (), max(0.0, soonest) + 0.01)
         if sys.stdin.fileno() in readable:
             os.killpg(0, signal.SIGKILL)  # The trainer is gone: it never writes during a batch.
-        return [
-            child for end, child in busy.items() if end in readable or self._remaining(child) < 0
-        ]
-
-    def _remaining(self, child: _Child) -> float:
-        """Return for how many seconds a child surely stays within its limits."""
-        waited = time.monotonic() - child.started
-        if waited < self._limit:  # One thread uses no more of a processor than elapses.
-            return self._limit - waited
-        return min(self._limit - (child.cpu() - child.started_cpu), self._patience - waited)
-
-    def _hear(self, child: _Child) -> tuple[Verdict | None, bool]:
-        """Return what came of a job, None if nothing yet, and whether the child may have another.
-
-        One that died, ran out of time or memory, or wrote out of turn may not.
-        """
-        overdue = self._remaining(child) < 0
-        heard = b"" if overdue else os.read(child.verdicts, 1)
-        if heard == _GOLD_READ and not child.gold_read:
-            child.gold_read = True
-            return None, True
-        if heard in _VERDICTS:
-            is_quiet = not select.select([child.verdicts], (), (), 0)[0]
-            return _VERDICTS[heard], is_quiet and heard != b"m"
-        # Before the gold answer was read, it is the gold answer's doing.
-        return ("gold" if not child.gold_read else "timeout" if overdue else "crash"), False
+        return [child for end, child in busy.items()
+                if end in readable or child.remaining(self._limit) < 0]  # fmt: skip
 
 
 def _kind(job: Job) -> str:
@@ -354,8 +326,7 @@ def _work(jobs: int, verdicts: int, memory: int) -> None:
     nothing = os.open(os.devnull, os.O_RDONLY)
     for standard in (0, 1, 2):
         os.dup2(nothing, standard)
-    kept = sorted((2, jobs, verdicts, _MAX_DESCRIPTOR))
-    for low, high in pairwise(kept):
+    for low, high in pairwise(sorted((2, jobs, verdicts, _MAX_DESCRIPTOR))):
         os.closerange(low + 1, high)
     confine(memory)
     os.write(verdicts, b"!")
@@ -381,24 +352,23 @@ def _verify_math(answer: str, gold: str) -> Iterator[bytes]:
     """Compare with math-verify, both boxed, its own timeouts off (they would need the alarm)."""
     from math_verify import verify
 
-    if golds := _parse(gold):
-        yield _GOLD_READ
-        answers = _parse(answer)
-        same = verify(list(golds), list(answers), timeout_seconds=None)
-        yield b"1" if same and not _far(answers[0], golds[0]) else b"0"
-    else:
+    if not (golds := _parse(gold)):
         yield b"?"
+        return
+    yield _GOLD_READ
+    answers = _parse(answer)
+    same = verify(list(golds), list(answers), timeout_seconds=None)
+    yield b"1" if same and not _far(answers[0], golds[0]) else b"0"
 
 
 def _far(answer: Any, gold: Any) -> bool:
     """Return whether two numbers differ by a millionth; math-verify takes all tiny ones for 0."""
     if not all(getattr(value, "is_number", False) for value in (answer, gold)):
         return False
-    try:
+    with suppress(TypeError, ValueError, OverflowError):  # infinite, or a symbol that is a number
         mine, theirs = complex(answer.evalf(15)), complex(gold.evalf(15))
-    except (TypeError, ValueError, OverflowError):  # infinite, or a symbol that is a number
-        return False
-    return abs(mine - theirs) > 1e-6 * abs(theirs)
+        return abs(mine - theirs) > 1e-6 * abs(theirs)
+    return False
 
 
 @lru_cache(maxsize=4096)
