@@ -13,9 +13,8 @@ from chainforge import __version__
 from chainforge.core.disk import replacing
 from chainforge.core.jsonl import Row
 from chainforge.core.secrets import public, public_settings
-from chainforge.data.decontaminate import COMMON, COVERAGE, N
+from chainforge.data.decontaminate import COVERAGE, N
 
-NAME = "README.md"
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
 
@@ -26,7 +25,6 @@ def write_card(
     funnel: Mapping[str, Any],
     settings: Mapping[str, Any],
     *,
-    pairs: int = 0,
     license: str = "other",
     sections: Mapping[str, str] | None = None,
 ) -> None:
@@ -37,16 +35,15 @@ def write_card(
     """
     from huggingface_hub import DatasetCard, DatasetCardData
 
-    configs = [{"config_name": "default", "data_files": "train.parquet", "default": True}]
-    configs += [{"config_name": "pairs", "data_files": "pairs/train.parquet"}] if pairs else []
     head = DatasetCardData(
         license=license,
         task_categories=["text-generation"],
         size_categories=[next((name for most, name in SIZES.items() if len(rows) < most), "n>1M")],
         tags=["chainforge", "reasoning", "synthetic"],
-        configs=configs,
+        configs=[{"config_name": "default", "data_files": "train.parquet", "default": True}],
     )
     shown = yaml.safe_dump(public_settings(settings), sort_keys=False, allow_unicode=True)
+    lengths = sorted(row["tokens"] for row in rows if row.get("tokens") is not None)
     card = DatasetCard.from_template(
         head,
         template_path=str(TEMPLATE),
@@ -58,11 +55,12 @@ def write_card(
         funnel_table=funnel_table(funnel, "samples"),
         settings=shown.replace("```", "'''"),
         decontamination=_decontamination(funnel, settings),
-        tasks=_counts("task", rows),
-        verdicts=_verdicts(rows),
-        pairs=pairs,
+        tasks=[(name, count) for (name,), count in _groups(rows, "task")],
+        right=sum(row.get("correct") is True for row in rows),
+        unknown=sum(row.get("correct") is None for row in rows),
+        lengths=lengths,
     )
-    with replacing(folder / NAME) as temporary:
+    with replacing(folder / "README.md") as temporary:
         temporary.write_text(str(card), encoding="utf-8")
 
 
@@ -80,11 +78,6 @@ def funnel_table(funnel: Mapping[str, Any], what: str) -> str:
 def code(value: Any) -> str:
     """Return text for a code span: on one line, with nothing that would end it."""
     return " ".join(str(value).replace("`", "'").replace("|", "/").split())
-
-
-def _counts(column: str, rows: Sequence[Row]) -> str:
-    lines = [f"| {column} | rows |", "|---|---:|"]
-    return "\n".join(lines + [f"| `{name}` | {n:,} |" for (name,), n in _groups(rows, column)])
 
 
 def _groups(rows: Sequence[Row], *columns: str) -> list[tuple[tuple[str, ...], int]]:
@@ -112,19 +105,7 @@ def _decontamination(funnel: Mapping[str, Any], settings: Mapping[str, Any]) -> 
     return (
         f"{found['prompts']:,} prompts were checked against {found['questions']:,} questions of "
         f"{', '.join(f'`{code(public(str(entry)))}`' for entry in entries)}; "
-        f"{found['prompts_dropped']:,} contained one and were dropped with all their samples. A "
-        "prompt contains a question when it has all of its words in a row, or its numbers and at "
-        f"least {COVERAGE:.0%} of its runs of {N} words; runs in more than {COMMON:.0%} of the "
-        "prompts, of a task's prompts or of the questions do not count."
+        f"{found['prompts_dropped']:,} contained one (all of its words in a row, or its numbers "
+        f"and at least {COVERAGE:.0%} of its rare runs of {N} words) and were dropped with all "
+        "their samples."
     )
-
-
-def _verdicts(rows: Sequence[Row]) -> str:
-    right = sum(row.get("correct") is True for row in rows)
-    unknown = sum(row.get("correct") is None for row in rows)
-    text = f"Checked against the gold answer and right: {right:,} of {len(rows):,}"
-    text += f" ({unknown:,} could not be checked)." if unknown else "."
-    if lengths := sorted(row["tokens"] for row in rows if row.get("tokens") is not None):
-        middle = lengths[len(lengths) // 2]
-        text += f" Tokens: median {middle:,}, from {lengths[0]:,} to {lengths[-1]:,}."
-    return text

@@ -14,8 +14,8 @@ from chainforge.core.disk import replacing
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Message, Row
 from chainforge.core.secrets import public
-from chainforge.core.transcript import DEFAULT, PRESETS, is_blank, read, write
-from chainforge.data.rows import SHARE, FoundRows, read_file, settle, wrong_turns
+from chainforge.core.transcript import DEFAULT, is_blank, write
+from chainforge.data.rows import FoundRows, read_file, settle, wrong_turns
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -26,10 +26,8 @@ FALLBACK = "offline-fallback"
 FILE = "train.parquet"
 # The columns that SFT looks at.
 _TRAINED_ON = ("prompt", "completion", "messages", "source", "drop")
-# Where servers and data sets keep the reasoning of an assistant's message, and what else a message
-# may have that would be lost: only its text is trained on.
+# Where servers and data sets keep the reasoning of an assistant's message.
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
-_LOST = ("tool_calls", "function_call", "reasoning_details", "thinking_blocks")
 
 Pair = tuple[list[Message], list[Message]]  # prompt and completion
 
@@ -48,10 +46,6 @@ class DataArgs:
             "help": "Ratio in which to mix the sources of `data`, such as 3 1; no row is taken "
             "twice. Default: every row of each."
         },
-    )
-    max_bad_rows: float = field(
-        default=SHARE,
-        metadata={"help": "Share of malformed rows above which a source stops the run."},
     )
     allow_offline_rows: bool = field(
         default=False,
@@ -95,14 +89,11 @@ def mix(sizes: Sequence[int], weights: Sequence[float], seed: int = 0) -> list[l
     weight is taken whole, the others by lot. DeepSeek-R1's second SFT had 600k rows of reasoning to
     200k of others.
     """
-    if len(weights) != len(sizes):
+    if len(weights) != len(sizes) or not all(0 < weight < float("inf") for weight in weights):
         raise InputError(
-            f"data_weights: {len(weights)} for {len(sizes)} sources in `data`; give one each, in "
-            "their order"
+            f"data_weights: expected {len(sizes)} numbers above 0, one for each source in `data`, "
+            f"found {list(weights)}"
         )
-    for weight in weights:
-        if not 0 < weight < float("inf"):
-            raise InputError(f"data_weights: expected more than 0, found {weight}")
     unit = min(size / weight for size, weight in zip(sizes, weights, strict=True))
     return [
         sorted(random.Random(f"{seed}/{n}").sample(range(size), max(round(weight * unit), 1)))
@@ -113,36 +104,32 @@ def mix(sizes: Sequence[int], weights: Sequence[float], seed: int = 0) -> list[l
 def _source(path: str, args: DataArgs) -> tuple[list[Pair], int]:
     """Return one source's rows as prompts and completions, and how many were dropped before."""
     found = _read(Path(path))
-    kept = [
-        (number, row)
-        for number, row in found.rows
-        # Wrong samples that selection never saw are not trained on either.
-        if not (row["drop"] if "drop" in row else row.get("correct") is False)
-    ]
-    dropped = len(found.rows) - len(kept)
-    if not kept:
-        settle(found.path, found.faults, len(found.rows) + len(found.faults), SHARE)
-        raise InputError(
-            f"{path}: no rows to train on ({dropped} are marked `drop`, or wrong); its "
-            "funnel.json, if any, says where they went"
-        )
-    if dropped:
-        words = "%s: left out %d rows that are marked `drop`, or wrong and never selected"
-        logger.warning(words, path, dropped)
-    fallback = [number for number, row in kept if row.get("source") == FALLBACK]
-    if fallback and not args.allow_offline_rows:
-        raise InputError(
-            f"{path}: {len(fallback)} of {len(kept)} rows (the first: row {fallback[0]}) are "
-            f"{FALLBACK}: worked solutions in place of a teacher that failed; collect again, "
-            "or set `allow_offline_rows: true`"
-        )
     pairs: list[Pair] = []
-    for number, row in kept:
+    fallback: list[int] = []
+    dropped = 0
+    for number, row in found.rows:
+        # Wrong samples that selection never saw are not trained on either.
+        if row["drop"] if "drop" in row else row.get("correct") is False:
+            dropped += 1
+            continue
+        if row.get("source") == FALLBACK:
+            fallback.append(number)
         try:
             pairs.append(_pair(row, args.transcript))
         except InputError as error:
             found.faults.append((number, str(error)))
-    settle(found.path, found.faults, len(pairs) + len(found.faults), args.max_bad_rows)
+    if fallback and not args.allow_offline_rows:
+        raise InputError(
+            f"{path}: {len(fallback)} of {len(found.rows) - dropped} rows (the first: row "
+            f"{fallback[0]}) are {FALLBACK}: worked solutions in place of a teacher that failed; "
+            "collect again, or set `allow_offline_rows: true`"
+        )
+    settle(found.path, found.faults, len(pairs) + len(found.faults))
+    if not pairs:
+        raise InputError(f"{path}: no rows to train on ({dropped} are marked `drop`, or wrong)")
+    if dropped:
+        words = "%s: left out %d rows that are marked `drop`, or wrong and never selected"
+        logger.warning(words, path, dropped)
     return pairs, dropped
 
 
@@ -157,10 +144,7 @@ def _read(path: Path) -> FoundRows:
         return FoundRows(path, list(enumerate(_parquet(files), start=1)))
     if (path / "samples.jsonl").is_file():
         return read_file(path / "samples.jsonl")
-    raise InputError(
-        f"{path}: contains no rows: neither dataset/*.parquet nor samples.jsonl; is it the "
-        "directory of a finished collect or reject stage?"
-    )
+    raise InputError(f"{path}: contains no rows: neither dataset/*.parquet nor samples.jsonl")
 
 
 def _parquet(files: list[Path]) -> list[Row]:
@@ -170,10 +154,8 @@ def _parquet(files: list[Path]) -> list[Row]:
     rows: list[Row] = []
     for file in files:
         try:
-            with pq.ParquetFile(file) as table:
-                columns = [name for name in _TRAINED_ON if name in table.schema_arrow.names]
-                for batch in table.iter_batches(1024, columns=columns):
-                    rows += batch.to_pylist()
+            columns = [name for name in _TRAINED_ON if name in pq.read_schema(file).names]
+            rows += pq.read_table(file, columns=columns).to_pylist()
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{file} is not a parquet file: {error}") from None
     return rows
@@ -199,21 +181,15 @@ def _pair(row: Row, transcript: str = DEFAULT) -> Pair:
 
 def _text(turn: dict[str, Any], transcript: str) -> Any:
     """Return a message's content, joined with the reasoning beside it as `transcript` says."""
-    if lost := [key for key in _LOST if turn.get(key)]:
-        raise InputError(f"the {turn['role']} turn has {lost[0]}, which would be lost: take it out")
-    said, thoughts = turn.get("content"), [turn[key] for key in REASONING_FIELDS if turn.get(key)]
-    if not thoughts or not isinstance(said, str):
+    if turn.get("tool_calls"):
+        raise InputError(f"the {turn['role']} turn has tool_calls, which would be lost")
+    said = turn.get("content")
+    thoughts = next((turn[key] for key in REASONING_FIELDS if turn.get(key)), None)
+    if thoughts is None or not isinstance(said, str):
         return said
-    if any(not isinstance(thought, str) or thought != thoughts[0] for thought in thoughts):
-        raise InputError(f"the {turn['role']} turn has several reasonings: {thoughts!r:.80}")
-    for preset in PRESETS:  # some servers leave the reasoning in the content as well
-        whole = read(said, preset)
-        if whole is not None and whole.reasoning == thoughts[0].strip():
-            if preset == transcript:
-                return said
-            said = whole.answer
-            break
-    return write(thoughts[0], said, transcript)
+    if not isinstance(thoughts, str):
+        raise InputError(f"the {turn['role']} turn's reasoning must be text, found {thoughts!r:.80}")
+    return write(thoughts, said, transcript)
 
 
 def grpo_dataset(rows: Sequence[Row]) -> Dataset:
@@ -228,7 +204,7 @@ def grpo_dataset(rows: Sequence[Row]) -> Dataset:
     for number, row in enumerate(rows, start=1):
         if wrong := wrong_turns(row.get("prompt")):
             raise InputError(f"row {number}: {wrong}")
-    return Dataset.from_dict(columns_of(rows))
+    return Dataset.from_dict(_columns(rows))
 
 
 def check_batch(rows: Sequence[Row], generation_batch_size: int, num_generations: int) -> None:
@@ -251,39 +227,29 @@ def save_dataset(rows: Sequence[Row], path: str | Path) -> Path:
     The file appears whole or not at all. Text completions become messages, as for SFT; the model
     that wrote a row is named without this machine's paths.
     """
-    if not rows:
-        raise InputError(
-            f"{path}: no row was kept, so there is nothing to train on; funnel.json beside it says "
-            "where the rows went"
-        )
-    whole = [
-        row
-        | dict(zip(("prompt", "completion"), _pair(row), strict=True))
-        | ({"model": public(row["model"])} if isinstance(row.get("model"), str) else {})
-        for row in rows
-    ]
-    return write_parquet(columns_of(whole), Path(path) / FILE)
-
-
-def write_parquet(columns: dict[str, list[Any]], path: Path) -> Path:
-    """Write columns to a parquet file, which appears whole or not at all."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        pq.write_table(pa.table(columns), temporary)
-    return path
+    if not rows:
+        raise InputError(f"{path}: no row was kept; funnel.json says where the rows went")
+    whole = [row | dict(zip(("prompt", "completion"), _pair(row), strict=True)) for row in rows]
+    for row in whole:
+        if isinstance(row.get("model"), str):
+            row["model"] = public(row["model"])
+    file = Path(path) / FILE
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as temporary:
+        pq.write_table(pa.table(_columns(whole)), temporary)
+    return file
 
 
-def columns_of(
-    rows: Sequence[Row], messages: Sequence[str] = ("prompt", "completion")
-) -> dict[str, list[Any]]:
-    """Return rows as columns of one type each but `messages`; what a row lacks is None."""
+def _columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
+    """Return rows as columns of one type each; what a row lacks is None."""
     names = dict.fromkeys(name for row in rows for name in row)
     columns = {name: [row.get(name) for row in rows] for name in names}
     return {
-        name: values if name in messages else _one_type(values) for name, values in columns.items()
+        name: values if name in ("prompt", "completion") else _one_type(values)
+        for name, values in columns.items()
     }
 
 

@@ -1,8 +1,8 @@
 """Filter single samples, by their scores and by their texts: a reason, and what was measured.
 
 After DeepSeek-R1, appendix B.3.3: mixed languages, long paragraphs and code blocks are left out of
-what rejection sampling keeps. Only what is on is measured; a filter is off where its threshold is
-None, 0 or false.
+what rejection sampling keeps. A filter is off, and not measured, where its threshold is None or
+false.
 """
 
 from __future__ import annotations
@@ -13,13 +13,21 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Row, has_answer, question
 from chainforge.core.transcript import PRESETS, Transcript, chat_mark, is_blank
-from chainforge.data.dedup import Hashes, cached_tokens, runs
-from chainforge.rewards.language import LANGUAGES, count_words, scripts_of, share
+from chainforge.data.dedup import cached_tokens, runs
+from chainforge.rewards.language import count_words, scripts_of, share
+
+
+def _range(args: object, least: float, most: float, *names: str) -> None:
+    """Raise `InputError` for settings that are given and out of range."""
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and not least <= value <= most:
+            limits = f"{least} or more" if most == float("inf") else f"a share, {least} to {most}"
+            raise InputError(f"{name}: expected {limits}, found {value}")
 
 
 @dataclass
@@ -28,9 +36,6 @@ class FilterArgs:
 
     min_reasoning_chars: int | None = field(
         default=None, metadata={"help": "Drop shorter reasoning: too_short."}
-    )
-    max_reasoning_chars: int | None = field(
-        default=None, metadata={"help": "Drop longer reasoning: too_long."}
     )
     max_completion_tokens: int | None = field(
         default=None, metadata={"help": "Drop longer completions (SFT's max_length): too_long."}
@@ -42,8 +47,8 @@ class FilterArgs:
     language: str | None = field(
         default=None,
         metadata={
-            "help": "Language of the reasoning, such as en. Default: any language in the script "
-            "of the question."
+            "help": "Language of the reasoning, such as en. Default: any language in a script of "
+            "the question."
         },
     )
     min_language: float | None = field(
@@ -54,24 +59,13 @@ class FilterArgs:
         default=None, metadata={"help": "Drop reasoning with a longer paragraph: long_paragraph."}
     )
     drop_code: bool = field(
-        default=False, metadata={"help": "Drop reasoning with a block of code: code."}
+        default=False, metadata={"help": "Drop reasoning with a fenced block of code: code."}
     )
 
     def check(self) -> None:
         """Raise `InputError` for a setting that is out of range."""
-        for name in ("max_repetition", "min_language"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise InputError(f"{name}: expected a share from 0 to 1, found {value}")
-        for name in ("min_reasoning_chars", "max_reasoning_chars", "max_completion_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise InputError(f"{name}: expected 0 or more, found {value}")
-        least, most = self.min_reasoning_chars, self.max_reasoning_chars
-        if least is not None and most is not None and least > most:
-            raise InputError(
-                f"min_reasoning_chars ({least}) is more than max_reasoning_chars ({most})"
-            )
+        _range(self, 0, 1, "max_repetition", "min_language")
+        _range(self, 0, float("inf"), "min_reasoning_chars", "max_completion_tokens")
         if self.language is not None:
             scripts_of(self.language)
 
@@ -93,27 +87,10 @@ class SelectionArgs:
     )
     require_correct: bool = field(
         default=True,
-        metadata={
-            "help": "Drop samples that are wrong or could not be verified. Prompts without an "
-            "answer pass."
-        },
+        metadata={"help": "Drop answers that are wrong or unverified; prompts without one pass."},
     )
     require_format: bool = field(
         default=True, metadata={"help": "Drop samples that are not a strict transcript."}
-    )
-    min_pass_rate: float | None = field(
-        default=None,
-        metadata={"help": "Smallest share of a prompt's samples that must be right: pass_rate."},
-    )
-    max_pass_rate: float | None = field(
-        default=None, metadata={"help": "Largest such share: easier prompts teach little."}
-    )
-    drop_duplicates: bool = field(
-        default=True,
-        metadata={
-            "help": "Keep one of equal completions of a prompt, and one of equal prompts; case "
-            "and white space do not count."
-        },
     )
     near_duplicates: float | None = field(
         default=None,
@@ -126,7 +103,7 @@ class SelectionArgs:
         default_factory=list,
         metadata={
             "help": "Evaluations whose questions no kept prompt may contain: YAML files of "
-            "evaluate.py, .jsonl files, folders, Hub ids, tasks written as text: '{fn: hub, "
+            "evaluate.py, .jsonl files, folders, Hub ids, or tasks written as text: '{fn: hub, "
             "params: {dataset: gsm8k}, split: test}'. A chain adds its own evaluate stages."
         },
     )
@@ -136,18 +113,9 @@ class SelectionArgs:
     )
 
     def check(self) -> None:
-        """Raise `InputError` for settings that are out of range or contradict each other."""
-        for name in ("max_per_prompt", "max_rows"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name}: expected 1 or more, found {value}")
-        for name in ("near_duplicates", "min_pass_rate", "max_pass_rate"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise InputError(f"{name}: expected a share from 0 to 1, found {value}")
-        low, high = self.min_pass_rate, self.max_pass_rate
-        if low is not None and high is not None and low > high:
-            raise InputError(f"min_pass_rate ({low}) is more than max_pass_rate ({high})")
+        """Raise `InputError` for a setting that is out of range."""
+        _range(self, 1, float("inf"), "max_per_prompt", "max_rows")
+        _range(self, 0, 1, "near_duplicates")
 
 
 Finding = tuple[str, str]  # the reason, and what was measured
@@ -177,17 +145,16 @@ def filters(args: FilterArgs) -> list[Filter]:
     """
     args.check()
     made: list[Filter] = []
-    bounds = args.min_reasoning_chars, args.max_reasoning_chars, args.max_completion_tokens
-    if any(bound is not None for bound in bounds):
-        made.append(lambda row, said: _length(row, said.reasoning, args))
-    if args.max_repetition is not None and args.max_repetition < 1:
-        most = args.max_repetition
+    if (least := args.min_reasoning_chars) is not None:
+        made.append(lambda row, said: _short(said.reasoning, least))
+    if (longest := args.max_completion_tokens) is not None:
+        made.append(lambda row, said: _long(row, longest))
+    if (most := args.max_repetition) is not None:
         made.append(lambda row, said: _repetition(said.reasoning, most))
-    if args.min_language:
-        made.append(lambda row, said: _language(row, said.reasoning, args))
-    if args.max_paragraph_chars:
-        longest = args.max_paragraph_chars
-        made.append(lambda row, said: _paragraph(said.reasoning, longest))
+    if wanted := args.min_language:
+        made.append(lambda row, said: _language(row, said.reasoning, args.language, wanted))
+    if size := args.max_paragraph_chars:
+        made.append(lambda row, said: _paragraph(said.reasoning, size))
     if args.drop_code:
         made.append(lambda row, said: _code(said.reasoning))
     return made
@@ -220,21 +187,18 @@ def fault(row: Row, args: SelectionArgs) -> Finding | None:
     return None
 
 
-def _length(row: Row, reasoning: str, args: FilterArgs) -> Finding | None:
+def _short(reasoning: str, least: int) -> Finding | None:
     size = len(reasoning)
-    if args.min_reasoning_chars is not None and size < args.min_reasoning_chars:
-        return "too_short", f"{size} characters of reasoning"
-    if args.max_reasoning_chars is not None and size > args.max_reasoning_chars:
-        return "too_long", f"{size} characters of reasoning"
-    if args.max_completion_tokens is None:
-        return None
+    return ("too_short", f"{size} characters of reasoning") if size < least else None
+
+
+def _long(row: Row, most: int) -> Finding | None:
     if row.get("tokens") is None:
         raise InputError(
-            f"sample {row.get('sample')} of {row.get('id')} has no count of tokens: leave "
-            "max_completion_tokens out, or use max_reasoning_chars"
+            f"sample {row.get('sample')} of {row['id']} has no count of tokens, which "
+            "max_completion_tokens needs: leave it out"
         )
-    longer = row["tokens"] > args.max_completion_tokens
-    return ("too_long", f"{row['tokens']} tokens") if longer else None
+    return ("too_long", f"{row['tokens']} tokens") if row["tokens"] > most else None
 
 
 def _repetition(reasoning: str, most: float) -> Finding | None:
@@ -242,12 +206,37 @@ def _repetition(reasoning: str, most: float) -> Finding | None:
     return ("repetition", f"{found:.0%} repeats itself") if found > most else None
 
 
-def _language(row: Row, reasoning: str, args: FilterArgs) -> Finding | None:
-    asked = question(row) if args.language is None and row.get("prompt") else ""
-    right = language_share(reasoning, args.language, asked)
-    if right < (args.min_language or 0.0):
+RUN = 20  # a run of so many tokens occurs twice by accident in hardly any text
+
+
+def repetition(text: str) -> float:
+    """Return the share of a text's runs of 20 tokens that occurred before, from 0 to 1.
+
+    Tokens are words, numbers and operators.
+    """
+    found = np.sort(runs(cached_tokens(text)[1], RUN))
+    return float(np.count_nonzero(found[1:] == found[:-1]) / max(len(found), 1))
+
+
+def _language(row: Row, reasoning: str, language: str | None, least: float) -> Finding | None:
+    asked = question(row) if language is None and row.get("prompt") else ""
+    right = language_share(reasoning, language, asked)
+    if right < least:
         return "language", f"{right:.0%} of the words are in the expected script"
     return None
+
+
+def language_share(text: str, language: str | None, asked: str) -> float:
+    """Return the share of words in the language's script, or in a script of what was asked."""
+    if text.isascii() and ("latin" in scripts_of(language) if language else asked.isascii()):
+        return 1.0  # nearly every text: counting its words would cost ten times as much
+    if language is not None:
+        return share(text, language)
+    scripts, counts = count_words(asked), count_words(text)
+    total = sum(counts.values())
+    if not scripts or not total:
+        return 1.0
+    return sum(count for script, count in counts.items() if script in scripts) / total
 
 
 def _paragraph(reasoning: str, longest: int) -> Finding | None:
@@ -255,112 +244,8 @@ def _paragraph(reasoning: str, longest: int) -> Finding | None:
     return ("long_paragraph", f"{found} characters in a paragraph") if found > longest else None
 
 
-def _code(reasoning: str) -> Finding | None:
-    found = code_block(reasoning)
-    return None if found is None else ("code", found)
-
-
-# Both patterns start with a line's end, so that the search finds candidates quickly.
 _FENCE = re.compile(r"\n[ \t]*(?:```|~~~)")
-_CODE_MARK = re.compile(
-    r"\n[ \t]*(?:def \w+\(|class \w+[(:]|import \w+|from \w+ import|print\(|return\b|#include"
-    r"|for \w+ in .*:|while .*:|(?:int|void|public|static|const|let|var|function) )"
-)
-# Matches a stripped line. No part may overlap the next, or a hostile line costs quadratic time.
-_CODE_LINE = re.compile(
-    r"(?:def|class)\s+\w.*:|(?:from\s+[\w.]+\s+)?import\s+\w[\w., *]*|#include\s*<.*"
-    r"|(?:if|elif|for|while|with|try|except|else)\b.*:|return\b.*[\w)\]]|print\(.*\)"
-    r"|[\w.\[\]]++\s*[-+*/]?=(?!=).*[\w)\]'\"]|.*[;{}]"
-)
 
 
-def code_block(text: str) -> str | None:
-    """Return which block of code a text contains: a fence, or three lines of code in a row."""
-    whole = f"\n{text}"
-    if _FENCE.search(whole):
-        return "a fenced block"
-    if not _CODE_MARK.search(whole):
-        return None
-    lines = 0
-    for line in filter(None, map(str.strip, text.splitlines())):
-        lines = lines + 1 if _CODE_LINE.fullmatch(line) else 0
-        if lines == 3:
-            return "3 lines of code"
-    return None
-
-
-def language_share(text: str, language: str | None, asked: str) -> float:
-    """Return the share of words in the language's script, or in the script of what was asked."""
-    if _plain(text) and ("latin" in scripts_of(language) if language else _plain(asked)):
-        return 1.0  # nearly every text: counting its words would cost ten times as much
-    if language is not None:
-        return share(text, language)
-    wanted = count_words(asked)
-    if not wanted:
-        return 1.0
-    main = wanted.most_common(1)[0][0]
-    scripts = {main}
-    for known in LANGUAGES.values():  # Japanese is written in two
-        if main in known and len(known) > 1 and any(wanted[other] for other in known - {main}):
-            scripts |= known
-    counts = count_words(text)
-    total = sum(counts.values())
-    return sum(counts[script] for script in scripts) / total if total else 1.0
-
-
-def _plain(text: str) -> bool:
-    """Return whether all letters are ASCII."""
-    return text.isascii() or not any(char > "\x7f" and char.isalpha() for char in set(text))
-
-
-RUN = 20  # a run of so many tokens occurs twice by accident in hardly any text
-LINE = 20  # characters from which on a repeated line counts
-MATH = 128  # tokens of mathematics that may repeat themselves, as a sum of 32 fractions
-_COMMAND = re.compile(r"\\([A-Za-z]+)")
-_WORD = re.compile(r"[^\W\d_]{2}|[\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f]")
-
-
-def repetition(text: str) -> float:
-    """Return the share of a text that repeats itself, from 0 to 1.
-
-    The larger of two: the share of runs of 20 tokens (words, numbers, operators) that occurred
-    before, and the share of characters in lines that occurred before. Mathematics without a word
-    may repeat itself for 128 tokens.
-    """
-    found = runs(cached_tokens(text)[1], RUN)
-    share = _repeated_lines(text)
-    if not _repeats(found):  # nearly every text
-        return share
-    return max(_repeats(found[_counted(text)]) / len(found), share)
-
-
-def _repeats(found: Hashes) -> int:
-    """Count the values that occurred before."""
-    ordered = np.sort(found)
-    return int(np.count_nonzero(ordered[1:] == ordered[:-1]))
-
-
-def _counted(text: str) -> NDArray[np.bool_]:
-    """Return which runs of 20 tokens are more than a short stretch of mathematics."""
-    commands = {name.lower() for name in _COMMAND.findall(text)}
-    pieces, _ = cached_tokens(text)
-    is_word = {one: one not in commands and bool(_WORD.search(one)) for one in set(pieces)}
-    words = np.array([is_word[piece] for piece in pieces])
-    lengths = np.diff(np.flatnonzero(np.concatenate(([True], words, [True]))))
-    counted = words | np.repeat(lengths > MATH, lengths)[: len(words)]
-    ends = np.cumsum(np.concatenate(([0], counted)))
-    return ends[RUN:] > ends[:-RUN]
-
-
-def _repeated_lines(text: str) -> float:
-    """Return the share of the characters in lines that occurred before and contain a word."""
-    if "\n" not in text:
-        return 0.0
-    seen: set[str] = set()
-    again = 0
-    for line in map(str.strip, text.splitlines()):
-        if len(line) >= LINE:
-            if line in seen and _WORD.search(_COMMAND.sub(" ", line)):
-                again += len(line)
-            seen.add(line)
-    return again / len(text)
+def _code(reasoning: str) -> Finding | None:
+    return ("code", "a fenced block") if _FENCE.search(f"\n{reasoning}") else None

@@ -7,12 +7,11 @@ samples in `rollouts.jsonl`, a collect or reject stage in `samples.jsonl`.
 
 from __future__ import annotations
 
-import io
 import multiprocessing
 import os
-from collections import Counter
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +40,7 @@ from chainforge.data.filters import (
     parts,
     text_fault,
 )
-from chainforge.data.rows import SHARE, Fault, read_lines, settle
+from chainforge.data.rows import Fault, read_lines, settle
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,20 +63,6 @@ class Features:
     table: pd.DataFrame
     sketch: Sketches
     columns: set[str]
-
-    @property
-    def accepted(self) -> list[bool]:
-        """Return for each sample whether it has no finding."""
-        return list(self.table["drop"].isna())
-
-    @staticmethod
-    def join(some: Sequence[Features]) -> Features:
-        """Return the features of the samples of all parts, one part after the other."""
-        import pandas as pd
-
-        table = pd.concat([one.table for one in some], ignore_index=True)
-        sketch = np.concatenate([one.sketch for one in some])
-        return Features(table, sketch, set().union(*(one.columns for one in some)))
 
 
 def measure(rows: Iterable[Row], args: SelectionArgs, texts: FilterArgs | None = None) -> Features:
@@ -108,14 +93,15 @@ def measure(rows: Iterable[Row], args: SelectionArgs, texts: FilterArgs | None =
 
 def _features(row: Row, finding: Finding | None) -> tuple[Any, ...]:
     reward, count, correct = row.get("reward"), row.get("tokens"), row.get("correct")
-    # Later rounds go to prompts that lacked successes: counted in, they would bias the rate.
-    verdict = float("nan") if correct is None or row.get("round") else float(correct)
+    turns = row.get("prompt") or ()
+    asked = "\n".join(turn["content"] for turn in turns if turn.get("role") == "user")
     reason, detail = finding or (None, None)
     return (
         row["id"],
         _encodable(str(row.get("task", ""))),
-        _encodable(asked(row)),
-        verdict,
+        _encodable(asked),
+        # Later rounds go to prompts that lacked successes: counted in, they would bias the rate.
+        float("nan") if correct is None or row.get("round") else float(correct),
         float("-inf") if reward is None else float(reward),
         len(row["completion"]) if count is None else int(count),
         0 if finding else text_key(row["completion"]) >> 1,  # signed, as pandas wants it
@@ -129,13 +115,8 @@ def _encodable(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
-def asked(row: Row) -> str:
-    """Return what the user said, all turns of it; an empty text for a row without prompt."""
-    turns = row.get("prompt") or ()
-    return "\n".join(turn["content"] for turn in turns if turn.get("role") == "user")
-
-
-_Part = tuple[Path, int, int]  # whole lines of a file: where they start and end
+_Lines = tuple[Path, int, list[bytes]]  # of which file, and the number of the first
+_Measured = tuple[Path, Features, list[Fault]]
 
 
 @dataclass
@@ -143,35 +124,44 @@ class Pool:
     """Files of scored samples, one after the other."""
 
     files: list[Path]
-    max_bad_rows: float = SHARE
 
     def measure(self, args: SelectionArgs, texts: FilterArgs | None) -> Features:
         """Measure every sample; raise `InputError` when too many rows are malformed."""
-        pieces = [part for path in self.files for part in _parts(path)]
-        size, processes = sum(end - start for _, start, end in pieces), os.cpu_count() or 1
-        settings = [args] * len(pieces), [texts] * len(pieces)
-        if processes == 1 or size < ALONE:
-            return self._join(pieces, map(_measure, pieces, *settings))
+        import pandas as pd
+
+        measured: list[Features] = []
+        faults: dict[Path, list[Fault]] = defaultdict(list)
+        totals: Counter[Path] = Counter()
+        for path, found, wrong in self._measured(args, texts):
+            measured.append(found)
+            faults[path] += wrong
+            totals[path] += len(found.table) + len(wrong)
+        for path, wrong in faults.items():
+            settle(path, wrong, totals[path])
+        if not measured:
+            raise InputError(f"pool: {', '.join(map(str, self.files))}: no samples in it")
+        return Features(
+            pd.concat([one.table for one in measured], ignore_index=True),
+            np.concatenate([one.sketch for one in measured]),
+            set().union(*(one.columns for one in measured)),
+        )
+
+    def _measured(self, args: SelectionArgs, texts: FilterArgs | None) -> Iterator[_Measured]:
+        """Yield the features of some lines after the other; of large files by all cores."""
+        chunks = (chunk for path in self.files for chunk in _chunks(path))
+        processes = os.cpu_count() or 1
+        if processes == 1 or sum(path.stat().st_size for path in self.files) < ALONE:
+            yield from (_measure(chunk, args, texts) for chunk in chunks)
+            return
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(processes, mp_context=context) as workers:
-            return self._join(pieces, workers.map(_measure, pieces, *settings))
-
-    def _join(
-        self, pieces: Sequence[_Part], measured: Iterable[tuple[Features, list[Fault], int]]
-    ) -> Features:
-        features: list[Features] = []
-        faults: dict[Path, list[Fault]] = {path: [] for path in self.files}
-        lines, totals = Counter[Path](), Counter[Path]()
-        for (path, _, _), (found, wrong, count) in zip(pieces, measured, strict=True):
-            faults[path] += [(number + lines[path], why) for number, why in wrong]
-            lines[path] += count
-            totals[path] += len(found.table) + len(wrong)
-            features.append(found)
-        for path, wrong in faults.items():
-            settle(path, wrong, totals[path], self.max_bad_rows)
-        if not features:
-            raise InputError(f"pool: {', '.join(map(str, self.files))}: no samples in it")
-        return Features.join(features)
+            waiting: deque[Future[_Measured]] = deque()
+            for chunk in chunks:  # few at a time: all of them together do not fit in memory
+                waiting.append(workers.submit(_measure, chunk, args, texts))
+                if len(waiting) > 2 * processes:
+                    yield waiting.popleft().result()
+            for future in waiting:
+                yield future.result()
 
     def rows(self) -> Iterator[Row]:
         """Yield every good row, in the order in which they were measured, without old marks.
@@ -181,11 +171,11 @@ class Pool:
         numbers: Counter[str] = Counter()
         for path in self.files:
             with open(path, "rb") as file:
-                for _, row, wrong in read_lines(file):
-                    if wrong is None and row is not None and _wrong(row) is None:
+                for _, row, wrong in _samples(file):
+                    if wrong is None:
+                        left = {key: value for key, value in row.items() if key not in MARKS}
                         number = numbers[row["id"]]
                         numbers[row["id"]] += 1
-                        left = {key: value for key, value in row.items() if key not in MARKS}
                         yield left | {"sample": number, "pooled_from": path.parent.name}
 
 
@@ -204,41 +194,28 @@ def find_samples(paths: Sequence[str | Path]) -> list[Path]:
     return files
 
 
-def _parts(path: Path) -> Iterator[_Part]:
-    size = path.stat().st_size
+def _chunks(path: Path) -> Iterator[_Lines]:
+    number = 1
     with open(path, "rb") as file:
-        start = 0
-        while start < size:
-            file.seek(min(start + PART, size))
-            file.readline()
-            end = file.tell()
-            yield path, start, end
-            start = end
+        while lines := file.readlines(PART):
+            yield path, number, lines
+            number += len(lines)
 
 
-def _measure(
-    part: _Part, args: SelectionArgs, texts: FilterArgs | None
-) -> tuple[Features, list[Fault], int]:
-    """Measure the rows of a part; return the faults of the others, and its number of lines.
-
-    Numbers count from the part's first line.
-    """
-    path, start, end = part
-    with open(path, "rb") as file:
-        file.seek(start)
-        lines = io.BytesIO(file.read(end - start)).readlines()
+def _measure(chunk: _Lines, args: SelectionArgs, texts: FilterArgs | None) -> _Measured:
+    """Measure the rows of some lines; return the faults of the others."""
+    path, first, lines = chunk
     faults: list[Fault] = []
 
     def good() -> Iterator[Row]:
-        for number, row, wrong in read_lines(lines, head=start == 0):
-            wrong = wrong or (None if row is None else _wrong(row))
-            if wrong is not None:
-                faults.append((number, wrong))
-            elif row is not None:
+        for number, row, wrong in _samples(lines, first):
+            if wrong is None:
                 yield row
+            else:
+                faults.append((number, wrong))
 
     with many_rows():
-        return measure(good(), args, texts), faults, len(lines)
+        return path, measure(good(), args, texts), faults
 
 
 class _Turn(msgspec.Struct):
@@ -256,11 +233,12 @@ class _Sample(msgspec.Struct):
     prompt: list[_Turn] | None = None
 
 
-def _wrong(row: Row) -> str | None:
-    """Return why a row is not a scored sample; None when it is one."""
-    try:
-        msgspec.convert(row, _Sample)
-    except msgspec.ValidationError as error:
-        what, _, column = str(error).partition(" - at `$.")
-        return f"{column.rstrip('`')}: {what[0].lower()}{what[1:]}" if column else what
-    return None
+def _samples(lines: Iterable[bytes], first: int = 1) -> Iterator[tuple[int, Row, str | None]]:
+    """Yield each line's number, its scored sample, and what is wrong with it."""
+    for number, row, wrong in read_lines(lines, first):
+        try:
+            if wrong is None:
+                msgspec.convert(row, _Sample)
+        except msgspec.ValidationError as error:
+            wrong = str(error)
+        yield number, row, wrong

@@ -1,14 +1,13 @@
 """Read rows that others wrote: bad ones are set aside, with their number and what is wrong.
 
-A few bad rows cost nothing but themselves; more than a given share means that the file is not what
-it should be, and stops the run. What was set aside is in `rejects.jsonl` of the stage.
+A few bad rows cost nothing but themselves; more than a share of them means that the file is not
+what it should be, and stops the run. What was set aside is in `rejects.jsonl` of the stage.
 """
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
-import json
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -18,30 +17,30 @@ from typing import Any
 import msgspec
 
 from chainforge.core.errors import InputError
-from chainforge.core.jsonl import JsonLines, Row
+from chainforge.core.jsonl import JsonLines, Row, write_rows
 from chainforge.core.transcript import is_blank
 
 logger = logging.getLogger(__name__)
 
+MAX_BAD = 0.01  # the share of bad rows above which a file stops the run
 MAX_LINE = 1_000_000  # bytes; a longer line is a file in a file, or two files glued together
-SHARE = 0.01
 NAME = "rejects.jsonl"
 
 Fault = tuple[int, str]  # the row's number in its file, and what is wrong with it
 
-_pending: list[Row] = []  # bad rows found before a stage was opened
 _folder: contextvars.ContextVar[Path | None] = contextvars.ContextVar("rejects", default=None)
+_early: contextvars.ContextVar[tuple[Row, ...]] = contextvars.ContextVar("early", default=())
 
 
 @contextlib.contextmanager
 def rejects_in(directory: str | Path) -> Iterator[None]:
-    """Write bad rows that are found in this context to `directory`/rejects.jsonl."""
+    """Write bad rows to `directory`/rejects.jsonl: those found so far, and in this context."""
+    path = Path(directory) / NAME
+    path.unlink(missing_ok=True)
+    if early := _early.get():
+        write_rows(path, early)
+        _early.set(())
     token = _folder.set(Path(directory))
-    (Path(directory) / NAME).unlink(missing_ok=True)
-    if _pending:
-        with JsonLines(Path(directory) / NAME) as file:
-            file.extend(_pending)
-        _pending.clear()
     try:
         yield
     finally:
@@ -57,98 +56,65 @@ class FoundRows:
     faults: list[Fault] = field(default_factory=list)
 
 
-def settle(path: Path, faults: list[Fault], total: int, most: float) -> None:
+def settle(path: Path, faults: list[Fault], total: int, most: float = MAX_BAD) -> None:
     """Write bad rows down; raise `InputError` when they are more than a share of `total`."""
-    if not 0 <= most <= 1:
-        raise InputError(f"max_bad_rows: expected a share from 0 to 1, found {most}")
     if not faults:
         return
     faults = sorted(faults)
-    folder = _folder.get()
     rows = [{"file": str(path), "row": number, "reason": why} for number, why in faults]
-    if folder is None:
-        _pending.extend(rows)
-    else:
+    if folder := _folder.get():
         with JsonLines(folder / NAME) as file:
             file.extend(rows)
+    else:
+        _early.set((*_early.get(), *rows))
     unit = "line" if path.suffix == ".jsonl" else "row"
     shown = "".join(f"\n  {unit} {number}: {why}" for number, why in faults[:5])
     shown += f"\n  and {len(faults) - 5} more" if len(faults) > 5 else ""
-    what = f"{len(faults)} of {total} rows are malformed"
+    what = f"{path}: {len(faults)} of {total} rows are malformed"
     if len(faults) > most * total:
-        raise InputError(f"{path}: {what}, max_bad_rows is {most:.2%}:{shown}")
-    where = f"; all of them are in {folder / NAME if folder else NAME}"
-    logger.warning("%s: %s and left out%s:%s", path, what, where, shown)
+        raise InputError(f"{what}, more than {most:.0%}:{shown}")
+    logger.warning("%s and left out (all of them are in %s):%s", what, NAME, shown)
 
 
-def read_file(path: str | Path, *, unique: str | None = None) -> FoundRows:
-    """Read a file of JSON lines, good rows and bad; `unique` names a column that must differ."""
-    path = Path(path)
-    if not path.is_file():
+def read_file(path: str | Path) -> FoundRows:
+    """Read a file of JSON lines, good rows and bad."""
+    found = FoundRows(Path(path))
+    if not found.path.is_file():
         raise InputError(f"{path}: no such file")
-    found = FoundRows(path)
-    seen: dict[Any, int] = {}
     with open(path, "rb") as file:
         for number, row, fault in read_lines(file):
-            if row is not None and unique is not None and row.get(unique) is not None:
-                key = json.dumps(row[unique])
-                if key in seen:
-                    fault = f"the {unique} {key[:60]} is that of row {seen[key]}"
-                seen.setdefault(key, number)
             if fault:
                 found.faults.append((number, fault))
-            elif row is not None:
+            else:
                 found.rows.append((number, row))
     return found
 
 
-def read_lines(
-    lines: Iterable[bytes], head: bool = True
-) -> Iterator[tuple[int, Row | None, str | None]]:
+def read_lines(lines: Iterable[bytes], first: int = 1) -> Iterator[tuple[int, Row, str | None]]:
     """Yield the number of each line that is not blank, and its row, or what is wrong with it.
 
-    A byte order mark at the `head` of a file and carriage returns do not count.
+    A byte order mark in line 1 and carriage returns do not count.
     """
-    for number, line in enumerate(lines, start=1):
-        if head and number == 1:
+    for number, line in enumerate(lines, start=first):
+        if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")
         if line.strip():
             row, fault = _parse(line)
             yield number, row, fault
 
 
-def _parse(line: bytes) -> tuple[Row | None, str | None]:
+def _parse(line: bytes) -> tuple[Row, str | None]:
     if len(line) > MAX_LINE:
-        return None, f"{len(line):,} bytes long, more than {MAX_LINE:,}"
+        return {}, f"{len(line):,} bytes long, more than {MAX_LINE:,}"
     if b"\0" in line or b"\\u0000" in line:
-        return None, "contains a NUL character"
+        return {}, "contains a NUL character"
     try:
         row = msgspec.json.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        row, fault = _explained(line)
-        if fault is not None:
-            return None, fault
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return {}, f"not JSON: {error}"
     if not isinstance(row, dict):
-        return None, f"a {type(row).__name__}, not an object"
-    return (row, None) if row else (None, "an empty object")
-
-
-def _explained(line: bytes) -> tuple[Any, str | None]:
-    """Decode with Python's own parser, which tells more precisely what is wrong and where."""
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        return None, f"not UTF-8: {error.reason} at byte {error.start}"
-    except (ValueError, RecursionError) as error:
-        torn = "" if line.endswith(b"\n") else " (torn: the last line has no end)"
-        return None, f"not JSON: {error}{torn}"
-    try:
-        json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
-    except UnicodeEncodeError:
-        return None, "contains half a character (a lone surrogate)"
-    except ValueError:
-        return None, "contains a number that JSON cannot express: NaN or infinity"
-    return row, None
+        return {}, f"a {type(row).__name__}, not an object"
+    return row, None if row else "an empty object"
 
 
 def same_question(text: str) -> str:

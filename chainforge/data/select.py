@@ -6,9 +6,7 @@ what was measured in `drop_detail`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,11 +14,10 @@ import numpy as np
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Row
 from chainforge.data import filters
-from chainforge.data.datasets import FILE, columns_of, write_parquet
 from chainforge.data.decontaminate import Screen, evaluation_questions
-from chainforge.data.dedup import Sketches, most_different, near_duplicates, text_key
-from chainforge.data.filters import FilterArgs, SelectionArgs
-from chainforge.data.pool import Features, measure
+from chainforge.data.dedup import most_different, near_duplicates, text_key
+from chainforge.data.filters import SelectionArgs
+from chainforge.data.pool import Features
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,7 +33,6 @@ REASONS = (
     "below_min_reward",
     *filters.REASONS,
     "contaminated",
-    "pass_rate",
     "duplicate_prompt",
     "duplicate",
     "near_duplicate",
@@ -47,15 +43,14 @@ REASONS = (
 
 @dataclass
 class Decisions:
-    """The fate of each sample, in order: columns `id`, `verdict`, `length`, `pass_rate`, `drop`."""
+    """The fate of each sample, in order: columns `id`, `pass_rate`, `drop` and `detail`."""
 
     table: pd.DataFrame
     screened: dict[str, int]
 
     def __post_init__(self) -> None:
-        names = ("pass_rate", "drop", "detail")
-        columns = (self.table[name].astype(object) for name in names)
-        self._marks = list(zip(*(column.where(column.notna(), None) for column in columns)))
+        marks = self.table[["pass_rate", "drop", "detail"]].astype(object)
+        self._marks = marks.where(marks.notna(), None).to_numpy().tolist()
 
     def mark(self, position: int, row: Row) -> Row:
         """Return a sample with its `pass_rate`, `drop` and, if dropped, `drop_detail`."""
@@ -68,10 +63,13 @@ class Decisions:
         """Count samples and prompts: `in` is `kept` and all that was dropped, by reason."""
         counts = self.table["drop"].value_counts().to_dict()
         kept = self.table["drop"].isna()
-        funnel: dict[str, Any] = {"in": len(self.table), "kept": int(kept.sum())}
-        funnel["dropped"] = {reason: counts[reason] for reason in REASONS if reason in counts}
         ids = self.table["id"]
-        funnel["prompts"] = {"in": ids.nunique(), "kept": ids[kept].nunique()}
+        funnel: dict[str, Any] = {
+            "in": len(self.table),
+            "kept": int(kept.sum()),
+            "dropped": {reason: counts[reason] for reason in REASONS if reason in counts},
+            "prompts": {"in": ids.nunique(), "kept": ids[kept].nunique()},
+        }
         return funnel | ({"decontamination": self.screened} if self.screened else {})
 
 
@@ -79,12 +77,10 @@ def decide(features: Features, args: SelectionArgs, seed: int = 0) -> Decisions:
     """Decide which measured samples are kept, and note the reason to drop each other one."""
     args.check()
     _check_columns(features, args)
+    choice = _Choice(features, args, seed)
     questions = evaluation_questions(args.decontaminate, seed)
-    choice = _Choice(features.table.copy(), features.sketch, features.accepted, args, seed)
     screened = choice.screen(questions) if questions else {}
-    choice.limit_pass_rates()
-    if args.drop_duplicates:
-        choice.drop_duplicates()
+    choice.drop_duplicates()
     if args.near_duplicates:
         choice.drop_near_duplicates(args.near_duplicates)
     if args.select != "all":
@@ -95,39 +91,27 @@ def decide(features: Features, args: SelectionArgs, seed: int = 0) -> Decisions:
 
 
 def _check_columns(features: Features, args: SelectionArgs) -> None:
-    table = features.table
-    if not len(table):
+    if not len(features.table):
         raise InputError("no samples to select from")
-    if args.min_reward is not None and not (table["reward"] > float("-inf")).any():
-        raise InputError("min_reward: no sample has a reward; score them first, or leave it out")
     needs = {
         "correct": ("require_correct: false", args.require_correct),
         "formatted": ("require_format: false", args.require_format),
-        "reward": ("select: random", args.select == "best"),
+        "reward": ("select: random", args.select == "best" or args.min_reward is not None),
     }
     for column, (otherwise, needed) in needs.items():
         if needed and column not in features.columns:
             raise InputError(f"no sample has {column!r}: score them first, or set {otherwise}")
-    banded = args.min_pass_rate is not None or args.max_pass_rate is not None
-    if banded and table["verdict"].isna().all():
-        raise InputError("min_pass_rate and max_pass_rate need samples with a verdict, `correct`")
 
 
-@dataclass
 class _Choice:
     """A table of samples, of which each step marks some as dropped."""
 
-    table: pd.DataFrame
-    sketch: Sketches  # a row for each sample that is `sketched`
-    sketched: list[bool]
-    args: SelectionArgs
-    seed: int
-
-    def __post_init__(self) -> None:
-        self.sketch_at = np.cumsum(self.sketched) - 1
-        self.table["drop"] = self.table["drop"].astype(object)
-        self.table["detail"] = self.table["detail"].astype(object)
+    def __init__(self, features: Features, args: SelectionArgs, seed: int) -> None:
+        self.args, self.seed, self.sketch = args, seed, features.sketch
+        self.table = features.table.astype({"drop": object, "detail": object})
         self.table["pass_rate"] = self.table.groupby("id")["verdict"].transform("mean")
+        # The sketches are of the samples that no filter dropped.
+        self.sketch_at = np.cumsum(self.table["drop"].isna().to_numpy()) - 1
 
     def left(self) -> pd.DataFrame:
         """Return the samples that are not dropped so far."""
@@ -149,20 +133,11 @@ class _Choice:
 
     def screen(self, questions: list[tuple[str, str]]) -> dict[str, int]:
         """Drop prompts that contain evaluation questions; return how many were checked."""
-        first = self.prompts()
-        prompts = self.left()["id"].nunique()
+        first, prompts = self.prompts(), self.left()["id"].nunique()
         hits = Screen(questions).screen(list(zip(first["task"], first["question"], strict=True)))
-        found = {one: str(hit) for one, hit in zip(first["id"], hits, strict=True) if hit}
+        found = {one: hit for one, hit in zip(first["id"], hits, strict=True) if hit}
         self.drop_prompts("contaminated", found)
         return {"questions": len(questions), "prompts": prompts, "prompts_dropped": len(found)}
-
-    def limit_pass_rates(self) -> None:
-        """Drop prompts that are too hard or too easy."""
-        low, high = self.args.min_pass_rate or 0, self.args.max_pass_rate
-        rates = self.left()["pass_rate"].dropna()
-        outside = rates[~rates.between(low, 1 if high is None else high)]
-        details = outside.map("{:.0%} of the samples are right".format)
-        self.drop(outside.index, "pass_rate", details)
 
     def drop_duplicates(self) -> None:
         """Drop prompts that were asked before, and completions that their prompt had before."""
@@ -203,7 +178,7 @@ class _Choice:
         return left.assign(by=by[how], lot=self._lots(left, "rank")).sort_values(["by", "lot"])
 
     def _alike(self, positions: np.ndarray, most: int) -> np.ndarray:
-        """Return what is left of a prompt's samples besides the best and those unlike it."""
+        """Return a prompt's samples other than the best and those most unlike it."""
         best = self._ranked(self.table.loc[positions], "best").index[0]
         sketch = self.sketch[self.sketch_at[positions]]
         first = int(np.flatnonzero(positions == best)[0])
@@ -212,16 +187,12 @@ class _Choice:
     def _groups(self, more_than: int) -> list[np.ndarray]:
         """Return the positions of the samples left of each prompt that has more than so many."""
         left = self.left()
-        groups = left.groupby("id").indices.values()
         positions = left.index.to_numpy()
+        groups = left.groupby("id").indices.values()
         return [positions[rows] for rows in groups if len(rows) > more_than]
 
     def limit_rows(self, most: int) -> None:
-        """Drop rows so that `most` stay, spread evenly over the tasks.
-
-        Of a task those stay that come first in a random order, which does not depend on what
-        else there is.
-        """
+        """Drop rows so that `most` stay, spread evenly over the tasks, those of a task by lot."""
         left = self.left()
         left = left.assign(lot=self._lots(left, "quota")).sort_values("lot")
         shares = _shares(left["task"].value_counts().to_dict(), most)
@@ -241,73 +212,3 @@ def _shares(sizes: dict[Any, int], most: int) -> dict[Any, int]:
         shares[name] = min(sizes[name], most // left)
         most -= shares[name]
     return shares
-
-
-@dataclass
-class Selected:
-    """Where every sample went."""
-
-    kept: list[Row]
-    dropped: list[Row]
-    funnel: dict[str, Any]
-
-
-def select_rows(
-    samples: Sequence[Row], args: SelectionArgs, seed: int = 0, texts: FilterArgs | None = None
-) -> Selected:
-    """Divide scored samples into kept and dropped; both in the order in which they came.
-
-    Each row gains `pass_rate` (share of correct ones among the prompt's verified samples, None
-    without any) and `drop` (None, or the reason). Raises `InputError` when a column that a filter
-    needs is in no row.
-    """
-    decisions = decide(measure(samples, args, texts), args, seed)
-    marked = [decisions.mark(position, row) for position, row in enumerate(samples)]
-    kept = [row for row in marked if row["drop"] is None]
-    dropped = [row for row in marked if row["drop"] is not None]
-    return Selected(kept, dropped, decisions.funnel())
-
-
-# What a rejected sample of a pair may have been dropped for: its answer, not its form.
-ANSWERED = ("wrong", "below_min_reward", "not_selected")
-Pair = tuple[int, int]  # positions of the chosen and of the rejected sample
-
-
-def match_pairs(decisions: Decisions, most: int) -> list[Pair]:
-    """Return up to `most` preference pairs of each prompt: kept and right against wrong.
-
-    The wrong one is a whole transcript as well, and of the samples there are the nearest in length:
-    what tells the two apart should be the answer, not the form and not the length. No sample is in
-    two pairs.
-    """
-    if most < 0:
-        raise InputError(f"preference_pairs: expected 0 or more, found {most}")
-    table, pairs = decisions.table, []
-    kept = table[table["drop"].isna() & (table["verdict"] == 1)]
-    wrong = table[(table["drop"].isna() | table["drop"].isin(ANSWERED)) & (table["verdict"] == 0)]
-    others = {one: list(rows.index) for one, rows in wrong.groupby("id")}
-    length = table["length"]
-    for one, rows in kept.groupby("id", sort=False) if most else ():
-        left = others.get(one, [])
-        for position in rows.index[:most]:
-            if left:
-                near = min(left, key=lambda other: (abs(length[other] - length[position]), other))
-                left.remove(near)
-                pairs.append((position, near))
-    return pairs
-
-
-def save_pairs(pairs: Sequence[Pair], rows: Mapping[int, Row], folder: Path) -> Path:
-    """Write pairs to `folder`/pairs/train.parquet, as TRL's DPOTrainer takes them.
-
-    `rows` has the samples by position.
-    """
-    made = []
-    for good, bad in ((rows[chosen], rows[rejected]) for chosen, rejected in pairs):
-        row: Row = {name: good.get(name) for name in ("id", "prompt", "task", "answer")}
-        for kind, sample in (("chosen", good), ("rejected", bad)):
-            row[kind] = [{"role": "assistant", "content": sample["completion"]}]
-            row |= {f"{kind}_{name}": sample.get(name) for name in ("sample", "reward")}
-        made.append(row)
-    columns = columns_of(made, ("prompt", "chosen", "rejected"))
-    return write_parquet(columns, folder / "pairs" / FILE)

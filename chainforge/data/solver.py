@@ -36,27 +36,19 @@ def solve(
     """
     if style not in STYLES:
         raise ValueError(f"unknown style {style!r}: choose one of {', '.join(STYLES)}")
-    solver = _SOLVERS.get(task_name)
+    solver, gold = _SOLVERS.get(task_name), str(entry["answer"])
     if solver is None:
         return None
-    gold = str(entry["answer"])
     if style == "hasty":
         return rng.choice(_HASTY).format(answer=gold), gold
     worked = solver(entry["metadata"], rng)
     if worked is None:
         return None
     reasoning, result = worked
-    # As numbers: gsm_symbolic's own text may end in 87.0 where the answer is 87.
-    if result != gold and _number(result) != _number(gold):
+    # gsm_symbolic's own text may end in 87.0 where the answer is 87.
+    if result.removesuffix(".0") != gold.removesuffix(".0"):
         raise ValueError(f"{task_name}: worked {result!r}, but the answer is {gold!r}: {entry}")
     return reasoning, gold
-
-
-def _number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def reduce_expression(expression: str) -> tuple[list[str], int] | None:
@@ -92,12 +84,12 @@ def _reduce(node: ast.expr, steps: list[str]) -> int:
 
 def _phrase(steps: list[str], rng: random.Random) -> str:
     """Join equations in one of three wordings."""
-    wording = rng.randrange(3)
-    if wording == 0:
-        return "\n".join(steps)
-    if wording == 1:
-        return "Step by step: " + ", ".join(steps) + "."
-    return "First " + ", then ".join(steps) + "."
+    wordings = (
+        "\n".join(steps),
+        "Step by step: " + ", ".join(steps) + ".",
+        "First " + ", then ".join(steps) + ".",
+    )
+    return wordings[rng.randrange(3)]
 
 
 def _expression(metadata: dict[str, Any], rng: random.Random) -> tuple[str, str] | None:
@@ -111,14 +103,14 @@ def _expression(metadata: dict[str, Any], rng: random.Random) -> tuple[str, str]
 def _legs(metadata: dict[str, Any], rng: random.Random) -> tuple[str, str] | None:
     """Count one animal after the other, keeping the running total."""
     steps: list[str] = []
-    total: int | None = None
+    total = 0
     for animal, count in metadata["animals"].items():
         legs = count * ANIMALS[animal]
         steps.append(f"{animal} {count}*{ANIMALS[animal]}={legs}")
-        if total is not None:
+        if total:
             steps.append(f"{total}+{legs}={total + legs}")
-        total = legs if total is None else total + legs
-    return None if total is None else (_phrase(steps, rng), str(total))
+        total += legs
+    return (_phrase(steps, rng), str(total)) if steps else None
 
 
 def _gsm_symbolic(metadata: dict[str, Any], rng: random.Random) -> tuple[str, str] | None:

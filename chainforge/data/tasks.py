@@ -14,9 +14,11 @@ import inspect
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import msgspec
 
 from chainforge.core.errors import Failed, InputError, Stopped, hint, refuse_unknown
 from chainforge.core.jsonl import Row, example, has_answer, question
@@ -29,13 +31,11 @@ from chainforge.rewards.verify import VERIFIERS
 
 logger = logging.getLogger(__name__)
 
-SPLITS = ("train", "validation", "test", "all")
 BUILTINS: dict[str, Callable[..., Iterable[Row]]] = {
     "reasoning_gym": reasoning_gym,
     "jsonl": jsonl,
     "hub": hub,
 }
-
 # A source has no more to give when this many items, and ten times as many as it gave distinct
 # ones, brought nothing new: of D equally likely rows the last is then missed once in e^10.
 PATIENCE = 2_000
@@ -64,17 +64,40 @@ class TaskArgs:
     )
 
 
-@dataclass(frozen=True)
-class _Task:
+class Task(msgspec.Struct, frozen=True):
     """One entry of `tasks`, checked."""
 
     where: str
     fn: str
-    params: dict[str, Any]
-    size: int | None = None
-    split: str = "train"
-    seed: int = 0
+    params: dict[str, Any] = {}
+    size: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    split: Literal["train", "validation", "test", "all"] = "train"
+    seed: Annotated[int, msgspec.Meta(ge=0)] = 0
     name: str | None = None
+
+    @classmethod
+    def read(cls, raw: Any, where: str) -> Task:
+        """Check one entry of `tasks`; `where` is its name in messages."""
+        if not isinstance(raw, dict) or not isinstance(raw.get("fn"), str):
+            raise InputError(f"{where}: expected a mapping with `fn`, found {raw!r}")
+        keys = [name for name in cls.__struct_fields__ if name != "where"]
+        refuse_unknown(raw, keys, f"{where}: ")
+        given = {key: value for key, value in raw.items() if value is not None}
+        try:
+            return msgspec.convert(given | {"where": f"{where} ({raw['fn']})"}, cls)
+        except msgspec.ValidationError as error:
+            what, _, key = str(error).partition(" - at `$")
+            raise InputError(f"{where}{key.rstrip('`')}: {what}, found {raw}") from None
+
+    def own_seed(self, seed: int) -> int:
+        """Derive a task's seed, far from that of any other task or run.
+
+        reasoning-gym's item `i` of seed `s` is item `0` of seed `s + i`: seeds that are near each
+        other share nearly all rows. The margin at the top leaves room to count up below 2^31.
+        """
+        named = [unplaced(self.fn), unplaced(self.params), self.seed, seed]
+        content = json.dumps(named, sort_keys=True, default=str)
+        return int(hashlib.sha256(content.encode()).hexdigest()[:15], 16) % (2**31 - 2**26)
 
 
 def load_examples(args: TaskArgs, transcript: str = DEFAULT, seed: int = 0) -> list[Row]:
@@ -85,11 +108,13 @@ def load_examples(args: TaskArgs, transcript: str = DEFAULT, seed: int = 0) -> l
     has fewer rows than its `size`, or shares a question with a task of another split.
     """
     if not args.tasks:
-        raise InputError("tasks: none given; for instance [{fn: reasoning_gym, params: {dataset: "
-                         "chain_sum}, size: 500}]")  # fmt: skip
+        raise InputError(
+            "tasks: none given; for instance [{fn: reasoning_gym, params: {dataset: chain_sum}, "
+            "size: 500}]"
+        )
     asked = system_prompt(transcript) if args.system_prompt is None else args.system_prompt
-    tasks = [_read_task(raw, f"tasks[{index}]") for index, raw in enumerate(args.tasks)]
-    owners: dict[str, _Task] = {}
+    tasks = [Task.read(raw, f"tasks[{index}]") for index, raw in enumerate(args.tasks)]
+    owners: dict[str, Task] = {}
     rows: list[Row] = []
     for task in tasks:
         for row in _select(task, _ask(task, seed), owners):
@@ -107,60 +132,30 @@ def check_answers(rows: list[Row]) -> None:
         raise InputError("tasks: no row has an `answer`, so there is no accuracy to measure")
 
 
-def _read_task(raw: Any, where: str) -> _Task:
-    """Check one entry of `tasks`."""
-    if not isinstance(raw, dict):
-        raise InputError(f"{where}: expected a mapping with `fn`, found {raw!r}")
-    keys = [item.name for item in fields(_Task) if item.name != "where"]
-    refuse_unknown(raw, keys, f"{where}: ")
-    if not isinstance(raw.get("fn"), str):
-        raise InputError(f"{where}: `fn` must name a function: {', '.join(BUILTINS)} or your own")
-    task = _Task(where, **{"params": {}} | {key: raw[key] for key in raw if raw[key] is not None})
-    if not isinstance(task.params, dict):
-        raise InputError(f"{where}.params: expected a mapping, found {task.params!r}")
-    for key, least in (("size", 1), ("seed", 0)):
-        value = getattr(task, key)
-        if value is not None and (type(value) is not int or value < least):
-            raise InputError(
-                f"{where}.{key}: expected a whole number from {least}, found {value!r}"
-            )
-    if task.split not in SPLITS:
-        raise InputError(
-            f"{where}.split: expected one of {', '.join(SPLITS)}, found {task.split!r}"
-        )
-    return task
-
-
-def _ask(task: _Task, seed: int) -> Iterator[tuple[Row, bool]]:
+def _ask(task: Task, seed: int) -> Iterator[tuple[Row, bool]]:
     """Call the task's function; yield rows, each with whether it is of the split for certain."""
     function = resolve(task.fn, BUILTINS)
-    names = inspect.signature(function).parameters
-    place = f"{task.where} ({task.fn})"
-    offered = {"size": task.size, "split": task.split, "seed": _own_seed(task, seed)}
-    open_ended = any(item.kind is item.VAR_KEYWORD for item in names.values())
+    signature = inspect.signature(function)
+    names = signature.parameters
+    offered = {"size": task.size, "split": task.split, "seed": task.own_seed(seed)}
     for key in task.params:
         if key in offered:
-            raise InputError(f"{place}: give `{key}` beside `params`, not in it")
-        if key not in names and not open_ended:
-            takes = [name for name in names if name not in offered]
-            raise InputError(f"{place}: takes no param {key!r}; {hint(str(key), takes)}")
-    for name, item in names.items():
-        keyword = item.kind in (item.POSITIONAL_OR_KEYWORD, item.KEYWORD_ONLY)
-        if keyword and item.default is item.empty and name not in task.params | offered:
-            raise InputError(f"{place}: `params` lacks {name!r}")
+            raise InputError(f"{task.where}: give `{key}` beside `params`, not in it")
+    if not any(item.kind is item.VAR_KEYWORD for item in names.values()):
+        refuse_unknown(task.params, names.keys() - offered.keys(), f"{task.where}.params: ")
     given = {key: value for key, value in offered.items() if key in names}
     certain = "split" in given or task.split == "all"
     try:
-        rows = _rows_of(function, task.params | given)
-        for number, row in enumerate(rows, start=1):
+        signature.bind(**task.params, **given)
+        for number, row in enumerate(_rows_of(function, task.params | given), start=1):
             yield _as_example(row, task, f"row {number}"), certain
-    except InputError as error:
-        raise InputError(f"{place}: {error}") from None
+    except (InputError, TypeError) as error:
+        raise InputError(f"{task.where}: {error}") from None
 
 
 def _rows_of(function: Callable[..., Any], arguments: dict[str, Any]) -> Iterator[Any]:
     """Yield what a task's function gives; raise `InputError` where the function fails."""
-    nothing = object()
+    end = object()
     try:
         with user_code():
             rows = function(**arguments)
@@ -169,8 +164,8 @@ def _rows_of(function: Callable[..., Any], arguments: dict[str, Any]) -> Iterato
             rows = iter(rows)
         while True:
             with user_code():
-                row = next(rows, nothing)
-            if row is nothing:
+                row = next(rows, end)
+            if row is end:
                 return
             yield row
     except (InputError, Failed, Stopped):
@@ -180,18 +175,7 @@ def _rows_of(function: Callable[..., Any], arguments: dict[str, Any]) -> Iterato
         raise InputError(where(error, Path(code.co_filename) if code else None)) from error
 
 
-def _own_seed(task: _Task, seed: int) -> int:
-    """Derive a task's seed, far from that of any other task or run.
-
-    reasoning-gym's item `i` of seed `s` is item `0` of seed `s + i`: seeds that lie near each
-    other share nearly all rows. The margin at the top leaves room to count up below 2^31.
-    """
-    named = [unplaced(task.fn), unplaced(task.params), task.seed, seed]
-    content = json.dumps(named, sort_keys=True, default=str)
-    return int(hashlib.sha256(content.encode()).hexdigest()[:15], 16) % (2**31 - 2**26)
-
-
-def _as_example(raw: Any, task: _Task, where: str) -> Row:
+def _as_example(raw: Any, task: Task, where: str) -> Row:
     """Return a row that a task yielded as an Example without system turn."""
     if not isinstance(raw, dict):
         raise InputError(f"{where}: expected a mapping, found {type(raw).__name__}")
@@ -201,26 +185,22 @@ def _as_example(raw: Any, task: _Task, where: str) -> Row:
         turns = [{"role": "user", "content": raw["question"]}]
     if wrong := wrong_turns(turns):
         raise InputError(f"{where}: {wrong}")
-    row["answer"] = answer = raw.get("answer")
+    answer, verifier = raw.get("answer"), raw.get("verifier") or "math"
     if answer is not None and not isinstance(answer, str):
         raise InputError(f"{where}: `answer` must be text, found {answer!r}")
     # An entry of reasoning-gym may be scored by its data set without any single right answer.
     if answer is not None and is_blank(answer) and "entry" not in raw:
         raise InputError(f"{where}: `answer` is empty; leave it out where there is none")
-    own = task.fn.rpartition(":")[2]
-    row["task"] = task.name or raw.get("task") or own
-    row["verifier"] = raw.get("verifier") or "math"
-    if row["verifier"] not in VERIFIERS:
-        raise InputError(
-            f"{where}: no verifier {row['verifier']!r}; {hint(str(row['verifier']), VERIFIERS)}"
-        )
-    if row["verifier"] == "reasoning_gym" and "entry" not in raw:
+    if verifier not in VERIFIERS:
+        raise InputError(f"{where}: no verifier {verifier!r}; {hint(str(verifier), VERIFIERS)}")
+    if verifier == "reasoning_gym" and "entry" not in raw:
         raise InputError(f"{where}: the verifier reasoning_gym needs the column `entry`")
-    return row | {"prompt": turns}
+    name = task.name or raw.get("task") or task.fn.rpartition(":")[2]
+    return row | {"answer": answer, "task": name, "verifier": verifier, "prompt": turns}
 
 
 def _select(
-    task: _Task, rows: Iterator[tuple[Row, bool]], owners: dict[str, _Task]
+    task: Task, rows: Iterator[tuple[Row, bool]], owners: dict[str, Task]
 ) -> Iterator[Row]:
     """Yield rows of the task's split, each question once, until `size` are found."""
     seen: set[str] = set()
@@ -237,22 +217,22 @@ def _select(
         idle = 0
         if not certain and split_of(key) != task.split:
             continue
-        if key in owners:
-            if owners[key].split != task.split:
-                raise InputError(
-                    f"{owners[key].where} (split {owners[key].split}) and {task.where} (split "
-                    f"{task.split}) share a question: {key:.80}; take both from disjoint splits"
-                )
+        owner = owners.setdefault(key, task)
+        if owner.split != task.split:
+            raise InputError(
+                f"{owner.where} (split {owner.split}) and {task.where} (split {task.split}) share "
+                f"a question: {key:.80}; take both from disjoint splits"
+            )
+        if owner is not task:
             repeated += 1
             continue
-        owners[key] = task
         found += 1
         yield row
     if found < (task.size or 1):
         asked = f"{task.size} were asked for" if task.size else "there must be at least one"
         raise InputError(
-            f"{task.where} ({task.fn}): only {found} distinct rows of split {task.split!r} exist "
+            f"{task.where}: only {found} distinct rows of split {task.split!r} exist "
             f"({len(seen)} in all splits), {asked}; lower `size`, or widen the task by its `params`"
         )
     if repeated and task.size is None:
-        logger.warning("%s (%s): left out %d repeated questions", task.where, task.fn, repeated)
+        logger.warning("%s: left out %d repeated questions", task.where, repeated)
