@@ -12,7 +12,7 @@ from measuring import CHAINFORGE, QUICKSTART, ROOT, run
 from chainforge.chain.plan import plan_chain
 from chainforge.chain.spec import load_chain
 from chainforge.core.config import read_settings
-from chainforge.data.tasks import TaskArgs, _own_seed, _read_task
+from chainforge.data.tasks import Task, TaskArgs
 
 RAW = ROOT / "benchmarks/raw"
 SEED = 42
@@ -47,10 +47,10 @@ def tasks_of(config: str, output: Path) -> Path:
     settings = TaskArgs(tasks=asked(config))
     listed = []
     for number, given in enumerate(settings.tasks):
-        task = _read_task(given, f"tasks[{number}]")
+        task = Task.read(given, f"tasks[{number}]")
         params = {key: value for key, value in task.params.items() if key != "dataset"}
         listed.append({"dataset": task.params["dataset"], "params": params, "size": task.size,
-                       "seed": _own_seed(task, SEED), "split": task.split})  # fmt: skip
+                       "seed": task.own_seed(SEED), "split": task.split})  # fmt: skip
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(listed, indent=2))
     return output

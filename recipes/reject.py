@@ -62,7 +62,7 @@ def preflight(configs: tuple[Any, ...]) -> SimpleNamespace:
 def main() -> None:
     run, _, rewarding, sampling, pool, selection, texts, output = configs = parse(*CONFIGS)
     if output.dry_run:
-        Console().print(preview(pooled(pool.paths(), output), selection, texts, run.seed))
+        Console().print(preview(pooled(pool.paths()), selection, texts, run.seed))
         return
     ready = preflight(configs)
     policy = run.model_name_or_path

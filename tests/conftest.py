@@ -174,4 +174,4 @@ def _no_rows_held_back():
     """Forget bad rows that an earlier test read outside a stage; the next stage would write them."""
     from chainforge.data import rows
 
-    rows._pending.clear()
+    rows._early.set(())

@@ -5,6 +5,8 @@ import re
 
 from chainforge.core.jsonl import example, sample
 from chainforge.core.transcript import write
+from chainforge.data.pool import measure
+from chainforge.data.select import decide
 
 NAMES = re.findall(
     r"\w+", "Ana Ben Chloé Dmitri Emma Farid Grace Hugo Ines Jonas Kira Liam Mei Noor Olaf Priya"
@@ -46,10 +48,13 @@ FOREIGN = {
 CODE = (
     "```python\ntotal = {x} + {y}\nprint(total)\n```",
     "~~~\nint total = {x} + {y};\nreturn total;\n~~~",
-    "def total(first, second):\n    result = first + second\n    return result",
-    "for box in range({x}):\n    count += {y}\n    total = count * 2",
-    "import math\ntotal = math.floor({x} / 2)\nprint(total)",
 )
+
+
+def selected(rows, args, seed=0, texts=None):
+    """Return the rows with their marks, and the funnel."""
+    decisions = decide(measure(rows, args, texts), args, seed)
+    return [decisions.mark(place, row) for place, row in enumerate(rows)], decisions.funnel()
 
 
 class Maker:

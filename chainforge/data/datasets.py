@@ -188,7 +188,11 @@ def _text(turn: dict[str, Any], transcript: str) -> Any:
     if thoughts is None or not isinstance(said, str):
         return said
     if not isinstance(thoughts, str):
-        raise InputError(f"the {turn['role']} turn's reasoning must be text, found {thoughts!r:.80}")
+        raise InputError(
+            f"the {turn['role']} turn's reasoning must be text, found {thoughts!r:.80}"
+        )
+    if said.lstrip().startswith("<think>"):  # some servers leave the reasoning in the content, too
+        said = said.partition("</think>")[2]
     return write(thoughts, said, transcript)
 
 

@@ -67,7 +67,9 @@ def _tasks_of(entry: Any) -> tuple[str, list[dict[str, Any]]]:
         return path.name, [{"fn": "jsonl", "params": {"path": entry}, "split": "all"}]
     if not (entry in PRESETS or "/" in entry or path.is_dir()):
         known = ", ".join(PRESETS)
-        raise InputError(f"{entry!r}: not a file, a folder, a Hub id (owner/name) or one of {known}")
+        raise InputError(
+            f"{entry!r}: not a file, a folder, a Hub id (owner/name) or one of {known}"
+        )
     return entry, [{"fn": "hub", "params": {"dataset": entry}, "split": "test"}]
 
 
@@ -83,7 +85,7 @@ _SAME = {
     ">=": re.compile(r"\\geq?(?:slant)?(?![A-Za-z])|≥"),
     "-": re.compile("[−–]"),
 }
-_THOUSANDS = re.compile(r"(\d),(?=\d{3}(?!\d))")
+_THOUSANDS = re.compile(r"(\d)(?:,|,\\!|\{,\})(?=\d{3}(?!\d))")
 # The end of a sentence, a number, a word, or a sign that is no punctuation.
 _TOKEN = re.compile(r"(?P<end>[.?!。？！…]+(?=\W|$))|\d+|[^\W\d_]+|[^\s\w.,;:!?'\"`。？！…]")
 
@@ -92,11 +94,11 @@ class _Text:
     """A question or a prompt, cut up."""
 
     def __init__(self, text: str) -> None:
+        text = _THOUSANDS.sub(r"\1", text)
         for common, names in _SAME.items():
             text = names.sub(common, text)
         text = unicodedata.normalize("NFKC", _LOOKS.sub(" ", text)).lower()
-        found = _TOKEN.finditer(_THOUSANDS.sub(r"\1", text))
-        self.sentences = ["¶" if one["end"] else one[0] for one in found]
+        self.sentences = ["¶" if one["end"] else one[0] for one in _TOKEN.finditer(text)]
         self.words = [word for word in self.sentences if word != "¶"]
         self.hashes = hashed(self.words)
 

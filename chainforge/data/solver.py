@@ -107,7 +107,7 @@ def _legs(metadata: dict[str, Any], rng: random.Random) -> tuple[str, str] | Non
     for animal, count in metadata["animals"].items():
         legs = count * ANIMALS[animal]
         steps.append(f"{animal} {count}*{ANIMALS[animal]}={legs}")
-        if total:
+        if len(steps) > 1:
             steps.append(f"{total}+{legs}={total + legs}")
         total += legs
     return (_phrase(steps, rng), str(total)) if steps else None

@@ -60,12 +60,14 @@ class Columns:
     keep: list[str] | None = None
 
     @classmethod
-    def named(cls, source: str, given: Mapping[str, Any]) -> Columns:
+    def named(cls, given: Mapping[str, Any]) -> Columns:
         """Return the columns that a task names; raise `InputError` for what is no column's name."""
-        refuse_unknown(given, [item.name for item in dataclasses.fields(cls)], f"{source}: ")
+        refuse_unknown(given, [item.name for item in dataclasses.fields(cls)])
         columns = cls(**given)
         if columns.extract not in EXTRACTS:
-            raise InputError(f"extract: {columns.extract!r}; {hint(str(columns.extract), EXTRACTS)}")
+            raise InputError(
+                f"extract: {columns.extract!r}; {hint(str(columns.extract), EXTRACTS)}"
+            )
         return columns
 
     def read(self, found: FoundRows, most: float = MAX_BAD) -> list[Row]:
@@ -146,7 +148,7 @@ def jsonl(path: str, *, size: int | None = None, seed: int = 0, **columns: Any) 
     rows are drawn by `seed`. Malformed rows are left out and written to the stage's rejects; more
     than 1 % of them raise `InputError`.
     """
-    mapping = Columns.named("jsonl", columns)
+    mapping = Columns.named(columns)
     found = read_file(path)
     if not found.rows and not found.faults:
         raise InputError(f"{path} is empty: expected one JSON object a line")
@@ -180,7 +182,7 @@ def hub(
     benchmark = chosen.pop("benchmark", False)
     if dataset == preset:
         dataset, config = source, config or own_config
-    mapping = Columns.named("hub", chosen | columns)
+    mapping = Columns.named(chosen | columns)
     parts = _splits(dataset, _load(dataset, config, revision))
     if benchmark and "test" not in parts:
         parts = {"test": next(iter(parts.values()))}

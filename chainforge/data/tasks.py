@@ -16,7 +16,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 
@@ -31,6 +31,7 @@ from chainforge.rewards.verify import VERIFIERS
 
 logger = logging.getLogger(__name__)
 
+SPLITS = ("train", "validation", "test", "all")
 BUILTINS: dict[str, Callable[..., Iterable[Row]]] = {
     "reasoning_gym": reasoning_gym,
     "jsonl": jsonl,
@@ -71,7 +72,7 @@ class Task(msgspec.Struct, frozen=True):
     fn: str
     params: dict[str, Any] = {}
     size: Annotated[int, msgspec.Meta(ge=1)] | None = None
-    split: Literal["train", "validation", "test", "all"] = "train"
+    split: str = "train"
     seed: Annotated[int, msgspec.Meta(ge=0)] = 0
     name: str | None = None
 
@@ -84,10 +85,13 @@ class Task(msgspec.Struct, frozen=True):
         refuse_unknown(raw, keys, f"{where}: ")
         given = {key: value for key, value in raw.items() if value is not None}
         try:
-            return msgspec.convert(given | {"where": f"{where} ({raw['fn']})"}, cls)
+            task = msgspec.convert(given | {"where": f"{where} ({raw['fn']})"}, cls)
         except msgspec.ValidationError as error:
             what, _, key = str(error).partition(" - at `$")
-            raise InputError(f"{where}{key.rstrip('`')}: {what}, found {raw}") from None
+            raise InputError(f"{where}{key.rstrip('`')}: {what}") from None
+        if task.split not in SPLITS:
+            raise InputError(f"{where}.split: {task.split!r}; {hint(task.split, SPLITS)}")
+        return task
 
     def own_seed(self, seed: int) -> int:
         """Derive a task's seed, far from that of any other task or run.
@@ -199,9 +203,7 @@ def _as_example(raw: Any, task: Task, where: str) -> Row:
     return row | {"answer": answer, "task": name, "verifier": verifier, "prompt": turns}
 
 
-def _select(
-    task: Task, rows: Iterator[tuple[Row, bool]], owners: dict[str, Task]
-) -> Iterator[Row]:
+def _select(task: Task, rows: Iterator[tuple[Row, bool]], owners: dict[str, Task]) -> Iterator[Row]:
     """Yield rows of the task's split, each question once, until `size` are found."""
     seen: set[str] = set()
     found = repeated = idle = 0

@@ -1,7 +1,7 @@
 """Build a data set from scored samples, of collect and of reject alike: filter, select, write.
 
 A stage leaves `samples.jsonl` (every sample with `drop` and `drop_detail`), `dataset/` (the kept
-rows and, if asked for, preference pairs, with their card) and `funnel.json`.
+rows with their card) and `funnel.json`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from chainforge.data.card import write_card
 from chainforge.data.datasets import save_dataset
 from chainforge.data.filters import FilterArgs, SelectionArgs
 from chainforge.data.pool import Features, Pool, find_samples, measure
-from chainforge.data.rows import SHARE
-from chainforge.data.select import decide, match_pairs, save_pairs
+from chainforge.data.select import decide
 from chainforge.generate.rollouts import origins, read_pool, score_samples
 from chainforge.generate.shards import merge
 from chainforge.rewards.reward import RewardArgs, load_rewards
@@ -42,14 +41,6 @@ class BuildArgs:
             "help": "Score a pool's samples again with these rewards. false uses the scores that "
             "they have, which is much faster for millions of rows."
         },
-    )
-    preference_pairs: int = field(
-        default=0,
-        metadata={"help": "Pairs of each prompt, right against wrong, for DPO; 0: none."},
-    )
-    max_bad_rows: float = field(
-        default=SHARE,
-        metadata={"help": "Share of malformed rows above which a pool stops the run."},
     )
     dataset_license: str = field(
         default="other", metadata={"help": "Licence on the card, as the Hub abbreviates it."}
@@ -81,17 +72,17 @@ class Rows:
 Source = Rows | Pool
 
 
-def pooled(paths: list[str], args: BuildArgs) -> Pool:
+def pooled(paths: list[str]) -> Pool:
     """Return the samples of existing stages and files."""
     if not paths:
         raise InputError("pool: name the samples, as --pool runs/quickstart/rejection")
-    return Pool(find_samples(paths), args.max_bad_rows)
+    return Pool(find_samples(paths))
 
 
 def open_pool(paths: list[str], args: BuildArgs, rewarding: RewardArgs) -> tuple[Source, Row]:
     """Return existing samples, scored again with `rescore`, and their origin."""
     if not args.rescore:
-        return pooled(paths, args), {"pool": paths}
+        return pooled(paths), {"pool": paths}
     rows = read_pool(paths)
     rewards = load_rewards(rewarding, set().union(*rows))
     return Rows(score_samples(rows, rewarding.transcript, rewards)), {"pool": origins(rows)}
@@ -116,10 +107,7 @@ def build(
     makes further sections of the card. Raises `InputError` when no row is kept.
     """
     decisions = decide(source.measure(selection, texts), selection, seed)
-    matched = match_pairs(decisions, args.preference_pairs)
-    wanted = {position for pair in matched for position in pair}
     kept: list[Row] = []
-    paired: dict[int, Row] = {}
     examples: dict[str, Row] = {}  # by the reason to drop it
 
     def marked() -> Iterator[Row]:
@@ -129,12 +117,10 @@ def build(
                 kept.append(row)
             else:
                 examples.setdefault(row["drop"], row)
-            if position in wanted:
-                paired[position] = row
             yield row
 
     merge(directory / "samples.jsonl", marked())
-    funnel = decisions.funnel() | ({"pairs": len(matched)} if args.preference_pairs else {})
+    funnel = decisions.funnel()
     funnel["in"] += sum((lost or {}).values())
     funnel["dropped"] = {**(lost or {}), **funnel["dropped"]}
     funnel |= report or {}
@@ -142,14 +128,11 @@ def build(
     if not kept:
         raise InputError(_why_none(funnel, examples))
     folder = save_dataset(kept, directory / "dataset").parent
-    if matched:
-        save_pairs(matched, paired, folder)
     settings = resolved(selection, texts)
     settings |= {"max_per_prompt": selection.max_per_prompt, "select": selection.select}
     write_card(
-        folder, kept, funnel, settings, pairs=len(matched), license=args.dataset_license,
-        sections=sections(kept),
-    )  # fmt: skip
+        folder, kept, funnel, settings, license=args.dataset_license, sections=sections(kept)
+    )
     return funnel
 
 

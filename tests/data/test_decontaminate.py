@@ -1,4 +1,4 @@
-"""Whether copies of mathematical problems are found however they are spelled, and no others."""
+"""Whether copies of mathematical problems are found in other surroundings, and no others."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from chainforge.core.jsonl import question
 from chainforge.data.decontaminate import Screen, evaluation_questions
 from chainforge.data.tasks import TaskArgs, load_examples
 
-# Problems as competitions set them: short and long, with formulas, drawings and units.
+# Problems as competitions set them: short and long, with formulas and units.
 LIST = Path(__file__).with_name("problems.txt").read_text().splitlines()
 FORMULA = re.compile(r"\$\$.*?\$\$|\\\[.*?\\\]|(?<!\\)\$(?:\\.|[^$\\])+\$", re.DOTALL)
 
@@ -36,38 +36,19 @@ def delimiters(opening, closing):
 
 
 CHANGES = {
-    "drawings removed": swap((r"\s*\[asy\].*?\[/asy\]\s*", " ")),
     "dfrac": swap((r"\\frac", r"\\dfrac")),
-    "tfrac": swap((r"\\frac", r"\\tfrac")),
-    "cfrac": swap((r"\\frac", r"\\cfrac")),
-    "short fractions": swap((r"\\frac\{(\d)\}\{(\d)\}", r"\\frac\1\2")),
-    "binom": swap((r"\\dbinom", r"\\binom")),
-    "blanks dropped": formulas(lambda formula: formula.replace(" ", "")),
     "blanks added": formulas(swap((r"([-+=<>()])", r" \1 "))),
     "thin spaces": formulas(swap((r"([=+])", r"\\,\1\\!"))),
-    "determine": swap((r"\bFind\b", "Determine"), (r"\bfind\b", "determine")),
-    "compute": swap((r"\b(?:Find|Determine|Evaluate|Calculate)\b", "Compute")),
-    "what is": swap((r"\b(?:Find|Determine|Evaluate|Calculate|Compute)\b", "What is")),
-    "find for what is": swap((r"\bWhat is\b", "Find"), (r"\bwhat is\b", "find")),
-    "show": swap((r"\bProve\b", "Show")),
     "brackets for dollars": delimiters(r"\(", r"\)"),
     "display": delimiters("$$", "$$"),
-    "square brackets": delimiters(r"\[", r"\]"),
     "left and right": formulas(swap((r"(?<![\\t])\(", r"\\left("), (r"(?<!\\)\)", r"\\right)"))),
-    "left and right removed": swap((r"\\left|\\right", "")),
     "display style": formulas(swap((r"^(\$+|\\\[)", r"\1\\displaystyle "))),
-    "text macros": formulas(swap((r"\\mathbf", r"\\boldsymbol"), (r"\\text\b", r"\\mbox"))),
-    "signs": swap(
-        (r"\\le\b", "≤"), (r"\\geq?\b", "≥"), (r"\\neq?\b", "≠"), (r"\\times|\\cdot\b", "×"),
-        (r"\\pi\b", "π"), (r"\\infty\b", "∞"), (r"\\angle\b", "∠"), (r"\^\\circ", "°"),
-        (r"\\sqrt\{(\d+)\}", r"√\1"), (r"\\lambda", "λ"), (r"\\in\b", "∈"), (r"\^2", "²"),
-    ),
-    "commands": swap((r"\\le\b", r"\\leqslant"), (r"\\cdot\b", r"\\times"), (r"\\neq\b", r"\\ne")),
+    "commands": swap((r"\\le\b", r"\\leqslant"), (r"\\cdot\b", r"\\times")),
     "thousands": swap((r"(\d),\\!(?=\d)", r"\1,"), (r"\b(\d)(\d{3})\b", r"\1,\2")),
-    "punctuation": swap((r"[,;](?=\s)", ""), (r"\.(?=\s|\$|$)", ""), (r"\?", " ?")),
-    "capitals and lines": lambda text: text.upper().replace(". ", ".\n") if "\\" not in text else text,
+    "punctuation": swap((r"[,;](?=\s)", ""), (r"\?", " ?")),
+    "capitals": lambda text: text.upper().replace(". ", ".\n") if "\\" not in text else text,
     "instructions": lambda text: f"Solve this problem.\n\n{text}\n\nThink step by step.",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -83,7 +64,6 @@ def test_a_copy_in_another_spelling_is_found(name):
 
 def test_other_problems_are_not_found():
     make = Maker(seed=7)
-    screen = Screen([("math", text) for text in LIST])
     others = [make.question() for _ in range(1000)]
     others += [re.sub(r"\d+", lambda m: str(int(m[0]) + 1), text) for text in LIST
                if re.search(r"\d", text) and "[asy]" not in text]  # fmt: skip
@@ -91,73 +71,12 @@ def test_other_problems_are_not_found():
     others += [
         r"Find the roots of $(x - 3)^3 - (x -7)^3 = (2x - 10)^3.$",
         r"Simplify $\sqrt{50} - \sqrt{18}$.",
-        r"Compute $\cos 60^\circ$.",
-        r"How many integers satisfy the inequality $|x| > 3\pi$?",
         r"Compute $\dbinom{12}{5} + \dbinom{12}{4}$.",
         r"Find $f(x)$. Compute $a + b$. What is the value of $x$?",
         "Evaluate the expression. What is the number of square inches in 110 square feet?",
     ]
-    hits = screen.screen([("train", text) for text in others])
-    assert [(text, str(hit)) for text, hit in zip(others, hits, strict=True) if hit] == []
-
-
-SUMS = "{fn: reasoning_gym, params: {dataset: chain_sum, max_digits: 1}, size: 5, split: test}"
-TASK = {"fn": "reasoning_gym", "params": {"dataset": "chain_sum", "max_digits": 1}, "size": 5}
-EXPECTED = [question(row) for row in load_examples(TaskArgs([TASK | {"split": "test"}]), seed=7)]
-
-
-def test_a_task_as_text_or_mapping_or_in_the_configuration_of_an_evaluation(tmp_path):
-    file = tmp_path / "scores.yaml"
-    file.write_text(f"tasks:\n  - {SUMS}\nnum_samples: 4\n")
-    for entry, source in (
-        (SUMS, "reasoning_gym"),
-        (TASK | {"split": "test"}, "reasoning_gym"),
-        (str(file), "scores.yaml"),
-    ):
-        assert evaluation_questions([entry], 7) == [(source, text) for text in EXPECTED]
-    assert evaluation_questions([str(file)], 8) != evaluation_questions([str(file)], 7)
-
-
-@pytest.mark.parametrize(
-    "row",
-    [{"question": "Why?"}, {"problem": "Why?", "answer": "1"}, {"text": "Why?"},
-     {"prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "Why?"}]}],
-)  # fmt: skip
-def test_files_and_folders(tmp_path, row):
-    (tmp_path / "bench").mkdir()
-    for name in ("test.jsonl", "train.jsonl"):
-        (tmp_path / "bench" / name).write_text(json.dumps(row) + "\n")
-    file, folder = str(tmp_path / "bench/test.jsonl"), str(tmp_path / "bench")
-    assert evaluation_questions([file, folder], 0) == [("test.jsonl", "Why?"), (folder, "Why?")]
-    assert evaluation_questions([f"{folder}::train"], 0) == [(f"{folder}::train", "Why?")]
-
-
-@pytest.mark.parametrize(
-    ("entry", "message"),
-    [
-        ("gone.jsonl", r"decontaminate\[0\]: gone.jsonl: no such file"),
-        ("{fn: [", "not YAML"),
-        ("{fn}", "has no|fn"),
-        ("me/no-such-data", "cannot load 'me/no-such-data'"),
-        ("", "expected a task, a path or a Hub id"),
-    ],
-)
-def test_what_names_no_evaluation(entry, message):
-    with pytest.raises(InputError, match=message):
-        evaluation_questions([entry], 0)
-
-
-def test_a_file_without_questions(tmp_path):
-    file = tmp_path / "x.jsonl"
-    file.write_text('{"id": 1}\n')
-    with pytest.raises(InputError, match="no column with a question"):
-        evaluation_questions([str(file)], 0)
-    file.write_text("")
-    with pytest.raises(InputError, match="contains no question"):
-        evaluation_questions([str(file)], 0)
-    (tmp_path / "sft.yaml").write_text("max_steps: 3\n")
-    with pytest.raises(InputError, match="has no `tasks`"):
-        evaluation_questions([str(tmp_path / "sft.yaml")], 0)
+    hits = Screen([("math", text) for text in LIST]).screen([("train", text) for text in others])
+    assert [(text, hit) for text, hit in zip(others, hits, strict=True) if hit] == []
 
 
 @pytest.mark.parametrize(
@@ -170,7 +89,7 @@ def test_a_file_without_questions(tmp_path):
 def test_another_problem_in_the_same_words_is_no_leak(one, other):
     assert Screen([("exam", one)]).screen([("", other)]) == [None]
     (hit,) = Screen([("exam", one)]).screen([("", f"Solve this.\n{one} Show your work, please.")])
-    assert hit.source == "exam"
+    assert hit == f"100% of exam: {one!r}"
 
 
 def test_boilerplate_gives_nothing_away():
@@ -180,3 +99,49 @@ def test_boilerplate_gives_nothing_away():
     rows = [("t", f"{task}How many letters has {'a' * i}b{'c' * i}?") for i in range(1, 60)]
     held_out = [("exam", f"{task}How many letters has {'x' * i}y?") for i in range(1, 30)]
     assert Screen(held_out).screen(rows) == [None] * 59
+
+
+SUMS = "{fn: reasoning_gym, params: {dataset: chain_sum, max_digits: 1}, size: 5, split: test}"
+TASK = {"fn": "reasoning_gym", "params": {"dataset": "chain_sum", "max_digits": 1}, "size": 5}
+EXPECTED = [question(row) for row in load_examples(TaskArgs([TASK | {"split": "test"}]), seed=7)]
+
+
+def test_what_names_an_evaluation(tmp_path):
+    file = tmp_path / "scores.yaml"
+    file.write_text(f"tasks:\n  - {SUMS}\nnum_samples: 4\n")
+    for entry, source in (
+        (SUMS, "reasoning_gym"),
+        (TASK | {"split": "test"}, "reasoning_gym"),
+        (str(file), "scores.yaml"),
+    ):
+        assert evaluation_questions([entry], 7) == [(source, text) for text in EXPECTED]
+    assert evaluation_questions([str(file)], 8) != evaluation_questions([str(file)], 7)
+    row = {"prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "Why?"}]}
+    (tmp_path / "bench").mkdir()
+    for name, answer in (("test", "1"), ("train", "2")):
+        line = json.dumps(row | {"answer": answer}) + "\n"
+        (tmp_path / "bench" / f"{name}.jsonl").write_text(line)
+    jsonl, folder = str(tmp_path / "bench/test.jsonl"), str(tmp_path / "bench")
+    assert evaluation_questions([jsonl, folder], 0) == [("test.jsonl", "Why?"), (folder, "Why?")]
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("gone.jsonl", r"decontaminate\[0\]: .*gone.jsonl: no such file"),
+        ("{fn: [", "not YAML"),
+        ("{fn}", "expected a mapping with `fn`"),
+        ("me/no-such-data", "cannot load 'me/no-such-data'"),
+        ("", "expected a task, a path or a Hub id"),
+        ("empty.jsonl", "empty.jsonl is empty"),
+        ("odd.jsonl", "no column 'question', but id"),
+        ("sft.yaml", "has no `tasks`"),
+    ],
+)
+def test_what_names_no_evaluation(entry, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("empty.jsonl").touch()
+    Path("odd.jsonl").write_text('{"id": 1}\n')
+    Path("sft.yaml").write_text("max_steps: 3\n")
+    with pytest.raises(InputError, match=message):
+        evaluation_questions([entry], 0)

@@ -10,6 +10,7 @@ from datetime import date
 from pathlib import Path
 
 import pytest
+from planted import selected
 from server import FAULTS, GOOD, REASONING, Answer, Server, chat
 
 from chainforge.core.errors import InputError
@@ -17,7 +18,6 @@ from chainforge.core.jsonl import example, read_rows
 from chainforge.core.transcript import DEFAULT, read, write
 from chainforge.data.datasets import save_dataset
 from chainforge.data.filters import SelectionArgs
-from chainforge.data.select import select_rows
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.generate.api import LARGEST_BODY, choice_of
 from chainforge.generate.build import BuildArgs, Rows, build
@@ -57,11 +57,12 @@ def test_prompts_without_an_answer_are_collected_and_kept(server, tmp_path):
     collected = collect(
         asking(server), rows, tmp_path, score=lambda rows: score_samples(rows, DEFAULT, rewards)
     )
-    selected = select_rows(collected.rows, SelectionArgs())
-    (row,) = selected.kept
+    kept, _ = selected(collected.rows, SelectionArgs())
+    (row,) = kept
+    assert row["drop"] is None
     assert (row["answer"], row["correct"], row["reward"]) == (None, None, 0.2)
     assert row["rewards"] == {"accuracy_reward": None, "format_reward": 1.0}
-    assert len(save_dataset(selected.kept, tmp_path / "dataset").read_bytes()) > 0
+    assert len(save_dataset(kept, tmp_path / "dataset").read_bytes()) > 0
 
 
 def lines(path):
