@@ -200,7 +200,9 @@ def _load(dataset: str, config: str | None, revision: str | None) -> Mapping[str
     import datasets
 
     try:
-        return datasets.load_dataset(dataset, config, revision=revision)
+        parts: Mapping[str, Iterable[Row]] = datasets.load_dataset(
+            dataset, config, revision=revision
+        )
     except Exception as error:  # no network, no such id, gated, unknown config, unreadable files
         advice = (
             "the folder must contain parquet or JSON lines files"
@@ -209,6 +211,7 @@ def _load(dataset: str, config: str | None, revision: str | None) -> Mapping[str
         )
         reason = str(error).strip()[:300]
         raise InputError(f"cannot load {dataset!r}: {reason}; {advice}") from error
+    return parts
 
 
 def _splits(dataset: str, parts: Mapping[str, Iterable[Row]]) -> dict[str, Iterable[Row]]:
