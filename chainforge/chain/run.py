@@ -155,7 +155,7 @@ def _run_stage(step: Step, display: _Display, force: bool) -> None:
     if not _make_room(step, force):
         display.line(name, "done: what these settings made before is taken again")
         return
-    artifacts.make_directory(directory)
+    directory.resolve().mkdir(parents=True, exist_ok=True)
     _write_report(directory.parent, display)
     started = time.monotonic()
     with display.stage(name, directory) as look:

@@ -8,8 +8,7 @@ make the same thing.
 from __future__ import annotations
 
 import contextlib
-import errno
-import functools
+import fcntl
 import hashlib
 import json
 import os
@@ -18,19 +17,18 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from chainforge.core.disk import replacing, to_disk
 from chainforge.core.errors import InputError
-from chainforge.core.paths import paths_in, unplaced
-from chainforge.core.plugins import own_script, sources
+from chainforge.core.paths import paths_in, shipped, unplaced
 from chainforge.core.secrets import redact
 
 MANIFEST = "manifest.json"
 STARTED = "stage.json"
 PROGRESS = "progress.json"
 UPLOAD = "upload.json"  # what of a signed stage is still to be sent, and where to
-LOCK, HOLDER = ".lock", ".holder"
+LOCK = ".lock"
 LOCK_SECONDS = 1.0  # who asks for the holder's name holds the lock for a moment, too
 
 # Where a file is does not change what it contains: a fingerprint counts inputs by content instead.
@@ -51,19 +49,19 @@ PATH_KEYS, FREE_KEYS = frozenset(_PATHS.split()), frozenset(_FREE.split())
 
 @dataclass
 class Manifest:
-    """The signed contents of a finished stage."""
+    """What a stage is made from; once it is finished, also what it made and measured."""
 
     recipe: str
     fingerprint: str
-    given: dict[str, Any]
-    inputs: dict[str, str]
-    outputs: dict[str, str]
-    config: dict[str, Any]
-    metrics: dict[str, Any]
-    versions: dict[str, str]
-    device: str
-    seed: int
-    seconds: float
+    given: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)
+    outputs: dict[str, str] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    device: str = ""
+    seed: int = 0
+    seconds: float = 0.0
     finished: str = ""
     notes: dict[str, Any] = field(default_factory=dict)
     states: dict[str, list[int]] = field(default_factory=dict)  # size and time of each output
@@ -74,23 +72,25 @@ class Manifest:
         write_json(directory / MANIFEST, asdict(self))
 
 
-def read_manifest(directory: str | Path) -> Manifest | None:
+def read_manifest(directory: str | Path, name: str = MANIFEST) -> Manifest | None:
     """Return the manifest of a finished stage, or None."""
-    path = Path(directory) / MANIFEST
-    if not path.is_file():
-        return None
-    return cast(Manifest, read_shaped(path, Manifest, "a manifest of this version"))
+    path = Path(directory) / name
+    return shaped(path, read_json(path), Manifest) if path.is_file() else None
 
 
 def read_started(directory: str | Path) -> dict[str, Any] | None:
     """Return what an unfinished stage is being made from, or None."""
-    from chainforge.core.shapes import Started
+    started = read_manifest(directory, STARTED)
+    return vars(started) if started else None
 
-    path = Path(directory) / STARTED
-    if not path.is_file():
-        return None
-    empty = {"recipe": "", "fingerprint": "", "given": {}, "inputs": {}}
-    return {**empty, **read_shaped(path, Started, "the start of a stage")}
+
+def finished_in(folder: Path) -> Iterator[tuple[Path, Manifest]]:
+    """Yield the finished stages in a folder, which may hold other things too."""
+    for path in sorted(folder.iterdir()):
+        # A manifest.json of some other program, or a folder that is not ours to read.
+        with contextlib.suppress(InputError, OSError):
+            if manifest := read_manifest(path):
+                yield path.resolve(), manifest
 
 
 def sign_for(directory: Path, names: Iterable[str]) -> tuple[dict[str, str], dict[str, list[int]]]:
@@ -100,8 +100,7 @@ def sign_for(directory: Path, names: Iterable[str]) -> tuple[dict[str, str], dic
     for name in names:
         path = directory / name
         to_disk(path)
-        outputs[name] = sha256(path)
-        states[name] = _state(path)
+        outputs[name], states[name] = sha256(path), _state(path)
         folders |= {directory / parent for parent in Path(name).parents}
     for folder in folders:
         to_disk(folder)
@@ -123,11 +122,7 @@ def damage(
             continue
         if not path.is_file():
             words.append(f"{name} is missing")
-            continue
-        now, signed = _state(path), manifest.states.get(name)
-        if signed and now[0] != signed[0]:
-            words.append(f"{name} has {now[0]:,} bytes, and not the {signed[0]:,} that were signed")
-        elif (thorough or now != signed) and _hash(path, *now, path.stat().st_ctime_ns) != digest:
+        elif (thorough or _state(path) != manifest.states.get(name)) and sha256(path) != digest:
             words.append(f"{name} is not what was signed: its contents changed")
     return words
 
@@ -135,12 +130,6 @@ def damage(
 def _state(path: Path) -> list[int]:
     state = path.stat()
     return [state.st_size, state.st_mtime_ns]
-
-
-@functools.lru_cache(maxsize=4096)
-def _hash(path: Path, *state: int) -> str:
-    """Hash a file, once per process while its state stays the same."""
-    return sha256(path)
 
 
 def sha256(path: str | Path) -> str:
@@ -166,28 +155,28 @@ def write_json(path: str | Path, value: Any) -> None:
 
 def read_json(path: str | Path) -> dict[str, Any]:
     """Read a JSON object; `InputError` names a file that is missing or holds something else."""
-    value = _json(path)
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object, found a {type(value).__name__}")
     return value
 
 
-def read_shaped(path: Path, shape: Any, what: str) -> Any:
-    """Read a JSON file that has a shape of `core.shapes`, with all that it holds beside it."""
-    from chainforge.core.shapes import shaped
+def shaped(path: Path, value: Any, shape: Any) -> Any:
+    """Return a value of a JSON file as its `shape`; an `InputError` names the file and the place.
 
-    value = _json(path)
-    found = shaped(value, shape, path, what)
-    return value if isinstance(found, dict) else found
+    Users edit these files, and other versions write them. Keys that a shape lacks are allowed.
+    """
+    import msgspec
 
-
-def _json(path: str | Path) -> Any:
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON: {error}") from None
+        return msgspec.convert(value, shape)
+    except (msgspec.ValidationError, ValueError, OverflowError, RecursionError) as error:
+        raise InputError(f"{path} is damaged, or not of this version: {error}") from None
 
 
 def report_progress(
@@ -199,77 +188,42 @@ def report_progress(
         temporary.write_text(json.dumps(value), encoding="utf-8")
 
 
-def make_directory(directory: Path) -> None:
-    """Make a directory, or the target of a link of its name."""
-    try:
-        directory.resolve().mkdir(parents=True, exist_ok=True)
-    except (FileNotFoundError, RuntimeError) as error:  # in /proc; a link to itself
-        raise InputError(
-            f"{directory}: no folder can be made there ({error}); name another place, or correct "
-            "the link"
-        ) from None
-
-
 @contextlib.contextmanager
 def lock(directory: str | Path) -> Iterator[None]:
     """Hold a directory alone; a second holder gets an `InputError` that names the first.
 
     The kernel releases the lock when its holder dies, so no lock is ever stale.
     """
-    directory = Path(directory)
-    make_directory(directory)
-    held = _acquire(directory, LOCK_SECONDS)
-    if held is None:
-        raise InputError(
-            f"{directory} is in use by {_name(directory) or 'another process'}; wait for it, or "
-            "give another directory"
-        )
-    with contextlib.ExitStack() as stack:
-        stack.callback(held.release)
-        name = directory / HOLDER
-        stack.callback(name.unlink, missing_ok=True)
-        name.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+    Path(directory).resolve().mkdir(parents=True, exist_ok=True)
+    with open(Path(directory) / LOCK, "a+", encoding="utf-8") as file:
+        latest = time.monotonic() + LOCK_SECONDS
+        while not _locked(file.fileno()):
+            if time.monotonic() > latest:
+                file.seek(0)
+                name = file.read().strip() or "another process"
+                raise InputError(f"{directory} is in use by {name}; wait, or give another folder")
+            time.sleep(0.05)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
         yield
 
 
 def holder(directory: str | Path) -> str | None:
     """Return who holds a directory just now (`process 12 on host`); None when nobody does."""
-    directory = Path(directory)
-    name = _name(directory)
-    if name is None:  # a holder that ended in order has removed its name
-        return None
     try:
-        held = _acquire(directory, 0)
-    except (OSError, InputError):  # read-only, as a run that was copied away may be
-        return None
-    if held is not None:
-        held.release()  # its holder was killed
-    return name if held is None else None
-
-
-def _name(directory: Path) -> str | None:
-    try:
-        return (directory / HOLDER).read_text(encoding="utf-8").strip() or None
+        with open(Path(directory) / LOCK, encoding="utf-8") as file:
+            return None if _locked(file.fileno()) else file.read().strip() or "another process"
     except OSError:
         return None
 
 
-def _acquire(directory: Path, seconds: float) -> Any:
-    """Return a directory's lock, held; None when somebody else holds it."""
-    from filelock import FileLock, Timeout
-
-    held = FileLock(directory / LOCK)
-    try:
-        return held.acquire(timeout=seconds, poll_interval=0.05).lock
-    except Timeout:
-        return None
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
-            raise
-        raise InputError(
-            f"{directory}: its file system does not support locks ({error.strerror}); without "
-            "them two runs could write the same files: give a directory on another disk"
-        ) from None
+def _locked(descriptor: int) -> bool:
+    """Take the lock of an open file until it is closed; return whether it was free."""
+    with contextlib.suppress(BlockingIOError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
 
 
 def input_fingerprint(reference: str | Path, *, thorough: bool = False) -> str:
@@ -317,17 +271,29 @@ def fingerprint(
         "inputs": dict(inputs),
         "files": [(path.name, sha256(path)) for path in files],
     }
-    code = sources(script) if own_script(script) else {}
-    for text in _texts(counted):
-        code |= sources(text)
+    functions = list(_functions(counted))
+    if script is not None and Path(script).resolve().parent != shipped("recipes"):
+        functions.append(str(script))
+    code: dict[str, Path] = {}
+    if functions:
+        from chainforge.core.plugins import sources
+
+        for reference in functions:
+            code |= sources(reference)
     if other := {name: sha256(path) for name, path in code.items() if path not in files}:
         content["code"] = other
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def canonical(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that count, without folders, numbers written one way (`1`, `"1.0"`)."""
-    return {key: _number(value) for key, value in unplaced(_counted(given)).items()}
+    """Return the settings that count, without folders, with 1.0 as 1."""
+
+    def number(text: str) -> float:
+        value = float(text)
+        return int(value) if value.is_integer() else value
+
+    text = json.dumps(unplaced(_counted(given)), default=str)
+    return dict(json.loads(text, parse_float=number))
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -345,22 +311,10 @@ def _counted(given: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in sorted(given.items()) if key not in left_out}
 
 
-def _number(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _number(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_number(item) for item in value]
-    if isinstance(value, str | int | float) and not isinstance(value, bool):
-        with contextlib.suppress(ValueError, OverflowError):
-            number = float(value)
-            return int(number) if number == int(number) else number
-    return value
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Yield the values of a configuration that may name a file or a function."""
+def _functions(value: Any) -> Iterator[str]:
+    """Yield the values of a configuration that may name a function."""
     if isinstance(value, dict | list):
         for item in value.values() if isinstance(value, dict) else value:
-            yield from _texts(item)
-    elif isinstance(value, str) and 0 < len(value) < 1024 and "\n" not in value:
+            yield from _functions(item)
+    elif isinstance(value, str) and ":" in value and len(value) < 1024 and "\n" not in value:
         yield value

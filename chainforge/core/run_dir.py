@@ -13,24 +13,18 @@ for; one that is malformed is an `InputError` that names it. The states are the 
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
-from chainforge.core import artifacts, shapes
-from chainforge.core.artifacts import (
-    MANIFEST,
-    PROGRESS,
-    STARTED,
-    Manifest,
-    changes,
-    read_shaped,
-)
+from msgspec import Meta
+
+from chainforge.core import artifacts
+from chainforge.core.artifacts import MANIFEST, PROGRESS, STARTED, Manifest, changes, shaped
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Row, read_rows
 from chainforge.core.paths import short
@@ -41,15 +35,54 @@ CHAIN, LOG = "chain.json", "log.txt"
 # Any of these in a folder makes it a stage, when no chain.json lists the stages.
 MARKS = (MANIFEST, STARTED, PROGRESS, "config.yaml", "metrics.jsonl", "samples.jsonl")
 LOG_LINES = 20
-LAUNCHER_LINES = 60  # more than a launcher's own traceback takes
 LAST_BYTES = 65_536
 # How `chainforge.core.process.run` ends a recipe that did not succeed.
 OUTCOMES = {"error: ": FAILED, "failed: ": FAILED, "stopped: ": RESUMABLE}
-# A trainer's numbers and bars, which metrics.jsonl and progress.json have too, and warnings of
-# libraries to programmers.
-_NOISE = re.compile(
-    r"\s*\{'[\w/.-]+': .*\}$|.*\d+%\|.*\||.*\b(Future|Deprecation)Warning: |\s*warnings\.warn\("
+# A trainer's numbers and bars, which metrics.jsonl and progress.json have too.
+_NOISE = re.compile(r"\s*\{'[\w/.-]+': .*\}$|.*\d+%\|.*\|")
+
+# Shapes of JSON files: keys with `?` may be missing, and others than these are allowed.
+Number = Annotated[float, Meta(ge=-1e18, le=1e18)]  # NaN is out of bounds, too
+Count = Annotated[int, Meta(ge=0, le=10**18)]
+Maybe = Number | None
+
+
+def _shape(kinds: Mapping[str, Any]) -> Any:
+    """Return the type of a mapping with these keys."""
+    given = {k.rstrip("?"): NotRequired[v] if k[-1] == "?" else v for k, v in kinds.items()}
+    return TypedDict("Mapping", given)  # type: ignore[misc, operator]
+
+
+PROGRESS_SHAPE = _shape({"done": Number, "total": Number, "unit": str, "note?": str})
+SPENDING = _shape({"usd": Maybe, "requests": Count, "tokens": Count})
+_KEPT = {"in": Count, "kept": Count}
+_MORE = {"prompts?": _shape(_KEPT) | None, "decontamination?": dict[str, Any] | None}
+FUNNEL = _shape(_KEPT | {"dropped": dict[str, Count]} | _MORE)
+_SHARE = _shape({"mean": Number, "low": Number, "high": Number})
+_BOTH = {"strict": _SHARE, "lenient": _SHARE}
+_AT_K = dict[str, Maybe]
+_ROWS = _BOTH | {
+    "n": Count, "format": Number, "tokens_mean": Maybe, "truncated": Number, "language?": Maybe,
+    "tokens_per_solved?": Maybe, "reasoning_tokens_mean?": Maybe, "unjudged?": Count,
+    "pass_at_1?": _SHARE, "pass_at_k?": _AT_K, "maj_at_k?": _AT_K,
+}  # fmt: skip
+_TASKS = {"tasks?": dict[str, _shape(_ROWS)], "macro?": _shape(_BOTH)}  # type: ignore[misc]
+_MODEL = _shape(_ROWS | {"name": str} | _TASKS)
+_PAIR = _shape({"from": str, "to": str} | dict.fromkeys(("difference", "low", "high", "p"), Number))
+RESULTS = _shape(
+    {"models": list[_MODEL], "pairs": list[_PAIR], "settings?": dict[str, Any] | None}  # type: ignore[valid-type]
 )
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Return an evaluation's results.json, with all that it has beside `RESULTS`."""
+    return _read(path, RESULTS)
+
+
+def _read(path: Path, shape: Any) -> dict[str, Any]:
+    value = artifacts.read_json(path)
+    shaped(path, value, shape)
+    return value
 
 
 @dataclass(frozen=True)
@@ -62,31 +95,25 @@ class LogEnd:
 
 
 def read_log(path: Path) -> LogEnd:
-    """Read the end of a log, up to the message that ended the last attempt.
-
-    What a launcher adds after that message, its own traceback, is left out.
-    """
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(0, path.stat().st_size - LAST_BYTES))
-            text = file.read().decode("utf-8", "replace")
-    except OSError:
+    """Read the end of a log: the last attempt, without what a launcher adds after its message."""
+    if not path.is_file():
         return LogEnd()
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - LAST_BYTES))
+        text = file.read().decode("utf-8", "replace")
     lines = [line.rstrip().rpartition("\r")[2] for line in text.split("\n")]
     attempts = [number for number, line in enumerate(lines) if line.startswith("$ ")]
     lines = lines[attempts[-1] + 1 :] if attempts else lines
-    for number in range(len(lines) - 1, max(-1, len(lines) - LAUNCHER_LINES), -1):
-        for mark, outcome in OUTCOMES.items():
-            if lines[number].startswith(mark):
-                more = takewhile(lambda line: line.startswith("  "), lines[number + 1 :])
-                said = [lines[number], *more]
-                message = "\n".join(said).removeprefix(mark)
-                return LogEnd(_last([*lines[:number], *said]), outcome, message)
-    return LogEnd(_last(lines))
-
-
-def _last(lines: list[str]) -> list[str]:
-    return [line for line in lines if line and not _NOISE.match(line)][-LOG_LINES:]
+    outcome = message = ""
+    for number in reversed(range(len(lines))):
+        if mark := next((mark for mark in OUTCOMES if lines[number].startswith(mark)), ""):
+            more = takewhile(lambda line: line.startswith("  "), lines[number + 1 :])
+            said = [lines[number], *more]
+            outcome, message = OUTCOMES[mark], "\n".join(said).removeprefix(mark)
+            lines = [*lines[:number], *said]
+            break
+    shown = [line for line in lines if line and not _NOISE.match(line)]
+    return LogEnd(shown[-LOG_LINES:], outcome, message)
 
 
 @dataclass
@@ -119,20 +146,11 @@ class StageDir:
         """Return what an unfinished stage is being made from."""
         return artifacts.read_started(self.directory)
 
-    @property
-    def made_from(self) -> dict[str, str]:
-        """Return the fingerprints of its inputs by role, when it started."""
-        if self.manifest:
-            return self.manifest.inputs
-        return dict((self.started or {}).get("inputs", {}))
-
     @cached_property
     def progress(self) -> dict[str, Any]:
         """Return what the stage last reported: `done`, `total`, `unit`, `note`."""
-        told: dict[str, Any] = {}
-        if (self.directory / PROGRESS).is_file():
-            told = read_shaped(self.directory / PROGRESS, shapes.Progress, "a stage's progress")
-        return {"done": 0, "total": 0, "unit": "", "note": ""} | told
+        found = self._json(PROGRESS, PROGRESS_SHAPE) or {}
+        return {"done": 0, "total": 0, "unit": "", "note": ""} | found
 
     @property
     def how_far(self) -> str:
@@ -150,24 +168,18 @@ class StageDir:
 
     @property
     def seconds(self) -> float | None:
-        """Return how long the stage took, or has taken up to its last report."""
-        if self.manifest:
-            return self.manifest.seconds
-        begun, told = self.directory / STARTED, self.directory / PROGRESS
-        if not (begun.is_file() and told.is_file()):
-            return None
-        seconds = told.stat().st_mtime - begun.stat().st_mtime
-        return seconds if seconds >= 0 else None  # resumed, and no report since
+        """Return how long a finished stage took."""
+        return self.manifest.seconds if self.manifest else None
 
     @cached_property
     def results(self) -> dict[str, Any] | None:
         """Return what an evaluation measured."""
-        return self._json("results.json", shapes.Results, "an evaluation's results")
+        return self._json("results.json", RESULTS)
 
     @cached_property
     def funnel(self) -> dict[str, Any] | None:
         """Return where the rows of a data stage went."""
-        return self._json("funnel.json", shapes.Funnel, "a data stage's funnel")
+        return self._json("funnel.json", FUNNEL)
 
     @cached_property
     def metrics(self) -> list[Row]:
@@ -189,8 +201,7 @@ class StageDir:
         """Return what a teacher cost, as the finished stage signed it."""
         spending = (self.manifest.metrics.get("spending") if self.manifest else None) or {}
         if spending:
-            where = self.directory / MANIFEST
-            shapes.shaped(spending, shapes.Spending, where, "a manifest: its spending")
+            shaped(self.directory / MANIFEST, spending, SPENDING)
         return dict(spending)
 
     @property
@@ -204,34 +215,29 @@ class StageDir:
         path = self.directory / "config.yaml"
         return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
-    def _json(self, name: str, shape: Any, what: str) -> dict[str, Any] | None:
+    def _json(self, name: str, shape: Any) -> dict[str, Any] | None:
         path = self.directory / name
-        return dict(read_shaped(path, shape, what)) if path.is_file() else None
+        return _read(path, shape) if path.is_file() else None
 
     def _rows(self, name: str) -> list[Row]:
         path = self.directory / name
         return read_rows(path, torn_tail=True) if path.is_file() else []
 
-    def resumes_from(self) -> str:
-        """Return what an unfinished stage can resume from; empty when there is nothing."""
+    def unsigned_state(self) -> tuple[str, str]:
+        """Return the state of a stage without a manifest, and what it would resume from."""
+        if artifacts.holder(self.directory):
+            return RUNNING, ""
+        resumes = self._resumes_from()
+        if self.log.outcome == FAILED:
+            return FAILED, resumes
+        return (RESUMABLE, resumes) if resumes or self.log.outcome else (PENDING, "")
+
+    def _resumes_from(self) -> str:
         numbers = [path.name[11:] for path in self.directory.glob("checkpoints/checkpoint-*")]
         if steps := [int(number) for number in numbers if number.isdigit()]:
             return f"from checkpoint {max(steps)}"
-        rows = 0
-        for samples in self.directory.glob("samples*.jsonl"):  # one for each process
-            with open(samples, "rb") as file:
-                rows += sum(1 for _ in file)
+        rows = sum(p.read_bytes().count(b"\n") for p in self.directory.glob("samples*.jsonl"))
         return f"from {rows} rows" if rows else ""
-
-
-def unsigned_state(stage: StageDir) -> tuple[str, str]:
-    """Return the state of a stage without a manifest, and what it would resume from."""
-    if artifacts.holder(stage.directory):
-        return RUNNING, ""
-    resumes = stage.resumes_from()
-    if stage.log.outcome == FAILED:
-        return FAILED, resumes
-    return (RESUMABLE, resumes) if resumes or stage.log.outcome else (PENDING, "")
 
 
 def compare(
@@ -258,7 +264,7 @@ def compare(
     if stage.started is None:
         return PENDING, []
     if stage.started["fingerprint"] == fingerprint:
-        state, resumes = unsigned_state(stage)
+        state, resumes = stage.unsigned_state()
         return state, [resumes] if resumes else []
     changed = _changes(stage.started["given"], stage.started["inputs"], given, inputs)
     return PENDING, ["an unfinished stage with different settings is set aside", *changed]
@@ -273,12 +279,8 @@ def _changes(
     """Return which settings and inputs differ."""
     words = changes(old_given, given)
     for role in sorted(old_inputs.keys() | inputs.keys()):
-        old, (name, new) = old_inputs.get(role, ""), inputs.get(role, ("", ""))
-        if not new:
-            words.append(f"{role}: no longer an input")
-        elif not old:
-            words.append(f"{role}: {name} is a new input")
-        elif old != new:
+        old, (name, new) = old_inputs.get(role, "none"), inputs.get(role, ("its input", "none"))
+        if old != new:
             words.append(f"{role}: {name} changed ({old[:8]} -> {new[:8]})")
     return words or ["code or a file that the settings name changed"]
 
@@ -307,17 +309,17 @@ def read_run(directory: Path) -> RunDir:
             raise InputError(f"{directory / CHAIN}: need an object with a list `stages`")
         stages = [_listed(directory, entry) for entry in chain["stages"]]
     else:
-        folders = [path for path in directory.iterdir() if _is_stage(path)]
+        folders = [p for p in directory.iterdir() if any((p / mark).is_file() for mark in MARKS)]
         stages = [StageDir(folder) for folder in folders]
         # "~" sorts after every date: what is unfinished comes last.
         stages.sort(key=lambda s: (s.manifest.finished if s.manifest else "~", s.name))
     if not stages:
         raise InputError(f"{directory} holds no stage; give the folder that holds a chain's stages")
     for stage in stages:
-        made = stage.manifest.recipe if stage.manifest else (stage.started or {}).get("recipe", "")
-        stage.recipe = stage.recipe or str(made)
-        stage.state, stage.note = (DONE, "") if stage.manifest else unsigned_state(stage)
-    _name_inputs(stages)
+        begun = vars(stage.manifest) if stage.manifest else stage.started or {}
+        stage.recipe = stage.recipe or str(begun.get("recipe", ""))
+        stage.state, stage.note = (DONE, "") if stage.manifest else stage.unsigned_state()
+    _mark_stale(stages)
     name = str(chain.get("name") or directory.resolve().name)
     return RunDir(name, stages, artifacts.holder(directory) is not None)
 
@@ -332,41 +334,22 @@ def _listed(directory: Path, entry: Any) -> StageDir:
     return StageDir(directory / name, str(entry.get("recipe") or ""), inputs, entry.get("gate"))
 
 
-def _is_stage(folder: Path) -> bool:
-    return any((folder / mark).is_file() for mark in MARKS)
-
-
-def _name_inputs(stages: list[StageDir]) -> None:
+def _mark_stale(stages: list[StageDir]) -> None:
     """Name inputs by fingerprint where chain.json does not; mark what an old input made stale."""
     made = {stage.manifest.fingerprint: stage.name for stage in stages if stage.manifest}
-    for stage in stages:  # an evaluation names the models from outside, too
-        for role, value in stage.made_from.items():
-            if role.startswith("models."):
-                made.setdefault(value, role.removeprefix("models."))
     by_name = {stage.name: stage for stage in stages}
     for stage in stages:
-        prints = stage.made_from
+        prints = (
+            stage.manifest.inputs if stage.manifest else (stage.started or {}).get("inputs", {})
+        )
         if not stage.inputs:
-            stage.inputs = {r: made.get(v) or _outside(r, v) for r, v in prints.items()}
+            stage.inputs = {
+                role: made.get(value) or value.removeprefix("hub:")[:40]
+                for role, value in prints.items()
+            }
         for role, name in stage.inputs.items():
             source = by_name.get(name)
             if stage.state != DONE or source is None or role not in prints:
                 continue
             if source.manifest is None or source.manifest.fingerprint != prints[role]:
                 stage.state, stage.note = STALE, f"made from an earlier {name}"
-
-
-def _outside(role: str, fingerprint: str) -> str:
-    """Name what no stage made: a Hub id, or a local model or file by its hash."""
-    if fingerprint.startswith("hub:"):
-        return fingerprint.removeprefix("hub:")
-    return f"{role.partition('.')[0]} {fingerprint[:8]}"
-
-
-def finished_in(folder: Path) -> Iterator[tuple[Path, Manifest]]:
-    """Yield the finished stages in a folder, which may hold other things too."""
-    for path in sorted(folder.iterdir()):
-        # A manifest.json of some other program, or a folder that is not ours to read.
-        with contextlib.suppress(InputError, OSError):
-            if manifest := artifacts.read_manifest(path):
-                yield path.resolve(), manifest

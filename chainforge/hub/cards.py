@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from chainforge import __version__
-from chainforge.core.run_dir import finished_in
+from chainforge.core.artifacts import finished_in
 from chainforge.core.secrets import public, public_settings
 from chainforge.core.transcript import DEFAULT, system_prompt, tags_of
 from chainforge.data.card import code, funnel_table

@@ -6,11 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from chainforge.core.artifacts import changes, read_shaped
+from chainforge.core.artifacts import changes
 from chainforge.core.errors import InputError
 from chainforge.core.paths import short
-from chainforge.core.run_dir import read_run
-from chainforge.core.shapes import Results
+from chainforge.core.run_dir import read_results, read_run
 from chainforge.core.statistics import over_seeds
 
 RESULTS = "results.json"
@@ -51,7 +50,7 @@ def _results(place: Path) -> tuple[str, dict[str, Any]]:
         if last is None:
             raise InputError(f"{place}: no stage of this run has a {RESULTS}; evaluate first")
         file = last.directory / RESULTS
-    return short(file.resolve()), read_shaped(file, Results, "an evaluation's results")
+    return short(file.resolve()), read_results(file)
 
 
 def _check_same(one: str, first: Mapping[str, Any], two: str, other: Mapping[str, Any]) -> None:

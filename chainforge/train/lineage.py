@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from chainforge.core.artifacts import Manifest, read_json, read_manifest, sha256
+from chainforge.core.artifacts import Manifest, finished_in, read_json, read_manifest, sha256
 from chainforge.core.errors import InputError
-from chainforge.core.run_dir import finished_in
 
 ON_HUB = "hub:"
 

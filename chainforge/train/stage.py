@@ -24,7 +24,7 @@ import yaml
 
 from chainforge import __version__
 from chainforge.core import artifacts, process
-from chainforge.core.artifacts import HOLDER, LOCK, MANIFEST, PROGRESS, STARTED, UPLOAD, Manifest
+from chainforge.core.artifacts import LOCK, MANIFEST, PROGRESS, STARTED, UPLOAD, Manifest
 from chainforge.core.config import given, resolved
 from chainforge.core.disk import writing
 from chainforge.core.errors import InputError, Stopped
@@ -36,7 +36,7 @@ from chainforge.train.trackers import RUN_ID, TENSORBOARD
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes")
-WORKING_FILES = {"log.txt", LOCK, HOLDER, PROGRESS, STARTED, MANIFEST, UPLOAD}
+WORKING_FILES = {"log.txt", LOCK, PROGRESS, STARTED, MANIFEST, UPLOAD}
 UNSIGNED = {"checkpoints", TENSORBOARD, RUN_ID}
 
 

@@ -119,8 +119,8 @@ def test_the_plan_sees_another_size_or_time_and_a_copied_run_is_whole(workplace)
     (workplace.folder / "copy/fake/cold/samples.jsonl").write_text("")
     step = workplace.plan("copy")["cold"]
     assert step.state == "stale"
-    assert "copy/fake/cold/samples.jsonl has 0 bytes, and not the" in step.why[0]
-    assert "samples.jsonl has 0 bytes" in workplace.chainforge(
+    assert "copy/fake/cold/samples.jsonl is not what was signed" in step.why[0]
+    assert "samples.jsonl is not what was signed" in workplace.chainforge(
         "show", "chain.yaml", "--runs", "copy"
     )
 
