@@ -32,7 +32,7 @@ from measuring import ROOT, results, save, spread
 
 from chainforge.core.artifacts import read_json
 from chainforge.core.transcript import write
-from chainforge.data.filters import FilterArgs, filters, parts
+from chainforge.data.filters import FilterArgs, text_fault
 
 SAMPLES = 8
 LIMIT_SECONDS, LIMIT_BYTES = 300, 4 * 2**30
@@ -194,7 +194,7 @@ def peer(samples: Path, held_out: Path, out: Path, rows: int) -> float:
     from datasketch import MinHash, MinHashLSH
 
     started = time.monotonic()
-    checks = filters(FilterArgs(max_paragraph_chars=1500, drop_code=True))
+    checks = FilterArgs(max_paragraph_chars=1500, drop_code=True)
     asked = [json.loads(line)["question"] for line in held_out.read_text().splitlines()]
     exam = {run for text in asked for run in runs_of(text)}
     index = MinHashLSH(threshold=0.8, num_perm=128)
@@ -205,8 +205,7 @@ def peer(samples: Path, held_out: Path, out: Path, rows: int) -> float:
             row = json.loads(line)
             if not row["correct"] or row["finish_reason"] != "stop":
                 continue
-            said = parts(row["completion"])
-            if any(check(row, said) for check in checks):
+            if text_fault(row, checks):
                 continue
             if len(exam & set(runs_of(row["prompt"][0]["content"]))) > 10:
                 continue

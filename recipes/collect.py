@@ -13,7 +13,7 @@ from typing import Any
 
 from chainforge.core import process
 from chainforge.core.config import parse
-from chainforge.data.filters import SelectionArgs, filters
+from chainforge.data.filters import SelectionArgs
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.generate.build import BuildArgs, Rows, build
 from chainforge.generate.rollouts import score_samples
@@ -39,7 +39,7 @@ def preflight(configs: tuple[Any, ...]) -> SimpleNamespace:
     run, tasks, rewarding, teacher, selection, texts = configs
     teacher.check()
     selection.check()
-    filters(texts.fitting(teacher.teacher))
+    texts.check()
     endpoints = [] if teacher.teacher == "offline" else endpoints_of(teacher)
     for endpoint in endpoints:
         price_of(teacher, endpoint)

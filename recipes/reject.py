@@ -19,7 +19,7 @@ from rich.console import Console
 from chainforge.core import process
 from chainforge.core.config import parse
 from chainforge.core.errors import InputError
-from chainforge.data.filters import FilterArgs, SelectionArgs, filters
+from chainforge.data.filters import FilterArgs, SelectionArgs
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.generate.build import BuildArgs, Rows, build, open_pool, pooled, preview
 from chainforge.generate.rollouts import PoolArgs, score_samples
@@ -41,7 +41,7 @@ def preflight(configs: tuple[Any, ...]) -> SimpleNamespace:
     run, tasks, rewarding, sampling, pool, selection, texts, output = configs
     check_push(output)
     selection.check()
-    filters(texts)
+    texts.check()
     ready = SimpleNamespace(rows=[], tokenizer=None, rewards=[], transcript=rewarding.transcript)
     if pool.paths():
         if run.model_name_or_path:

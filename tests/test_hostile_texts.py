@@ -14,14 +14,14 @@ PROGRAM = r"""
 import sys
 from chainforge.core.transcript import PRESETS, lenient_answer, read, tags_of
 from chainforge.data import decontaminate, dedup
-from chainforge.data.filters import FilterArgs, filters, parts
+from chainforge.data.filters import FilterArgs, text_fault
 from chainforge.rewards.functions import format_reward, language_consistency_reward
 
 SIZE = 100_000
-checks = filters(FilterArgs(
+checks = FilterArgs(
     min_reasoning_chars=1, max_completion_tokens=10**9, max_repetition=1.0 - 1e-9,
     min_language=0.01, max_paragraph_chars=10**9, drop_code=True,
-))
+)
 row = {"id": "a", "tokens": 9, "answer": "4", "prompt": [{"role": "user", "content": "但 a"}]}
 for text in map(eval, sys.stdin):
     text = (text * SIZE)[:SIZE]
@@ -32,8 +32,7 @@ for text in map(eval, sys.stdin):
     format_reward(whole, "think")
     language_consistency_reward(whole, "zh", "think")
     completion = f"import a\n{text}!"
-    for check in checks:
-        check(row | {"completion": completion}, parts(completion))
+    text_fault(row | {"completion": completion}, checks)
     dedup.text_key(text)
     decontaminate.Screen([("a", text)]).screen([("b", f"{text}?")])
 """

@@ -55,10 +55,9 @@ def tokens(text: str) -> list[str]:
 
 
 @functools.lru_cache(maxsize=1)  # one reasoning is searched for repetition, then sketched
-def cached_tokens(text: str) -> tuple[list[str], Hashes]:
-    """Return the tokens of a text and their hashes; remember those of the last text."""
-    found = tokens(text)
-    return found, hashed(found)
+def token_hashes(text: str) -> Hashes:
+    """Return the hashes of a text's tokens; remember those of the last text."""
+    return hashed(tokens(text))
 
 
 def hashed(words: Sequence[str]) -> Hashes:

@@ -8,7 +8,6 @@ false.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,8 +16,8 @@ import numpy as np
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Row, has_answer, question
 from chainforge.core.transcript import PRESETS, Transcript, chat_mark, is_blank
-from chainforge.data.dedup import cached_tokens, runs
-from chainforge.rewards.language import count_words, scripts_of, share
+from chainforge.data.dedup import runs, token_hashes
+from chainforge.rewards.language import count_words
 
 
 def _range(args: object, least: float, most: float, *names: str) -> None:
@@ -44,16 +43,9 @@ class FilterArgs:
         default=0.3,
         metadata={"help": "Largest share of the reasoning that may repeat itself: repetition."},
     )
-    language: str | None = field(
-        default=None,
-        metadata={
-            "help": "Language of the reasoning, such as en. Default: any language in a script of "
-            "the question."
-        },
-    )
     min_language: float | None = field(
         default=0.8,
-        metadata={"help": "Smallest share of the reasoning's words in that script: language."},
+        metadata={"help": "Smallest share of words in a script of the question: language."},
     )
     max_paragraph_chars: int | None = field(
         default=None, metadata={"help": "Drop reasoning with a longer paragraph: long_paragraph."}
@@ -66,8 +58,6 @@ class FilterArgs:
         """Raise `InputError` for a setting that is out of range."""
         _range(self, 0, 1, "max_repetition", "min_language")
         _range(self, 0, float("inf"), "min_reasoning_chars", "max_completion_tokens")
-        if self.language is not None:
-            scripts_of(self.language)
 
 
 @dataclass
@@ -119,14 +109,14 @@ class SelectionArgs:
 
 
 Finding = tuple[str, str]  # the reason, and what was measured
-Filter = Callable[[Row, Transcript], Finding | None]
 
-# In the order in which the filters run.
+# In the order in which the texts' filters run.
 REASONS = ("too_short", "too_long", "repetition", "language", "long_paragraph", "code")
 
 _PARTS = [(tags.reasoning_open, tags.reasoning_close) for tags in PRESETS.values()]
 _TAGS = re.compile("|".join(re.escape(tag) for tags in PRESETS.values() for tag in tags.all))
 _PARAGRAPH = re.compile(r"\n[ \t]*\n")
+_FENCE = re.compile(r"\n[ \t]*(?:```|~~~)")
 
 
 def parts(completion: str) -> Transcript:
@@ -138,35 +128,8 @@ def parts(completion: str) -> Transcript:
     return Transcript(_TAGS.sub("", completion), "")
 
 
-def filters(args: FilterArgs) -> list[Filter]:
-    """Return the filters that are on, in the order of `REASONS`; raise `InputError` if invalid.
-
-    A filter takes a Sample and its parts, and returns a finding against it, or None.
-    """
-    args.check()
-    made: list[Filter] = []
-    if (least := args.min_reasoning_chars) is not None:
-        made.append(lambda row, said: _short(said.reasoning, least))
-    if (longest := args.max_completion_tokens) is not None:
-        made.append(lambda row, said: _long(row, longest))
-    if (most := args.max_repetition) is not None:
-        made.append(lambda row, said: _repetition(said.reasoning, most))
-    if wanted := args.min_language:
-        made.append(lambda row, said: _language(row, said.reasoning, args.language, wanted))
-    if size := args.max_paragraph_chars:
-        made.append(lambda row, said: _paragraph(said.reasoning, size))
-    if args.drop_code:
-        made.append(lambda row, said: _code(said.reasoning))
-    return made
-
-
-def text_fault(row: Row, said: Transcript, checks: Sequence[Filter]) -> Finding | None:
-    """Return the first finding of `filters` against a sample; None when there is none."""
-    return next((found for check in checks if (found := check(row, said))), None)
-
-
-def fault(row: Row, args: SelectionArgs) -> Finding | None:
-    """Return the first reason to drop a sample for its scores; None when there is none."""
+def fault(row: Row, args: SelectionArgs, texts: FilterArgs | None = None) -> Finding | None:
+    """Return the first reason to drop a sample, for its scores or its text; None without any."""
     if not isinstance(row.get("completion"), str) or "id" not in row:
         raise InputError(f"a sample needs `id` and `completion` (text), found {str(row)[:120]}")
     ended, correct, reward = row.get("finish_reason"), row.get("correct"), row.get("reward")
@@ -184,26 +147,32 @@ def fault(row: Row, args: SelectionArgs) -> Finding | None:
         return "wrong", f"answered {str(row.get('extracted'))[:60]!r}"
     if args.min_reward is not None and (reward is None or reward < args.min_reward):
         return "below_min_reward", f"reward {reward}"
+    return None if texts is None else text_fault(row, texts)
+
+
+def text_fault(row: Row, args: FilterArgs) -> Finding | None:
+    """Return the first finding against a sample's text; None when there is none."""
+    reasoning = parts(row["completion"]).reasoning
+    if args.min_reasoning_chars is not None and len(reasoning) < args.min_reasoning_chars:
+        return "too_short", f"{len(reasoning)} characters of reasoning"
+    if args.max_completion_tokens is not None:
+        if row.get("tokens") is None:
+            raise InputError("max_completion_tokens: a sample has no count of tokens; leave it out")
+        if row["tokens"] > args.max_completion_tokens:
+            return "too_long", f"{row['tokens']} tokens"
+    if args.max_repetition is not None and (found := repetition(reasoning)) > args.max_repetition:
+        return "repetition", f"{found:.0%} repeats itself"
+    if args.min_language:
+        right = language_share(reasoning, question(row) if row.get("prompt") else "")
+        if right < args.min_language:
+            return "language", f"{right:.0%} of the words are in the expected script"
+    if args.max_paragraph_chars:
+        longest = max(len(paragraph.strip()) for paragraph in _PARAGRAPH.split(reasoning))
+        if longest > args.max_paragraph_chars:
+            return "long_paragraph", f"{longest} characters in a paragraph"
+    if args.drop_code and _FENCE.search(f"\n{reasoning}"):
+        return "code", "a fenced block"
     return None
-
-
-def _short(reasoning: str, least: int) -> Finding | None:
-    size = len(reasoning)
-    return ("too_short", f"{size} characters of reasoning") if size < least else None
-
-
-def _long(row: Row, most: int) -> Finding | None:
-    if row.get("tokens") is None:
-        raise InputError(
-            f"sample {row.get('sample')} of {row['id']} has no count of tokens, which "
-            "max_completion_tokens needs: leave it out"
-        )
-    return ("too_long", f"{row['tokens']} tokens") if row["tokens"] > most else None
-
-
-def _repetition(reasoning: str, most: float) -> Finding | None:
-    found = repetition(reasoning)
-    return ("repetition", f"{found:.0%} repeats itself") if found > most else None
 
 
 RUN = 20  # a run of so many tokens occurs twice by accident in hardly any text
@@ -214,38 +183,16 @@ def repetition(text: str) -> float:
 
     Tokens are words, numbers and operators.
     """
-    found = np.sort(runs(cached_tokens(text)[1], RUN))
+    found = np.sort(runs(token_hashes(text), RUN))
     return float(np.count_nonzero(found[1:] == found[:-1]) / max(len(found), 1))
 
 
-def _language(row: Row, reasoning: str, language: str | None, least: float) -> Finding | None:
-    asked = question(row) if language is None and row.get("prompt") else ""
-    right = language_share(reasoning, language, asked)
-    if right < least:
-        return "language", f"{right:.0%} of the words are in the expected script"
-    return None
-
-
-def language_share(text: str, language: str | None, asked: str) -> float:
-    """Return the share of words in the language's script, or in a script of what was asked."""
-    if text.isascii() and ("latin" in scripts_of(language) if language else asked.isascii()):
+def language_share(text: str, asked: str) -> float:
+    """Return the share of a text's words in a script of what was asked."""
+    if text.isascii() and asked.isascii():
         return 1.0  # nearly every text: counting its words would cost ten times as much
-    if language is not None:
-        return share(text, language)
     scripts, counts = count_words(asked), count_words(text)
     total = sum(counts.values())
     if not scripts or not total:
         return 1.0
     return sum(count for script, count in counts.items() if script in scripts) / total
-
-
-def _paragraph(reasoning: str, longest: int) -> Finding | None:
-    found = max(len(paragraph.strip()) for paragraph in _PARAGRAPH.split(reasoning))
-    return ("long_paragraph", f"{found} characters in a paragraph") if found > longest else None
-
-
-_FENCE = re.compile(r"\n[ \t]*(?:```|~~~)")
-
-
-def _code(reasoning: str) -> Finding | None:
-    return ("code", "a fenced block") if _FENCE.search(f"\n{reasoning}") else None

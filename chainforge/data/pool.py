@@ -21,25 +21,8 @@ import numpy as np
 
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Row, many_rows
-from chainforge.data.dedup import (
-    Hashes,
-    Sketches,
-    cached_tokens,
-    hashed,
-    shingles,
-    sketches,
-    text_key,
-    tokens,
-)
-from chainforge.data.filters import (
-    FilterArgs,
-    Finding,
-    SelectionArgs,
-    fault,
-    filters,
-    parts,
-    text_fault,
-)
+from chainforge.data.dedup import Hashes, Sketches, shingles, sketches, text_key, token_hashes
+from chainforge.data.filters import FilterArgs, Finding, SelectionArgs, fault, parts
 from chainforge.data.rows import Fault, read_lines, settle
 
 if TYPE_CHECKING:
@@ -57,38 +40,34 @@ class Features:
     """What selection must know of samples: a row of `COLUMNS` each, in their order.
 
     `verdict` is None for unverified samples and for those of later rounds. `sketch` has one row
-    for each sample without a finding, or none at all. `columns` are those that any sample has.
+    for each sample without a finding, or none at all.
     """
 
     table: pd.DataFrame
     sketch: Sketches
-    columns: set[str]
 
 
 def measure(rows: Iterable[Row], args: SelectionArgs, texts: FilterArgs | None = None) -> Features:
     """Return the features of samples; a finding is the first reason to drop one.
 
-    Texts are filtered only where a sample's scores are fine, and sketched only when near duplicates
-    or diversity are asked for.
+    Texts are sketched only when near duplicates or diversity are asked for.
     """
     import pandas as pd
 
-    checks = filters(texts) if texts is not None else []
+    args.check()
+    if texts is not None:
+        texts.check()
     sketched = bool(args.near_duplicates) or args.select == "diverse"
     made: list[tuple[Any, ...]] = []
     sets: list[Hashes] = []
-    columns: set[str] = set()
     for row in rows:
-        finding = fault(row, args)
-        if finding is None and (checks or sketched):
+        finding = fault(row, args, texts)
+        if sketched and finding is None:
             said = parts(row["completion"])
-            finding = text_fault(row, said, checks)
-            if sketched and finding is None:
-                text = [cached_tokens(said.reasoning)[1], hashed(tokens(said.answer))]
-                sets.append(shingles(np.concatenate(text)))
+            text = [token_hashes(said.reasoning), token_hashes(said.answer)]
+            sets.append(shingles(np.concatenate(text)))
         made.append(_features(row, finding))
-        columns.update(row)
-    return Features(pd.DataFrame(made, columns=COLUMNS), sketches(sets), columns)
+    return Features(pd.DataFrame(made, columns=COLUMNS), sketches(sets))
 
 
 def _features(row: Row, finding: Finding | None) -> tuple[Any, ...]:
@@ -143,7 +122,6 @@ class Pool:
         return Features(
             pd.concat([one.table for one in measured], ignore_index=True),
             np.concatenate([one.sketch for one in measured]),
-            set().union(*(one.columns for one in measured)),
         )
 
     def _measured(self, args: SelectionArgs, texts: FilterArgs | None) -> Iterator[_Measured]:

@@ -75,8 +75,8 @@ class Decisions:
 
 def decide(features: Features, args: SelectionArgs, seed: int = 0) -> Decisions:
     """Decide which measured samples are kept, and note the reason to drop each other one."""
-    args.check()
-    _check_columns(features, args)
+    if not len(features.table):
+        raise InputError("no samples to select from")
     choice = _Choice(features, args, seed)
     questions = evaluation_questions(args.decontaminate, seed)
     screened = choice.screen(questions) if questions else {}
@@ -88,19 +88,6 @@ def decide(features: Features, args: SelectionArgs, seed: int = 0) -> Decisions:
     if args.max_rows is not None:
         choice.limit_rows(args.max_rows)
     return Decisions(choice.table, screened)
-
-
-def _check_columns(features: Features, args: SelectionArgs) -> None:
-    if not len(features.table):
-        raise InputError("no samples to select from")
-    needs = {
-        "correct": ("require_correct: false", args.require_correct),
-        "formatted": ("require_format: false", args.require_format),
-        "reward": ("select: random", args.select == "best" or args.min_reward is not None),
-    }
-    for column, (otherwise, needed) in needs.items():
-        if needed and column not in features.columns:
-            raise InputError(f"no sample has {column!r}: score them first, or set {otherwise}")
 
 
 class _Choice:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from chainforge.core.jsonl import Row, sample
-from chainforge.data.filters import FilterArgs, SelectionArgs, fault, filters, parts, text_fault
+from chainforge.data.filters import FilterArgs, SelectionArgs, fault
 from chainforge.generate.settings import Draw, Drawn, RequestArgs, SamplingArgs, Take, seed_of
 from chainforge.generate.shards import Shards, rank, world_size
 from chainforge.rewards.verify import start_pool
@@ -290,11 +290,4 @@ class Rounds:
 
 def accepted_by(selection: SelectionArgs, texts: FilterArgs | None = None) -> Accept:
     """Accept the samples that no filter drops, whatever else is sampled."""
-    checks = filters(texts) if texts is not None else []
-
-    def accepted(row: Row) -> bool:
-        if fault(row, selection) is not None:
-            return False
-        return text_fault(row, parts(row["completion"]), checks) is None
-
-    return lambda rows: [accepted(row) for row in rows]
+    return lambda rows: [fault(row, selection, texts) is None for row in rows]

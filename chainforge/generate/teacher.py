@@ -23,7 +23,7 @@ from chainforge.core.secrets import read_secret
 from chainforge.core.transcript import DEFAULT, PRESETS, is_blank, read, write
 from chainforge.data.card import code
 from chainforge.data.datasets import FALLBACK
-from chainforge.data.filters import FilterArgs, filters, parts, text_fault
+from chainforge.data.filters import FilterArgs, text_fault
 from chainforge.generate.api import (
     FILTERED,
     LENGTH,
@@ -152,14 +152,14 @@ def collect(
 
 def unless_useless(texts: FilterArgs | None) -> Callable[[list[Row]], None]:
     """Return a check of rows that raises `InputError` once the filters dropped many in a row."""
-    checks, in_a_row = filters(texts) if texts is not None else [], 0
+    in_a_row = 0
 
     def check(rows: list[Row]) -> None:
         nonlocal in_a_row
         for row in rows:
-            if row["source"] == FALLBACK:
+            if row["source"] == FALLBACK or texts is None:
                 continue
-            found = text_fault(row, parts(row["completion"]), checks)
+            found = text_fault(row, texts)
             in_a_row = in_a_row + 1 if found else 0
             if found and in_a_row >= MAX_USELESS:
                 raise InputError(

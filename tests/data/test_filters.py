@@ -6,7 +6,7 @@ import pytest
 from planted import Maker, selected
 
 from chainforge.core.errors import InputError
-from chainforge.data.filters import FilterArgs, SelectionArgs, filters, parts, repetition
+from chainforge.data.filters import FilterArgs, SelectionArgs, parts, repetition
 
 N = 300
 OFF = {"max_repetition": None, "min_language": None}
@@ -116,11 +116,6 @@ def test_the_limit_of_tokens():
     assert [row["drop"] for row in marked] == [None, "too_long"]
 
 
-def test_what_is_off_is_not_measured():
-    assert filters(FilterArgs(max_repetition=None, min_language=None)) == []
-    assert len(filters(FilterArgs())) == 2
-
-
 def test_parts_of_any_completion():
     assert parts("<think>a\nb</think>c") == parts("a\nb</think>c")
     whole = "<reasoning_process>r</reasoning_process>\n<summary>s</summary>"
@@ -150,7 +145,6 @@ def test_loops_repeat_themselves(text, loops):
     [
         ({"max_repetition": 1.5}, "max_repetition: expected a share"),
         ({"min_reasoning_chars": -1}, "expected 0 or more"),
-        ({"language": "english"}, "no language 'english'"),
         ({"max_completion_tokens": 3}, "has no count of tokens"),
     ],
 )

@@ -176,9 +176,6 @@ def test_the_funnel_adds_up():
     [
         ([], {}, "no samples"),
         ([scored()], {"max_per_prompt": 0}, "max_per_prompt: expected 1"),
-        ([{"id": "p", "completion": "x", "reward": 1.0, "correct": True}], {}, "'formatted'"),
-        ([{"id": "p", "completion": "x", "reward": 1.0, "formatted": True}], {}, "'correct'"),
-        ([{"id": "p", "completion": "x", "correct": True, "formatted": True}], {}, "'reward'"),
         ([scored()], {"max_rows": 0}, "max_rows: expected 1"),
         ([scored()], {"near_duplicates": 2}, "near_duplicates: expected a share"),
         ([scored()], {"decontaminate": ["nowhere.yaml"]}, r"decontaminate\[0\]: nowhere.yaml"),

@@ -12,7 +12,7 @@ from chainforge.chain.spec import TRAINING, load_chain
 from chainforge.core.config import parse, read_yaml
 from chainforge.data import sources as hub
 from chainforge.data.datasets import DataArgs
-from chainforge.data.filters import FilterArgs, SelectionArgs, filters
+from chainforge.data.filters import FilterArgs, SelectionArgs
 from chainforge.data.tasks import TaskArgs
 from chainforge.generate.build import BuildArgs
 from chainforge.generate.rollouts import PoolArgs
@@ -111,10 +111,8 @@ def check_settings(args, others):
             if hasattr(training, "max_completion_length"):
                 check_overlong(rewards, training.max_completion_length)
                 check_save_steps(training)
-    elif isinstance(args, SamplingArgs | SelectionArgs | TeacherArgs):
+    elif isinstance(args, SamplingArgs | SelectionArgs | TeacherArgs | FilterArgs):
         args.check()
-    elif isinstance(args, FilterArgs):
-        filters(args)
     elif isinstance(args, TaskArgs):
         for task in args.tasks:
             assert task["fn"] != "hub" or task["params"]["dataset"] in hub.PRESETS
