@@ -108,7 +108,7 @@ def settings_of(
     split = SPLIT if name.endswith("minibatches") else 1
     settings = reason | {
         "tasks": tasks, "lr_scheduler_type": "constant", "max_steps": split * rollouts,
-        "save_strategy": "no", "heldout_size": args.heldout, "heldout_steps": split * args.every,
+        "save_strategy": "no", "heldout_size": args.heldout, "eval_steps": split * args.every,
         "per_device_eval_batch_size": 100, "report_to": "none", "health": "off",
     }  # fmt: skip
     del settings["save_steps"], settings["model_name_or_path"]

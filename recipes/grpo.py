@@ -27,7 +27,7 @@ from chainforge.hub.push import check_push, push_signed
 from chainforge.rewards.reward import RewardArgs, check_applicable, check_overlong, load_rewards
 from chainforge.rewards.verify import start_pool
 from chainforge.train.checkpoints import check_saving
-from chainforge.train.health import HealthCallback, active_rules
+from chainforge.train.health import HealthCallback
 from chainforge.train.heldout import RolloutCallback, chosen_step, hold_out
 from chainforge.train.loop import train
 from chainforge.train.policy import PolicyArgs, check_policy, open_policy, prepare
@@ -45,7 +45,6 @@ def preflight(configs: tuple[Any, ...]) -> SimpleNamespace:
     start = check_policy(policy, training, model)
     check_saving(training)
     check_push(training, start)
-    active_rules(rl)
     gated = gate(load_examples(tasks, judges.transcript, training.seed), rl)
     heldout = hold_out(rl, tasks, judges.transcript, training)
     rewards = load_rewards(judges, set().union(*gated.rows))

@@ -38,7 +38,7 @@ _PATHS = (
 # Speed, patience, budgets, trackers, uploads and kept checkpoints do not change the result: a stage
 # that a limit or a full disk stopped resumes with another value of these.
 _FREE = (
-    "dry_run expected_tokens health health_rules hub_dataset_id hub_model_id hub_private "
+    "dry_run expected_tokens health hub_dataset_id hub_model_id hub_private "
     "hub_private_repo hub_strategy hub_token max_concurrency max_requests max_retries "
     "max_retry_after max_tokens_total max_usd max_zero_advantage_steps "
     "outage_timeout prices project push_to_hub report_to retry_wait run_name save_total_limit "

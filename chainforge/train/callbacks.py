@@ -24,11 +24,10 @@ from chainforge.train.stage import Stage, is_main_process
 
 logger = logging.getLogger(__name__)
 
-# progress.json is replaced each time: too expensive for each of many short steps.
-PROGRESS_SECONDS = 0.2
+PROGRESS_SECONDS = 0.2  # progress.json is too expensive for each of many short steps
 DIVERGED = (
     "Lower learning_rate, set max_grad_norm (1.0 is usual) or warmup_steps, and look at the rows "
-    "or rewards of these steps; with fp16, use bf16. The last checkpoint is from before"
+    "or rewards of these steps; with fp16, use bf16"
 )
 
 
@@ -54,11 +53,7 @@ class StageCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Remove the logs of steps that a resumed run trains again."""
-        path = self.stage.path("metrics.jsonl")
-        if not is_main_process():
-            return
-        if path.exists():
-            write_rows(path, rows_until(path, state.global_step))
+        keep_until(self.stage.path("metrics.jsonl"), state.global_step)
         self.stage.progress(state.global_step, state.max_steps, "steps")
 
     def on_log(
@@ -72,9 +67,7 @@ class StageCallback(TrainerCallback):
             return
         numbers = {key: value for key, value in logs.items() if isinstance(value, int | float)}
         if is_main_process():
-            finite = {
-                key: value if math.isfinite(value) else None for key, value in numbers.items()
-            }
+            finite = {k: value if math.isfinite(value) else None for k, value in numbers.items()}
             with JsonLines(self.stage.path("metrics.jsonl")) as metrics:
                 metrics.append({"step": state.global_step} | finite)
         for key in ("loss", "reward"):
@@ -83,10 +76,10 @@ class StageCallback(TrainerCallback):
         # In fp16 a gradient may overflow: the scaler skips that step and lowers its scale.
         for key in ("loss",) if args.fp16 else ("loss", "grad_norm"):
             if not math.isfinite(numbers.get(key, 0.0)):
-                raise NotFinite(
-                    f"{key} is {numbers[key]} at step {state.global_step}: training has diverged. "
-                    f"{DIVERGED}"
+                words = (
+                    f"{key} is {numbers[key]} at step {state.global_step}: training has diverged"
                 )
+                raise NotFinite(f"{words}. {DIVERGED}")
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Report the progress, a few times a second and at the end."""
@@ -96,13 +89,17 @@ class StageCallback(TrainerCallback):
             self._reported = now
 
 
-def rows_until(path: Path, step: int) -> list[Row]:
-    """Return the rows up to a checkpoint's step; none where a run starts from the beginning.
+def keep_until(path: Path, step: int) -> list[Row]:
+    """Return a file's rows up to a checkpoint's step, none for 0, and remove the others.
 
     What is evaluated before the first step is logged as step 0, and will be again.
     """
-    rows = read_rows(path, torn_tail=True) if step and path.exists() else []
-    return [row for row in rows if row["step"] <= step]
+    if not path.exists():
+        return []
+    rows = [row for row in read_rows(path, torn_tail=True) if step and row["step"] <= step]
+    if is_main_process():
+        write_rows(path, rows)
+    return rows
 
 
 class CheckpointCallback(TrainerCallback):
@@ -168,25 +165,18 @@ class StopCallback(TrainerCallback):
     """On SIGINT, SIGTERM or SIGHUP save a checkpoint and stop, at the next step to resume from.
 
     In GRPO that is the end of a generation window: a checkpoint does not have the completions that
-    are still to be trained on. A run that is killed before resumes from its last checkpoint. A
-    second Ctrl-C ends the process at once; SIGTERM may come twice, from a scheduler and from a
-    launcher that passes it on.
+    are still to be trained on. A second Ctrl-C ends the process at once.
     """
 
-    def __init__(self, trainer: Any, stage: Stage) -> None:
+    def __init__(self, trainer: Any) -> None:
         self.asked = 0
-        self._warned = False
-        self._stage = stage
         self._window = checkpoints.window(trainer.args)
         self._accelerator = trainer.accelerator
 
     @contextlib.contextmanager
     def on_signals(self) -> Iterator[None]:
         """Note the signals instead of ending the process."""
-        before = {}
-        for number in stop_signals():
-            with contextlib.suppress(ValueError):  # not in the main thread
-                before[number] = signal.signal(number, self._note)
+        before = {number: signal.signal(number, self._note) for number in stop_signals()}
         try:
             yield
         finally:
@@ -203,22 +193,17 @@ class StopCallback(TrainerCallback):
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Save and stop if any process was asked to, all of them at the same step."""
         past = state.global_step % self._window
-        if past == 0 and self._accelerator.num_processes > 1:
+        if past:
+            if self.asked:
+                name, end = signal.Signals(self.asked).name, state.global_step - past + self._window
+                words = "%s: stopping after step %d, the end of this generation window"
+                logger.warning(words, name, end)
+            return
+        if self._accelerator.num_processes > 1:
             mine = torch.tensor([self.asked], device=self._accelerator.device)
             self.asked = int(self._accelerator.gather(mine).max())
-        if not self.asked or control.should_training_stop:
-            return
-        name, step = signal.Signals(self.asked).name, state.global_step
-        if past:
-            end = step - past + self._window
-            words = f"{name}: stopping after step {end}, the end of this generation window"
-            if not self._warned:
-                logger.warning("%s; if killed before, resume from the last checkpoint", words)
-            self._warned = True
-        else:
-            words = f"{name}: stopping after step {step}"
+        if self.asked:
             control.should_save = control.should_training_stop = True
-        self._stage.progress(step, state.max_steps, "steps", words)
 
     def check(self, state: TrainerState) -> None:
         """Raise `Stopped` when a signal has ended training before its last step."""

@@ -8,7 +8,6 @@ written last and has the SHA-256 of every other file.
 from __future__ import annotations
 
 import logging
-import os
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -23,18 +22,18 @@ logger = logging.getLogger(__name__)
 
 SEAL = "sealed.json"
 DAMAGED = "damaged-"
-_NAME = re.compile(r"checkpoint-(\d+)")
+# Settings under which an interrupted run cannot resume exactly.
+REFUSED = {
+    "save_only_model": "it leaves out the optimizer, so a run could not resume; leave it out",
+    "ignore_data_skip": "it starts the data from the beginning in a resumed run; leave it out",
+    "resume_from_checkpoint": "leave it out; a stage resumes from its last whole checkpoint",
+}
 
 
 def seal(checkpoint: Path) -> None:
-    """Write the hash of every file of a checkpoint; from now on it counts.
-
-    Every file is forced to disk first, so that not even a power cut leaves a seal without them.
-    """
-    paths = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != SEAL)
-    names = [str(path.relative_to(checkpoint)) for path in paths]
-    files = dict(zip(names, _digests(paths, to_disk=True), strict=True))
-    for folder in {checkpoint, *(path.parent for path in paths)}:
+    """Force a checkpoint to disk and write the hash of every file; from now on it counts."""
+    files = _hashes(checkpoint, to_disk=True)
+    for folder in {checkpoint, *((checkpoint / name).parent for name in files)}:
         disk.to_disk(folder)
     write_json(checkpoint / SEAL, {"files": files})
     disk.to_disk(checkpoint.parent)
@@ -51,15 +50,18 @@ def last_good(directory: Path, processes: int = 1) -> Path | None:
     Raises `InputError` when it was written by another number of processes, which would continue
     with other batches and other random numbers.
     """
-    newest_first = _all(directory)[::-1]
-    for path in newest_first:
+    for path in reversed(_all(directory)):
         fault = damage(path)
         if fault is None:
-            _check_processes(path, processes)
+            made_by = max(1, len(list(path.glob("rng_state_*.pth"))))
+            if made_by != processes:
+                raise InputError(
+                    f"{path} was made by {made_by} processes, and this run has {processes}: launch "
+                    f"{made_by}, or delete {directory} to start from the beginning"
+                )
             return path
-        if path is newest_first[0]:
-            remove_damaged(directory)  # of earlier runs, each as large as a checkpoint
         renamed = path.with_name(f"{DAMAGED}{path.name}")
+        shutil.rmtree(renamed, ignore_errors=True)
         path.rename(renamed)
         logger.warning("%s is not whole (%s): renamed to %s", path, fault, renamed.name)
     return None
@@ -73,18 +75,16 @@ def damage(checkpoint: Path) -> str | None:
     if not is_sealed(checkpoint):
         return f"it was not written to its end: it has no {SEAL}"
     try:
-        files = read_json(checkpoint / SEAL)["files"]
-        for name in files:
-            if not (checkpoint / name).is_file():
-                return f"{name} is missing"
-        found = _digests([checkpoint / name for name in files])
-        for (name, digest), other in zip(files.items(), found, strict=True):
-            if digest != other:
-                return f"{name} has changed since it was written"
-        state = read_json(checkpoint / "trainer_state.json")
-        best = state.get("best_model_checkpoint")
-    except (InputError, KeyError, AttributeError, TypeError, OSError):
+        sealed = read_json(checkpoint / SEAL).get("files")
+    except InputError:
+        sealed = None
+    if not isinstance(sealed, dict):
         return f"{SEAL} is not readable"
+    found = _hashes(checkpoint)
+    for name in sorted(sealed.keys() | found.keys()):
+        if found.get(name) != sealed.get(name):
+            return f"{name} has changed since it was written"
+    best = read_json(checkpoint / "trainer_state.json").get("best_model_checkpoint")
     if best and Path(best).name != checkpoint.name:
         fault = damage(checkpoint.with_name(Path(best).name))
         return f"the best checkpoint before it, {Path(best).name}: {fault}" if fault else None
@@ -92,19 +92,19 @@ def damage(checkpoint: Path) -> str | None:
 
 
 def rotate(directory: Path, limit: int | None, best: str | None) -> None:
-    """Remove all but the newest `limit` whole checkpoints and the best one.
+    """Remove damaged checkpoints, and all but the newest `limit` whole ones and the best one.
 
     Call it after the newest is sealed. transformers' own rotation comes before that, so it may
     remove the only whole one.
     """
-    if not limit:
-        return
-    whole = [path for path in _all(directory) if is_sealed(path)]
-    keep = {path.name for path in whole[-limit:]} | {Path(best).name if best else ""}
-    for path in _all(directory):
-        if path.name not in keep:
-            (path / SEAL).unlink(missing_ok=True)  # a removal that is interrupted leaves none
-            shutil.rmtree(path, ignore_errors=True)
+    old = list(directory.glob(f"{DAMAGED}*"))
+    if limit:
+        whole = [path for path in _all(directory) if is_sealed(path)]
+        keep = {path.name for path in whole[-limit:]} | {Path(best).name if best else ""}
+        old += [path for path in _all(directory) if path.name not in keep]
+    for path in old:
+        (path / SEAL).unlink(missing_ok=True)  # a removal that is interrupted leaves none
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def remove_unsealed(directory: Path) -> Path | None:
@@ -115,53 +115,33 @@ def remove_unsealed(directory: Path) -> Path | None:
     return unsealed[-1] if unsealed else None
 
 
-def remove_damaged(directory: Path) -> None:
-    """Remove what `last_good` renamed."""
-    for path in directory.glob(f"{DAMAGED}*"):
-        shutil.rmtree(path, ignore_errors=True)
-
-
 def _all(directory: Path) -> list[Path]:
     """Return the checkpoints of a directory, in the order of their steps."""
-    names = os.listdir(directory) if directory.is_dir() else []
-    numbered = [(int(match[1]), name) for name in names if (match := _NAME.fullmatch(name))]
-    return [directory / name for _, name in sorted(numbered)]
+    found = [path for path in directory.glob("checkpoint-*") if re.search(r"-\d+$", path.name)]
+    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
-def _digests(paths: list[Path], to_disk: bool = False) -> list[str]:
-    """Return the SHA-256 of each file, several at a time; force them to disk if asked to."""
+def _hashes(checkpoint: Path, to_disk: bool = False) -> dict[str, str]:
+    """Return the SHA-256 of each file by its name; force them to disk if asked to."""
 
     def digest(path: Path) -> str:
         if to_disk:
             disk.to_disk(path)
         return sha256(path)
 
+    paths = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != SEAL)
     with ThreadPoolExecutor(4) as pool:
-        return list(pool.map(digest, paths))
-
-
-def _check_processes(checkpoint: Path, processes: int) -> None:
-    made_by = max(1, len(list(checkpoint.glob("rng_state_*.pth"))))
-    if made_by != processes:
-        raise InputError(
-            f"{checkpoint} was made by {made_by} processes, and this run has {processes}, so it "
-            f"would not resume exactly. Launch {made_by} processes, or delete {checkpoint.parent} "
-            "to start from the beginning"
-        )
+        names = (path.relative_to(checkpoint).as_posix() for path in paths)
+        return dict(zip(names, pool.map(digest, paths), strict=True))
 
 
 def check_saving(args: Any) -> None:
     """Raise `InputError` for settings under which an interrupted run cannot resume exactly."""
-    for name, why in {
-        "save_only_model": "leaves out the optimizer, so a run could not resume",
-        "ignore_data_skip": "starts the data from the beginning when a run resumes",
-    }.items():
-        if getattr(args, name, False):
-            raise InputError(f"{name}: it {why}; leave it out")
-    if getattr(args, "resume_from_checkpoint", None):
-        raise InputError(
-            "resume_from_checkpoint: leave it out; a stage resumes from its last whole checkpoint"
-        )
+    for name, why in REFUSED.items():
+        if getattr(args, name, None):
+            raise InputError(f"{name}: {why}")
+    if args.save_strategy == "best":
+        raise InputError("save_strategy: best: use heldout_size with keep_best: true instead")
     check_save_steps(args)
 
 
@@ -171,28 +151,18 @@ def check_save_steps(args: Any) -> None:
     A checkpoint does not have the completions that are still to be trained on.
     """
     steps = window(args)
-    if steps == 1:
-        return
-    strategy = _word(args.save_strategy)
-    key = {"steps": "save_steps", "best": "eval_steps"}.get(strategy)
-    if key is None or (strategy == "best" and _word(args.eval_strategy) != "steps"):
-        return  # the end of an epoch is the end of a window
-    value = getattr(args, key) or 0
-    if value < 1 or int(value) % steps:
-        near = max(steps, int(value) // steps * steps)
+    if steps > 1 and args.save_strategy == "steps" and args.save_steps % steps:
         raise InputError(
-            f"{key}: {value} falls inside a generation window of {steps} steps, where a resumed "
-            f"run would differ (steps_per_generation {args.steps_per_generation} x num_iterations "
-            f"{args.num_iterations} / gradient_accumulation_steps "
-            f"{args.gradient_accumulation_steps}); use a multiple of {steps}, such as {near}"
+            f"save_steps: {args.save_steps} falls inside a generation window of {steps} steps "
+            "(steps_per_generation x num_iterations / gradient_accumulation_steps), where a "
+            f"resumed run would differ; use a multiple of {steps}"
         )
 
 
 def window(args: Any) -> int:
     """Return how many steps train on one generation; a resume is exact between two of them.
 
-    1 where a generation is used within one step. Raises `InputError` for settings of GRPO with
-    which steps and generations do not end together.
+    Raises `InputError` for settings of GRPO with which steps and generations do not end together.
     """
     if not hasattr(args, "num_iterations"):
         return 1
@@ -201,11 +171,6 @@ def window(args: Any) -> int:
     if used % accumulated and accumulated % used:
         raise InputError(
             f"gradient_accumulation_steps ({accumulated}) and steps_per_generation x num_iterations"
-            f" ({used}): neither divides the other, so a step may train on two generations and an "
-            "interrupted run could not resume exactly; make one a multiple of the other"
+            f" ({used}): one must be a multiple of the other, or a step trains on two generations"
         )
     return int(max(1, used // accumulated))
-
-
-def _word(strategy: Any) -> str:
-    return str(getattr(strategy, "value", strategy))

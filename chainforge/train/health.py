@@ -1,8 +1,7 @@
 """Watch RL while it trains: warn when a metric leaves its healthy range, stop without a signal.
 
-A finding goes to the log, to `health.jsonl` and into the manifest, once for each episode: an
-episode ends when a rule has not fired for `PAUSE` logs. Everything is computed from the logs, which
-a checkpoint has as well, so a resumed run finds and decides the same.
+A finding goes to the log, to `health.jsonl` and into the manifest, once for each rule. Everything
+is computed from the logs, which a checkpoint has as well, so a resumed run decides the same.
 
 Limits: axolotl, docs/training_stability.qmd, "Key Metrics for RL (GRPO)"; DAPO (arXiv 2503.14476),
 sections 3 and 4.3.
@@ -12,76 +11,68 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerState
 
-from chainforge.core.errors import InputError, Stopped, hint
-from chainforge.core.jsonl import JsonLines, Row, write_rows
+from chainforge.core.errors import Stopped
+from chainforge.core.jsonl import JsonLines, Row
 from chainforge.rewards.reward import Reward
-from chainforge.train.callbacks import NotFinite, NothingTrained, rows_until
+from chainforge.train.callbacks import NotFinite, NothingTrained, keep_until
 from chainforge.train.rl_args import RLArgs
 from chainforge.train.stage import Stage, is_main_process
 
 logger = logging.getLogger(__name__)
 
 HEALTH = "health.jsonl"
-ACTIONS = ("warn", "stop", "off")
-PAUSE = 8
+WINDOW = 8  # logs
 ZERO_ADVANTAGE = "frac_zero_advantage"
 TRUNCATED = "completions/clipped_ratio"
-Values = Sequence[tuple[int, float]]  # steps and what was logged there
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A metric and the limit that its mean over the last `window` logs must not pass."""
+    """A metric and the limit that its mean over the last `WINDOW` logs must not pass."""
 
     metric: str
+    side: str  # "above" or "below": where it fires
     limit: float
-    above: bool  # whether it fires above or below the limit
     means: str
     change: str
-    window: int = 8
-    action: str = "warn"
 
-    def seen(self, values: Values) -> str | None:
-        """Return the mean, its steps and the limit when the rule fires."""
-        last = values[-self.window :]
-        if len(last) < self.window:
+    def seen(self, logs: Sequence[Row]) -> str | None:
+        """Return the mean, its steps and the limit when the rule fires at the last log."""
+        values = [
+            (log["step"], log[self.metric])
+            for log in logs[-20 * WINDOW :]
+            if math.isfinite(log.get(self.metric, math.nan))
+        ]
+        last = values[-WINDOW:]
+        if len(last) < WINDOW:
             return None
         mean = fmean(value for _, value in last)
-        if not (mean > self.limit if self.above else mean < self.limit):
+        if not (mean > self.limit if self.side == "above" else mean < self.limit):
             return None
-        side = "above" if self.above else "below"
         steps = f"steps {last[0][0]}-{last[-1][0]}"
-        return f"{self.metric} is {mean:.3g} ({steps}), {side} {self.limit:g}"
-
-    def finding(self, values: Values) -> str | None:
-        """Return what is seen, unless an episode of the rule has begun before the last value."""
-        values = values[-self.window - PAUSE :]
-        if not values or any(self.seen(values[:-n]) for n in range(1, PAUSE + 1)):
-            return None
-        return self.seen(values)
+        return f"{self.metric} is {mean:.3g} ({steps}), {self.side} {self.limit:g}"
 
 
 RULES = {
     "truncated": Rule(
         TRUNCATED,
+        "above",
         0.3,
-        above=True,
         means="a completion that is cut off has no answer and gets no reward, right or wrong",
         change="a larger `max_completion_length`; or `mask_truncated_completions: true` and the "
         "reward `soft_overlong`, as in `preset: modern`",
     ),
     "zero_advantage": Rule(
         ZERO_ADVANTAGE,
+        "above",
         0.8,
-        above=True,
         means="in most groups all completions have the same reward, so most of what is generated "
         "trains nothing: the prompts are too easy or too hard for this policy",
         change="`tasks` of another difficulty, or `gate_pool` with pass rates of this policy; a "
@@ -89,16 +80,16 @@ RULES = {
     ),
     "entropy_collapse": Rule(
         "entropy",
+        "below",
         0.01,
-        above=False,
         means="the policy writes nearly the same completion each time and stops exploring",
         change="`epsilon_high: 0.28` with several updates per rollout; a lower `learning_rate`; "
         "`temperature: 1.0`; `beta` above 0, or `entropy_coef`",
     ),
     "kl_growth": Rule(
         "kl",
+        "above",
         0.5,
-        above=True,
         means="the policy is moving far from the one it started from: it loses other abilities, "
         "or exploits a reward",
         change="a larger `beta`; a lower `learning_rate`; see `rollouts.jsonl` for what is "
@@ -107,43 +98,17 @@ RULES = {
 }
 
 
-def active_rules(args: RLArgs) -> dict[str, Rule]:
-    """Return the rules to apply, with the user's actions and limits; raise `InputError`."""
-    found = {name: replace(rule, action=args.health) for name, rule in RULES.items()}
-    for name, value in args.health_rules.items():
-        if name not in RULES:
-            raise InputError(f"health_rules: no rule {name!r}; {hint(str(name), RULES)}")
-        action = "off" if value is False else value  # YAML reads a bare off as false
-        if action in ACTIONS:
-            found[name] = replace(found[name], action=action)
-        elif isinstance(value, int | float) and value is not True and value >= 0:
-            found[name] = replace(found[name], limit=float(value))
-        else:
-            raise InputError(
-                f"health_rules: {name}: expected {', '.join(ACTIONS)} or a limit >= 0, found "
-                f"{value!r}"
-            )
-    return {name: rule for name, rule in found.items() if rule.action != "off"}
-
-
 class HealthCallback(TrainerCallback):
     """Apply the rules to each log; end RL that has nothing to learn from."""
 
     def __init__(self, args: RLArgs, stage: Stage, rewards: Sequence[Reward] = ()) -> None:
         self.args, self.stage, self.rewards = args, stage, rewards
-        self.rules = active_rules(args)
-        self.values: dict[str, list[tuple[int, float]]] = {}
+        self.found: list[Row] = []
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Read the logs of earlier steps; forget findings of steps that are trained again."""
-        if is_main_process():
-            self.values = {}
-            for row in rows_until(self.stage.path("metrics.jsonl"), state.global_step):
-                self._add(row["step"], row)
-            found = rows_until(self.stage.path(HEALTH), state.global_step)
-            if found or self.stage.path(HEALTH).exists():
-                write_rows(self.stage.path(HEALTH), found)
-            self.stage.notes["health"] = found
+        """Forget findings of steps that are trained again."""
+        self.found = keep_until(self.stage.path(HEALTH), state.global_step)
+        self.stage.notes["health"] = self.found
         self._check_signal(state, control)
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
@@ -152,50 +117,31 @@ class HealthCallback(TrainerCallback):
             if reward.nonfinite:
                 raise NotFinite(
                     f"reward {reward.__name__} returned {reward.nonfinite}, at step "
-                    f"{state.global_step}. Fix the function (a division by zero, the logarithm of "
-                    "zero?), or let it return None where it does not apply, and run the same "
-                    "command again"
+                    f"{state.global_step}. Fix the function, or let it return None where it does "
+                    "not apply, and run the same command again"
                 )
 
-    def on_log(
-        self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any
-    ) -> None:
-        """Report findings; raise `Stopped` in every process when a rule's action is stop."""
-        reason: list[str | None] = [None]  # the first process decides for all
-        if is_main_process() and logs:
-            self._add(state.global_step, logs)
-            reason = [self._report(state.global_step)]
-        if any(rule.action == "stop" for rule in self.rules.values()):
-            broadcast_object_list(reason)
-        if reason[0]:
-            raise Stopped(reason[0], 1)  # not done, and the same settings would end the same
+    def on_log(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Report findings; raise `Stopped` if asked to, in every process: all have these logs."""
+        known = {row["rule"] for row in self.found}
+        for name, rule in RULES.items():
+            seen = None if name in known else rule.seen(state.log_history)
+            if seen and self.args.health != "off":
+                self._report(name, rule, seen, state.global_step)
         self._check_signal(state, control)
 
-    def _add(self, step: int, logs: Mapping[str, Any]) -> None:
-        for rule in self.rules.values():
-            value = logs.get(rule.metric)
-            if isinstance(value, int | float) and math.isfinite(value):
-                self.values.setdefault(rule.metric, []).append((step, value))
-
-    def _report(self, step: int) -> str | None:
-        """Write down what is new at this step; return why to stop, if a rule says so."""
-        reason = None
-        for name, rule in self.rules.items():
-            values = self.values.get(rule.metric, ())
-            seen = rule.finding(values) if values and values[-1][0] == step else None
-            if seen is None:
-                continue
-            row: Row = {"step": step, "rule": name, "action": rule.action, "seen": seen}
-            row |= {"means": rule.means, "change": rule.change}
-            with JsonLines(self.stage.path(HEALTH)) as lines:
-                lines.append(row)
-            self.stage.notes["health"].append(row)
-            text = f"step {step}, {name}: {seen}. It usually means: {rule.means}. "
-            text += f"What to change: {rule.change}."
+    def _report(self, name: str, rule: Rule, seen: str, step: int) -> None:
+        """Write down a finding; raise `Stopped` if the stage is to stop at one."""
+        row: Row = {"step": step, "rule": name, "action": self.args.health, "seen": seen}
+        self.found.append(row | {"means": rule.means, "change": rule.change})
+        text = f"step {step}, {name}: {seen}. It usually means: {rule.means}. "
+        text += f"What to change: {rule.change}"
+        if is_main_process():
             logger.warning("health, %s", text)
-            if rule.action == "stop":
-                reason = reason or f"{text} To continue: `health_rules: {{{name}: warn}}`."
-        return reason
+            with JsonLines(self.stage.path(HEALTH)) as lines:
+                lines.append(self.found[-1])
+        if self.args.health == "stop":  # not done, and the same settings would end the same
+            raise Stopped(f"{text}. To continue: `health: warn`", 1)
 
     def _check_signal(self, state: TrainerState, control: Any) -> None:
         """End training after too many steps without a signal, or raise `NothingTrained`."""
@@ -207,9 +153,6 @@ class HealthCallback(TrainerCallback):
             control.should_training_stop = True
 
 
-_LIMIT = "`max_zero_advantage_steps` sets how long to wait"
-
-
 def learnt(logs: Sequence[Row], limit: int) -> str | None:
     """Return why nothing is left to learn, or None while there is a signal or too few steps.
 
@@ -218,12 +161,11 @@ def learnt(logs: Sequence[Row], limit: int) -> str | None:
     """
     if not logs or "train_runtime" in logs[-1]:
         return None
+    wait = "`max_zero_advantage_steps` sets how long to wait"
     if steps_at_one(logs, TRUNCATED) >= limit:
-        length = logs[-1].get("completions/max_length", math.nan)
         raise NothingTrained(
-            f"for {limit} steps every completion was cut off at max_completion_length "
-            f"({length:.0f} tokens): raise it, or see that the model ends its turn (its "
-            f"end-of-sequence token). {_LIMIT}"
+            f"for {limit} steps every completion was cut off: raise max_completion_length, or see "
+            f"that the model ends its turn (its end-of-sequence token). {wait}"
         )
     idle = steps_at_one(logs, ZERO_ADVANTAGE)
     if idle < limit:
@@ -234,15 +176,13 @@ def learnt(logs: Sequence[Row], limit: int) -> str | None:
     if first == 0:
         raise NothingTrained(
             f"{same} ({now:.3f} on average). If that is the lowest reward, train a cold start "
-            "first, take easier tasks, raise num_generations or temperature, or add a reward that "
-            "tells bad from worse; see rollouts.jsonl. If it is the highest, take harder tasks or "
-            f"leave the stage out. {_LIMIT}"
+            "first, take easier tasks, or raise num_generations; if it is the highest, take harder "
+            f"tasks or leave the stage out. {wait}"
         )
     if not now >= before:
         raise NothingTrained(
             f"{same}, and it fell from {before:.3f} to {now:.3f}: the policy has collapsed. Start "
-            "again with a lower learning_rate, a higher temperature or `beta` above 0; an earlier "
-            f"checkpoint may be better than this one. {_LIMIT}"
+            f"again with a lower learning_rate, or `beta` above 0. {wait}"
         )
     return f"{same}, no lower than before ({now:.3f} and {before:.3f}): nothing is left to learn"
 
@@ -257,6 +197,5 @@ def steps_at_one(logs: Sequence[Row], key: str) -> int:
 
 def _mean_reward(logs: Sequence[Row], after: int, until: float = math.inf) -> float:
     """Return the mean reward of some steps, NaN where no completion had one."""
-    steps = [log for log in logs if after < log["step"] <= until]
-    rewards = [log["reward"] for log in steps if log.get("reward") is not None]
+    rewards = [log["reward"] for log in logs if after < log["step"] <= until and "reward" in log]
     return fmean(rewards) if rewards else math.nan

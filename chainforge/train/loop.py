@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerState
 
 from chainforge.core import disk
-from chainforge.core.errors import Failed, InputError, first_line
+from chainforge.core.errors import Failed, first_line
 from chainforge.train import checkpoints, trl_internals
 from chainforge.train.callbacks import (
     DIVERGED,
@@ -30,9 +31,8 @@ logger = logging.getLogger(__name__)
 
 OUT_OF_MEMORY = (
     "Change, in this order: `gradient_checkpointing: true`; half of per_device_train_batch_size "
-    "with twice gradient_accumulation_steps; a smaller max_length or max_completion_length; with "
-    "vLLM `vllm_enable_sleep_mode: true`; `use_peft: true`; `load_in_4bit: true`; several GPUs "
-    "with fsdp2 or zero3. `chainforge doctor` estimates the memory of every stage"
+    "with twice gradient_accumulation_steps; a smaller max_length or max_completion_length; "
+    "`use_peft: true`; `load_in_4bit: true`. `chainforge doctor` estimates the memory of a stage"
 )
 
 
@@ -50,54 +50,37 @@ def train(trainer: Any, stage: Stage, *callbacks: TrainerCallback) -> None:
     # Else transformers would log the mean of other losses instead of one that is NaN.
     trainer.args.logging_nan_inf_filter = False
     checkpoint = _checkpoint_for_all(trainer)
-    stop = StopCallback(trainer, stage)
+    stop = StopCallback(trainer)
     for callback in (StageCallback(stage), *callbacks, stop, CheckpointCallback(trainer)):
         trainer.add_callback(callback)
     with stop.on_signals():
         _run(trainer, checkpoint)
-        early = stage.notes.get("stopped_early")
+        early, state = stage.notes.get("stopped_early"), trainer.state
         if early:
             logger.info("stopped early, %s", early)
-            step, steps = trainer.state.global_step, trainer.state.max_steps
-            note = f"stopped early: nothing left to learn after step {step}"
-            stage.progress(step, steps, "steps", note)
+            note = f"stopped early: nothing left to learn after step {state.global_step}"
+            stage.progress(state.global_step, state.max_steps, "steps", note)
         else:
-            stop.check(trainer.state)
+            stop.check(state)
         _check_trained(trainer, before)
-        stage.metrics |= _metrics(trainer.state)
+        stage.metrics |= _metrics(state)
         with disk.writing(stage.path("model")):
             save(trainer, stage)
-    if is_main_process():
-        checkpoints.remove_damaged(Path(trainer.args.output_dir))
 
 
 def _checkpoint_for_all(trainer: Any) -> Path | None:
     """Return the checkpoint to resume from: the first process chooses, and all take the same."""
-    directory, processes = Path(trainer.args.output_dir), trainer.accelerator.num_processes
-    choice: list[Any] = [None]
+    directory = Path(trainer.args.output_dir)
+    choice: list[Path | None] = [None]
     if is_main_process():
         there = directory.is_dir() and any(directory.iterdir())
-        try:
-            good = checkpoints.last_good(directory, processes)
-            choice = [good.name if good else None]
-        except InputError as error:
-            choice = [error]
-        if there and choice == [None]:
-            # It ends where it would have ended: only time is lost.
+        choice = [checkpoints.last_good(directory, trainer.accelerator.num_processes)]
+        if choice[0]:
+            logger.info("resuming from %s", choice[0])
+        elif there:  # it ends where it would have ended: only time is lost
             logger.warning("%s has no whole checkpoint: starting from the beginning", directory)
     broadcast_object_list(choice)
-    if isinstance(choice[0], InputError):
-        raise choice[0]
-    if choice[0] is None:
-        return None
-    path: Path = directory / choice[0]
-    if not path.is_dir():
-        raise InputError(
-            f"{path} exists for the first process only: all machines of a launch must share the "
-            "disk of output_dir"
-        )
-    logger.info("resuming from %s", path)
-    return path
+    return choice[0]
 
 
 def _run(trainer: Any, checkpoint: Path | None) -> None:
@@ -121,19 +104,16 @@ def _run(trainer: Any, checkpoint: Path | None) -> None:
         words = f"out of memory after step {step} ({first_line(error)}). {OUT_OF_MEMORY}"
         raise Failed(words) from error
     except RuntimeError as error:
-        # Sampling from NaN fails in torch, a step before the loss is logged.
-        if isinstance(error, Failed):
+        if "probability tensor contains" not in str(error):  # torch.multinomial's words
             raise
+        # Sampling from NaN fails a step before the loss is logged.
         step = trainer.state.global_step
-        if not _weights_are_finite(trainer.model):
-            raise NotFinite(f"weights are not finite after step {step}. {DIVERGED}") from error
-        if "probability tensor contains" in str(error):  # torch.multinomial's words
-            words = f"the policy's probabilities are not finite after step {step}. {DIVERGED}"
-            raise NotFinite(words) from error
-        raise
+        words = f"the policy's probabilities are not finite after step {step}. {DIVERGED}"
+        raise NotFinite(words) from error
 
 
 def _check_trained(trainer: Any, before: dict[str, int]) -> None:
+    """Raise `NothingTrained` when no step was taken, or none changed a weight."""
     steps = trainer.state.global_step
     if steps == 0:
         raise NothingTrained("no step was taken: the data have less than one batch")
@@ -152,31 +132,15 @@ def _weight_sums(model: Any) -> dict[str, int]:
 
     The sum of the weight's bits, taken as integers, is the same on every device and in any order.
     """
-    return {
-        name: int(_bits(weight).sum(dtype=torch.int64))
-        for name, weight in model.named_parameters()
-        if weight.requires_grad
-    }
-
-
-def _local(weight: Any) -> torch.Tensor:
-    """Return this process's part of a weight that FSDP2 or ZeRO-3 shards."""
-    part = getattr(weight, "ds_tensor", weight).detach()
-    return part.to_local() if hasattr(part, "to_local") else part  # type: ignore[no-any-return]
-
-
-def _bits(weight: Any) -> torch.Tensor:
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    part = _local(weight)
-    return part.contiguous().view(integers[part.element_size()])
-
-
-def _weights_are_finite(model: Any) -> bool:
-    return all(
-        bool(torch.isfinite(_local(weight)).all())
-        for weight in model.parameters()
-        if weight.requires_grad
-    )
+    sums = {}
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            part = getattr(weight, "ds_tensor", weight).detach()  # ZeRO-3's part of it, or FSDP2's
+            part = part.to_local() if hasattr(part, "to_local") else part
+            bits = part.contiguous().view(integers[part.element_size()])
+            sums[name] = int(bits.sum(dtype=torch.int64))
+    return sums
 
 
 def _metrics(state: TrainerState, window: int = 10) -> dict[str, Any]:
@@ -184,15 +148,9 @@ def _metrics(state: TrainerState, window: int = 10) -> dict[str, Any]:
 
     Computed from the logs, which a checkpoint has as well: a resumed run returns the same.
     """
-    losses = [log for log in state.log_history if "loss" in log]
-    ends = [log["step"] for log in losses]
-    spans = [end - start for start, end in zip([0, *ends], ends)]
     metrics: dict[str, Any] = {"steps": state.global_step}
-    if sum(spans):
-        total = sum(log["loss"] * span for log, span in zip(losses, spans))
-        metrics["train_loss"] = total / sum(spans)
-    rewards = [log["reward"] for log in state.log_history if isinstance(log.get("reward"), float)]
-    if rewards:
-        last = rewards[-window:]
-        metrics["reward"] = round(sum(last) / len(last), 4)
+    if losses := [log["loss"] for log in state.log_history if "loss" in log]:
+        metrics["train_loss"] = fmean(losses)
+    if rewards := [log["reward"] for log in state.log_history if "reward" in log]:
+        metrics["reward"] = round(fmean(rewards[-window:]), 4)
     return metrics

@@ -32,6 +32,7 @@ from chainforge.core.artifacts import read_manifest
 from chainforge.core.config import given, truth
 from chainforge.core.errors import InputError
 from chainforge.core.process import CHAIN
+from chainforge.train import trl_internals
 from chainforge.train.distributed import check_supported
 from chainforge.train.model_source import BASE_CHANGING_INITS, Source, find_source
 from chainforge.train.saving import KEPT, START, Agreement, attach, merge
@@ -108,8 +109,7 @@ def check_policy(args: PolicyArgs, training_args: Any, model_args: Any) -> Start
 
     Turns dropout off where a KL reference is used. Raises `InputError`.
     """
-    from trl.trainer.utils import get_peft_config, get_quantization_config
-
+    trl_internals.check_versions()
     asked = given(sys.argv[1:])
     check_supported(training_args, model_args)
     check_trackers(asked_for(training_args.report_to))
@@ -130,8 +130,8 @@ def check_policy(args: PolicyArgs, training_args: Any, model_args: Any) -> Start
         adapter=args.adapter,
         save=tuple(args.save),
         options=options,
-        quantization=get_quantization_config(model_args),
-        lora=get_peft_config(model_args),
+        quantization=trl_internals.quantization(model_args),
+        lora=trl_internals.lora(model_args),
     )
     if "quantization_config" in source.config:
         raise InputError(
@@ -286,12 +286,11 @@ def open_policy(start: Start, stage: Stage) -> Any:
     if not start.opened_here:
         return model
     from accelerate import PartialState
-    from trl.trainer.utils import create_model_from_path
 
     options = start.options | {"quantization_config": start.quantization}
     if PartialState().num_processes > 1:
         options["device_map"] = None  # one device for each process, as TRL has it
-    opened = create_model_from_path(model, **options)
+    opened = trl_internals.create_model(model, **options)
     module: Any
     for module in opened.modules():
         # bitsandbytes would repack 4-bit weights at the first evaluation on a CPU, for good, into a
@@ -360,11 +359,9 @@ def check_reference(trainer: Any) -> None:
             weights[f"{name.removesuffix('default')}ref"].data.copy_(weight.data)
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         return
-    from trl.trainer.utils import use_adapter
-
     agreement = Agreement(trainer.processing_class)
     agreement.check("the policy", model)
-    with use_adapter(model, adapter_name="ref"):
+    with trl_internals.use_adapter(model, "ref"):
         agreement.check("its KL reference, a copy of the adapter,", model)
 
 

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from chainforge.generate.rollouts import GateArgs
+from chainforge.generate.settings import TemplateArgs
 
 
 @dataclass
-class RLArgs(GateArgs):
+class RLArgs(GateArgs, TemplateArgs):
     """Which prompts RL trains on, what it saves and measures, and when it stops."""
 
-    chat_template_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "A .jinja file, or a tokenizer's directory or Hub id, whose chat template is "
-            "used instead of the model's own."
-        },
-    )
     log_rollouts: bool = field(
         default=True,
         metadata={"help": "Save every completion with its rewards in rollouts.jsonl."},
@@ -35,23 +29,13 @@ class RLArgs(GateArgs):
     health: Literal["warn", "stop", "off"] = field(
         default="warn", metadata={"help": "Action when a health rule fires."}
     )
-    health_rules: dict[str, Any] = field(
-        default_factory=dict,
-        metadata={
-            "help": "An action or a limit for a rule, such as {truncated: stop, kl_growth: 1.0}. "
-            "Rules: truncated, zero_advantage, entropy_collapse, kl_growth."
-        },
-    )
     heldout_size: int = field(
         default=0,
         metadata={
             "help": "Number of rows of the tasks' validation split on which accuracy is measured "
-            "during training; 0: none. With 100 rows a difference of ten points is visible."
+            "during training, every eval_steps (default: save_steps); 0: none. With 100 rows a "
+            "difference of ten points is visible."
         },
-    )
-    heldout_steps: int | None = field(
-        default=None,
-        metadata={"help": "Measure after this many steps, and at the end; default: save_steps."},
     )
     keep_best: bool = field(
         default=False,

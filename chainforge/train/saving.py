@@ -21,6 +21,7 @@ import torch
 
 from chainforge.core.artifacts import read_json, write_json
 from chainforge.core.errors import Failed, InputError, first_line
+from chainforge.train import trl_internals
 from chainforge.train.model_source import ADAPTER, ADAPTER_WEIGHTS, Source
 from chainforge.train.stage import Stage, is_main_process
 
@@ -239,11 +240,9 @@ def _open_base(base: str, options: Mapping[str, Any]) -> Any:
 
     `options` are those of `from_pretrained`, of which `revision` and `trust_remote_code` count.
     """
-    from trl.trainer.utils import create_model_from_path
-
     model: Any
     with _alone():
-        model = create_model_from_path(
+        model = trl_internals.create_model(
             base,
             dtype="auto",
             device_map=None,

@@ -1,7 +1,6 @@
 """Open a stage's directory, and sign it with `manifest.json` when the work is done.
 
-Until then `stage.json` in the directory holds the settings and inputs, so that a later run resumes
-with the same ones and never with others.
+Until then `stage.json` has the settings and inputs, so that a later run resumes with the same ones.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import logging
 import os
 import platform
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +25,7 @@ from chainforge.core import artifacts, process
 from chainforge.core.artifacts import LOCK, MANIFEST, PROGRESS, STARTED, UPLOAD, Manifest
 from chainforge.core.config import given, resolved
 from chainforge.core.disk import writing
-from chainforge.core.errors import InputError, Stopped
+from chainforge.core.errors import InputError
 from chainforge.core.paths import written_for
 from chainforge.core.secrets import redact
 from chainforge.data.rows import rejects_in
@@ -37,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes")
 WORKING_FILES = {"log.txt", LOCK, PROGRESS, STARTED, MANIFEST, UPLOAD}
-UNSIGNED = {"checkpoints", TENSORBOARD, RUN_ID}
+UNSIGNED = WORKING_FILES | {"checkpoints", TENSORBOARD, RUN_ID}
 
 
 @dataclass
@@ -53,10 +51,7 @@ class RunArgs:
     )
     dtype: str = field(
         default="auto",
-        metadata={
-            "help": "Precision of the policy: auto (as saved; vLLM turns float32 into bfloat16), "
-            "float32, bfloat16, float16."
-        },
+        metadata={"help": "Precision of the policy: auto (as saved), float32, bfloat16, float16."},
     )
 
 
@@ -103,17 +98,16 @@ def open_stage(
     """Open a stage's directory for work; sign it when the work succeeds.
 
     `configs` are the parsed dataclasses, saved in `config.yaml`; `inputs` maps roles to paths or
-    Hub ids; with `shared` every process of a launch writes into the directory, and not only the
-    first; `push` is called with the directory once it is signed, or when it was signed before.
-    Exits with code 0 when the same stage is done already; raises `InputError` when the directory is
-    in use, contains a stage with different settings, or other files.
+    Hub ids; with `shared` every process of a launch writes into the directory; `push` is called
+    with the directory once it is signed. Exits with code 0 when the same stage is done already;
+    raises `InputError` when the directory is in use or contains something else.
     """
     if not output_dir:
         raise InputError("output_dir is required, as --output_dir DIRECTORY")
-    directory = Path(output_dir)
-    settings, script = given(sys.argv[1:]), getattr(sys.modules.get("__main__"), "__file__", None)
+    directory, settings, main = Path(output_dir), given(sys.argv[1:]), is_main_process()
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
     # The first process hashes its inputs, unless `chainforge run` has just done so.
-    thorough = is_main_process() and process.CHAIN not in os.environ
+    thorough = main and process.CHAIN not in os.environ
     prints = {
         role: artifacts.input_fingerprint(reference, thorough=thorough)
         for role, reference in (inputs or {}).items()
@@ -128,76 +122,69 @@ def open_stage(
         config=resolved(*configs),
     )
     started = time.monotonic()
-    with artifacts.lock(directory) if is_main_process() else contextlib.nullcontext():
-        _exit_if_done(stage, push)
-        if is_main_process():
+    with contextlib.ExitStack() as stack:
+        if main:
+            stack.enter_context(artifacts.lock(directory))
+        if _is_done(stage):
+            if push and main:
+                push(directory)
+            logger.info("%s is done already; delete it to run it again", directory)
+            raise SystemExit(0)
+        if main:
             _begin(stage)
-        elif shared:
-            _wait_for_main(stage)
-        with writing(directory):
-            with rejects_in(directory) if is_main_process() else contextlib.nullcontext():
-                yield stage
-            _finish(stage, time.monotonic() - started)
-            if push and is_main_process():
+        while shared and not stage.path(STARTED).exists():
+            time.sleep(0.1)
+        stack.enter_context(writing(directory))
+        with rejects_in(directory) if main else contextlib.nullcontext():
+            yield stage
+        if main:
+            _sign(stage, time.monotonic() - started)
+            # Only now is it safe to remove what a run would resume from.
+            if stage.policy and "checkpoints" not in stage.policy.save:
+                shutil.rmtree(stage.path("checkpoints"), ignore_errors=True)
+            if push:
                 push(directory)
 
 
-def _exit_if_done(stage: Stage, push: Callable[[Path], None] | None) -> None:
-    """Exit with code 0 when the stage is done; raise `InputError` when another one is."""
+def _is_done(stage: Stage) -> bool:
+    """Return whether the stage is done; raise `InputError` for another one, or a damaged one."""
     manifest = artifacts.read_manifest(stage.directory)
     if manifest is None:
-        return
-    if manifest.fingerprint == stage.fingerprint:
-        if damaged := artifacts.damage(stage.directory, manifest):
-            raise InputError(
-                f"{stage.directory} contains a finished stage with a damaged file ({damaged[0]}); "
-                "delete it to run it again"
-            )
-        if push and is_main_process():
-            push(stage.directory)
-        logger.info("%s is done already; delete it to run it again", stage.directory)
-        raise SystemExit(0)
-    raise _other_settings(stage, "a finished stage", manifest.given, manifest.inputs)
+        return False
+    if manifest.fingerprint != stage.fingerprint:
+        raise _other_settings(stage, "a finished stage", manifest.given, manifest.inputs)
+    if damaged := artifacts.damage(stage.directory, manifest):
+        raise InputError(
+            f"{stage.directory} contains a finished stage with a damaged file ({damaged[0]}); "
+            "delete it to run it again"
+        )
+    return True
 
 
 def _begin(stage: Stage) -> None:
     """Write `stage.json` and `config.yaml`, unless the directory contains something else."""
-    marker = stage.path(STARTED)
+    names = {path.name for path in stage.directory.iterdir()}
     if before := artifacts.read_started(stage.directory):
         if before["fingerprint"] != stage.fingerprint:
             raise _other_settings(stage, "an unfinished stage", before["given"], before["inputs"])
         logger.info("%s: resuming an unfinished stage", stage.directory)
-    elif foreign := [
-        path.name for path in stage.directory.iterdir() if path.name not in WORKING_FILES
-    ]:
+    elif foreign := sorted(names - WORKING_FILES):
         raise InputError(
-            f"{stage.directory} is not empty and not a stage's (it contains {sorted(foreign)[0]}); "
+            f"{stage.directory} is not empty and not a stage's (it contains {foreign[0]}); "
             "give another --output_dir"
         )
-    value = {"recipe": stage.recipe, "fingerprint": stage.fingerprint}
-    artifacts.write_json(marker, value | {"given": stage.given, "inputs": stage.inputs})
-    with open(stage.path("config.yaml"), "w", encoding="utf-8") as file:
-        config = written_for(stage.config, stage.directory)
-        file.write(redact(yaml.safe_dump(config, sort_keys=False, allow_unicode=True)))
+    value = {name: getattr(stage, name) for name in ("recipe", "fingerprint", "given", "inputs")}
+    artifacts.write_json(stage.path(STARTED), value)
+    config = written_for(stage.config, stage.directory)
+    text = redact(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    stage.path("config.yaml").write_text(text, encoding="utf-8")
 
 
-def _wait_for_main(stage: Stage) -> None:
-    """Wait until the first process has written `stage.json`."""
-    marker = stage.path(STARTED)
-    while not marker.exists() or artifacts.read_json(marker)["fingerprint"] != stage.fingerprint:
-        time.sleep(0.1)
-
-
-def _other_settings(
-    stage: Stage, what: str, given: dict[str, Any], inputs: dict[str, str]
-) -> InputError:
+def _other_settings(stage: Stage, what: str, given: Any, inputs: Any) -> InputError:
     """Return the error that names what differs from the stage in the directory."""
     changes = artifacts.changes(given, stage.given)
-    changes += [
-        f"the input {role} changed"
-        for role in sorted(inputs.keys() | stage.inputs.keys())
-        if inputs.get(role) != stage.inputs.get(role)
-    ]
+    roles = sorted(inputs.keys() | stage.inputs.keys())
+    changes += [f"the input {r} changed" for r in roles if inputs.get(r) != stage.inputs.get(r)]
     return InputError(
         f"{stage.directory} already contains {what} with different settings ("
         f"{'; '.join(changes) or 'code or a file that the settings name changed'}); "
@@ -205,31 +192,16 @@ def _other_settings(
     )
 
 
-def _finish(stage: Stage, seconds: float) -> None:
-    """Sign the stage; remove checkpoints that its settings do not save, which only then is safe."""
-    if process.orphaned():
-        raise Stopped(
-            "by SIGTERM: the launcher of this process ended; run the same command again",
-            128 + signal.SIGTERM,
-        )
-    if is_main_process():
-        _sign(stage, seconds)
-    if stage.policy and "checkpoints" not in stage.policy.save:
-        shutil.rmtree(stage.path("checkpoints"), ignore_errors=True)
-
-
 def _sign(stage: Stage, seconds: float) -> None:
     """Write the manifest, and before it what is to be sent to the Hub."""
+    stage.path(UPLOAD).unlink(missing_ok=True)
     if stage.config.get("push_to_hub"):
         settings = {key: value for key, value in stage.config.items() if key.startswith("hub_")}
         artifacts.write_json(stage.path(UPLOAD), settings)
-    else:  # left by an interrupted run with other settings
-        stage.path(UPLOAD).unlink(missing_ok=True)
     names = [
         path.relative_to(stage.directory).as_posix()
         for path in sorted(stage.directory.rglob("*"))
-        if path.is_file()
-        and path.relative_to(stage.directory).parts[0] not in WORKING_FILES | UNSIGNED
+        if path.is_file() and path.relative_to(stage.directory).parts[0] not in UNSIGNED
     ]
     outputs, states = artifacts.sign_for(stage.directory, names)
     Manifest(

@@ -11,7 +11,6 @@ import os
 import secrets
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from chainforge.core.artifacts import read_json
 from chainforge.core.errors import InputError, hint
@@ -23,29 +22,24 @@ TENSORBOARD = "tensorboard"  # the folder in the stage that its curves are writt
 
 
 def name_run(training: Any, directory: Path) -> None:
-    """Set the names of a stage's run in a TRL configuration and in the environment.
-
-    Does nothing without a tracker. Raises `InputError` for a tracker that is not installed.
-    """
+    """Set the names of a stage's run in a TRL configuration and in the environment."""
     trackers = asked_for(training.report_to)
-    if not trackers:
-        return
-    check_trackers(trackers)
-    chain = chain_of(directory)
-    name = f"{chain}/{directory.name}" if chain else directory.name
-    training.run_name = training.run_name or name
+    file = directory.resolve().parent / CHAIN
+    chain = read_json(file).get("name") if trackers and file.is_file() else None
+    training.run_name = training.run_name or (f"{chain}/" if chain else "") + directory.name
     if chain:
         if training.project == training.__dataclass_fields__["project"].default:
             training.project = chain
         os.environ.setdefault("WANDB_PROJECT", training.project)
         os.environ.setdefault("TRACKIO_PROJECT", training.project)
     if "wandb" in trackers and int(os.environ.get("RANK", "0")) == 0:
-        _continue_run(directory)
+        path = directory / RUN_ID  # a resumed stage resumes its run
+        if not path.is_file():
+            path.write_text(f"{secrets.token_hex(4)}\n", encoding="utf-8")
+        os.environ.setdefault("WANDB_RUN_ID", path.read_text(encoding="utf-8").strip())
+        os.environ.setdefault("WANDB_RESUME", "allow")
     if TENSORBOARD in trackers:
-        given = os.environ.get("TENSORBOARD_LOGGING_DIR")
-        # One folder for each run: TensorBoard would draw several in one as one line.
-        folder = Path(given, training.run_name) if given else directory / TENSORBOARD
-        os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder)
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(directory / TENSORBOARD))
 
 
 def asked_for(report_to: str | list[str] | None) -> list[str]:
@@ -55,7 +49,9 @@ def asked_for(report_to: str | list[str] | None) -> list[str]:
 
 
 def check_trackers(trackers: list[str]) -> None:
-    """Raise `InputError` for a tracker that is not known or not installed."""
+    """Raise `InputError` for a tracker that is not known, not installed, or has no key."""
+    if not trackers:
+        return
     from transformers.integrations import integration_utils as known
 
     for name in trackers:
@@ -66,37 +62,14 @@ def check_trackers(trackers: list[str]) -> None:
         if there is not None and not there():
             raise InputError(f"report_to: {name} is not installed; pip install {name}")
     if "wandb" in trackers and not _reaches_wandb():
-        raise InputError(
-            "report_to: wandb has no key: set WANDB_API_KEY, run `wandb login`, or set "
-            "WANDB_MODE=offline"
-        )
+        raise InputError("report_to: wandb has no key: set WANDB_API_KEY, or run `wandb login`")
 
 
 def _reaches_wandb() -> bool:
     """Return whether wandb needs no key, or has one in the environment or from `wandb login`."""
-    if os.environ.get("WANDB_MODE", "online").lower() not in ("online", "shared"):
+    if os.environ.get("WANDB_MODE", "online") != "online" or read_secret("WANDB_API_KEY"):
         return True
-    if read_secret("WANDB_API_KEY"):
-        return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
     try:
-        logins = netrc.netrc(os.environ.get("NETRC"))
+        return bool(netrc.netrc(os.environ.get("NETRC")).authenticators("api.wandb.ai"))
     except (OSError, netrc.NetrcParseError):
         return False
-    return bool(host and logins.authenticators(host))
-
-
-def _continue_run(directory: Path) -> None:
-    """Let wandb resume the stage's run when the stage is resumed."""
-    path = directory / RUN_ID
-    if not path.is_file():
-        path.write_text(f"{secrets.token_hex(4)}\n", encoding="utf-8")
-    os.environ.setdefault("WANDB_RUN_ID", path.read_text(encoding="utf-8").strip())
-    os.environ.setdefault("WANDB_RESUME", "allow")
-
-
-def chain_of(directory: Path) -> str | None:
-    """Return the name of the chain that a stage's directory belongs to."""
-    path = directory.resolve().parent / CHAIN
-    chain = read_json(path) if path.is_file() else None
-    return str(chain["name"]) if isinstance(chain, dict) and chain.get("name") else None

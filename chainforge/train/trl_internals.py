@@ -1,7 +1,6 @@
 """Every private name of TRL and of transformers' Trainer that ChainForge uses.
 
-Importing this module checks that they exist, so that another version is refused before a model is
-loaded and not in the middle of a run.
+`check_versions` refuses another version before a model is loaded, not in the middle of a run.
 """
 
 from __future__ import annotations
@@ -13,16 +12,42 @@ from typing import Any
 from chainforge.core.errors import InputError
 
 SUPPORTED = "1.16"
-# Module, class or None, and name. Modules below `trl` are not part of its documented interface.
+# Of a module or of a class. Modules below `trl` are not part of its documented interface.
 NAMES = (
-    ("trl.chat_template_utils", None, "get_training_chat_template"),
-    ("trl.data_utils", None, "common_prefix_length"),
-    ("transformers.trainer", "Trainer", "_load_best_model"),
-    ("trl.trainer.utils", None, "create_model_from_path"),
-    ("trl.trainer.utils", None, "get_peft_config"),
-    ("trl.trainer.utils", None, "get_quantization_config"),
-    ("trl.trainer.utils", None, "use_adapter"),
+    ("transformers.trainer", "Trainer._load_best_model"),
+    ("trl.trainer.utils", "create_model_from_path"),
+    ("trl.trainer.utils", "get_peft_config"),
+    ("trl.trainer.utils", "get_quantization_config"),
+    ("trl.trainer.utils", "use_adapter"),
 )
+
+
+def create_model(path: str, **options: Any) -> Any:
+    """Open a causal language model, of the class that its configuration names."""
+    from trl.trainer import utils
+
+    return utils.create_model_from_path(path, **options)
+
+
+def lora(model_args: Any) -> Any:
+    """Return the configuration of the fresh adapter that a ModelConfig asks for, or None."""
+    from trl.trainer import utils
+
+    return utils.get_peft_config(model_args)
+
+
+def quantization(model_args: Any) -> Any:
+    """Return the quantisation that a ModelConfig asks for, or None."""
+    from trl.trainer import utils
+
+    return utils.get_quantization_config(model_args)
+
+
+def use_adapter(model: Any, name: str) -> Any:
+    """Return a context in which a PEFT model computes with another of its adapters."""
+    from trl.trainer import utils
+
+    return utils.use_adapter(model, adapter_name=name)
 
 
 def load_best_model(trainer: Any) -> None:
@@ -36,20 +61,16 @@ def set_token_count(trainer: Any, tokens: int) -> None:
         trainer._total_train_tokens = tokens
 
 
-def check_names(names: tuple[tuple[str, str | None, str], ...] = NAMES) -> None:
+def check_versions(names: tuple[tuple[str, str], ...] = NAMES) -> None:
     """Raise `InputError` for a name that the installed versions do not have."""
-    for module, owner, name in names:
+    for module, name in names:
         try:
             found: Any = importlib.import_module(module)
-            found = getattr(found, owner) if owner else found
-            getattr(found, name)
+            for part in name.split("."):
+                found = getattr(found, part)
         except (ImportError, AttributeError):
-            where = ".".join(part for part in (module, owner, name) if part)
             raise InputError(
-                f"{where} does not exist in trl {importlib.metadata.version('trl')} with "
+                f"{module}.{name} does not exist in trl {importlib.metadata.version('trl')} with "
                 f"transformers {importlib.metadata.version('transformers')}: ChainForge supports "
                 f'TRL {SUPPORTED}; pip install "trl~={SUPPORTED}.0"'
             ) from None
-
-
-check_names()

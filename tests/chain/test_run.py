@@ -342,28 +342,6 @@ def test_a_stage_whose_launcher_was_killed_saves_and_is_not_signed(workplace, ki
     assert not (workplace.folder / "runs/fake/traces/manifest.json").exists()
 
 
-def test_a_recipe_that_its_launcher_left_does_not_sign(workplace):
-    """Without a signal's handler it is ended; one that comes to its end first signs nothing."""
-    script = workplace.folder / "count.py"
-    text = script.read_text().replace('write_json(stage.path("model")',
-        'time.sleep(3)\n        write_json(stage.path("model")')  # fmt: skip
-    ignore = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nimport sys\n"
-    script.write_text(text.replace("import sys\n", ignore, 1))
-    code = (
-        "import os, subprocess, sys, time\n"
-        "p = subprocess.Popen([sys.executable, 'count.py', '--output_dir', 'mine'])\n"
-        "while not os.path.exists('mine/samples.jsonl'): time.sleep(0.05)\n"
-        "print(p.pid, flush=True); os._exit(0)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=workplace.folder, capture_output=True, text=True,
-        env=os.environ | {"TORCHELASTIC_RUN_ID": "1"}, timeout=60,
-    )  # fmt: skip
-    assert gone(int(done.stdout.split()[0]))
-    assert "stopped: by SIGTERM: the launcher of this process ended" in done.stderr
-    assert not (workplace.folder / "mine/manifest.json").exists()
-
-
 def test_a_terminal_that_is_closed_stops_a_stage_in_good_order(workplace):
     master, terminal = pty.openpty()
     chain = subprocess.Popen(

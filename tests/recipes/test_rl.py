@@ -15,7 +15,7 @@ import yaml
 
 from chainforge.core.artifacts import read_manifest
 from chainforge.core.jsonl import read_rows, write_rows
-from chainforge.train.health import RULES
+from chainforge.train import health
 
 ROWS = [
     {"question": f"{n}?", "answer": "7" if n % 3 == 0 else str(n % 2), "verifier": "exact"}
@@ -103,7 +103,7 @@ def cut(whole, stage, step):
 
 
 def test_held_out_rows_change_nothing_and_the_best_is_kept(rl, tmp_path, caplog):
-    held_out = {"heldout_size": 8, "heldout_steps": 2}
+    held_out = {"heldout_size": 8, "eval_steps": 2}
     assert rl("plain")[0] == 0
     assert rl("watched", **held_out)[0] == 0
     assert same(tmp_path / "plain", tmp_path / "watched")
@@ -135,20 +135,21 @@ def test_held_out_rows_change_nothing_and_the_best_is_kept(rl, tmp_path, caplog)
 
 
 def test_rules_warn_once_or_stop(rl, tmp_path, caplog, monkeypatch):
-    rule = dataclasses.replace(RULES["zero_advantage"], window=2, limit=0.0)
-    monkeypatch.setitem(RULES, "zero_advantage", rule)
+    rule = dataclasses.replace(health.RULES["zero_advantage"], limit=0.0)
+    monkeypatch.setattr(health, "RULES", {"zero_advantage": rule})
+    monkeypatch.setattr(health, "WINDOW", 2)
     code, error = rl("warned")
     assert code == 0, error
     assert caplog.text.count("health, step 2, zero_advantage: frac_zero_advantage is") == 1
     (found,) = read_rows(tmp_path / "warned/health.jsonl")
     assert (found["step"], found["rule"], found["action"]) == (2, "zero_advantage", "warn")
     assert read_manifest(tmp_path / "warned").notes["health"] == [found]
-    code, error = rl("stopped", health_rules={"zero_advantage": "stop"})
+    code, error = rl("stopped", health="stop")
     assert code == 1
     assert "stopped: step 2, zero_advantage" in error
     assert read_manifest(tmp_path / "stopped") is None
     # Health rules are not part of the fingerprint: the same stage resumes without the rule.
-    assert "To continue: `health_rules: {zero_advantage: warn}`" in error
+    assert "To continue: `health: warn`" in error
     code, error = rl("stopped", "--health", "off")
     assert code == 0, error
     assert same(tmp_path / "warned", tmp_path / "stopped")
@@ -159,11 +160,10 @@ def test_rules_warn_once_or_stop(rl, tmp_path, caplog, monkeypatch):
     [
         ({"rewards": [{"fn": "accuracy_reward"}], "tasks": [{"fn": "jsonl", "split": "all"}]},
          "rewards: none applies to 300 of 300 rows, .* with answer None"),
-        ({"keep_best": True}, "need heldout_size"),
-        ({"heldout_size": 8, "heldout_steps": 3, "keep_best": True}, "multiple of save_steps .2"),
+        ({"keep_best": True}, "needs heldout_size"),
+        ({"heldout_size": 8, "eval_steps": 3, "keep_best": True}, "multiple of save_steps .2"),
         ({"heldout_size": 500}, "heldout_size: the validation split: .*lower `size`"),
         ({"heldout_size": 4, "tasks": [{"fn": "jsonl", "split": "all"}]}, "tasks.0. trains on split"),
-        ({"health_rules": {"truncate": "stop"}}, "no rule 'truncate'"),
         ({"preset": "modern", "save_steps": 16}, "max_completion_len is 20480, but max_completion_length .* is 12"),
     ],
 )  # fmt: skip

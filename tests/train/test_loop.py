@@ -1,10 +1,12 @@
+"""A failure whose reason is known, and another version of TRL, are one message."""
+
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from chainforge.core.errors import Failed
-from chainforge.train import loop
+from chainforge.core.errors import Failed, InputError
+from chainforge.train import loop, trl_internals
 
 
 def test_out_of_memory_names_the_settings_to_change(tmp_path):
@@ -18,3 +20,12 @@ def test_out_of_memory_names_the_settings_to_change(tmp_path):
     assert text.startswith("out of memory after step 3 (CUDA out of memory. Tried to allocate 2.00")
     for word in ("gradient_checkpointing", "per_device_train_batch_size", "chainforge doctor"):
         assert word in text
+
+
+@pytest.mark.parametrize(
+    "missing", [("trl.trainer.utils", "no_such"), ("transformers.trainer", "Trainer._no_such")]
+)
+def test_a_version_without_a_private_name_is_refused(missing):
+    trl_internals.check_versions()
+    with pytest.raises(InputError, match=rf"{missing[1]} does not exist in trl .* supports TRL 1"):
+        trl_internals.check_versions((missing,))

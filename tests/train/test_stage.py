@@ -36,7 +36,7 @@ def test_a_stage_signs_what_it_leaves(tmp_path):
 def test_the_chain_knows_the_fingerprint_before(tmp_path):
     stage = work(tmp_path / "a", inputs={"model": "Qwen/Qwen2.5-0.5B"})
     inputs = {"model": artifacts.input_fingerprint("Qwen/Qwen2.5-0.5B")}
-    assert stage.fingerprint == artifacts.fingerprint("sft", {"max_steps": "3"}, inputs)
+    assert stage.fingerprint == artifacts.fingerprint("sft", {"max_steps": 3}, inputs)
 
 
 def test_a_stage_that_fails_is_not_signed_and_resumes(tmp_path):

@@ -26,19 +26,17 @@ def wandb(tmp_path, monkeypatch):
     sys.modules.pop("wandb", None)
 
 
-WAYS = {
-    "nothing": ({}, "", False),
-    "a key": ({"WANDB_API_KEY": "0123456789abcdef"}, "", True),
-    "two keys": ({"WANDB_API_KEY": "a-key\na-key"}, "", False),
-    "offline": ({"WANDB_MODE": "offline"}, "", True),
-    "a login": ({}, "machine api.wandb.ai\n  login user\n  password 0123\n", True),
-    "a login elsewhere": ({}, "machine example.org\n  login user\n  password 0123\n", False),
-    "a server of one's own": ({"WANDB_BASE_URL": "https://example.org:80/x"},
-                              "machine example.org\n  login user\n  password 0123\n", True),
-}  # fmt: skip
+LOGIN = "machine {}\n  login user\n  password 0123\n"
+WAYS = [
+    ({}, "", False),
+    ({"WANDB_API_KEY": "0123456789abcdef"}, "", True),
+    ({"WANDB_MODE": "offline"}, "", True),
+    ({}, LOGIN.format("api.wandb.ai"), True),
+    ({}, LOGIN.format("example.org"), False),
+]
 
 
-@pytest.mark.parametrize(("environment", "logins", "fine"), WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize(("environment", "logins", "fine"), WAYS)
 def test_wandb_without_a_key_is_refused(wandb, monkeypatch, environment, logins, fine):
     (wandb / "netrc").write_text(logins)
     for name, value in environment.items():
@@ -46,9 +44,8 @@ def test_wandb_without_a_key_is_refused(wandb, monkeypatch, environment, logins,
     if fine:
         check_trackers(["wandb"])
         return
-    with pytest.raises(InputError, match="WANDB_API_KEY") as error:
+    with pytest.raises(InputError, match="WANDB_API_KEY"):
         check_trackers(["wandb"])
-    assert "a-key" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -62,20 +59,21 @@ def test_a_tracker_that_is_not_there_is_refused(name, words):
 
 
 def test_a_resumed_stage_resumes_its_run(tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "offline")
+    (tmp_path / "chain.json").write_text('{"name": "mine"}')
     seen = []
     for stage in ("one", "one", "two"):
-        for name in ("WANDB_RUN_ID", "WANDB_RESUME"):
+        for name in ("WANDB_RUN_ID", "WANDB_RESUME", "WANDB_PROJECT", "TRACKIO_PROJECT"):
             monkeypatch.setenv(name, "")  # so that it is as it was after the test
             monkeypatch.delenv(name)
         (tmp_path / stage).mkdir(exist_ok=True)
-        project = SFTConfig.__dataclass_fields__["project"].default
-        training = SimpleNamespace(report_to=["wandb"], run_name=None, project=project)
+        project = SFTConfig.__dataclass_fields__["project"]
+        training = SimpleNamespace(report_to=["wandb"], run_name=None, project=project.default,
+                                   __dataclass_fields__={"project": project})  # fmt: skip
         name_run(training, tmp_path / stage)
-        assert training.run_name == stage
+        assert (training.run_name, training.project) == (f"mine/{stage}", "mine")
         assert os.environ["WANDB_RESUME"] == "allow"
         seen.append(os.environ["WANDB_RUN_ID"])
     assert seen[0] == seen[1] != seen[2]
-    monkeypatch.setenv("WANDB_RUN_ID", "mine")
+    monkeypatch.setenv("WANDB_RUN_ID", "given")
     name_run(training, tmp_path / "one")
-    assert os.environ["WANDB_RUN_ID"] == "mine"
+    assert os.environ["WANDB_RUN_ID"] == "given"
