@@ -40,12 +40,9 @@ _STARRED = re.compile(r"\A\*([^*]+)\*\Z")
 _WRAPS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("*", "*"),
           ("__", "__"), ("`", "`"), ('"', '"'), ("'", "'"))  # fmt: skip
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
-_NAME = re.compile(r"\\[A-Za-z]+")
-_BARE = re.compile(r"[+-]?\d[\d,]*(?:\.\d+)?|[A-Za-z]")
-_BARE_END = re.compile(r"\s*(?:\Z|\$|\\[)\]]|\n|[.,;:](?:\s|\Z|\$))|\s+(?![-+*/^=\\\d])")
-_ARGUMENTS = {"frac": 2, "dfrac": 2, "tfrac": 2, "binom": 2, "sqrt": 1, "text": 1, "textbf": 1,
-              "mathrm": 1, "mathbf": 1, "overline": 1, "pi": 0, "infty": 0, "emptyset": 0,
-              "varnothing": 0}  # fmt: skip
+_BARE = re.compile(
+    r"(?:[+-]?\d[\d,.]*|\\[dt]?frac\s*(?:\d|\{[^{}]*\})\s*(?:\d|\{[^{}]*\}))(?=[\s$]|\Z)"
+)
 _WHOLE_TEXT = re.compile(
     r"\\(?:text(?:bf|rm|it)?|math(?:rm|bf|it)|mbox|operatorname|emph)\s*\{([^{}]*)\}"
 )
@@ -96,16 +93,11 @@ _FURTHER_TERM = re.compile(r"(?<=[^\s+\-(])\s*[+\-]")
 
 def clean(text: str) -> str:
     """Unwrap an answer (`$..$`, box, bold, text, quotes, full stop) and unify its spelling."""
-    text = text.strip()
-    if text.isascii() and text.isdigit():
-        return text
     text = _BOLD.sub(r"\1", _visible(text)).strip()
     for _ in range(5):
         before = text
         text = _FENCE.sub(r"\1", text).strip() if text.startswith("```") else text
         text = _unstopped(text)
-        if text.endswith("\\") and len(text) > 1:
-            text = text.rstrip("\\")
         for opening, closing in _WRAPS:
             inner = text[len(opening) : -len(closing)]
             if text.startswith(opening) and text.endswith(closing) and opening not in inner:
@@ -117,7 +109,6 @@ def clean(text: str) -> str:
             text = whole[1].strip()
         if text == before:
             break
-        text = _END.sub("", text).strip()
     return _spell(text)
 
 
@@ -193,8 +184,7 @@ def _braced(found: re.Match[str]) -> str:
 def boxes(text: str) -> list[str] | None:
     r"""Return the contents of the outermost boxes; None when one cannot be read.
 
-    `\boxed 4` and `\boxed\frac37` are boxes too. Unreadable are a box that does not close, one
-    without braces whose end is unclear (`\boxed 4\pi`), and more than 20.
+    `\boxed 4` is a box too. Unreadable are a box that does not close and more than 20.
     """
     found = _boxes(text)
     return None if found is None else [text[start:end] for _, _, start, end in found]
@@ -207,7 +197,7 @@ def boxed_answers(text: str) -> list[str]:
     """
     found = _boxes(text)
     if found is None:
-        raise ValueError("a \\boxed that does not close or whose end is unclear")
+        raise ValueError("a \\boxed that does not close")
     kept: dict[str, str] = {}
     for number, (start, _, first, last) in enumerate(found):
         if number and _TAKEN_BACK.search(text, found[number - 1][1], start):
@@ -224,10 +214,10 @@ def _boxes(text: str) -> list[tuple[int, int, int, int]] | None:
     position = 0
     while match := _BOX.search(text, position):
         braced = text.startswith("{", match.end())
-        end = _after(text, match.end())
+        end = _closing(text, match.end()) if braced else None
+        if bare := _BARE.match(text, match.end()):
+            end = bare.end()
         if end is None or len(found) >= MAX_BOXES:
-            return None
-        if not braced and not _BARE_END.match(text, end):
             return None
         inside = (match.end() + 1, end - 1) if braced else (match.end(), end)
         found.append((match.start(), end, *inside))
@@ -235,61 +225,35 @@ def _boxes(text: str) -> list[tuple[int, int, int, int]] | None:
     return found
 
 
-def _after(text: str, place: int) -> int | None:
-    """Return the end of a group in braces, a command with its arguments, a number or a letter."""
-    while text[place : place + 1] == " ":
-        place += 1
-    if text.startswith("{", place):
-        depth = 0
-        for brace in _BRACE.finditer(text, place):
-            depth += {"{": 1, "}": -1}.get(brace[0], 0)
-            if depth == 0:
-                return brace.end()
-        return None
-    if command := _NAME.match(text, place):
-        end: int | None = command.end()
-        for _ in range(_ARGUMENTS.get(command[0][1:], -1)):
-            digit = end is not None and text[end : end + 1].isdigit()
-            end = end + 1 if digit and end else _after(text, end) if end is not None else None
-        return end if command[0][1:] in _ARGUMENTS else None
-    bare = _BARE.match(text, place)
-    return bare.end() if bare else None
+def _closing(text: str, place: int) -> int | None:
+    """Return the end of a group in braces, None where it does not close."""
+    level = 0
+    for brace in _BRACE.finditer(text, place):
+        level += {"{": 1, "}": -1}.get(brace[0], 0)
+        if level == 0:
+            return brace.end()
+    return None
 
 
 # Words around an answer. What retracts or hedges is looked for where an answer is marked; elsewhere
 # only the words listed may stand around it.
-_RETRACTED = re.compile(
-    r"\b(?:no|wait|actually|or|maybe|perhaps|possibly|scratch|correction|instead|mistaken?|oops"
-    r"|sorry|incorrect|wrong|false|guess|unsure|uncertain|doubt|hmm+|rather|kidding|but|isn't|nope"
-    r"|should (?:be|have)|could|might|probably|however|though|although|alternative(?:ly)?|also|else"
-    r"|strike|edit|make (?:that|it)|reflection|revised?|recheck\w*|redo|recalculat\w*|meant|ignore"
-    r"|disregard|never mind|i mean|on second thought"
-    r"|not (?:right|correct|sure|certain|it|that|the))\b",
-    re.IGNORECASE,
+_DOUBTS = (
+    r"(?:\b(?:not|no|nor|never|or|n?either|cannot|than|least|most|except|unless|if|whether|but|maybe"
+    r"|perhaps|possibly|probably|might|may|could|would|should|ignore|disregard|wrong|false|doubt"
+    r"|incorrect|mistaken?|oops|sorry|guess|unsure|uncertain|know|says?|said|suppose|assum\w*|almost"
+    r"|nearly|some(?:one)?|between|twice|half|double|opposite|negative|minus|all|none|anything|plus"
+    r"|times|squared|cubed|root|modulo|of (?:the|my) answer|number of answers|nothing|nobody"
+    r"|impossible|exceeds?|actually|wait|instead|every|correction|scratch|hmm+|nope|rather|kidding"
+    r"|however|although|alternative(?:ly)?|also|else|strike|make (?:that|it)|reflection|revised?"
+    r"|recheck\w*|redo|recalculat\w*|meant|i mean|second thought|edit)\b|n't\b"
+    r"|\\(?:neg?|lnot|not)(?![a-z]))"
 )
+_DOUBT = re.compile(_DOUBTS, re.IGNORECASE)
 _TAKEN_BACK = re.compile(
     r"\b(?:no|wait|actually|oops|sorry|correction|mistake)\b\s*[:,;.!-]|\bscratch that\b",
     re.IGNORECASE,
 )
-_UNSURE = re.compile(
-    r"\b(?:(?:do not|don't) know|no idea|guess(?:ing)?|not sure|unsure|maybe|perhaps|possibly)\b",
-    re.IGNORECASE,
-)
-_DENIED = re.compile(
-    r"(?:\b(?:not|cannot|never|or|neither|nor|either|than|except|unless|if|maybe|perhaps|least|most"
-    r"|twice|half|(?:anything|everything|all|nothing)\s+but)\b|n't\b|\\n(?:eq?|ot)\b)"
-    r"[\s$:(\\]*(?:[a-z]+\s+){0,2}[\s$(\\\[]*\Z",
-    re.IGNORECASE,
-)
-_DOUBT = re.compile(
-    r"\b(?:not|no|nor|never|or|neither|either|cannot|than|least|most|except|unless|if|whether|but"
-    r"|maybe|perhaps|possibly|probably|might|may|could|would|should|ignore|wrong|false|incorrect"
-    r"|doubt|guess|unsure|know|says?|said|suppose|assum\w*|almost|nearly|some(?:one)?|between|twice"
-    r"|half|double|opposite|negative|minus|all|none|anything"
-    r"|plus|times|squared|cubed|root|modulo|of (?:the|my) answer|number of answers|nothing|nobody"
-    r"|impossible|exceeds?|actually|wait|instead|every)\b|n't\b|\\(?:neg|lnot|not)(?![a-z])",
-    re.IGNORECASE,
-)
+_DENIED = re.compile(_DOUBTS + r"[\s$:(\\]*(?:[a-z]+\s+){0,2}[\s$(\\\[]*\Z", re.IGNORECASE)
 _SAID = re.compile(
     r"(?:\banswers?\b(?:\s+to\s+[^.\n:]{1,80}?)?(?:\s+(?:is|are)\b|\s*[:=])+|答案\s*(?:是|为|选|[:=])+"
     r"|答え\s*(?:は|:)|(?:选项|答)\s*(?:是|为|:)+|(?:respuesta|réponse|antwort|resposta|ответ|정답)\s*:"
@@ -404,13 +368,11 @@ def _boxed(text: str, places: list[tuple[int, int, int, int]]) -> str | None:
     tail = _narrow(text[last:])
     one = next(iter(values.values()))
     before = text[max(0, first - 80) : first]
-    left = _LEFT.search(before)
-    denied = (_DENIED.search(before) or _FACTOR.search(before.rstrip("$ (\\"))
-              or (left and (left[1] or left[2]) not in values))  # fmt: skip
-    if "" in values or denied or _UNSURE.search(before) or _TAIL.match(tail):
+    denied = _DENIED.search(before) or _FACTOR.search(before.rstrip("$ (\\"))
+    if "" in values or denied or _LEFT.search(before) or _TAIL.match(tail):
         return None
     others = {number.rstrip(".,") for number in re.findall(r"\d[\d.,]*", tail)}
-    if _RETRACTED.search(tail) or (_NEXT.match(tail) and (not others or others - values.keys())):
+    if _DOUBT.search(tail) or (_NEXT.match(tail) and (not others or others - values.keys())):
         return None
     for said in _SAID.finditer(text):
         place = said.end()
@@ -495,14 +457,7 @@ def _reduce(text: str) -> str:
     if ends := [stop for stop in stops if harmless(text[stop.end() :])]:
         text = text[: ends[0].start()] + (ends[0][1] or "")
     text = _unstopped(text)
-    reason = _REASON.search(text)
-    if (
-        reason
-        and ("(" not in reason[0] or text.endswith(")"))
-        and not _RETRACTED.search(
-            re.sub(r"\b(?:no|or|but|wrong|incorrect|not)\b", "", text[reason.end() :])
-        )
-    ):
+    if reason := _REASON.search(text):
         text = text[: reason.start()]
     for _ in range(3):
         if (remark := _REMARK.search(text, max(0, len(text) - 200))) and harmless(remark[1]):
@@ -517,15 +472,14 @@ def _reduce(text: str) -> str:
 
 def doubted(text: str) -> bool:
     """Return whether a text has words that retract or hedge what stands beside it."""
-    return bool(_RETRACTED.search(text))
+    return bool(_DOUBT.search(text))
 
 
 def harmless(text: str) -> bool:
     """Return whether a text consists of words that say nothing about the answer beside them."""
     words = re.findall(r"[^\W_]+|[^\s.,!'*_)(-]", text)
-    letters = {word for word in words if len(word) == 1} - {"I", "a"}
     known = _HARMLESS.issuperset(word.casefold() for word in words)
-    return known and not letters and (not words or max(map(len, words)) > 1)
+    return known and "A" not in words  # which is a choice
 
 
 def hostile(text: str, gold: str = "") -> str | None:
