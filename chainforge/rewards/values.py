@@ -289,7 +289,7 @@ def evaluate(text: str) -> Decimal | None:
     squeezed = squeeze(text)
     if squeezed in _ENDLESS:
         return Decimal(f"{_ENDLESS[squeezed]}Infinity")
-    if len(text) > MAX_ANSWER or depth(text) > MAX_DEPTH:
+    if len(text) > MAX_ANSWER or depth(text) > MAX_DEPTH or _WORD.search(text):
         return None
     if (number := read_number(text)) and not number.place:
         return _EXACT.divide(Decimal(number.value.numerator), Decimal(number.value.denominator))
@@ -385,6 +385,7 @@ SIGNED = re.compile(r"\\(?:pm|mp)(?![a-z])")
 _PERCENT = re.compile(
     r"\s*(?:%|\\text\s*\{\s*(?:percent|per cent|pct)\s*\}|\b(?:percent|per cent|pct))\Z"
 )
+_WORD = re.compile(r"(?<!\\)\b[A-Za-z]{3,}")  # `log`, `abc`: a name or a product
 _ENDLESS = {"\\infty": "+", "+\\infty": "+", "-\\infty": "-"}
 
 
