@@ -39,7 +39,7 @@ def asked(config: str) -> list[dict[str, Any]]:
     if tasks := read_settings(QUICKSTART / config).get("tasks"):
         return list(tasks)
     steps = plan_chain(load_chain(QUICKSTART), "runs")
-    return next(list(s.given["tasks"]) for s in steps if s.stage.config == QUICKSTART / config)
+    return next(list(s.given["tasks"]) for s in steps if s.stage.config == str(QUICKSTART / config))
 
 
 def tasks_of(config: str, output: Path) -> Path:

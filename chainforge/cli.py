@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from chainforge import __version__
 from chainforge.core.config import SEEDS
@@ -27,7 +28,7 @@ from chainforge.core.secrets import redact_output
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from chainforge.chain.plan import Step
+    from chainforge.chain.plan import Overrides, Step
     from chainforge.chain.spec import Chain
 
 app = typer.Typer(
@@ -40,20 +41,29 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+Text = str | None
 ChainName = Annotated[
-    str, typer.Argument(metavar="CHAIN", help="A chain.yaml, its folder, or a recipe's name.")
+    str, Argument(metavar="CHAIN", help="A chain.yaml, its folder, or a recipe's name.")
 ]
-Runs = Annotated[Path, typer.Option(help="Folder that holds the chains' results.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a machine to read.")]
-Launch = Annotated[
-    str | None,
-    typer.Option(metavar="FILE", help="A file of accelerate_configs/, or 'none' for plain python."),
+MaybeChain = Annotated[
+    Text, Argument(metavar="[CHAIN]", help="A chain; the machine alone if none.")
 ]
+Runs = Annotated[Path, Option(help="Folder that holds the chains' results.")]
+AsJson = Annotated[bool, Option("--json", help="Print JSON for a machine to read.")]
+Launch = Annotated[Text, Option(metavar="FILE", help="A file of accelerate_configs/, or 'none'.")]
 Sets = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="STAGE.KEY=VALUE", help="Change one setting of one stage."),
+    Option("--set", metavar="STAGE.KEY=VALUE", help="Change one setting of one stage."),
 ]
-Seed = Annotated[int | None, typer.Option(min=SEEDS[0], max=SEEDS[1], help="Seed of every stage.")]
+Seed = Annotated[int | None, Option(min=SEEDS[0], max=SEEDS[1], help="Seed of every stage.")]
+From = Annotated[Text, Option("--from", metavar="STAGE", help="Take what is before as it is.")]
+Until = Annotated[Text, Option(metavar="STAGE", help="Stop after this stage.")]
+IgnoreGates = Annotated[
+    bool, Option("--ignore-gates", help="Continue where a quality gate is not passed.")
+]
+Results = Annotated[
+    list[Path], Argument(metavar="RUN...", help="Runs, evaluations' folders or results.json files.")
+]
 
 
 def main() -> None:
@@ -91,26 +101,31 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
-    ] = False,
+    version: Annotated[bool, Option("--version", callback=_version, is_eager=True)] = False,
 ) -> None:
     pass
 
 
-def _planned(
-    chain: str, runs: Path, launch: str | None, sets: list[str] | None, seed: int | None
-) -> tuple[Chain, list[Step]]:
-    """Return a chain and its steps, with what the command line changes of it."""
-    from chainforge.chain.plan import Overrides, plan_chain, read_sets
+def _changed(
+    chain: str, launch: Text, sets: list[str] | None, seed: int | None
+) -> tuple[Chain, Overrides]:
+    """Return a chain, and what the command line changes of it."""
+    from chainforge.chain.plan import Overrides, read_sets
     from chainforge.chain.spec import load_chain
 
     loaded = load_chain(chain)
-    return loaded, plan_chain(loaded, runs, Overrides(launch, read_sets(loaded, sets or ()), seed))
+    return loaded, Overrides(launch, read_sets(loaded, sets or ()), seed)
+
+
+def _planned(chain: str, runs: Path, *changes: Any) -> tuple[Chain, list[Step]]:
+    from chainforge.chain.plan import plan_chain
+
+    loaded, overrides = _changed(chain, *changes)
+    return loaded, plan_chain(loaded, runs, overrides)
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    print(json.dumps(value, indent=2, default=str))  # in ASCII: a model may write half characters
 
 
 def _console() -> Console:
@@ -142,46 +157,37 @@ def plan(
 def run(
     chain: ChainName,
     runs: Runs = Path("runs"),
-    from_: Annotated[
-        str | None,
-        typer.Option("--from", metavar="STAGE", help="Start here; take what is before as it is."),
-    ] = None,
-    until: Annotated[
-        str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Run also what is done.")] = False,
+    from_: From = None,
+    until: Until = None,
+    force: Annotated[bool, Option("--force", help="Run also what is done.")] = False,
     launch: Launch = None,
     sets: Sets = None,
     seed: Seed = None,
-    ignore_gates: Annotated[
-        bool, typer.Option("--ignore-gates", help="Continue where a quality gate is not passed.")
-    ] = False,
+    ignore_gates: IgnoreGates = False,
 ) -> None:
     """Run a chain: skip what is done, make again what is stale, resume what was interrupted."""
     from chainforge.chain.execute import StageFailed
     from chainforge.chain.plan import chain_directory
     from chainforge.chain.run import run_chain
-    from chainforge.chain.spec import load_chain
     from chainforge.core.run_dir import read_run
     from chainforge.report.tables import show_results
 
-    loaded = load_chain(chain)
-    page = chain_directory(loaded, runs) / "report.html"
-    changes = {"launch": launch, "sets": sets or (), "seed": seed}
-    which = {"from_": from_, "until": until, "force": force, "ignore_gates": ignore_gates}
+    loaded, changes = _changed(chain, launch, sets, seed)
+    directory = chain_directory(loaded, runs)
+    which: dict[str, Any] = {"from_": from_, "until": until, "force": force}
     try:
-        run_chain(loaded, runs, **which, **changes)  # type: ignore[arg-type]
+        run_chain(loaded, runs, changes, ignore_gates=ignore_gates, **which)
     except StageFailed:
-        print(f"report: {page}")
+        print(f"report: {directory / 'report.html'}")
         raise
     if until in (None, loaded.stages[-1].name):
         # What is before `--from` may be stale or missing.
         done = f"the stages from {from_} on" if from_ else f"all {len(loaded.stages)} stages"
         print(f"{done} are done\n")
-        for stage in read_run(page.parent).stages:
+        for stage in read_run(directory).stages:
             if stage.results:
                 show_results(stage.results, _console())
-        print(f"report: {page}")
+        print(f"report: {directory / 'report.html'}")
 
 
 @app.command()
@@ -204,32 +210,22 @@ def show(
 
 @app.command()
 def report(
-    run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="Such as runs/quickstart.")],
-    watch: Annotated[
-        bool, typer.Option("--watch", help="Rewrite it while the chain runs.")
-    ] = False,
-    every: Annotated[float, typer.Option(min=0.1, help="Seconds between, with --watch.")] = 10.0,
+    run_directory: Annotated[Path, Argument(metavar="RUN", help="Such as runs/quickstart.")],
+    watch: Annotated[bool, Option("--watch", help="Rewrite it while the chain runs.")] = False,
 ) -> None:
     """Write a chain's report, one HTML page, and print its path."""
     from chainforge.report import html
 
-    if not watch:
-        print(html.write_report(run_directory))
-        return
-    print(f"{run_directory / 'report.html'}; Ctrl-C ends this, not the chain", flush=True)
+    print(html.write_report(run_directory), flush=True)
     with contextlib.suppress(KeyboardInterrupt):
-        html.watch(run_directory, every, lambda text: print(text, flush=True))
+        if watch:
+            html.watch(run_directory, lambda text: print(text, flush=True))
 
 
 @app.command()
 def merge(
-    results: Annotated[
-        list[Path],
-        typer.Argument(metavar="RUN...", help="A run, an evaluation's folder or its results.json."),
-    ],
-    output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where to write the merged results.json.")
-    ] = None,
+    results: Results,
+    output: Annotated[Path | None, Option(metavar="FILE", help="Write a results.json.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Merge the results of several seeds: means, with intervals over the seeds."""
@@ -249,27 +245,16 @@ def merge(
 @app.command()
 def check(
     reward: Annotated[
-        str,
-        typer.Argument(
-            help="A reward or a verifier: built in, pkg.mod:fn or path/file.py:fn; or a recipe's "
-            "YAML, for all its rewards together."
-        ),
+        str, Argument(help="A reward (built in, module:fn, file.py:fn), a verifier, or a YAML.")
     ],
-    task: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="A YAML with `tasks:`, a .jsonl, or one task as YAML."),
-    ] = None,
-    params: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="A parameter of the reward; may be repeated."),
-    ] = None,
-    rows: Annotated[int, typer.Option(min=1, help="How many rows of the task.")] = 16,
+    task: Annotated[Text, Option(metavar="FILE", help="A YAML with `tasks:`, or a .jsonl.")] = None,
+    rows: Annotated[int, Option(min=1, help="How many rows of the task.")] = 16,
     as_json: AsJson = False,
 ) -> None:
     """Audit a reward or verifier: gold must beat wrong, empty and stuffed answers."""
     from chainforge.chain import check as audits
 
-    audit = audits.check_reward(reward, task, params=params or (), rows=rows)
+    audit = audits.check_reward(reward, task, rows)
     if as_json:
         _print_json(audits.to_json(audit))
     else:
@@ -280,18 +265,13 @@ def check(
 
 @app.command()
 def doctor(
-    chain: Annotated[
-        str | None,
-        typer.Argument(metavar="[CHAIN]", help="A chain to check; the machine alone if none."),
-    ] = None,
+    chain: MaybeChain = None,
     runs: Runs = Path("runs"),
     launch: Launch = None,
     sets: Sets = None,
     seed: Seed = None,
     as_json: AsJson = False,
-    online: Annotated[
-        bool, typer.Option("--online", help="Ask the Hub for what is not here, but no weights.")
-    ] = False,
+    online: Annotated[bool, Option("--online", help="Ask the Hub, but for no weights.")] = False,
 ) -> None:
     """Check a chain before it runs: settings, rows, tokenizers, rewards, keys, memory, disk."""
     if not online:
@@ -313,35 +293,19 @@ def doctor(
 
 @app.command()
 def export(
-    stage: Annotated[
-        Path,
-        typer.Argument(
-            metavar="STAGE",
-            help="A finished stage, such as runs/quickstart/rl_final, or an adapter or a model.",
-        ),
-    ],
-    to: Annotated[
-        str, typer.Option(metavar="owner/name|DIR", help="A repository of the Hub, or a folder.")
-    ],
+    stage: Annotated[Path, Argument(metavar="STAGE", help="A stage, an adapter or a model.")],
+    to: Annotated[str, Option(metavar="owner/name|DIR", help="A repository, or a folder.")],
     what: Annotated[
-        str | None,
-        typer.Option(
-            metavar="adapter|model|dataset",
-            help="What of it; the adapter if it has one. model: an adapter is merged, if need be.",
-        ),
+        Text,
+        Option(metavar="adapter|model|dataset", help="The adapter if there is one. model: merged."),
     ] = None,
-    base: Annotated[
-        str | None, typer.Option(metavar="HUB_ID", help="Where the adapter's base is on the Hub.")
-    ] = None,
+    base: Annotated[Text, Option(metavar="HUB_ID", help="The adapter's base on the Hub.")] = None,
     licence: Annotated[
-        str | None,
-        typer.Option("--license", metavar="ID", help="Licence; that of the base if left out."),
+        Text, Option("--license", metavar="ID", help="By default the base's.")
     ] = None,
-    public: Annotated[
-        bool, typer.Option("--public/--private", help="Who may see a repository that is new.")
-    ] = False,
+    public: Annotated[bool, Option("--public/--private", help="Of a new repository.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the files and the card; send nothing.")
+        bool, Option("--dry-run", help="Send nothing; show files and card.")
     ] = False,
 ) -> None:
     """Put an adapter, a merged model or a data set on the Hub, with a card, or into a folder."""
@@ -353,10 +317,8 @@ def export(
 
 @app.command()
 def new(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The project's new folder.")],
-    from_: Annotated[
-        str, typer.Option("--from", metavar="RECIPE", help="A recipe folder, such as custom.")
-    ],
+    folder: Annotated[Path, Argument(metavar="DIR", help="The project's new folder.")],
+    from_: Annotated[str, Option("--from", metavar="RECIPE", help="Such as custom.")],
 ) -> None:
     """Copy a recipe folder out, to change it."""
     from chainforge.chain.new import make_project

@@ -10,7 +10,7 @@ from pathlib import Path
 from chainforge.chain.spec import load_chain, safe_name
 from chainforge.core import paths
 from chainforge.core.config import read_yaml
-from chainforge.core.errors import InputError, nearest
+from chainforge.core.errors import InputError, hint
 
 
 def make_project(folder: Path, recipe: str) -> list[str]:
@@ -19,8 +19,12 @@ def make_project(folder: Path, recipe: str) -> list[str]:
     Commands in the files get the project's own path. A path of a YAML that leads out of the recipe
     still leads there. The chain, and so the folder of its runs, is named after the project.
     """
-    source = _recipe(recipe)
-    name = safe_name(folder.resolve().name, "DIR")
+    recipes = {
+        file.parent.name: file.parent for file in paths.shipped("recipes").glob("*/chain.yaml")
+    }
+    if recipe not in recipes:
+        raise InputError(f"--from: no recipe {recipe!r}; {hint(recipe, recipes)}")
+    source, name = recipes[recipe], safe_name(folder.resolve().name)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and is not empty; name a new folder")
     here = paths.short(folder)
@@ -40,8 +44,7 @@ def make_project(folder: Path, recipe: str) -> list[str]:
     finally:
         shutil.rmtree(part, ignore_errors=True)
     load_chain(folder)  # as valid as what it was copied from
-    files = ", ".join(sorted(file.name for file in folder.iterdir()))
-    return [f"{here}, from the recipe {recipe}: {files}", f"read {here}/README.md, then:",
+    return [f"{here}, from the recipe {recipe}; read {here}/README.md, then:",
             f"  chainforge plan {here}", f"  chainforge run {here}"]  # fmt: skip
 
 
@@ -70,20 +73,3 @@ def _relocated(text: str, source: Path, folder: Path) -> str:
         return os.path.relpath(target, folder) if together else str(target)
 
     return re.sub(r"(?<![\w./-])(?:\.\./)+[\w./-]*\w", path, text)
-
-
-def _recipe(recipe: str) -> Path:
-    """Return the folder of a recipe; raise `InputError` listing all when there is none."""
-    files = paths.shipped("recipes").glob("*/chain.yaml")
-    folders = {file.parent.name: file.parent for file in sorted(files)}
-    if recipe in folders:
-        return folders[recipe]
-    listed = []
-    for name, folder in folders.items():
-        readme = folder / "README.md"
-        text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
-        title = re.search(r"(?m)^# (.*)", text)
-        listed.append(f"  {name:<{max(map(len, folders))}}  {title[1] if title else ''}")
-    near = nearest(recipe, folders)
-    meant = f"did you mean {near!r}? " if near else ""
-    raise InputError(f"--from: no recipe {recipe!r}; {meant}there are\n" + "\n".join(listed))

@@ -7,7 +7,6 @@ from. So the state of every stage is known at once, and the command is what one 
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 from collections.abc import Iterable, Mapping
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chainforge.chain.spec import RECIPES, Chain, Stage, at, check_setting
+from chainforge.chain.spec import OWN_RECIPE, Chain, Stage, at, check_setting
 from chainforge.core import artifacts, paths, run_dir
 from chainforge.core.config import given, read_settings, yaml_value
 from chainforge.core.errors import InputError
@@ -24,6 +23,11 @@ from chainforge.core.secrets import check_settings
 
 # The recipes whose rows are trained on, and so must not contain what is evaluated.
 DECONTAMINATED = ("collect", "reject")
+OPTIONS = {
+    "model": "model_name_or_path",
+    "teacher_model": "teacher_model_name_or_path",
+    "models": "models",
+}
 Settings = Mapping[str, Any]
 
 
@@ -43,7 +47,7 @@ class Step:
     stage: Stage
     directory: Path
     command: list[str]
-    inputs: dict[str, Input]
+    inputs: dict[str, Input]  # by role: model, teacher, data.0, models.base
     given: dict[str, Any]
     fingerprint: str
     state: str
@@ -66,8 +70,6 @@ class Overrides:
 
 def chain_directory(chain: Chain, runs: str | Path) -> Path:
     """Return the directory of a chain's stages."""
-    if Path(runs).exists() and not Path(runs).is_dir():
-        raise InputError(f"--runs {runs}: a file; name the folder that holds the chains' results")
     return Path(runs) / chain.name
 
 
@@ -76,9 +78,8 @@ def plan_chain(chain: Chain, runs: str | Path, overrides: Overrides | None = Non
     known: dict[str, str] = {}
     steps: list[Step] = []
     for stage in chain.stages:
-        step = plan_stage(chain, stage, runs, known, overrides or Overrides())
-        known[stage.name] = step.fingerprint
-        steps.append(step)
+        steps.append(plan_stage(chain, stage, runs, known, overrides or Overrides()))
+        known[stage.name] = steps[-1].fingerprint
     return steps
 
 
@@ -95,50 +96,34 @@ def plan_stage(
 
     `thorough` hashes what a finished stage made, instead of comparing sizes and times only.
     """
-    parent = chain_directory(chain, runs)
-    directory = parent / stage.name
-    with at(f"stage {stage.name}"):
-        _check_place(directory)
-    paths_by_role = _references(stage, chain, parent, overrides)
-    settings = settings_of(stage, chain, overrides)
-    words = _recipe_words(stage, paths_by_role, directory, settings)
-    script = paths.short(paths.recipe_script(stage.recipe, chain.folder))
+    directory = chain_directory(chain, runs) / stage.name
+    with at(f"{paths.short(chain.file)}: stage {stage.name}"):
+        if file := next((p for p in (directory, *directory.parents) if p.is_file()), None):
+            raise InputError(f"{file} is a file where a folder belongs")
+        references = _references(stage, chain, directory.parent, overrides)
+        words = _words(stage, references, directory, settings_of(stage, chain, overrides))
+        launcher = _launcher_words(stage, chain, overrides.launch)
     inputs = {}
-    for role, (name, path) in paths_by_role.items():
+    for role, (_, name, path) in references.items():
         if name not in known:
             known[name] = artifacts.input_fingerprint(path, thorough=thorough)
         inputs[role] = Input(name, path, known[name])
-    settled, there = given(words), StageDir(directory)
+    settled, there, own = given(words), StageDir(directory), stage.kind is OWN_RECIPE
+    script = paths.short(paths.recipe_script(stage.recipe, chain.folder))
     fingerprint = artifacts.fingerprint(
-        _recipe_name(stage, there),
+        _signature(stage, there) if own else stage.recipe,
         settled,
         {role: item.fingerprint for role, item in inputs.items()},
-        script if stage.recipe not in RECIPES else None,
+        script if own else None,
     )
     named = {role: (item.name, item.fingerprint) for role, item in inputs.items()}
     state, why = run_dir.compare(there, fingerprint, settled, named, thorough=thorough)
-    command = [*_launcher_words(stage, chain, overrides.launch), script, *words]
+    command = [*launcher, script, *words]
     return Step(stage, directory, command, inputs, settled, fingerprint, state, why)
 
 
-def _check_place(directory: Path) -> None:
-    """Raise `InputError` for a place where no stage's directory can be."""
-    if directory.is_dir():
-        return
-    try:
-        place = directory.resolve()
-    except (OSError, RuntimeError):  # which one depends on the version of Python
-        raise InputError(f"{directory} is a link that leads to itself; remove it") from None
-    while not os.path.lexists(place):
-        place = place.parent
-    if not place.is_dir():
-        raise InputError(f"{place} is a file where a folder belongs; move it away")
-
-
-def _recipe_name(stage: Stage, there: StageDir) -> str:
-    """Return a built-in recipe's name; a user's own signs with a name that only it knows."""
-    if stage.recipe in RECIPES:
-        return stage.recipe
+def _signature(stage: Stage, there: StageDir) -> str:
+    """Return the name with which a recipe of one's own signs, which only it knows."""
     if there.manifest:
         return there.manifest.recipe
     return str(there.started["recipe"]) if there.started else Path(stage.recipe).stem
@@ -153,11 +138,13 @@ def settings_of(stage: Stage, chain: Chain, overrides: Overrides) -> dict[str, A
     Of the chain's, those for its recipe win over those for all training. What makes data is kept
     free of the questions of the chain's own evaluations, beside those that the stage names itself.
     """
-    settings = dict(chain.common)
-    if chain.report_to and stage.kind.trains:
-        settings["report_to"] = list(chain.report_to)
-    if tasks := _tasks(stage, chain):
-        settings["tasks"] = tasks
+    common = {
+        "seed": chain.seed,
+        "transcript": chain.transcript,
+        "report_to": list(chain.report_to) if stage.kind.trains else None,
+        "tasks": _tasks(stage, chain),
+    }
+    settings = {key: value for key, value in common.items() if value not in (None, [])}
     for kind in stage.kinds:
         settings |= chain.settings.get(kind, {})
     settings |= stage.settings
@@ -167,8 +154,7 @@ def settings_of(stage: Stage, chain: Chain, overrides: Overrides) -> dict[str, A
     if stage.recipe in DECONTAMINATED:
         entries = settings.get("decontaminate", _own(stage).get("decontaminate")) or []
         entries = entries if isinstance(entries, list) else [entries]
-        entries += [entry for entry in _evaluated(chain) if entry not in entries]
-        if entries:
+        if entries := [*entries, *(e for e in _evaluated(chain) if e not in entries)]:
             settings["decontaminate"] = entries
     return settings
 
@@ -185,11 +171,9 @@ def _tasks(stage: Stage, chain: Chain) -> list[dict[str, Any]]:
     if not stage.asks or "tasks" in _own(stage):
         return []
     split = {"split": "test"} if stage.recipe == "evaluate" else {}
-    tasks = [split | task for task in chain.tasks]
-    sizes = stage.size * len(tasks) if len(stage.size) == 1 else stage.size
-    for task, size in zip(tasks, sizes, strict=False):
-        task["size"] = size
-    return tasks
+    sizes = stage.size * len(chain.tasks) if len(stage.size) == 1 else stage.size
+    sized = [{"size": size} for size in sizes] or [{} for _ in chain.tasks]
+    return [split | task | size for task, size in zip(chain.tasks, sized, strict=True)]
 
 
 def _evaluated(chain: Chain) -> list[str]:
@@ -199,17 +183,13 @@ def _evaluated(chain: Chain) -> list[str]:
         if stage.recipe == "evaluate":
             tasks = _tasks(stage, chain)
             found += [json.dumps(task, ensure_ascii=False) for task in tasks]
-            if stage.config is not None and not tasks:
-                found.append(paths.short(stage.config))
+            found += [paths.short(stage.config)] if stage.config and not tasks else []
     return found
 
 
 def _settled(stage: Stage, chain: Chain, overrides: Overrides) -> dict[str, Any]:
     """Return a stage's settings as its recipe will read them: its YAML, then the overrides."""
-    words = ["--config", str(stage.config)] if stage.config else []
-    for key, value in settings_of(stage, chain, overrides).items():
-        words += option_words(key, value)
-    return given(words)
+    return given(_words(stage, {}, None, settings_of(stage, chain, overrides)))
 
 
 def read_sets(chain: Chain, texts: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -223,16 +203,13 @@ def read_sets(chain: Chain, texts: Iterable[str]) -> dict[str, dict[str, Any]]:
         name, dot, key = target.rpartition(".")
         if not (equals and dot and name):
             raise InputError(f"--set {text}: write it as STAGE.KEY=VALUE, such as rl.max_steps=20")
-        parsed: Any = value
-        if value.startswith(("[", "{")):
-            with at(f"--set {text}"):
-                parsed = yaml_value(value)
-        check_settings({key: parsed}, f"--set {target}")
-        check_setting(key, parsed)
-        named = [stage for stage in chain.stages if stage.name == name]
-        kind = [stage for stage in chain.stages if name in stage.kinds]
-        for stage in named or kind or [chain.stage(name)]:
-            sets.setdefault(stage.name, {})[key] = parsed
+        with at(f"--set {target}"):
+            parsed = yaml_value(value) if value.startswith(("[", "{")) else value
+            check_settings({key: parsed}, f"--set {target}")
+            check_setting(key, parsed)
+            named = [s for s in chain.stages if s.name == name or name in s.kinds]
+            for stage in named or [chain.stage(name)]:
+                sets.setdefault(stage.name, {})[key] = parsed
     return sets
 
 
@@ -241,101 +218,69 @@ def read_sets(chain: Chain, texts: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 def _references(
     stage: Stage, chain: Chain, directory: Path, overrides: Overrides
-) -> dict[str, tuple[str, str]]:
-    """Map each input's role (`model`, `data.0`, `models.base`) to its name and path.
-
-    Raises `InputError` when a stage wants of another what that one does not leave.
-    """
-    asked = _settled(stage, chain, overrides)
-
-    def model(name: str, role: str) -> str:
-        adapter = _adapter(stage, asked) if role == "model" else "merge"
-        if path := chain.models.get(name):
-            _check_model(path, name, stage, role, adapter)
-            return path
-        giver = chain.stage(name)
-        part = _part_of(giver, _settled(giver, chain, overrides), stage, adapter)
-        return str(directory / name / part)
-
-    found: dict[str, tuple[str, str]] = {}
-    for role, one in (("model", stage.model), ("teacher", stage.teacher_model)):
-        if one is not None:
-            found[role] = (one, model(one, role))
-    found |= {f"models.{name}": (name, model(name, "models")) for name in stage.models}
-    stages = {other.name for other in chain.stages}
-    for number, name in enumerate(stage.data):
-        path = directory / name if name in stages else paths.data_path(name, chain.folder)
-        found[f"data.{number}"] = (name, str(path))
-    return {role: (name, _here(path)) for role, (name, path) in found.items()}
+) -> dict[str, tuple[str, str, str]]:
+    """Map each input's role (`model`, `data.0`, `models.base`) to its option, name and path."""
+    stages, found = [other.name for other in chain.stages], {}
+    for key, name in stage.references:
+        role = {"models": f"models.{name}", "teacher_model": "teacher"}.get(key, key)
+        if key == "data":
+            role = f"data.{stage.data.index(name)}"
+            own = name in stages
+            path = str(directory / name if own else paths.data_path(name, chain.folder))
+        else:
+            path = _model_path(name, key, stage, chain, directory, overrides)
+        if Path(path).is_absolute() or Path(path).exists():
+            path = paths.short(path)  # a Hub id stays what it is
+        found[role] = (OPTIONS.get(key, stage.kind.data_option), name, path)
+    return found
 
 
-def _here(path: str) -> str:
-    """Shorten a path that exists or will; a Hub id stays what it is."""
-    return paths.short(path) if Path(path).is_absolute() or Path(path).exists() else path
-
-
-def _adapter(stage: Stage, settings: Settings) -> str:
-    """Return what a stage does with an adapter that it is given: `merge` if it does not say."""
-    return str(settings.get("adapter") or "merge") if stage.kind.trains else "merge"
-
-
-def _part_of(giver: Stage, made: Settings, taker: Stage, adapter: str) -> str:
-    """Return which directory of `giver` goes to `taker`: `model` or `adapter`."""
-    lora = giver.kind.trains and _true(made.get("use_peft"))
-    if adapter == "continue" and giver.kind.trains and not lora:
+def _model_path(
+    name: str, key: str, stage: Stage, chain: Chain, directory: Path, overrides: Overrides
+) -> str:
+    """Return which model a stage gets: the chain's, or a stage's `model/` or `adapter/`."""
+    opens = stage.kind.trains and key == "model"  # whether it may open an adapter as one
+    adapter = _settled(stage, chain, overrides).get("adapter") or "merge" if opens else "merge"
+    if path := chain.models.get(name):
+        is_adapter = (Path(path) / "adapter_config.json").exists()
+        if is_adapter and not opens:
+            raise InputError(
+                f"{name} is a LoRA adapter ({path}); merge it first: chainforge export {path} "
+                "--what model --to DIR"
+            )
+        if Path(path).is_dir() and not is_adapter and adapter == "continue":
+            raise InputError(f"adapter: continue: {name} is a plain model ({path}), no adapter")
+        return path
+    giver = chain.stage(name)
+    made = _settled(giver, chain, overrides) if giver.kind.trains else {}
+    lora = made.get("use_peft", not giver.kind.trains)
+    if adapter == "continue" and not lora:
         raise InputError(
-            f"stage {taker.name}: adapter: continue: stage {giver.name} trains all weights, so "
-            f"there is no adapter; set use_peft: true in {giver.name}, or adapter: merge here"
+            f"adapter: continue: stage {name} trains all weights; set use_peft: true there, or "
+            "adapter: merge here"
         )
-    part = "adapter" if adapter == "continue" or (adapter == "new" and lora) else "model"
-    saved = made.get("save", part) if giver.kind.trains else part
+    part = "model" if adapter == "merge" or not lora else "adapter"
+    saved = made.get("save", part)
     if part not in (saved if isinstance(saved, list) else [saved]):
-        raise InputError(
-            f"stage {taker.name} needs {giver.name}/{part}, which {giver.name} does not save "
-            f"(save: {saved}); add {part} to it"
-        )
-    return part
-
-
-def _check_model(path: str, name: str, taker: Stage, role: str, adapter: str) -> None:
-    """Raise `InputError` when a model that no stage made cannot serve as `taker` wants it."""
-    if not Path(path).is_dir():
-        return  # a Hub id: the stage itself will see
-    is_adapter = (Path(path) / "adapter_config.json").exists()
-    if is_adapter and not (taker.kind.trains and role == "model"):
-        raise InputError(
-            f"stage {taker.name}: {name} is a LoRA adapter ({path}); only stages that train open "
-            f"one, as their model; merge it first: chainforge export {path} --what model --to DIR"
-        )
-    if not is_adapter and adapter == "continue":
-        raise InputError(
-            f"stage {taker.name}: adapter: continue: {name} is a plain model ({path}); give an "
-            "adapter, or say adapter: merge"
-        )
-
-
-def _true(value: Any) -> bool:
-    return str(value).lower() in ("true", "1", "yes", "on")
+        raise InputError(f"needs {name}/{part}, which {name} does not save; add {part} to its save")
+    return str(directory / name / part)
 
 
 # The command of a stage ---------------------------------------------------------------------------
 
 
-def _recipe_words(
-    stage: Stage, inputs: Mapping[str, tuple[str, str]], output: Path, settings: Settings
+def _words(
+    stage: Stage,
+    references: Mapping[str, tuple[str, str, str]],
+    output: Path | None,
+    settings: Settings,
 ) -> list[str]:
     """Return what follows the recipe's script on its command line."""
-    words = ["--config", paths.short(stage.config)] if stage.config is not None else []
-    if "model" in inputs:
-        words += ["--model_name_or_path", inputs["model"][1]]
-    if "teacher" in inputs:
-        words += ["--teacher_model_name_or_path", inputs["teacher"][1]]
-    if stage.models:
-        words += ["--models", *(f"{name}={inputs[f'models.{name}'][1]}" for name in stage.models)]
-    if stage.data:
-        words.append(f"--{stage.kind.data_option}")
-        words += [inputs[f"data.{number}"][1] for number in range(len(stage.data))]
-    words += ["--output_dir", paths.short(output)]
+    words = ["--config", paths.short(stage.config)] if stage.config else []
+    for option, name, path in references.values():
+        words += [f"--{option}"] if f"--{option}" not in words else []
+        words.append(f"{name}={path}" if option == "models" else path)
+    words += ["--output_dir", paths.short(output)] if output else []
     for key, value in settings.items():
         words += option_words(key, value)
     return words
@@ -376,53 +321,36 @@ def executable(words: list[str]) -> list[str]:
 # The plan for a reader ----------------------------------------------------------------------------
 
 
-def contracts(step: Step) -> list[tuple[str, str]]:
+def contracts(step: Step) -> dict[str, str]:
     """Return where a stage starts and, in RL with a KL penalty, which policy it is held to."""
-    lines: list[tuple[str, str]] = []
+    lines: dict[str, str] = {}
+    settings, stage = step.given, step.stage
     if model := step.inputs.get("model"):
-        lines.append(("starts from", f"{model.name}: {model.path}"))
-        if step.stage.kind.trains:
-            lines.append(("trains", _trains(step)))
-        if step.stage.recipe == "grpo":
-            lines += _kl_reference(step, model.path)
-    if saved := step.given.get("save"):
-        lines.append(("saves", ", ".join(saved) if isinstance(saved, list) else str(saved)))
+        lines["starts from"] = f"{model.name}: {model.path}"
+        continues = settings.get("adapter") == "continue"
+        if stage.kind.trains:
+            bits = settings.get("load_in_4bit") or settings.get("load_in_8bit")
+            kind = f"{'the' if continues else 'a fresh'} {'QLoRA' if bits else 'LoRA'} adapter"
+            kind += " that it is given" if continues else ""
+            lines["trains"] = kind if settings.get("use_peft") else "all weights"
+        if stage.recipe == "grpo" and (beta := settings.get("beta")):
+            policy = f"a frozen copy of {model.path}" if continues else model.path
+            lines["KL reference"] = f"the policy it starts from: {policy} (beta {beta})"
     for role, item in step.inputs.items():
         if role == "teacher" or role.startswith("data."):
-            lines.append((role.partition(".")[0], f"{item.name}: {item.path}"))
-    if step.stage.models:
-        lines.append(("models", ", ".join(step.stage.models)))
-    if step.stage.gates:
-        lines.append(("gate", ", and ".join(map(str, step.stage.gates))))
+            lines[role] = f"{item.name}: {item.path}"
+    if stage.models:
+        lines["models"] = ", ".join(stage.models)
+    if stage.gates:
+        lines["gate"] = ", and ".join(map(str, stage.gates))
     return lines
-
-
-def _trains(step: Step) -> str:
-    if not _true(step.given.get("use_peft")):
-        return "all weights"
-    quantized = _true(step.given.get("load_in_4bit")) or _true(step.given.get("load_in_8bit"))
-    kind = "QLoRA" if quantized else "LoRA"
-    given_one = _adapter(step.stage, step.given) == "continue"
-    return f"the {kind} adapter that it is given" if given_one else f"a fresh {kind} adapter"
-
-
-def _kl_reference(step: Step, path: str) -> list[tuple[str, str]]:
-    try:
-        beta = float(step.given.get("beta") or 0)
-    except (TypeError, ValueError):
-        return []  # the recipe itself refuses it, by name
-    if beta <= 0:
-        return []
-    copy = "a frozen copy of " if _adapter(step.stage, step.given) == "continue" else ""
-    moves = ", updated during training" if _true(step.given.get("sync_ref_model")) else ""
-    return [("KL reference", f"the policy it starts from: {copy}{path}{moves} (beta {beta:g})")]
 
 
 def to_json(chain: Chain, runs: str | Path, steps: Iterable[Step]) -> dict[str, Any]:
     """Return the plan for a machine to read."""
     return {
         "name": chain.name,
-        "file": str(chain.file),
+        "file": chain.file,
         "directory": str(chain_directory(chain, runs)),
         "stages": [
             {
@@ -435,7 +363,7 @@ def to_json(chain: Chain, runs: str | Path, steps: Iterable[Step]) -> dict[str, 
                 "inputs": {role: vars(item) for role, item in step.inputs.items()},
                 "given": step.given,
                 "fingerprint": step.fingerprint,
-                "contract": dict(contracts(step)),
+                "contract": contracts(step),
             }
             for step in steps
         ],
@@ -449,6 +377,6 @@ def as_text(chain: Chain, runs: str | Path, steps: list[Step]) -> str:
         lines = [f"{number}. {step.stage.name} ({Path(step.stage.recipe).stem}): {step.state}"]
         label = "because" if step.state == run_dir.STALE else "note"
         lines += [f"   {label:<14}{why}" for why in step.why]
-        lines += [f"   {label:<14}{text}" for label, text in contracts(step)]
+        lines += [f"   {label:<14}{text}" for label, text in contracts(step).items()]
         blocks.append("\n".join([*lines, step.shell]))
     return "\n\n".join(blocks)

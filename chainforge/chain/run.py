@@ -7,37 +7,30 @@ succeeded.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from chainforge.chain.execute import STOPPED, StageFailed, execute
-from chainforge.chain.plan import (
-    Overrides,
-    Step,
-    chain_directory,
-    plan_chain,
-    plan_stage,
-    read_sets,
-)
-from chainforge.chain.spec import Chain
+from chainforge.chain.plan import Overrides, Step, chain_directory, plan_chain, plan_stage
+from chainforge.chain.spec import Chain, Stage
 from chainforge.core import artifacts, paths
 from chainforge.core.errors import PAUSED, Failed, InputError, Stopped
 from chainforge.core.run_dir import CHAIN, DONE, LOG, StageDir, read_log
 from chainforge.hub.push import push_signed
 from chainforge.report.formatting import duration
 from chainforge.report.gates import judge
+from chainforge.report.html import write_report
 
-LINE_SECONDS = 30.0  # between reports of progress where there is no terminal to draw a bar on
+LINE_SECONDS = 30.0  # between reports of progress where there is no terminal
 
 
 class GateFailed(StageFailed):
@@ -47,58 +40,45 @@ class GateFailed(StageFailed):
 def run_chain(
     chain: Chain,
     runs: str | Path = "runs",
+    overrides: Overrides | None = None,
     *,
     from_: str | None = None,
     until: str | None = None,
     force: bool = False,
-    launch: str | None = None,
-    sets: Iterable[str] = (),
-    seed: int | None = None,
     ignore_gates: bool = False,
-) -> list[Step]:
-    """Bring the stages from `from_` to `until` up to date; return those that ran.
+) -> None:
+    """Bring the stages from `from_` to `until` up to date.
 
     Stages before `from_` are taken as they are. Raises `InputError` for wrong input, the chain's
     or a stage's, `StageFailed`, `Interrupted`, `Stopped` when a stage reached its budget, or
     `GateFailed` when a model does not pass a gate, unless `ignore_gates`.
     """
-    low, high = _range(chain, from_, until)
-    overrides = Overrides(launch=launch, sets=read_sets(chain, sets), seed=seed)
-    parent = chain_directory(chain, runs)
-    display = _Display([stage.name for stage in chain.stages])
-    ran: list[Step] = []
-    gated = any(stage.gates for stage in chain.stages)  # and gates may have changed
+    names = [stage.name for stage in chain.stages]
+    low = names.index(chain.stage(from_).name) if from_ else 0
+    high = names.index(chain.stage(until).name) if until else len(names) - 1
+    if low > high:
+        raise InputError(f"--from {from_} comes after --until {until}: there is nothing to run")
+    parent, overrides = chain_directory(chain, runs), overrides or Overrides()
+    display = _Display(max(map(len, names)))
+    # The whole plan first, so that wrong input shows before any work is done.
+    steps = plan_chain(chain, runs, overrides)
     try:
         with artifacts.lock(parent):
-            # The whole plan first, so that wrong input shows before any work is done.
-            _describe(chain, parent, plan_chain(chain, runs, overrides))
+            _describe(chain, parent, steps)
             known = _taken_as_they_are(chain, parent, low, high)
             for stage in chain.stages[low : high + 1]:
                 step = plan_stage(chain, stage, runs, known, overrides, thorough=True)
-                if step.state != DONE or force:
-                    ran.append(step)
-                    _run_stage(step, display, force)
-                else:
+                if step.state == DONE and not force:
                     push_signed(step.directory)  # what a kill kept from being sent
                     display.line(stage.name, "done")
-                known[stage.name] = _signed(step.directory)
+                else:
+                    _run_stage(step, display, force)
+                known |= _signed([stage], parent)
                 for aside in _asides(step.directory):  # also those of a run that was killed
-                    aside.unlink() if aside.is_symlink() else shutil.rmtree(aside)
+                    shutil.rmtree(aside)
                 _check_gates(step, display, ignore_gates)
     finally:
-        if ran or gated:
-            _write_report(parent, display)
-    return ran
-
-
-def _range(chain: Chain, first: str | None, last: str | None) -> tuple[int, int]:
-    """Return the positions of the first stage to run and of the last, both included."""
-    names = [stage.name for stage in chain.stages]
-    low = names.index(chain.stage(first).name) if first else 0
-    high = names.index(chain.stage(last).name) if last else len(names) - 1
-    if low > high:
-        raise InputError(f"--from {first} comes after --until {last}: there is nothing to run")
-    return low, high
+        _write_report(parent, display)
 
 
 def _describe(chain: Chain, parent: Path, steps: list[Step]) -> None:
@@ -108,7 +88,7 @@ def _describe(chain: Chain, parent: Path, steps: list[Step]) -> None:
             "name": step.stage.name,
             "recipe": Path(step.stage.recipe).stem,
             "inputs": {role: item.name for role, item in step.inputs.items()},
-            "gate": [gate.as_given() for gate in step.stage.gates],
+            "gate": step.stage.gate,
         }
         for step in steps
     ]
@@ -117,20 +97,24 @@ def _describe(chain: Chain, parent: Path, steps: list[Step]) -> None:
 
 def _taken_as_they_are(chain: Chain, parent: Path, low: int, high: int) -> dict[str, str]:
     """Return the fingerprints of the stages before the first one to run."""
-    earlier = {stage.name: StageDir(parent / stage.name) for stage in chain.stages[:low]}
-    for stage in chain.stages[low : high + 1]:
-        for name in stage.references:
-            if (there := earlier.get(name)) is None:
-                continue
-            if there.manifest is None:
-                raise InputError(
-                    f"stage {stage.name} needs {name}, which is not done: --from {name}"
-                )
-            if damaged := artifacts.damage(there.directory, there.manifest, thorough=True):
-                raise InputError(
-                    f"stage {stage.name} needs {name}, of which {damaged[0]}: --from {name}"
-                )
-    return {name: there.manifest.fingerprint for name, there in earlier.items() if there.manifest}
+    needed = {name for stage in chain.stages[low : high + 1] for _, name in stage.references}
+    for stage in chain.stages[:low]:
+        if stage.name in needed and (why := _unfit(parent / stage.name)):
+            raise InputError(f"stage {stage.name} is needed, but {why}: use --from {stage.name}")
+    return _signed(chain.stages[:low], parent)
+
+
+def _signed(stages: Sequence[Stage], parent: Path) -> dict[str, str]:
+    manifests = {stage.name: artifacts.read_manifest(parent / stage.name) for stage in stages}
+    return {name: manifest.fingerprint for name, manifest in manifests.items() if manifest}
+
+
+def _unfit(directory: Path, fingerprint: str = "") -> str:
+    """Return why a directory is no finished stage (of a fingerprint, if given); empty if it is."""
+    manifest = artifacts.read_manifest(directory)
+    if manifest is None or fingerprint not in ("", manifest.fingerprint):
+        return "it is not done"
+    return next(iter(artifacts.damage(directory, manifest, thorough=True)), "")
 
 
 def _check_gates(step: Step, display: _Display, ignore: bool) -> None:
@@ -140,8 +124,8 @@ def _check_gates(step: Step, display: _Display, ignore: bool) -> None:
         display.line(step.stage.name, f"gate passed: {words}")
     if found.failed and not ignore:
         raise GateFailed(
-            f"stage {step.stage.name}: gate not passed: {'; '.join(found.failed)}. The chain stops "
-            "here; --ignore-gates continues in spite of it"
+            f"stage {step.stage.name}: gate not passed: {'; '.join(found.failed)} "
+            "(--ignore-gates continues)"
         )
     for words in found.failed:
         display.line(step.stage.name, f"gate not passed, ignored: {words}")
@@ -153,50 +137,35 @@ def _run_stage(step: Step, display: _Display, force: bool) -> None:
     if step.why:
         display.line(name, f"{step.state}: {'; '.join(step.why)}")
     if not _make_room(step, force):
-        display.line(name, "done: what these settings made before is taken again")
+        display.line(name, "done: an earlier result with these settings is used again")
         return
     directory.resolve().mkdir(parents=True, exist_ok=True)
     _write_report(directory.parent, display)
     started = time.monotonic()
-    with display.stage(name, directory) as look:
+    with display.following(name, directory) as look:
         code = execute(step.command, directory / LOG, look)
     took, log = duration(time.monotonic() - started), paths.short(directory / LOG)
     end = read_log(directory / LOG)
     if code == 2:
         raise InputError(f"stage {name}: {end.message or f'see {log}'}")
     if code == PAUSED or code in STOPPED:  # not signed, and can be resumed
-        display.line(name, f"stopped  {took}")
         raise Stopped(f"stage {name} {end.message or f'see {log}'}", code)
     if code != 0:
-        display.line(name, f"failed  {took}")
+        how = f"failed with exit code {code}"
+        if code < 0:
+            how = f"was ended by {signal.Signals(-code).name} (out of memory?)"
         if not end.outcome:  # killed, or a recipe that reports nothing
             with open(directory / LOG, "a", encoding="utf-8") as file:
-                file.write(f"\nfailed: {_ending(code)}\n")
+                file.write(f"\nfailed: {how}\n")
         last = "\n".join(f"  {line}" for line in read_log(directory / LOG).lines)
-        raise StageFailed(f"stage {name} {_ending(code)}. {log} ends:\n{last}")
+        raise StageFailed(f"stage {name} {how} after {took}. {log} ends:\n{last}")
     there = StageDir(directory)
     if there.manifest is None:
         raise StageFailed(f"stage {name} succeeded but left no manifest.json; see {log}")
     display.line(name, f"done  {took}  {there.progress['note']}".rstrip())
 
 
-def _ending(code: int) -> str:
-    """Return how a process ended."""
-    if code >= 0:
-        return f"failed with exit code {code}"
-    name = signal.Signals(-code).name
-    return f"was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-
-
-def _signed(directory: Path) -> str:
-    manifest = artifacts.read_manifest(directory)
-    assert manifest is not None, f"{directory} was done a moment ago"
-    return manifest.fingerprint
-
-
 def _write_report(directory: Path, display: _Display) -> None:
-    from chainforge.report.html import write_report
-
     try:
         write_report(directory)
     # A malformed file, or a full disk: the run itself reports what is wrong with it, if anything.
@@ -217,23 +186,13 @@ def _make_room(step: Step, force: bool) -> bool:
     begun = there.started and there.started["fingerprint"]
     if there.manifest is None and begun == step.fingerprint:
         return True
-    earlier = None if force else _finished_before(step)
+    asides = [] if force else _asides(step.directory)
+    earlier = next((path for path in asides if not _unfit(path, step.fingerprint)), None)
     if there.manifest or begun or (earlier and step.directory.exists()):
         _set_aside(step.directory)
     if earlier:
         earlier.rename(step.directory.resolve())
     return earlier is None
-
-
-def _finished_before(step: Step) -> Path | None:
-    """Return a directory, set aside, that holds what the step would make, undamaged."""
-    for aside in _asides(step.directory):
-        manifest = artifacts.read_manifest(aside)
-        if manifest is None or manifest.fingerprint != step.fingerprint:
-            continue
-        if not artifacts.damage(aside, manifest, thorough=True):
-            return aside
-    return None
 
 
 def _set_aside(directory: Path) -> None:
@@ -243,13 +202,7 @@ def _set_aside(directory: Path) -> None:
         number = 1
         while os.path.lexists(aside := directory.with_name(f"{directory.name}.old-{number}")):
             number += 1
-        try:
-            directory.rename(aside)
-        except OSError as error:  # a mount point, for one
-            raise InputError(
-                f"{directory} cannot be set aside as {aside.name} ({error.strerror}); move what it "
-                "holds away, or delete it"
-            ) from None
+        directory.rename(aside)
 
 
 def _asides(directory: Path) -> Iterator[Path]:
@@ -257,7 +210,7 @@ def _asides(directory: Path) -> Iterator[Path]:
     directory = directory.resolve()
     name = re.compile(re.escape(directory.name) + r"\.old-\d+")
     for path in sorted(directory.parent.glob("*.old-*")):
-        if name.fullmatch(path.name) and (path.is_dir() or path.is_symlink()):
+        if name.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
             yield path
 
 
@@ -265,49 +218,41 @@ def _asides(directory: Path) -> Iterator[Path]:
 
 
 class _Display:
-    """One bar for the running stage, one line for each that ended."""
+    """A line for each stage that ended, and how far the running one is."""
 
-    def __init__(self, names: list[str]) -> None:
+    def __init__(self, width: int) -> None:
         self.console = Console(highlight=False)
-        self.width = max(map(len, names))
+        self.width = width
 
     def line(self, name: str, text: str) -> None:
         """Print one line about a stage."""
         self.console.print(f"{name:<{self.width}}  {text}", markup=False, soft_wrap=True)
 
-    @contextmanager
-    def stage(self, name: str, directory: Path) -> Iterator[Callable[[], None]]:
+    @contextlib.contextmanager
+    def following(self, name: str, directory: Path) -> Iterator[Callable[[], None]]:
         """Follow a stage; the function that this yields shows its progress once."""
-        columns = (
-            TextColumn(f"{escape(name):<{self.width}} "), BarColumn(bar_width=16),
-            TaskProgressColumn(), TextColumn("{task.fields[note]}", markup=False),
-            TimeElapsedColumn(),
-        )  # fmt: skip
-        terminal = self.console.is_terminal
-        bar = Progress(*columns, console=self.console, transient=True, disable=not terminal)
-        task = bar.add_task("", total=None, note="starting")
-        room = max(20, self.console.width - self.width - 33)
         started = told_at = time.monotonic()
+        terminal = self.console.is_terminal
+        status = self.console.status(escape(f"{name}  starting")) if terminal else None
         if not terminal:
             self.line(name, "running")
 
         def look() -> None:
             nonlocal told_at
             now = time.monotonic()
-            if not terminal and now - told_at < LINE_SECONDS:
+            if not status and now - told_at < LINE_SECONDS:
                 return
             told_at = now
             try:
-                told = StageDir(directory).progress
+                there = StageDir(directory)
+                words = [there.how_far, there.progress["note"], duration(now - started)]
             except (OSError, InputError):
                 return
-            how_far = f"{told['done']}/{told['total']} {told['unit']}" if told["total"] else ""
-            if terminal and how_far:
-                note = (told["note"] or how_far)[:room]  # a longer line would push out the bar
-                bar.update(task, completed=told["done"], total=told["total"], note=note)
-            elif not terminal:
-                words = (how_far, told["note"], duration(now - started))
-                self.line(name, "  ".join(word for word in words if word))
+            text = "  ".join(filter(None, words))
+            if status:
+                status.update(escape(f"{name}  {text}"[: self.console.width - 4]))
+            else:
+                self.line(name, text)
 
-        with bar:
+        with status or contextlib.nullcontext():
             yield look

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from chainforge.core.run_dir import StageDir
+
 MINUS = "\u2212"
 
 
@@ -100,3 +102,13 @@ def source(name: str) -> str:
         "policy": "were sampled from the model that the stage was given",
         "not recorded": "have no source recorded",
     }.get(name, "were written by the teacher")
+
+
+def headline(stage: StageDir) -> str:
+    """Return in a few words what a stage came to, or how far it is."""
+    if stage.funnel:
+        return f"kept {stage.funnel['kept']:,} of {stage.funnel['in']:,} rows"
+    if stage.results and stage.results["models"]:
+        best = max(stage.results["models"], key=lambda model: model["strict"]["mean"])
+        return f"best: {best['name']}, {percent(best['strict']['mean'])}"
+    return ", ".join(filter(None, (stage.how_far, stage.progress["note"])))

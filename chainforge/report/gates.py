@@ -8,16 +8,18 @@ makes: changing one makes no stage stale.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
 
 from chainforge.core.errors import InputError, hint, refuse_unknown
 from chainforge.core.jsonl import Row, read_rows
-from chainforge.core.run_dir import StageDir
+from chainforge.core.run_dir import Number, StageDir
 from chainforge.report.formatting import p_words, points
 
 # What a gate may ask of a model, and where results.json has it.
@@ -35,35 +37,23 @@ METRICS = {
 _AT_K = re.compile(r"(pass|maj)@([1-9]\d*)")
 
 
-@dataclass(frozen=True)
-class Gate:
+class Gate(msgspec.Struct, frozen=True):
     """One demand on one model: a metric between bounds, or better than another model."""
 
     model: str
     metric: str | None = None
-    low: float | None = None
-    high: float | None = None
+    min: Number | None = None
+    max: Number | None = None
     beats: str | None = None
-    p: float = 0.05
+    p: Annotated[float, Meta(gt=0, le=1)] = 0.05
 
     def __str__(self) -> str:
         """Return what it asks, as in a plan."""
         if self.beats is not None:
             return f"{self.model} beats {self.beats} (p < {self.p:g})"
-        return f"{self.metric} of {self.model} {self.bounds}"
-
-    @property
-    def bounds(self) -> str:
-        """Return the bounds of its metric in words."""
-        least = f"at least {self.low:g}" if self.low is not None else ""
-        most = f"at most {self.high:g}" if self.high is not None else ""
-        return " and ".join(filter(None, (least, most)))
-
-    def as_given(self) -> dict[str, Any]:
-        """Return it as a chain's YAML would have it, for `read_gates`."""
-        given = {"model": self.model, "metric": self.metric, "min": self.low, "max": self.high,
-                 "beats": self.beats, "p": self.p if self.beats else None}  # fmt: skip
-        return {key: value for key, value in given.items() if value is not None}
+        least = f"at least {self.min:g}" if self.min is not None else ""
+        most = f"at most {self.max:g}" if self.max is not None else ""
+        return f"{self.metric} of {self.model} {' and '.join(filter(None, (least, most)))}"
 
 
 @dataclass(frozen=True)
@@ -78,78 +68,46 @@ def read_gates(given: Any, models: Sequence[str]) -> tuple[Gate, ...]:
     """Read a stage's key `gate`; raise `InputError` for what cannot be asked of its models."""
     entries = given if isinstance(given, list) else [] if given is None else [given]
     if entries and not models:
-        raise InputError(
-            "key 'gate': only a stage that measures models has one; give it to the evaluate stage "
-            "that comes before what must not start"
-        )
+        raise InputError("key 'gate': only a stage that measures models may have one")
     try:
         return tuple(_read(entry, models) for entry in entries)
-    except InputError as error:
+    except (InputError, msgspec.ValidationError) as error:
         raise InputError(f"key 'gate': {error}") from None
 
 
 def _read(entry: Any, models: Sequence[str]) -> Gate:
-    if not isinstance(entry, dict):
-        raise InputError(
-            f"expected {{metric: accuracy, min: 0.2}} or {{beats: base}}, not {entry!r}"
-        )
-    refuse_unknown(entry, ("metric", "min", "max", "beats", "p", "model"))
-    metric, beats, model = entry.get("metric"), entry.get("beats"), entry.get("model", models[-1])
-    low, high, p = (_number(entry, key) for key in ("min", "max", "p"))
-    if (metric is None) == (beats is None):
-        raise InputError("needs `metric` or `beats`, and not both; a list holds more")
-    for name in (model, *([beats] if beats else [])):
+    refuse_unknown(entry if isinstance(entry, dict) else (), Gate.__struct_fields__)
+    gate = msgspec.convert(
+        {"model": models[-1]} | entry if isinstance(entry, dict) else entry, Gate
+    )
+    bounded = gate.min is not None or gate.max is not None
+    if (gate.metric is None) == (gate.beats is None) or bounded != (gate.metric is not None):
+        raise InputError("give `metric` with `min`, `max` or both, or else `beats` with `p`")
+    for name in filter(None, (gate.model, gate.beats)):
         if name not in models:
-            raise InputError(f"the stage measures no model {name!r}; {hint(str(name), models)}")
-    if beats is not None:
-        if low is not None or high is not None:
-            raise InputError("`min` and `max` go with `metric`, `p` goes with `beats`")
-        if beats == model:
-            raise InputError(f"{model} cannot beat itself; name another as `model`")
-        if p is not None and not 0 < p <= 1:
-            raise InputError(f"p is {p:g}; need a share above 0 and up to 1, like 0.05")
-        return Gate(model, beats=beats, p=0.05 if p is None else p)
-    if not isinstance(metric, str) or not (metric in METRICS or _AT_K.fullmatch(metric)):
-        known = [*METRICS, "pass@4", "maj@4"]
-        raise InputError(f"no metric {metric!r}; {hint(str(metric), known)}")
-    if low is None and high is None:
-        raise InputError("`metric` needs a `min`, a `max` or both")
-    if p is not None:
-        raise InputError("`p` goes with `beats`")
-    if low is not None and high is not None and low > high:
-        raise InputError(f"nothing is between min {low:g} and max {high:g}")
-    return Gate(model, metric, low, high)
-
-
-def _number(entry: dict[str, Any], key: str) -> float | None:
-    value = entry.get(key)
-    if value is None or (type(value) in (int, float) and math.isfinite(value)):
-        return value
-    raise InputError(f"{key} must be a number, not {value!r}")
+            raise InputError(f"the stage measures no model {name!r}; {hint(name, models)}")
+    if gate.beats == gate.model:
+        raise InputError(f"{gate.model} cannot beat itself; name another as `model`")
+    if gate.metric and not (gate.metric in METRICS or _AT_K.fullmatch(gate.metric)):
+        known = hint(gate.metric, [*METRICS, "pass@4", "maj@4"])
+        raise InputError(f"no metric {gate.metric!r}; {known}")
+    return gate
 
 
 def judge(gates: Sequence[Gate], directory: Path) -> Verdict:
-    """Return what was found for each gate of a finished stage."""
+    """Return what was found for each gate of a finished stage; what cannot be judged has failed."""
     found = Verdict()
-    results = StageDir(directory).results if gates else None
-    if gates and results is None:
-        raise InputError(f"{directory / 'results.json'}: no such file")
     for gate in gates:
-        judged = _judge_pair if gate.beats is not None else _judge_metric
-        passed, words = judged(gate, results or {}, directory)
+        try:
+            results = StageDir(directory).results
+            if results is None:
+                raise InputError(f"{directory / 'results.json'}: no such file")
+            judged = _judge_pair if gate.beats is not None else _judge_metric
+            passed, words = judged(gate, results, directory)
+        except InputError as error:
+            passed, words = False, f"{gate}: cannot be judged: {error}"
         (found.passed if passed else found.failed).append(words)
     return found
-
-
-def verdict(gates: Sequence[Gate], directory: Path) -> Verdict | None:
-    """Judge the gates of a finished stage for a reader; None where there are no gates.
-
-    What cannot be judged has failed, with the reason: a run would stop there, too.
-    """
-    try:
-        return judge(gates, directory) if gates else None
-    except InputError as error:
-        return Verdict(failed=[f"it cannot be judged: {error}"])
 
 
 def _judge_metric(gate: Gate, results: dict[str, Any], directory: Path) -> tuple[bool, str]:
@@ -159,26 +117,25 @@ def _judge_metric(gate: Gate, results: dict[str, Any], directory: Path) -> tuple
     found = _AT_K.fullmatch(str(gate.metric))
     for key in (f"{found[1]}_at_k", found[2]) if found else METRICS[str(gate.metric)]:
         value = value.get(key) if isinstance(value, dict) else None
-    what = f"{gate.metric} of {gate.model}"
     if value is None:  # nothing was solved, nothing was readable, or too few samples for pass@k
-        return False, f"{what} has no value, and must be {gate.bounds}"
-    digits = f"{value:.3f}" if abs(value) <= 1 else f"{value:.1f}"
-    if gate.low is not None and value < gate.low:
-        return False, f"{what} is {digits}, below the required {gate.low:g}"
-    if gate.high is not None and value > gate.high:
-        return False, f"{what} is {digits}, above the allowed {gate.high:g}"
-    return True, f"{what} is {digits}"
+        return False, f"{gate}: it has no value"
+    what = f"{gate.metric} of {gate.model} is {value:.{3 if abs(value) <= 1 else 1}f}"
+    if gate.min is not None and value < gate.min:
+        return False, f"{what}, below the required {gate.min:g}"
+    if gate.max is not None and value > gate.max:
+        return False, f"{what}, above the allowed {gate.max:g}"
+    return True, what
 
 
 def _judge_pair(gate: Gate, results: dict[str, Any], directory: Path) -> tuple[bool, str]:
     pairs = (p for p in results["pairs"] if (p["from"], p["to"]) == (gate.beats, gate.model))
     pair = next(pairs, None) or _compared(gate, directory)
     difference, p = float(pair["difference"]), float(pair["p"])
+    passed = difference > 0 and p < gate.p
+    does = "beats" if passed else "does not beat"
     found = f"{points(difference)} points against {gate.beats}, {p_words(p)}"
-    if difference > 0 and p < gate.p:
-        return True, f"{gate.model} beats {gate.beats}: {found}"
-    why = f"p must be below {gate.p:g}" if difference > 0 else "it is not better"
-    return False, f"{gate.model} does not beat {gate.beats}: {found}; {why}"
+    why = "" if passed else f"; it must be better, with p below {gate.p:g}"
+    return passed, f"{gate.model} {does} {gate.beats}: {found}{why}"
 
 
 def _compared(gate: Gate, directory: Path) -> Row:

@@ -36,11 +36,10 @@ from chainforge.core.run_dir import (
 )
 from chainforge.core.secrets import redact
 from chainforge.report import formatting, plots, transcripts
-from chainforge.report.gates import Verdict, read_gates, verdict
+from chainforge.report.gates import Verdict, judge, read_gates
 
 HERE = Path(__file__).parent
 FORMATS = ("percent", "points", "p_words", "count", "duration", "money", "source")
-WATCH_SHARE = 0.1  # of the time, at most, that watching spends on writing
 # What a model may have been measured by, and what then gets a column; older files have less.
 OPTIONAL = ("language", "reasoning_tokens_mean", "tokens_per_solved", "unjudged")
 
@@ -54,18 +53,17 @@ def write_report(directory: Path) -> Path:
     return _write(directory, read_run(directory))
 
 
-def watch(directory: Path, every: float, tell: Callable[[str], None]) -> Path:
+def watch(directory: Path, tell: Callable[[str], None], every: float = 5.0) -> None:
     """Write the report again every so many seconds, until the chain is done or its run has ended.
 
     `tell` is called with the chain's progress, and why a report could not be written.
     """
     seen_running, told = False, ""
     while True:
-        started = time.monotonic()
         run = None
         try:
             run = read_run(directory)
-            path = _write(directory, run)
+            _write(directory, run)
             words = _counted(run)
         except (InputError, Failed, OSError) as error:
             if not directory.is_dir():
@@ -75,9 +73,9 @@ def watch(directory: Path, every: float, tell: Callable[[str], None]) -> Path:
             tell(words)
             told = words
         elif run and not run.running and (seen_running or _done(run) == len(run.stages)):
-            return path
+            return
         seen_running = seen_running or bool(run and run.running)
-        time.sleep(max(every, (time.monotonic() - started) / WATCH_SHARE))
+        time.sleep(every)
 
 
 def _done(run: RunDir) -> int:
@@ -223,7 +221,7 @@ def _gate(directory: Path, stage: StageDir) -> Verdict | None:
         return None
     models = [role.removeprefix("models.") for role in stage.inputs if role.startswith("models.")]
     try:
-        return verdict(read_gates(stage.gate, models), stage.directory)
+        return judge(read_gates(stage.gate, models), stage.directory)
     except InputError as error:
         raise InputError(f"{directory / CHAIN}: stage {stage.name}: {error}") from None
 

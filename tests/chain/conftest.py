@@ -97,16 +97,11 @@ CHAIN = {
     "seed": 1,
     "stages": [
         {"name": "traces", "recipe": "count.py", "config": "traces.yaml"},
-        {
-            "name": "cold",
-            "recipe": "count.py",
-            "config": "cold.yaml",
-            "model": "base",
-            "data": "traces",
-        },
-        {"name": "reason", "recipe": "count.py", "config": "reason.yaml", "model": "cold"},
+        {"name": "cold_start", "recipe": "count.py", "config": "cold_start.yaml", "model": "base",
+         "data": "traces"},
+        {"name": "rl", "recipe": "count.py", "config": "rl.yaml", "model": "cold_start"},
     ],
-}
+}  # fmt: skip
 
 
 class Workplace:
@@ -118,7 +113,7 @@ class Workplace:
         (folder / "base").mkdir()
         (folder / "base/config.json").write_text("{}")
         (folder / "count.py").write_text(RECIPE)
-        for name in ("traces", "cold", "reason"):
+        for name in ("traces", "cold_start", "rl"):
             self.configure(name, steps=3)
         self.save()
 
@@ -200,16 +195,15 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
 def gated(workplace: Workplace) -> Workplace:
     """Two trained stages with a measurement between them, whose gate says if the second starts."""
     (workplace.folder / "measure.py").write_text(MEASURE)
-    workplace.chain["stages"] = [
-        {"name": "cold", "recipe": "count.py", "config": "cold.yaml", "model": "base"},
-        {
-            "name": "scores",
-            "recipe": "measure.py",
-            "models": ["base", "cold"],
-            "set": {"right": {"base": 2, "cold": 12}},
-            "gate": {"metric": "accuracy", "min": 0.7},
-        },
-        {"name": "reason", "recipe": "count.py", "config": "reason.yaml", "model": "cold"},
-    ]
+    _, cold_start, rl = workplace.chain["stages"]
+    cold_start.pop("data")
+    measure = {
+        "name": "eval",
+        "recipe": "measure.py",
+        "models": ["base", "cold_start"],
+        "set": {"right": {"base": 2, "cold_start": 12}},
+        "gate": {"metric": "accuracy", "min": 0.7},
+    }
+    workplace.chain["stages"] = [cold_start, measure, rl]
     workplace.save()
     return workplace

@@ -348,7 +348,7 @@ def test_watching_rewrites_the_page_until_the_run_ends(chain: Path) -> None:
             run.close()
 
     with contextlib.ExitStack() as run:
-        assert watch(chain, 0.01, tell) == chain / "report.html"
+        watch(chain, tell, 0.01)
     assert told[:2] == [
         "4 of 5 stages done, not running",
         "4 of 5 stages done",
@@ -357,4 +357,4 @@ def test_watching_rewrites_the_page_until_the_run_ends(chain: Path) -> None:
     assert told[3] == "5 of 5 stages done"
     assert seen == [False, True, True, False]
     with pytest.raises(InputError, match="no such run"):
-        watch(chain / "nowhere", 0.01, tell)
+        watch(chain / "nowhere", tell, 0.01)
