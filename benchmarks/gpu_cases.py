@@ -102,7 +102,7 @@ def wait() -> None:
 
 def weights_of(name: str) -> tuple[int, int]:
     """Return a model's number of parameters, and the bytes of keys and values a token in bf16."""
-    from chainforge.doctor.architecture import read_shape
+    from chainforge.doctor.memory import read_shape
 
     config = SHAPES[name]
     shape = read_shape(config)

@@ -24,8 +24,7 @@ from typing import Any
 from measuring import results, save
 from random_models import SHAPES, has_gpu, make_model, tokenizer_of
 
-from chainforge.doctor.architecture import read_shape
-from chainforge.doctor.memory import CUDA, INTERPRETER, estimate
+from chainforge.doctor.memory import CUDA, INTERPRETER, estimate, read_shape
 from chainforge.train.distributed import Layout
 
 OFF = 0.15  # that much an estimate may be

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from packaging.version import InvalidVersion, Version
+from packaging.version import Version
 
 from chainforge.core import paths
 from chainforge.core.errors import InputError
-from chainforge.doctor.architecture import DTYPES, Shape
+from chainforge.doctor.memory import DTYPES, Shape
 from chainforge.rewards.confinement import gaps
 from chainforge.train.distributed import DDP, Layout, faults, layout_of, method_of
 
@@ -68,9 +68,9 @@ def this_machine() -> Machine:
     except (OSError, subprocess.SubprocessError):
         sizes = []
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        limit = Path(name).read_text().strip() if os.access(name, os.R_OK) else ""
-        memory = min(memory, int(limit)) if limit.isdigit() else memory  # of a container
+    limit = Path("/sys/fs/cgroup/memory.max")  # of a container
+    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+        memory = min(memory, int(text))
     gpus = tuple(int(size) * 2**20 for size in sizes if size.isdigit())
     return Machine(gpus, memory, len(os.sched_getaffinity(0)))
 
@@ -79,56 +79,41 @@ def check_machine(machine: Machine) -> Iterator[Finding]:
     """Compare the installed libraries with those tested, and report what the machine has."""
     if Version(platform.python_version()) < Version(PYTHON):
         yield Finding("error", "versions", f"Python {PYTHON} or newer is needed")
-    fine = []
     for name, (oldest, tested) in PACKAGES.items():
         try:
             found = importlib.metadata.version(name)
-            if Version(found) < Version(oldest):
-                words = f"{name} {found} is too old: pip install '{name}>={oldest}'"
-                yield Finding("error", "versions", words)
-                continue
-            known = Version(found).release[:2] == Version(tested).release[:2]
         except importlib.metadata.PackageNotFoundError:
             yield Finding("error", "versions", f"{name} is not installed: pip install .")
             continue
-        except InvalidVersion:
-            known = False
-        fine += [f"{name} {found}"] if known else []
-        if not known:
-            words = f"{name} {found} was not tested; {tested} was: pip install -c constraints.txt ."
-            yield Finding("warning", "versions", words)
-    yield Finding("ok", "versions", ", ".join(fine))
+        if Version(found) < Version(oldest):
+            text = f"{name} {found} is too old: pip install '{name}>={oldest}'"
+            yield Finding("error", "versions", text)
+        elif Version(found).release[:2] != Version(tested).release[:2]:
+            text = f"{name} {found} was not tested; {tested} was: pip install -c constraints.txt ."
+            yield Finding("warning", "versions", text)
+        else:
+            yield Finding("ok", "versions", f"{name} {found}")
     gpus = ", ".join(f"{size / 2**30:.0f} GiB" for size in machine.gpus)
     words = f"{len(machine.gpus)} GPUs ({gpus})" if machine.gpus else "no GPU"
     memory = f"{machine.memory / 2**30:.0f} GiB of memory"
     yield Finding("ok", "machine", f"{words}, {machine.cores} cores, {memory}")
     if missing := gaps():
         text = (
-            f"this machine cannot take {', '.join(missing)} from the verifier processes. Answers "
-            "are never evaluated as code, so this is the second defence; it needs Linux 5.13 with "
-            "seccomp and Landlock, and libseccomp (apt install libseccomp2)"
+            f"this machine cannot take {', '.join(missing)} from the verifier processes: that "
+            "needs Linux 5.13 with seccomp and Landlock, and libseccomp (apt install libseccomp2)"
         )
         yield Finding("warning", "verifier", text)
     else:
-        text = "without network, writing, new processes or others' secrets (seccomp, Landlock)"
-        yield Finding("ok", "verifier", text)
-
-
-def launch_file(command: list[str]) -> Path | None:
-    """Return the launch file of a stage's command, or accelerate's own default, if any."""
-    if "--config_file" in command[:3]:
-        return Path(command[command.index("--config_file") + 1])
-    home = os.environ.get("HF_HOME") or Path.home() / ".cache/huggingface"
-    default = Path(home) / "accelerate/default_config.yaml"
-    return default if command[0] != "python" and default.is_file() else None
+        yield Finding("ok", "verifier", "without network, files, processes or others' secrets")
 
 
 def check_launch(command: list[str], stage: str, machine: Machine) -> tuple[Layout, list[Finding]]:
     """Return how a command spreads a stage over processes, and what is wrong with its file."""
-    file, gpus = launch_file(command), len(machine.gpus)
-    if file is None:  # accelerate uses all GPUs by itself
+    gpus = len(machine.gpus)
+    if "--config_file" not in command:  # accelerate uses all GPUs by itself
         several = command[0] == "accelerate" and gpus > 1
         return (Layout(DDP, gpus) if several else Layout()), []
+    file = Path(command[command.index("--config_file") + 1])
     problems, layout = [], Layout()
     try:
         layout = layout_of(file)
@@ -183,23 +168,23 @@ def check_server(address: str, stage: str) -> Finding:
 
 def training_bytes(settings: Mapping[str, Any], shape: Shape, rows: int, processes: int) -> int:
     """Return the bytes on disk of a training stage: its model and its checkpoints."""
+    full = method_of(settings) == "full"
+    lora = settings["lora_r"], settings["lora_target_modules"]
+    trained = shape.parameters if full else shape.adapter(*lora)
     dtype = shape.dtype if settings["dtype"] == "auto" else settings["dtype"]
-    trained = shape.parameters
-    if method_of(settings) != "full":
-        trained = shape.adapter(settings["lora_r"], settings["lora_target_modules"])
-    checkpoint = trained * DTYPES.get(str(dtype), 4) * (1 + ADAM)
     batch = settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"]
     rows *= int(settings.get("num_generations") or 1)
-    steps = settings["max_steps"]
-    if steps <= 0:
-        steps = settings["num_train_epochs"] * rows / max(1, batch * processes)
-    strategy = str(getattr(settings["save_strategy"], "value", settings["save_strategy"]))
-    every = float(settings["save_steps"])
-    every = max(1.0, every * steps if every < 1 else every)
-    number = int(steps // every if strategy == "steps" else settings["num_train_epochs"]) + 1
+    epochs = settings["num_train_epochs"]
+    steps = max(1.0, settings["max_steps"])
+    if settings["max_steps"] <= 0:
+        steps = epochs * rows / max(1, batch * processes)
+    every = float(settings["save_steps"]) * (steps if settings["save_steps"] < 1 else 1)
+    by_strategy = {"no": 0, "steps": steps // max(1.0, every) + 1, "epoch": epochs + 1}
+    strategy = getattr(settings["save_strategy"], "value", settings["save_strategy"])
+    number = int(by_strategy.get(strategy, epochs + 1))
     if limit := settings["save_total_limit"]:
         number = min(number, limit + 1)
-    number = 0 if strategy == "no" else number
+    checkpoint = trained * DTYPES.get(str(dtype), 4) * (1 + ADAM)
     return shape.parameters * DTYPES.get(shape.dtype, 4) + number * checkpoint
 
 
@@ -211,9 +196,6 @@ def check_disk(folder: Path, sizes: Mapping[str, int]) -> Finding:
     if peak <= TIGHT * free:
         return Finding("ok", "disk", text)
     largest = max(sizes, key=lambda name: sizes[name])
-    text += (
-        f": {sizes[largest] / 1e9:.1f} GB of it by {largest}; there set `save_total_limit: 2`, a "
-        "larger save_steps, and `save: [model]`; or give --runs another disk"
-    )
+    text += f"; most of it by {largest}: set `save_total_limit: 2` there"
     level: Literal["error", "warning"] = "error" if peak > free else "warning"
     return Finding(level, "disk", text, largest, "save_total_limit")

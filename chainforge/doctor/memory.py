@@ -13,10 +13,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from chainforge.doctor.architecture import DTYPES, Shape
+from chainforge.core.errors import InputError, hint
 from chainforge.train.distributed import FSDP2, SINGLE, ZERO2, ZERO3, Layout, method_of, refusals
 
 GIB = 1024**3
+DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2}
 # Bytes saved for each token in one block, for each number of the hidden size, of the MLP's inner
 # size, of all heads together, and of the sequence (the attention mask), by precision and by how
 # many of the block's linear layers have an adapter.
@@ -41,6 +42,74 @@ FRAGMENTS = 0.1  # of what comes and goes: the allocator cannot use every gap
 INTERPRETER = GIB // 2  # Python and the libraries, in main memory
 PROMPT_TOKENS = 256  # if the prompts were not counted
 TIGHT = 0.9  # of the device: beyond this a longer prompt may be one too many
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A decoder's sizes in parameters; `linears` are the inputs and outputs of a block's layers."""
+
+    vocabulary: int
+    layers: int
+    parameters: int
+    block: int
+    linears: dict[str, tuple[int, int]]
+    dtype: str
+
+    @property
+    def hidden(self) -> int:
+        """Return the size of the stream."""
+        return self.linears["o_proj"][1]
+
+    @property
+    def block_linear(self) -> int:
+        """Return weights of one block's linear layers, which is what 4-bit loading quantises."""
+        return sum(inside * outside for inside, outside in self.linears.values())
+
+    def adapter(self, rank: int, targets: str | list[str] | None) -> int:
+        """Return the parameters of a LoRA adapter; `targets` as in `lora_target_modules`."""
+        chosen = [targets] if isinstance(targets, str) else targets or ["q_proj", "v_proj"]
+        found = [
+            size
+            for name, size in self.linears.items()
+            if chosen == ["all-linear"] or any(f".{one}".endswith(f".{name}") for one in chosen)
+        ]
+        if not found:
+            raise InputError(f"lora_target_modules: {chosen}: {hint(str(chosen[0]), self.linears)}")
+        return self.layers * sum(rank * (inside + outside) for inside, outside in found)
+
+
+def read_shape(config: Mapping[str, Any]) -> Shape:
+    """Return the sizes of a `config.json`'s model, built with one block and without memory.
+
+    Raises `InputError` for what is no plain decoder with a gated MLP, as Llama and Qwen are.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    family = str(config.get("model_type"))
+    unknown = InputError(f"sizes of models of the type {family!r} are not known")
+    skipped = ("model_type", "layer_types", "num_hidden_layers")
+    given = {key: value for key, value in config.items() if key not in skipped}
+    try:
+        with torch.device("meta"):
+            full = AutoConfig.for_model(family, **given, num_hidden_layers=1)
+            model = AutoModelForCausalLM.from_config(full)
+        block = model.model.layers[0]
+    except (ValueError, KeyError, AttributeError):
+        raise unknown from None
+    linears = {
+        name.rpartition(".")[2]: (layer.in_features, layer.out_features)
+        for name, layer in block.named_modules()
+        if isinstance(layer, torch.nn.Linear)
+    }
+    names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    if set(linears) != set(names):
+        raise unknown
+    layers = int(config["num_hidden_layers"])
+    size = sum(weight.numel() for weight in block.parameters())
+    rest = sum(weight.numel() for weight in model.parameters()) - size
+    dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    return Shape(full.vocab_size, layers, rest + layers * size, size, linears, dtype)
 
 
 @dataclass
@@ -69,10 +138,8 @@ class Estimate:
 
     def __str__(self) -> str:
         """Return the peak with its largest parts."""
-        large = [(name, size) for name, size in self.parts.items() if size > self.peak // 50]
-        shown = ", ".join(f"{name} {size / GIB:.1f}" for name, size in large[:4])
-        assumed = f"; {', '.join(self.assumed)}" if self.assumed else ""
-        return f"{self.peak / GIB:.1f} GiB a device ({shown}{assumed})"
+        large = [f"{name} {size / GIB:.1f}" for name, size in list(self.parts.items())[:4]]
+        return f"{self.peak / GIB:.1f} GiB a device ({', '.join([*large, *self.assumed])})"
 
 
 def estimate(
@@ -119,30 +186,28 @@ class _Plan:
         self.size = DTYPES.get(str(dtype), 4)
         half = settings["bf16"] or settings["fp16"]
         self.precision = "half" if self.size == 2 else "mixed" if half else "float32"
-        lora = settings["lora_r"], settings["lora_target_modules"]
-        self.adapted = 0 if self.method == "full" else shape.adapter(*lora)
+        targets = settings["lora_target_modules"]
+        lora = self.method != "full"
+        self.adapted = shape.adapter(settings["lora_r"], targets) if lora else 0
+        in_mlp = any(name in str(targets) for name in ("all-linear", "gate_", "up_", "down_"))
+        self.adapters = "none" if not lora else "all" if in_mlp else "some"
         self.trained = self.adapted or shape.parameters
-        self.trained_size = self.size if self.method == "full" else 4  # adapters are in float32
+        self.trained_size = 4 if lora else self.size  # adapters are in float32
         # Two blocks and the head, which are whole while they are used.
         self.gathered = (2 * shape.block + shape.vocabulary * shape.hidden) * 2
         self.weight_share = layout.processes if layout.shards_weights else 1
         self.state_share = layout.processes if layout.shards_optimizer else 1
         self.batch = int(settings["per_device_train_batch_size"])
-        self.tokens = self._length(prompt_tokens)
-
-    def _length(self, prompt_tokens: int | None) -> int:
-        """Return how many tokens the longest row has."""
-        if self.recipe == "sft":
-            length = self.settings["max_length"]
-            if length is None:
-                self.assumed.append("max_length is not set: 1024 tokens a row")
-            return int(length or 1024)
-        if prompt_tokens is None:
-            self.assumed.append(f"prompts of {PROMPT_TOKENS} tokens")
         self.prompt = prompt_tokens or PROMPT_TOKENS
-        return self.prompt + int(self.settings["max_completion_length"] or 512)
+        if recipe == "sft":  # the tokens of the longest row
+            self.tokens = int(settings["max_length"] or 1024)
+        else:
+            self.tokens = self.prompt + int(settings["max_completion_length"] or 512)
+            if prompt_tokens is None:
+                self.assumed.append(f"prompts of {PROMPT_TOKENS} tokens")
 
     def weights(self) -> int:
+        """Return the bytes of the weights on one device if none are sharded."""
         shape = self.shape
         if self.method != "QLoRA":
             return shape.parameters * self.size
@@ -150,8 +215,7 @@ class _Plan:
         packed = 1.0 if self.settings["load_in_8bit"] else 0.5
         # One scale for each 64 numbers, in float32, or as a byte with nested quantisation.
         scales = 1 / 64 if self.settings["use_bnb_nested_quant"] else 4 / 64
-        whole = (shape.parameters - quantised) * self.size
-        return int(quantised * (packed + scales)) + whole
+        return int(quantised * (packed + scales)) + (shape.parameters - quantised) * self.size
 
     def resident(self, teacher: Shape | None) -> dict[str, int]:
         """Return what stays in memory from the first step to the last."""
@@ -168,7 +232,7 @@ class _Plan:
             "adapter": self.adapted * self.trained_size // self.weight_share,
             "optimizer": 0 if self.layout.offload_optimizer else int(optimizer),
         }
-        if self.recipe == "grpo" and self._number("beta") > 0:
+        if self.recipe == "grpo" and self.settings["beta"] > 0:
             found["reference"] = self.trained * self.trained_size // self.weight_share
         if teacher is not None:
             size = DTYPES.get(teacher.dtype, 4)
@@ -178,11 +242,13 @@ class _Plan:
     def training(self) -> dict[str, dict[str, int]]:
         """Return the transient memory of the loss, and of the backward pass through the blocks."""
         shape, tokens = self.shape, self.batch * self.tokens
-        hidden, inner, heads, mask = SAVED[self.precision, self._adapters()]
+        hidden, inner, heads, mask = SAVED[self.precision, self.adapters]
         block = tokens * (
-            hidden * shape.hidden + inner * shape.inner + heads * shape.heads * shape.head_size
+            hidden * shape.hidden
+            + inner * shape.linears["up_proj"][1]
+            + heads * shape.linears["q_proj"][1]
             + mask * self.tokens
-        )  # fmt: skip
+        )
         stored, copies = shape.layers * block, shape.layers * self._cast()
         if self.settings["gradient_checkpointing"]:
             stored = shape.layers * tokens * (2 if self.precision == "half" else 4) * shape.hidden
@@ -219,56 +285,33 @@ class _Plan:
 
     def generation(self, device_bytes: int | None) -> dict[str, int]:
         """Return the transient memory of generation."""
-        if self.settings["use_vllm"]:
-            if self.settings["vllm_mode"] == "server":
-                return {}
-            if device_bytes is None:
-                self.assumed.append("vLLM's share is of a device whose size is not known: left out")
-            return {"vLLM": int(self._number("vllm_gpu_memory_utilization") * (device_bytes or 0))}
-        shape, rows = self.shape, self._rows()
+        settings, shape, processes = self.settings, self.shape, self.layout.processes
+        if settings["use_vllm"]:
+            share = float(settings["vllm_gpu_memory_utilization"])
+            return {"vLLM": int(share * (device_bytes or 0))} if _colocated(settings) else {}
+        steps = settings.get("steps_per_generation") or settings["gradient_accumulation_steps"]
+        given = settings.get("generation_batch_size")
+        rows = math.ceil(int(given) / processes) if given else self.batch * int(steps)
         # Keys stay in the stream's precision after rotation, values are in the matrices'.
         number = {"half": 2 + 2, "float32": 4 + 4, "mixed": 4 + 2}[self.precision]
-        cache = rows * self.tokens * shape.layers * shape.key_heads * shape.head_size * number
+        cache = rows * self.tokens * shape.layers * shape.linears["k_proj"][1] * number
+        inner = shape.linears["up_proj"][1]
         found = {
             "key-value cache": cache + cache // shape.layers,  # growing one block's copies it
             "sampling": rows * shape.vocabulary * 4 * 3,  # logits, and what a softmax makes of them
-            "prefill": rows * self.prompt * (2 * shape.inner + 4 * shape.hidden) * 4,
+            "prefill": rows * self.prompt * (2 * inner + 4 * shape.hidden) * 4,
         }
-        if self.layout.kind == "zero3":
+        if self.layout.kind == ZERO3:
             found["gathered weights"] = shape.parameters * 2  # ds3_gather_for_generation
         elif self.layout.shards_weights:
             found["gathered weights"] = self.gathered
         return found
 
-    def _rows(self) -> int:
-        """Return how many completions a device writes at once."""
-        if given := self.settings.get("generation_batch_size"):
-            return max(1, math.ceil(int(given) / self.layout.processes))
-        steps = self.settings.get("steps_per_generation")
-        return self.batch * int(steps or self.settings["gradient_accumulation_steps"])
-
-    def _adapters(self) -> str:
-        if self.method == "full":
-            return "none"
-        targets = self.settings["lora_target_modules"] or []
-        names = [targets] if isinstance(targets, str) else targets
-        in_mlp = any(name.endswith(("all-linear", "gate_proj", "up_proj", "down_proj"))
-                     for name in names)  # fmt: skip
-        return "all" if in_mlp else "some"
-
-    def _number(self, key: str) -> float:
-        value = self.settings[key]
-        return float(value) if isinstance(value, int | float) else 0.0
-
 
 def suggest(
-    recipe: str,
-    settings: Mapping[str, Any],
-    shape: Shape,
-    layout: Layout,
-    device_bytes: int,
+    recipe: str, settings: Mapping[str, Any], shape: Shape, layout: Layout, device_bytes: int,
     **known: Any,
-) -> tuple[list[str], Estimate]:
+) -> tuple[list[str], Estimate]:  # fmt: skip
     """Return the changes that make a stage fit, and the estimate with them.
 
     One change alone if one is enough; else several, the ones with the least effect on the training
@@ -301,13 +344,8 @@ def _changes(
     recipe: str, settings: Mapping[str, Any], layout: Layout
 ) -> Iterator[tuple[str, dict[str, Any], Layout]]:
     """Yield changes of a stage: first those that do not change what is learnt."""
-    method = method_of(settings)
-
-    def change(key: str, value: Any) -> tuple[str, dict[str, Any], Layout]:
-        return f"{key}: {str(value).lower()}", {key: value}, layout
-
     if not settings["gradient_checkpointing"]:
-        yield change("gradient_checkpointing", True)
+        yield "gradient_checkpointing: true", {"gradient_checkpointing": True}, layout
     batch = int(settings["per_device_train_batch_size"])
     steps = int(settings["gradient_accumulation_steps"])
     # TRL generates completions for all steps of one update at once: that number stays the same.
@@ -316,24 +354,12 @@ def _changes(
         words = f"per_device_train_batch_size: {batch} with gradient_accumulation_steps: {steps}"
         sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": steps}
         yield words, sizes, layout
-    if method != "full" and settings["dtype"] == "float32":
-        yield change("dtype", "bfloat16")
-    if settings.get("use_vllm") and settings["vllm_mode"] == "colocate":
-        if not settings["vllm_enable_sleep_mode"]:
-            yield change("vllm_enable_sleep_mode", True)
-        if settings["vllm_gpu_memory_utilization"] > 0.2:
-            yield change("vllm_gpu_memory_utilization", 0.2)
-    if recipe == "grpo" and not settings["use_vllm"]:
-        rows = int(settings["generation_batch_size"]) // 2
-        whole = int(settings["per_device_train_batch_size"]) * layout.processes
-        if rows and rows % int(settings["num_generations"]) == 0 and rows % whole == 0:
-            yield change("generation_batch_size", rows)
+    if _colocated(settings) and not settings["vllm_enable_sleep_mode"]:
+        yield "vllm_enable_sleep_mode: true", {"vllm_enable_sleep_mode": True}, layout
+    method = method_of(settings)
     if method == "full":
-        if "8bit" not in str(settings["optim"]).lower():
-            yield change("optim", "adamw_8bit")
         if layout.processes > 1 and not layout.shards_weights:
             yield "launch: fsdp2", {}, replace(layout, kind=FSDP2)
-            yield "launch: zero3", {}, replace(layout, kind=ZERO3)
         lora = {"use_peft": True, "dtype": "bfloat16"}
         yield "use_peft: true, dtype: bfloat16 (LoRA)", lora, layout
     if method != "QLoRA" and not settings["use_cpu"]:
@@ -342,17 +368,17 @@ def _changes(
         yield "use_peft: true, load_in_4bit: true, dtype: bfloat16 (QLoRA)", qlora, where
     key = "max_length" if recipe == "sft" else "max_completion_length"
     if (settings[key] or 0) > 256:
-        yield change(key, int(settings[key]) // 2)
+        yield f"{key}: {settings[key] // 2}", {key: settings[key] // 2}, layout
+
+
+def _colocated(settings: Mapping[str, Any]) -> bool:
+    return bool(settings.get("use_vllm")) and settings["vllm_mode"] == "colocate"
 
 
 def memory_advice(
-    recipe: str,
-    settings: Mapping[str, Any],
-    shape: Shape,
-    layout: Layout,
-    device_bytes: int | None,
-    **known: Any,
-) -> tuple[str, str]:
+    recipe: str, settings: Mapping[str, Any], shape: Shape, layout: Layout,
+    device_bytes: int | None, **known: Any,
+) -> tuple[str, str]:  # fmt: skip
     """Return `ok`, `warning` or `error`, and the estimate with what would make the stage fit."""
     needed = estimate(recipe, settings, shape, layout, device_bytes=device_bytes, **known)
     if device_bytes is None:
@@ -361,14 +387,7 @@ def memory_advice(
     if needed.peak <= limit:
         return "ok", text
     changes, then = suggest(recipe, settings, shape, layout, limit, **known)
-    size = f"{then.peak / GIB:.1f} GiB"
-    if not changes:
-        advice = "no setting would make it fit: use a smaller model or a larger device"
-    elif then.peak <= limit:
-        advice = f"{'; '.join(changes)} would need {size}"
-    else:
-        advice = (
-            f"not even {'; '.join(changes)} would be enough ({size}): use a smaller model, or more "
-            "or larger GPUs"
-        )
+    advice = f"{'; '.join(changes)} would need {then.peak / GIB:.1f} GiB"
+    if then.peak > limit:
+        advice = f"{advice or 'no setting helps'}: use a smaller model or larger GPUs"
     return ("error" if needed.peak > device_bytes else "warning"), f"{text}: {advice}"

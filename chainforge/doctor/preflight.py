@@ -13,7 +13,6 @@ import importlib.util
 import json
 import logging
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -33,18 +32,9 @@ from chainforge.core.jsonl import Row
 from chainforge.core.run_dir import DONE
 from chainforge.core.transcript import DEFAULT, read, write
 from chainforge.core.weights import hub_failures
-from chainforge.doctor.architecture import read_shape
-from chainforge.doctor.environment import (
-    Finding,
-    Machine,
-    check_disk,
-    check_launch,
-    check_machine,
-    check_server,
-    launch_variables,
-    training_bytes,
-)  # fmt: skip
-from chainforge.doctor.memory import memory_advice
+from chainforge.doctor import environment
+from chainforge.doctor.environment import Finding, Machine
+from chainforge.doctor.memory import memory_advice, read_shape
 from chainforge.generate.teacher import key_of
 from chainforge.rewards.audit import audit, completion_of, gold_answer
 from chainforge.train.distributed import Layout
@@ -57,12 +47,14 @@ LIGHT = ["*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]  # of a mode
 
 
 def examine(
-    machine: Machine, chain: Chain | None = None, steps: list[Step] | None = None,
+    machine: Machine,
+    chain: Chain | None = None,
+    steps: list[Step] | None = None,
     online: bool = False,
-) -> list[Finding]:  # fmt: skip
+) -> list[Finding]:
     """Check the machine, and each stage of a planned chain; `online` asks the Hub for configs."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports on every import
-    findings = list(check_machine(machine))
+    findings = list(environment.check_machine(machine))
     if chain is None or not steps:
         return findings
     if online:
@@ -71,8 +63,7 @@ def examine(
         doctor = _Doctor(machine, chain, steps, online, Path(folder))
         for step in steps:
             findings += doctor.check(step)
-    findings.append(check_disk(steps[0].directory, doctor.sizes))
-    return findings
+    return [*findings, environment.check_disk(steps[0].directory, doctor.sizes)]
 
 
 class _Doctor:
@@ -83,38 +74,36 @@ class _Doctor:
     ) -> None:
         self.machine, self.chain, self.online, self.folder = machine, chain, online, folder
         self.steps = {step.stage.name: step for step in steps}
-        self.configs: dict[str, dict[str, Any]] = {}  # of each stage, by the name of their class
         self.ready: dict[str, Any] = {}
         self.sizes: dict[str, int] = {}  # bytes that training stages will write
 
     def check(self, step: Step) -> Iterator[Finding]:
         """Yield the findings of one stage."""
         name = step.stage.name
-        layout, found = check_launch(step.command, name, self.machine)
+        layout, found = environment.check_launch(step.command, name, self.machine)
         yield from found
         if step.stage.recipe not in RECIPES:
             yield Finding("ok", "preflight", "a recipe of your own: it checks itself", name)
             return
-        models = [name for name in self._models(step) if not _is_here(name)]
-        if models and not self.online:
-            text = f"{models[0]} is not on this machine; --online fetches it, without weights"
+        models = [self._root(m) for m in (step.stage.model, step.stage.teacher_model) if m]
+        missing = [model for model in models if not (Path(model).exists() or config_of(model))]
+        if missing and not self.online and step.given.get("engine") != "api":
+            text = f"{missing[0]} is not on this machine; --online fetches it, without weights"
             yield Finding("warning", "preflight", text, name)
             return
         check = "settings"
         try:
             with _as_launched(step, self._words(step), layout), _warnings() as warned:
                 recipe = _load(step)
-                configs = self._parse(recipe, step)
+                configs = _parse(recipe, step)
                 check = "preflight"
-                with mock.patch.dict(os.environ, launch_variables(layout)):
-                    ready = recipe.preflight(configs)
-                self.ready[name] = ready
+                with mock.patch.dict(os.environ, environment.launch_variables(layout)):
+                    ready = self.ready[name] = recipe.preflight(configs)
                 found = list(self._examine(step, configs, ready, layout))
-        except InputError as error:
-            yield self._refused(step, check, str(error))
-            return
         except Exception as error:  # a task, a reward or a template of the user may raise anything
-            yield self._refused(step, check, f"{type(error).__name__}: {first_line(error)}")
+            own = isinstance(error, InputError)
+            text = str(error) if own else f"{type(error).__name__}: {first_line(error)}"
+            yield Finding("error", check, text, name, _key(text))
             return
         for text in warned:
             yield Finding("warning", "preflight", text, name, _key(text))
@@ -122,64 +111,40 @@ class _Doctor:
             yield Finding("ok", "preflight", "settings, rows and tokenizers are fine", name)
         yield from found
 
-    def _refused(self, step: Step, check: str, text: str) -> Finding:
-        """Return the finding of a failed preflight: a warning if only the Hub was not asked."""
-        tasks = step.given.get("tasks")
-        for task in tasks if isinstance(tasks, list) and not self.online else ():
-            params = (task.get("params") or {}) if isinstance(task, dict) else {}
-            if isinstance(params, dict) and task.get("fn") == "hub":
-                data = str(params.get("dataset") or params.get("preset"))
-                if data in text and not Path(data).exists():
-                    text = f"data set {data} is not on this machine; --online fetches it"
-                    return Finding("warning", check, text, step.stage.name, "tasks")
-        return Finding("error", check, text, step.stage.name, _key(text))
-
-    def _parse(self, recipe: Any, step: Step) -> tuple[Any, ...]:
-        """Parse a stage's settings as the recipe does; without a GPU, as if the stage used none."""
-        import torch
-
-        on_cpu = step.stage.kind.trains and not torch.cuda.is_available()
-        asked = sys.argv[1:] + (["--use_cpu", "true"] if on_cpu else [])
-        configs = parse(*recipe.CONFIGS, argv=asked)
-        for config in configs:
-            if on_cpu and hasattr(config, "use_cpu"):
-                config.use_cpu = bool(step.given.get("use_cpu"))
-        self.configs[step.stage.name] = {type(config).__name__: config for config in configs}
-        return configs
-
     def _examine(
         self, step: Step, configs: tuple[Any, ...], ready: Any, layout: Layout
     ) -> Iterator[Finding]:
-        """Yield what goes beyond a preflight: rows and rewards, teacher, memory and disk."""
-        name, by_name = step.stage.name, self.configs[step.stage.name]
+        """Yield what goes beyond a preflight: rows and rewards, servers, memory and disk."""
+        name = step.stage.name
+        settings: dict[str, Any] = {}
+        for config in configs:
+            settings |= vars(config)
         if step.stage.recipe == "sft":
-            yield from _check_forms(ready.rows, by_name["DataArgs"].transcript, name)
-        elif ready.rows and hasattr(ready, "transcript"):
-            yield from _check_golds(step, ready)
-        yield from self._check_room(step, ready)
+            yield from _check_forms(ready.rows, settings["transcript"], name)
+        else:
+            yield from self._check_room(step, settings)
+            if getattr(ready, "rewards", None):
+                yield from _check_golds(step, ready)
         if step.stage.kind.trains:
-            settings = vars(configs[-2]) | vars(configs[-1])
             yield from self._check_training(step, settings, ready, layout)
         for endpoint in getattr(ready, "endpoints", ()):
-            args = by_name["TeacherArgs"]
+            args = next(config for config in configs if hasattr(config, "teacher"))
             key = f"{endpoint.variable} is {'set' if key_of(args) else 'not set'}"
             yield Finding("ok", "teacher", f"{endpoint.model} at {endpoint.host}, {key}", name)
             if args.urls or self.online:
-                yield check_server(endpoint.address, name)
-        sampling = by_name.get("SamplingArgs")
-        for url in sampling.urls if sampling and sampling.engine == "api" else ():
-            yield check_server(url, name)
+                yield environment.check_server(endpoint.address, name)
+        if settings.get("engine") == "api":
+            sampling = next(config for config in configs if hasattr(config, "engine"))
+            yield from (environment.check_server(url, name) for url in sampling.urls)
 
     def _check_training(
         self, step: Step, settings: dict[str, Any], ready: Any, layout: Layout
     ) -> Iterator[Finding]:
+        """Check the devices, memory and disk of a training stage."""
         name, gpus = step.stage.name, self.machine.gpus
-        if layout.on_cpu and not settings["use_cpu"]:
-            text = "the launch file is for the CPU: set `use_cpu: true` in the stage too"
-            yield Finding("error", "launch", text, name, "use_cpu")
-        elif not gpus and not settings["use_cpu"]:
-            text = "there is no GPU here, and without `use_cpu: true` the stage asks for one"
-            yield Finding("warning", "machine", text, name, "use_cpu")
+        if not settings["use_cpu"] and (layout.on_cpu or not gpus):
+            text = "without `use_cpu: true` the stage asks for a GPU, and there is none"
+            yield Finding("error" if layout.on_cpu else "warning", "machine", text, name, "use_cpu")
         try:
             shape = read_shape(ready.start.source.config)
             known: dict[str, Any] = {"prompt_tokens": getattr(ready, "prompt_tokens", None)}
@@ -195,70 +160,57 @@ class _Doctor:
         level, text = memory_advice(step.stage.recipe, settings, shape, layout, device, **known)
         yield Finding(level, "memory", text, name)
         if step.state != DONE:
-            size = training_bytes(settings, shape, len(ready.rows), layout.processes)
+            size = environment.training_bytes(settings, shape, len(ready.rows), layout.processes)
             self.sizes[name] = size
 
-    def _check_room(self, step: Step, ready: Any) -> Iterator[Finding]:
+    def _check_room(self, step: Step, settings: dict[str, Any]) -> Iterator[Finding]:
         """Warn when the answers that a policy was trained on are longer than it may generate."""
-        key = "max_new_tokens" if "SamplingArgs" in self.configs[step.stage.name] else ""
-        key = key or "max_completion_length"
-        limit = next((getattr(config, key) for config in self.configs[step.stage.name].values()
-                      if hasattr(config, key)), None)  # fmt: skip
+        key = "max_new_tokens" if "max_new_tokens" in settings else "max_completion_length"
         below = self.steps.get(step.stage.model or "")
         while below is not None and below.stage.recipe != "sft":
             below = self.steps.get(below.stage.model or "")
         trained = self.ready.get(below.stage.name) if below is not None else None
-        if not limit or trained is None or step.stage.recipe == "sft":
+        if trained is None:
             return
         texts = sorted((row[0]["content"] for row in trained.rows["completion"]), key=len)
         ids = trained.tokenizer(texts[-PLACEHOLDERS:], add_special_tokens=False)["input_ids"]
-        if (longest := max(map(len, ids)) + 1) > limit:
+        longest = max(map(len, ids)) + 1
+        if settings.get(key) and longest > settings[key]:
             text = (
-                f"{key}: {limit}, but the policy is trained on answers of up to {longest} tokens, "
-                f"which will be cut; write {key}: {longest}"
+                f"{key}: {settings[key]}, but the policy is trained on answers of up to {longest} "
+                f"tokens, which will be cut; write {key}: {longest}"
             )
             yield Finding("warning", "lengths", text, step.stage.name, key)
 
     def _words(self, step: Step) -> list[str]:
         """Return a stage's command line with what is not made yet replaced."""
         place = next(number for number, word in enumerate(step.command) if word.endswith(".py"))
-        words, more = step.command[place + 1 :], list[str]()
-        swap: dict[str, str | None] = {}
+        swap: dict[str, str] = {}
+        more: list[str] = []
         for role, item in step.inputs.items():
             giver = self.steps.get(item.name)
             if giver is None or giver.state == DONE:
                 continue
-            if role.startswith("data.") and step.stage.recipe == "sft":
+            if role.startswith("data."):
                 swap[item.path] = self._placeholder(giver)
-            elif role.startswith("data."):
-                swap[item.path] = None
-            else:
-                swap[item.path] = self._policy(giver)
-                if item.path.endswith("adapter"):
-                    more += ["--adapter", "merge"]
-        kept: list[str] = []
-        for word in words:
-            name, equals, path = word.partition("=")
-            if path in swap and not word.startswith("--"):
-                kept.append(f"{name}{equals}{swap[path]}")
-            elif swap.get(word, word) is None:  # rollouts that are not there
-                if kept[-1].startswith("--"):
-                    kept.pop()
-            else:
-                kept.append(swap.get(word) or word)
-        return kept + more
+                continue
+            swap[item.path] = self._root(giver.stage.name)
+            if item.path.endswith("adapter"):
+                more += ["--adapter", "merge"]
+            if (template := self._template(giver)) and "chat_template_path" not in step.given:
+                more += ["--chat_template_path", template]
+        words = []
+        for word in step.command[place + 1 :]:
+            name, equals, path = word.rpartition("=")
+            words.append(f"{name}{equals}{swap.get(path, path)}")
+        return words + more
 
     def _placeholder(self, giver: Step) -> str:
         """Return a file of rows like those that a data stage will make."""
         form = str(giver.given.get("transcript", DEFAULT))
-        source: Any = self.ready.get(giver.stage.name)
-        for name in giver.stage.data if source is None or not source.rows else ():
-            source = self.ready.get(name) or source
-        rows = [row for row in getattr(source, "rows", ()) if "prompt" in row]
-        written = getattr(source, "solved", None) or [
-            completion_of(gold_answer(row), form) for row in rows
-        ]
-        pairs = [(row["prompt"], text) for row, text in zip(rows, written, strict=True)]
+        sources = [self.ready.get(name) for name in (giver.stage.name, *giver.stage.data)]
+        rows = [row for one in sources for row in getattr(one, "rows", ()) if "prompt" in row]
+        pairs = [(row["prompt"], completion_of(gold_answer(row), form)) for row in rows]
         default = ([{"role": "user", "content": "1 + 1 ="}], write("1 + 1 = 2", "2", form))
         path = self.folder / f"{giver.stage.name}.jsonl"
         with open(path, "w", encoding="utf-8") as file:
@@ -266,83 +218,37 @@ class _Doctor:
                 file.write(json.dumps({"prompt": prompt, "completion": text}) + "\n")
         return str(path)
 
-    def _policy(self, giver: Step) -> str:
-        """Return the model that a stage's policy goes back to, with the stage's chat template."""
-        root, template = self._root(giver.stage.name), self._template(giver)
-        folder = self.folder / giver.stage.name
-        if not template or not template.endswith(".jinja") or not Path(root).is_dir():
-            return root
-        if not folder.exists():
-            folder.mkdir()
-            for path in Path(root).resolve().iterdir():
-                (folder / path.name).symlink_to(path)
-            (folder / "chat_template.jinja").unlink(missing_ok=True)
-            shutil.copyfile(template, folder / "chat_template.jinja")
-        return str(folder)
-
-    def _models(self, step: Step) -> list[str]:
-        """Return the models that a stage's policies go back to."""
-        stage = step.stage
-        names = (stage.model, stage.teacher_model, *stage.models)
-        if step.given.get("engine") == "api":
-            return []
-        return [self._root(name) for name in names if name]
-
     def _root(self, name: str) -> str:
         """Return the model that a stage's policy goes back to."""
         while name in self.steps:
             name = self.steps[name].stage.model or ""
         return self.chain.models.get(name, name)
 
-    def _template(self, step: Step) -> str | None:
+    def _template(self, step: Step) -> str:
         """Return the `chat_template_path` that a stage, or one below it, sets."""
         path = step.given.get("chat_template_path")
         below = self.steps.get(step.stage.model or "")
-        return str(path) if path else self._template(below) if below else None
+        return str(path) if path else self._template(below) if below else ""
 
 
 def _check_golds(step: Step, ready: Any) -> Iterator[Finding]:
     """Score the gold answers of a few rows, and attacks, by a stage's rewards."""
-    from chainforge.rewards.functions import accuracy_rewards
-    from chainforge.rewards.reward import RewardArgs, load_rewards
-
     name, form = step.stage.name, ready.transcript
     many = _first(ready.rows, CONSTANTS_TRIED)
     rows = _first(many, AUDITED)
     if not rows:
         return
-    golds = [
-        {"completion": completion_of(gold_answer(row), form), "transcript": form}
-        | {key: row.get(key) for key in ("answer", "verifier", "entry")}
-        for row in rows
-    ]
-    wrong = [row for row, one in zip(rows, accuracy_rewards(golds), strict=True) if one != 1.0]
-    if wrong:
-        text = (
-            f"the verifier {wrong[0]['verifier']!r} does not accept {len(wrong)} of {len(rows)} "
-            f"gold answers, such as {gold_answer(wrong[0])!r:.60}: choose another `verifier`, or "
-            "correct the answers"
-        )
-        yield Finding("error" if len(wrong) > len(rows) // 2 else "warning", "rewards", text, name)
-    rewards = getattr(ready, "rewards", None)
-    if rewards is None:  # an evaluation has no other reward
-        rewards = load_rewards(RewardArgs([{"fn": "accuracy_reward"}], form), set().union(*rows))
-    report = audit(rewards, rows, form, many)
+    report = audit(ready.rewards, rows, form, many)
     for error in [*report.errors, *map(str, report.constants[:2])]:
         yield Finding("error", "rewards", f"{error}; see `chainforge check`", name, "rewards")
-    judged = [row for row in report if not row.skipped]
-    worse = [(row, one) for row, one in report.failures if (one.total or 0) > (row.gold or 0)]
-    if not report.errors and not judged:
-        yield Finding("warning", "rewards", "no reward applies to the gold answers", name)
-    elif not report.errors and report.failures:
-        row, one = (worse or report.failures)[0]
+    if not report.errors and report.failures:
+        row, one = report.failures[0]
         text = (
-            f"a wrong answer ({one.kind}) is paid {'more than' if worse else 'as much as'} the "
-            f"gold answer {row.answer!r:.60}: {one.total:g} and {row.gold:g}; see "
-            "`chainforge check`"
+            f"a wrong answer ({one.kind}) is paid as much as the gold answer "
+            f"{row.answer!r:.60}, or more: {one.total:g} and {row.gold:g}; see `chainforge check`"
         )
-        yield Finding("error" if worse else "warning", "rewards", text, name, "rewards")
-    elif not report.errors and not report.constants and not wrong:
+        yield Finding("error", "rewards", text, name, "rewards")
+    elif not (report.errors or report.constants):
         yield Finding("ok", "rewards", "gold answers are paid more than any other", name)
 
 
@@ -353,8 +259,7 @@ def _check_forms(rows: Any, form: str, stage: str) -> Iterator[Finding]:
     if odd:
         text = (
             f"{len(odd):,} of {len(texts):,} completions are not transcripts of the form {form} "
-            f"(the first is row {odd[0]}): each tag once, in order, nothing outside; correct them, "
-            "or set `transcript`"
+            f"(the first is row {odd[0]}): correct them, or set `transcript`"
         )
         level: Any = "error" if len(odd) == len(texts) else "warning"
         yield Finding(level, "rows", text, stage, "transcript")
@@ -369,9 +274,13 @@ def _first(rows: list[Row], each: int) -> list[Row]:
     return [row for some in taken.values() for row in some]
 
 
+def _script(step: Step) -> str:
+    return next(word for word in step.command if word.endswith(".py"))
+
+
 def _load(step: Step) -> Any:
     """Return the module of a stage's recipe."""
-    script = next(word for word in step.command if word.endswith(".py"))
+    script = _script(step)
     spec = importlib.util.spec_from_file_location(f"recipe_{Path(script).stem}", script)
     assert spec is not None
     assert spec.loader is not None
@@ -381,15 +290,27 @@ def _load(step: Step) -> Any:
     return module
 
 
+def _parse(recipe: Any, step: Step) -> tuple[Any, ...]:
+    """Parse a stage's settings as the recipe does; without a GPU, as if the stage used none."""
+    import torch
+
+    on_cpu = step.stage.kind.trains and not torch.cuda.is_available()
+    asked = sys.argv[1:] + (["--use_cpu", "true"] if on_cpu else [])
+    configs = parse(*recipe.CONFIGS, argv=asked)
+    for config in configs:
+        if on_cpu and hasattr(config, "use_cpu"):
+            config.use_cpu = bool(step.given.get("use_cpu"))
+    return configs
+
+
 @contextlib.contextmanager
 def _as_launched(step: Step, words: list[str], layout: Layout) -> Iterator[None]:
     """Give this process the command line, and the number of processes, of a stage."""
     from transformers import TrainingArguments
 
     processes = property(lambda self: layout.processes)
-    script = next(word for word in step.command if word.endswith(".py"))
     with (
-        mock.patch.object(sys, "argv", [script, *words]),
+        mock.patch.object(sys, "argv", [_script(step), *words]),
         mock.patch.object(TrainingArguments, "world_size", processes),
     ):
         yield
@@ -420,15 +341,10 @@ def _fetch(chain: Chain) -> Iterator[Finding]:
             yield Finding("warning", "Hub", f"{name}: not found: {first_line(error)}")
 
 
-def _is_here(model: str) -> bool:
-    return Path(model).exists() or bool(config_of(model))
-
-
 def _key(text: str) -> str | None:
     """Return the setting that a message begins with."""
-    words = text.split(":")
-    names = [word.strip().lstrip("-").split(",")[0] for word in words[:2]]
-    return next((name for name in names if name.isidentifier() and "_" in name), None)
+    words = [word.strip().lstrip("-").split(",")[0] for word in text.split(":")[:2]]
+    return next((word for word in words if word.isidentifier() and "_" in word), None)
 
 
 def worst(findings: list[Finding]) -> str:
@@ -449,9 +365,6 @@ def print_findings(findings: list[Finding], console: Console) -> None:
         stages = lines.setdefault((finding.level, finding.check, finding.text), [])
         stages += [finding.stage] if finding.stage else []
     table = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
     for (level, check, text), stages in lines.items():
         words = f"{', '.join(stages)}: {text}" if stages else text
         table.add_row(Text(level, STYLES[level]), check, Text(words))

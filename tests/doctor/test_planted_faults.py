@@ -24,8 +24,8 @@ def diagnose(capsys, monkeypatch, *words):
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit) as left:
         cli.main()
-    told = capsys.readouterr()
-    return left.value.code or 0, json.loads(told.out)["findings"] if told.out else [], told.err
+    said = capsys.readouterr()
+    return left.value.code or 0, json.loads(said.out)["findings"] if said.out else [], said.err
 
 
 @pytest.fixture
@@ -81,6 +81,14 @@ FAULTS = {
         "error", "settings", "rl", "num_generations"),
     "sampling that cannot be": (
         lambda c: c.change("rejection", top_p=1.5), "error", "settings", "rejection", "expected a finite number above 0"),
+    "QLoRA without an adapter": (
+        lambda c: c.change("cold_start", load_in_4bit=True),
+        "error", "preflight", "cold_start", "use_peft: true"),
+    "vLLM on the CPU": (
+        lambda c: c.change("rl", use_vllm=True), "error", "preflight", "rl", "on GPUs only"),
+    "too large a batch": (
+        lambda c: c.change("rl", per_device_train_batch_size=8000),
+        "error", "preflight", "rl", "fewer than the"),
     "no key for the teacher": (
         lambda c: c.change("collect", teacher="deepseek"),
         "error", "preflight", "traces", "DEEPSEEK_API_KEY is not set"),
@@ -138,7 +146,7 @@ FAULTS = {
         lambda c: c.change("rl", max_completion_length=16),
         "warning", "lengths", "rl", "which will be cut"),
     "a verifier that refuses its golds": (
-        golds_that_are_none, "error", "rewards", "rl", "does not accept 2 of 2 gold answers"),
+        golds_that_are_none, "error", "rewards", "rl", "as much as the gold answer"),
     "no such reward": (
         lambda c: c.change("rl_final", rewards=[{"fn": "acuracy_reward"}]),
         "error", "preflight", "rl_final", "did you mean 'accuracy_reward'?"),
@@ -147,7 +155,7 @@ FAULTS = {
         "error", "preflight", "rl", "colour"),
     "a reward that pays wrong answers more": (
         lambda c: reward(c, "def pay(completion, answer):\n    return float(answer not in completion)\n"),
-        "error", "rewards", "rl", "more than the gold answer"),
+        "error", "rewards", "rl", "as the gold answer"),
     "a reward for the form alone": (
         lambda c: c.change("rl", rewards=[{"fn": "format_reward"}]),
         "error", "rewards", "rl", "as much as the gold answer"),
@@ -221,10 +229,12 @@ def test_the_copy_is_sound_without_a_fault(copy, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["chainforge", "doctor", "quick"])
     with pytest.raises(SystemExit) as left:
         cli.main()
-    told = capsys.readouterr().out
-    assert not left.value.code, told
-    assert "0 errors, 0 warnings" in told
-    assert max(map(len, told.splitlines())) <= 80
+    said = capsys.readouterr().out
+    assert not left.value.code, said
+    assert "0 errors, 0 warnings" in said
+    assert max(map(len, said.splitlines())) <= 80
+    checks = {f["check"] for f in diagnose(capsys, monkeypatch)[1]}
+    assert checks == {"versions", "machine", "verifier", "preflight", "rewards", "memory", "disk"}
 
 
 def test_a_template_without_end_does_not_hold_the_doctor(copy, capsys, monkeypatch):

@@ -1,9 +1,7 @@
 """What the doctor adds to a stage's preflight, and how it reports."""
 
-import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,26 +35,6 @@ def look(tmp_path, monkeypatch):
         return examine(machine, chain, kept)
 
     return examined
-
-
-FAULTS = {
-    "QLoRA without an adapter": ("cold_start", {"load_in_4bit": True}, "use_peft: true"),
-    "vLLM on the CPU": ("rl", {"use_vllm": True}, "on GPUs only"),
-    "groups of one": ("rl", {"num_generations": 1}, "at least 2 generations"),
-    "two ways to say it": (
-        "rl", {"generation_batch_size": 16, "steps_per_generation": 2}, "both configured"),
-    "too few prompts": ("rl", {"per_device_train_batch_size": 8000}, "fewer than the"),
-    "no batch": ("cold_start", {"per_device_train_batch_size": 0}, "per_device_train_batch_size"),
-    "too large a batch": (
-        "cold_start", {"per_device_train_batch_size": 1_000_000}, "per_device_train_batch_size:"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_an_error_of_its_stage(look, fault):
-    name, settings, words = FAULTS[fault]
-    found = [f.text for f in look(name, **settings) if (f.level, f.stage) == ("error", name)]
-    assert any(words in text for text in found), found
 
 
 def test_a_finding_names_the_setting(look):
@@ -108,24 +86,8 @@ def test_the_versions_are_those_of_the_project():
     assert f'requires-python = ">={environment.PYTHON}"' in project
 
 
-def test_the_command_line_on_a_quickstart_without_weights(tmp_path):
-    shutil.copytree(ROOT / "recipes/quickstart", tmp_path / "quick")
-    for weights in tmp_path.glob("quick/*/model.safetensors"):
-        weights.write_bytes(b"no weights at all")
-
-    def doctor(*words):
-        command = [sys.executable, "-m", "chainforge.cli", "doctor", *words]
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        return subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
-
-    sound = doctor("quick", "--json")
-    assert sound.returncode == 0, sound.stdout + sound.stderr
-    report = json.loads(sound.stdout)
-    assert report["level"] == "ok"
-    assert {f["check"] for f in report["findings"]} == {
-        "versions", "machine", "verifier", "preflight", "rewards", "memory", "disk"
-    }  # fmt: skip
-    assert doctor("--launch", "ddp").returncode == 2
+def test_the_command_line_needs_a_chain_to_change(tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "chainforge.cli", "doctor", "--launch", "ddp"]
+    assert subprocess.run(command, env=environment, capture_output=True).returncode == 2
     assert this_machine().memory > GIB
