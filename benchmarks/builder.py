@@ -4,7 +4,7 @@
 
 Writes the rows to `--work` (about 1.7 kB each, 8 samples a prompt), then runs `recipes/reject.py
 --pool FILE --rescore false` in a process of its own, every filter on: repetition, languages by
-script, paragraphs, code, near duplicates within a prompt (rensa), decontamination against 500
+script, paragraphs, code, near duplicates within a prompt, decontamination against 500
 questions, selection and a quota. Memory is the sum of the resident sets of that process and its
 workers, looked at ten times a second. The peer does the same work as it is usually written by
 hand, row by row in one process: drop what is wrong, the same filters of text (ours), five-word
@@ -84,7 +84,7 @@ def main() -> None:
         },
         "times_as_fast_as_peer": ratio,
     }
-    save(results() / "builder.json", result, "rensa", "datasketch", "numpy")
+    save(results() / "builder.json", result, "datasketch", "pandas")
     print(json.dumps(result, indent=2))
 
 

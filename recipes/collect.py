@@ -15,7 +15,7 @@ from chainforge.core import process
 from chainforge.core.config import parse
 from chainforge.data.filters import SelectionArgs
 from chainforge.data.tasks import TaskArgs, load_examples
-from chainforge.generate.build import BuildArgs, Rows, build
+from chainforge.generate.build import BuildArgs, build
 from chainforge.generate.rollouts import score_samples
 from chainforge.generate.sampling import accepted_by
 from chainforge.generate.settings import TeacherArgs
@@ -73,7 +73,7 @@ def main() -> None:
             progress=stage.progress,
         )
         stage.metrics |= {"spending": collected.spending} | build(
-            Rows(collected.rows), stage.directory, selection, texts, BuildArgs(), run.seed,
+            collected.rows, stage.directory, selection, texts, BuildArgs(), run.seed,
             lost=collected.lost, report={"sources": collected.sources},
             sections=lambda kept: card_sections(teacher, kept, collected.spending),
         )  # fmt: skip

@@ -20,8 +20,9 @@ from chainforge.core import process
 from chainforge.core.config import parse
 from chainforge.core.errors import InputError
 from chainforge.data.filters import FilterArgs, SelectionArgs
+from chainforge.data.pool import read_pool
 from chainforge.data.tasks import TaskArgs, load_examples
-from chainforge.generate.build import BuildArgs, Rows, build, open_pool, pooled, preview
+from chainforge.generate.build import BuildArgs, build, open_pool, preview
 from chainforge.generate.rollouts import PoolArgs, score_samples
 from chainforge.generate.sampling import accepted_by, open_engine, roll_out
 from chainforge.generate.settings import SamplingArgs
@@ -62,7 +63,7 @@ def preflight(configs: tuple[Any, ...]) -> SimpleNamespace:
 def main() -> None:
     run, _, rewarding, sampling, pool, selection, texts, output = configs = parse(*CONFIGS)
     if output.dry_run:
-        Console().print(preview(pooled(pool.paths()), selection, texts, run.seed))
+        Console().print(preview(read_pool(pool.paths()), selection, texts, run.seed))
         return
     ready = preflight(configs)
     policy = run.model_name_or_path
@@ -77,7 +78,7 @@ def main() -> None:
         push=push_signed,
     ) as stage:
         if pool.paths():
-            source, report = open_pool(pool.paths(), output, rewarding)
+            rows, report = open_pool(pool.paths(), output, rewarding)
         else:
             rolled = roll_out(
                 partial(open_engine, sampling, policy, ready.tokenizer, dtype=run.dtype,
@@ -93,10 +94,10 @@ def main() -> None:
                 keep=selection.max_per_prompt,
                 progress=stage.progress,
             )  # fmt: skip
-            source, report = Rows(rolled.samples), rolled.report
+            rows, report = rolled.samples, rolled.report
         if not is_main_process():
             return
-        stage.metrics |= build(source, stage.directory, selection, texts, output, run.seed,
+        stage.metrics |= build(rows, stage.directory, selection, texts, output, run.seed,
                                report={"sampling": report})  # fmt: skip
 
 

@@ -5,7 +5,6 @@ import re
 
 from chainforge.core.jsonl import example, sample
 from chainforge.core.transcript import write
-from chainforge.data.pool import measure
 from chainforge.data.select import decide
 
 NAMES = re.findall(
@@ -53,7 +52,7 @@ CODE = (
 
 def selected(rows, args, seed=0, texts=None):
     """Return the rows with their marks, and the funnel."""
-    decisions = decide(measure(rows, args, texts), args, seed)
+    decisions = decide(rows, args, texts, seed)
     return [decisions.mark(place, row) for place, row in enumerate(rows)], decisions.funnel()
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from chainforge.core.config import read_settings, yaml_value
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import question
-from chainforge.data.dedup import hashed, runs
+from chainforge.data.dedup import Run, runs
 from chainforge.data.sources import PRESETS
 from chainforge.data.tasks import TaskArgs, load_examples
 
@@ -100,11 +100,10 @@ class _Text:
         text = unicodedata.normalize("NFKC", _LOOKS.sub(" ", text)).lower()
         self.sentences = ["¶" if one["end"] else one[0] for one in _TOKEN.finditer(text)]
         self.words = [word for word in self.sentences if word != "¶"]
-        self.hashes = hashed(self.words)
 
-    def runs(self, size: int) -> set[int]:
-        """Return the hash of each run of `size` words."""
-        return set(runs(self.hashes, size).tolist())
+    def runs(self, size: int) -> set[Run]:
+        """Return each run of `size` words."""
+        return set(runs(self.words, size))
 
     @cached_property
     def whole(self) -> str:
@@ -142,8 +141,8 @@ class Screen:
         found = [self.known & set().union(*map(text.runs, self.sizes)) for text in texts]
         common = self._common([task for task, _ in prompts], found)
         counts = Counter(gram for grams in found for gram in grams)
-        rare: dict[int, list[int]] = defaultdict(list)  # run -> questions it is no boilerplate in
-        rarest: dict[int, list[int]] = defaultdict(list)  # a question's rarest run -> the question
+        rare: dict[Run, list[int]] = defaultdict(list)  # run -> questions it is no boilerplate in
+        rarest: dict[Run, list[int]] = defaultdict(list)  # a question's rarest run -> the question
         for number, grams in enumerate(self.grams):
             for gram in grams - common:
                 rare[gram].append(number)
@@ -161,12 +160,12 @@ class Screen:
             hits.append(self._best(text, shares))
         return hits
 
-    def _common(self, tasks: Sequence[str], found: Sequence[set[int]]) -> set[int]:
+    def _common(self, tasks: Sequence[str], found: Sequence[set[Run]]) -> set[Run]:
         """Return the runs that many prompts have, of all or of one task, or many questions."""
-        groups: dict[str | None, list[set[int]]] = defaultdict(list, {None: list(found)})
+        groups: dict[str | None, list[set[Run]]] = defaultdict(list, {None: list(found)})
         for task, grams in zip(tasks, found, strict=True):
             groups[task].append(grams)
-        common: set[int] = set()
+        common: set[Run] = set()
         for members in [*groups.values(), self.grams]:
             most = max(ALWAYS_RARE, COMMON * len(members))
             counts = Counter(gram for grams in members for gram in grams)

@@ -1,37 +1,21 @@
-"""Find texts that say the same: equal ones by a key, nearly equal ones by MinHash of word runs."""
+"""Find texts that say the same: equal ones by a key, nearly equal ones by their runs of words."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import re
 import unicodedata
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-from rensa import RMinHash
-
 from chainforge.data.rows import same_question
 
-Hashes = NDArray[np.uint64]
-Sketches = NDArray[np.uint32]
+Run = tuple[str, ...]
 
-# Words in a shingle, as for the near duplicates of most corpora; and permutations of a sketch:
-# the standard error of a similarity of 0.8 is then 0.035.
-WORDS = 5
-PERMUTATIONS = 128
+WORDS = 5  # in a run, as for the near duplicates of most corpora
 # A word, a number, an operator, or one character of a script that is written without spaces.
 # Left out are marks that may change while a text stays the same; operators may not.
-_MARKS = ".,;:!?'\"`()[]{}$\\…“”‘’„«»*_#|~–—、。，：；？！"
-_TOKENS = re.compile(rf"[\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f]|\w+|[^\w\s{re.escape(_MARKS)}]")
-# The same for ASCII, in a third of the time: marks become spaces, and operators get some.
-_SPACES = str.maketrans({mark: " " for mark in _MARKS if mark.isascii() and mark != "_"})
-_OPERATORS = [
-    char for char in map(chr, range(128)) if _TOKENS.fullmatch(char) and not char.isalnum()
-]
-# Odd random weights: two runs of tokens whose weighted sums agree, modulo 2**64, are equal.
-_WEIGHTS = np.random.default_rng(0).integers(2**64, size=20, dtype=np.uint64) | np.uint64(1)
+_MARKS = re.escape(".,;:!?'\"`()[]{}$\\…“”‘’„«»*_#|~–—、。，：；？！")
+_TOKENS = re.compile(rf"[\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f]|[^\W_]+|[^\w\s{_MARKS}]")
 
 
 def text_key(text: str) -> int:
@@ -42,71 +26,45 @@ def text_key(text: str) -> int:
 
 def tokens(text: str) -> list[str]:
     """Return words, numbers and operators; case, punctuation and spacing do not count."""
-    if text.isascii():
-        text = text.lower().translate(_SPACES)
-        for operator in _OPERATORS:
-            if operator != "_" and operator in text:
-                text = text.replace(operator, f" {operator} ")
-        found = text.split()
-    else:
-        text = text.encode("utf-8", "replace").decode()  # a lone surrogate becomes a mark
-        found = _TOKENS.findall(unicodedata.normalize("NFKC", text).lower())
-    return [token for token in found if token != "_"] if "_" in found else found
+    return _TOKENS.findall(unicodedata.normalize("NFKC", text).lower())
 
 
-@functools.lru_cache(maxsize=1)  # one reasoning is searched for repetition, then sketched
-def token_hashes(text: str) -> Hashes:
-    """Return the hashes of a text's tokens; remember those of the last text."""
-    return hashed(tokens(text))
+def runs(words: Sequence[str], size: int) -> list[Run]:
+    """Return each `size` words that follow one another."""
+    return list(zip(*(words[start:] for start in range(size)), strict=False))
 
 
-def hashed(words: Sequence[str]) -> Hashes:
-    """Return the hash of each token, the same in every process."""
-    return np.array(RMinHash.hash_token_sets([words])[0], dtype=np.uint64)
+def shingles(text: str) -> frozenset[Run]:
+    """Return the runs of five words of a text; a shorter one is one run."""
+    words = tokens(text)
+    return frozenset(runs(words, min(WORDS, len(words))))
 
 
-def runs(hashes: Hashes, size: int) -> Hashes:
-    """Return the hash of each run of `size` tokens, 20 at most; none for a shorter text."""
-    if len(hashes) < size:
-        return hashes[:0]
-    return np.convolve(hashes, _WEIGHTS[:size], "valid")
+def similarity(one: frozenset[Run], other: frozenset[Run]) -> float:
+    """Return the share of runs that two texts have in common (Jaccard's)."""
+    return len(one & other) / len(one | other) if one or other else 1.0
 
 
-def shingles(hashes: Hashes, size: int = WORDS) -> Hashes:
-    """Return the hash of each run of `size` tokens; a shorter text is one shingle."""
-    return runs(hashes, max(1, min(size, len(hashes))))
-
-
-def sketches(sets: Sequence[Hashes]) -> Sketches:
-    """Return the MinHash of each set of shingles, a row of `PERMUTATIONS` numbers each."""
-    if not sets:
-        return np.zeros((0, PERMUTATIONS), dtype=np.uint32)
-    ends = np.cumsum([0, *map(len, sets)], dtype=np.uint64)
-    matrix = RMinHash.digest_matrix_from_flat_token_hashes(
-        np.concatenate(sets), ends, PERMUTATIONS, 0
-    )
-    return np.array(matrix.to_rows(), dtype=np.uint32)
-
-
-def near_duplicates(sketch: Sketches, threshold: float) -> dict[int, float]:
-    """Map each row of `sketch` that is near an earlier row that stays to their similarity."""
-    kept: list[int] = []
+def near_duplicates(sets: Sequence[frozenset[Run]], threshold: float) -> dict[int, float]:
+    """Map each text that is near an earlier one that stays to their similarity."""
+    kept: list[frozenset[Run]] = []
     found: dict[int, float] = {}
-    for row in range(len(sketch)):
-        alike = (sketch[kept] == sketch[row]).mean(axis=1).max() if kept else 0.0
-        if kept and alike >= threshold:
-            found[row] = float(alike)
+    for number, one in enumerate(sets):
+        nearest = max((similarity(one, other) for other in kept), default=0.0)
+        if kept and nearest >= threshold:
+            found[number] = nearest
         else:
-            kept.append(row)
+            kept.append(one)
     return found
 
 
-def most_different(sketch: Sketches, first: int, count: int) -> list[int]:
-    """Return `count` rows by max-min: each next one differs most from its nearest chosen one."""
+def most_different(sets: Sequence[frozenset[Run]], first: int, count: int) -> list[int]:
+    """Return `count` texts by max-min: each next one differs most from its nearest chosen one."""
     chosen = [first]
-    nearest = (sketch == sketch[first]).mean(axis=1)
-    while len(chosen) < min(count, len(sketch)):
-        nearest[chosen[-1]] = 2.0  # chosen already
-        chosen.append(int(nearest.argmin()))
-        nearest = (sketch == sketch[chosen[-1]]).mean(axis=1).clip(min=nearest)
+    left = {number: 0.0 for number in range(len(sets)) if number != first}
+    while left and len(chosen) < count:
+        last = sets[chosen[-1]]
+        left = {number: max(near, similarity(sets[number], last)) for number, near in left.items()}
+        chosen.append(min(left, key=lambda number: (left[number], number)))
+        del left[chosen[-1]]
     return chosen

@@ -11,12 +11,10 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-import numpy as np
-
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Row, has_answer, question
 from chainforge.core.transcript import PRESETS, Transcript, chat_mark, is_blank
-from chainforge.data.dedup import runs, token_hashes
+from chainforge.data.dedup import runs, tokens
 from chainforge.rewards.language import count_words
 
 
@@ -183,8 +181,8 @@ def repetition(text: str) -> float:
 
     Tokens are words, numbers and operators.
     """
-    found = np.sort(runs(token_hashes(text), RUN))
-    return float(np.count_nonzero(found[1:] == found[:-1]) / max(len(found), 1))
+    found = runs(tokens(text), RUN)
+    return 1 - len(set(found)) / len(found) if found else 0.0
 
 
 def language_share(text: str, asked: str) -> float:

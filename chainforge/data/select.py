@@ -6,18 +6,16 @@ what was measured in `drop_detail`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Row
 from chainforge.data import filters
 from chainforge.data.decontaminate import Screen, evaluation_questions
-from chainforge.data.dedup import most_different, near_duplicates, text_key
-from chainforge.data.filters import SelectionArgs
-from chainforge.data.pool import Features
+from chainforge.data.dedup import Run, most_different, near_duplicates, shingles, text_key
+from chainforge.data.filters import FilterArgs, Finding, SelectionArgs, fault, parts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,11 +71,16 @@ class Decisions:
         return funnel | ({"decontamination": self.screened} if self.screened else {})
 
 
-def decide(features: Features, args: SelectionArgs, seed: int = 0) -> Decisions:
-    """Decide which measured samples are kept, and note the reason to drop each other one."""
-    if not len(features.table):
+def decide(
+    rows: Sequence[Row], args: SelectionArgs, texts: FilterArgs | None = None, seed: int = 0
+) -> Decisions:
+    """Decide which scored samples are kept, and note the reason to drop each other one."""
+    args.check()
+    if texts is not None:
+        texts.check()
+    if not rows:
         raise InputError("no samples to select from")
-    choice = _Choice(features, args, seed)
+    choice = _Choice(rows, args, texts, seed)
     questions = evaluation_questions(args.decontaminate, seed)
     screened = choice.screen(questions) if questions else {}
     choice.drop_duplicates()
@@ -90,15 +93,43 @@ def decide(features: Features, args: SelectionArgs, seed: int = 0) -> Decisions:
     return Decisions(choice.table, screened)
 
 
+def _features(row: Row, finding: Finding | None) -> Row:
+    """Return what selection must know of a sample; a finding is the first reason to drop it."""
+    reward, count, correct = row.get("reward"), row.get("tokens"), row.get("correct")
+    turns = row.get("prompt") or ()
+    asked = "\n".join(turn["content"] for turn in turns if turn.get("role") == "user")
+    reason, detail = finding or (None, None)
+    return {
+        "id": row["id"],
+        "task": _encodable(str(row.get("task", ""))),
+        "question": _encodable(asked),
+        # Later rounds go to prompts that lacked successes: counted in, they would bias the rate.
+        "verdict": float("nan") if correct is None or row.get("round") else float(correct),
+        "reward": float("-inf") if reward is None else float(reward),
+        "length": len(row["completion"]) if count is None else int(count),
+        "key": 0 if finding else text_key(row["completion"]) >> 1,  # signed, as pandas wants it
+        "drop": reason,
+        "detail": detail and _encodable(detail),
+    }
+
+
+def _encodable(text: str) -> str:
+    """Return a text without lone surrogates, which Arrow cannot hold."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
 class _Choice:
     """A table of samples, of which each step marks some as dropped."""
 
-    def __init__(self, features: Features, args: SelectionArgs, seed: int) -> None:
-        self.args, self.seed, self.sketch = args, seed, features.sketch
-        self.table = features.table.astype({"drop": object, "detail": object})
+    def __init__(
+        self, rows: Sequence[Row], args: SelectionArgs, texts: FilterArgs | None, seed: int
+    ) -> None:
+        import pandas as pd
+
+        self.rows, self.args, self.seed = rows, args, seed
+        self.table = pd.DataFrame([_features(row, fault(row, args, texts)) for row in rows])
+        self.table = self.table.astype({"drop": object, "detail": object})
         self.table["pass_rate"] = self.table.groupby("id")["verdict"].transform("mean")
-        # The sketches are of the samples that no filter dropped.
-        self.sketch_at = np.cumsum(self.table["drop"].isna().to_numpy()) - 1
 
     def left(self) -> pd.DataFrame:
         """Return the samples that are not dropped so far."""
@@ -141,9 +172,9 @@ class _Choice:
         """Drop completions that nearly say what another one of their prompt does."""
         details: dict[int, str] = {}
         for positions in self._groups(more_than=1):
-            found = near_duplicates(self.sketch[self.sketch_at[positions]], threshold)
-            for row, alike in found.items():
-                details[int(positions[row])] = f"about {alike:.0%} as another sample"
+            found = near_duplicates(self._shingles(positions), threshold)
+            for place, alike in found.items():
+                details[positions[place]] = f"about {alike:.0%} as another sample"
         self.drop(list(details), "near_duplicate", list(details.values()))
 
     def rank(self) -> None:
@@ -164,19 +195,20 @@ class _Choice:
         by = {"best": -left["reward"], "shortest": left["length"], "random": 0}
         return left.assign(by=by[how], lot=self._lots(left, "rank")).sort_values(["by", "lot"])
 
-    def _alike(self, positions: np.ndarray, most: int) -> np.ndarray:
+    def _alike(self, positions: list[int], most: int) -> list[int]:
         """Return a prompt's samples other than the best and those most unlike it."""
         best = self._ranked(self.table.loc[positions], "best").index[0]
-        sketch = self.sketch[self.sketch_at[positions]]
-        first = int(np.flatnonzero(positions == best)[0])
-        return np.delete(positions, most_different(sketch, first, most))
+        chosen = most_different(self._shingles(positions), positions.index(best), most)
+        return [position for place, position in enumerate(positions) if place not in chosen]
 
-    def _groups(self, more_than: int) -> list[np.ndarray]:
+    def _groups(self, more_than: int) -> list[list[int]]:
         """Return the positions of the samples left of each prompt that has more than so many."""
-        left = self.left()
-        positions = left.index.to_numpy()
-        groups = left.groupby("id").indices.values()
-        return [positions[rows] for rows in groups if len(rows) > more_than]
+        groups = self.left().groupby("id").groups.values()
+        return [list(positions) for positions in groups if len(positions) > more_than]
+
+    def _shingles(self, positions: list[int]) -> list[frozenset[Run]]:
+        said = (parts(self.rows[position]["completion"]) for position in positions)
+        return [shingles(f"{one.reasoning}\n{one.answer}") for one in said]
 
     def limit_rows(self, most: int) -> None:
         """Drop rows so that `most` stay, spread evenly over the tasks, those of a task by lot."""

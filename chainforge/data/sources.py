@@ -63,12 +63,9 @@ class Columns:
     def named(cls, given: Mapping[str, Any]) -> Columns:
         """Return the columns that a task names; raise `InputError` for what is no column's name."""
         refuse_unknown(given, [item.name for item in dataclasses.fields(cls)])
-        columns = cls(**given)
-        if columns.extract not in EXTRACTS:
-            raise InputError(
-                f"extract: {columns.extract!r}; {hint(str(columns.extract), EXTRACTS)}"
-            )
-        return columns
+        if given.get("extract", "text") not in EXTRACTS:
+            raise InputError(f"extract: {given['extract']!r}; {hint(given['extract'], EXTRACTS)}")
+        return cls(**given)
 
     def read(self, found: FoundRows, most: float = MAX_BAD) -> list[Row]:
         """Return a table's rows as those of a task; raise `InputError` if too many are malformed.
@@ -109,28 +106,26 @@ class Columns:
         if "id" in extra:  # an Example's id is the hash of its content
             extra["source_id"] = extra.pop("id")
         answer = raw.get(self.answer)
-        answer = None if answer is None else self._gold(answer)
+        try:
+            answer = None if answer is None else self._gold(answer)
+        except ValueError as error:
+            raise InputError(f"column {self.answer!r}: {error}") from None
         verifier = self.verifier or raw.get("verifier") or "math"
         return extra | {"prompt": turns, "answer": answer, "verifier": verifier}
 
     def _gold(self, value: Any) -> str:
         """Return the gold answer as text; a number as people write it: 0.00001, not 1e-05."""
-        where = f"column {self.answer!r}"
         if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise InputError(f"{where}: expected text or a number, found {value!r}")
+            raise InputError(f"expected text or a number, found {value!r}")
         number = isinstance(value, float) and math.isfinite(value)
         text = format(Decimal(repr(value)), "f") if number else str(value).strip()
-        shown = repr(value) if len(str(value)) < 60 else f"...{str(value)[-50:]!r}"
         if self.extract == "hashes":  # gsm8k: the solution, then #### and the number
             text = text.rpartition("####")[2].strip() if "####" in text else ""
             text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
         elif self.extract == "boxed":  # MATH: the box of the solution, or several
-            try:
-                text = ", ".join(boxed_answers(text))
-            except ValueError as error:
-                raise InputError(f"{where}: {error} in {shown}") from None
+            text = ", ".join(boxed_answers(text))
         if is_blank(text) or text in ("nan", "inf", "-inf"):
-            raise InputError(f"{where}: no answer ({self.extract}) in {shown}")
+            raise InputError(f"no answer ({self.extract}) in {str(value)[-50:]!r}")
         return text
 
 
@@ -163,7 +158,6 @@ def hub(
     seed: int = 0,
     preset: str | None = None,
     config: str | None = None,
-    revision: str | None = None,
     **columns: Any,
 ) -> list[Row]:
     """Read a data set of the Hub, or a local folder of parquet or JSON lines.
@@ -183,7 +177,7 @@ def hub(
     if dataset == preset:
         dataset, config = source, config or own_config
     mapping = Columns.named(chosen | columns)
-    parts = _splits(dataset, _load(dataset, config, revision))
+    parts = _load(dataset, config)
     if benchmark and "test" not in parts:
         parts = {"test": next(iter(parts.values()))}
     if split in parts and split != "train":
@@ -195,27 +189,19 @@ def hub(
     return _draw(_members(dataset, rows, split), preset or Path(dataset).name, size, seed)
 
 
-def _load(dataset: str, config: str | None, revision: str | None) -> Mapping[str, Iterable[Row]]:
-    """Load all splits of a data set; raise `InputError` when it cannot be loaded."""
+def _load(dataset: str, config: str | None) -> dict[str, Iterable[Row]]:
+    """Load a data set's splits under our names; raise `InputError` when it cannot be loaded."""
     import datasets
 
     try:
-        parts: Mapping[str, Iterable[Row]] = datasets.load_dataset(
-            dataset, config, revision=revision
-        )
+        parts: Mapping[str, Iterable[Row]] = datasets.load_dataset(dataset, config)
     except Exception as error:  # no network, no such id, gated, unknown config, unreadable files
         advice = (
             "the folder must contain parquet or JSON lines files"
             if Path(dataset).is_dir()
             else "check the id and the network (HF_TOKEN for a private or gated one)"
         )
-        reason = str(error).strip()[:300]
-        raise InputError(f"cannot load {dataset!r}: {reason}; {advice}") from error
-    return parts
-
-
-def _splits(dataset: str, parts: Mapping[str, Iterable[Row]]) -> dict[str, Iterable[Row]]:
-    """Return the parts of a data set under our names for splits."""
+        raise InputError(f"cannot load {dataset!r}: {str(error)[:300]}; {advice}") from error
     found = {SPLIT_NAMES[name]: part for name, part in parts.items() if name in SPLIT_NAMES}
     if not found and len(parts) > 1:
         raise InputError(f"{dataset} has none of the splits train, validation and test")
@@ -232,13 +218,14 @@ def _members(dataset: str, parts: dict[str, list[Row]], split: str) -> list[Row]
         raise InputError(f"{dataset} has no train rows, only {', '.join(parts)}; set `split: all`")
     others = [row for name, rows in parts.items() if name != "train" for row in rows]
     elsewhere = {same_question(question(row)) for row in others}
-
-    def wanted(row: Row) -> bool:
-        member = split_of(question(row))
+    found = []
+    for row in parts["train"]:
+        asked = question(row)
+        member = split_of(asked)
         own = "train" if member in parts else member
-        return own == split and same_question(question(row)) not in elsewhere
-
-    return [row for row in parts["train"] if wanted(row)]
+        if own == split and same_question(asked) not in elsewhere:
+            found.append(row)
+    return found
 
 
 def reasoning_gym(

@@ -20,9 +20,9 @@ from chainforge.core.jsonl import Row, many_rows
 from chainforge.data.card import write_card
 from chainforge.data.datasets import save_dataset
 from chainforge.data.filters import FilterArgs, SelectionArgs
-from chainforge.data.pool import Features, Pool, find_samples, measure
+from chainforge.data.pool import read_pool
 from chainforge.data.select import decide
-from chainforge.generate.rollouts import origins, read_pool, score_samples
+from chainforge.generate.rollouts import origins, score_samples
 from chainforge.generate.shards import merge
 from chainforge.rewards.reward import RewardArgs, load_rewards
 
@@ -54,43 +54,18 @@ class BuildArgs:
     )
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Samples in memory."""
-
-    samples: list[Row]
-
-    def measure(self, args: SelectionArgs, texts: FilterArgs | None) -> Features:
-        """Measure every sample."""
-        return measure(self.samples, args, texts)
-
-    def rows(self) -> Iterator[Row]:
-        """Yield the samples."""
-        return iter(self.samples)
-
-
-Source = Rows | Pool
-
-
-def pooled(paths: list[str]) -> Pool:
-    """Return the samples of existing stages and files."""
-    if not paths:
-        raise InputError("pool: name the samples, as --pool runs/quickstart/rejection")
-    return Pool(find_samples(paths))
-
-
-def open_pool(paths: list[str], args: BuildArgs, rewarding: RewardArgs) -> tuple[Source, Row]:
+def open_pool(paths: list[str], args: BuildArgs, rewarding: RewardArgs) -> tuple[list[Row], Row]:
     """Return existing samples, scored again with `rescore`, and their origin."""
-    if not args.rescore:
-        return pooled(paths), {"pool": paths}
     rows = read_pool(paths)
-    rewards = load_rewards(rewarding, set().union(*rows))
-    return Rows(score_samples(rows, rewarding.transcript, rewards)), {"pool": origins(rows)}
+    if args.rescore:
+        rewards = load_rewards(rewarding, set().union(*rows))
+        rows = score_samples(rows, rewarding.transcript, rewards)
+    return rows, {"pool": origins(rows)}
 
 
 @many_rows()
 def build(
-    source: Source,
+    rows: list[Row],
     directory: Path,
     selection: SelectionArgs,
     texts: FilterArgs,
@@ -101,17 +76,17 @@ def build(
     report: Row | None = None,
     sections: Callable[[list[Row]], dict[str, str]] = lambda kept: {},
 ) -> dict[str, Any]:
-    """Select from scored samples, write everything to `directory`, and return the funnel.
+    """Select from scored samples (`rows`), write everything to `directory`, and return the funnel.
 
     `lost` counts answers without a sample, by reason; `report` is added to the funnel, `sections`
     makes further sections of the card. Raises `InputError` when no row is kept.
     """
-    decisions = decide(source.measure(selection, texts), selection, seed)
+    decisions = decide(rows, selection, texts, seed)
     kept: list[Row] = []
     examples: dict[str, Row] = {}  # by the reason to drop it
 
     def marked() -> Iterator[Row]:
-        for position, row in enumerate(source.rows()):
+        for position, row in enumerate(rows):
             row = decisions.mark(position, row)
             if row["drop"] is None:
                 kept.append(row)
@@ -160,10 +135,9 @@ def _why_none(funnel: Row, examples: Mapping[str, Row]) -> str:
     )
 
 
-def preview(source: Source, selection: SelectionArgs, texts: FilterArgs, seed: int = 0) -> Table:
+def preview(rows: list[Row], selection: SelectionArgs, texts: FilterArgs, seed: int = 0) -> Table:
     """Return the funnel that selection would give, as a table; nothing is written."""
-    decisions = decide(source.measure(selection, texts), selection, seed)
-    funnel = decisions.funnel()
+    funnel = decide(rows, selection, texts, seed).funnel()
     table = Table(title=f"{funnel['in']:,} samples of {funnel['prompts']['in']:,} prompts")
     for name in ("filter", "dropped", "share", "left"):
         table.add_column(name, justify="left" if name == "filter" else "right")

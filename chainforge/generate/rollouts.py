@@ -7,7 +7,7 @@ and the pass rates in a pool choose the prompts of RL.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any, Literal
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import JsonLines, Row, read_rows, write_rows
 from chainforge.core.transcript import chat_mark, lenient_answer, read, special_ids
-from chainforge.data.pool import MARKS, find_samples
+from chainforge.data.pool import read_pool
 from chainforge.generate.shards import gathered, merge, own_file, rank, shards_of, world_size
 from chainforge.rewards.functions import accuracy_rewards
 from chainforge.rewards.reward import Reward, score, text_of
@@ -247,27 +247,6 @@ class PoolArgs:
     def paths(self) -> list[str]:
         """Return the paths, however many there are."""
         return [self.pool] if isinstance(self.pool, str) else self.pool
-
-
-def read_pool(paths: Sequence[str]) -> list[Row]:
-    """Return the Samples of stages or files, renumbered within each prompt.
-
-    Raises `InputError` for a path without samples and for rows that are not samples.
-    """
-    numbers: Counter[str] = Counter()
-    pool = []
-    for file in find_samples(paths):
-        for line, row in enumerate(read_rows(file), start=1):
-            lacking = [name for name in ("id", "prompt", "completion") if name not in row]
-            if lacking:
-                raise InputError(f"{file}, row {line}: not a sample: it has no {lacking[0]!r}")
-            number = numbers[row["id"]]
-            numbers[row["id"]] += 1
-            left = {key: value for key, value in row.items() if key not in MARKS}
-            pool.append(left | {"sample": number, "pooled_from": file.parent.name})
-    if not pool:
-        raise InputError(f"pool: {', '.join(map(str, paths))}: no samples in it")
-    return pool
 
 
 def origins(pool: Sequence[Row]) -> dict[str, Any]:

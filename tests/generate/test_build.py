@@ -12,8 +12,8 @@ from chainforge.core.errors import InputError
 from chainforge.core.jsonl import read_rows, write_rows
 from chainforge.data.datasets import DataArgs, sft_mixture
 from chainforge.data.filters import FilterArgs, SelectionArgs
-from chainforge.data.pool import Pool
-from chainforge.generate.build import BuildArgs, Rows, build, pooled, preview
+from chainforge.data.pool import read_pool
+from chainforge.generate.build import BuildArgs, build, preview
 
 
 def pool(prompts=30, samples=6, seed=0):
@@ -46,7 +46,7 @@ def pool(prompts=30, samples=6, seed=0):
 
 def made(tmp_path, rows, selection=None, texts=None, **settings):
     selection = selection or SelectionArgs(max_per_prompt=2)
-    return build(Rows(rows), tmp_path, selection, texts or FilterArgs(), BuildArgs(**settings))
+    return build(rows, tmp_path, selection, texts or FilterArgs(), BuildArgs(**settings))
 
 
 def test_what_is_left_behind(tmp_path):
@@ -97,26 +97,6 @@ def test_the_card_says_where_the_rows_are_from(tmp_path):
     assert set(saved) == {"reason/model"}
 
 
-def test_files_give_what_rows_in_memory_give(tmp_path, monkeypatch):
-    rows = pool(prompts=60)
-    write_rows(tmp_path / "a.jsonl", rows[:100])
-    write_rows(tmp_path / "b.jsonl", rows[100:])
-    files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
-    selection = SelectionArgs(max_per_prompt=2, near_duplicates=0.9, max_rows=40)
-    expected, expected_funnel = selected(rows, selection, 1, FilterArgs())
-    monkeypatch.setattr("chainforge.data.pool.PART", 20_000)
-    for alone in (2**40, 0):  # in this process, and in several
-        monkeypatch.setattr("chainforge.data.pool.ALONE", alone)
-        out = tmp_path / f"out-{alone}"
-        out.mkdir()
-        funnel = build(Pool(files), out, selection, FilterArgs(), BuildArgs(), seed=1)
-        assert funnel == expected_funnel
-        marked = read_rows(out / "samples.jsonl")
-        assert [(row["id"], row["completion"], row["drop"]) for row in marked] == [
-            (row["id"], row["completion"], row["drop"]) for row in expected
-        ]
-
-
 def test_bad_rows_of_a_pool_are_left_out_and_counted(tmp_path):
     rows = pool(prompts=80)
     path = tmp_path / "samples.jsonl"
@@ -125,12 +105,12 @@ def test_bad_rows_of_a_pool_are_left_out_and_counted(tmp_path):
         file.write(
             b'{"id": 7, "completion": "x"}\n{"id": "a", "completion": null}\nnull\n{"id": "t'
         )
-    table = preview(pooled([str(tmp_path)]), SelectionArgs(), FilterArgs())
+    table = preview(read_pool([str(tmp_path)]), SelectionArgs(), FilterArgs())
     assert table.title == "480 samples of 80 prompts"
     with open(path, "ab") as file:
         file.write(b"\nnull")
     with pytest.raises(InputError, match=r"(?s)5 of 485 rows are malformed.*line 481: Expected"):
-        preview(pooled([str(tmp_path)]), SelectionArgs(), FilterArgs())
+        read_pool([str(tmp_path)])
 
 
 def test_a_dry_run_leaves_nothing(tmp_path, monkeypatch, recipe_main, capsys):

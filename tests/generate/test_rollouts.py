@@ -7,7 +7,8 @@ import pytest
 
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import example, read_rows, sample, write_rows
-from chainforge.generate.rollouts import GateArgs, Recorder, gate, origins, read_pool
+from chainforge.data.pool import read_pool
+from chainforge.generate.rollouts import GateArgs, Recorder, gate, origins
 from chainforge.rewards.reward import RewardArgs, load_rewards
 
 END = 2
@@ -164,7 +165,7 @@ def test_what_is_no_pool_is_said(tmp_path):
     with pytest.raises(InputError, match=r"no samples: expected a \.jsonl file"):
         read_pool([str(tmp_path)])
     write_rows(tmp_path / "samples.jsonl", prompts(1))
-    with pytest.raises(InputError, match="row 1: not a sample: it has no 'completion'"):
+    with pytest.raises(InputError, match="line 1: Object missing required field `completion`"):
         read_pool([str(tmp_path)])
     write_rows(tmp_path / "samples.jsonl", [])
     with pytest.raises(InputError, match="no samples in it"):
