@@ -26,13 +26,12 @@ from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.generate.settings import TemplateArgs
 from chainforge.hub.push import check_push, push_signed
 from chainforge.train.checkpoints import check_saving
-from chainforge.train.distill import check_teacher, mask_unshared_ids, open_teacher
+from chainforge.train.distill import check_teacher, open_teacher
 from chainforge.train.loop import train
 from chainforge.train.model_source import check_model
 from chainforge.train.policy import PolicyArgs, check_policy, open_policy, prepare
-from chainforge.train.preflight import check_prompts
 from chainforge.train.stage import open_stage
-from chainforge.train.templates import load_tokenizer
+from chainforge.train.templates import check_prompts, load_tokenizer
 
 
 @dataclass
@@ -89,7 +88,6 @@ def main() -> None:
             processing_class=ready.tokenizer,
             peft_config=ready.start.peft_config,
         )
-        mask_unshared_ids(trainer, ready.sizes)
         stage.notes["vocabulary"] = vars(ready.sizes)
         train(trainer, stage)
 

@@ -30,9 +30,8 @@ from chainforge.generate.settings import SamplingArgs
 from chainforge.report.tables import show_results
 from chainforge.rewards.language import scripts_of
 from chainforge.train.model_source import check_model
-from chainforge.train.preflight import check_prompts
 from chainforge.train.stage import RunArgs, is_main_process, open_stage
-from chainforge.train.templates import load_tokenizer
+from chainforge.train.templates import check_prompts, load_tokenizer
 
 
 @dataclass

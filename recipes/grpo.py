@@ -31,10 +31,9 @@ from chainforge.train.health import HealthCallback
 from chainforge.train.heldout import RolloutCallback, chosen_step, hold_out
 from chainforge.train.loop import train
 from chainforge.train.policy import PolicyArgs, check_policy, open_policy, prepare
-from chainforge.train.preflight import check_prompts
 from chainforge.train.rl_args import RLArgs
 from chainforge.train.stage import is_main_process, open_stage
-from chainforge.train.templates import load_tokenizer
+from chainforge.train.templates import check_prompts, load_tokenizer
 
 CONFIGS = (TaskArgs, RewardArgs, RLArgs, PolicyArgs, GRPOConfig, ModelConfig)
 

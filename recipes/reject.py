@@ -29,9 +29,8 @@ from chainforge.generate.settings import SamplingArgs
 from chainforge.hub.push import check_push, push_signed
 from chainforge.rewards.reward import RewardArgs, load_rewards
 from chainforge.train.model_source import check_model
-from chainforge.train.preflight import check_prompts
 from chainforge.train.stage import RunArgs, is_main_process, open_stage
-from chainforge.train.templates import load_tokenizer
+from chainforge.train.templates import check_prompts, load_tokenizer
 
 CONFIGS = (RunArgs, TaskArgs, RewardArgs, SamplingArgs, PoolArgs, SelectionArgs, FilterArgs,
            BuildArgs)  # fmt: skip

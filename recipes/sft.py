@@ -22,9 +22,8 @@ from chainforge.hub.push import check_push, push_signed
 from chainforge.train.checkpoints import check_saving
 from chainforge.train.loop import train
 from chainforge.train.policy import PolicyArgs, check_policy, open_policy, prepare
-from chainforge.train.preflight import check_end
 from chainforge.train.stage import open_stage
-from chainforge.train.templates import check_rows, check_uncut, load_tokenizer
+from chainforge.train.templates import check_end, check_rows, load_tokenizer
 
 CONFIGS = (DataArgs, PolicyArgs, SFTConfig, ModelConfig)
 
@@ -69,7 +68,6 @@ def main() -> None:
             processing_class=ready.tokenizer,
             peft_config=ready.start.peft_config,
         )
-        check_uncut(trainer, ready.rows)
         stage.metrics |= {"rows": len(ready.rows), "sources": ready.sources}
         train(trainer, stage)
 

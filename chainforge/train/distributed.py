@@ -50,27 +50,24 @@ def layout_of(file: str | Path | None) -> Layout:
     """Return the layout that a launch file asks for; one process without a file."""
     from chainforge.core.config import read_yaml
 
-    return _layout(read_yaml(file)) if file else Layout()
-
-
-def _layout(given: Mapping[str, Any]) -> Layout:
+    given = read_yaml(file) if file else {}
     launch = str(given.get("distributed_type", "NO")).upper()
-    fsdp, zero = _section(given, "fsdp_config"), _section(given, "deepspeed_config")
+    fsdp, zero = (_section(given, name) for name in ("fsdp_config", "deepspeed_config"))
     kinds = {
         "MULTI_GPU": DDP,
         "FSDP": f"fsdp{fsdp.get('fsdp_version', 1)}",
         "DEEPSPEED": f"zero{zero.get('zero_stage', 2)}",
     }
-    processes = int(given.get("num_processes", 1)) if launch in kinds else 1
+    kind, processes = kinds.get(launch, SINGLE), int(given.get("num_processes", 1))
     offload = _true(fsdp.get("fsdp_offload_params"))
     return Layout(
-        kind=kinds[launch] if processes > 1 else SINGLE,
-        processes=processes,
+        kind=kind if processes > 1 else SINGLE,
+        processes=1 if kind == SINGLE else processes,
         machines=int(given.get("num_machines", 1)),
         on_cpu=_true(given.get("use_cpu")),
         offload_parameters=offload or zero.get("offload_param_device") in ("cpu", "nvme"),
         offload_optimizer=offload or zero.get("offload_optimizer_device") in ("cpu", "nvme"),
-        whole_model=kinds.get(launch) != ZERO3 or _true(zero.get("zero3_save_16bit_model")),
+        whole_model=kind != ZERO3 or _true(zero.get("zero3_save_16bit_model")),
     )
 
 
@@ -82,12 +79,12 @@ def layout_here(environment: Mapping[str, str] = os.environ) -> Layout:
         kind = f"fsdp{environment.get('FSDP_VERSION', '1')}"
     elif _true(environment.get("ACCELERATE_USE_DEEPSPEED")):
         kind = f"zero{environment.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '2')}"
+    saves = _true(environment.get("ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL"))
     return Layout(
         kind=kind if processes > 1 else SINGLE,
         processes=processes,
         machines=max(1, processes // int(environment.get("LOCAL_WORLD_SIZE", str(processes)))),
-        whole_model=kind != ZERO3
-        or _true(environment.get("ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL")),
+        whole_model=kind != ZERO3 or saves,
     )
 
 
@@ -102,41 +99,26 @@ def faults(file: str | Path) -> Iterator[str]:
     from chainforge.core.config import read_yaml
 
     given = read_yaml(file)
-    options = vars(launch_command_parser().parse_args(["script.py"]))
-    known = {"": set(ClusterConfig.__dataclass_fields__)}
-    known |= {f"{name}: ": set(options) for name in ("fsdp_config", "deepspeed_config")}
-    for where, keys in known.items():
-        for key in _section(given, where.removesuffix(": ")) if where else given:
-            if key not in keys:
-                yield f"{where}unknown key {key!r}; {hint(str(key), keys)}"
-    yield from _launch_faults(given)
-    fsdp = _section(given, "fsdp_config")
-    if str(fsdp.get("fsdp_version", 1)) == "2":
-        fsdp1 = ("backward_prefetch", "forward_prefetch", "sharding_strategy",
-                 "sync_module_states", "use_orig_params")  # fmt: skip
-        if needless := [key for name in fsdp1 if (key := f"fsdp_{name}") in fsdp]:
-            yield f"fsdp_config: {', '.join(needless)}: of FSDP 1; leave out with fsdp_version: 2"
-        if not isinstance(fsdp.get("fsdp_reshard_after_forward", True), bool):
-            yield "fsdp_config: fsdp_reshard_after_forward: true or false with fsdp_version: 2"
-    if not _layout(given).whole_model:
-        yield _NO_MODEL
-
-
-def _launch_faults(given: Mapping[str, Any]) -> Iterator[str]:
-    kind = str(given.get("distributed_type", "")).upper()
-    if not kind:
-        yield "distributed_type is missing: NO, MULTI_GPU, FSDP or DEEPSPEED"
+    options = set(vars(launch_command_parser().parse_args(["script.py"])))
+    found = [("", key, set(ClusterConfig.__dataclass_fields__)) for key in given]
+    for name in ("fsdp_config", "deepspeed_config"):
+        found += [(f"{name}: ", key, options) for key in _section(given, name)]
+    for where, key, known in found:
+        if key not in known:
+            yield f"{where}unknown key {key!r}; {hint(str(key), known)}"
+    launch = str(given.get("distributed_type", "")).upper()
     processes, machines = given.get("num_processes", 1), given.get("num_machines", 1)
-    several = kind in ("MULTI_GPU", "FSDP", "DEEPSPEED") or given.get("mpirun_config")
-    if processes != 1 and not several:
+    if processes != 1 and launch not in ("MULTI_GPU", "FSDP", "DEEPSPEED"):
         yield (
-            f"num_processes: {processes} with distributed_type {kind or 'NO'}: accelerate starts "
-            "one process and says nothing; write MULTI_GPU, with use_cpu: true for the CPU"
+            f"num_processes: {processes} with distributed_type {launch or 'NO'}: accelerate starts "
+            "one process; write MULTI_GPU, with use_cpu: true for the CPU"
         )
     if processes % machines:
         yield f"num_processes: {processes} is not a multiple of num_machines, {machines}"
-    if kind in ("FSDP", "DEEPSPEED") and _true(given.get("use_cpu")):
-        yield f"use_cpu: {kind} runs as plain DDP on the CPU; write MULTI_GPU instead"
+    if launch in ("FSDP", "DEEPSPEED") and _true(given.get("use_cpu")):
+        yield f"use_cpu: {launch} runs as plain DDP on the CPU; write MULTI_GPU instead"
+    if not layout_of(file).whole_model:
+        yield _NO_MODEL
 
 
 def _section(given: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -173,29 +155,20 @@ def method_of(settings: Mapping[str, Any]) -> str:
 def refusals(settings: Mapping[str, Any], layout: Layout) -> Iterator[str]:
     """Return why a stage cannot work, and what would; nothing when it can."""
     four, eight, vllm = (settings.get(key) for key in ("load_in_4bit", "load_in_8bit", "use_vllm"))
-    quantised = four or eight
-    if four and eight:
-        yield "load_in_4bit and load_in_8bit: one of them, not both"
+    quantised, zero3 = four or eight, layout.kind == ZERO3
     if quantised and not settings["use_peft"]:
         yield "load_in_4bit: quantised weights cannot be trained; add `use_peft: true` (QLoRA)"
     if quantised and layout.kind == FSDP2:
         yield _FSDP_4BIT
     elif quantised and vllm:
         yield _VLLM_4BIT
-    elif layout.kind == ZERO3 and eight:
+    elif eight and zero3:
         yield "load_in_8bit: ZeRO-3 cannot shard bytes; use load_in_4bit, or launch with zero2"
-    elif layout.kind == ZERO3 and four and settings["bnb_4bit_quant_storage"] != settings["dtype"]:
-        dtype = settings["dtype"]
-        wanted = dtype if dtype in ("float32", "float16", "bfloat16") else "bfloat16"
-        yield (
-            "bnb_4bit_quant_storage: ZeRO-3 shards floating numbers only, all of one kind; set it "
-            f"to the model's dtype, `bnb_4bit_quant_storage: {wanted}`"
-        )
+    elif four and zero3 and settings["bnb_4bit_quant_storage"] != settings["dtype"]:
+        yield "bnb_4bit_quant_storage: under ZeRO-3 set it to the model's dtype, such as bfloat16"
     if vllm and (settings["use_cpu"] or layout.on_cpu):
         yield "use_vllm: TRL feeds vLLM on GPUs only; leave it out on the CPU"
-    if vllm and eight:
-        yield "use_vllm: vLLM has no 8-bit loading; leave load_in_8bit out"
-    if layout.kind in LAYOUTS and layout.kind not in (SINGLE, DDP) and settings["use_cpu"]:
+    if layout.kind in (FSDP2, ZERO2, ZERO3) and settings["use_cpu"]:
         yield f"use_cpu: {LAYOUTS[layout.kind]} runs as plain DDP on the CPU; launch with cpu_ddp"
     if not layout.whole_model:
         yield _NO_MODEL

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -53,8 +52,8 @@ class Ancestor:
 def lineage(stage: Path) -> list[Ancestor]:
     """Return a finished stage and all that it was made from, the oldest first.
 
-    The stages before it are known by their fingerprints, wherever the run was moved to; what is
-    gone, or was made again with other settings since, is left as the path that it had. Empty for a
+    The stages before it are known by their fingerprints, wherever the run was moved to; what was
+    deleted, or made again with other settings since, is left as the path that it had. Empty for a
     directory that no stage signed.
     """
     found: dict[str, Ancestor] = {}
@@ -63,16 +62,16 @@ def lineage(stage: Path) -> list[Ancestor]:
         manifest = read_manifest(directory)
         if manifest is None or manifest.fingerprint in found:
             return
-        beside = list(finished_in(directory.parent))
+        beside = {other.fingerprint: path for path, other in finished_in(directory.parent)}
         took: dict[str, Origin] = {}
         for role, fingerprint in manifest.inputs.items():
             if role.startswith("models."):
                 continue  # an evaluation is not made from the models that it measured
             reference = _reference(role, manifest.config)
-            before = _maker(reference, fingerprint, beside)
-            if before is not None and before != directory:
-                collect(before)
-                took[role] = Origin("stage", before.name, fingerprint)
+            maker = beside.get(fingerprint) or _maker(Path(reference), fingerprint)
+            if maker and maker != directory:
+                collect(maker)
+                took[role] = Origin("stage", maker.name, fingerprint)
             elif fingerprint.startswith(ON_HUB):
                 took[role] = Origin("hub", fingerprint.removeprefix(ON_HUB), fingerprint)
             else:
@@ -83,16 +82,8 @@ def lineage(stage: Path) -> list[Ancestor]:
     return list(found.values())
 
 
-def _maker(reference: str, fingerprint: str, beside: list[tuple[Path, Manifest]]) -> Path | None:
-    """Return the stage that made an input: one beside, or of another run, where the path leads.
-
-    Of several that are made alike it is the one that the path names.
-    """
-    alike = [path for path, manifest in beside if manifest.fingerprint == fingerprint]
-    named = [path for path in alike if path.name in Path(reference).parts]
-    if alike:
-        return (named or alike)[0]
-    path = Path(reference)
+def _maker(path: Path, fingerprint: str) -> Path | None:
+    """Return the stage of another run that made an input, where its path still leads to it."""
     for directory in (path, path.parent):
         manifest = read_manifest(directory)
         if manifest is not None and manifest.fingerprint == fingerprint:
@@ -100,19 +91,15 @@ def _maker(reference: str, fingerprint: str, beside: list[tuple[Path, Manifest]]
     return None
 
 
-def _reference(role: str, config: Mapping[str, Any]) -> str:
+def _reference(role: str, config: dict[str, Any]) -> str:
     """Return what an input was called in the stage's settings."""
     kind, _, number = role.partition(".")
-    if kind == "model":
-        return str(config.get("model_name_or_path", ""))
-    if kind == "teacher":
-        return str(config.get("teacher_model_name_or_path", ""))
-    for key in ("data", "pool", "gate_pool"):
-        value = config.get(key)
-        values = value if isinstance(value, list) else [value] if value else []
-        if number.isdigit() and int(number) < len(values):
-            return str(values[int(number)])
-    return role
+    if kind != "data":
+        prefix = "teacher_" if kind == "teacher" else ""
+        return str(config.get(f"{prefix}model_name_or_path", ""))
+    value = config.get("data") or config.get("pool") or config.get("gate_pool") or []
+    values = value if isinstance(value, list) else [value]
+    return str(values[int(number)]) if int(number) < len(values) else role
 
 
 def base_of(stages: list[Ancestor]) -> Origin | None:

@@ -7,7 +7,6 @@ formats can run code, and a model's own code is run only with `trust_remote_code
 
 from __future__ import annotations
 
-import re
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,21 +18,16 @@ from chainforge.core.weights import check_weights, no_safetensors
 
 ADAPTER = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 # All that is fetched of an adapter's repository: no pickled file.
 _ADAPTER_FILES = [ADAPTER, ADAPTER_WEIGHTS, "*token*.json", "vocab.*", "merges.txt", "*.jinja"]
 # Settings of a LoRA adapter with which PEFT merges it exactly. All others must be unset.
 _EXACT = frozenset({
-    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "ensure_weight_tying",
-    "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights",
-    "layers_pattern", "layers_to_transform", "loftq_config", "lora_alpha", "lora_bias",
-    "lora_dropout", "megatron_core", "modules_to_save", "peft_type", "peft_version",
-    "qalora_group_size", "r", "rank_pattern", "revision", "runtime_config", "target_modules",
-    "target_parameters", "task_type", "trainable_token_indices", "use_dora", "use_rslora",
+    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "ensure_weight_tying",
+    "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern",
+    "layers_to_transform", "lora_alpha", "lora_dropout", "megatron_core", "modules_to_save",
+    "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision",
+    "target_modules", "target_parameters", "task_type", "use_dora", "use_rslora",
 })  # fmt: skip
-# The last two take the adapter's first value out of the base, again wherever PEFT loads it.
-BASE_CHANGING_INITS = ("pissa", "olora")
-_EXACT_INITS = (True, False, None, "gaussian", "orthogonal", "eva", "mica", *BASE_CHANGING_INITS)
 
 
 @dataclass(frozen=True)
@@ -63,25 +57,16 @@ def check_model(reference: str | None, trust_remote_code: bool = False) -> str:
     if not reference:
         raise InputError("model_name_or_path: name a model, as --model_name_or_path PATH_OR_HUB_ID")
     path = Path(reference)
+    if (path / ADAPTER).exists():
+        merge = f"chainforge export {shlex.quote(str(path))} --what model --to DIR"
+        beside = path.resolve().with_name("model")
+        advice = f"give {beside}" if (beside / "config.json").exists() else f"merge it: {merge}"
+        raise InputError(f"{path} is a LoRA adapter; {advice}")
     if path.is_dir():
-        if (path / ADAPTER).exists():
-            beside = path.resolve().with_name("model")
-            merged = (beside / "config.json").exists()
-            advice = f"give {beside}, where it is merged" if merged else _merge_first(path)
-            raise InputError(f"{path} is a LoRA adapter; {advice}")
         _check_directory(path, trust_remote_code)
     elif path.exists() or reference.startswith(("/", "./", "../")) or reference.count("/") > 1:
         raise InputError(f"{path}: no such model directory (looked from {Path.cwd()})")
     return reference
-
-
-def merge_command(adapter: str | Path) -> str:
-    """Return the command that makes a plain model of an adapter."""
-    return f"chainforge export {shlex.quote(str(adapter))} --what model --to DIR"
-
-
-def _merge_first(adapter: str | Path) -> str:
-    return f"merge it first: {merge_command(adapter)}"
 
 
 def find_source(
@@ -96,7 +81,7 @@ def find_source(
     is where an adapter's base is, if not where the adapter says.
     """
     path = Path(reference or "")
-    if reference and path.is_dir() and (path / ADAPTER).exists():
+    if reference and (path / ADAPTER).exists():
         return _adapter(reference, path, trust_remote_code, base)
     reference = check_model(reference, trust_remote_code)
     if path.is_dir():
@@ -110,14 +95,13 @@ def find_source(
 def _check_directory(path: Path, trust_remote_code: bool) -> None:
     """Raise `InputError` unless a directory holds a model that may be opened."""
     if not (path / "config.json").exists():
-        names = ("model/config.json", f"adapter/{ADAPTER}")
-        inside = next((name for name in names if (path / name).exists()), None)
-        hint = f" (its {Path(inside).parent}/ is one: give that)" if inside else ""
+        inside = [part for part in ("model", "adapter") if (path / part).is_dir()]
+        hint = f"; give its {inside[0]}/" if inside else ""
         raise InputError(f"{path} is not a model directory: it has no config.json{hint}")
     check_weights(str(path))
-    for name in ("config.json", "tokenizer_config.json"):
-        if (path / name).exists():
-            _check_code(read_json(path / name), f"{path / name}", trust_remote_code)
+    for file in (path / "config.json", path / "tokenizer_config.json"):
+        if file.exists():
+            _check_code(read_json(file), str(file), trust_remote_code)
 
 
 def _check_code(config: dict[str, Any], where: str, trust_remote_code: bool) -> None:
@@ -132,32 +116,26 @@ def _adapter(
     reference: str, path: Path, trust_remote_code: bool, base: str | None = None
 ) -> Source:
     """Return a LoRA adapter with its base."""
-    file = path / ADAPTER
-    lora = read_json(file)
+    lora, names = read_json(path / ADAPTER), [file.name for file in path.iterdir()]
     _check_exact(lora, path)
-    names = [file.name for file in path.iterdir()]
     if ADAPTER_WEIGHTS not in names:
         raise no_safetensors(f"{path}: {ADAPTER_WEIGHTS} is missing", names)
     if any(name.endswith(".safetensors") and name != ADAPTER_WEIGHTS for name in names):
         raise InputError(
-            f"{path} holds a model and an adapter, and either may be meant; give the model "
-            "without adapter_*, or the adapter alone"
+            f"{path} holds a model and an adapter; give the model without adapter_*, or the "
+            "adapter alone"
         )
     named = lora.get("base_model_name_or_path")
     base = base or named
     revision = lora.get("revision") if base == named else None
-    if not base:
-        raise InputError(f"{file} names no base model: set base_model_name_or_path")
-    where = f"{file}: base_model_name_or_path: {base}"
-    if Path(base).is_dir():
-        if (Path(base) / ADAPTER).exists():
-            raise InputError(f"{where} is itself an adapter; {_merge_first(base)}")
+    where = f"{path / ADAPTER}: base_model_name_or_path: {base}"
+    if base and Path(base).is_dir():
         _check_directory(Path(base), trust_remote_code)
         base, config = str(Path(base).resolve()), read_json(Path(base) / "config.json")
-    elif _HUB_ID.fullmatch(base):
+    elif base and not base.startswith(("/", ".")) and base.count("/") <= 1:
         config = _config_on_hub(base, revision, trust_remote_code, where)
     else:
-        raise InputError(f"{where}: no such directory (looked from {Path.cwd()}); put it right")
+        raise InputError(f"{where}: no such directory (looked from {Path.cwd()}); correct it")
     return Source(reference, base, revision, path.resolve(), config, lora)
 
 
@@ -165,14 +143,29 @@ def _check_exact(lora: dict[str, Any], path: Path) -> None:
     """Raise `InputError` for settings that could be read back as another adapter."""
     if (kind := lora.get("peft_type")) != "LORA":
         raise InputError(f"{path} is an adapter of type {kind}; only LoRA can be trained or merged")
-    odd = sorted(key for key, value in lora.items() if value and key not in _EXACT)
-    if (init := lora.get("init_lora_weights")) not in _EXACT_INITS:
-        odd.append(f"init_lora_weights: {init}")
+    plain = lora | {"bias": None if lora.get("bias") == "none" else lora.get("bias")}
+    odd = sorted(key for key, value in plain.items() if value and key not in _EXACT)
+    if lora.get("init_lora_weights") not in (True, False, None, "gaussian", "orthogonal"):
+        odd.append("init_lora_weights")  # such as PiSSA, which changes the base
     if odd:
         raise InputError(
-            f"{path / ADAPTER}: an adapter with {odd[0]} cannot be merged exactly from its files. "
-            "Merge it where it was made (merge_and_unload), and give the merged model"
+            f"{path / ADAPTER}: an adapter with {odd[0]}: {lora[odd[0]]} cannot be merged exactly "
+            "from its files. Merge it where it was made (merge_and_unload), and give the model"
         )
+
+
+def config_of(model: str) -> dict[str, Any]:
+    """Return the configuration of a local or cached model; empty if there is none here."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    path: Any = Path(model) / "config.json"
+    if not path.is_file():
+        try:
+            path = try_to_load_from_cache(model, "config.json")
+        except HFValidationError:
+            return {}
+    return read_json(path) if isinstance(path, str | Path) else {}
 
 
 def _config_on_hub(

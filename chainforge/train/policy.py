@@ -1,16 +1,11 @@
 """The policy of a training stage: what it starts from, how it trains, what its KL is measured to.
 
 `model_name_or_path` is a plain model (a Hub id, a directory, a stage's `model/`) or a LoRA adapter
-(a directory, a stage's `adapter/`, a Hub id). `adapter:` says what becomes of an adapter:
+(a directory, a stage's `adapter/`, a Hub id). `adapter:` chooses what happens to an adapter:
 
-    adapter:   on a plain model            on an adapter                 leaves as adapter/
-    merge      all weights train, or       its base, the adapter         the fresh one, on what the
-               a fresh adapter on them     merged in; then the same      stage started from
-    continue   refused: there is none      the adapter trains on; LoRA   the one given, trained on,
-                                           or QLoRA only                 on its own base
-    new        a fresh adapter trains;     its base, the adapter         both in one, of the rank of
-               LoRA or QLoRA only          merged in, a fresh adapter;   both, on the base of the
-                                           LoRA or QLoRA only            one given
+    merge      it is merged into its base; then all weights train, or a fresh adapter, which is
+               saved with what the stage started from as its base
+    continue   it trains on itself (LoRA or QLoRA), and is saved on its own base
 
 The KL reference is the policy that the stage starts from, always: without an adapter the same
 directory opened again; under a fresh adapter the model below it; with `continue` a frozen copy of
@@ -21,8 +16,6 @@ weights, and goes through a directory, because TRL opens a reference by the path
 from __future__ import annotations
 
 import os
-import re
-import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,21 +27,22 @@ from chainforge.core.errors import InputError
 from chainforge.core.process import CHAIN
 from chainforge.train import trl_internals
 from chainforge.train.distributed import check_supported
-from chainforge.train.model_source import BASE_CHANGING_INITS, Source, find_source
-from chainforge.train.saving import KEPT, START, Agreement, attach, merge
+from chainforge.train.model_source import Source, find_source
 from chainforge.train.stage import Stage, is_main_process
 from chainforge.train.trackers import asked_for, check_trackers, name_run
+
+KEPT = ("model", "adapter", "checkpoints")
 
 
 @dataclass
 class PolicyArgs:
     """What becomes of adapters, and what a training stage saves."""
 
-    adapter: Literal["merge", "continue", "new"] = field(
+    adapter: Literal["merge", "continue"] = field(
         default="merge",
         metadata={
             "help": "Of an adapter that the stage is given. merge: it is merged into its base "
-            "first. continue: it trains on. new: merged, and a fresh one trains on top."
+            "first. continue: it trains on."
         },
     )
     save: list[str] = field(
@@ -84,24 +78,9 @@ class Start:
         return self.adapter == "continue"
 
     @property
-    def opened_here(self) -> bool:
-        """Return whether the model is opened before TRL gets it, and not by TRL."""
-        return self.continues or self.quantization is not None
-
-    @property
-    def joins(self) -> bool:
-        """Return whether the given adapter and the fresh one are left as one."""
-        return self.adapter == "new" and self.source.adapter is not None
-
-    @property
     def peft_config(self) -> Any:
         """Return the fresh adapter's configuration for TRL; None when none is to be made."""
         return None if self.continues else self.lora
-
-    @property
-    def trained_lora(self) -> dict[str, Any]:
-        """Return the settings of the adapter that trains; empty when all weights train."""
-        return self.source.lora if self.continues else self.lora.to_dict() if self.lora else {}
 
 
 def check_policy(args: PolicyArgs, training_args: Any, model_args: Any) -> Start:
@@ -138,14 +117,15 @@ def check_policy(args: PolicyArgs, training_args: Any, model_args: Any) -> Start
             f"{source.model} is quantised already, and what is trained on it could not be merged; "
             "give the model it was made from, with load_in_4bit: true"
         )
-    # Only GRPO's beta is the weight of a KL to a reference.
-    beta = training_args.beta if hasattr(training_args, "num_generations") else 0
     if start.continues:
         _check_continues(source, asked)
-    _check_features(start, beta)
-    _check_head(start.trained_lora)
-    if beta:
-        _turn_dropout_off(training_args, start, asked)
+    _check_head(source.lora if start.continues else vars(start.lora) if start.lora else {})
+    # Only GRPO's beta is the weight of a KL to a reference.
+    if hasattr(training_args, "num_generations") and training_args.beta:
+        # With dropout a policy differs from its own copy: the KL would not measure the training.
+        if truth(asked.get("disable_dropout")) is False:
+            raise InputError("disable_dropout: false with beta: the KL would be one of dropout")
+        training_args.disable_dropout = True
     return start
 
 
@@ -153,10 +133,7 @@ def check_options(name: str, options: dict[str, Any] | None) -> None:
     """Raise `InputError` for options of `from_pretrained` that read other weights than checked."""
     for key in ("use_safetensors", "subfolder", "gguf_file", "transformers_weights"):
         if (options or {}).get(key) not in (None, True):
-            raise InputError(
-                f"{name}: {key} would open other weights than the model's own safetensors, which "
-                "are the ones that were checked; leave it out"
-            )
+            raise InputError(f"{name}: {key} would open other weights than were checked; remove it")
 
 
 def _check_method(args: PolicyArgs, model_args: Any, asked: dict[str, Any]) -> None:
@@ -169,27 +146,22 @@ def _check_method(args: PolicyArgs, model_args: Any, asked: dict[str, Any]) -> N
     idle = [key for key in asked if key.startswith("lora_") or key in ("use_dora", "use_rslora")]
     if idle and "use_peft" not in asked:
         raise InputError(f"{idle[0]} is given, but not use_peft: set use_peft to true, or false")
-    targets = model_args.lora_target_modules or []
-    for name in [targets] if isinstance(targets, str) else targets:
-        if re.fullmatch(r"[\w.-]+(?:,\s*[\w.-]+)+", name):
-            raise InputError(
-                f"lora_target_modules: {name}: separate the names by blanks, in a YAML as a list: "
-                f"[{', '.join(name.replace(',', ' ').split())}]"
-            )
     if odd := [name for name in args.save if name not in KEPT]:
         raise InputError(f"save: {odd[0]!r} is not one of: {', '.join(KEPT)}")
-    left = {"model", "adapter"} if model_args.use_peft else {"model"}
-    if not left & set(args.save):
-        names = " or ".join(sorted(left))
-        raise InputError(f"save: nothing of what is trained would stay; save {names}")
+    trained = ("model", "adapter") if model_args.use_peft else ("model",)
+    if not set(trained) & set(args.save):
+        raise InputError(
+            f"save: nothing of what is trained would stay; save {' or '.join(trained)}"
+        )
 
 
 def _check_continues(source: Source, asked: dict[str, Any]) -> None:
     """Raise `InputError` unless there is an adapter, and settings leave it as it is."""
     if source.adapter is None:
-        beside = Path(source.model).with_name("adapter")
-        hint = f"give {beside}" if beside.is_dir() else "use adapter: merge"
-        raise InputError(f"adapter: continue: {source.reference} is a plain model; {hint}")
+        raise InputError(
+            f"adapter: continue: {source.reference} is a plain model; give its adapter/, or use "
+            "adapter: merge"
+        )
     for key in ("lora_r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora"):
         own = source.lora.get("r" if key == "lora_r" else key)
         if key in asked and asked[key] != own:
@@ -199,78 +171,14 @@ def _check_continues(source: Source, asked: dict[str, Any]) -> None:
             )
 
 
-def _features(lora: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings by which an adapter is more than two low-rank products."""
-    names = ("use_dora", "modules_to_save", "trainable_token_indices", "target_parameters",
-             "lora_bias")  # fmt: skip
-    found = {name: lora[name] for name in names if lora.get(name)}
-    if (bias := lora.get("bias", "none")) != "none":
-        found["bias"] = bias
-    if (init := lora.get("init_lora_weights")) in BASE_CHANGING_INITS:
-        found["init_lora_weights"] = init
-    return found
-
-
-def _check_features(start: Start, beta: float) -> None:
-    """Raise `InputError` when an adapter cannot be joined, train on, or be its own reference."""
-    own = _features(start.source.lora)
-    if start.joins:
-        for whose, features in (("given", own), ("fresh", _features(start.lora.to_dict()))):
-            for name in features:
-                raise InputError(
-                    f"adapter: new leaves both adapters as one, which {name} of the {whose} one "
-                    "does not allow; use adapter: merge"
-                )
-    if not start.continues:
-        return
-    refused = {"trainable_token_indices": "TRL's trainers cannot train it"}
-    if start.quantization is not None:
-        refused["init_lora_weights"] = "it changes the base, which cannot be quantised then"
-    elif beta:
-        why = (
-            "it changes the base, also below the copy of the adapter that is the KL reference "
-            f"(beta {beta}); set beta: 0"
-        )
-        refused |= {"bias": why, "init_lora_weights": why}
-    for name, why in refused.items():
-        if name in own:
-            raise InputError(f"adapter: continue: {name}: {own[name]}: {why}; or adapter: merge")
-
-
 def _check_head(lora: dict[str, Any]) -> None:
     """Raise `InputError` when the adapter that trains is on the head, as TRL's losses skip it."""
     for name in ("target_modules", "modules_to_save"):
-        places = lora.get(name) or []
-        if isinstance(places, str):
-            found = bool(re.fullmatch(places, "lm_head"))  # as PEFT reads it
-        else:
-            found = any(place.rpartition(".")[2] == "lm_head" for place in places)
-        if found:
+        if "lm_head" in (lora.get(name) or ()):
             raise InputError(
                 f"lora_{name}: lm_head: TRL computes its losses from the head's own weights, so an "
-                "adapter on it would never train; leave lm_head out, or use adapter: merge for an "
-                "adapter that has it"
+                "adapter on it would never train; leave lm_head out, or use adapter: merge"
             )
-
-
-def _turn_dropout_off(training_args: Any, start: Start, asked: dict[str, Any]) -> None:
-    """Turn dropout off, or refuse it, where there is a KL reference.
-
-    With dropout a policy differs from its own copy, so that the KL would not measure the training.
-    """
-    dropout = start.trained_lora.get("lora_dropout")
-    if truth(asked.get("disable_dropout")) is False and dropout:
-        raise InputError(
-            f"disable_dropout: false with lora_dropout {dropout} and beta {training_args.beta}: "
-            "the KL would be one of dropout; leave disable_dropout out"
-        )
-    training_args.disable_dropout = True
-    # Attention's own dropout is no module, so disable_dropout does not reach it.
-    if rate := (start.source.config | start.options).get("attention_dropout"):
-        raise InputError(
-            f"config.json: attention_dropout is {rate}, and with beta the KL would be one of "
-            "dropout; set model_init_kwargs: {attention_dropout: 0.0}"
-        )
 
 
 def open_policy(start: Start, stage: Stage) -> Any:
@@ -278,12 +186,14 @@ def open_policy(start: Start, stage: Stage) -> Any:
 
     What the stage starts from, and so what its KL is measured to, is noted in its manifest.
     """
+    from chainforge.train.saving import attach
+
     stage.policy, source = start, start.source
     model, stage.notes["starts_from"] = source.model, start.reference
     if source.adapter and not start.continues:
         merged = _merge_given(start, stage)
         model, stage.notes["starts_from"] = str(merged.resolve()), str(merged)
-    if not start.opened_here:
+    if not (start.continues or start.quantization):
         return model
     from accelerate import PartialState
 
@@ -309,19 +219,16 @@ def _merge_given(start: Start, stage: Stage) -> Path:
     """
     from accelerate import PartialState
 
+    from chainforge.train.saving import START, merge
+
     source, target = start.source, stage.path(START)
     assert source.adapter is not None
     maker = source.adapter.parent
-    if source.adapter.name == "adapter" and (manifest := read_manifest(maker)):
-        names = [name for name in manifest.outputs if name.startswith("model/")]
-        if names and all((maker / name).exists() for name in names):
-            return maker / "model"
+    if source.adapter.name == "adapter" and read_manifest(maker) and (maker / "model").exists():
+        return maker / "model"
     with PartialState().main_process_first():
-        if is_main_process() and not target.exists():
-            part = stage.path(f"{START}.part")
-            shutil.rmtree(part, ignore_errors=True)
-            merge(source, start.options, part)
-            part.rename(target)
+        if is_main_process():
+            merge(source, start.options, target)
     return target
 
 
@@ -333,9 +240,7 @@ def upcast_adapter(trainer: Any, stage: Stage) -> None:
     Where processes share out the weights, TRL's choice stays: they need one precision throughout.
     """
     start = stage.policy
-    if start.quantization is None:
-        return
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+    if not start.quantization or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         return
     for weight in trainer.model.parameters():
         if weight.requires_grad:
@@ -350,6 +255,10 @@ def check_reference(trainer: Any) -> None:
     TRL copies weights by name, and misses those of embeddings. Raises `NotWhatWasTrained` when
     the copy still differs, unless processes share out the weights, which then cannot be run here.
     """
+    from trl.trainer.utils import use_adapter
+
+    from chainforge.train.saving import Agreement
+
     model = trainer.accelerator.unwrap_model(trainer.model)
     if "ref" not in getattr(model, "peft_config", {}):
         return
@@ -371,7 +280,8 @@ def prepare(training_args: Any, stage: Stage) -> Any:
     name_run(training_args, stage.directory)
     training_args.push_to_hub = False  # the stage is sent once it is signed
     training_args.output_dir = str(stage.path("checkpoints"))
-    training_args.model_init_kwargs = None if start.opened_here else start.options
+    opened = start.continues or start.quantization
+    training_args.model_init_kwargs = None if opened else start.options
     if os.environ.get(CHAIN):
         training_args.disable_tqdm = True  # the chain draws the bar; a log has no use for one
     return training_args

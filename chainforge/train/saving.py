@@ -9,11 +9,10 @@ and written by the first. The same few rows go through the trained policy, throu
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,11 @@ import torch
 from chainforge.core.artifacts import read_json, write_json
 from chainforge.core.errors import Failed, InputError, first_line
 from chainforge.train import trl_internals
-from chainforge.train.model_source import ADAPTER, ADAPTER_WEIGHTS, Source
+from chainforge.train.model_source import ADAPTER_WEIGHTS, Source
 from chainforge.train.stage import Stage, is_main_process
 
 logger = logging.getLogger(__name__)
 
-KEPT = ("model", "adapter", "checkpoints")
 START = "start"  # where a stage that was given an adapter leaves what it started from
 
 # The greatest distance of logits that counts as rounding: relative to their norm, in the median of
@@ -43,17 +41,11 @@ class NotWhatWasTrained(Failed):
 
 
 class Agreement:
-    """Logits of one policy in several forms; each form must agree with the first.
+    """Logits of one policy in several forms; each form must agree with the first."""
 
-    `first` are ids that the rows begin with, besides a text of all kinds of characters.
-    """
-
-    def __init__(self, tokenizer: Any, first: Sequence[int] = ()) -> None:
-        ids: list[int] = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
-        ids = ([*first[: LENGTH // 2], *ids]) * ROWS * LENGTH
+    def __init__(self, tokenizer: Any) -> None:
+        ids = tokenizer(TEXT, add_special_tokens=False)["input_ids"] * ROWS * LENGTH
         self.ids = torch.tensor(ids[: ROWS * LENGTH]).reshape(ROWS, LENGTH)
-        # Rows of embeddings beyond the tokenizer's ids are padding, and may be masked in training.
-        self.known = 1 + max(int(number) for number in tokenizer.get_vocab().values())
         self._first: tuple[str, torch.Tensor, float] | None = None
 
     def check(self, name: str, model: Any) -> None:
@@ -80,25 +72,20 @@ class Agreement:
     def _logits(self, model: Any) -> torch.Tensor:
         # accelerate's wrapper would compute in the precision of training.
         forward = getattr(model, "_original_forward", model.forward)
-        config = model.config.get_text_config()
-        ids = self.ids[:, : getattr(config, "max_position_embeddings", None) or LENGTH]
         training = model.training
         model.eval()
         with torch.no_grad():
-            found = forward(input_ids=ids.to(model.device), use_cache=False).logits
+            found = forward(input_ids=self.ids.to(model.device), use_cache=False).logits
         model.train(training)
-        if not found.isfinite().all() and model.dtype == torch.float16:
-            # Large models may overflow in float16 in places where training, in float32, did not.
-            return self._logits(copy.deepcopy(model).float())
-        known: torch.Tensor = found[..., : self.known].float().cpu()
-        return known - known.mean(-1, keepdim=True)  # softmax ignores the mean
+        logits: torch.Tensor = found.float().cpu()
+        return logits - logits.mean(-1, keepdim=True)  # softmax ignores the mean
 
 
 def _tolerance(model: Any) -> float:
     found = {weight.dtype for weight in model.parameters()} & TOLERANCE.keys()
     if model.device.type != "cpu":
         found.add(torch.float16)  # matrices are multiplied in TF32 where that is allowed
-    return max((TOLERANCE[dtype] for dtype in found), default=TOLERANCE[torch.bfloat16])
+    return max(TOLERANCE[dtype] for dtype in found)
 
 
 def save(trainer: Any, stage: Stage) -> None:
@@ -110,105 +97,63 @@ def save(trainer: Any, stage: Stage) -> None:
     from peft import PeftModel
 
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
-    state = _gathered(trainer)
+    split = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
+    state = None
+    if split:  # all processes gather, and the first gets the weights
+        whole = trainer.deepspeed if trainer.is_deepspeed_enabled else trainer.model
+        state = trainer.accelerator.get_state_dict(whole)
     if is_main_process():
         if isinstance(model, PeftModel):
             _save_adapted(model, trainer.processing_class, stage, state)
         else:
-            _save_whole(model, stage, state)
+            _save_whole(model, stage, state or model.state_dict())
             trainer.processing_class.save_pretrained(str(stage.path("model")))
             shutil.rmtree(stage.path(START), ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
 
 
-def _gathered(trainer: Any) -> dict[str, Any] | None:
-    """Return the weights, gathered from all processes.
-
-    None where each process has them whole, and where another process got them.
-    """
-    if not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
-        return None
-    split = trainer.deepspeed if trainer.is_deepspeed_enabled else trainer.model
-    state = trainer.accelerator.get_state_dict(split)
-    return state and dict(state)
-
-
-def _save_whole(model: Any, stage: Stage, state: dict[str, Any] | None) -> None:
+def _save_whole(model: Any, stage: Stage, state: Mapping[str, Any]) -> None:
     """Save a model whose own weights were trained, in the precision of its base."""
-    target, dtype = stage.path("model"), _precision(stage.policy)
-    if state is None and dtype not in (None, model.dtype):
-        state = model.state_dict()
-    if state is not None:
-        # Gathered weights share no memory, so transformers would not know which ones are tied.
-        tied = {copy for copy, kept in model.all_tied_weights_keys.items() if kept in state}
-        state = {name: _rounded(name, state[name], dtype) for name in state if name not in tied}
-    model.save_pretrained(str(target), state_dict=state)
-    if dtype is not None:  # transformers writes the precision of training
-        config = target / "config.json"
-        write_json(config, read_json(config) | {"dtype": str(dtype).removeprefix("torch.")})
-
-
-def _precision(start: Any) -> Any:
-    """Return the precision of the model that a stage started from; None when it is not known."""
-    from safetensors import safe_open
-
-    if start is None:
-        return None
-    config = start.source.config
-    for part in (config, config.get("text_config") or {}):
-        if name := part.get("dtype") or part.get("torch_dtype"):
-            return getattr(torch, str(name).removeprefix("torch."), None)
-    for path in sorted(Path(start.source.model).glob("*.safetensors")):
-        with safe_open(str(path), "pt") as file:
-            for key in file.keys():  # noqa: SIM118
-                if (dtype := file.get_slice(key)[:0].dtype) in TOLERANCE:
-                    return dtype
-    return None
-
-
-def _rounded(name: str, weight: Any, dtype: Any) -> Any:
-    """Return a weight in another precision, out of the memory of the device that trains."""
-    if dtype is None or not weight.is_floating_point():
-        return weight
-    rounded = weight.detach().to("cpu", dtype)
-    if not rounded.isfinite().all() and weight.isfinite().all():
-        raise Failed(
-            f"{name} has values that {dtype}, the precision of the base, cannot hold. Start from a "
-            "base in bfloat16 or float32: set dtype in its config.json and convert its weights"
-        )
-    return rounded
+    target, config = stage.path("model"), stage.policy.source.config
+    name = config.get("dtype") or config.get("torch_dtype")
+    dtype = getattr(torch, str(name), model.dtype)
+    # Gathered weights share no memory, so transformers would not know which ones are tied.
+    tied = {copy for copy, kept in model.all_tied_weights_keys.items() if kept in state}
+    rounded = {
+        name: weight.detach().to("cpu", dtype if weight.is_floating_point() else weight.dtype)
+        for name, weight in state.items()
+        if name not in tied
+    }
+    model.save_pretrained(str(target), state_dict=rounded)
+    written = read_json(target / "config.json")  # transformers writes the precision of training
+    write_json(target / "config.json", written | {"dtype": str(dtype).removeprefix("torch.")})
 
 
 def _save_adapted(model: Any, tokenizer: Any, stage: Stage, state: dict[str, Any] | None) -> None:
     """Save the adapter, and its base with the adapter merged in; check that both are the policy."""
-    start = stage.policy
-    kept = start.save if start else KEPT
-    options = start.options if start else {}
+    options, kept = stage.policy.options, stage.policy.save
     adapter, target = stage.path("adapter"), stage.path("model")
-    config = model.peft_config["default"]
-    agreement = Agreement(tokenizer, _trained_ids(config))
+    agreement = Agreement(tokenizer)
     if state is not None or getattr(model.get_base_model(), "quantization_method", None):
         logger.info("adapter/ and model/ are compared with one another alone: the policy that was "
                     "trained is split over processes, or on quantised weights")  # fmt: skip
     else:
         agreement.check("the trained policy", model)
-    if Path(config.base_model_name_or_path).exists():
-        # A relative path would bind the adapter to this working directory.
-        config.base_model_name_or_path = str(Path(config.base_model_name_or_path).resolve())
-    elif start:
+    config = model.peft_config["default"]
+    base = config.base_model_name_or_path
+    if Path(base).exists():  # a relative path would bind the adapter to this working directory
+        base = config.base_model_name_or_path = str(Path(base).resolve())
+    else:
         config.revision = options["revision"]
     shutil.rmtree(adapter, ignore_errors=True)
     model.save_pretrained(str(adapter), selected_adapters=["default"], state_dict=state)
     (adapter / "README.md").unlink(missing_ok=True)
     try:
         with _alone():
-            if start and start.joins:
-                _join(start.source, adapter, options)
-            base = read_json(adapter / ADAPTER)["base_model_name_or_path"]
             saved = attach(_open_base(base, options), adapter)
             agreement.check(f"{adapter} on its base", saved)
             if "model" in kept:
-                _write_merged(_merged(saved, like=model.get_base_model()), tokenizer, target)
+                _write_merged(saved, tokenizer, target)
                 del saved  # one model at a time
                 agreement.check(str(target), _open_base(str(target), options | {"revision": None}))
     except NotWhatWasTrained:
@@ -223,40 +168,6 @@ def _save_adapted(model: Any, tokenizer: Any, stage: Stage, state: dict[str, Any
         shutil.rmtree(stage.path(START), ignore_errors=True)
 
 
-def _write_merged(merged: Any, tokenizer: Any, target: Path) -> None:
-    merged.save_pretrained(str(target))
-    tokenizer.save_pretrained(str(target))
-
-
-def _trained_ids(config: Any) -> list[int]:
-    """Return the ids of single tokens that an adapter trains."""
-    tokens = config.trainable_token_indices or []
-    lists = tokens.values() if isinstance(tokens, dict) else [tokens]
-    return [int(token) for one in lists for token in one]
-
-
-def _open_base(base: str, options: Mapping[str, Any]) -> Any:
-    """Open a model at its own precision and whole, its head a weight of its own.
-
-    `options` are those of `from_pretrained`, of which `revision` and `trust_remote_code` count.
-    """
-    model: Any
-    with _alone():
-        model = trl_internals.create_model(
-            base,
-            dtype="auto",
-            device_map=None,
-            use_safetensors=True,
-            revision=options.get("revision"),
-            trust_remote_code=bool(options.get("trust_remote_code")),
-        )
-    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
-    if head is not None and head.weight is embeddings.weight:
-        # What is merged into one of the two is not meant for the other.
-        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
-    return model
-
-
 def merge(source: Source, options: Mapping[str, Any], target: Path) -> None:
     """Write the model of an adapter's base with the adapter merged in, and its tokenizer.
 
@@ -268,43 +179,61 @@ def merge(source: Source, options: Mapping[str, Any], target: Path) -> None:
 
     assert source.adapter is not None
     tokenizer = AutoTokenizer.from_pretrained(source.tokenizer, revision=source.revision)
+    agreement = Agreement(tokenizer)
     with _alone():
         adapted = attach(_open_base(source.model, options), source.adapter)
-        agreement = Agreement(tokenizer, _trained_ids(adapted.peft_config["default"]))
         agreement.check(f"{source.adapter} on its base", adapted)
-        merged = _merged(adapted)
-        ends = merged.generation_config.eos_token_id
-        ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-        if tokenizer.eos_token_id not in [None, *ends]:  # the adapter may end turns with another
-            merged.generation_config.eos_token_id = [tokenizer.eos_token_id, *ends]
-        _write_merged(merged, tokenizer, target)
-        del adapted, merged  # one model at a time
+        _write_merged(adapted, tokenizer, target)
+        del adapted  # one model at a time
         agreement.check(str(target), _open_base(str(target), {**options, "revision": None}))
 
 
-def _merged(adapted: Any, like: Any = None) -> Any:
-    """Merge the adapter of an opened model in; `like` has the settings that training left."""
-    tied = adapted.get_base_model().config.get_text_config().tie_word_embeddings
+def _open_base(base: str, options: Mapping[str, Any]) -> Any:
+    """Open a model at its own precision and whole, its head a weight of its own.
+
+    `options` are those of `from_pretrained`, of which `revision` and `trust_remote_code` count.
+    """
+    model: Any = trl_internals.create_model(
+        base,
+        dtype="auto",
+        device_map=None,
+        use_safetensors=True,
+        revision=options.get("revision"),
+        trust_remote_code=bool(options.get("trust_remote_code")),
+    )
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is not None and head.weight is embeddings.weight:
+        # What is merged into one of the two is not meant for the other.
+        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    return model
+
+
+def _write_merged(adapted: Any, tokenizer: Any, target: Path) -> None:
+    """Merge the adapter of an opened model in, and write the model with its tokenizer.
+
+    Head and embeddings are tied again when they are equal, and a turn may end with the tokenizer's
+    token as well as with the base's.
+    """
+    config = adapted.get_base_model().config
+    configs = [config, config.get_text_config()]
+    tied = configs[1].tie_word_embeddings
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Input and output embeddings are no longer tied")
         merged = adapted.merge_and_unload(safe_merge=True)
-    if like is not None:
-        merged.generation_config = copy.deepcopy(like.generation_config)
-        config = copy.deepcopy(like.config)
-        for part, own in zip((config, config.get_text_config()),
-                             (merged.config, merged.config.get_text_config())):  # fmt: skip
-            part.dtype, part.use_cache = own.dtype, own.use_cache
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config
-        merged.config = config
     head, embeddings = merged.get_output_embeddings(), merged.get_input_embeddings()
     if tied and head is not None:
-        equal = torch.equal(head.weight, embeddings.weight)
-        if equal:
+        if tied := torch.equal(head.weight, embeddings.weight):
             head.weight = embeddings.weight
-        for config in (merged.config, merged.config.get_text_config()):
-            config.tie_word_embeddings = equal
-    return merged
+        for config in configs:
+            config.tie_word_embeddings = tied
+    end, ends = tokenizer.eos_token_id, merged.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if end is not None and end not in ends:
+        merged.generation_config.eos_token_id = [end, *ends]
+        for config in configs:
+            config.eos_token_id = end
+    merged.save_pretrained(str(target))
+    tokenizer.save_pretrained(str(target))
 
 
 def attach(model: Any, adapter: Path, *, trains: bool = False) -> Any:
@@ -330,36 +259,6 @@ def attach(model: Any, adapter: Path, *, trains: bool = False) -> Any:
             f"its weights find no place, or are missing, such as {different[0]}"
         )
     return adapted
-
-
-def _join(source: Source, adapter: Path, options: Mapping[str, Any]) -> None:
-    """Make of the adapter in `adapter`, and of the one below it, one on that one's base.
-
-    The sum of two low-rank products is the product of their factors side by side, so the rank is
-    the sum of both ranks, and nothing is lost.
-    """
-    from peft.tuners.lora import LoraLayer
-
-    assert source.adapter is not None
-    model = attach(_open_base(source.model, options), source.adapter)
-    model.load_adapter(str(adapter), "fresh")
-    for name in ("default", "fresh"):
-        # PEFT makes the new adapter's settings of these. Each layer knows its own scale already.
-        config = model.peft_config[name]
-        config.target_modules = {
-            place
-            for place, module in model.get_base_model().named_modules()
-            if isinstance(module, LoraLayer) and name in module.r
-        }
-        config.use_rslora, config.init_lora_weights = False, True
-        config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
-    model.base_model.add_weighted_adapter(["default", "fresh"], [1.0, 1.0], "joined", "cat")
-    shutil.rmtree(adapter)
-    model.save_pretrained(str(adapter.parent), selected_adapters=["joined"])
-    (adapter.parent / "README.md").unlink(missing_ok=True)
-    (adapter.parent / "joined").rename(adapter)
-    settings = {"base_model_name_or_path": source.model, "revision": source.revision}
-    write_json(adapter / ADAPTER, read_json(adapter / ADAPTER) | settings)
 
 
 @contextlib.contextmanager

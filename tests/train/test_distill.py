@@ -12,13 +12,9 @@ from chainforge.train.distill import (
     Sizes,
     check_teacher,
     differences,
-    ends_of,
-    mask_unshared_ids,
     open_teacher,
-    rows_of,
 )
-from chainforge.train.distributed import Layout
-from chainforge.train.model_source import Source
+from chainforge.train.model_source import find_source
 
 SMALL, LARGE = 320, 384  # as in `padded_models`
 
@@ -35,18 +31,16 @@ def trainer_of(padded_models, tokenizer, student, teacher, folder):
         "teacher_model_name_or_path": padded_models["teacher", teacher],
     }  # fmt: skip
     training = DistillationConfig(**values)
-    source = Source("student", padded_models["student", student])
+    source = find_source(padded_models["student", student])
     sizes = check_teacher(tokenizer, source, training, DEFAULT)
     assert (sizes.student, sizes.teacher) == (student, teacher)
-    trainer = DistillationTrainer(
+    return DistillationTrainer(
         model=padded_models["student", student],
         teacher_model=open_teacher(training, SimpleNamespace(attn_implementation=None), sizes),
         args=training,
         train_dataset=Dataset.from_dict({"prompt": [prompt] * 8}),
         processing_class=tokenizer,
     )
-    mask_unshared_ids(trainer, sizes)
-    return trainer, sizes
 
 
 def by_hand(padded_models, student, teacher, ids, beta):
@@ -77,13 +71,10 @@ def by_hand(padded_models, student, teacher, ids, beta):
     return loss.mean(), mine.get_output_embeddings().weight.grad
 
 
-@pytest.mark.parametrize(("student", "teacher"), [(SMALL, LARGE), (LARGE, SMALL)])
-def test_the_loss_is_the_divergence_on_the_shared_ids(
-    padded_models, tokenizer, tmp_path, student, teacher
-):
+def test_the_loss_is_the_divergence_on_the_shared_ids(padded_models, tokenizer, tmp_path):
     before = {path: artifacts.sha256(path) for path in padded_models.values()}
-    trainer, sizes = trainer_of(padded_models, tokenizer, student, teacher, tmp_path)
-    ids = torch.randint(0, sizes.tokens, (2, 12))
+    trainer = trainer_of(padded_models, tokenizer, SMALL, LARGE, tmp_path)
+    ids = torch.randint(0, len(tokenizer), (2, 12))
     inputs = {"prompt_ids": ids[:, :4], "completion_ids": ids[:, 4:]}
     inputs |= {key.replace("ids", "mask"): torch.ones_like(value) for key, value in inputs.items()}
     head = trainer.model.get_output_embeddings()
@@ -93,22 +84,15 @@ def test_the_loss_is_the_divergence_on_the_shared_ids(
         trainer.model.eval()
         loss = trainer.compute_loss(trainer.model, inputs)
         loss.backward()
-        expected, gradient = by_hand(padded_models, student, teacher, ids, beta)
+        expected, gradient = by_hand(padded_models, SMALL, LARGE, ids, beta)
         torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(head.weight.grad, gradient, atol=1e-5, rtol=1e-4)
-    written = trainer.model.generate(ids[:, :4], max_new_tokens=64, do_sample=True, eos_token_id=-1)
-    assert written[:, 4:].max() < min(student, teacher)
-    assert (written[:, 4:] >= sizes.tokens).any()  # padding has probability in these random models
-    trainer.save_model(str(tmp_path / "saved"))
     assert {path: artifacts.sha256(path) for path in padded_models.values()} == before
-    assert rows_of(str(tmp_path / "saved")) == student
-    assert "bias" not in " ".join(trainer.model.state_dict()).replace("proj.bias", "")
 
 
 def test_models_of_one_size_go_to_trl_as_they_are(padded_models, tokenizer, tmp_path):
-    trainer, _ = trainer_of(padded_models, tokenizer, SMALL, SMALL, tmp_path)
+    trainer = trainer_of(padded_models, tokenizer, SMALL, SMALL, tmp_path)
     assert trainer.teacher_model.config.vocab_size == SMALL
-    assert trainer.model.get_output_embeddings().bias is None
     assert trainer.args.teacher_model_init_kwargs["dtype"] == "auto"
 
 
@@ -125,7 +109,7 @@ def test_real_mismatches_are_named_with_what_to_do(tokenizer):
     more.add_tokens(["<extra>"])
     cutting.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     for teacher, words in (
-        (more, r"differ in 1 tokens \('<extra>'\).*distil by traces instead"),
+        (more, r"differ in 1 tokens \(such as '<extra>'\).*distil by traces instead"),
         (cutting, "cut text into different ones"),
         (changed(tokenizer, eos_token="<|endoftext|>"), "never to end"),
     ):
@@ -133,17 +117,9 @@ def test_real_mismatches_are_named_with_what_to_do(tokenizer):
         assert re.search(words, difference)
 
 
-def test_where_a_model_ends_by_its_own_word(padded_models, tmp_path, tokenizer):
-    assert ends_of(padded_models["student", SMALL]) == {tokenizer.eos_token_id}
-    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [3, 4]}')
-    assert ends_of(str(tmp_path)) == {3, 4}
-    assert ends_of(str(tmp_path / "none")) == set()
-
-
 def test_sizes_that_cannot_be():
+    Sizes(310, 320, 384).check()
     with pytest.raises(InputError, match="the teacher has embeddings for 300 ids"):
         Sizes(310, 320, 300).check()
-    Sizes(310, 320, 384).check(Layout("fsdp2", 8))
-    Sizes(310, 384, 320).check(Layout("ddp", 8))
-    with pytest.raises(InputError, match=r"head sharded \(zero3\)"):
-        Sizes(310, 384, 320).check(Layout("zero3", 8))
+    with pytest.raises(InputError, match="384 rows of embeddings and the teacher only 320"):
+        Sizes(310, 384, 320).check()

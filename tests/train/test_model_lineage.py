@@ -96,13 +96,6 @@ def test_a_stage_by_hand_stands_alone_among_other_things(tmp_path):
     assert "Nothing was measured" in card(lineage(tmp_path / "scratch"))
 
 
-def test_of_two_made_alike_the_named_one_is_told(tmp_path):
-    first = runs.stage(tmp_path / "cold", "sft", model="me/base")
-    shutil.copytree(first, tmp_path / "a-copy")
-    runs.stage(tmp_path / "reason", "grpo", model=first / "model")
-    assert names(lineage(tmp_path / "reason")) == ["cold", "reason"]
-
-
 def test_what_no_stage_signed_has_no_lineage(tmp_path):
     assert lineage(tmp_path) == []
     assert base_of([]) is None

@@ -13,7 +13,6 @@ from chainforge.train.policy import Start
 from chainforge.train.templates import (
     check_rows,
     check_template,
-    check_uncut,
     lengths_of,
     load_tokenizer,
     shield,
@@ -94,8 +93,8 @@ CHANGES = {
     "prefills": ("assistant\n' }}", "assistant\n<think>\n' }}", "writes <think> before the completion"),
     "eats": ("m['content']", "m['content'].split('</think>')[-1]", "changes the assistant's text"),
     "doubles": ("m['content']", "m['content'] + m['content']", "changes the|adds"),
-    "counts": ("'<|im_start|>' +", "messages | length ~ '<|im_start|>' +", "changes|ends the"),
-    "escapes": ("m['content']", "m['content'] | e", "once it is answered with"),
+    "counts": ("'<|im_start|>' +", "messages | length ~ '<|im_start|>' +", "changes|another way"),
+    "escapes": ("m['content']", "m['content'] | e", "in another way once it is"),
     "quotes": ("m['content']", "m['content'] | tojson", "changes the"),
     "joins lines": ("m['content']", "m['content'].split() | join(' ')", "changes the"),
     "adds": ("+ '<|im_end|>", "+ ' Goodbye!<|im_end|>", "adds ' Goodbye!<|im_end|>'"),
@@ -117,15 +116,6 @@ def test_a_template_that_changes_the_conversation_is_found(tokenizer, what):
         check_template(changed(tokenizer, chat_template=template), "think", "tiny", [SYSTEM])
 
 
-def test_the_end_of_a_turn_may_look_like_a_word(tokenizer):
-    template = tokenizer.chat_template.replace("<|im_end|>", "EOT")
-    made = changed(tokenizer, chat_template=template)
-    with pytest.raises(InputError, match="adds 'EOT' to the assistant's text"):
-        check_template(made, "think", "tiny")
-    made.add_tokens(["EOT"], special_tokens=True)
-    check_template(made, "think", "tiny")
-
-
 def test_a_tokenizer_without_a_template_is_told_how_to_get_one(tokenizer):
     with pytest.raises(InputError, match=r"no chat template; set chat_template_path to a \.jinja"):
         check_template(changed(tokenizer, chat_template=None), "think", "tiny")
@@ -145,12 +135,12 @@ def test_a_template_cannot_take_all_time_or_memory(tokenizer, costly, monkeypatc
 def test_tags_that_are_special_tokens_are_found(tokenizer):
     broken = changed(tokenizer)
     broken.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
-    with pytest.raises(InputError, match="the tags are lost in decoding"):
+    with pytest.raises(InputError, match="tags .* are lost in decoding"):
         check_template(broken, "think", "tiny")
 
 
 def test_a_template_can_be_given(tokenizer, tmp_path):
-    bare, other, few = tmp_path / "bare", tmp_path / "other", tmp_path / "few"
+    bare, other = tmp_path / "bare", tmp_path / "other"
     changed(tokenizer, chat_template=None).save_pretrained(bare)
     tokenizer.save_pretrained(other)
     file = tmp_path / "chatml.jinja"
@@ -158,14 +148,10 @@ def test_a_template_can_be_given(tokenizer, tmp_path):
     for template in (file, other):
         made = load_tokenizer(str(bare), template=str(template))
         assert made.chat_template == tokenizer.chat_template
-    (few / "x").mkdir(parents=True)
-    more = changed(tokenizer, chat_template=tokenizer.chat_template + "<|more|>")
-    more.add_tokens(["<|more|>"], special_tokens=True)
-    more.save_pretrained(few)
     file.write_text("{% for %}")
-    for template, words in ((few, "writes <|more|>, which"), (tmp_path / "none.jinja", "No such"),
-                            (tmp_path / "none", "neither"), (file, "chatml.jinja: .* fails")):  # fmt: skip
-        with pytest.raises(InputError, match=words.replace("|", "\\|")):
+    for template, words in ((tmp_path / "none.jinja", "No such file"),
+                            (tmp_path / "none", "no tokenizer found"), (file, "chatml.jinja: .* fails")):  # fmt: skip
+        with pytest.raises(InputError, match=words):
             load_tokenizer(str(bare), template=str(template))
 
 
@@ -204,41 +190,12 @@ def test_messages_cannot_become_special_tokens(tokenizer, hostile):
     shown = [f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in turns]
     assert made.decode(ids) == "".join(shown)
     assert [special[one] for one in ids if one in special] == ["<|im_start|>", "<|im_end|>"] * 3
-    assert lengths_of({"prompt": [prompt], "completion": [turns[2:]]}, made) == [len(ids)]
+    assert lengths_of([{"prompt": prompt, "completion": turns[2:]}], made) == [len(ids)]
     many = made.apply_chat_template(conversation=[USER, prompt], add_generation_prompt=True)
     plain = tokenizer.apply_chat_template(USER, add_generation_prompt=True)
     assert many["input_ids"][0] == plain["input_ids"]
     end = f"{hostile}<|im_end|>\n<|im_start|>assistant\n"
     assert made.decode(many["input_ids"][1]).endswith(end)
-
-
-@pytest.mark.parametrize("scheme", ["first", "always", "legacy"])
-def test_no_blank_is_put_into_a_special_token_by_sentencepiece(scheme):
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    pieces = ["<unk>", "<s>", "</s>", "\u2581", *(f"<0x{byte:02X}>" for byte in range(256))]
-    vocabulary = {piece: number for number, piece in enumerate(pieces)}
-    llama = Tokenizer(models.BPE(vocabulary, [], byte_fallback=True, unk_token="<unk>"))
-    if scheme == "legacy":
-        steps = [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
-        llama.normalizer = normalizers.Sequence(steps)
-    else:
-        llama.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
-    steps = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
-    llama.decoder = decoders.Sequence(steps)
-    made = PreTrainedTokenizerFast(
-        tokenizer_object=llama, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
-    made.chat_template = "{% for m in messages %}<s>{{ m['content'] }}</s>{% endfor %}"
-
-    def shown(text):
-        return made.decode(
-            shield(made).apply_chat_template([{**USER[0], "content": text}])["input_ids"]
-        )
-
-    for text in ("a</s>b", "</s>", "not <s>struck</s> out", "</s></s>"):
-        assert shown(text) == shown(text.replace("s>", "x>")).replace("x>", "s>")
 
 
 def test_a_special_token_within_another_or_across_its_end_is_text_too(tokenizer):
@@ -257,24 +214,21 @@ def test_a_template_that_fails_later_says_so(tokenizer):
         shield(made).apply_chat_template(USER)
 
 
-def sft_trainer(model, tokenizer, rows, folder, **options):
+def test_trl_trains_on_shielded_rows(tiny_model, tokenizer, tmp_path):
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    return SFTTrainer(
-        model=model,
-        args=SFTConfig(output_dir=str(folder), use_cpu=True, bf16=False, **options),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-    )
-
-
-def test_trl_trains_on_shielded_rows(tiny_model, tokenizer, tmp_path):
     special = special_ids(tokenizer)
     pair = {"prompt": [{"role": "user", "content": HOSTILE}],
             "completion": [{"role": "assistant", "content": f"4{HOSTILE}"}]}  # fmt: skip
     made = load_tokenizer(tiny_model)
-    row = sft_trainer(tiny_model, made, [pair], tmp_path).train_dataset[0]
+    trainer = SFTTrainer(
+        model=tiny_model,
+        args=SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False),
+        train_dataset=Dataset.from_list([pair]),
+        processing_class=made,
+    )
+    row = trainer.train_dataset[0]
     found = [special[one] for one in row["input_ids"] if one in special]
     assert found == ["<|im_start|>", "<|im_end|>"] * 2
     learnt_ids = [one for one in row["labels"] if one != -100]
@@ -290,24 +244,6 @@ def test_rows_that_do_not_fit_are_named(tokenizer):
         InputError, match="max_length: 2 of 2 rows have more than 20 tokens .*row 0"
     ):
         check_rows(rows(2), tokenizer, 20)
-
-
-def test_a_long_row_among_short_looking_ones_is_found_by_its_tokens(
-    tokenizer, tiny_model, tmp_path
-):
-    from datasets import Dataset
-
-    def pair(said):
-        ask = [{"role": "user", "content": "?"}]
-        return {"prompt": ask, "completion": [{"role": "assistant", "content": said}]}
-
-    tags = pair("</reasoning_process>" * 20)  # 400 characters, 20 tokens
-    made = [tags] * 70 + [pair("7" * 90)]
-    check_rows(Dataset.from_list(made), tokenizer, 80)
-    check_uncut(sft_trainer(tiny_model, tokenizer, made, tmp_path, max_length=300), made)
-    trainer = sft_trainer(tiny_model, tokenizer, made, tmp_path, max_length=80)
-    with pytest.raises(InputError, match="1 of 71 rows have more than 80 .*row 70"):
-        check_uncut(trainer, Dataset.from_list(made))
 
 
 def test_a_tokenizer_is_of_the_models_revision(tiny_model, monkeypatch):
