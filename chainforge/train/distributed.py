@@ -111,7 +111,7 @@ def faults(file: str | Path) -> Iterator[str]:
     if processes != 1 and launch not in ("MULTI_GPU", "FSDP", "DEEPSPEED"):
         yield (
             f"num_processes: {processes} with distributed_type {launch or 'NO'}: accelerate starts "
-            "one process; write MULTI_GPU, with use_cpu: true for the CPU"
+            "one process and says nothing; write MULTI_GPU, with use_cpu: true for the CPU"
         )
     if processes % machines:
         yield f"num_processes: {processes} is not a multiple of num_machines, {machines}"

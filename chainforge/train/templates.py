@@ -102,7 +102,7 @@ def check_template(
     if transcript not in readable:
         tags = ", ".join(tags_of(transcript).all)
         raise InputError(
-            f"{name}: the tags ({tags}) are lost in decoding; add them as ordinary tokens"
+            f"{name}: the tags are lost in decoding ({tags}); add them as ordinary tokens"
         )
     shapes: dict[tuple[str, ...], list[Message]] = {}
     for turns in prompts:
@@ -233,8 +233,8 @@ def check_prompts(
             "is no room for a completion, and TRL cuts no prompt; leave them out"
         )
     if context and tokens + (limit or 0) > context:
-        logger.warning("%s: %s tokens after the longest prompt (%d) exceed the context of %s (%d)",
-                       key, limit, tokens, model, context)  # fmt: skip
+        logger.warning("%s: %s tokens do not fit after the longest prompt (%d): write %s: %d",
+                       key, limit, tokens, key, context - tokens)  # fmt: skip
     return tokens
 
 
@@ -242,6 +242,9 @@ def check_end(tokenizer: Any, row: Row, model: str, eos_token: str | None = None
     """Raise `InputError` unless the end of a turn, as SFT trains it, is where generation stops."""
     from chainforge.generate.settings import ends_of
 
+    folder = Path(tokenizer.name_or_path)
+    if folder.is_dir() and not (folder / "tokenizer_config.json").exists():
+        raise InputError(f"{folder} has no tokenizer_config.json: transformers would guess it")
     turns = [*row["prompt"], *row["completion"]]
     ids = tokenizer.apply_chat_template(turns, return_dict=True)["input_ids"]
     last = next(one for one in reversed(ids) if tokenizer.decode([one]).strip())

@@ -135,7 +135,7 @@ def test_a_template_cannot_take_all_time_or_memory(tokenizer, costly, monkeypatc
 def test_tags_that_are_special_tokens_are_found(tokenizer):
     broken = changed(tokenizer)
     broken.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
-    with pytest.raises(InputError, match="tags .* are lost in decoding"):
+    with pytest.raises(InputError, match="the tags are lost in decoding"):
         check_template(broken, "think", "tiny")
 
 
