@@ -255,8 +255,6 @@ def check_reference(trainer: Any) -> None:
     TRL copies weights by name, and misses those of embeddings. Raises `NotWhatWasTrained` when
     the copy still differs, unless processes share out the weights, which then cannot be run here.
     """
-    from trl.trainer.utils import use_adapter
-
     from chainforge.train.saving import Agreement
 
     model = trainer.accelerator.unwrap_model(trainer.model)
