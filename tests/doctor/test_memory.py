@@ -9,7 +9,7 @@ from configs import settings_of
 from chainforge.core.errors import InputError
 from chainforge.doctor.memory import GIB, PROMPT_TOKENS, estimate, read_shape, suggest
 from chainforge.train.distributed import Layout
-from chainforge.train.preflight import config_of
+from chainforge.train.model_source import config_of
 
 SEVEN = read_shape(
     {
