@@ -6,13 +6,13 @@ Each takes the completion's text first; the other arguments are columns of the r
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from chainforge.core.errors import InputError, hint
+from chainforge.core.errors import InputError
 from chainforge.core.transcript import DEFAULT, lenient_answer, read
 from chainforge.rewards.language import scripts_of, share
-from chainforge.rewards.verify import VERIFIERS, Claim, verify_all
+from chainforge.rewards.verify import Claim, check_verifier, verify_all
 
 
 def accuracy_reward(
@@ -34,38 +34,23 @@ def accuracy_reward(
     return accuracy_rewards([call])[0]
 
 
-def accuracy_rewards(calls: Sequence[dict[str, Any]]) -> list[float | None]:
+def accuracy_rewards(calls: Sequence[Mapping[str, Any]]) -> list[float | None]:
     """Return `[accuracy_reward(**call) for call in calls]`, verified side by side."""
-    return [
-        None if verdict is None else float(verdict)
-        for verdict in verify_all([_claim(**call) for call in calls])
-    ]
+    verdicts = verify_all([_claim(call) for call in calls])
+    return [None if verdict is None else float(verdict) for verdict in verdicts]
 
 
-def _claim(
-    completion: str,
-    answer: str | None,
-    verifier: str = "math",
-    entry: str | dict[str, Any] | None = None,
-    transcript: str = DEFAULT,
-    lenient: bool = False,
-    tolerance: float = 1e-6,
-) -> Claim:
+def _claim(call: Mapping[str, Any]) -> Claim:
     """Cut the answer out of a completion; an unreadable one claims the empty answer."""
-    if lenient:
-        text = lenient_answer(completion, transcript)
+    completion, form = call["completion"], call.get("transcript", DEFAULT)
+    if call.get("lenient"):
+        text = lenient_answer(completion, form)
     else:
-        parts = read(completion, transcript)
+        parts = read(completion, form)
         text = parts.answer if parts else None
-    gold = None if answer is None else str(answer)
-    return Claim(verifier, text or "", gold, entry, tolerance)
-
-
-def _check_accuracy(**params: Any) -> None:
-    """Refuse an unknown verifier before a model is loaded."""
-    verifier = params.get("verifier", "math")
-    if verifier not in VERIFIERS:
-        raise InputError(f"no verifier {verifier!r}; {hint(str(verifier), VERIFIERS)}")
+    gold = None if call["answer"] is None else str(call["answer"])
+    tolerance = call.get("tolerance", 1e-6)
+    return Claim(call.get("verifier", "math"), text or "", gold, call.get("entry"), tolerance)
 
 
 def format_reward(completion: str, transcript: str = DEFAULT) -> float:
@@ -80,14 +65,8 @@ def language_consistency_reward(
 
     Mathematics, code and digits do not count as words. DeepSeek-R1, section 2.3.2.
     """
-    scripts_of(language)
     parts = read(completion, transcript)
     return share(parts.reasoning, language) if parts else 0.0
-
-
-def _check_language(**params: Any) -> None:
-    """Refuse an unknown language before a model is loaded."""
-    scripts_of(params.get("language", "en"))
 
 
 def get_cosine_scaled_reward(
@@ -104,7 +83,7 @@ def get_cosine_scaled_reward(
     reasoning. "Demystifying Long Chain-of-Thought Reasoning", appendix C.1.
     """
     if not max_len > 0:
-        raise InputError(f"get_cosine_scaled_reward: max_len is {max_len}, it must be positive")
+        raise InputError(f"cosine_scaled: max_len is {max_len}, it must be positive")
 
     def scale(correct: float | None, length: int) -> float | None:
         if correct is None:
@@ -134,28 +113,31 @@ def get_cosine_scaled_reward(
             }
             for index, completion in enumerate(completions)
         ]
-        correct = accuracy_rewards(calls)
-        return [scale(one, len(ids)) for one, ids in zip(correct, completion_ids, strict=True)]
+        lengths = map(len, completion_ids)
+        return [scale(*pair) for pair in zip(accuracy_rewards(calls), lengths, strict=True)]
 
     return cosine_scaled_reward
+
+
+def _check(verifier: str = "math", language: str = "en", **params: Any) -> None:
+    """Refuse an unknown verifier or language."""
+    check_verifier(verifier)
+    scripts_of(language)
 
 
 # A `batch` attribute takes many calls at once; a `check` attribute looks at `params` when a
 # configuration is read.
 accuracy_reward.batch = accuracy_rewards  # type: ignore[attr-defined]
-accuracy_reward.check = _check_accuracy  # type: ignore[attr-defined]
-language_consistency_reward.check = _check_language  # type: ignore[attr-defined]
+accuracy_reward.check = _check  # type: ignore[attr-defined]
+language_consistency_reward.check = _check  # type: ignore[attr-defined]
 
 BUILTINS: dict[str, str | Callable[..., Any]] = {
     "accuracy_reward": accuracy_reward,
     "format_reward": format_reward,
     "language_consistency_reward": language_consistency_reward,
-    "get_cosine_scaled_reward": get_cosine_scaled_reward,
     "cosine_scaled": get_cosine_scaled_reward,
     # Named, not imported: TRL brings torch.
-    "get_soft_overlong_punishment": "trl.rewards:get_soft_overlong_punishment",
     "soft_overlong": "trl.rewards:get_soft_overlong_punishment",
-    "get_repetition_penalty_reward": "trl.rewards:get_repetition_penalty_reward",
     "repetition_penalty": "trl.rewards:get_repetition_penalty_reward",
     "think_format_reward": "trl.rewards:think_format_reward",
 }

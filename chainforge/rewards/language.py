@@ -36,24 +36,27 @@ _LETTERS = {script: rf"\p{{{script}}}" for script in _SCRIPTS} | {
 _RUN = regex.compile(
     "|".join(rf"(?P<{name}>(?:{letter}\p{{M}}*)+)" for name, letter in _LETTERS.items())
 )
-_OPENING = regex.compile(r"```|`|\\\$|\$\$|\$|\\\(|\\\[|\\begin\{")
-_CLOSING = {"\\(": "\\)", "\\[": "\\]", "\\begin{": "\\end{"}
-_DOLLAR = regex.compile(r"(?<!\\)\$")
-_ENVIRONMENT = regex.compile(r"[A-Za-z]{0,40}\*?\}")
-# A LaTeX command, a name with a digit or underscore, a function's name, a letter that is a symbol:
-# mathematics, not language.
+# Mathematics and code are no language. No part runs past its next opening: that were quadratic.
+_NO_PROSE = regex.compile(
+    r"```[^`]*```|`[^`\n]*`|(?P<formula>\$\$[^$]*\$\$|\\\((?:(?!\\\().)*?\\\)|\\\[(?:(?!\\\[).)*?\\\]"
+    r"|\\begin\{(?:(?!\\begin\{).)*?\\end\{[A-Za-z]*\*?\}"
+    # Pandoc's rule tells a formula from prices: in one paragraph, no digit after the second `$`,
+    # no blank before it where a digit follows the first.
+    r"|(?<!\\)\$(?!\d[^$]*\s\$)(?:(?!\n\n)[^$])+\$(?!\d))",
+    regex.DOTALL,
+)
+# A LaTeX command, a name with a digit or underscore, a function's name, a letter that is a symbol.
 _NOT_WORDS = regex.compile(
     r"\\[A-Za-z]+|(?<![A-Za-z])[A-Za-z_]{0,40}[\d_][A-Za-z0-9_]{0,40}"
     r"|(?<![A-Za-z])(?:sin|cos|tan|log|ln|exp|max|min|mod|gcd|lcm|sqrt)(?![A-Za-z])"
     "|[\u2070-\u209f\u2100-\u214f\U0001d400-\U0001d7ff]+"
 )
-# In a formula, words in a row and letters that formulas are not written in are language.
+# In a formula, three words in a row and letters that formulas are not written in are language.
 _SYMBOL = r"[\p{Latin}\p{Greek}\p{Mn}]"
-_PROSE = regex.compile(
+_SAID = regex.compile(
     rf"{_SYMBOL}++(?:[\s,.;:!?'’-]++{_SYMBOL}++)*+|(?P<foreign>(?:(?!{_SYMBOL})\p{{L}})+)"
 )
 _WORD = regex.compile(rf"{_SYMBOL}{{2,}}")
-_SENTENCE = 3  # words in a row: fewer are names, such as those of a triangle's sides
 _APOSTROPHE = regex.compile(r"(?<=[^\W\d_])['’](?=[^\W\d_])")
 
 
@@ -64,67 +67,21 @@ def scripts_of(language: str) -> frozenset[str]:
     return LANGUAGES[language]
 
 
-def prose(text: str) -> str:
-    """Leave out mathematics and code: formulas, environments, code spans, names.
+def _prose(text: str) -> str:
+    """Leave out mathematics and code, but for what a formula says in words."""
 
-    Prices are no formulas, and what a formula says in words is kept.
-    """
-    kept: list[str] = []
-    never: set[str] = set()  # Marks that no longer occur, so that open ones cost one search.
-    position = 0
-    while match := _OPENING.search(text, position):
-        opening = match[0]
-        kept += text[position : match.start()], " "
-        position = match.end()
-        if opening == "\\$":  # an amount of money
-            continue
-        closing = _CLOSING.get(opening, opening)
-        if opening == "$":
-            end = end_of_formula(text, position)
-        else:
-            end = -1 if closing in never else text.find(closing, position)
-            if end < 0:
-                never.add(closing)
-        if end < 0:
-            continue
-        if opening[0] != "`":
-            kept += _said_in_formula(text[position:end]), " "
-        position = end + len(closing)
-        if opening == "\\begin{" and (name := _ENVIRONMENT.match(text, position)):
-            position = name.end()
-    kept.append(text[position:])
-    return str(_NOT_WORDS.sub(" ", "".join(kept)))
+    def said(found: regex.Match[str]) -> str:
+        parts = _SAID.finditer(_NOT_WORDS.sub(" ", found["formula"] or ""))
+        kept = [p[0] for p in parts if p["foreign"] or len(_WORD.findall(p[0])) >= 3]
+        return f" {' '.join(kept)} "
 
-
-def end_of_formula(text: str, start: int) -> int:
-    """Return where the formula after a `$` ends, by Pandoc's rule; -1 where `$` is a currency.
-
-    The next `$` must be in the same paragraph, no digit may follow it, and no space may precede it
-    if a digit follows the first `$`.
-    """
-    closing = _DOLLAR.search(text, start)
-    if closing is None or closing.start() == start:
-        return -1
-    inside = text[start : closing.start()]
-    amount = inside[0].isdigit() and inside[-1].isspace()
-    if amount or "\n\n" in inside or text[closing.end() : closing.end() + 1].isdigit():
-        return -1
-    return int(closing.start())
-
-
-def _said_in_formula(formula: str) -> str:
-    """Return the language in a formula: foreign letters, and words that make a sentence."""
-    return " ".join(
-        part[0]
-        for part in _PROSE.finditer(_NOT_WORDS.sub(" ", formula))
-        if part["foreign"] or len(_WORD.findall(part[0])) >= _SENTENCE
-    )
+    return str(_NOT_WORDS.sub(" ", _NO_PROSE.sub(said, text)))
 
 
 def count_words(text: str) -> Counter[str]:
     """Count words by script; a single Latin or Greek letter is a variable, not a word."""
     counts: Counter[str] = Counter()
-    for match in _RUN.finditer(_APOSTROPHE.sub("", prose(text))):
+    for match in _RUN.finditer(_APOSTROPHE.sub("", _prose(text))):
         script = match.lastgroup or "other"
         length = len(match[0])
         if length > 1 or script not in ("latin", "greek"):

@@ -519,10 +519,15 @@ def clear_cache() -> None:
     _cache.clear()
 
 
+def check_verifier(name: str) -> None:
+    """Raise `InputError` for an unknown verifier."""
+    if name not in VERIFIERS:
+        raise InputError(f"no verifier {name!r}; {hint(str(name), VERIFIERS)}")
+
+
 def decide(claim: Claim) -> bool | list[Job] | None:
     """Compare here where that is safe, else return the jobs for the pool."""
-    if claim.verifier not in VERIFIERS:
-        raise InputError(f"no verifier {claim.verifier!r}; {hint(str(claim.verifier), VERIFIERS)}")
+    check_verifier(claim.verifier)
     if claim.verifier == "reasoning_gym":
         return _scored(claim)
     gold = read_gold(claim.gold)

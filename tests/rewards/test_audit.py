@@ -179,5 +179,5 @@ def test_rows_without_a_gold_answer_are_skipped_and_none_is_no_pass():
 
 
 def test_token_rewards_can_be_audited():
-    specs = [{"fn": "accuracy_reward"}, {"fn": "get_repetition_penalty_reward", "weight": 0.1}]
+    specs = [{"fn": "accuracy_reward"}, {"fn": "repetition_penalty", "weight": 0.1}]
     assert audit(load_rewards(RewardArgs(specs), COLUMNS), ROWS[:2]).passed

@@ -181,8 +181,8 @@ def test_a_reward_that_needs_an_answer_does_not_apply_without_one(own):
 def test_trls_own_rewards_by_name_with_params():
     specs = [
         {"fn": "soft_overlong", "params": {"max_completion_len": 100, "soft_punish_cache": 20}},
-        {"fn": "get_repetition_penalty_reward", "params": {"ngram_size": 2}},
-        {"fn": "get_cosine_scaled_reward", "params": {"max_len": 100}},
+        {"fn": "repetition_penalty", "params": {"ngram_size": 2}},
+        {"fn": "cosine_scaled", "params": {"max_len": 100}},
         {"fn": "think_format_reward"},
         {"fn": "trl.rewards:get_soft_overlong_punishment", "name": "again",
          "params": {"max_completion_len": 100, "soft_punish_cache": 20}},
@@ -245,7 +245,7 @@ REFUSED = [
     ({"fn": "language_consistency_reward", "params": {"language": "zhh"}}, "did you mean 'zh'"),
     ({"fn": "soft_overlong"}, "missing .* 'max_completion_len'"),
     ({"fn": "soft_overlong", "params": {"max_len": 3}}, "unknown key 'max_len'"),
-    ({"fn": "get_repetition_penalty_reward", "params": {"max_penalty": 1}}, "not be positive"),
+    ({"fn": "repetition_penalty", "params": {"max_penalty": 1}}, "not be positive"),
     (spec("concise"), "needs 'max_words' from a column or params"),
     (spec("concise", params={"max_word": 3}), "unknown key 'max_word'; did you mean 'max_words'"),
     (spec("later"), "not a plain function"),
