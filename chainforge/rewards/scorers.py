@@ -11,17 +11,16 @@ from __future__ import annotations
 import ast
 import json
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from fractions import Fraction
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 from chainforge.rewards.values import FOUR, number, work_out
 
 Entry = Mapping[str, Any]
-Scorer = Callable[[str, dict[str, Any]], float]
 
 _EXPRESSION = re.compile(r"[0-9A-Za-z.+\-*/(), \t]*", re.ASCII)
 _ATTACHED = re.compile(r"[0-9]\.?[A-Za-z]")  # `1if`, `1e9`, `0x1`: nothing that a task asks for
@@ -29,31 +28,23 @@ _HARMLESS = re.compile(r"[0-9A-Za-z+\-*/ ,:;\n]*", re.ASCII)
 _MAX_EXPONENT = 1000
 
 
-def expression(text: str) -> ast.expr:
-    """Parse arithmetic of numbers, names and calls; raise `ValueError` for other text.
+def _expression(text: str) -> ast.expr:
+    """Parse arithmetic of numbers, names and calls; raise for other text.
 
     The tree is only read, never compiled: whoever reads it decides what a node may be.
     """
     if not _EXPRESSION.fullmatch(text) or _ATTACHED.search(text):
         raise ValueError("not arithmetic")
-    try:
-        return ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, RecursionError, MemoryError) as error:
-        raise ValueError("not arithmetic") from error
-
-
-def _whole(constant: Any) -> Fraction:
-    if type(constant) is not int:
-        raise ValueError("not a whole number")
-    return Fraction(constant)
+    return ast.parse(text.strip(), mode="eval").body
 
 
 def _makes(target: int, answer: str, entry: Entry) -> bool:
     """Return whether the answer makes the target of exactly the numbers given, by `+ - * /`."""
-    tree = expression(answer)
-    value = work_out(tree, _whole, FOUR)
-    used = Counter(node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
-    return used == Counter(entry["metadata"]["numbers"]) and value == target
+    tree = _expression(answer)
+    used = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    if {*map(type, used)} != {int} or Counter(used) != Counter(entry["metadata"]["numbers"]):
+        return False
+    return bool(work_out(tree, Fraction, FOUR) == target)
 
 
 def _symbolic(text: str, names: Mapping[str, Any], functions: Mapping[str, Any]) -> Any:
@@ -70,7 +61,7 @@ def _symbolic(text: str, names: Mapping[str, Any], functions: Mapping[str, Any])
             raise ValueError("a power beyond any that a task asks for")
         return base**exponent
 
-    return work_out(expression(text), number, {**FOUR, ast.Pow: power}, names, functions)
+    return work_out(_expression(text), number, {**FOUR, ast.Pow: power}, names, functions)
 
 
 _FUNCTIONS = "sin cos tan cot sec csc asin acos atan sinh cosh tanh exp log ln sqrt Abs"
@@ -137,9 +128,36 @@ def _is_complex(answer: str, entry: Entry) -> bool:
     return complex(text.replace("i", "j")) == complex(*entry["metadata"]["result"])
 
 
+def _is_decimal(answer: str, entry: Entry) -> bool:
+    return Decimal(answer.replace(",", "")) == Decimal(str(entry["answer"]).replace(",", ""))
+
+
+# Data sets whose only answer is the text of their entry.
+_TEXTS = """
+    acre aiw arc_1d base_conversion basic_arithmetic bf binary_alternation binary_matrix
+    caesar_cipher count_bits count_primes course_schedule gcd isomorphic_strings largest_island lcm
+    leg_counting letter_counting list_functions mahjong_puzzle maze modulo_grid number_filtering
+    number_sequence ransom_note rotate_matrix rotten_oranges simple_equations simple_geometry
+    spiral_matrix string_insertion string_manipulation string_splitting string_synthesis syllogism
+    word_sequence_reversal
+"""
+# Read, with all that they call, in reasoning-gym 0.1.25: comparisons of text, numbers and JSON.
+_AUDITED = """
+    ab advanced_geometry arc_agi boxnet calendar_arithmetic circuit_logic codeio
+    color_cube_rotation cryptarithm decimal_arithmetic decimal_chain_sum dice emoji_mystery
+    family_relationships fraction_simplification futoshiki game_of_life graph_color
+    group_anagrams gsm_symbolic jugs kakurasu knight_swap knights_knaves letter_jumble
+    manipulate_matrix mini_sudoku needle_haystack number_format palindrome_generation
+    palindrome_partitioning path_star polynomial_equations pool_matrix power_function
+    prime_factorization propositional_logic quantum_lock rearc rectangle_count
+    rubiks_cube rush_hour self_reference sentence_reordering shortest_path sokoban spell_backward
+    sudoku survo time_intervals tower_of_hanoi tsumego word_ladder word_sorting zebra_puzzles
+"""
+
 HERE: dict[str, Callable[[str, Entry], bool]] = {
-    "binary_matrix": _same,
+    **dict.fromkeys(_TEXTS.split(), _same),
     "bitwise_arithmetic": lambda answer, entry: int(answer, 0) == int(entry["answer"], 0),
+    "chain_sum": _is_decimal,
     "coin_flip": _near_chance,
     "complex_arithmetic": _is_complex,
     "countdown": lambda answer, entry: _makes(entry["metadata"]["target"], answer, entry),
@@ -147,9 +165,8 @@ HERE: dict[str, Callable[[str, Entry], bool]] = {
     "game_of_life_halting": _says,
     "n_queens": lambda answer, entry: answer in entry["metadata"]["valid_answers"],
     "number_sorting": _sorts,
+    "products": _is_decimal,
     "puzzle24": lambda answer, entry: _makes(24, answer, entry),
-    "spiral_matrix": _same,
-    "string_insertion": _same,
 }
 """Our own scorers that are quick on any text."""
 
@@ -160,68 +177,24 @@ SYMBOLIC: dict[str, Callable[[str, Entry], bool]] = {
 }
 """Our own scorers that take sympy's time, so they belong in the pool."""
 
-# Read, with all that they call, in reasoning-gym 0.1.25: comparisons of text, numbers and JSON.
-_AUDITED = """
-    ab advanced_geometry arc_agi boxnet calendar_arithmetic chain_sum circuit_logic codeio
-    color_cube_rotation cryptarithm decimal_arithmetic decimal_chain_sum dice emoji_mystery
-    family_relationships fraction_simplification futoshiki game_of_life graph_color
-    group_anagrams gsm_symbolic jugs kakurasu knight_swap knights_knaves letter_jumble
-    manipulate_matrix mini_sudoku needle_haystack number_format palindrome_generation
-    palindrome_partitioning path_star polynomial_equations pool_matrix power_function
-    prime_factorization products propositional_logic quantum_lock rearc rectangle_count
-    rubiks_cube rush_hour self_reference sentence_reordering shortest_path sokoban spell_backward
-    sudoku survo time_intervals tower_of_hanoi tsumego word_ladder word_sorting zebra_puzzles
-"""
-_DECIMALS = {"utils", "compute_decimal_reward"}  # All that a comparison of decimals names.
 
-
-def plain_scorer(dataset: str) -> Scorer | None:
-    """Return the scorer of a data set if it may be called in this process, else None.
-
-    None, too, for one of reasoning-gym's own while that is not loaded here: importing it takes
-    longer than asking the pool.
-    """
-    if dataset in HERE:
-        return _forgiving(HERE[dataset])
-    return _shared(dataset) if "reasoning_gym" in sys.modules else None
+def is_right(answer: str, entry: Entry) -> bool | None:
+    """Score an answer here; None where only the pool may. What a scorer chokes on is wrong."""
+    scorer = HERE.get(str(entry["metadata"]["source_dataset"]))
+    try:
+        return scorer and scorer(answer, entry)
+    except Exception:
+        return False
 
 
 @lru_cache(maxsize=256)
-def _shared(name: str) -> Scorer | None:
-    """Return a scorer of reasoning-gym that compares two texts or two decimals and is stateless."""
-    from reasoning_gym.dataset import ProceduralDataset
-    from reasoning_gym.factory import DATASETS
-
-    kind = DATASETS[name][0] if name in DATASETS else None
-    code = getattr(getattr(kind, "score_answer", None), "__code__", None)
-    if kind is None or code is None:
-        return None
-    shared = kind.score_answer is ProceduralDataset.score_answer
-    if not shared and set(code.co_names) != _DECIMALS:
-        return None
-    return _forgiving(partial(kind.score_answer, None))  # type: ignore[arg-type]
-
-
-def _forgiving(scorer: Callable[..., float]) -> Scorer:
-    """Score 0 what the scorer chokes on: it is not the gold answer."""
-
-    def score(answer: str, entry: dict[str, Any]) -> float:
-        try:
-            return float(scorer(answer, entry))
-        except Exception:
-            return 0.0
-
-    return score
-
-
-@lru_cache(maxsize=256)
-def scorer_of(name: str) -> Scorer:
+def scorer_of(name: str) -> Callable[[str, dict[str, Any]], float]:
     """Return the scorer of a data set, for the pool; it raises for what it chokes on."""
     if own := HERE.get(name) or SYMBOLIC.get(name):
         return own
     import reasoning_gym
 
-    scorer: Scorer = reasoning_gym.get_score_answer_fn(name)  # type: ignore[assignment]
-    if name in _AUDITED.split() or _shared(name):
+    scorer: Callable[..., float] = reasoning_gym.get_score_answer_fn(name)
+    if name in _AUDITED.split():
         return scorer
     return lambda answer, entry: scorer(answer, entry) if _HARMLESS.fullmatch(answer) else 0.0

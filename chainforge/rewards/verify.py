@@ -27,7 +27,7 @@ from chainforge.rewards.answers import (
     doubted,
     hostile,
 )
-from chainforge.rewards.scorers import plain_scorer
+from chainforge.rewards.scorers import is_right
 from chainforge.rewards.values import (
     FLIPPED,
     JOINED,
@@ -257,8 +257,8 @@ def _scored(claim: Claim) -> bool | list[Job]:
         return False
     if text == raw:
         return True
-    if scorer := plain_scorer(str(entry["metadata"]["source_dataset"])):
-        return scorer(text, entry) >= 1.0
+    if (right := is_right(text, entry)) is not None:
+        return right
     return [("reasoning_gym", text, json.dumps(entry, sort_keys=True))]
 
 

@@ -7,24 +7,18 @@ import reasoning_gym
 from reasoning_gym.factory import DATASETS
 
 from chainforge.rewards import scorers
-from chainforge.rewards.scorers import plain_scorer
+from chainforge.rewards.scorers import is_right
 from chainforge.rewards.verify import Claim, verify_all
 
 ANSWERS = ["3", "03", "+3.0", "-3", "1e3", "1e999999999", "3 apples", "", "three", "1,000", "NaN"]
 
 
-def test_a_plain_scorer_says_what_the_data_set_says():
+def test_our_own_scorers_say_what_the_data_set_says():
     for name in ("chain_sum", "basic_arithmetic", "leg_counting", "gcd", "caesar_cipher"):
         entry = reasoning_gym.create_dataset(name, size=1, seed=3)[0]
-        own, plain = reasoning_gym.get_score_answer_fn(name), plain_scorer(name)
+        own = reasoning_gym.get_score_answer_fn(name)
         for answer in [*ANSWERS, entry["answer"], f"{entry['answer']} or so"]:
-            assert (plain(answer, entry) >= 1) == (own(answer, entry) >= 1), (name, answer)
-
-
-def test_scorers_that_need_time_are_left_to_the_pool():
-    found = {name for name in DATASETS if plain_scorer(name)}
-    assert not found & {"simple_integration", "rubiks_cube", "propositional_logic", "zebra"}
-    assert plain_scorer("no such data set") is None
+            assert is_right(answer, entry) == (own(answer, entry) >= 1), (name, answer)
 
 
 def entry(dataset, answer, **metadata):
@@ -103,7 +97,7 @@ def test_an_audited_scorer_of_this_reasoning_gym_evaluates_nothing():
     audited = set(scorers._AUDITED.split())
     assert not audited & ours
     for name, (kind, _) in DATASETS.items():
-        assert name in audited | ours or plain_scorer(name), f"{name} is new: read its scorer"
+        assert name in audited | ours, f"{name} is new: read its scorer"
         if name not in ours:
             assert not reached(kind) & {"eval", "exec", "compile", "sympify", "parse_expr"}, name
 
