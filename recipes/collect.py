@@ -13,25 +13,17 @@ from typing import Any
 
 from chainforge.core import process
 from chainforge.core.config import parse
-from chainforge.data.filters import SelectionArgs
+from chainforge.data.filters import FilterArgs, SelectionArgs
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.generate.build import BuildArgs, build
 from chainforge.generate.rollouts import score_samples
 from chainforge.generate.sampling import accepted_by
 from chainforge.generate.settings import TeacherArgs
-from chainforge.generate.teacher import (
-    TeacherFilterArgs,
-    card_sections,
-    collect,
-    endpoints_of,
-    estimate,
-    key_of,
-    price_of,
-)
+from chainforge.generate.teacher import card_sections, collect, endpoint_of, estimate, key_of
 from chainforge.rewards.reward import RewardArgs, load_rewards
 from chainforge.train.stage import RunArgs, open_stage
 
-CONFIGS = (RunArgs, TaskArgs, RewardArgs, TeacherArgs, SelectionArgs, TeacherFilterArgs)
+CONFIGS = (RunArgs, TaskArgs, RewardArgs, TeacherArgs, SelectionArgs, FilterArgs)
 
 
 def preflight(configs: tuple[Any, ...]) -> SimpleNamespace:
@@ -40,9 +32,7 @@ def preflight(configs: tuple[Any, ...]) -> SimpleNamespace:
     teacher.check()
     selection.check()
     texts.check()
-    endpoints = [] if teacher.teacher == "offline" else endpoints_of(teacher)
-    for endpoint in endpoints:
-        price_of(teacher, endpoint)
+    endpoints = [] if teacher.teacher == "offline" else [endpoint_of(teacher)]
     if endpoints and not teacher.dry_run:
         key_of(teacher)
     rows = load_examples(tasks, rewarding.transcript, run.seed)
@@ -54,9 +44,8 @@ def preflight(configs: tuple[Any, ...]) -> SimpleNamespace:
 def main() -> None:
     run, _, rewarding, teacher, selection, texts = configs = parse(*CONFIGS)
     ready = preflight(configs)
-    texts = texts.fitting(teacher.teacher)
     if teacher.dry_run:
-        print(estimate(teacher, ready.rows, run.output_dir))
+        print(estimate(teacher, ready.rows))
         return
     with open_stage("collect", run.output_dir, *configs, seed=run.seed) as stage:
         collected = collect(

@@ -65,13 +65,11 @@ class Request:
 # Faults after which the same request deserves another try, by name.
 FAULTS: dict[str, Answer] = {
     "429": Answer({"error": {"message": "slow down"}}, 429),
-    "429 with Retry-After": Answer({}, 429, {"retry-after": "0.05"}),
-    "429 with a long Retry-After": Answer({}, 429, {"retry-after": "300"}),
+    "429 with Retry-After": Answer({}, 429, {"retry-after": "1"}),
     "429 with a date": Answer({}, 429, {"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}),
     "500": Answer({"error": "oops"}, 500),
     "503": Answer(b"<html>busy</html>", 503),
     "408": Answer({}, 408),
-    "409": Answer({}, 409),
     "hang": Answer(how="hang"),
     "drip": Answer(GOOD, how="drip"),
     "reset": Answer(GOOD, how="reset"),
@@ -82,7 +80,6 @@ FAULTS: dict[str, Answer] = {
     "error body": Answer({"error": {"message": "late"}}),
     "choices: null": Answer({"id": "x", "choices": None}),
     "interrupted": Answer(chat(finish="insufficient_system_resource", reasoning_content="Hm")),
-    "length": Answer(chat("", "length", reasoning_content="Two and")),
 }
 
 Script = Callable[[Request], Answer | dict | None]

@@ -40,9 +40,9 @@ _PATHS = (
 _FREE = (
     "dry_run expected_tokens health hub_dataset_id hub_model_id hub_private "
     "hub_private_repo hub_strategy hub_token max_concurrency max_requests max_retries "
-    "max_retry_after max_tokens_total max_usd max_zero_advantage_steps "
-    "outage_timeout prices project push_to_hub report_to retry_wait run_name save_total_limit "
-    "shutdown_timeout timeout trackio_bucket_id trackio_space_id trackio_static_space_id"
+    "max_tokens_total max_usd max_zero_advantage_steps "
+    "outage_timeout prices project push_to_hub report_to run_name save_total_limit "
+    "timeout trackio_bucket_id trackio_space_id trackio_static_space_id"
 )
 PATH_KEYS, FREE_KEYS = frozenset(_PATHS.split()), frozenset(_FREE.split())
 

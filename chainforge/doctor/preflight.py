@@ -132,7 +132,7 @@ class _Doctor:
             key = f"{endpoint.variable} is {'set' if key_of(args) else 'not set'}"
             yield Finding("ok", "teacher", f"{endpoint.model} at {endpoint.host}, {key}", name)
             if args.urls or self.online:
-                yield environment.check_server(endpoint.address, name)
+                yield environment.check_server(endpoint.urls[0], name)
         if settings.get("engine") == "api":
             sampling = next(config for config in configs if hasattr(config, "engine"))
             yield from (environment.check_server(url, name) for url in sampling.urls)

@@ -1,123 +1,158 @@
 """The engine for OpenAI-compatible servers: requests, replies, and what each failure means.
 
-The official client sends each request. Bodies are read up to a limit, and a redirect is never
-followed: key and prompt go to the configured address only. Nothing is made up: a reply without an
-answer is rejected with its reason.
+Every outcome is one of three: ask again later, leave this row out, or stop the run. An answer is in
+the ledger before anything else happens to it, and on disk once a thread has scored it. A redirect
+is never followed: key and prompt go to the configured address only. Nothing is made up: a reply
+without an answer is rejected with its reason.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import logging
 import math
-import os
+import random
 import re
-import socket
-import ssl
+import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from chainforge.core.errors import InputError
+import httpx2
+import msgspec
+
+from chainforge.core import process
+from chainforge.core.errors import InputError, Stopped
 from chainforge.core.jsonl import Message, Row
-from chainforge.core.secrets import SHORTEST, forms, read_secret
+from chainforge.core.secrets import read_secret, redact
 from chainforge.core.transcript import is_blank
 from chainforge.data.datasets import REASONING_FIELDS
-from chainforge.generate.budget import NOTHING, Amount, Ledger, Limits, Price, token_counts, usd
-from chainforge.generate.dispatch import (
-    Dispatcher,
-    Failure,
-    Fatal,
-    Job,
-    Limiter,
-    Refused,
-    Rejected,
-    Transient,
-    last_words,
-)
-from chainforge.generate.settings import (
-    KEYS,
-    Draw,
-    RequestArgs,
-    SamplingArgs,
-    Take,
-    read_address,
-)
+from chainforge.generate.budget import NOTHING, Amount, Ledger, Price, token_counts, usd
+from chainforge.generate.settings import KEYS, Draw, Drawn, RequestArgs, SamplingArgs, Take
 from chainforge.generate.shards import rank
-
-if TYPE_CHECKING:
-    import httpx2
-    import openai
 
 logger = logging.getLogger(__name__)
 
-# No other request would succeed: the run stops, and says what to do.
-FATAL = {
-    401: "The key is not accepted: check {variable}",
-    402: "The account has no balance left: top it up",
-    403: "The account may not do this: check its rights and region",
-    404: "There is no such model or address: check `model` and `base_url`",
-    407: "The proxy requires a password: check HTTPS_PROXY and HTTP_PROXY",
+# Statuses after which no other request would succeed.
+STOP = {
+    401: "the key is not accepted: check {variable}",
+    402: "the account has no balance left: top it up",
+    403: "the account may not do this: check its rights and region",
+    404: "there is no such model or address: check `model` and `base_url`",
 }
-TRANSIENT = (408, 409, 425, 429)
+RETRY = (408, 409, 425, 429)  # and all from 500 up
+_FLAGGED = re.compile(r"flagged|moderation|content.{0,20}(policy|filter)", re.I)  # one prompt's 403
+BROKEN_OFF = ("insufficient_system_resource", "abort", "aborted", "error")
+STOP_WORD, LENGTH, FILTERED = "stop", "length", "content_filter"
+_ENDS = {"length": LENGTH, "max_tokens": LENGTH, "content_filter": FILTERED, "safety": FILTERED}
+
 CONNECT_SECONDS = 60.0
-LARGEST_BODY = 32 * 2**20  # bytes: more than twice the longest answer of any model
-LARGEST_ERROR = 2**16
-LONGEST_MESSAGE = 400  # characters of a server's message
-LONGEST_NAME = 200
-DEEPEST = 50  # levels of a reply; a real one has fewer than ten
-LARGEST_INTEGER = 2**53  # JSON promises no more digits than these
-FIRST_LEVEL = 10  # requests at a time, to begin with
-LONGER = 2  # an answer that was cut off is asked for once more, with so many times the tokens
+RETRY_SECONDS = 1.0  # before the first retry, then doubled up to the longest pause
+LONGEST_PAUSE, LONGEST_RETRY_AFTER = 60.0, 600.0
+SHUTDOWN_SECONDS = 120.0  # for pending answers, after a signal or an error
+MAX_USELESS = 20  # unusable answers, or failures, in a row that stop the run
+SCORED_AT_ONCE = 64
 # A tokenizer makes at most one token of a byte; a chat template adds its own around each turn.
 TURN_TOKENS, TEMPLATE_TOKENS = 16, 256
-TOKEN_CHARACTERS = 40  # of a text have a token at least: on average they have four
-STANDARD = ("temperature", "top_p", "n", "seed", "thinking")  # fields that no hint need name
 # vLLM and SGLang else fill these from the model's generation config.
 NEUTRAL = {"min_p": 0.0, "repetition_penalty": 1.0}
 
-_NO_MODEL = re.compile(r"model\W.{0,40}not (exist|found|available)|(no such|unknown) model", re.I)
-# A 403 with which a service refuses one prompt.
-_FLAGGED = re.compile(r"\bflagged\b|moderation|content.{0,20}(policy|filter|risk)", re.I)
-_UNKNOWN_FIELD = re.compile(
-    r"\b(extra|unexpected|unknown|unrecogni[sz]ed|unsupported|not (permitted|allowed|supported))\b",
-    re.I,
-)
 
-# What servers call the end of a reply, without case and punctuation: OpenAI, vLLM, SGLang, TGI,
-# llama.cpp, DeepSeek, Mistral, and gateways to Anthropic, Google, Cohere, Amazon, Zhipu and xAI.
-STOP, LENGTH, FILTERED, BROKEN = "stop", "length", "content_filter", "broken"
-_ENDS = {
-    STOP: "stop eos eos_token eod end_turn end_of_text stop_sequence stop_token stop_str end word "
-    "complete completed finish finished done normal",
-    LENGTH: "length max_tokens max_output_tokens max_output max_new_tokens max_length max_len "
-    "model_length token_limit limit max_context context_length model_context_window_exceeded",
-    FILTERED: "content_filter content_filtered filtered safety image_safety recitation refusal "
-    "blocklist prohibited_content spii sensitive guardrail_intervened error_toxic",
-    BROKEN: "insufficient_system_resource abort aborted error cancel cancelled canceled "
-    "user_cancel network_error server_error internal_error timeout time_limit error_limit",
-}
-_LETTERS = re.compile(r"[^a-z]")
-_MEANINGS = {_LETTERS.sub("", word): end for end, words in _ENDS.items() for word in words.split()}
+class Failure(Exception):
+    """A request without a usable answer, and what to do about it.
+
+    `retry` it later, after `wait` seconds where the server said so; `skip` the row, since asking
+    again would buy the same; or `stop` the run. `said` is what the failure's row keeps of the
+    reply, `paid` what it cost, None if unknown.
+    """
+
+    def __init__(
+        self,
+        act: Literal["retry", "skip", "stop"],
+        kind: str,
+        message: str,
+        *,
+        said: Row | None = None,
+        wait: float | None = None,
+        paid: Amount | None = None,
+    ) -> None:
+        super().__init__(plain(message))
+        self.act, self.kind, self.said, self.wait, self.paid = act, kind, said, wait, paid
+
+
+def plain(text: str) -> str:
+    """Return a foreign message on one line, cut, printable, and without secrets."""
+    words = " ".join(redact(text).split())
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in words)[:600]
 
 
 def digest(value: Any) -> str:
     """Return the hash of a JSON value."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:24]
+
+
+class _Choice(msgspec.Struct):
+    message: Row
+    finish_reason: str | None = None
+
+
+class Reply(msgspec.Struct):
+    """The body of an answer; servers add fields of their own."""
+
+    choices: Annotated[list[_Choice], msgspec.Meta(min_length=1)]
+    usage: Row | None = None
+    model: str | None = None
+    id: str | None = None
+    system_fingerprint: str | None = None
+
+    @property
+    def message(self) -> Row:
+        """Return the message of the first choice."""
+        return self.choices[0].message
+
+    @property
+    def content(self) -> str:
+        """Return the message's text."""
+        text = self.message.get("content")
+        return text if isinstance(text, str) else ""
+
+    @property
+    def end(self) -> str:
+        """Return how the answer ended: by `length`, a content filter, or else a `stop`."""
+        return _ENDS.get((self.choices[0].finish_reason or "").lower(), STOP_WORD)
+
+    def skip(self, kind: str, message: str, said: Row | None = None) -> Failure:
+        """Return the failure of an answer that cannot be used."""
+        kept = {"reply": self.message, "finish_reason": self.choices[0].finish_reason}
+        return Failure("skip", kind, message, said=(said or kept) | {"usage": self.usage})
+
+
+def read_reply(body: str) -> Reply:
+    """Read a body; raise a `Failure` for what is no chat completion, or was broken off."""
+    try:
+        reply = msgspec.json.decode(body, type=Reply)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        words = f"not a chat completion ({error}): {body[:200]!r}"
+        raise Failure("retry", "malformed", words) from None
+    if (end := reply.choices[0].finish_reason) in BROKEN_OFF:
+        raise Failure("retry", "unfinished", f"the server broke the reply off ({end})")
+    return reply
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A server, a model, and what is sent with every prompt."""
+    """A model at one or several servers, and what is sent with every prompt."""
 
-    address: str
+    urls: tuple[str, ...]
     model: str
     max_new_tokens: int
     further: Row  # all other fields of a request
@@ -125,11 +160,12 @@ class Endpoint:
     limit: str = "max_tokens"  # what this server calls the limit of tokens
     seeded: bool = False  # whether the seed of each draw is sent
     variable: str = KEYS["openai"]
+    price: Price | None = None
 
     @property
     def host(self) -> str:
-        """Return the server's host and port."""
-        return urlsplit(self.address).netloc
+        """Return the first server's host and port."""
+        return urlsplit(self.urls[0]).netloc
 
     def messages(self, row: Row) -> list[Message]:
         """Return the turns to send: the prompt's, under the teacher's instruction if any."""
@@ -140,482 +176,264 @@ class Endpoint:
         head = [{"role": "system", "content": self.instruction}] if self.instruction else []
         return head + turns
 
-    def parameters(self, *, longer: bool = False, seed: int | None = None) -> Row:
+    def parameters(self, draw: Draw) -> Row:
         """Return everything of a request but its messages."""
-        limit = self.max_new_tokens * (LONGER if longer else 1)
-        seeds = {"seed": seed} if self.seeded else {}
-        return self.further | {"model": self.model, self.limit: limit} | seeds
+        seed = {"seed": draw.seed} if self.seeded else {}
+        return self.further | {"model": self.model, self.limit: self.max_new_tokens} | seed
 
-    def most_tokens(self, row: Row, longer: bool = False) -> tuple[int, int]:
-        """Return the most tokens that a prompt and its answer can have."""
+    def key(self, draw: Draw) -> str:
+        """Return the hash of a request: another model, prompt or setting never gets its answer."""
+        sent = [sorted(self.urls), self.messages(draw.row), self.parameters(draw)]
+        return digest([draw.row["id"], sent, draw.sample])
+
+    def worst(self, row: Row) -> Amount:
+        """Return the most that a request can cost."""
         turns = self.messages(row)
         size = sum(len(turn["content"].encode("utf-8", "replace")) for turn in turns)
         prompt = size + TURN_TOKENS * len(turns) + TEMPLATE_TOKENS
-        return prompt, self.max_new_tokens * (LONGER if longer else 1)
+        money = self.price.worst(prompt, self.max_new_tokens) if self.price else None
+        return Amount(money, prompt + self.max_new_tokens)
 
 
-def request_key(endpoints: Sequence[Endpoint], draw: Draw) -> str:
-    """Return the hash of a request: another model, prompt or setting never gets its answer."""
-    asked = sorted(
-        json.dumps([one.address, one.messages(draw.row), one.parameters(seed=draw.seed)])
-        for one in endpoints
-    )
-    return digest([draw.row["id"], asked, draw.sample])[:24]
+Reader = Callable[[Reply], Row]  # a reply to `completion` and other columns, or a `Failure`
 
 
-Reader = Callable[["Choice", Row | None], Row]  # a reply and its usage to `completion` and others
+class Client:
+    """Send requests, each to the server where the fewest are under way."""
 
-
-class Server:
-    """One server: sends requests, and judges what comes back."""
-
-    def __init__(
-        self, endpoint: Endpoint, read: Reader, timeout: float, price: Price | None = None
-    ) -> None:
-        import openai
-
-        self.endpoint, self.read, self.timeout, self.price = endpoint, read, timeout, price
-        self.key = read_secret(endpoint.variable)
-        self.under_way = 0
-        self.faults = 0  # in a row
-        self.heard = False  # whether a server has answered at this address
-        self.unknown_ends: set[str] = set()
-        self.version = f"openai {openai.__version__}"
+    def __init__(self, endpoint: Endpoint, read: Reader, timeout: float) -> None:
+        self.endpoint, self.read, self.timeout = endpoint, read, timeout
+        self.busy, self.faults = Counter[str](), Counter[str]()  # by address; faults in a row
+        self.connected = False
         for name in ("httpx2", "httpcore2"):  # a line for every request
             logging.getLogger(name).setLevel(logging.WARNING)
-        # The client sends headers from the environment, which are OpenAI's, to any server.
-        lines = os.environ.get("OPENAI_CUSTOM_HEADERS", "").split("\n")
-        ambient = [line.partition(":")[0].strip() for line in lines]
-        ambient += ["OpenAI-Organization", "OpenAI-Project"]
-        none = openai.Omit()
-        self.headers: dict[str, str | openai.Omit] = dict.fromkeys(ambient, none)
-        self.headers["Authorization"] = f"Bearer {self.key}" if self.key else none
-        self.client = self.open()
-
-    def open(self) -> openai.AsyncOpenAI:
-        """Return a client; raise `InputError` where the environment allows none."""
-        import httpx2
-        import openai
-
+        key = read_secret(endpoint.variable)
         try:
-            return openai.AsyncOpenAI(
-                api_key=self.key or "none",
-                base_url=self.endpoint.address,
-                max_retries=0,
-                # Of each read, not in all; `_post` sets the deadline.
-                timeout=httpx2.Timeout(self.timeout, connect=min(self.timeout, CONNECT_SECONDS)),
-                http_client=httpx2.AsyncClient(
-                    limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
-                    follow_redirects=False,
-                    event_hooks={"response": [self._check]},
-                ),
+            self.http = httpx2.AsyncClient(
+                headers={"Authorization": f"Bearer {key}"} if key else {},
+                timeout=httpx2.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS)),
+                limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
             )
         except (ValueError, ImportError, OSError, httpx2.InvalidURL) as error:
             raise InputError(
-                f"no request can be sent: {self._clean(str(error))}. Check the environment "
-                "variables HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE and SSL_CERT_DIR"
+                f"no request can be sent: {plain(str(error))}. Check the environment variables "
+                "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE and SSL_CERT_DIR"
             ) from None
 
-    async def ask(self, job: Job) -> tuple[Row, Amount | None]:
+    async def ask(self, draw: Draw) -> tuple[Row, Amount | None]:
         """Send one request; return the answer's columns and what it cost, None if unknown."""
+        url = min(self.endpoint.urls, key=lambda one: self.busy[one] + 2 ** self.faults[one])
+        self.busy[url] += 1
         sent, started = datetime.now(UTC), time.monotonic()
         try:
-            body = await self._post(job)
-            try:
-                choice = self._choice(body)
-                usage = usage_of(body)
-                columns = self.read(choice, usage)
-            except Failure:
-                raise
-            except Exception as error:  # no reply, however odd, ends the run
-                words = f"a reply that cannot be read: {type(error).__name__}: {error}"
-                raise Rejected("unreadable", words) from None
+            reply = read_reply(await self._post(url, draw))
         except Failure as error:
-            if error.paid is None:
-                error.paid = self._paid(error.usage, sent)
-            error.args = (self._clean(str(error), 2 * LONGEST_MESSAGE),)
-            if isinstance(error, Rejected):
-                error.said = (error.said or {}) | {"usage": error.usage}
-            raise error from None
-        columns |= {"tokens": usage["completion_tokens"] if usage else None, **choice.ended()}
+            self.faults[url] = min(self.faults[url] + (error.act == "retry"), 16)
+            raise
+        finally:
+            self.busy[url] -= 1
+        # A server that is passed over must be tried again some day.
+        self.faults = Counter({one: n - 1 for one, n in self.faults.items() if n and one != url})
+        counts, price = token_counts(reply.usage), self.endpoint.price
+        cost = price.cost(reply.usage, sent, datetime.now(UTC)) if price else None
+        paid = Amount(cost, sum(counts)) if counts else None
+        try:
+            columns = self.read(reply)
+        except Failure as error:
+            error.paid = paid
+            raise
+        columns |= {"tokens": counts[2] if counts else None, "finish_reason": reply.end}
         if self.endpoint.instruction is None:
-            return columns | {"served": _name(body, "model")}, self._paid(usage, sent)
+            return columns | {"served": reply.model}, paid
         columns |= {
             "source": self.endpoint.model,
-            "model": _name(body, "model"),
-            "system_fingerprint": _name(body, "system_fingerprint"),
-            "response_id": _name(body, "id"),
-            "host": self.endpoint.host,
-            "sampling": self.endpoint.parameters(longer=job.longer, seed=job.draw.seed),
-            "prompt_hash": digest(self.endpoint.messages(job.draw.row))[:16],
-            "usage": usage,
-            "cost": self.price.cost(usage, sent, datetime.now(UTC)) if self.price else None,
-            "price_date": self.price.date if self.price else None,
+            "model": reply.model,
+            "system_fingerprint": reply.system_fingerprint,
+            "response_id": reply.id,
+            "host": urlsplit(url).netloc,
+            "sampling": self.endpoint.parameters(draw),
+            "usage": reply.usage,
+            "cost": cost,
+            "price_date": price.date if price else None,
             "latency": round(time.monotonic() - started, 3),
             "time": sent.isoformat(timespec="seconds"),
-            "client": self.version,
         }
-        return columns, self._paid(usage, sent)
+        return columns, paid
 
-    def _paid(self, usage: Row | None, sent: datetime) -> Amount | None:
-        counts = token_counts(usage)
-        if counts is None:
-            return None
-        cost = self.price.cost(usage, sent, datetime.now(UTC)) if self.price else None
-        return Amount(cost, sum(counts))
-
-    def _choice(self, body: Any) -> Choice:
-        """Return a body's first choice; log an unknown finish_reason, once."""
-        choice = choice_of(body)
-        word = repr(choice.raw) if choice.raw else "none"
-        if choice.end is None and word not in self.unknown_ends and len(self.unknown_ends) < 20:
-            self.unknown_ends.add(word)
-            logger.warning("%s: unknown finish_reason (%s): complete answers are kept, others "
-                           "are rejected", self.endpoint.model, word)  # fmt: skip
-        return choice
-
-    async def _post(self, job: Job) -> Any:
-        """Send one request and return the body; raise a `Failure` for what goes wrong."""
-        import httpx2
-        import openai
-
+    async def _post(self, url: str, draw: Draw) -> str:
+        """Send one request; return the body without secrets, raise a `Failure` if it fails."""
+        turns = {"messages": self.endpoint.messages(draw.row)}
+        data = json.dumps(turns | self.endpoint.parameters(draw)).encode()
+        kind = {"Content-Type": "application/json"}
         try:
-            async with (
-                asyncio.timeout(self.timeout),
-                self.client.chat.completions.with_streaming_response.create(
-                    model=self.endpoint.model,
-                    messages=self.endpoint.messages(job.draw.row),  # type: ignore[arg-type]
-                    extra_body=self.endpoint.parameters(longer=job.longer, seed=job.draw.seed),
-                    extra_headers=self.headers,  # type: ignore[arg-type]
-                ) as response,
-            ):
-                data = await _read_body(response.http_response, LARGEST_BODY)
-        except TimeoutError:
-            raise Transient("timeout", f"no answer within {self.timeout:g} s") from None
-        except openai.APIConnectionError as error:
-            raise self._not_sent(error.__cause__ or error) from None
-        except (httpx2.HTTPError, httpx2.InvalidURL, OSError, UnicodeError) as error:
-            raise self._not_sent(error) from None
-        if len(data) > LARGEST_BODY:
-            words = f"the reply is larger than {LARGEST_BODY >> 20} MiB"
-            raise Rejected("too_large", words)
-        return parse_body(data, self._without_key)
+            async with asyncio.timeout(self.timeout):  # in all; httpx counts each read alone
+                response = await self.http.post(f"{url}/chat/completions", content=data,
+                                                headers=kind)  # fmt: skip
+        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError) as error:
+            raise self._unsent(f"{url}: {type(error).__name__}: {error}") from None
+        except (TimeoutError, httpx2.TimeoutException):
+            words = f"{url}: no answer within {self.timeout:g} s"
+            raise Failure("retry", "timeout", words) from None
+        except (httpx2.HTTPError, OSError) as error:
+            words = f"{url}: {type(error).__name__}: {error}"
+            raise Failure("retry", "connection", words) from None
+        self.connected = True
+        if response.is_success:
+            return redact(response.text)
+        raise self._refusal(url, response)
 
-    async def _check(self, response: httpx2.Response) -> None:
-        """Raise a `Failure` for an error status; the client would read all of the body."""
-        self.heard = True
-        if not response.is_success:
-            raise self._status_failure(response, await _read_body(response, LARGEST_ERROR))
+    def _unsent(self, words: str) -> Failure:
+        """Return what a failed connection means: before the first one, wrong settings."""
+        if self.connected:
+            return Failure("retry", "connection", words, paid=NOTHING)
+        advice = (
+            "check that a server is running at `base_url`, http or https, and HTTPS_PROXY and "
+            "SSL_CERT_FILE in the environment"
+        )
+        return Failure("stop", "connection", f"{words}; {advice}", paid=NOTHING)
 
-    def _not_sent(self, error: BaseException) -> Failure:
-        """Return what an error of sending means: wrong settings, a bad row, or a transient."""
-        import httpx2
-
-        said = f"{self.endpoint.address}: {type(error).__name__}: {self._clean(str(error))}"
-        failure: Failure
-        if isinstance(error, UnicodeEncodeError) and error.encoding == "utf-8":  # of the body
-            failure = Rejected("unsendable", f"the prompt is not valid text: {error.reason}")
-        elif advice := _wrong_settings(error, self.heard):
-            failure = Fatal("settings", f"{said}. {advice}")
-        elif isinstance(error, httpx2.TimeoutException):
-            failure = Transient("timeout", said)
-        else:
-            failure = Transient("connection", said)
-        # Nothing was sent, so nothing can be billed.
-        before = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError)
-        unsent = not isinstance(failure, Transient) or isinstance(error, before)
-        failure.paid = NOTHING if unsent else None
-        return failure
-
-    def _status_failure(self, response: httpx2.Response, data: bytes) -> Failure:
-        """Return what a status means: the run, this row, or only this try is lost."""
-        status = response.status_code
-        text = data[:LARGEST_ERROR].decode("utf-8", "replace")
-        words = _words(text)
-        said = self._clean(f"status {status}: {words}")
-        kind = f"status_{status}"
-        fatal = 404 if status == 400 and _NO_MODEL.search(words) else status
-        failure: Failure
-        if response.is_redirect:
-            place = self._clean(response.headers.get("location", "elsewhere"))
-            advice = f"Set `base_url` to where the API is ({place}): redirects are not followed"
-            failure = Fatal(kind, f"{self.endpoint.address}: status {status}. {advice}")
-        elif fatal in FATAL and not (status == 403 and _FLAGGED.search(words)):
-            advice = FATAL[fatal].format(variable=self.endpoint.variable)
-            failure = Fatal(kind, f"{self.endpoint.address}: {said}. {advice}")
-        elif status in TRANSIENT or status >= 500:
-            failure = Transient(kind, said)
-            failure.wait, failure.refused = _retry_after(response), status == 429
-        else:
-            failure = Refused(kind, said + self._hint(text))
+    def _refusal(self, url: str, response: httpx2.Response) -> Failure:
+        """Return what an error status means: the run, this row, or only this try is lost."""
+        status, words = response.status_code, response.text[:400]
+        kind, said = f"status_{status}", f"status {status}: {words}"
         # Refused before any work; of other errors one cannot know whether they are billed.
-        failure.paid = NOTHING if status == 503 or (status < 500 and status != 408) else None
-        return failure
-
-    def _hint(self, text: str) -> str:
-        """Return what to do about fields of `extra_body` that a server does not know."""
-        sent = [name for name in self.endpoint.further if name not in STANDARD]
-        named = [name for name in sent if re.search(rf"\b{re.escape(name)}\b", text)]
-        if not named and not _UNKNOWN_FIELD.search(text):
-            return ""
-        fields = ", ".join(named or sent)
-        advice = "leave them out of `extra_body` (`extra_body: {}` sends none of them)"
-        return f". Fields that the server may not know: {fields}; {advice}" if fields else ""
-
-    def _clean(self, text: str, most: int = LONGEST_MESSAGE) -> str:
-        """Return a foreign message on one line, cut, printable, and without the key."""
-        words = " ".join(self._without_key(text).split())
-        return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in words)[:most]
-
-    def _without_key(self, text: str) -> str:
-        for form in forms(self.key) if len(self.key) >= SHORTEST else ():
-            text = text.replace(form, "***")
-        return text
+        paid = NOTHING if status == 503 or (status < 500 and status != 408) else None
+        if response.is_redirect:
+            place = response.headers.get("location", "elsewhere")
+            said = f"{url}: status {status}: redirects are not followed; set `base_url` to {place}"
+            return Failure("stop", kind, said, paid=paid)
+        if status in STOP and not (status == 403 and _FLAGGED.search(words)):
+            advice = STOP[status].format(variable=self.endpoint.variable)
+            return Failure("stop", kind, f"{url}: {said}; {advice}", paid=paid)
+        if status in RETRY or status >= 500:
+            wait = response.headers.get("retry-after", "")
+            seconds = min(float(wait), LONGEST_RETRY_AFTER) if wait.isdigit() else None
+            return Failure("retry", kind, said, wait=seconds, paid=paid)
+        return Failure("skip", kind, said, paid=paid)
 
 
-async def _read_body(response: httpx2.Response, most: int) -> bytes:
-    """Return a body, or the beginning of a larger one: a little more than `most` bytes."""
-    data = bytearray()
-    async for chunk in response.aiter_bytes():
-        data += chunk
-        if len(data) > most:
-            break
-    return bytes(data)
+class Limiter:
+    """Allow `level` requests at a time, from `start` up to `ceiling`; times are in seconds.
 
-
-def _words(text: str) -> str:
-    """Return the message of an error's body, whatever the server calls it."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-    for name in ("error", "errors", "message", "detail", "msg"):
-        if isinstance(value, dict) and value.get(name):
-            value = value[name]
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _wrong_settings(error: BaseException, heard: bool) -> str | None:
-    """Return what to do where no request can be sent with these settings; else None.
-
-    Once a server was `heard`, an unknown host name may be transient.
+    Additive increase, multiplicative decrease. The level rises by one with each answer until the
+    first refusal (429), as TCP's slow start does, and then by one for as many answers as it has. A
+    refusal cuts it, once for all that were sent before the cut. When the lower level is refused
+    too, all requests wait. After many failures in a row, an outage, one request at a time probes
+    the server.
     """
-    import httpx2
 
-    if isinstance(error, httpx2.InvalidURL | httpx2.UnsupportedProtocol | UnicodeError):
-        return "Check `base_url`"
-    if isinstance(error, httpx2.ProxyError) and "407" in str(error):
-        return FATAL[407]
-    if isinstance(error, httpx2.LocalProtocolError) and "header" in str(error).lower():
-        return "A header cannot be sent: check the key"
-    passing = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
-    for cause in _causes(error) if isinstance(error, httpx2.ConnectError) else ():
-        if isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME and not heard:
-            return "No such host is known: check `base_url`, or the proxy's name in HTTPS_PROXY"
-        if isinstance(cause, ssl.SSLError) and not isinstance(cause, passing):
-            return "Check `base_url` (http or https?), and SSL_CERT_FILE for a private certificate"
-    return None
+    def __init__(self, ceiling: int, start: int = 10, pause: float | None = None) -> None:
+        self.ceiling, self.level = ceiling, min(start, ceiling)
+        self.pause = RETRY_SECONDS if pause is None else pause
+        self.under_way = self.in_a_row = 0  # failures in a row
+        self.outage_since: float | None = None
+        self._cuts = self._cuts_in_a_row = self._clean = self._probes = 0
+        self._used = 0  # most that were under way since the last cut
+        self._doubling = True
+        self._held_until = 0.0
 
+    def wait(self, now: float) -> float | None:
+        """Return None when one more may be sent, else in how many seconds to look again."""
+        if now < self._held_until:
+            return self._held_until - now
+        return None if self.under_way < self.level else math.inf
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+    def send(self) -> int:
+        """Count a request as under way; return a ticket, to be given back with its outcome."""
+        self.under_way += 1
+        self._used = max(self._used, self.under_way)
+        return self._cuts
 
+    def answered(self, ticket: int) -> None:
+        """Count an answer; rise when the level was in use."""
+        self.under_way -= 1
+        self.in_a_row, self.outage_since = 0, None
+        if ticket != self._cuts:
+            return
+        self._cuts_in_a_row = 0
+        self._clean += self._used >= self.level / 2
+        if self._clean >= (1 if self._doubling else max(self.level, 10)):
+            self._clean, self.level = 0, min(self.level + 1, self.ceiling)
 
-def _retry_after(response: httpx2.Response) -> float | None:
-    """Return the seconds that a server asks to wait for, where it says so in seconds."""
-    try:
-        seconds = float(response.headers["retry-after"])
-    except (KeyError, ValueError):
-        return None
-    return seconds if 0 <= seconds < float("inf") else None
+    def refused(self, ticket: int, now: float, asked: float | None) -> None:
+        """Count a 429; `asked` is the server's Retry-After."""
+        self.under_way -= 1
+        if ticket != self._cuts:  # of the burst that was answered by a cut
+            self.level = max(1, min(self.level, self.under_way))
+            return
+        if self.level == 1:  # fewer is not possible, so it is not their number
+            self._count_failure(now)
+        self._cuts += 1
+        self._cuts_in_a_row += 1
+        self._clean, self._doubling = 0, False
+        self._used = self.under_way
+        self.level = max(1, math.floor((0.9 if self._cuts_in_a_row == 1 else 0.7) * self.level))
+        if self._cuts_in_a_row > 1:
+            pause = self.pause * 2 ** min(self._cuts_in_a_row - 2, 10)
+            self._hold(now, min(pause, LONGEST_PAUSE) if asked is None else asked)
 
+    def failed(self, now: float) -> None:
+        """Count a failure that is not the level's fault: nothing is cut but in an outage."""
+        self.under_way -= 1
+        self._count_failure(now)
 
-def parse_body(data: bytes, hide: Callable[[str], str]) -> Any:
-    """Decode a body; `hide` removes secrets from each text.
+    def _count_failure(self, now: float) -> None:
+        self.in_a_row += 1
+        if self.in_a_row < MAX_USELESS:
+            return
+        if self.outage_since is None:
+            logger.warning("the server is failing: probing it with one request at a time")
+            self.outage_since, self._probes = now, 0
+        elif now >= self._held_until:
+            self._probes += 1
+        self.level, self._doubling = 1, True
+        self._hold(now, min(self.pause * 2 ** min(self._probes, 10), LONGEST_PAUSE))
 
-    What JSON does not know, and no file of ours could hold, becomes null or `?`: NaN, huge numbers,
-    half characters. Raises `Transient` for a body that is not JSON, such as a proxy's page or a cut
-    body, and `Rejected` for one that is nested like an attack.
-    """
-    try:
-        return _plain(json.loads(data, parse_int=_integer), hide)
-    except RecursionError:
-        raise Rejected("malformed", "a reply that is nested too deeply") from None
-    except ValueError as error:
-        said = data[:LONGEST_NAME].decode("utf-8", "replace")
-        raise Transient("malformed", f"a reply that is not JSON ({error}): {said!r}") from None
+    def _hold(self, now: float, seconds: float) -> None:
+        self._held_until = max(self._held_until, now + seconds)
 
-
-def _integer(digits: str) -> int | None:
-    return int(digits) if len(digits) < 20 and abs(int(digits)) <= LARGEST_INTEGER else None
-
-
-def _plain(value: Any, hide: Callable[[str], str], depth: int = 0) -> Any:
-    if depth > DEEPEST:
-        raise RecursionError
-    if isinstance(value, str):
-        text = hide(value)
-        return text if text.isascii() else text.encode("utf-8", "replace").decode()
-    if isinstance(value, dict):
-        return {
-            str(_plain(key, hide, depth + 1)): _plain(item, hide, depth + 1)
-            for key, item in value.items()
-        }
-    if isinstance(value, list):
-        return [_plain(item, hide, depth + 1) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The first choice of a reply: its message, the text of that, and why it ended."""
-
-    message: Row
-    content: str
-    raw: str | None  # the server's own word; None where it gave none
-    end: str | None  # one of STOP, LENGTH, FILTERED; None where the word is unknown
-
-    @property
-    def said(self) -> Row:
-        """Return what the row of a failure keeps of the reply."""
-        return {"reply": self.message, "finish_reason": self.raw}
-
-    def ended(self) -> Row:
-        """Return the end for a Sample's row: an unknown end of a complete answer is a stop."""
-        end = self.end or STOP
-        return {"finish_reason": end} | ({} if self.raw == end else {"finish_reason_raw": self.raw})
-
-
-def choice_of(body: Any) -> Choice:
-    """Return the first choice of a body; raise `Transient` without one, or if it was broken off."""
-    first = _first(body)
-    if first is None:
-        said = (isinstance(body, dict) and body.get("error")) or body
-        words = f"a reply without choices: {json.dumps(said):.200}"
-        raise Transient("no_choices", words, usage=usage_of(body))
-    raw = first.get("finish_reason")
-    raw = None if raw in (None, "", "null") else str(raw)[:LONGEST_NAME]
-    letters = _LETTERS.sub("", (raw or "").lower())
-    names = (letters, letters.removeprefix("finishreason"), letters.removeprefix("reason"))
-    end = next((_MEANINGS[name] for name in names if name in _MEANINGS), None)
-    if end == BROKEN:
-        failure = Transient("unfinished", f"the reply ended with {raw!r}", usage=usage_of(body))
-        failure.billed = True
-        raise failure
-    message = first.get("message")
-    message = message if isinstance(message, dict) else {}
-    return Choice(message, _text(_parts(message.get("content"), reasoning=False)) or "", raw, end)
-
-
-def _first(body: Any) -> Row | None:
-    choices = body.get("choices") if isinstance(body, dict) else None
-    found = isinstance(choices, list) and choices and isinstance(choices[0], dict)
-    return choices[0] if found and isinstance(choices, list) else None
-
-
-def usage_of(body: Any) -> Row | None:
-    """Return the usage that a body reports, also one that is no answer.
-
-    None for an impossible one: every request has a prompt, and every text tokens.
-    """
-    usage = body.get("usage") if isinstance(body, dict) else None
-    if (counts := token_counts(usage)) is None:
-        return None
-    message = (_first(body) or {}).get("message")
-    parts = message.items() if isinstance(message, dict) else ()
-    said = max((len(str(part)) for name, part in parts if part and name != "role"), default=0)
-    cached, prompt, output = counts
-    return usage if cached + prompt and said <= TOKEN_CHARACTERS * output else None
-
-
-def _name(body: Any, key: str) -> str | None:
-    """Return a short text of a body, such as the model's name."""
-    value = body.get(key)
-    return value[:LONGEST_NAME] if isinstance(value, str) else None
-
-
-def reasoning_of(message: Row) -> tuple[str, str] | None:
-    """Return a reasoning that has a field or parts of its own, and the name of the field."""
-    for name in ("reasoning_details", *REASONING_FIELDS, "content"):
-        value = message.get(name)
-        text = _text(_parts(value, reasoning=True) if name == "content" else value)
-        if text and not is_blank(text):
-            return text, name
-    return None
-
-
-def _parts(content: Any, *, reasoning: bool) -> Any:
-    """Return the parts of a content that are its reasoning, or all others; a text has no parts."""
-    if not isinstance(content, list):
-        return None if reasoning else content
-    return [part for part in content if _is_reasoning(part) == reasoning]
-
-
-def _is_reasoning(part: Any) -> bool:
-    kind = part.get("type") if isinstance(part, dict) else None
-    return isinstance(kind, str) and kind.startswith(("thinking", "reasoning"))
-
-
-def _text(value: Any) -> str | None:
-    """Return a text, or the joined texts of a list of parts; encrypted parts have none."""
-    if isinstance(value, list):
-        return "".join(_text(part) or "" for part in value if isinstance(part, dict)) or None
-    if isinstance(value, dict):
-        names = ("text", "thinking", "reasoning", "summary")
-        return _text(next((value[name] for name in names if value.get(name)), None))
-    return value if isinstance(value, str) else None
+    def gone(self, now: float, timeout: float) -> bool:
+        """Return whether the server has failed, probes included, for longer than `timeout`."""
+        since = self.outage_since
+        return since is not None and self._probes > 0 and now - since >= timeout
 
 
 class ApiEngine:
-    """A model behind one or several servers; each request goes where the fewest are under way.
+    """A model behind one or several servers.
 
     `strict`: a completion that is missing at the end is an error, and asked for in the next run.
+    `fallback` answers where the server does not.
     """
 
     def __init__(
         self,
         args: RequestArgs,
-        servers: Sequence[Server],
+        endpoint: Endpoint,
+        read: Reader,
         ledger: Path,
         ceiling: int,
         *,
-        limits: Limits | None = None,
         strict: bool = True,
         fallback: Callable[[Draw], Row] | None = None,
     ) -> None:
-        self.args, self.servers, self.ledger_path = args, servers, ledger
-        self.limits, self.strict, self.fallback = limits, strict, fallback
-        ceiling = args.max_concurrency or ceiling
-        self.limiter = Limiter(ceiling, FIRST_LEVEL, args.retry_wait)
-        self._ledger: Ledger | None = None
-        self._dispatcher: Dispatcher | None = None
+        self.args, self.endpoint, self.read, self.ledger_path = args, endpoint, read, ledger
+        self.strict, self.fallback = strict, fallback
+        names = ("max_usd", "max_tokens_total", "max_requests")
+        self.limits = {name: getattr(args, name, None) for name in names}
+        self.limiter = Limiter(args.max_concurrency or ceiling)
+        self._run: _Run | None = None
+        Client(endpoint, read, args.timeout)  # refuses wrong settings before any work
 
     def spending(self) -> Row:
         """Return what all runs have spent."""
         with Ledger(self.ledger_path) as ledger:
             return ledger.summary()
 
-    def key(self, draw: Draw) -> str:
-        """Return what makes a draw the same request in another run."""
-        return request_key([server.endpoint for server in self.servers], draw)
-
     def sample(self, draws: Sequence[Draw], take: Take) -> None:
         """Sample every draw; answers that an interrupted run paid for are used first."""
         with Ledger(self.ledger_path, self.limits) as ledger:
-            self._ledger = ledger
-            self._dispatcher = run = Dispatcher(
-                self.args, self.ask, self.worst, ledger, take, self.limiter,
-                strict=self.strict, fallback=self.fallback,
-            )  # fmt: skip
-            jobs = []
-            for draw in draws:
-                if (key := self.key(draw)) in ledger.answers:
-                    run.arrive(draw, ledger.answers[key])
-                else:
-                    jobs.append(Job(draw, key))
-            asyncio.run(self._run(run, jobs))
+            self._run = run = _Run(self, ledger, take)
+            asyncio.run(run.run(draws))
             ledger.forget_answers()  # `take` has them on disk
         if run.lost and self.strict:
             raise InputError(
@@ -623,46 +441,235 @@ class ApiEngine:
                 "Run the same command again to ask for these alone"
             )
 
-    async def _run(self, run: Dispatcher, jobs: Sequence[Job]) -> None:
-        for server in self.servers:
-            server.client = server.open()  # a client belongs to one event loop
-        try:
-            await run.run(jobs)
-        finally:
-            for server in self.servers:
-                await server.client.close()
-
-    def worst(self, job: Job) -> Amount:
-        """Return the most that a request can cost."""
-        prompt, limit = self.servers[0].endpoint.most_tokens(job.draw.row, job.longer)
-        price = self.servers[0].price
-        return Amount(price.worst(prompt, limit) if price else None, prompt + limit)
-
-    async def ask(self, job: Job) -> tuple[Row, Amount | None]:
-        """Ask the server that is least busy; one that failed is passed over for a while."""
-        server = min(self.servers, key=lambda one: one.under_way + (2**one.faults - 1))
-        server.under_way += 1
-        try:
-            answer = await server.ask(job)
-        except Transient as error:
-            server.faults = min(server.faults + (not error.refused), 16)
-            raise
-        else:
-            for other in self.servers:  # one that is passed over must be tried again some day
-                other.faults = max(0, other.faults - 1) if other is not server else 0
-            return answer
-        finally:
-            server.under_way -= 1
-
     def describe(self, share: float) -> str:
         """Return cost so far and as foreseen, requests at once, speed, and failures."""
-        words = [] if self._dispatcher is None else [self._dispatcher.describe()]
-        if self._ledger is not None and self.servers[0].price:
-            told, unsure = self._ledger.told.usd or 0.0, self._ledger.unsure.usd
-            words.insert(0, usd(told) + (f" of ~{usd(told / share)}" if 0 < share < 1 else ""))
-            if unsure:
-                words.append(f"{usd(unsure)} at most for lost requests")
+        run = self._run
+        if run is None:
+            return ""
+        speed = run.tokens / max(time.monotonic() - run.started, 0.1)
+        words = [f"{self.limiter.under_way}/{self.limiter.level} at once", f"{speed:,.0f} tok/s"]
+        if run.faults:
+            words.append(f"{run.faults.total():,} faults")
+        if self.endpoint.price:
+            spent = (run.ledger.told + run.ledger.unsure).usd or 0.0
+            words.insert(0, usd(spent) + (f" of ~{usd(spent / share)}" if 0 < share < 1 else ""))
         return ", ".join(words)
+
+
+class _Run:
+    """The requests of one call of an engine."""
+
+    def __init__(self, engine: ApiEngine, ledger: Ledger, take: Take) -> None:
+        self.engine, self.ledger, self.take = engine, ledger, take
+        self.args, self.limiter = engine.args, engine.limiter
+        self.lost: list[Row] = []
+        self.faults = Counter[str]()  # failed requests, those asked again included
+        self.tokens, self.started = 0, time.monotonic()
+        self.stop: Exception | None = None
+        # Whether a refused request is the row's fault shows once the server answers another.
+        self._heard = ledger.told.tokens > 0
+        self._useless = self._signals = 0
+        self._arrived: deque[Drawn] = deque()
+        self._scoring: set[asyncio.Future[None]] = set()
+        self._scorer = ThreadPoolExecutor(1)
+
+    async def run(self, draws: Sequence[Draw]) -> None:
+        """Work until everything is answered, a limit or a signal ends it, or nothing works."""
+        endpoint, args = self.engine.endpoint, self.args
+        self._news, self._stopping, self._turn = asyncio.Event(), asyncio.Event(), asyncio.Lock()
+        self.client = Client(endpoint, self.engine.read, args.timeout)  # of this event loop
+        jobs: deque[tuple[Draw, str]] = deque()
+        for draw in sorted(draws, key=lambda one: one.sample):  # prompts in order
+            if (key := endpoint.key(draw)) in self.ledger.answers:
+                self._arrive(draw, self.ledger.answers[key])
+            else:
+                jobs.append((draw, key))
+        count = min(len(jobs), self.limiter.ceiling)
+        self._workers = [asyncio.create_task(self._work(jobs)) for _ in range(count)]
+        working = asyncio.gather(*self._workers, return_exceptions=True)
+        stopping = asyncio.create_task(self._stopping.wait())
+        either: set[asyncio.Future[Any]] = {working, stopping}
+        with self._scorer, process.on_signals(self._on_signal):
+            try:
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({working}, timeout=SHUTDOWN_SECONDS)
+            finally:
+                stopping.cancel()
+                for task in self._workers:
+                    task.cancel()
+                await working
+                while self._scoring:
+                    await asyncio.wait(self._scoring)
+                await self.client.http.aclose()
+        if self.stop is None and self.lost and not self._heard:
+            self.stop = self._refused_all()
+        if self.stop is not None:
+            raise self.stop
+
+    def _end(self, error: Exception) -> None:
+        """Let no further request begin."""
+        self.stop = self.stop or error
+        self._stopping.set()
+        self._news.set()
+
+    def _on_signal(self, number: int) -> None:
+        self._signals += 1
+        name = signal.Signals(number).name
+        words = f"by {name}; every answer so far is kept, run the same command again to continue"
+        self._end(Stopped(words, 128 + number))
+        for task in self._workers if self._signals > 1 else ():
+            task.cancel()
+
+    async def _work(self, jobs: deque[tuple[Draw, str]]) -> None:
+        """Take jobs one after the other, and ask for each until it is answered or lost."""
+        try:
+            while jobs and self.stop is None:
+                await self._obtain(*jobs.popleft())
+        except Exception as error:  # a full disk, say
+            self._end(error)
+
+    async def _obtain(self, draw: Draw, key: str) -> None:
+        worst, faults, attempts = self.engine.endpoint.worst(draw.row), 0, 0
+        while await self._permit(worst):
+            attempts += 1
+            number, ticket = self.ledger.send(key, worst), self.limiter.send()
+            try:
+                answer, paid = await self.client.ask(draw)
+            except asyncio.CancelledError:
+                self.ledger.settle(number, key, "interrupted", None)
+                raise
+            except Failure as error:
+                self.ledger.settle(number, key, error.kind, error.paid)
+                faults += error.kind != "status_429"
+                again = self._failed(error, ticket, faults)
+                self._news.set()
+                if not again:
+                    self._lose(draw, key, error, attempts)
+                    return
+                await self._sleep(error.wait or _pause(faults))
+            else:
+                answer |= {"attempts": attempts, "request": key}
+                self.ledger.settle(number, key, "answered", paid, answer)
+                self.limiter.answered(ticket)
+                self._heard, self._useless = True, 0
+                self.tokens += answer["tokens"] or 0
+                self._news.set()
+                self._arrive(draw, answer)
+                return
+
+    async def _permit(self, worst: Amount) -> bool:
+        """Wait until one more request may be sent; return False if none may any more."""
+        async with self._turn:
+            while self.stop is None:
+                self._news.clear()
+                wait = self.limiter.wait(time.monotonic())
+                limit = self.ledger.forbids(worst) if wait is None else None
+                if wait is None and limit is None:
+                    return True
+                if limit is not None and not self.limiter.under_way:
+                    self._end(Stopped(self.ledger.stop_message(limit)))
+                # Those under way may cost less than was reserved for them.
+                seconds = None if wait in (None, math.inf) else wait
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(seconds):
+                        await self._news.wait()
+        return False
+
+    async def _sleep(self, seconds: float) -> None:
+        """Wait, but not while the run is ending."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+
+    def _failed(self, error: Failure, ticket: int, faults: int) -> bool:
+        """Count a failure; return whether to ask again."""
+        now = time.monotonic()
+        self.faults[error.kind] += 1
+        if error.act != "retry":
+            self.limiter.answered(ticket)
+        elif error.kind == "status_429":
+            self.limiter.refused(ticket, now, error.wait)
+        else:
+            self.limiter.failed(now)
+        if error.act == "stop":
+            self._end(InputError(f"{error}. Rows so far are kept"))
+        if self.limiter.gone(now, self.args.outage_timeout):
+            self._end(
+                InputError(
+                    f"{self.limiter.in_a_row} requests in a row failed, the last: {error} "
+                    f"({error.kind}). Run the same command again to continue"
+                )
+            )
+        return error.act == "retry" and faults <= self.args.max_retries
+
+    def _lose(self, draw: Draw, key: str, error: Failure, attempts: int) -> None:
+        """Record that there is no answer, and let the fallback give one."""
+        if error.act == "stop":
+            return
+        refused = error.kind.startswith("status_")
+        self._heard = self._heard or (error.act == "skip" and not refused)
+        rejected = error.act == "skip" and self._heard and not self.engine.strict
+        row = (error.said or {}) | {
+            "request": key, "class": error.kind, "message": str(error), "attempts": attempts,
+            "rejected": rejected, "completion": None,
+        }  # fmt: skip
+        self.lost.append(row)
+        self._arrive(draw, row)
+        if error.act == "retry":
+            if self.engine.fallback is not None:
+                self._arrive(draw, self.engine.fallback(draw) | {"request": key})
+            return
+        self._useless += 1
+        if self._useless >= MAX_USELESS:
+            words = f"{MAX_USELESS} answers in a row were of no use. {last_words(self.lost)}"
+            again = InputError(f"{words} Run the same command again to continue")
+            self._end(again if self._heard else self._refused_all() or again)
+
+    def _refused_all(self) -> InputError | None:
+        """Return the error for settings that the server does not take, as no answer came."""
+        refused = [row for row in self.lost if row["class"] in ("status_400", "status_422")]
+        if not refused:
+            return None
+        fields = ", ".join(name for name in self.engine.endpoint.further if name != "n")
+        return InputError(
+            f"the server refused every request: {refused[-1]['message']}. It may not know one of "
+            f"these fields: {fields}; `extra_body: {{}}` leaves out what it may"
+        )
+
+    def _arrive(self, draw: Draw, columns: Row) -> None:
+        """Let a thread score and write an answer, or a failure; an error there ends the run."""
+        self._arrived.append((draw, columns))
+        future = asyncio.get_running_loop().run_in_executor(self._scorer, self._score)
+        self._scoring.add(future)
+        future.add_done_callback(self._scored)
+
+    def _score(self) -> None:
+        """Score what has arrived; the calls for the rest of a batch find nothing."""
+        count = min(len(self._arrived), SCORED_AT_ONCE)
+        if batch := [self._arrived.popleft() for _ in range(count)]:
+            self.take(batch)
+
+    def _scored(self, future: asyncio.Future[None]) -> None:
+        self._scoring.discard(future)
+        if not future.cancelled() and isinstance(error := future.exception(), Exception):
+            self._end(error)
+
+
+def _pause(faults: int) -> float:
+    """Return the seconds before a retry."""
+    pause = min(LONGEST_PAUSE, RETRY_SECONDS * 2.0 ** max(faults - 1, 0))
+    return pause * random.uniform(0.5, 1.0)
+
+
+def last_words(lost: Sequence[Row]) -> str:
+    """Return the commonest reason for having no answer, with a reply that shows it."""
+    if not lost:
+        return "See failures.jsonl."
+    kind = Counter(row["class"] for row in lost).most_common(1)[0][0]
+    row = [row for row in lost if row["class"] == kind][-1]
+    said = (row.get("reply") or {}).get("content")
+    shown = f" One answer: {said[:200]!r}." if said and isinstance(said, str) else ""
+    return f"{kind}: {row['message']}.{shown} See failures.jsonl."
 
 
 def policy_engine(args: SamplingArgs, policy: str, directory: Path) -> ApiEngine:
@@ -670,28 +677,31 @@ def policy_engine(args: SamplingArgs, policy: str, directory: Path) -> ApiEngine
     extra = NEUTRAL | {"top_k": args.top_k or -1} if args.extra_body is None else args.extra_body
     further = {"temperature": args.temperature, "top_p": args.top_p, "n": 1} | extra
     model = args.served_model or policy
-    servers = [
-        Server(
-            Endpoint(read_address(url), model, args.max_new_tokens, further, seeded=True),
-            read_completion,
-            args.timeout,
-        )
-        for url in args.urls
-    ]
-    return ApiEngine(args, servers, directory / f"requests.rank-{rank()}.jsonl", 256)
+    endpoint = Endpoint(tuple(args.urls), model, args.max_new_tokens, further, seeded=True)
+    ledger = directory / f"requests.rank-{rank()}.jsonl"
+    return ApiEngine(args, endpoint, read_completion, ledger, 256)
 
 
-def read_completion(choice: Choice, usage: Row | None) -> Row:
+def read_completion(reply: Reply) -> Row:
     """Return a policy's completion, cut off or not; raise a `Failure` if there is none."""
-    if parsed := reasoning_of(choice.message):
-        raise Fatal(
+    if reasoning := reasoning_of(reply.message):
+        raise Failure(
+            "stop",
             "reasoning_parser",
-            "the server took the reasoning out of the completion "
-            f"({parsed[0]!r:.60}): start it without a reasoning parser",
+            f"the server took the reasoning out of the completion ({reasoning[0]!r:.60}): start it "
+            "without a reasoning parser",
         )
     # A model may end its turn at once: that is an empty text. No text at all is no completion.
-    empty = choice.message.get("content") == "" and choice.end in (STOP, LENGTH)
-    if not choice.content and not empty:
-        words = f"the reply contains no answer (finish_reason {choice.raw!r})"
-        raise Rejected("no_answer", words, usage=usage, said=choice.said)
-    return {"completion": choice.content}
+    if reply.message.get("content") is None or (not reply.content and reply.end == FILTERED):
+        end = reply.choices[0].finish_reason
+        raise reply.skip("no_answer", f"the reply contains no answer (finish_reason {end!r})")
+    return {"completion": reply.content}
+
+
+def reasoning_of(message: Row) -> tuple[str, str] | None:
+    """Return a reasoning that has a field of its own, and the name of the field."""
+    for name in REASONING_FIELDS:
+        text = message.get(name)
+        if isinstance(text, str) and not is_blank(text):
+            return text, name
+    return None

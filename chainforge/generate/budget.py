@@ -1,4 +1,4 @@
-"""Money and tokens: prices, the ledger of every request, and the estimate of a dry run.
+"""Money and tokens: prices, and the ledger of every request.
 
 `requests.jsonl` has a line for a request about to be sent, with the most that it can cost, and one
 for its outcome, with the answer. So a killed run knows what it sent. A request without an outcome,
@@ -8,26 +8,28 @@ that was done less than `SYNC_SECONDS` ago: a power cut loses only the requests 
 
 from __future__ import annotations
 
-import re
+import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from chainforge.core.config import read_yaml
-from chainforge.core.disk import to_disk
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import JsonLines, Row, read_rows, write_rows
 
 SHIPPED = Path(__file__).with_name("prices.yaml")
 MILLION = 1_000_000
-KINDS = ("cache_hit", "cache_miss", "output")
-SECTION_KEYS = ("date", "source", "peak_hours", "models")
-_HOURS = re.compile(r"([01]\d|2[0-4]):([0-5]\d)-([01]\d|2[0-4]):([0-5]\d)")
 # Sums of many small prices differ in the last places; a limit of exactly their sum is not passed.
 ROUNDING = 1e-9
 SYNC_SECONDS = 1.0
+
+_Usd = Annotated[float, msgspec.Meta(ge=0)]
+_Hours = Annotated[str, msgspec.Meta(pattern=r"^\d\d:\d\d-\d\d:\d\d$")]
 
 
 def usd(value: float) -> str:
@@ -36,34 +38,47 @@ def usd(value: float) -> str:
     return f"${value:,.{digits}f}"
 
 
-@dataclass(frozen=True)
-class Rates:
-    """USD per million tokens: cached input, other input, and output."""
+class Rates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """USD per million tokens: cached input, other input, and output; and the same at peak hours."""
 
-    cache_hit: float
-    cache_miss: float
-    output: float
+    cache_hit: _Usd
+    cache_miss: _Usd
+    output: _Usd
+    peak: Rates | None = None
 
     def cost(self, hit: int, miss: int, output: int) -> float:
         """Return USD for these tokens."""
         return (hit * self.cache_hit + miss * self.cache_miss + output * self.output) / MILLION
 
 
+class _Host(msgspec.Struct, forbid_unknown_fields=True):
+    """The prices of one host, as a price table has them."""
+
+    date: str
+    models: dict[str, Rates]
+    source: str = ""
+    peak_hours: list[_Hours] = []
+
+
 @dataclass(frozen=True)
 class Price:
-    """What one model costs: off-peak, at peak hours on working days, and when those are."""
+    """What one model costs; peak hours are UTC, from Monday to Friday."""
 
     date: str
     source: str
     off_peak: Rates
-    peak: Rates
-    peak_minutes: tuple[tuple[int, int], ...] = ()  # of the day, UTC
+    peak_hours: tuple[str, ...] = ()
+
+    @property
+    def peak(self) -> Rates:
+        """Return the rates of the peak hours."""
+        return self.off_peak.peak or self.off_peak
 
     def at(self, moment: datetime) -> Rates:
         """Return the rates at a moment."""
         moment = moment.astimezone(UTC)
-        minute = 60 * moment.hour + moment.minute
-        peak = any(start <= minute < end for start, end in self.peak_minutes)
+        clock = f"{moment:%H:%M}"
+        peak = any(hours[:5] <= clock < hours[6:] for hours in self.peak_hours)
         return self.peak if peak and moment.weekday() < 5 else self.off_peak
 
     def cost(self, usage: Any, *moments: datetime) -> float | None:
@@ -80,68 +95,40 @@ class Price:
 
 
 def token_counts(usage: Any) -> tuple[int, int, int] | None:
-    """Return a usage's tokens: cached input, other input, output; None when it lacks them.
+    """Return a usage's tokens: cached input, other input, output; None for impossible ones.
 
-    Some servers count the reasoning in the total only; it is output, too.
+    Every request has a prompt and every answer tokens. Some servers count the reasoning in the
+    total only; it is output, too.
     """
     if not isinstance(usage, dict):
         return None
     prompt, output = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    details = usage.get("prompt_tokens_details")
-    cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
     hit = usage.get("prompt_cache_hit_tokens", cached) or 0
-    if not all(type(count) is int and count >= 0 for count in (prompt, output, hit)):
+    if not (type(prompt) is type(output) is type(hit) is int and prompt > 0 and output > 0):
         return None
-    assert prompt is not None and output is not None  # noqa: PT018 (for the type checker)
     total = usage.get("total_tokens")
     output = max(output, total - prompt) if type(total) is int else output
-    return min(hit, prompt), prompt - min(hit, prompt), output
+    hit = max(0, min(hit, prompt))
+    return hit, prompt - hit, output
 
 
 def find_price(host: str, model: str, own: str | None = None) -> Price | None:
     """Return the price of a model at a host, from the user's table or else the shipped one.
 
-    A model in neither has an unknown price: None, never 0.
+    A model in neither has an unknown price: None, never 0. Raises `InputError` for a wrong table.
     """
     for path in (Path(own), SHIPPED) if own else (SHIPPED,):
-        section, where = read_yaml(path).get(host), f"{path}: {host}"
+        section = read_yaml(path).get(host)
         if section is None:
             continue
-        models = section.get("models") if isinstance(section, dict) else None
-        if not isinstance(models, dict):
-            raise InputError(f"{where}: expected a host with date, source and models")
-        if unknown := [key for key in section if key not in SECTION_KEYS]:
-            raise InputError(f"{where}: unknown key {unknown[0]!r}")
-        if model in models:
-            return _price(section, models[model], f"{where}: {model}")
+        try:
+            found = msgspec.convert(section, _Host)
+        except msgspec.ValidationError as error:
+            raise InputError(f"{path}: {host}: {error}; prices.yaml shows the shape") from None
+        if model in found.models:
+            return Price(found.date, found.source, found.models[model], tuple(found.peak_hours))
     return None
-
-
-def _price(section: dict[str, Any], entry: Any, where: str) -> Price:
-    if section.get("date") is None:
-        raise InputError(f"{where}: expected a date beside the models, such as 2026-11-15")
-    minutes = []
-    for text in section.get("peak_hours") or []:
-        if (match := _HOURS.fullmatch(str(text))) is None:
-            raise InputError(
-                f"{where}: peak_hours: expected UTC such as 01:00-04:00, found {text!r}"
-            )
-        a, b, c, d = map(int, match.groups())
-        minutes.append((60 * a + b, 60 * c + d))
-    off_peak = _rates(entry, where)
-    peak = _rates(entry["peak"], f"{where}: peak") if "peak" in entry else off_peak
-    source = str(section.get("source") or "")
-    return Price(str(section["date"]), source, off_peak, peak, tuple(minutes))
-
-
-def _rates(entry: Any, where: str) -> Rates:
-    values: list[float] = []
-    for kind in KINDS:
-        value = entry.get(kind) if isinstance(entry, dict) else None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e6:
-            raise InputError(f"{where}: {kind}: expected USD per million tokens, found {value!r}")
-        values.append(float(value))
-    return Rates(*values)
 
 
 @dataclass(frozen=True)
@@ -159,71 +146,53 @@ class Amount:
 NOTHING = Amount(0.0, 0)
 
 
-@dataclass(frozen=True)
-class Limits:
-    """The most that may be spent; None is without limit."""
-
-    max_usd: float | None = None
-    max_tokens_total: int | None = None
-    max_requests: int | None = None
-
-
 class Ledger:
-    """The account of one file, over all runs: what requests cost as told, or else at most."""
+    """The account of one file, over all runs: what requests cost as told, or else at most.
 
-    def __init__(self, path: Path, limits: Limits | None = None) -> None:
-        self.path, self.limits = path, limits or Limits()
+    `limits` may have `max_usd`, `max_tokens_total` and `max_requests`; None is without limit.
+    """
+
+    def __init__(self, path: Path, limits: Mapping[str, float | None] | None = None) -> None:
+        self.path, self.limits = path, limits or {}
         self.requests = self.unsure_requests = 0
         self.told = self.unsure = NOTHING
         self.reserved: dict[int, Amount] = {}
         self.answers: dict[str, Row] = {}  # of an earlier run, by key
         self._sent, self._synced = 0, -SYNC_SECONDS
         self._lines = JsonLines(path)
-        self._recall()
-
-    def _recall(self) -> None:
-        """Read what earlier runs sent, and count in full what they never heard of again."""
-        for line in read_rows(self.path):
-            number, amount = line["request"], Amount(line["usd"], line["tokens"])
-            self._sent = max(self._sent, number)
+        for line in read_rows(path):
+            self._sent = max(self._sent, line["request"])
+            amount = Amount(line["usd"], line["tokens"])
             if "outcome" not in line:
                 self.requests += 1
-                self.reserved[number] = amount
+                self.reserved[line["request"]] = amount
                 continue
-            self._book(number, amount, line["told"])
+            self._book(line["request"], amount, line["told"])
             if line.get("answer"):
                 self.answers[line["key"]] = line["answer"]
-        for number, worst in list(self.reserved.items()):
+        for number, worst in list(self.reserved.items()):  # a killed run never heard of these
             self._book(number, worst, told=False)
 
     def forbids(self, worst: Amount) -> str | None:
         """Name the limit that one more request might break; None when there is none."""
-        spent, limits = sum(self.reserved.values(), self.told + self.unsure) + worst, self.limits
-        if limits.max_usd is not None and (
-            spent.usd is None or spent.usd > limits.max_usd + ROUNDING
-        ):
-            return "max_usd"
-        if limits.max_tokens_total is not None and spent.tokens > limits.max_tokens_total:
-            return "max_tokens_total"
-        if limits.max_requests is not None and self.requests >= limits.max_requests:
-            return "max_requests"
+        spent = self._spent(sum(self.reserved.values(), self.told + self.unsure) + worst, 1)
+        for name, most in self.limits.items():
+            if most is not None and spent[name] > most + ROUNDING:
+                return name
         return None
 
-    def stop_message(self, limit: str, worst: Amount) -> str:
+    def _spent(self, total: Amount, more: int = 0) -> dict[str, float]:
+        money = math.inf if total.usd is None else total.usd
+        return {"max_usd": money, "max_tokens_total": total.tokens,
+                "max_requests": self.requests + more}  # fmt: skip
+
+    def stop_message(self, limit: str) -> str:
         """Return which limit ended the run, what was spent, and how to continue."""
-        parts = {
-            "max_usd": (self.told.usd, self.unsure.usd, worst.usd),
-            "max_tokens_total": (self.told.tokens, self.unsure.tokens, worst.tokens),
-            "max_requests": (self.requests, 0, 1),
-        }[limit]
-        spent, unsure, more = (
-            usd(part or 0) if limit == "max_usd" else f"{part:,}" for part in parts
-        )
-        rest = f", and up to {unsure} for {self.unsure_requests} requests of unknown cost"
+        spent = self._spent(self.told + self.unsure)[limit]
         return (
-            f"by {limit} ({getattr(self.limits, limit):,}): {spent} spent"
-            f"{rest if parts[1] else ''}; one more request could take {more}. Every answer so far "
-            f"is kept; raise {limit} and run the same command to continue"
+            f"by {limit} ({self.limits[limit]:,}): {usd(spent) if limit == 'max_usd' else spent} "
+            "spent, and one more request could exceed it. Every answer so far is kept; raise "
+            f"{limit} and run the same command to continue"
         )
 
     def send(self, key: str, worst: Amount) -> int:
@@ -237,8 +206,6 @@ class Ledger:
         self.reserved[self._sent] = worst
         if time.monotonic() - self._synced >= SYNC_SECONDS:
             self._lines.sync()
-            if self._synced < 0:
-                to_disk(self.path.parent)  # the file's name, too
             self._synced = time.monotonic()
         return self._sent
 

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 Accept = Callable[[list[Row]], Sequence[bool]]
 Progress = Callable[[int, int, str, str], None]
-State = Literal["open", "enough", "given_up", "exhausted"]
+State = Literal["open", "enough", "exhausted"]
 POLL_SECONDS, LOG_SECONDS = 0.2, 30.0
 FAILURES = "failures.jsonl"
 
@@ -245,9 +245,6 @@ class Rounds:
             found = {there[one]["completion"] for one in range(end) if accepted.get(one)}
             if len(found) >= self.keep:
                 return "enough"
-            limit = self.args.max_failed_samples
-            if limit is not None and limit <= end < self.args.most and not found:
-                return "given_up"
         return "exhausted" if end >= self.args.most else None
 
     def samples(self) -> list[Row]:
@@ -272,7 +269,7 @@ class Rounds:
         return ", ".join(words)
 
     def report(self) -> dict[str, Any]:
-        """Return what was sampled, and what stopping early saved and may have cost."""
+        """Return what was sampled, and what stopping early saved."""
         rows = self.samples()
         found: dict[str, Any] = {
             "prompts": len(self.examples),
@@ -281,10 +278,8 @@ class Rounds:
         }
         if self.args.adaptive:
             states = Counter(self.state(row["id"])[0] for row in self.examples)
-            found |= {name: states[name] for name in ("enough", "exhausted", "given_up")}
+            found |= {name: states[name] for name in ("enough", "exhausted")}
             found["samples_saved"] = len(self.examples) * self.args.most - len(rows)
-            # The prompts that were given up are the hardest; more samples might have found these.
-            found["rows_given_up_at_most"] = states["given_up"] * self.keep
         return found
 
 

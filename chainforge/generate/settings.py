@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -40,9 +39,6 @@ class RequestArgs:
     round_size: int = field(
         default=4, metadata={"help": "Completions of a prompt in one round, with max_samples."}
     )
-    max_failed_samples: int | None = field(
-        default=None, metadata={"help": "Give a prompt up after this many failures, in rounds."}
-    )
     max_new_tokens: int = field(default=512, metadata={"help": "Longest completion, in tokens."})
     temperature: float | None = field(default=None, metadata={"help": "Sampling temperature."})
     base_url: list[str] | str = field(
@@ -59,17 +55,8 @@ class RequestArgs:
     )
     timeout: float = field(default=1800.0, metadata={"help": "Seconds for one request in all."})
     max_retries: int = field(default=8, metadata={"help": "Retries of a transient error."})
-    retry_wait: float = field(
-        default=1.0, metadata={"help": "Seconds before the first retry, then doubled."}
-    )
-    max_retry_after: float = field(
-        default=600.0, metadata={"help": "Longest Retry-After to obey, in seconds."}
-    )
     outage_timeout: float = field(
         default=600.0, metadata={"help": "Seconds without any answer before the run stops."}
-    )
-    shutdown_timeout: float = field(
-        default=120.0, metadata={"help": "Seconds that Ctrl-C waits for pending answers."}
     )
 
     @property
@@ -85,28 +72,34 @@ class RequestArgs:
     @property
     def urls(self) -> list[str]:
         """Return the addresses of the servers."""
-        return [self.base_url] if isinstance(self.base_url, str) else self.base_url
+        given = [self.base_url] if isinstance(self.base_url, str) else self.base_url
+        return [read_address(url) for url in given]
 
     def check(self) -> None:
         """Raise `InputError` for values out of their bounds."""
-        least = dict.fromkeys(
-            ("num_samples", "max_samples", "round_size", "max_failed_samples", "max_new_tokens",
-             "max_concurrency", "generation_batch_size", "expected_tokens"), 1
-        )  # fmt: skip
-        least |= dict.fromkeys(
-            ("max_retries", "retry_wait", "max_retry_after", "outage_timeout", "shutdown_timeout",
-             "temperature"), 0
-        )  # fmt: skip
+        counts = ("num_samples", "max_samples", "round_size", "max_new_tokens", "max_concurrency",
+                  "generation_batch_size", "max_usd", "max_tokens_total", "max_requests",
+                  "expected_tokens")  # fmt: skip
+        least = dict.fromkeys(counts, 1) | {"temperature": 0, "max_retries": 0, "max_usd": 1e-6}
+        least |= {"timeout": 1e-3, "outage_timeout": 0, "top_k": 0}
         for name, bound in least.items():
             value = getattr(self, name, None)
             if value is not None and not bound <= value < float("inf"):
                 raise InputError(f"{name}: expected {bound} or more, found {value}")
-        if not self.timeout > 0:
-            raise InputError(f"timeout: expected more than 0 seconds, found {self.timeout}")
-        if self.max_failed_samples is not None and not self.adaptive:
-            raise InputError("max_failed_samples: requires max_samples, which is not set")
-        for url in self.urls:
-            read_address(url)
+        for name in RESERVED.intersection(self.extra_body or ()):
+            raise InputError(
+                f"extra_body: {name!r} changes what is asked for or what it may cost; use "
+                "ChainForge's own setting for it, such as max_new_tokens or num_samples"
+            )
+        _ = self.urls
+
+
+# Fields of a request that a setting sets, or that make it cost more than is counted.
+RESERVED = frozenset(
+    {"model", "models", "messages", "prompt", "max_tokens", "max_completion_tokens", "n",
+     "max_output_tokens", "best_of", "temperature", "seed", "stream", "stream_options", "tools",
+     "web_search_options", "plugins", "service_tier"}
+)  # fmt: skip
 
 
 @dataclass
@@ -152,8 +145,6 @@ class SamplingArgs(TemplateArgs, RequestArgs):
         super().check()
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p: expected above 0 and at most 1, found {self.top_p}")
-        if self.top_k < 0:
-            raise InputError(f"top_k: expected 0 (all) or more, found {self.top_k}")
         if self.temperature == 0 and self.most > 1:
             name = "max_samples" if self.adaptive else "num_samples"
             raise InputError(
@@ -164,7 +155,6 @@ class SamplingArgs(TemplateArgs, RequestArgs):
             raise InputError("chat_template_path: with `engine: api` the server has the template")
         if (self.engine == "api") != bool(self.urls):
             raise InputError("base_url: goes with `engine: api`, and `engine: api` needs one")
-        check_extra_body(self.extra_body, "served_model")
 
 
 @dataclass
@@ -189,11 +179,7 @@ class TeacherArgs(RequestArgs):
         },
     )
     max_new_tokens: int = field(
-        default=32_768,
-        metadata={
-            "help": "Limit of one answer, its reasoning included; an answer that it cuts off is "
-            "asked for once more with twice as many."
-        },
+        default=32_768, metadata={"help": "Limit of one answer, its reasoning included."}
     )
     fallback: Literal["none", "offline"] = field(
         default="none",
@@ -230,79 +216,31 @@ class TeacherArgs(RequestArgs):
     def check(self) -> None:
         """Raise `InputError` for values that no teacher can be asked with."""
         super().check()
-        for name in ("max_usd", "max_tokens_total", "max_requests"):
-            if (value := getattr(self, name)) is not None and not value > 0:
-                raise InputError(f"{name}: expected more than 0, found {value}")
-        for name in ("model", "instruction"):
-            try:
-                (getattr(self, name) or "").encode()
-            except UnicodeEncodeError as error:
-                raise InputError(f"{name}: not valid text: {error.reason}") from None
         if self.teacher == "openai" and not self.model:
             raise InputError("teacher openai: set `model` to the model to ask for")
-        check_extra_body(self.extra_body, "model")
 
 
-def read_address(text: str, variable: str = KEYS["openai"]) -> str:
-    """Return a `base_url` as requests need it; its key comes from the environment `variable`.
+def read_address(text: str) -> str:
+    """Return a `base_url` as requests need it; raise `InputError` for what is no address.
 
-    Raise `InputError` for an invalid address, and for one that contains a password.
+    An address that contains a password is refused, and not repeated.
     """
-    import httpx2
-
     address = text.strip().rstrip("/").removesuffix("/chat/completions")
-    try:
-        url = httpx2.URL(address)
-        good = url.scheme in ("http", "https") and url.host and urlsplit(address).port != 0
-        good, private, why = good and address == "".join(address.split()), bool(url.userinfo), ""
-    except (httpx2.InvalidURL, ValueError) as error:
-        good, private, why = False, False, f" ({error})"
-    if private or "?" in address or "#" in address or ("@" in address and not good):
+    if any(sign in address for sign in "@?#"):
         raise InputError(
             "base_url: leave user, password and parameters out of the address; a key is read from "
-            f"{variable}"
+            f"the environment ({' or '.join(KEYS.values())})"
         )
-    if not good:
+    try:
+        url = urlsplit(address)
+        good = url.scheme in ("http", "https") and url.hostname and url.port != 0
+    except ValueError:
+        good = False
+    if not good or address != "".join(address.split()):
         raise InputError(
-            "base_url: expected an address such as http://localhost:8000/v1, "
-            f"found {address!r}{why}"
+            f"base_url: expected an address such as http://localhost:8000/v1, found {address!r}"
         )
     return address
-
-
-# The settings that set fields of a request, other names of these fields, and (without a setting)
-# fields that make a request cost more than is counted.
-_FIELDS = {
-    "max_new_tokens": "max_tokens max_completion_tokens max_output_tokens max_new_tokens "
-    "max_length num_predict n_predict",
-    "num_samples": "n best_of num_return_sequences num_generations",
-    "temperature": "temperature",
-    "": "messages prompt input contents system stream stream_options tools tool_choice functions "
-    "function_call plugins web_search web_search_options search_parameters enable_search "
-    "service_tier prediction modalities audio",
-}
-_NESTED = ("extra_body", "options", "parameters", "sampling_params", "generation_config")
-
-
-def check_extra_body(extra: Any, model: str) -> None:
-    """Raise `InputError` for fields that `extra_body` may not set; `model` names that setting."""
-    try:
-        json.dumps(extra, allow_nan=False, ensure_ascii=False).encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"extra_body: cannot be sent as JSON: {error}") from None
-    fields: Mapping[str, str] = _FIELDS | {model: "model models route"}
-    if model == "served_model":
-        fields = {**fields, "top_p": "top_p", "seed": "seed"}
-    ours = {name: setting for setting, names in fields.items() for name in names.split()}
-    for name, value in (extra or {}).items():
-        plain = str(name).strip().lower()
-        if plain in ours:
-            advice = f"set `{ours[plain]}` instead" if ours[plain] else "leave it out"
-            raise InputError(
-                f"extra_body: {name!r} changes what is asked for or what it may cost; {advice}"
-            )
-        if plain in _NESTED and isinstance(value, dict):
-            check_extra_body(value, model)
 
 
 @dataclass(frozen=True)
@@ -319,8 +257,7 @@ class Draw:
 # an answer `completion` is None, and `class`, `message` and `rejected` (not to be asked again) say
 # why.
 Drawn = tuple[Draw, Row]
-# Called from one thread at a time; what it was given is on disk once it returns. An empty list only
-# reports progress.
+# Called from one thread at a time; what it was given is on disk once it returns.
 Take = Callable[[list[Drawn]], None]
 
 

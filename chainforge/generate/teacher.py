@@ -12,13 +12,11 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from chainforge.core.errors import InputError, hint
-from chainforge.core.jsonl import Row, read_rows
+from chainforge.core.errors import InputError, refuse_unknown
+from chainforge.core.jsonl import Row
 from chainforge.core.secrets import read_secret
 from chainforge.core.transcript import DEFAULT, PRESETS, is_blank, read, write
 from chainforge.data.card import code
@@ -27,34 +25,26 @@ from chainforge.data.filters import FilterArgs, text_fault
 from chainforge.generate.api import (
     FILTERED,
     LENGTH,
+    MAX_USELESS,
     ApiEngine,
-    Choice,
     Endpoint,
     Reader,
-    Server,
+    Reply,
     digest,
+    last_words,
     reasoning_of,
-    request_key,
 )
-from chainforge.generate.budget import MILLION, Limits, Price, find_price, usd
-from chainforge.generate.dispatch import MAX_USELESS, Rejected, last_words
-from chainforge.generate.sampling import FAILURES, Accept, Progress, roll_out
-from chainforge.generate.settings import KEYS, Draw, Take, TeacherArgs, read_address
+from chainforge.generate.budget import find_price, usd
+from chainforge.generate.sampling import Accept, Progress, roll_out
+from chainforge.generate.settings import KEYS, Draw, Take, TeacherArgs
 
 logger = logging.getLogger(__name__)
 
 ADDRESSES = {"deepseek": "https://api.deepseek.com", "openai": "https://api.openai.com/v1"}
 DEEPSEEK_MODEL, RETIRED = "deepseek-flash", "deepseek-reasoner"
-SAMPLES, REQUESTS = "samples.jsonl", "requests.jsonl"
 OPEN, CLOSE = "<think>", "</think>"
 TAGS = tuple(dict.fromkeys(tag for preset in PRESETS.values() for tag in preset.all))
-BYTES_PER_TOKEN = 4  # of English, about
 AT_ONCE = 64
-# What helps where a teacher does not separate its reasoning from its answer, as a small one.
-ASK = (
-    "ask for it with `instruction: Reason between <think> and </think>, then give the final "
-    "answer.`, or start the server with its reasoning parser"
-)
 OFFLINE = (
     "Worked solutions by ChainForge's built-in solver, from the problems' own metadata; no "
     "language model wrote them."
@@ -72,32 +62,12 @@ TERMS = {
 
 
 @dataclass
-class TeacherFilterArgs(FilterArgs):
-    """The filters of reject, with a teacher's defaults."""
-
-    min_reasoning_chars: int | None = field(
-        default=None,
-        metadata={
-            "help": "A reasoning of fewer characters: too_short. 20 for a teacher on a server, "
-            "none for the offline one."
-        },
-    )
-
-    def fitting(self, teacher: str) -> TeacherFilterArgs:
-        """Return these filters with the default that depends on the teacher filled in."""
-        if self.min_reasoning_chars is not None or teacher == "offline":
-            return self
-        return replace(self, min_reasoning_chars=20)
-
-
-@dataclass
 class Collected:
     """The samples in the order of the prompts, what happened to the rest, and what it cost."""
 
     rows: list[Row]
     lost: Counter[str]
-    spending: Row = field(default_factory=dict)
-    report: Row = field(default_factory=dict)
+    spending: Row
 
     @property
     def sources(self) -> dict[str, int]:
@@ -130,24 +100,25 @@ def collect(
     """
     directory = Path(output_dir)
     engine = open_teacher(args, examples, directory, transcript, seed)
+    offline = isinstance(engine, OfflineTeacher)
+    key_of = engine.key if isinstance(engine, OfflineTeacher) else engine.endpoint.key
     prompts = {row["id"]: row for row in examples}
 
     def mine(row: Row) -> bool:
         prompt = prompts.get(row["id"])
-        return prompt is not None and row.get("request") == engine.key(
+        return prompt is not None and row.get("request") == key_of(
             Draw(prompt, row["sample"], seed)
         )
 
     rolled = roll_out(
-        lambda: engine, examples, args, path=directory / SAMPLES, seed=seed,
+        lambda: engine, examples, args, path=directory / "samples.jsonl", seed=seed,
         provenance={"stage": stage}, score=score, mine=mine, accept=accept,
-        keep=keep, progress=progress,
-        written=unless_useless(texts if args.teacher != "offline" else None),
+        keep=keep, progress=progress, written=unless_useless(None if offline else texts),
     )  # fmt: skip
     lost = Counter(row["class"] for row in rolled.lost)
     if not rolled.samples:
         raise InputError(f"nothing was collected ({dict(lost)}). {last_words(rolled.lost)}")
-    return Collected(rolled.samples, lost, engine.spending(), rolled.report)
+    return Collected(rolled.samples, lost, engine.spending())
 
 
 def unless_useless(texts: FilterArgs | None) -> Callable[[list[Row]], None]:
@@ -157,9 +128,7 @@ def unless_useless(texts: FilterArgs | None) -> Callable[[list[Row]], None]:
     def check(rows: list[Row]) -> None:
         nonlocal in_a_row
         for row in rows:
-            if row["source"] == FALLBACK or texts is None:
-                continue
-            found = text_fault(row, texts)
+            found = text_fault(row, texts) if texts is not None else None
             in_a_row = in_a_row + 1 if found else 0
             if found and in_a_row >= MAX_USELESS:
                 raise InputError(
@@ -174,49 +143,54 @@ def open_teacher(
     args: TeacherArgs, examples: list[Row], directory: Path, transcript: str, seed: int
 ) -> OfflineTeacher | ApiEngine:
     """Return the teacher; raise `InputError` for what it cannot be asked with."""
-    args.check()
     offline = None
     if "offline" in (args.teacher, args.fallback):
         offline = OfflineTeacher(args.styles, seed, transcript)
         offline.check(examples)
         if args.teacher == "offline":
             return offline
-    endpoints = endpoints_of(args)
+    endpoint = endpoint_of(args)
     key_of(args)
-    servers = [
-        Server(one, reader(transcript, args.teacher), args.timeout, price_of(args, one))
-        for one in endpoints
-    ]
     return ApiEngine(
         args,
-        servers,
-        directory / REQUESTS,
+        endpoint,
+        reader(transcript, args.teacher),
+        directory / "requests.jsonl",
         500 if args.teacher == "deepseek" else 64,
-        limits=Limits(args.max_usd, args.max_tokens_total, args.max_requests),
         strict=False,
         fallback=None if offline is None else offline.replace,
     )
 
 
-def endpoints_of(args: TeacherArgs) -> list[Endpoint]:
-    """Return the servers of an API teacher, and what they are sent."""
-    variable, deepseek = KEYS[args.teacher], args.teacher == "deepseek"
-    urls = [read_address(url, variable) for url in args.urls] or [ADDRESSES[args.teacher]]
+def endpoint_of(args: TeacherArgs) -> Endpoint:
+    """Return an API teacher and what it is sent; raise `InputError` for wrong settings."""
+    args.check()
+    deepseek = args.teacher == "deepseek"
     model = args.model or DEEPSEEK_MODEL
-    if deepseek and args.temperature is not None:
-        logger.warning("temperature: DeepSeek ignores it while thinking")
     if deepseek and model == RETIRED:
         logger.warning("model: %s is retired; asking %s, which replaced it", model, DEEPSEEK_MODEL)
         model = DEEPSEEK_MODEL
     further: Row = {} if args.temperature is None else {"temperature": args.temperature}
     further |= {"thinking": {"type": "enabled"}} if deepseek else {}
-    # OpenAI's own models refuse max_tokens; other servers do not all know the new name.
-    limit = "max_tokens" if deepseek or args.urls else "max_completion_tokens"
-    return [
-        Endpoint(url, model, args.max_new_tokens, further | (args.extra_body or {}),
-                 args.instruction, limit, variable=variable)
-        for url in urls
-    ]  # fmt: skip
+    endpoint = Endpoint(
+        tuple(args.urls or [ADDRESSES[args.teacher]]),
+        model,
+        args.max_new_tokens,
+        further | (args.extra_body or {}),
+        args.instruction,
+        # OpenAI's own models refuse max_tokens; other servers do not all know the new name.
+        limit="max_tokens" if deepseek or args.urls else "max_completion_tokens",
+        variable=KEYS[args.teacher],
+    )
+    # DeepSeek bills what is asked for through a proxy, too.
+    host = "api.deepseek.com" if deepseek else endpoint.host
+    price = find_price(host, model, args.prices)
+    if price is None and args.max_usd is not None:
+        raise InputError(
+            f"max_usd: the price of {model!r} at {host} is not known; add it to a file "
+            "that you name as `prices`, or use max_tokens_total or max_requests"
+        )
+    return replace(endpoint, price=price)
 
 
 def key_of(args: TeacherArgs) -> str:
@@ -231,60 +205,44 @@ def key_of(args: TeacherArgs) -> str:
     return key
 
 
-def price_of(args: TeacherArgs, endpoint: Endpoint) -> Price | None:
-    """Return the model's price; raise `InputError` if it is unknown and max_usd needs it."""
-    # DeepSeek bills what is asked for through a proxy, too.
-    host = "api.deepseek.com" if args.teacher == "deepseek" else endpoint.host
-    price = find_price(host, endpoint.model, args.prices)
-    if price is None and args.max_usd is not None:
-        raise InputError(
-            f"max_usd: the price of {endpoint.model!r} at {host} is not known; add it to a file "
-            "that you name as `prices`, or use max_tokens_total or max_requests"
-        )
-    return price
-
-
 def reader(transcript: str, teacher: str) -> Reader:
-    """Return what turns a reply into a transcript, or raises `Rejected` with the reason."""
+    """Return what turns a reply into a transcript, or raises a `Failure` with the reason."""
 
-    def read_reply(choice: Choice, usage: Row | None) -> Row:
-        reasoning, answer, found = _split(choice, transcript)
-        parts = {"reasoning": reasoning.strip(), "answer": answer.strip()}
-        odd = "" if choice.end else f" (finish_reason {choice.raw!r})"
+    def read_answer(reply: Reply) -> Row:
+        reasoning, answer, found = _split(reply, transcript)
+        reasoning, answer = reasoning.strip(), answer.strip()
+        tag = next((tag for tag in TAGS if tag in reasoning or tag in answer), None)
         faults = {
-            "truncated": choice.end == LENGTH
+            "truncated": reply.end == LENGTH
             and "the reply reached the limit of tokens; raise `max_new_tokens`",
-            "content_filter": choice.end == FILTERED and "the reply was filtered",
+            "content_filter": reply.end == FILTERED and "the reply was filtered",
             "unfinished_reasoning": found == "unclosed"
-            and f"the reasoning was opened by {OPEN} and never closed{odd}; raise `max_new_tokens`",
+            and f"the reasoning was opened by {OPEN} and never closed; raise `max_new_tokens`",
             "no_answer": is_blank(answer)
-            and f"the reply contains no answer{odd}; ask in `instruction` for one after the "
-            "reasoning",
-            "no_reasoning": is_blank(reasoning) and f"the reply contains no reasoning{odd}; {ASK}",
+            and "the reply contains no answer; ask in `instruction` for one after the reasoning",
+            "no_reasoning": is_blank(reasoning)
+            and "the reply contains no reasoning; ask for it with `instruction: Reason between "
+            "<think> and </think>, then give the final answer.`, or start the server with its "
+            "reasoning parser",
+            "tags": tag and f"the reply contains the tag {tag}; ask in `instruction` for none",
         }
         for kind, words in faults.items():
             if words:
-                failure = Rejected(kind, words, usage=usage, said=choice.said)
-                failure.too_short = kind == "truncated"
-                raise failure
-        for part, text in parts.items():
-            if tag := next((tag for tag in TAGS if tag in text), None):
-                words = f"the {part} contains the tag {tag}; ask in `instruction` for none"
-                raise Rejected("tags", words, usage=usage, said=parts)
-        completion = write(parts["reasoning"], parts["answer"], transcript)
+                raise reply.skip(kind, words)
+        completion = write(reasoning, answer, transcript)
         return {"completion": completion, "reasoning_source": found, "teacher": teacher}
 
-    return read_reply
+    return read_answer
 
 
-def _split(choice: Choice, transcript: str) -> tuple[str, str, str]:
+def _split(reply: Reply, transcript: str) -> tuple[str, str, str]:
     """Return reasoning, answer, and where the reasoning was found.
 
     That is a field of its own, or tags in the content: those of `<think>`, or of our own
     transcript when the teacher is a model that was trained on it.
     """
-    content = choice.content
-    if own_field := reasoning_of(choice.message):
+    content = reply.content
+    if own_field := reasoning_of(reply.message):
         # llama.cpp's deepseek-legacy leaves the block in the content as well.
         twice = content.lstrip().startswith(OPEN) and CLOSE in content
         return own_field[0], content.partition(CLOSE)[2] if twice else content, own_field[1]
@@ -305,19 +263,14 @@ class OfflineTeacher:
     def __init__(self, styles: dict[str, float], seed: int, transcript: str) -> None:
         from chainforge.data.solver import STYLES
 
-        for name, share in styles.items():
-            if name not in STYLES:
-                raise InputError(f"styles: no style {name!r}; {hint(str(name), STYLES)}")
-            if type(share) not in (int, float) or not 0 <= share < float("inf"):
-                raise InputError(f"styles: {name}: expected a share from 0 up, found {share!r}")
-        if not sum(styles.values()):
-            raise InputError("styles: at least one needs a share above 0")
+        refuse_unknown(styles, STYLES, "styles: ")
+        if not sum(styles.values()) > 0 or min(styles.values()) < 0:
+            raise InputError(f"styles: expected shares from 0 up, one of them above, not {styles}")
         self.styles, self.seed, self.transcript = styles, seed, transcript
 
     def check(self, examples: list[Row]) -> None:
         """Raise `InputError` for a task without a solver, before any work."""
-        first = {row["task"]: row for row in reversed(examples)}
-        for task, row in first.items():
+        for task, row in {row["task"]: row for row in reversed(examples)}.items():
             for style, share in self.styles.items():
                 if share and self._solve(row, style, random.Random(0)) is None:
                     raise InputError(
@@ -332,7 +285,7 @@ class OfflineTeacher:
     def key(self, draw: Draw) -> str:
         """Return a hash of what decides the solution."""
         content = [draw.row["id"], self.styles, self.seed, self.transcript, draw.sample]
-        return digest(["offline", *content])[:24]
+        return digest(["offline", *content])
 
     def sample(self, draws: Sequence[Draw], take: Take) -> None:
         """Write every solution."""
@@ -347,11 +300,9 @@ class OfflineTeacher:
         solved = self._solve(draw.row, style, rng)
         if solved is None:
             raise InputError(f"the offline teacher cannot solve row {draw.row['id']}")
-        return {
+        same = dict.fromkeys(("source", "teacher", "model"), "offline")
+        return same | {
             "completion": write(*solved, self.transcript),
-            "source": "offline",
-            "teacher": "offline",
-            "model": "offline",
             "sampling": {"style": style},
             "finish_reason": "stop",
             "tokens": None,
@@ -370,65 +321,38 @@ class OfflineTeacher:
         return solve(entry["metadata"]["source_dataset"], entry, style, rng)
 
 
-def estimate(args: TeacherArgs, examples: list[Row], output_dir: str | None = None) -> str:
+def estimate(args: TeacherArgs, examples: list[Row]) -> str:
     """Return what a collection would ask for and cost, without asking.
 
-    Answers in `output_dir` are left out. The length of an answer is unknown: `expected_tokens` is
-    the guess, the limit of tokens the worst case.
+    The length of an answer is unknown: `expected_tokens` is the guess, the limit the worst case.
     """
-    args.check()
-    asked = len(examples) * args.most
+    count = len(examples) * args.most
     if args.teacher == "offline":
-        return f"teacher offline: {asked:,} answers, nothing to pay"
-    endpoints = endpoints_of(args)
-    endpoint, price = endpoints[0], price_of(args, endpoints[0])
-    sizes = [len(turn["content"].encode("utf-8", "replace"))
-             for row in examples for turn in endpoint.messages(row)]  # fmt: skip
-    prompt = sum(sizes) / BYTES_PER_TOKEN / len(examples)
-    there = _there(endpoints, args, examples, output_dir)
-    left = asked - there
-    limits = {name: value for name in ("max_usd", "max_tokens_total", "max_requests")
-              if (value := getattr(args, name)) is not None}  # fmt: skip
-    longest = max(sum(endpoint.most_tokens(row)) for row in examples)
-    lines = {
-        "teacher": f"{args.teacher}: {endpoint.model} at {endpoint.host}",
-        "answers": f"{asked:,} ({len(examples):,} prompts x {args.most})"
-        + (f", {there:,} of them there already" if there else "")
-        + ("; fewer where enough are accepted earlier" if args.adaptive else ""),
-        "tokens": f"{left * prompt:,.0f} in, {left * args.expected_tokens:,.0f} out, at "
-        f"{args.expected_tokens:,} an answer (expected_tokens)",
-        "cost": "unknown: name a file with the model's price as `prices`",
-    }
-    if price is not None:
-        worst = sum(price.worst(*endpoint.most_tokens(row)) for row in examples)
-        hours = {"off-peak": price.off_peak, "peak": price.peak}
-        costs = (f"{usd(left * rates.cost(0, round(prompt), args.expected_tokens))} {name}"
-                 for name, rates in hours.items())  # fmt: skip
-        now = price.at(datetime.now(UTC))
-        lines |= {
-            "cost": ", ".join(costs) + f"; it is {'peak' if now is price.peak else 'off-peak'} now",
-            "at most": f"{usd(worst * left / len(examples))}, if each has max_new_tokens "
-            f"({args.max_new_tokens:,}) at peak",
-            "prices": f"of {price.date}, {price.source or 'your own'}: ${now.cache_miss:g} in, "
-            f"${now.output:g} out per {MILLION:,} tokens now",
-        }
-    said = ", ".join(f"{name} {value:,}" for name, value in limits.items())
-    lines["limits"] = said or f"none: set max_usd (one answer can have {longest:,} tokens)"
-    return "\n".join(f"{name:<9}{text}" for name, text in lines.items())
-
-
-def _there(
-    endpoints: list[Endpoint], args: TeacherArgs, examples: list[Row], output_dir: str | None
-) -> int:
-    """Count the answers that an earlier run left, good and rejected."""
-    found: set[str] = set()
-    for name in (SAMPLES, FAILURES) if output_dir else ():
-        path = Path(output_dir or "") / name
-        if path.is_file():
-            rows = read_rows(path, torn_tail=True)
-            found |= {row["request"] for row in rows if row.get("rejected", True)}
-    draws = (Draw(row, number, 0) for row in examples for number in range(args.most))
-    return sum(request_key(endpoints, draw) in found for draw in draws)
+        return f"teacher offline: {count:,} answers, nothing to pay"
+    endpoint = endpoint_of(args)
+    turns = [turn["content"] for row in examples for turn in endpoint.messages(row)]
+    tokens = round(sum(map(len, turns)) / 4 * args.most)  # English has about 4 letters a token
+    output = count * args.expected_tokens
+    lines = [
+        f"teacher  {args.teacher}: {endpoint.model} at {endpoint.host}",
+        f"answers  {count:,} ({len(examples):,} prompts x {args.most})",
+        f"tokens   {tokens:,} in, {output:,} out, at {args.expected_tokens:,} an answer",
+    ]
+    if endpoint.price is None:
+        return "\n".join([*lines, "cost     unknown: name a file with the price as `prices`"])
+    cheap, dear = (
+        usd(rates.cost(0, tokens, output))
+        for rates in (endpoint.price.off_peak, endpoint.price.peak)
+    )
+    worst = sum(endpoint.worst(row).usd or 0 for row in examples) * args.most
+    most = "no limit: set max_usd" if args.max_usd is None else f"stops at {usd(args.max_usd)}"
+    return "\n".join(
+        [
+            *lines,
+            f"cost     {cheap} off-peak, {dear} at peak, by the prices of {endpoint.price.date}",
+            f"at most  {usd(worst)}, if each answer has {args.max_new_tokens:,} tokens; {most}",
+        ]
+    )
 
 
 def card_sections(args: TeacherArgs, rows: list[Row], spending: Row) -> dict[str, str]:
@@ -450,15 +374,11 @@ def card_sections(args: TeacherArgs, rows: list[Row], spending: Row) -> dict[str
     hosts = ", ".join(sorted({f"`{code(row['host'])}`" for row in rows if row.get("host")}))
     terms = TERMS[args.teacher].format(hosts=hosts or "the server")
     sections = {"Teacher": "\n".join(lines), "Terms": terms}
-    return sections | ({"Cost": _cost(spending)} if spending else {})
-
-
-def _cost(spending: dict[str, Any]) -> str:
-    counts = f"{spending['requests']:,} requests and {spending['tokens']:,} tokens"
-    if spending["usd"] is None:
-        return f"{counts}; price unknown."
-    text = f"{usd(spending['usd'])} for {counts}"
-    if spending["untold_requests"]:
-        most = usd(spending["untold_usd_at_most"] or 0)
+    if not spending:
+        return sections
+    money = "price unknown" if spending["usd"] is None else usd(spending["usd"])
+    text = f"{money} for {spending['requests']:,} requests and {spending['tokens']:,} tokens"
+    if spending["untold_usd_at_most"]:
+        most = usd(spending["untold_usd_at_most"])
         text += f", and at most {most} for {spending['untold_requests']:,} requests of unknown cost"
-    return f"{text}."
+    return sections | {"Cost": f"{text}."}

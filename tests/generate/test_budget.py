@@ -6,11 +6,10 @@ from datetime import UTC, datetime
 import pytest
 
 from chainforge.core.errors import InputError
-from chainforge.core.jsonl import JsonLines, example, read_rows
-from chainforge.generate.api import request_key
-from chainforge.generate.budget import SYNC_SECONDS, Amount, Ledger, Limits, find_price
-from chainforge.generate.settings import Draw, TeacherArgs
-from chainforge.generate.teacher import card_sections, endpoints_of, estimate
+from chainforge.core.jsonl import example, read_rows
+from chainforge.generate.budget import SYNC_SECONDS, Amount, Ledger, find_price
+from chainforge.generate.settings import TeacherArgs
+from chainforge.generate.teacher import card_sections, estimate
 
 ROWS = [
     example([{"role": "user", "content": f"What is {n} and two?"}], "4", task="sums")
@@ -18,46 +17,21 @@ ROWS = [
 ]
 
 
-def lines(text):
-    return dict(line.split(None, 1) for line in text.replace("at most", "at_most").splitlines())
-
-
 def test_the_estimate_needs_no_key(monkeypatch):
     monkeypatch.delenv("DEEPSEEK_API_KEY", raising=False)
-    args = TeacherArgs(teacher="deepseek", num_samples=100, expected_tokens=6000)
-    said = lines(estimate(args, ROWS))
-    assert said["answers"] == "1,000 (10 prompts x 100)"
-    assert said["cost"].startswith("$3.6")
-    assert "off-peak, $7.2" in said["cost"]
-    assert said["at_most"].startswith("$39.")
-    assert "of 2026-11-15" in said["prices"]
-    assert said["limits"].startswith("none: set max_usd")
-
-
-def test_the_estimate_leaves_out_what_is_there(tmp_path):
-    args = TeacherArgs(teacher="deepseek", max_usd=2.0)
-    endpoints = endpoints_of(args)
-    with JsonLines(tmp_path / "samples.jsonl") as file:
-        file.append({"request": request_key(endpoints, Draw(ROWS[0], 0, 0))})
-    with JsonLines(tmp_path / "failures.jsonl") as file:
-        file.append({"request": request_key(endpoints, Draw(ROWS[1], 0, 0)), "rejected": True})
-        file.append({"request": request_key(endpoints, Draw(ROWS[2], 0, 0)), "rejected": False})
-    said = lines(estimate(args, ROWS, str(tmp_path)))
-    assert "2 of them there already" in said["answers"]
-    assert "48,000 out" in said["tokens"]
-    assert said["limits"] == "max_usd 2.0"
+    said = estimate(TeacherArgs(teacher="deepseek", num_samples=100), ROWS)
+    for words in ("1,000 (10 prompts x 100)", "$3.6", "off-peak, $7.2", "2026-11-15", "at most  $39.",
+                  "no limit: set max_usd"):  # fmt: skip
+        assert words in said
+    assert "nothing to pay" in estimate(TeacherArgs(), ROWS)
 
 
 def test_an_unknown_price_is_said():
     args = TeacherArgs(teacher="openai", model="m", base_url="http://localhost:8000/v1")
-    assert lines(estimate(args, ROWS))["cost"].startswith("unknown")
+    assert "cost     unknown" in estimate(args, ROWS)
     args.max_usd = 1.0
     with pytest.raises(InputError, match="price of 'm' at localhost:8000 is not known"):
         estimate(args, ROWS)
-
-
-def test_the_offline_teacher_costs_nothing():
-    assert "nothing to pay" in estimate(TeacherArgs(), ROWS)
 
 
 def test_the_card_tells_teacher_terms_and_cost():
@@ -97,7 +71,7 @@ def path(tmp_path):
 
 
 def test_the_worst_case_is_set_aside_and_settled(path):
-    with Ledger(path, Limits(max_usd=1.0)) as ledger:
+    with Ledger(path, {"max_usd": 1.0}) as ledger:
         first, second = ledger.send("a", WORST), ledger.send("b", WORST)
         assert ledger.forbids(WORST) == "max_usd"
         ledger.settle(first, "a", "answered", Amount(0.1, 20), {"completion": "x"})
@@ -115,7 +89,7 @@ def test_the_worst_case_is_set_aside_and_settled(path):
 
 
 def test_tokens_and_requests(path):
-    with Ledger(path, Limits(max_tokens_total=250, max_requests=2)) as ledger:
+    with Ledger(path, {"max_tokens_total": 250, "max_requests": 2}) as ledger:
         ledger.send("a", WORST)
         assert ledger.forbids(Amount(None, 150)) is None
         assert ledger.forbids(Amount(None, 151)) == "max_tokens_total"
@@ -124,12 +98,12 @@ def test_tokens_and_requests(path):
 
 
 def test_a_later_run_begins_with_what_was_spent(path):
-    with Ledger(path, Limits()) as ledger:
+    with Ledger(path) as ledger:
         ledger.settle(ledger.send("a", WORST), "a", "answered", Amount(0.1, 20), {"c": 1})
         ledger.send("b", WORST)  # and then the process is killed
     with open(path, "ab") as file:
         file.write(b'{"request": 3, "ke')
-    with Ledger(path, Limits(max_usd=0.9)) as ledger:
+    with Ledger(path, {"max_usd": 0.9}) as ledger:
         assert ledger.answers == {"a": {"c": 1}}
         assert (ledger.told + ledger.unsure).usd == pytest.approx(0.5)
         assert ledger.forbids(Amount(0.4, 1)) is None
@@ -138,11 +112,11 @@ def test_a_later_run_begins_with_what_was_spent(path):
         ledger.forget_answers()
         ledger.settle(3, "c", "answered", Amount(0.2, 1))
     assert not any("answer" in row for row in read_rows(path))
-    assert sum_of(Ledger(path, Limits())).usd == pytest.approx(0.7)
+    assert sum_of(Ledger(path)).usd == pytest.approx(0.7)
 
 
 def test_unknown_money_is_not_nothing(path):
-    with Ledger(path, Limits()) as ledger:
+    with Ledger(path) as ledger:
         ledger.settle(ledger.send("a", Amount(None, 9)), "a", "answered", Amount(None, 5))
         assert ledger.summary()["usd"] is None
         assert ledger.summary()["tokens"] == 5
@@ -156,20 +130,19 @@ def test_what_was_promised_survives_a_power_cut(path, monkeypatch):
     def fsync(descriptor):
         real(descriptor)
         name = os.readlink(f"/proc/self/fd/{descriptor}")
-        on_disk[name] = None if os.path.isdir(name) else path.read_bytes()
+        on_disk[name] = path.read_bytes()
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
-    ledger = Ledger(path, Limits(max_usd=10.0))
+    ledger = Ledger(path, {"max_usd": 10.0})
     for number in range(12):
         clock[0] += 0.25
         request = ledger.send(str(number), WORST)
         if number % 3:
             ledger.settle(request, str(number), "answered", Amount(0.3, 20), {"c": number})
-    assert set(on_disk) == {str(path), str(path.parent)}
     assert on_disk[str(path)] != path.read_bytes()
     path.write_bytes(on_disk[str(path)])
-    spent = Ledger(path, Limits())
+    spent = Ledger(path)
     assert ledger.requests - spent.requests < SYNC_SECONDS / 0.25
     assert sum_of(spent).usd >= 0.3 * spent.requests
 
@@ -221,7 +194,11 @@ def test_cached_input_is_cheaper(usage):
     assert cost == pytest.approx(0.6 * 0.003 + 0.4 * 0.15 + 0.6)
 
 
-@pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": 5}, USAGE | {"prompt_tokens": "9"}])
+@pytest.mark.parametrize(
+    "usage",
+    [None, {}, {"prompt_tokens": 5}, USAGE | {"prompt_tokens": "9"},
+     USAGE | {"completion_tokens": 0}, USAGE | {"completion_tokens": True}],
+)  # fmt: skip
 def test_a_usage_that_says_too_little_has_no_cost(usage):
     assert find_price(HOST, "deepseek-flash").cost(usage, OFF_PEAK) is None
 
@@ -252,15 +229,14 @@ def test_a_table_of_ones_own_wins(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("api.deepseek.com: 3", "expected a host with date"),
-        ("api.deepseek.com: {models: {deepseek-flash: {output: 1}}}", "expected a date"),
+        ("api.deepseek.com: 3", "Expected `object`"),
+        ("api.deepseek.com: {models: {}}", "required field `date`"),
         ("api.deepseek.com: {date: 2027-01-01, models: {deepseek-flash: {output: 1}}}",
-         "cache_hit: expected USD"),
+         "required field `cache_hit`"),
         ("api.deepseek.com: {date: 2027-01-01, models: {deepseek-flash: {cache_hit: 1, "
-         "cache_miss: -1, output: 1}}}", "cache_miss: expected USD"),
-        ("api.deepseek.com: {datum: 2027-01-01, models: {}}", "unknown key 'datum'"),
-        ("api.deepseek.com: {date: 2027-01-01, peak_hours: ['1-4'], models: {deepseek-flash: "
-         "{cache_hit: 1, cache_miss: 1, output: 1}}}", "peak_hours: expected UTC"),
+         "cache_miss: -1, output: 1}}}", ">= 0.*cache_miss"),
+        ("api.deepseek.com: {datum: 2027-01-01, models: {}}", "unknown field `datum`"),
+        ("api.deepseek.com: {date: 2027-01-01, peak_hours: ['1-4'], models: {}}", "peak_hours"),
     ],
 )  # fmt: skip
 def test_a_table_that_is_none_is_refused(tmp_path, text, words):

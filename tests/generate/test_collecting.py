@@ -14,27 +14,24 @@ import pytest
 import yaml
 from server import FAULTS, REASONING, Answer, Server, chat
 
-from chainforge.core.errors import InputError, Stopped
+from chainforge.core.errors import Stopped
 from chainforge.core.jsonl import example, read_rows
+from chainforge.generate import api
 from chainforge.generate.settings import TeacherArgs
 from chainforge.generate.teacher import collect
 
 KEY = "sk-CANARY-0123456789"
-QUICK = {
-    "teacher": "deepseek",
-    "retry_wait": 0.02,
-    "max_retry_after": 0.2,
-    "timeout": 5.0,
-    "shutdown_timeout": 5,
-}
+QUICK = {"teacher": "deepseek", "timeout": 5.0}
 
 # A collection as a process of its own, which can be killed.
 DRIVER = """
 import json, logging, sys
 from chainforge.core import process
+from chainforge.generate import api
 from chainforge.generate.settings import TeacherArgs
 from chainforge.generate.teacher import collect
 
+api.RETRY_SECONDS = 0.02
 rows = [json.loads(line) for line in open("examples.jsonl")]
 process.run(lambda: collect(TeacherArgs(**json.loads(sys.argv[1])), rows, "out"))
 """
@@ -59,8 +56,6 @@ class Faulty:
         name = draw.choice(self.names)
         if draw.random() >= self.share:
             return None
-        if name == "length" and request.body["max_tokens"] > 32768:
-            return None  # cut off for a second time it would be rejected
         self.faults += name != "drip"  # which only takes its time
         return FAULTS[name]
 
@@ -69,6 +64,7 @@ class Faulty:
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("DEEPSEEK_API_KEY", KEY)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(api, "RETRY_SECONDS", 0.02)
     return tmp_path
 
 
@@ -262,34 +258,12 @@ def test_max_tokens_total(folder):
         assert 1400 < spent <= 3000
 
 
-def test_a_key_refused_after_fifty_answers(folder):
-    refuses = Answer({"error": {"message": "no"}}, 401)
-    with Server(lambda request: refuses if request.number >= 50 else None) as server:
-        args = TeacherArgs(**QUICK, base_url=server.url)
-        with pytest.raises(InputError, match="check DEEPSEEK_API_KEY"):
-            collect(args, examples(100), "out")
-        assert len(read_rows("out/samples.jsonl")) == 50
-
-
 def test_the_limit_of_a_server_is_found_and_kept_to(folder):
     with Server(limit=10, seconds=0.05) as server:
         args = TeacherArgs(**QUICK, base_url=server.url)
         assert len(collect(args, examples(400), "out").rows) == 400
         assert server.most == 10
         assert len(server.asked) < 440
-
-
-def test_a_wait_that_the_server_asked_for_is_told(folder):
-    busy = Answer({}, 429, {"retry-after": "3"})
-    notes = []
-    with Server(lambda request: busy if request.number < 8 else None) as server:
-        args = TeacherArgs(
-            **QUICK | {"max_retry_after": 9.0}, base_url=server.url, max_concurrency=4
-        )
-        collect(
-            args, examples(6), "out", progress=lambda done, total, unit, note: notes.append(note)
-        )
-    assert any("refused (429), waiting" in note for note in notes), notes
 
 
 def recipe(folder, server, *flags, **settings):

@@ -155,22 +155,13 @@ def test_a_prompt_is_sampled_until_it_has_enough(model, tokenizer, tmp_path):
         range(max(counts.values()) // 2, 4)
     )
     report = rolled.report
-    assert report["prompts"] == 6 == report["enough"] + report["exhausted"] + report["given_up"]
+    assert report["prompts"] == 6 == report["enough"] + report["exhausted"]
     assert report["samples"] + report["samples_saved"] == 48
     whole = rolled.samples
     for kept in (0, 3, 9):
         lines = (tmp_path / "s.jsonl").read_bytes().splitlines(keepends=True)
         (tmp_path / "cut.jsonl").write_bytes(b"".join(lines[:kept]))
         assert adaptive(model, tokenizer, tmp_path / "cut.jsonl").samples == whole
-
-
-def test_a_hopeless_prompt_is_given_up_and_the_cost_is_said(model, tokenizer, tmp_path):
-    settings = {"max_samples": 8, "round_size": 2, "max_failed_samples": 4}
-    rolled = run(model, tokenizer, tmp_path / "s.jsonl", settings=settings,
-                 accept=lambda rows: [False] * len(rows), keep=2)  # fmt: skip
-    assert len(rolled.samples) == 6 * 4
-    assert rolled.report["given_up"] == 6
-    assert rolled.report["rows_given_up_at_most"] == 12
 
 
 def judged(completion, **changes):
@@ -247,7 +238,6 @@ def test_rounds_save_samples_and_lose_no_row():
     report = rounds.report()
     rows = {row["id"] for row in rounds.samples() if row["correct"]}
     assert len(rows) == report["enough"]
-    assert report["given_up"] == 0
     assert report["enough"] / 900 > 0.98  # what 16 samples each would find
     assert report["samples"] < 0.5 * 900 * 16
 
@@ -288,7 +278,6 @@ def test_accepted_is_what_no_filter_of_the_row_drops():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"max_failed_samples": 4}, "requires max_samples"),
         ({"max_samples": 0}, "max_samples: expected 1"),
         ({"max_samples": 4, "round_size": 0}, "round_size: expected 1"),
         ({"max_samples": 4, "temperature": 0.0}, "set `max_samples: 1`"),

@@ -1,12 +1,9 @@
 """Collecting from a real server on the loopback, whose faults are chosen per request."""
 
-import gzip
 import json
 import logging
-import socketserver
 import threading
 import time
-from datetime import date
 from pathlib import Path
 
 import pytest
@@ -17,24 +14,25 @@ from chainforge.core.errors import InputError
 from chainforge.core.jsonl import example, read_rows
 from chainforge.core.transcript import DEFAULT, read, write
 from chainforge.data.datasets import save_dataset
-from chainforge.data.filters import SelectionArgs
+from chainforge.data.filters import FilterArgs, SelectionArgs
 from chainforge.data.tasks import TaskArgs, load_examples
-from chainforge.generate.api import LARGEST_BODY, choice_of
+from chainforge.generate import api
+from chainforge.generate.api import MAX_USELESS
 from chainforge.generate.build import BuildArgs, Rows, build
-from chainforge.generate.dispatch import MAX_USELESS
 from chainforge.generate.rollouts import score_samples
 from chainforge.generate.settings import TeacherArgs
-from chainforge.generate.teacher import TeacherFilterArgs, card_sections, collect
+from chainforge.generate.teacher import card_sections, collect
 from chainforge.rewards.reward import RewardArgs, load_rewards
 
 KEY = "sk-secret-0123456789"
-TEXTS = TeacherFilterArgs().fitting("openai")
+TEXTS = FilterArgs(min_reasoning_chars=20)
 
 
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setenv("DEEPSEEK_API_KEY", KEY)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setattr(api, "RETRY_SECONDS", 0.01)
     with Server() as server:
         yield server
 
@@ -46,9 +44,13 @@ def sums():
 
 
 def asking(server, **settings):
-    quick = {"max_retries": 2, "retry_wait": 0.01, "outage_timeout": 0.1, "max_retry_after": 0.05}
-    common = {"teacher": "deepseek", "base_url": server.url, "shutdown_timeout": 5}
-    return TeacherArgs(**common | quick | settings)
+    common = {
+        "teacher": "deepseek",
+        "base_url": server.url,
+        "max_retries": 2,
+        "outage_timeout": 0.1,
+    }
+    return TeacherArgs(**common | settings)
 
 
 def test_prompts_without_an_answer_are_collected_and_kept(server, tmp_path):
@@ -106,8 +108,6 @@ def test_a_deepseek_row(server, sums, tmp_path):
     assert row["cost"] in (pytest.approx(42e-6), pytest.approx(84e-6))
     assert row["latency"] >= 0
     assert row["time"].endswith("+00:00")
-    assert row["client"].startswith("openai ")
-    assert len(row["prompt_hash"]) == 16
     assert {key: row[key] for key in sums[0]} == sums[0]
     assert asked.body["model"] == "deepseek-flash"
     assert asked.body["thinking"] == {"type": "enabled"}
@@ -123,39 +123,18 @@ def test_a_deepseek_row(server, sums, tmp_path):
 @pytest.mark.parametrize(
     ("message", "found"),
     [
-        ({"reasoning_details": [{"text": REASONING[:9]}, {"text": REASONING[9:]}]},
-         "reasoning_details"),
-        ({"reasoning_details": [{"type": "reasoning.encrypted", "data": "x"}],
-          "reasoning": REASONING}, "reasoning"),
         ({"reasoning": REASONING}, "reasoning"),
         ({"reasoning_content": REASONING, "reasoning": "No."}, "reasoning_content"),
         ({"content": f"<think>\n{REASONING}\n</think>\n\n4"}, "tags"),
         ({"content": f"{REASONING}</think>4"}, "tags"),
         ({"content": f"<think>{REASONING}</think>4", "reasoning": REASONING}, "reasoning"),
         ({"content": write(REASONING, "4")}, "transcript"),
-        ({"content": [{"type": "thinking", "thinking": [{"type": "text", "text": REASONING}]},
-                      {"type": "text", "text": "4"}]}, "content"),
-        ({"content": [{"type": "thinking", "thinking": REASONING, "signature": "x"},
-                      {"type": "text", "text": "4"}]}, "content"),
-        ({"content": [{"type": "reasoning", "text": REASONING}, {"type": "output_text", "text": "4"}]},
-         "content"),
-        ({"content": [{"type": "text", "text": f"<think>{REASONING}</think>"},
-                      {"type": "text", "text": "4"}]}, "tags"),
-        ({"content": [{"type": "redacted_thinking", "data": "x"}, {"type": "text", "text": "4"}],
-          "reasoning": REASONING}, "reasoning"),
     ],
 )  # fmt: skip
 def test_where_the_reasoning_is(server, sums, tmp_path, message, found):
     server.script = [chat(**({"content": "4"} | message))]
     (row,) = collect(asking(server), sums[:1], tmp_path).rows
     assert (row["completion"], row["reasoning_source"]) == (write(REASONING, "4"), found)
-
-
-def test_a_prompt_that_is_no_text_costs_its_row_only(server, sums, tmp_path):
-    broken = sums[0] | {"prompt": [{"role": "user", "content": "Half \ud800"}]}
-    collected = collect(asking(server), [broken, *sums[1:3]], tmp_path)
-    assert collected.lost == {"unsendable": 1}
-    assert len(server.asked) == 2
 
 
 SAID = {"reasoning_content": REASONING}
@@ -165,15 +144,13 @@ SAID = {"reasoning_content": REASONING}
     ("answer", "kind"),
     [
         (chat(), "no_reasoning"),
-        (chat(reasoning_content="  "), "no_reasoning"),
         (chat(reasoning_content="\u200b"), "no_reasoning"),
         (chat("\u200b\u3164", reasoning_content="So 4."), "no_answer"),
-        (chat("", **SAID), "no_answer"),
         (chat(None, **SAID), "no_answer"),
         (chat("<think>Two and"), "unfinished_reasoning"),
         (chat("4", "content_filter", **SAID), "content_filter"),
         (chat("<summary>4</summary>", **SAID), "tags"),
-        (chat("4</think>", **SAID), "tags"),
+        (chat("4", "length", **SAID), "truncated"),
         (Answer({"error": {"message": "bad"}}, 400), "status_400"),
         (Answer({"error": {"message": "bad"}}, 422), "status_422"),
         (Answer({"error": {"message": "the input was flagged by moderation"}}, 403), "status_403"),
@@ -182,7 +159,7 @@ SAID = {"reasoning_content": REASONING}
 def test_unusable_answers_are_rejected_never_invented(server, sums, tmp_path, answer, kind):
     worded = [row | {"prompt": [{"role": "user", "content": "What is two and two?"}]}
               for row in sums[:2]]  # fmt: skip
-    server.script = [answer]
+    server.script = [None, answer]
     args = asking(server, fallback="offline", max_concurrency=1)
     collected = collect(args, worded, tmp_path)
     assert funnel(collected) == {"in": 2, "kept": 1, "dropped": {kind: 1}}
@@ -212,89 +189,20 @@ def test_the_filters_of_reject_drop_answers(server, sums, tmp_path, reasoning, k
     assert len(server.asked) == 1
 
 
-def ended(word, content="4", **message):
-    return chat(content, word, **(SAID | message))
-
-
 NO_WORD = chat("4", **SAID)
 NO_WORD["choices"][0].pop("finish_reason")
-
-
-@pytest.mark.parametrize(
-    ("words", "end"),
-    [
-        ("eos eos_token end_turn STOP stop_sequence FINISH_REASON_STOP COMPLETE", "stop"),
-        ("max_tokens MAX_TOKENS model_length max_output_tokens", "length"),
-        ("SAFETY refusal content_filtered RECITATION", "content_filter"),
-    ],
-)
-def test_an_end_in_any_dialect_is_known(words, end):
-    assert {choice_of(ended(word)).end for word in words.split()} == {end}
-
-
-@pytest.mark.parametrize("word", ["tired", "tool_calls", "OTHER", "", None, "null", 7, "absent"])
-def test_a_whole_answer_with_an_unknown_end_is_kept_and_noted(server, sums, tmp_path, word, caplog):
-    answer, last = NO_WORD if word == "absent" else ended(word), sums[2]["prompt"][-1]["content"]
-    server.script = lambda request: None if request.prompt == last else answer
-    rows = collect(asking(server), sums[:3], tmp_path).rows
-    assert save_dataset(rows, tmp_path / "dataset").is_file()
-    assert rows.pop()["finish_reason"] == "stop"
-    assert len(server.asked) == 3
-    raw = str(word) if word not in ("", None, "null", "absent") else None
-    assert {(row["finish_reason"], row["finish_reason_raw"]) for row in rows} == {("stop", raw)}
-    assert caplog.text.count(f"unknown finish_reason ({raw!r})" if raw else "(none)") == 1
-
-
-@pytest.mark.parametrize("word", ["tired", "tool_calls", "", None, "stop"])
-def test_a_missing_answer_is_asked_for_once_and_says_how_it_ended(server, sums, tmp_path, word):
-    first = sums[0]["prompt"][-1]["content"]
-    server.script = lambda request: ended(word, None) if request.prompt == first else None
-    for _ in range(2):
-        collect(asking(server), sums[:2], tmp_path)
-    assert len(server.asked) == 2
-    (row,) = read_rows(tmp_path / "failures.jsonl")
-    assert (row["class"], row["finish_reason"]) == ("no_answer", word or None)
-    assert row["message"].startswith("the reply contains no answer")
-    assert row["reply"]["reasoning_content"] == REASONING
-    assert word in (None, "", "stop") or repr(word) in row["message"]
-
-
-@pytest.mark.parametrize("word", ["insufficient_system_resource", "abort", "error"])
-def test_a_reply_that_the_server_breaks_off_is_paid_for_three_times_at_most(
-    server, sums, tmp_path, word
-):
-    first = sums[0]["prompt"][-1]["content"]
-    server.script = lambda request: ended(word) if request.prompt == first else None
-    args = asking(server, max_retries=8)
-    assert collect(args, sums[:2], tmp_path).lost == {"unfinished": 1}
-    assert len(server.asked) == 3 + 1
-    server.script = []
-    assert len(collect(args, sums[:2], tmp_path).rows) == 2
-
-
-def odd(**fields):
-    return Answer({**chat("4", **SAID), **fields})
-
-
 ODD = [
-    (ended("stop", float("nan")), "no_answer"),
-    (ended("stop", reasoning_content=float("inf")), "no_reasoning"),
-    (odd(usage={"prompt_tokens": float("nan"), "completion_tokens": 60}), None),
-    (odd(usage={"prompt_tokens": 40, "completion_tokens": 10**40}), None),
-    (odd(usage={"prompt_tokens": "40", "completion_tokens": [60]}), None),
-    (odd(usage=[1, 2]), None),
-    (odd(model={"a": 1}, id=float("nan"), system_fingerprint=[]), None),
-    (odd(extra=10**30, more=[float("-inf"), {"a": float("nan")}]), None),
-    (ended("stop", "4 \ud800"), None),
-    (ended("stop", tool_calls=float("nan"), logprobs={"a": [10**25]}), None),
-    (odd(choices=[{"finish_reason": "stop", "message": ["4"]}]), "no_answer"),
-    (odd(choices=[{"finish_reason": {"a": 1}, "message": {"content": {"b": 2}}}]), "no_answer"),
+    (NO_WORD, None),
+    (chat("4", "tired", **SAID), None),
+    ({**chat("4", **SAID), "usage": None}, None),
+    ({**chat("4", **SAID), "extra": 10**30}, None),
+    (chat("4", "insufficient_system_resource", **SAID), "unfinished"),
+    ({"choices": [{"finish_reason": "stop", "message": ["4"]}]}, "malformed"),
     (Answer(b'{"choices": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"), "malformed"),
-    (Answer(b'{"choices":' + b'{"a":' * 300 + b"1" + b"}" * 301), "malformed"),
-    (Answer(gzip.compress(b"[" + b" " * LARGEST_BODY + b"]"), headers={"content-encoding": "gzip"}),
-     "too_large"),
-    (Answer(b"\0" * (LARGEST_BODY + 9)), "too_large"),
-]  # fmt: skip
+    (Answer(b'{"choices": [], "a": NaN}'), "malformed"),
+    (chat([{"b": 2}], {"a": 1}), "malformed"),
+    (chat({"b": 2}), "no_answer"),
+]
 
 
 @pytest.mark.parametrize(("answer", "kind"), ODD, ids=range(len(ODD)))
@@ -303,31 +211,12 @@ def test_one_odd_reply_ends_no_collection(server, sums, tmp_path, answer, kind):
     server.script = lambda request: answer if request.prompt == first else None
     collected = collect(asking(server), sums[:2], tmp_path)
     assert collected.lost == ({kind: 1} if kind else {})
-    assert len(server.asked) == 2
+    assert len(server.asked) == (2 if kind in (None, "no_answer") else 4)
     assert save_dataset(collected.rows, tmp_path / "dataset").is_file()
+    assert {row["finish_reason"] for row in collected.rows} == {"stop"}
 
 
-@pytest.mark.parametrize(
-    "answer", [b"[1, 2]", b'"text"', b"null", b'{"choices": [1]}', b'{"n": ' + b"9" * 9999 + b"}"]
-)
-def test_what_is_no_reply_is_asked_for_again(server, sums, tmp_path, answer):
-    server.script = [Answer(answer)]
-    assert collect(asking(server), sums[:1], tmp_path).rows[0]["attempts"] == 2
-
-
-@pytest.mark.parametrize(
-    "usage",
-    [
-        {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
-        {"prompt_tokens": 40, "completion_tokens": 0},
-        {"prompt_tokens": 40, "completion_tokens": 1, "total_tokens": 41},
-        {"prompt_tokens": 0, "completion_tokens": 60},
-        {"prompt_tokens": -1, "completion_tokens": 60},
-        {"prompt_tokens": 40.0, "completion_tokens": True},
-        {},
-        None,
-    ],
-)
+@pytest.mark.parametrize("usage", [{"prompt_tokens": 40, "completion_tokens": 0}, {}, None])
 def test_a_usage_that_cannot_be_is_unknown_and_never_free(server, sums, tmp_path, usage):
     server.script = [chat("4", usage=usage, **SAID)]
     collected = collect(asking(server, max_new_tokens=1000), sums[:1], tmp_path)
@@ -345,31 +234,22 @@ def test_reasoning_that_is_counted_in_the_total_only_is_paid_for(server, sums, t
     assert (spending["tokens"], spending["untold_requests"]) == (150, 0)
 
 
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_redirect_is_never_followed(server, sums, tmp_path, status):
+def test_a_redirect_is_never_followed(server, sums, tmp_path):
     with Server() as other:
-        server.script = lambda request: Answer(GOOD, status, {"location": other.url})
-        with pytest.raises(InputError, match=f"Set `base_url`.*{other.port}.*not followed"):
+        server.script = lambda request: Answer(GOOD, 307, {"location": other.url})
+        with pytest.raises(InputError, match=f"not followed; set `base_url`.*{other.port}"):
             collect(asking(server, max_requests=1), sums, tmp_path)
     assert (len(server.asked), len(other.asked)) == (1, 0)
     assert not (tmp_path / "samples.jsonl").exists()
 
 
-@pytest.mark.parametrize(
-    ("body", "words"),
-    [
-        ({"error": {"message": "no field top_k", "code": 7}}, "status 422: no field top_k"),
-        ({"error": "no field"}, "status 422: no field"),
-        ({"detail": [{"loc": ["body", "top_k"], "msg": "extra"}]}, "top_k.*not know: top_k;"),
-        ({"message": "unexpected keys"}, "unexpected keys.*`extra_body: {}`"),
-        (b"<html>no \x1b[2J", r"<html>no \\x1b\[2J"),
-    ],
-)
-def test_a_server_that_refuses_every_request_costs_no_row(server, sums, tmp_path, body, words):
+def test_a_server_that_refuses_every_request_costs_no_row(server, sums, tmp_path):
     """Fewer rows than it takes to be impatient, or more."""
+    body = b"<html>no field \x1b[2J"
     for size in (3, 30):
         server.script = lambda request: Answer(body, 422)
-        with pytest.raises(InputError, match=f"refused every request: .*{words}"):
+        words = r"refused every request: .*no field \\x1b\[2J.*thinking, top_k; `extra_body: {}`"
+        with pytest.raises(InputError, match=words):
             collect(asking(server, extra_body={"top_k": 5}), sums[:size], tmp_path)
         assert not any(row["rejected"] for row in lines(tmp_path / "failures.jsonl"))
     server.script = []
@@ -378,60 +258,34 @@ def test_a_server_that_refuses_every_request_costs_no_row(server, sums, tmp_path
 
 
 @pytest.mark.parametrize(
-    "key", ["sk-\u201ccurly\u201d", "sk-one\nsk-two", "'sk-quoted'", "sk-\u043a\u043b\u044e\u0447"]
+    ("variable", "value", "words"),
+    [
+        ("DEEPSEEK_API_KEY", "sk-one\nsk-two", "DEEPSEEK_API_KEY: the value contains"),
+        ("ALL_PROXY", "nonsense://host", "no request can be sent: .*ALL_PROXY"),
+        ("SSL_CERT_FILE", "/none", "no request can be sent: .*SSL_CERT_FILE"),
+    ],
 )
-def test_a_key_that_cannot_be_sent_costs_no_row(server, sums, tmp_path, monkeypatch, key):
-    monkeypatch.setenv("DEEPSEEK_API_KEY", key)
-    with pytest.raises(InputError, match="DEEPSEEK_API_KEY: the value contains") as error:
-        collect(asking(server), sums, tmp_path)
-    assert key not in str(error.value)
-    assert not [*server.asked, *tmp_path.iterdir()]
-
-
-@pytest.mark.parametrize(
-    ("variable", "value"),
-    [("ALL_PROXY", "nonsense://host"), ("HTTP_PROXY", "http://[::1"), ("SSL_CERT_FILE", "/none")],
-)
-def test_a_setting_of_the_network_that_is_wrong_costs_no_row(
-    server, sums, tmp_path, monkeypatch, variable, value
+def test_an_environment_that_is_wrong_costs_no_row(
+    server, sums, tmp_path, monkeypatch, variable, value, words
 ):
     monkeypatch.setenv(variable, value)
-    with pytest.raises(InputError, match=f"no request can be sent: .*{variable}"):
+    with pytest.raises(InputError, match=words) as error:
         collect(asking(server), sums, tmp_path)
+    assert "sk-one" not in str(error.value)
     assert not [*server.asked, *tmp_path.iterdir()]
 
 
-@pytest.fixture
-def plain():
-    """A server that answers a TLS greeting in plain text, as a web server on its port does."""
-
-    class Plain(socketserver.BaseRequestHandler):
-        def handle(self):
-            self.request.recv(4096)
-            self.request.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Plain) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server.server_address[1]
-        server.shutdown()
-
-
-def test_a_name_that_is_not_known_ends_the_run(server, sums, tmp_path):
-    with pytest.raises(InputError, match="No such host|nothing was|in a row"):
-        collect(asking(server, base_url="http://no-such-host.invalid/v1"), sums, tmp_path)
-    assert not any(row["rejected"] for row in lines(tmp_path / "failures.jsonl"))
-
-
-def test_https_to_a_server_without_it_ends_the_run(server, sums, tmp_path, plain):
-    with pytest.raises(InputError, match="http or https"):
-        collect(asking(server, base_url=f"https://127.0.0.1:{plain}/v1"), sums, tmp_path)
+@pytest.mark.parametrize("url", ["http://no-such-host.invalid/v1", "http://127.0.0.1:9/v1"])
+def test_a_server_that_cannot_be_reached_ends_the_run(server, sums, tmp_path, url):
+    with pytest.raises(InputError, match=f"{url[:16]}.*check that a server is running"):
+        collect(asking(server, base_url=url), sums, tmp_path)
     assert not lines(tmp_path / "failures.jsonl")
 
 
 def test_where_no_row_passes_an_answer_is_shown_and_what_would_accept_it(server, sums, tmp_path):
     cases = [
         (chat("So \x1b[31m4"), "no_reasoning: .*`instruction: .*<think>.*'So \\\\x1b"),
-        (chat("x" * 999, "length", **SAID), "raise `max_new_tokens`.*x'\\.\\.\\."),
+        (chat("x" * 999, "length", **SAID), "raise `max_new_tokens`.*x'"),
     ]
     for number, (answer, words) in enumerate(cases):
         for size in (2, 30):
@@ -439,28 +293,6 @@ def test_where_no_row_passes_an_answer_is_shown_and_what_would_accept_it(server,
             with pytest.raises(InputError, match=words) as error:
                 collect(asking(server), sums[:size], tmp_path / f"{number}-{size}")
             assert len(str(error.value)) < 1000
-
-
-def test_a_rejected_answer_keeps_what_was_paid_for(server, sums, tmp_path):
-    server.script = [chat("<think>4", **SAID)]
-    collect(asking(server, max_concurrency=1), sums[:2], tmp_path)
-    (row,) = read_rows(tmp_path / "failures.jsonl")
-    assert (row["reasoning"], row["answer"]) == (REASONING, "<think>4")
-    assert row["usage"]["completion_tokens"] == 60
-
-
-def test_a_cut_off_answer_is_asked_for_once_more_with_a_larger_limit(server, sums, tmp_path):
-    server.script = [chat("", "length", reasoning_content="Two")]
-    (row,) = collect(asking(server), sums[:1], tmp_path / "a").rows
-    assert [asked.body["max_tokens"] for asked in server.asked] == [32768, 65536]
-    assert (row["sampling"]["max_tokens"], row["attempts"]) == (65536, 2)
-    for second in (chat("", "length"), Answer({"error": {"message": "too large"}}, 400)):
-        server.asked.clear()
-        server.script = [chat("", "length", reasoning_content="Two"), second]
-        folder = tmp_path / f"b{second!r:.5}"
-        with pytest.raises(InputError, match="nothing was collected .*'truncated': 1"):
-            collect(asking(server), sums[:1], folder)
-        assert len(server.asked) == 2
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -499,14 +331,11 @@ def test_used_up_retries_are_a_recorded_failure_and_asked_again(server, sums, tm
     [
         (401, "key is not accepted: check DEEPSEEK_API_KEY"),
         (402, "no balance"),
-        (403, "rights"),
-        (404, "no such model"),
-        (400, "no such model"),
+        (404, "no such mo"),
     ],
 )
 def test_fatal_statuses_stop_the_run_and_keep_the_rows(server, sums, tmp_path, status, message):
-    said = "Model Not Exist" if status == 400 else f"refused {KEY}"
-    fatal = Answer({"error": {"message": said}}, status)
+    fatal = Answer({"error": {"message": f"refused {KEY}"}}, status)
     server.script = lambda request: fatal if request.number >= 7 else None
     with pytest.raises(InputError, match=message):
         collect(asking(server, fallback="offline"), sums, tmp_path)
@@ -517,16 +346,16 @@ def test_fatal_statuses_stop_the_run_and_keep_the_rows(server, sums, tmp_path, s
     assert len({row["id"] for row in read_rows(tmp_path / "samples.jsonl")}) == 30
 
 
-def test_an_absent_server_stops_the_run(server, sums, tmp_path):
-    args = asking(server, base_url="http://127.0.0.1:9/v1", max_retries=50)
-    with pytest.raises(InputError, match="requests in a row failed.*127.0.0.1:9"):
-        collect(args, sums, tmp_path)
+def test_an_outage_that_does_not_end_stops_the_run(server, sums, tmp_path):
+    server.script = lambda request: FAULTS["500"]
+    with pytest.raises(InputError, match="requests in a row failed.*status 500"):
+        collect(asking(server, max_retries=50), sums, tmp_path)
     assert not (tmp_path / "samples.jsonl").exists()
 
 
 def test_an_outage_is_waited_for_one_request_at_a_time(server, sums, tmp_path):
     server.script = lambda request: FAULTS["503"] if 5 <= request.number < 32 else None
-    args = asking(server, retry_wait=0.005, outage_timeout=20, max_retries=20, max_concurrency=4)
+    args = asking(server, outage_timeout=20, max_retries=20, max_concurrency=4)
     collected = collect(args, sums, tmp_path)
     assert len(collected.rows) == 30
     # Once everything fails, a single request finds out whether it still does.
@@ -541,6 +370,7 @@ def test_nothing_but_useless_answers_stops_the_run(server, sums, tmp_path):
 
 
 def test_nothing_but_answers_that_the_filters_drop_stops_the_run(server, sums, tmp_path):
+    server.seconds = 0.03  # the thread that scores must keep up
     server.script = lambda request: chat("4", reasoning_content="2 + 2 = 4.")
     wanted = f"{MAX_USELESS} answers in a row were of no use.*too_short"
     with pytest.raises(InputError, match=wanted):
@@ -550,12 +380,6 @@ def test_nothing_but_answers_that_the_filters_drop_stops_the_run(server, sums, t
     assert MAX_USELESS <= len(rows) <= len(server.asked)  # what was paid for stays
     server.script = None
     assert len(collect(asking(server), sums, tmp_path, texts=TEXTS).rows) == 30
-
-
-def test_nothing_collected_is_an_error(server, sums, tmp_path):
-    server.script = [chat()]
-    with pytest.raises(InputError, match="nothing was collected"):
-        collect(asking(server), sums[:1], tmp_path)
 
 
 def test_fallback_rows_say_that_they_are(server, sums, tmp_path):
@@ -573,13 +397,6 @@ def test_fallback_rows_say_that_they_are(server, sums, tmp_path):
     assert "1 rows: `offline-fallback`. Worked solutions" in told["Teacher"]
     assert funnel(collected) == {"in": 3, "kept": 3, "dropped": {}}
     assert [kind for kind, _ in failures(tmp_path)] == ["status_500"]
-
-
-def test_fallback_stops_asking_a_server_that_is_gone(server, sums, tmp_path):
-    server.script = lambda request: FAULTS["500"]
-    collected = collect(asking(server, fallback="offline", max_retries=0), sums, tmp_path)
-    assert collected.sources == {"offline-fallback": 30}
-    assert MAX_USELESS <= len(server.asked) < 30
 
 
 def test_a_cut_run_asks_only_for_what_is_missing(server, sums, tmp_path):
@@ -678,9 +495,8 @@ def test_the_key_is_nowhere(server, sums, tmp_path, caplog):
     assert {row.headers["authorization"] for row in server.asked} == {f"Bearer {KEY}"}
     written = [path.read_text() for path in Path(tmp_path).rglob("*") if path.is_file()]
     assert len(written) == 3
-    assert all("***" in text for text in written)
+    assert all("[DEEPSEEK_API_KEY]" in text for text in written)
     assert not any(KEY in text for text in [*written, caplog.text, str(caught.value)])
-    assert "***" in str(caught.value)
     assert caught.value.__cause__ is None
 
 
@@ -730,28 +546,12 @@ def test_a_server_of_ones_own_needs_no_key_and_has_no_price(server, sums, tmp_pa
         ({"teacher": "openai"}, "set `model`"),
         ({"base_url": "http://me:secret@host/v1"}, "leave user, password"),
         ({"base_url": "localhost:8000"}, "expected an address such as"),
-        ({"base_url": "http://[::1/v1"}, "expected an address such as"),
-        ({"base_url": "http://a b/v1"}, "expected an address such as"),
         ({"base_url": "http://h/v1?key=secret"}, "leave user, password"),
         ({"base_url": "me:secret@host/v1"}, "leave user, password"),
-        ({"base_url": "http://me:sec/secret@host/v1"}, "leave user, password"),
-        ({"base_url": "http://me:secret#@host/v1"}, "leave user, password"),
-        ({"extra_body": {"max_tokens": 100_000}}, "'max_tokens' .*set `max_new_tokens`"),
-        ({"extra_body": {"max_completion_tokens": 9}}, "set `max_new_tokens`"),
-        ({"extra_body": {"n": 8}}, "set `num_samples`"),
-        ({"extra_body": {"messages": []}}, "leave it out"),
-        ({"extra_body": {"model": "dearer"}}, "set `model`"),
-        ({"extra_body": {"stream": True}}, "leave it out"),
-        ({"extra_body": {"models": ["dearer"]}}, "set `model`"),
-        ({"extra_body": {"options": {"num_predict": 9}}}, "set `max_new_tokens`"),
-        ({"extra_body": {"min_p": float("nan")}}, "extra_body: cannot be sent as JSON"),
-        ({"extra_body": {"since": date(2026, 1, 1)}}, "extra_body: cannot be sent as JSON"),
+        ({"extra_body": {"max_tokens": 100_000}}, "'max_tokens' changes .*max_new_tokens"),
         ({"teacher": "openai", "model": "m", "max_usd": 1.0}, "price of 'm' .* is not known"),
-        ({"max_usd": 0.0}, "max_usd: expected more than 0"),
-        ({"timeout": 0.0}, "timeout: expected more"),
-        ({"timeout": float("nan")}, "timeout: expected more"),
-        ({"retry_wait": float("nan")}, "retry_wait: expected 0 or more"),
-        ({"instruction": "Think \ud800"}, "instruction: not valid text"),
+        ({"max_usd": 0.0}, "max_usd: expected"),
+        ({"timeout": float("nan")}, "timeout: expected"),
     ],
 )
 def test_bad_settings_of_an_api_teacher(server, sums, tmp_path, settings, message):
@@ -795,11 +595,9 @@ def test_offline_names_the_task_that_it_cannot_solve(sums, tmp_path):
     ("settings", "message"),
     [
         ({"styles": {"carefull": 1.0}}, "did you mean 'careful'"),
-        ({"styles": {"careful": -1}}, "expected a share"),
-        ({"styles": {"careful": "much"}}, "expected a share"),
-        ({"styles": {"careful": 0}}, "at least one"),
+        ({"styles": {"careful": 2, "hasty": -1}}, "expected shares"),
+        ({"styles": {"careful": 0}}, "one of them above"),
         ({"num_samples": 0}, "num_samples: expected 1"),
-        ({"max_retries": -1}, "max_retries: expected 0"),
     ],
 )
 def test_bad_settings(sums, tmp_path, settings, message):

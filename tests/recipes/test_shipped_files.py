@@ -17,7 +17,6 @@ from chainforge.data.tasks import TaskArgs
 from chainforge.generate.build import BuildArgs
 from chainforge.generate.rollouts import PoolArgs
 from chainforge.generate.settings import SamplingArgs, TeacherArgs
-from chainforge.generate.teacher import TeacherFilterArgs
 from chainforge.rewards.reward import RewardArgs, check_overlong, load_rewards
 from chainforge.train.checkpoints import check_save_steps
 from chainforge.train.policy import PolicyArgs
@@ -38,7 +37,7 @@ def dataclasses_of(recipe):
     from trl import DistillationConfig, GRPOConfig, ModelConfig, SFTConfig
 
     return {
-        "collect": (RunArgs, TaskArgs, RewardArgs, TeacherArgs, SelectionArgs, TeacherFilterArgs),
+        "collect": (RunArgs, TaskArgs, RewardArgs, TeacherArgs, SelectionArgs, FilterArgs),
         "sft": (DataArgs, PolicyArgs, SFTConfig, ModelConfig),
         "grpo": (TaskArgs, RewardArgs, RLArgs, PolicyArgs, GRPOConfig, ModelConfig),
         "reject": (
