@@ -13,8 +13,7 @@ from pathlib import Path
 from chainforge.core.errors import Failed, InputError, first_line
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_WRONG_PLACE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
-                errno.ENAMETOOLONG, errno.ELOOP)  # fmt: skip
+_WRONG_PLACE = (errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 # torch and safetensors write in C++ and Rust: their errors have the reason in their text, if at
 # all (torch's writer only says that a position in the file, or the stream, is not as expected).
 _WORDS = re.compile(
@@ -25,13 +24,6 @@ _WORDS = re.compile(
 
 class DiskFull(Failed):
     """A file could not be written for lack of space; the message names it and the free space."""
-
-
-def is_full(error: BaseException) -> bool:
-    """Return whether an error means no space: the disk, a quota or a limit on files."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in _FULL
-    return bool(_WORDS.search(str(error)))
 
 
 @contextlib.contextmanager
@@ -46,16 +38,13 @@ def writing(path: str | Path) -> Iterator[None]:
     except DiskFull:
         raise
     except Exception as error:
-        name = getattr(error, "filename", None)
-        if isinstance(error, OSError) and error.errno in _WRONG_PLACE and isinstance(name, str):
-            raise InputError(
-                f"{name}: {error.strerror}; name another place, or change what is wrong with it"
-            ) from error
-        if not is_full(error):
-            raise
-        words = f"{type(error).__name__}: {first_line(error)}"
-        place = Path(name) if isinstance(name, str) else Path(path)
-        raise DiskFull(f"{message(place)} ({words})") from error
+        number, name = getattr(error, "errno", None), getattr(error, "filename", None)
+        if number in _WRONG_PLACE and name:
+            raise InputError(f"{name}: {error.strerror}; name another place") from error  # type: ignore[attr-defined]
+        if number in _FULL or (number is None and _WORDS.search(str(error))):
+            place = Path(name) if isinstance(name, str) else Path(path)
+            raise DiskFull(f"{message(place)} ({first_line(error)})") from error
+        raise
 
 
 @contextlib.contextmanager
@@ -76,17 +65,13 @@ def replacing(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
             if durable:
                 to_disk(path.parent)
     except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)
         raise
 
 
 def to_disk(path: Path) -> None:
     """Force a file's contents, or the names in a folder, to disk."""
-    windows = os.name == "nt"
-    if windows and path.is_dir():  # Windows keeps names on its own
-        return
-    descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -99,19 +84,8 @@ def to_disk(path: Path) -> None:
 def message(path: Path) -> str:
     """Return the error for a file without space: how much is free, and what to do."""
     folder = next(place for place in (path, *path.absolute().parents) if place.is_dir())
-    free = size_in_words(shutil.disk_usage(folder).free)
     which = f"a file, probably in {path}" if path.is_dir() else path
     return (
-        f"no room to write {which}: {free} are free on its disk (a quota or a limit on the size "
-        "of files may leave less). Make room, then run the same command again: it resumes from "
-        "the last good state"
+        f"no room to write {which}: {shutil.disk_usage(folder).free / 2**30:.1f} GiB are free on "
+        "its disk (a quota may leave less). Make room, then run the same command again: it resumes"
     )
-
-
-def size_in_words(size: float) -> str:
-    """Write 5368709120 bytes as `5.0 GiB`."""
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"

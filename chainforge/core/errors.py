@@ -11,24 +11,17 @@ PAUSED = 3
 
 
 class InputError(ValueError):
-    """Wrong input: the message says what was wrong, where (file, key, row) and what to do.
-
-    Command lines print it without a traceback and exit with code 2.
-    """
+    """Wrong input: one message without a traceback (file, key or row, and the fix); exit code 2."""
 
 
 class Failed(RuntimeError):
-    """The work failed for a reason that is known: the message says what was seen, what to do.
-
-    Command lines print it without a traceback and exit with code 1.
-    """
+    """Work that failed for a known reason: one message without a traceback; exit code 1."""
 
 
 class Stopped(Exception):
-    """The work ended early and in good order: its results are kept, and it can resume.
+    """Work that ended early in good order, and can resume: one message, and exit with `code`.
 
-    Command lines print it without a traceback and exit with `code`: `PAUSED` for a limit, 128 and
-    the signal's number where a signal asked for it.
+    That is `PAUSED` for a limit, and 128 and the signal's number where a signal asked for it.
     """
 
     def __init__(self, message: str, code: int = PAUSED) -> None:
@@ -43,8 +36,7 @@ def first_line(error: BaseException) -> str:
 
 def nearest(word: str, words: Iterable[str]) -> str | None:
     """Return the word that was probably meant, or None when nothing is near."""
-    found = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
-    return found[0] if found else None
+    return next(iter(difflib.get_close_matches(word, list(words), n=1)), None)
 
 
 def refuse_unknown(given: Iterable[Any], known: Iterable[str], where: str = "") -> None:

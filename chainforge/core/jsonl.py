@@ -51,8 +51,7 @@ def question(row: Row) -> str:
 class JsonLines:
     """Append rows to a file of JSON lines; what was appended survives a kill.
 
-    Each row is one `write` of one line. A torn last line, which a kill can leave, is cut off on
-    open, so that it is never glued to the next row.
+    A torn last line, which a kill can leave, is cut off on open.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -112,15 +111,12 @@ def _line(row: Row) -> bytes:
 
 
 def repair(path: Path) -> None:
-    """Cut a torn last line off a file of JSON lines.
-
-    A last line without its newline that is whole JSON gets one.
-    """
-    if not path.exists() or path.stat().st_size == 0:
+    """Cut a torn last line off a file of JSON lines; one that is whole JSON gets its newline."""
+    if not path.exists():
         return
     with open(path, "rb+") as file:
-        file.seek(-1, os.SEEK_END)
-        if file.read() == b"\n":  # as nearly always: the rest need not be read
+        file.seek(max(0, path.stat().st_size - 1))
+        if file.read() in (b"", b"\n"):  # as nearly always: the rest need not be read
             return
         file.seek(0)
         data = file.read()
@@ -164,12 +160,12 @@ def read_rows(path: str | Path, *, torn_tail: bool = False) -> list[Row]:
         raise InputError(f"{path}: no such file")
     rows: list[Row] = []
     wrong: list[str] = []
-    lines = path.read_bytes().split(b"\n")
+    lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            row = json.loads(line)
             if not isinstance(row, dict):
                 raise ValueError(f"a {type(row).__name__}, not an object")
             rows.append(row)
@@ -177,14 +173,6 @@ def read_rows(path: str | Path, *, torn_tail: bool = False) -> list[Row]:
             if not torn_tail or number < len(lines):
                 wrong.append(f"line {number}: {error}")
     if wrong:
-        more = [f"and {len(wrong) - 5} more"] if len(wrong) > 5 else []
-        raise InputError(
-            "\n  ".join(
-                [
-                    f"{path}: {len(wrong)} of {len(lines)} lines are not JSON objects:",
-                    *wrong[:5],
-                    *more,
-                ]
-            )
-        )
+        head = f"{path}: {len(wrong)} of {len(lines)} lines are not JSON objects; the first:"
+        raise InputError("\n  ".join([head, *wrong[:5]]))
     return rows

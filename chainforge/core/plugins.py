@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import dis
 import importlib
 import importlib.util
-import os
 import re
-import signal
 import sys
 import sysconfig
 import traceback
@@ -25,12 +22,10 @@ from typing import Any
 
 import chainforge
 from chainforge.core.errors import InputError, hint
-from chainforge.core.paths import shipped
 
 MODULE = re.compile(r"(?!\d)\w+(?:\.(?!\d)\w+)*", re.ASCII)
-_INSTALLED = [Path(sysconfig.get_path(name)).resolve()
-              for name in ("stdlib", "platstdlib", "purelib", "platlib")]  # fmt: skip
-_OWN = Path(chainforge.__file__).resolve().parent
+_INSTALLED = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")]
+_INSTALLED.append(Path(chainforge.__file__).resolve().parent)
 
 
 class UserCodeEnded(RuntimeError):
@@ -41,29 +36,14 @@ class UserCodeEnded(RuntimeError):
 def user_code() -> Iterator[None]:
     """Make user code fail with an `Exception` only: its `sys.exit(0)` must not end a run.
 
-    A Ctrl-C that arrives meanwhile passes through. Use it around a call, never around a `yield`.
+    A Ctrl-C passes through. Use it around a call, never around a `yield`.
     """
     try:
         yield
-    except Exception:
+    except (Exception, KeyboardInterrupt):
         raise
     except BaseException as error:
-        if isinstance(error, KeyboardInterrupt) and not _in_raise_statement(error):
-            raise
         raise UserCodeEnded(f"{type(error).__name__}: {error}".removesuffix(": ")) from error
-
-
-def _in_raise_statement(error: BaseException) -> bool:
-    """Return whether a statement raised an exception, not a signal at any instruction."""
-    last = error.__traceback__
-    while last is not None and last.tb_next is not None:
-        last = last.tb_next
-    if last is None:
-        return False
-    code = last.tb_frame.f_code
-    if code is getattr(signal.getsignal(signal.SIGINT), "__code__", None):
-        return False
-    return code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 def resolve(reference: str, builtins: Mapping[str, str | Callable[..., Any]]) -> Callable[..., Any]:
@@ -85,11 +65,9 @@ def resolve(reference: str, builtins: Mapping[str, str | Callable[..., Any]]) ->
         )
     module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
     function = getattr(module, name, None)
-    if function is None:
-        public = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
-        raise InputError(f"{place} has no {name!r}; {hint(name, public)}")
     if not callable(function):
-        raise InputError(f"{reference} is a {type(function).__name__}, not a function")
+        public = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
+        raise InputError(f"{name!r} is not a function of {place}; {hint(name, public)}")
     return function  # type: ignore[no-any-return]
 
 
@@ -141,20 +119,15 @@ def described(error: BaseException) -> str:
     return str(error) if isinstance(error, UserCodeEnded) else f"{type(error).__name__}: {error}"
 
 
-def own_script(script: str | Path | None) -> bool:
-    """Return whether a recipe's script is the user's own, not one of those that are shipped."""
-    return script is not None and Path(script).resolve().parent != shipped("recipes")
-
-
-def sources(reference: str | Path | None) -> dict[str, Path]:
+def sources(reference: str) -> dict[str, Path]:
     """Return the local files that `file.py`, `file.py:fn` or `pkg.mod:fn` runs, by their names.
 
     These are its own file, and those of the local modules that it imports, and they import; of a
     package all files count. Empty for text that names no local file.
     """
-    place, colon, _ = str(reference).rpartition(":")
-    file = Path(place if colon else str(reference))
-    path = [os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep), *sys.path]
+    place, colon, _ = reference.rpartition(":")
+    file = Path(place if colon else reference)
+    path = ["", *sys.path]
     if file.suffix == ".py":
         path.insert(0, str(file.parent))
         waiting = {file.name: file} if file.is_file() and not _installed(file) else {}
@@ -174,18 +147,17 @@ def sources(reference: str | Path | None) -> dict[str, Path]:
 
 def _installed(path: Path) -> bool:
     """Return whether a file is a part of an installed package, or of this one."""
-    return any(map(path.resolve().is_relative_to, [_OWN, *_INSTALLED]))
+    return any(map(path.resolve().is_relative_to, _INSTALLED))
 
 
 def _files_of(module: str, path: list[str]) -> dict[str, Path]:
     """Return the files of a top-level module or package by their names; of a local one only."""
     for place in path:
         file, folder = Path(place, f"{module}.py"), Path(place, module)
-        found = file if file.is_file() else folder
-        if found.exists() and _installed(found):
-            return {}
-        inside = folder.rglob("*.py") if (folder / "__init__.py").exists() else folder.glob("*.py")
-        if files := [file] if file.is_file() else sorted(inside):
+        if file.is_file() or any(folder.glob("*.py")):
+            if _installed(folder):
+                return {}
+            files = [file] if file.is_file() else sorted(folder.rglob("*.py"))
             return {str(one.relative_to(place)): one for one in files}
     return {}
 

@@ -1,4 +1,4 @@
-"""Run a recipe as a process that starts as asked, ends in good order, and explains its failure."""
+"""Run a recipe as a process that ends in good order, and explains its failure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from chainforge.core.disk import writing
@@ -19,12 +19,7 @@ from chainforge.core.errors import Failed, InputError, Stopped
 from chainforge.core.secrets import read_secret, redact_output
 
 CHAIN = "CHAINFORGE_CHAIN"  # set for the stages that `chainforge run` starts
-LAUNCHED = "ACCELERATE_DYNAMO_MODE"  # every launcher of accelerate sets it
-# One of several processes has one of these, from torchrun or an MPI launcher.
-WORLD_KEYS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-# accelerate gives these to a lone process only when it was asked for more than one.
-MEETING_POINT = ("MASTER_ADDR", "MASTER_PORT")
-_OF_THE_MACHINE = {"OutOfMemoryError", "MemoryError", "AcceleratorError", "KeyboardInterrupt"}
+LAUNCHERS = (CHAIN, "ACCELERATE_DYNAMO_MODE", "TORCHELASTIC_RUN_ID")
 _launcher: int | None = None  # the process that launched this one
 
 
@@ -40,7 +35,6 @@ def run(main: Callable[[], None]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        check_started()
         read_secret("HF_TOKEN")  # whatever asks the Hub sends it
         with writing(Path.cwd()):
             main()
@@ -64,77 +58,33 @@ def _end(kind: str, message: object, code: int) -> None:
     sys.exit(code)
 
 
-def check_started(
-    environment: Mapping[str, str] = os.environ, outside: Mapping[str, str] | None = None
-) -> None:
-    """Raise `InputError` when accelerate was asked for several processes and started one.
-
-    With `--cpu`, `distributed_type: NO` or `MULTI_CPU` it does so without a word (accelerate 1.15,
-    `simple_launcher`), and the run would use a part of the batch. `outside` is the launcher's own
-    environment, by default the parent's: what is set there was not set by accelerate.
-    """
-    if LAUNCHED not in environment or any(key in environment for key in WORLD_KEYS):
-        return
-    if not all(key in environment for key in MEETING_POINT):
-        return
-    outside = _environment_of(os.getppid()) if outside is None else outside
-    if any(key in outside for key in MEETING_POINT):
-        return
-    raise InputError(
-        "accelerate launch was asked for several processes and started one: with --cpu, and with "
-        "`distributed_type: NO` or `MULTI_CPU`, it never starts more. For two on the CPU use "
-        "--config_file accelerate_configs/cpu_ddp.yaml (and `use_cpu: true` in the recipe); for "
-        "one leave --num_processes out"
-    )
-
-
-def _environment_of(process: int) -> dict[str, str]:
-    """Return the environment that a process was started with; empty where that is not readable."""
-    try:
-        text = Path(f"/proc/{process}/environ").read_bytes().decode("utf-8", "replace")
-    except OSError:
-        return {}
-    pairs = (item.partition("=") for item in text.split("\0") if item)
-    return {key: value for key, _, value in pairs}
-
-
 def loading_fault(error: BaseException) -> InputError | None:
     """Return what to report about an error from within `from_pretrained` or PEFT, else None.
 
     The model is the user's, so the fault is in the input: a damaged file, a model that this
     transformers does not know, an adapter of another vocabulary. Lack of memory is not.
     """
-    if type(error).__name__ in _OF_THE_MACHINE or "out of memory" in str(error):
-        return None
     words = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+    if isinstance(error, MemoryError) or "out of memory" in words:
+        return None
     for frame, _ in traceback.walk_tb(error.__traceback__):
         called, values = frame.f_code.co_name, frame.f_locals
-        if called in ("get_peft_model", "inject_adapter"):
+        if called == "get_peft_model":
             return InputError(
                 f"lora_target_modules: this model cannot get such an adapter ({words}); give "
                 "all-linear, or a list of names of its layers"
             )
         if called == "from_pretrained":
             name = values.get("pretrained_model_name_or_path") or values.get("model_id")
-            return InputError(f"{name}: cannot be loaded ({words}){_tip(str(error))}")
+            return InputError(f"{name}: cannot be loaded ({words}); is a file damaged or missing?")
     return None
-
-
-def _tip(message: str) -> str:
-    if "size mismatch" in message:
-        return "; its tensors are of other shapes than the model's: another base or vocabulary"
-    if "deserializing header" in message or "incomplete" in message:
-        return "; a file of weights is damaged or cut: fetch or copy it again"
-    return ""
 
 
 def stop_signals() -> list[signal.Signals]:
     """Return the signals that ask for an orderly stop; SIGHUP unless `nohup` ignores it."""
     found = [signal.SIGINT, signal.SIGTERM]
-    hangup: signal.Signals | None = getattr(signal, "SIGHUP", None)  # Windows has none
-    if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
-        found.append(hangup)
-    return found
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return found if ignored else [*found, signal.SIGHUP]
 
 
 @contextlib.contextmanager
@@ -148,15 +98,13 @@ def on_signals(call: Callable[[int], None]) -> Iterator[None]:
         leave_terminal()
         call(number)
 
-    added = []
-    for number in stop_signals():
-        with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):  # Windows, threads
-            loop.add_signal_handler(number, note, int(number))
-            added.append(number)
+    numbers = stop_signals() if threading.current_thread() is threading.main_thread() else []
+    for number in numbers:
+        loop.add_signal_handler(number, note, int(number))
     try:
         yield
     finally:
-        for number in added:
+        for number in numbers:
             loop.remove_signal_handler(number)
 
 
@@ -180,7 +128,7 @@ def _watch_launcher() -> None:
     A launcher that is killed alone leaves its processes running, where nobody looks for them.
     """
     global _launcher
-    if not any(key in os.environ for key in (CHAIN, LAUNCHED, "TORCHELASTIC_RUN_ID")):
+    if not any(key in os.environ for key in LAUNCHERS):
         return  # started from a shell, which may well be closed
     _launcher = os.getppid()
 

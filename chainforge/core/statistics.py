@@ -1,13 +1,10 @@
-"""Measure how certain a number is: intervals, paired tests, pass@k and majority votes.
-
-Every function refuses an empty sample with an `InputError`: no rows, no number.
-"""
+"""Measure how certain a number is: intervals, paired tests, pass@k and majority votes."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from math import fsum, sqrt
+from math import fsum, prod, sqrt
 from statistics import NormalDist, mean, stdev
 
 from chainforge.core.errors import InputError
@@ -23,9 +20,7 @@ def wilson(successes: float, n: float) -> tuple[float, float]:
     continuity correction). Counts need not be whole: see `wilson_over_prompts`.
     """
     if not 0 <= successes <= n or n == 0:
-        raise InputError(
-            f"wilson: {successes} successes of {n} rows; need 0 <= successes <= n, n > 0"
-        )
+        raise InputError(f"an interval needs rows: found {successes} successes of {n}")
     # scipy's binomtest(...).proportion_ci(method="wilson") takes whole numbers only.
     share, z2 = successes / n, _Z**2
     middle = (share + z2 / (2 * n)) / (1 + z2 / n)
@@ -43,11 +38,8 @@ def wilson_over_prompts(shares: Sequence[float], samples: int) -> tuple[float, f
     With one sample a prompt it is `wilson`; it never counts more rows than prompts x samples.
     """
     n = len(shares)
-    if not n or samples < 1 or not all(0 <= share <= 1 for share in shares):
-        raise InputError(
-            f"wilson_over_prompts: {n} shares of {samples} samples; need shares from 0 to 1, at "
-            "least one, of at least one sample"
-        )
+    if not n:
+        raise InputError("an interval needs rows: found none")
     middle = min(1.0, fsum(shares) / n)
     spread = fsum((share - middle) ** 2 for share in shares) / n
     rows = n * middle * (1 - middle) / spread if spread else n * (samples if 0 < middle < 1 else 1)
@@ -62,12 +54,10 @@ def macro(parts: Sequence[tuple[int, int]]) -> tuple[float, float, float]:
     from its Wilson limits (MOVER: Zou, Huang and Zhang 2009, "A note on confidence interval
     estimation for a linear function of binomial proportions"); of one part it is the Wilson one.
     """
-    if not parts:
-        raise InputError("macro: no parts to average; need at least one")
-    limits = [(successes / n if n else 0.0, *wilson(successes, n)) for successes, n in parts]
-    middle = sum(share for share, _, _ in limits) / len(parts)
-    below = sqrt(sum((share - low) ** 2 for share, low, _ in limits)) / len(parts)
-    above = sqrt(sum((high - share) ** 2 for share, _, high in limits)) / len(parts)
+    limits = [(wilson(successes, n), successes / n) for successes, n in parts]
+    middle = mean(share for _, share in limits)
+    below = sqrt(sum((share - low) ** 2 for (low, _), share in limits)) / len(parts)
+    above = sqrt(sum((high - share) ** 2 for (_, high), share in limits)) / len(parts)
     return middle, max(0.0, middle - below), min(1.0, middle + above)
 
 
@@ -83,13 +73,12 @@ def over_seeds(
 
     seeds = len(estimates)
     if seeds < 2:
-        raise InputError(f"over_seeds: {seeds} estimates; need at least two")
+        raise InputError(f"an interval over seeds needs two of them: found {seeds}")
     values = [value for value, _, _ in estimates]
     middle, spread = mean(values), stdev(values)
     critical = float(t.ppf((1 + CONFIDENCE) / 2, seeds - 1))
-    half = max(
-        critical * spread / sqrt(seeds), mean((high - low) / 2 for _, low, high in estimates)
-    )
+    own = mean((high - low) / 2 for _, low, high in estimates)
+    half = max(critical * spread / sqrt(seeds), own)
     p = 2 * float(t.sf(abs(middle) * critical / half, seeds - 1)) if half else float(middle == 0)
     return middle, middle - half, middle + half, p, spread
 
@@ -101,8 +90,6 @@ def mcnemar(b: int, c: int) -> float:
     """
     from scipy.stats import binomtest
 
-    if b < 0 or c < 0:
-        raise InputError(f"mcnemar: {b} and {c} discordant pairs; need counts of at least 0")
     return 1.0 if b + c == 0 else float(binomtest(b, b + c, 0.5).pvalue)
 
 
@@ -118,9 +105,7 @@ def paired_difference(
 
     n = len(first)
     if n != len(second) or n == 0:
-        raise InputError(
-            f"paired_difference: {n} and {len(second)} rows; need the same rows, at least one"
-        )
+        raise InputError(f"a comparison needs the same rows: found {n} and {len(second)}")
     lost = sum(bool(a) and not b for a, b in zip(first, second, strict=True))
     won = sum(bool(b) and not a for a, b in zip(first, second, strict=True))
     # A row contributes -1, 0 or +1, so drawing n rows with replacement is one multinomial draw of
@@ -138,12 +123,7 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     1 - C(n-c, k) / C(n, k), as a product so that no binomial overflows
     (Chen et al. 2021, "Evaluating Large Language Models Trained on Code", equation 1).
     """
-    if not 0 <= c <= n or not 1 <= k <= n:
-        raise InputError(f"pass_at_k: n={n}, c={c}, k={k}; need 0 <= c <= n and 1 <= k <= n")
-    miss = 1.0
-    for i in range(n - c + 1, n + 1):
-        miss *= max(0.0, 1 - k / i)
-    return 1 - miss
+    return 1 - prod(max(0.0, 1 - k / i) for i in range(n - c + 1, n + 1))
 
 
 def maj_at_k(answers: Sequence[Hashable | None], correct: Sequence[bool], k: int) -> bool:
@@ -152,11 +132,6 @@ def maj_at_k(answers: Sequence[Hashable | None], correct: Sequence[bool], k: int
     None does not vote; a tie goes to the answer seen first; without any vote the result is False.
     The winner is as right as its first sample.
     """
-    if len(answers) != len(correct) or not 1 <= k <= len(answers):
-        raise InputError(
-            f"maj_at_k: {len(answers)} answers, {len(correct)} verdicts, k={k}; "
-            "need one verdict an answer and 1 <= k <= answers"
-        )
     votes = Counter(answer for answer in answers[:k] if answer is not None)
     if not votes:
         return False

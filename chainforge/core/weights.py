@@ -6,16 +6,15 @@ file that a model's loader could be sent to is checked by name before anything i
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 from chainforge.core.artifacts import read_json
 from chainforge.core.errors import InputError
 
 INDEX = "model.safetensors.index.json"
+CONVERT = "AutoModelForCausalLM.from_pretrained(...).save_pretrained(...), where you trust it"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _WHOLE = re.compile(r"model(\.[^.]+)?\.safetensors")  # with a variant, as model.fp16.safetensors
 _PART = re.compile(r"[^/\\]+\.safetensors")
@@ -29,19 +28,25 @@ def check_weights(reference: str, revision: str | None = None) -> None:
     """
     path = Path(reference)
     if path.is_dir():
-        _check(reference, [file.name for file in path.iterdir()], lambda name: path / name)
-    else:
-        _check_hub(reference, revision)
+        names = [file.name for file in path.iterdir()]
+        return _check(reference, names, lambda name: path / name)
+    from huggingface_hub import list_repo_files
+    from huggingface_hub.errors import HFValidationError
+    from transformers.utils.hub import cached_file
 
+    def fetch(name: str) -> Path:
+        return Path(cached_file(reference, name, revision=revision) or "")
 
-def no_safetensors(where: str, names: Iterable[str]) -> InputError:
-    """Return the error that names the weights that are there instead."""
-    others = sorted(name for name in names if name.endswith(_PICKLES))
-    found = f"only {others[0]}, which is a pickle and may run code" if others else "no weights"
-    return InputError(
-        f"{where}: found {found}; ChainForge opens safetensors only. Convert it once, where you "
-        "trust it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)"
-    )
+    failures: tuple[type[Exception], ...] = (*hub_failures(), HFValidationError)
+    try:
+        _check(reference, list(list_repo_files(reference, revision=revision)), fetch)
+    except failures:
+        for name in ("config.json", INDEX):
+            try:
+                file = fetch(name)
+            except OSError:
+                continue
+            _check_file(reference, file, None)
 
 
 def _check(where: str, names: list[str], fetch: Callable[[str], Path]) -> None:
@@ -54,54 +59,37 @@ def _check(where: str, names: list[str], fetch: Callable[[str], Path]) -> None:
     indexes = [name for name in sorted(names) if name.endswith(".safetensors.index.json")]
     if not indexes and not any(_WHOLE.fullmatch(name) for name in names):
         raise no_safetensors(where, names)
-    for index in indexes:
-        _check_index(f"{where}/{index}", read_json(fetch(index)), names)
-    if "config.json" in names:
-        _check_config(where, read_json(fetch("config.json")))
+    for name in [*indexes, *({"config.json"} & set(names))]:
+        _check_file(where, fetch(name), names)
 
 
-def _check_config(where: str, config: dict[str, Any]) -> None:
-    """Raise `InputError` when a configuration sends transformers to weights of another name."""
-    if "transformers_weights" in config:
-        raise InputError(
-            f"{where}/config.json: transformers_weights names {config['transformers_weights']!r}; "
-            "ChainForge opens model.safetensors, or the files of its index. Delete the key"
-        )
-
-
-def _check_index(where: str, index: dict[str, Any], names: list[str] | None) -> None:
-    """Raise `InputError` unless all that an index names is safetensors, and among `names`."""
-    parts = index.get("weight_map")
-    if not isinstance(parts, dict) or not parts:
-        raise InputError(f"{where} has no weight_map; save the model again")
-    for part in parts.values():
+def _check_file(where: str, file: Path, names: list[str] | None) -> None:
+    """Raise `InputError` when an index or a configuration sends the loader to another file."""
+    value = read_json(file)
+    if file.name == "config.json":
+        if "transformers_weights" in value:
+            raise InputError(
+                f"{where}/config.json: delete transformers_weights and convert: {CONVERT}"
+            )
+        return
+    parts = value.get("weight_map")
+    for part in parts.values() if isinstance(parts, dict) and parts else [None]:
         if not isinstance(part, str) or not _PART.fullmatch(part):
             raise InputError(
-                f"{where} names {part!r}: ChainForge opens safetensors only, from the model's own "
-                "directory. Convert the model once, where you trust it: "
-                "AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)"
+                f"{where}/{file.name} names {part!r}: ChainForge opens safetensors only, from the "
+                f"model's own directory. Convert it once: {CONVERT}"
             )
         if names is not None and part not in names:
-            raise InputError(f"{where} names {part}, which is missing; copy it again")
+            raise InputError(f"{where}/{file.name} names {part}, which is missing; copy it again")
 
 
-def _check_hub(reference: str, revision: str | None) -> None:
-    from huggingface_hub import list_repo_files
-    from huggingface_hub.errors import HFValidationError
-    from transformers.utils.hub import cached_file
-
-    def fetch(name: str) -> Path:
-        return Path(cached_file(reference, name, revision=revision) or "")
-
-    failures: tuple[type[Exception], ...] = (*hub_failures(), HFValidationError)
-    try:
-        _check(reference, list(list_repo_files(reference, revision=revision)), fetch)
-    except failures:
-        # The cache has to do. What it lacks cannot be loaded either.
-        with contextlib.suppress(OSError):
-            _check_config(reference, read_json(fetch("config.json")))
-        with contextlib.suppress(OSError):
-            _check_index(f"{reference}/{INDEX}", read_json(fetch(INDEX)), None)
+def no_safetensors(where: str, names: Iterable[str]) -> InputError:
+    """Return the error that names the weights that are there instead."""
+    others = sorted(name for name in names if name.endswith(_PICKLES))
+    found = f"only {others[0]}, which is a pickle and may run code" if others else "no weights"
+    return InputError(
+        f"{where}: found {found}; ChainForge opens safetensors only. Convert it once: {CONVERT}"
+    )
 
 
 def hub_failures() -> tuple[type[Exception], ...]:

@@ -34,7 +34,7 @@ def ends(completion):
 def task(size):
     """End the process after a row."""
     yield {"question": "a", "answer": "1"}
-    raise KeyboardInterrupt
+    raise GeneratorExit
 '''
 
 

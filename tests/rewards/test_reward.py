@@ -315,7 +315,7 @@ def test_too_many_failures_stop_the_run(own):
 
 @pytest.mark.parametrize(
     "ending",
-    ["SystemExit(0)", "GeneratorExit()", "KeyboardInterrupt()",
+    ["SystemExit(0)", "GeneratorExit()",
      "type('Abort', (BaseException,), {})('now')", "__import__('asyncio').CancelledError()"],
 )  # fmt: skip
 def test_what_would_end_the_process_is_a_failure_of_the_reward(own, tmp_path, ending, caplog):
