@@ -19,7 +19,6 @@ from chainforge.rewards.language import share
 
 # What an accuracy is called, and the column of a Sample that it counts.
 ACCURACIES = {"strict": "correct", "lenient": "lenient_correct"}
-Prompts = dict[str, list[Row]]  # the samples of each prompt, by its id
 
 
 def summarize(
@@ -52,42 +51,38 @@ def measure(
     every, prompts = _by_prompt(name, rows)
     if not prompts:
         raise InputError(f"model {name}: no row has an answer, so there is no accuracy to measure")
-    by_task: dict[str, Prompts] = {}
-    for key, samples in prompts.items():
-        by_task.setdefault(str(samples[0].get("task", "")), {})[key] = samples
-    tasks = {task: _numbers(part, language, transcript) for task, part in sorted(by_task.items())}
-    return {
-        "name": name,
-        **_numbers(prompts, language, transcript),
-        **({"without_answer": every - len(prompts)} if every > len(prompts) else {}),
-        "samples_per_prompt": min(map(len, prompts.values())),
-        "tasks": tasks,
-        "macro": {
-            kind: _interval(
-                statistics.macro([_count(_first(part), column) for part in by_task.values()])
-            )
-            for kind, column in ACCURACIES.items()
-        },
+    by_task: dict[str, list[list[Row]]] = {}
+    for samples in prompts.values():
+        by_task.setdefault(str(samples[0].get("task", "")), []).append(samples)
+    result = {"name": name} | _numbers(list(prompts.values()), language, transcript)
+    if every > len(prompts):
+        result["without_answer"] = every - len(prompts)
+    result["samples_per_prompt"] = min(map(len, prompts.values()))
+    result["tasks"] = {
+        task: _numbers(part, language, transcript) for task, part in sorted(by_task.items())
     }
+    result["macro"] = {
+        kind: _interval(statistics.macro([_count(part, column) for part in by_task.values()]))
+        for kind, column in ACCURACIES.items()
+    }
+    return result
 
 
-def _numbers(prompts: Prompts, language: str, transcript: str) -> dict[str, Any]:
-    """Return the numbers of some prompts; the README of `recipes/evals` explains each.
+def _numbers(prompts: list[list[Row]], language: str, transcript: str) -> dict[str, Any]:
+    """Return the numbers of some prompts' samples; the README of `recipes/evals` explains each.
 
     `strict`, `lenient` and `pass_at_1` (of all samples) are {"mean", "low", "high"}; `format`,
     `truncated` and `language` are shares, `tokens_mean` and `reasoning_tokens_mean` counts, over
     the n first samples (None when no row has them); `tokens_per_solved` is what a right answer
     costs, wrong ones included (None when there is none).
     """
-    first, samples = _first(prompts), list(prompts.values())
-    accuracies = {
-        kind: _interval((right / n, *statistics.wilson(right, n)))
-        for kind, column in ACCURACIES.items()
-        for right, n in [_count(first, column)]
-    }
+    first, least = [samples[0] for samples in prompts], min(map(len, prompts))
+    accuracies = {}
+    for kind, column in ACCURACIES.items():
+        right, n = _count(prompts, column)
+        accuracies[kind] = _interval((right / n, *statistics.wilson(right, n)))
     solved, tokens = accuracies["strict"]["mean"], _mean(row.get("tokens") for row in first)
-    least = min(map(len, samples))
-    once = [_pass(of, 1) for of in samples]
+    once = [_pass(samples, 1) for samples in prompts]
     result = {
         "n": len(first),
         **accuracies,
@@ -98,8 +93,8 @@ def _numbers(prompts: Prompts, language: str, transcript: str) -> dict[str, Any]
         "truncated": _mean(row.get("finish_reason") == "length" for row in first),
         "unjudged": sum(row.get("correct") is None for row in first),
         "pass_at_1": _interval(statistics.wilson_over_prompts(once, least)),
-        "pass_at_k": {str(k): _mean(_pass(of, k) for of in samples) for k in steps_to(least)},
-        "maj_at_k": {str(k): _mean(_vote(of, k) for of in samples) for k in steps_to(least)},
+        "pass_at_k": {str(k): _mean(_pass(of, k) for of in prompts) for k in steps_to(least)},
+        "maj_at_k": {str(k): _mean(_vote(of, k) for of in prompts) for k in steps_to(least)},
     }
     if any("reasoning_tokens" in row for row in first):
         result["reasoning_tokens_mean"] = _mean(row.get("reasoning_tokens") for row in first)
@@ -115,8 +110,7 @@ def compare(
     `InputError` when the two did not answer the same prompts.
     """
     (_, a), (_, b) = _by_prompt(name_a, rows_a), _by_prompt(name_b, rows_b)
-    if a.keys() != b.keys():
-        odd = sorted(a.keys() ^ b.keys())
+    if odd := sorted(a.keys() ^ b.keys()):
         raise InputError(
             f"{name_a} and {name_b} did not answer the same prompts ({len(odd)} differ, "
             f"such as {odd[0]!r}): evaluate both on the same rows to compare them"
@@ -129,27 +123,23 @@ def compare(
 
 def steps_to(most: int) -> list[int]:
     """Return the k of pass@k and maj@k: 1, 2, 4, ... and `most`, the samples of a prompt."""
-    powers = [2**i for i in range(most.bit_length())]
-    return powers if powers[-1] == most else [*powers, most]
+    return sorted({2**i for i in range(most.bit_length())} | {most})
 
 
-def _by_prompt(name: str, rows: list[Row]) -> tuple[int, Prompts]:
+def _by_prompt(name: str, rows: list[Row]) -> tuple[int, dict[str, list[Row]]]:
     """Return the number of prompts, and the samples of those with an answer, in order."""
     if not rows:
         raise InputError(f"model {name}: no rows to measure")
-    prompts: Prompts = {}
+    prompts: dict[str, list[Row]] = {}
     for row in sorted(rows, key=lambda row: (str(row["id"]), row.get("sample") or 0)):
         prompts.setdefault(str(row["id"]), []).append(row)
     answered = {key: samples for key, samples in prompts.items() if has_answer(samples[0])}
     return len(prompts), answered
 
 
-def _first(prompts: Prompts) -> list[Row]:
-    return [samples[0] for samples in prompts.values()]
-
-
-def _count(rows: list[Row], column: str) -> tuple[int, int]:
-    return sum(bool(row.get(column)) for row in rows), len(rows)
+def _count(prompts: list[list[Row]], column: str) -> tuple[int, int]:
+    """Return how many first samples are right, and of how many."""
+    return sum(bool(samples[0].get(column)) for samples in prompts), len(prompts)
 
 
 def _interval(numbers: Iterable[float]) -> dict[str, float]:
@@ -168,8 +158,8 @@ def _consistency(row: Row, language: str, transcript: str) -> float | None:
 
 
 def _pass(samples: list[Row], k: int) -> float:
-    right, n = _count(samples, "correct")
-    return statistics.pass_at_k(n, right, k)
+    right = sum(bool(row.get("correct")) for row in samples)
+    return statistics.pass_at_k(len(samples), right, k)
 
 
 def _vote(samples: list[Row], k: int) -> bool:

@@ -83,14 +83,12 @@ SUM = {"role": "user", "content": "1 + 1?"}
 def test_a_reasoning_beside_the_text_is_trained_on(tmp_path, key, transcript, said):
     path = tmp_path / "rows.jsonl"
     turn = {"role": "assistant", "content": said, key: "Count on."}
-    rows = [{"messages": [SUM, turn]}, {"prompt": [SUM], "completion": [turn]},
-            {"messages": [SUM, turn, SUM, turn | {key: None}]}]  # fmt: skip
+    rows = [{"messages": [SUM, turn]}, {"prompt": [SUM, turn, SUM], "completion": [turn]}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    made, _ = sft_mixture(DataArgs([str(path)], transcript=transcript))
-    whole = [{"role": "assistant", "content": write("Count on.", "2", transcript)}]
-    assert made["completion"][:2] == [whole, whole]
-    assert made[2]["prompt"][1:2] == whole
-    assert made[2]["completion"][0]["content"] == said
+    made = sft_dataset([path], transcript=transcript)
+    whole = {"role": "assistant", "content": write("Count on.", "2", transcript)}
+    assert made["completion"][:] == [[whole], [whole]]
+    assert made["prompt"][1] == [SUM, whole, SUM]
 
 
 @pytest.mark.parametrize(
@@ -147,22 +145,21 @@ def test_fallback_rows_are_refused_unless_allowed(tmp_path):
     assert len(sft_dataset([path], allow_offline_rows=True)) == 5
 
 
+USER = [{"role": "user", "content": "a"}]
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
         ({"prompt": "text", "completion": "x"}, "line 2: prompt: the prompt must be a list"),
         ({"completion": "x"}, "line 2: prompt: neither"),
-        ({"prompt": [{"role": "user", "content": "a"}]}, "line 2: completion: expected text"),
-        ({"prompt": [{"role": "user", "content": "a"}], "completion": " "}, "line 2: completion"),
-        (
-            {"prompt": [{"role": "user", "content": "a"}],
-             "completion": [{"role": "user", "content": "b"}]},
-            "not the assistant's",
-        ),
+        ({"prompt": USER}, "line 2: completion: expected text"),
+        ({"prompt": USER, "completion": " "}, "line 2: completion"),
+        ({"prompt": USER, "completion": USER}, "not the assistant's"),
         ({"prompt": [{"role": "user", "content": None}], "completion": "b"}, "must be text"),
-        ({"messages": [{"role": "user", "content": "a"}]}, "line 2: prompt"),
+        ({"messages": USER}, "line 2: prompt"),
     ],
-)  # fmt: skip
+)
 def test_malformed_sft_rows_are_named(tmp_path, row, message):
     path = tmp_path / "bad.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in [*samples(1), row]))
@@ -170,18 +167,20 @@ def test_malformed_sft_rows_are_named(tmp_path, row, message):
         sft_dataset([path])
 
 
-def test_places_without_rows(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("empty.jsonl", "no rows to train on"), ("torn.parquet", "not a parquet"),
+     ("nothing", "contains no rows"), ("none", "no such file"), ("lost", "no rows to train on")],
+)  # fmt: skip
+def test_places_without_rows(tmp_path, name, message):
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "torn.parquet").write_bytes(b"PAR1")
     (tmp_path / "nothing").mkdir()
-    for name, message in (("empty.jsonl", "no rows to train on"), ("torn.parquet", "not a parquet"),
-                          ("nothing", "contains no rows"), ("none", "no such file")):  # fmt: skip
-        with pytest.raises(InputError, match=f"{name}.*{message}"):
-            sft_dataset([tmp_path / name])
+    stage(tmp_path / "lost", samples(3, drop="wrong"))
+    with pytest.raises(InputError, match=f"{name}.*{message}"):
+        sft_dataset([tmp_path / name])
     with pytest.raises(InputError, match="none given"):
         sft_dataset([])
-    with pytest.raises(InputError, match="no rows to train on"):
-        sft_dataset([stage(tmp_path / "lost", samples(3, drop="wrong"))])
 
 
 def test_a_saved_data_set_opens_anywhere(tmp_path):
