@@ -103,14 +103,16 @@ def keep_until(path: Path, step: int) -> list[Row]:
 
 
 class CheckpointCallback(TrainerCallback):
-    """Seal checkpoints, remove old ones only then, and resume exactly from them.
+    """Seal checkpoints, resume exactly from them, and stop at one when a signal asks for it.
 
-    Each comes with a log, so that sums between two logs are never divided. Must be the last
-    callback: it ends training when the state that was loaded is the end of the run.
+    Each checkpoint comes with a log, so that sums between two logs are never divided. Must be the
+    last callback: it ends training when the state that was loaded is the end of the run.
     """
 
     def __init__(self, trainer: Any) -> None:
-        self.trainer = trainer
+        self.trainer, self.accelerator = trainer, trainer.accelerator
+        self.signal = 0
+        self.window = checkpoints.window(trainer.args)
         self.limit = trainer.args.save_total_limit
         trainer.args.save_total_limit = None  # transformers would remove the last whole one first
 
@@ -137,79 +139,66 @@ class CheckpointCallback(TrainerCallback):
             trl_internals.set_token_count(self.trainer, int(counts[-1]))
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Log before saving, before evaluating, which may save, and at the end."""
-        ending = control.should_training_stop
-        control.should_log |= control.should_save or control.should_evaluate or ending
+        """Stop if any process was asked to, all at the same step; log before saving.
+
+        In GRPO that is the end of a generation window: a checkpoint does not have the completions
+        that are still to be trained on.
+        """
+        past = state.global_step % self.window
+        if past and self.signal:
+            name, end = signal.Signals(self.signal).name, state.global_step - past + self.window
+            words = "%s: stopping after step %d, the end of this generation window"
+            logger.warning(words, name, end)
+        elif past == 0:
+            if self.accelerator.num_processes > 1:
+                mine = torch.tensor([self.signal], device=self.accelerator.device)
+                self.signal = int(self.accelerator.gather(mine).max())
+            if self.signal:
+                control.should_save = control.should_training_stop = True
+        ending = control.should_save or control.should_evaluate or control.should_training_stop
+        control.should_log = control.should_log or ending  # an evaluation may save, too
 
     def on_epoch_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Do not write a checkpoint again that the epoch's last step has just written."""
-        if checkpoints.is_sealed(_place(args, state)):
-            control.should_save = False
-        self.on_step_end(args, state, control)
+        """Log before saving, and do not save again what the epoch's last step has just saved."""
+        control.should_save = control.should_save and not checkpoints.is_sealed(_place(args, state))
+        control.should_log = control.should_log or control.should_save
 
     def on_save(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Seal the checkpoint when every process has written its part."""
-        self.trainer.accelerator.wait_for_everyone()
+        self.accelerator.wait_for_everyone()
         if is_main_process():
             place = _place(args, state)
             checkpoints.seal(place)
             checkpoints.rotate(place.parent, self.limit, state.best_model_checkpoint)
-        self.trainer.accelerator.wait_for_everyone()
-
-
-def _place(args: Any, state: TrainerState) -> Path:
-    return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-
-
-class StopCallback(TrainerCallback):
-    """On SIGINT, SIGTERM or SIGHUP save a checkpoint and stop, at the next step to resume from.
-
-    In GRPO that is the end of a generation window: a checkpoint does not have the completions that
-    are still to be trained on. A second Ctrl-C ends the process at once.
-    """
-
-    def __init__(self, trainer: Any) -> None:
-        self.asked = 0
-        self._window = checkpoints.window(trainer.args)
-        self._accelerator = trainer.accelerator
+        self.accelerator.wait_for_everyone()
 
     @contextlib.contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Note the signals instead of ending the process."""
-        before = {number: signal.signal(number, self._note) for number in stop_signals()}
+        """Note SIGINT, SIGTERM and SIGHUP; a second Ctrl-C ends the process at once."""
+
+        def note(number: int, frame: FrameType | None) -> None:
+            leave_terminal()
+            if self.signal and number == signal.SIGINT:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            self.signal = self.signal or number
+
+        before = {number: signal.signal(number, note) for number in stop_signals()}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        leave_terminal()
-        if self.asked and number == signal.SIGINT:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        self.asked = self.asked or number
-
-    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Save and stop if any process was asked to, all of them at the same step."""
-        past = state.global_step % self._window
-        if past:
-            if self.asked:
-                name, end = signal.Signals(self.asked).name, state.global_step - past + self._window
-                words = "%s: stopping after step %d, the end of this generation window"
-                logger.warning(words, name, end)
-            return
-        if self._accelerator.num_processes > 1:
-            mine = torch.tensor([self.asked], device=self._accelerator.device)
-            self.asked = int(self._accelerator.gather(mine).max())
-        if self.asked:
-            control.should_save = control.should_training_stop = True
-
-    def check(self, state: TrainerState) -> None:
+    def check_signal(self, state: TrainerState) -> None:
         """Raise `Stopped` when a signal has ended training before its last step."""
-        if self.asked and state.global_step < state.max_steps:
+        if self.signal and state.global_step < state.max_steps:
             raise Stopped(
-                f"by {signal.Signals(self.asked).name} after step {state.global_step} of "
+                f"by {signal.Signals(self.signal).name} after step {state.global_step} of "
                 f"{state.max_steps}; run the same command again to resume from there",
-                128 + self.asked,
+                128 + self.signal,
             )
+
+
+def _place(args: Any, state: TrainerState) -> Path:
+    return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"

@@ -10,12 +10,11 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from chainforge.core import disk
-from chainforge.core.artifacts import read_json, sha256, write_json
+from chainforge.core.artifacts import read_json, sha256, sign_for, write_json
+from chainforge.core.disk import to_disk
 from chainforge.core.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -32,11 +31,9 @@ REFUSED = {
 
 def seal(checkpoint: Path) -> None:
     """Force a checkpoint to disk and write the hash of every file; from now on it counts."""
-    files = _hashes(checkpoint, to_disk=True)
-    for folder in {checkpoint, *((checkpoint / name).parent for name in files)}:
-        disk.to_disk(folder)
+    files, _ = sign_for(checkpoint, [name for name in _files(checkpoint) if name != SEAL])
     write_json(checkpoint / SEAL, {"files": files})
-    disk.to_disk(checkpoint.parent)
+    to_disk(checkpoint.parent)
 
 
 def is_sealed(checkpoint: Path) -> bool:
@@ -80,9 +77,8 @@ def damage(checkpoint: Path) -> str | None:
         sealed = None
     if not isinstance(sealed, dict):
         return f"{SEAL} is not readable"
-    found = _hashes(checkpoint)
-    for name in sorted(sealed.keys() | found.keys()):
-        if found.get(name) != sealed.get(name):
+    for name in sorted({*_files(checkpoint), *sealed} - {SEAL}):
+        if not (checkpoint / name).is_file() or sha256(checkpoint / name) != sealed.get(name):
             return f"{name} has changed since it was written"
     best = read_json(checkpoint / "trainer_state.json").get("best_model_checkpoint")
     if best and Path(best).name != checkpoint.name:
@@ -121,18 +117,9 @@ def _all(directory: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
-def _hashes(checkpoint: Path, to_disk: bool = False) -> dict[str, str]:
-    """Return the SHA-256 of each file by its name; force them to disk if asked to."""
-
-    def digest(path: Path) -> str:
-        if to_disk:
-            disk.to_disk(path)
-        return sha256(path)
-
-    paths = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != SEAL)
-    with ThreadPoolExecutor(4) as pool:
-        names = (path.relative_to(checkpoint).as_posix() for path in paths)
-        return dict(zip(names, pool.map(digest, paths), strict=True))
+def _files(checkpoint: Path) -> list[str]:
+    files = (path for path in checkpoint.rglob("*") if path.is_file())
+    return [path.relative_to(checkpoint).as_posix() for path in files]
 
 
 def check_saving(args: Any) -> None:

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 HEALTH = "health.jsonl"
 WINDOW = 8  # logs
 ZERO_ADVANTAGE = "frac_zero_advantage"
-TRUNCATED = "completions/clipped_ratio"
+WAIT = "`max_zero_advantage_steps` sets how long to wait"
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Rule:
 
 RULES = {
     "truncated": Rule(
-        TRUNCATED,
+        "completions/clipped_ratio",
         "above",
         0.3,
         means="a completion that is cut off has no answer and gets no reward, right or wrong",
@@ -156,19 +156,9 @@ class HealthCallback(TrainerCallback):
 def learnt(logs: Sequence[Row], limit: int) -> str | None:
     """Return why nothing is left to learn, or None while there is a signal or too few steps.
 
-    Raises `NothingTrained` when there never was a signal, when the policy has become worse, or
-    when no completion ended, for `limit` steps.
+    Raises `NothingTrained` when there never was a signal, or the policy has become worse.
     """
-    if not logs or "train_runtime" in logs[-1]:
-        return None
-    wait = "`max_zero_advantage_steps` sets how long to wait"
-    if steps_at_one(logs, TRUNCATED) >= limit:
-        raise NothingTrained(
-            f"for {limit} steps every completion was cut off: raise max_completion_length, or see "
-            f"that the model ends its turn (its end-of-sequence token). {wait}"
-        )
-    idle = steps_at_one(logs, ZERO_ADVANTAGE)
-    if idle < limit:
+    if not logs or "train_runtime" in logs[-1] or (idle := idle_steps(logs)) < limit:
         return None
     same = f"in {idle} steps the completions of every group had the same reward"
     first = int(logs[-1]["step"]) - idle
@@ -177,22 +167,25 @@ def learnt(logs: Sequence[Row], limit: int) -> str | None:
         raise NothingTrained(
             f"{same} ({now:.3f} on average). If that is the lowest reward, train a cold start "
             "first, take easier tasks, or raise num_generations; if it is the highest, take harder "
-            f"tasks or leave the stage out. {wait}"
+            f"tasks or leave the stage out. {WAIT}"
         )
     if not now >= before:
         raise NothingTrained(
             f"{same}, and it fell from {before:.3f} to {now:.3f}: the policy has collapsed. Start "
-            f"again with a lower learning_rate, or `beta` above 0. {wait}"
+            f"again with a lower learning_rate, or `beta` above 0. {WAIT}"
         )
     return f"{same}, no lower than before ({now:.3f} and {before:.3f}): nothing is left to learn"
 
 
-def steps_at_one(logs: Sequence[Row], key: str) -> int:
-    """Return for how many steps, up to the last log, a share has been 1; logs without it count."""
-    if all(log.get(key) is None for log in logs):
+def idle_steps(logs: Sequence[Row]) -> int:
+    """Return for how many steps, up to the last log, no group had two rewards.
+
+    Steps that train again on the same completions log no groups; they count.
+    """
+    shares = [(log["step"], log[ZERO_ADVANTAGE]) for log in logs if ZERO_ADVANTAGE in log]
+    if not shares:
         return 0
-    below = (log["step"] for log in reversed(logs) if log.get(key) is not None and log[key] < 1)
-    return int(logs[-1]["step"]) - int(next(below, 0))
+    return int(logs[-1]["step"] - next((step for step, share in shares[::-1] if share < 1), 0))
 
 
 def _mean_reward(logs: Sequence[Row], after: int, until: float = math.inf) -> float:

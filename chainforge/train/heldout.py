@@ -8,6 +8,7 @@ as one without (except with vLLM, which has its own random numbers).
 from __future__ import annotations
 
 import logging
+import math
 import random
 from dataclasses import replace
 from typing import Any
@@ -70,18 +71,16 @@ def _schedule(args: RLArgs, training: Any) -> None:
             "keep_best: every step that is measured must be saved, so eval_steps "
             f"({steps}) must be a multiple of save_steps ({training.save_steps})"
         )
-    group, world = training.num_generations_eval or 1, training.world_size
-    most = max(training.per_device_train_batch_size, training.per_device_eval_batch_size)
+    share, rest = divmod(args.heldout_size, training.world_size)
+    if rest:
+        raise InputError(
+            f"heldout_size: {args.heldout_size} is not a multiple of {training.world_size}, the "
+            "number of processes"
+        )
     # accelerate would fill an uneven last batch with rows that are counted already.
-    batches = [
-        batch
-        for batch in range(1, most + 1)
-        if args.heldout_size * group % (batch * world) == 0 and batch * world % group == 0
-    ]
-    if not batches:
-        raise InputError(f"heldout_size: {args.heldout_size} is not a multiple of {world}, the "
-                         "number of processes")  # fmt: skip
-    training.per_device_eval_batch_size, training.num_generations_eval = batches[-1], group
+    group, most = training.num_generations_eval or 1, training.per_device_train_batch_size
+    training.per_device_eval_batch_size = math.gcd(share * group, most)
+    training.num_generations_eval = group
     training.eval_strategy, training.eval_steps = IntervalStrategy.STEPS, steps
     training.do_eval = training.eval_on_start = True
     if args.keep_best:

@@ -21,7 +21,6 @@ from chainforge.train.callbacks import (
     NothingTrained,
     RunIsOver,
     StageCallback,
-    StopCallback,
 )
 from chainforge.train.policy import check_reference, upcast_adapter
 from chainforge.train.saving import save
@@ -50,20 +49,17 @@ def train(trainer: Any, stage: Stage, *callbacks: TrainerCallback) -> None:
     # Else transformers would log the mean of other losses instead of one that is NaN.
     trainer.args.logging_nan_inf_filter = False
     checkpoint = _checkpoint_for_all(trainer)
-    stop = StopCallback(trainer)
-    for callback in (StageCallback(stage), *callbacks, stop, CheckpointCallback(trainer)):
+    last = CheckpointCallback(trainer)
+    for callback in (StageCallback(stage), *callbacks, last):
         trainer.add_callback(callback)
-    with stop.on_signals():
+    with last.on_signals():
         _run(trainer, checkpoint)
-        early, state = stage.notes.get("stopped_early"), trainer.state
-        if early:
+        if early := stage.notes.get("stopped_early"):
             logger.info("stopped early, %s", early)
-            note = f"stopped early: nothing left to learn after step {state.global_step}"
-            stage.progress(state.global_step, state.max_steps, "steps", note)
         else:
-            stop.check(state)
+            last.check_signal(trainer.state)
         _check_trained(trainer, before)
-        stage.metrics |= _metrics(state)
+        stage.metrics |= _metrics(trainer.state)
         with disk.writing(stage.path("model")):
             save(trainer, stage)
 

@@ -20,10 +20,9 @@ class RLArgs(GateArgs, TemplateArgs):
     max_zero_advantage_steps: int = field(
         default=30,
         metadata={
-            "help": "End the stage after this many steps in a row without a learning signal: in "
-            "every group all completions have the same reward, or every completion reaches "
-            "max_completion_length. The stage fails, unless the reward is as high as before: then "
-            "nothing is left to learn, and the stage is done. 0: never."
+            "help": "End the stage after this many steps in a row in which all completions of "
+            "every group have the same reward. The stage fails, unless the reward is as high as "
+            "before: then nothing is left to learn, and the stage is done. 0: never."
         },
     )
     health: Literal["warn", "stop", "off"] = field(

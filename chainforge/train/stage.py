@@ -6,6 +6,7 @@ Until then `stage.json` has the settings and inputs, so that a later run resumes
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import logging
 import os
@@ -61,18 +62,10 @@ def is_main_process() -> bool:
 
 
 @dataclass
-class Stage:
-    """An open stage: its directory, settings and inputs, and what it has measured."""
+class Stage(Manifest):
+    """An open stage: what will be its manifest, and where it works."""
 
-    recipe: str
-    directory: Path
-    fingerprint: str
-    given: dict[str, Any]
-    inputs: dict[str, str]
-    seed: int
-    config: dict[str, Any]
-    metrics: dict[str, Any] = field(default_factory=dict)
-    notes: dict[str, Any] = field(default_factory=dict)
+    directory: Path = Path()
     policy: Any = None  # a training stage's `Start`: how its policy is opened and saved
 
     def path(self, name: str) -> Path:
@@ -104,7 +97,7 @@ def open_stage(
     """
     if not output_dir:
         raise InputError("output_dir is required, as --output_dir DIRECTORY")
-    directory, settings, main = Path(output_dir), given(sys.argv[1:]), is_main_process()
+    main, settings = is_main_process(), given(sys.argv[1:])
     script = getattr(sys.modules.get("__main__"), "__file__", None)
     # The first process hashes its inputs, unless `chainforge run` has just done so.
     thorough = main and process.CHAIN not in os.environ
@@ -114,36 +107,32 @@ def open_stage(
     }
     stage = Stage(
         recipe=recipe,
-        directory=directory,
         fingerprint=artifacts.fingerprint(recipe, settings, prints, script),
         given=artifacts.canonical(settings),
         inputs=prints,
         seed=seed,
         config=resolved(*configs),
+        directory=Path(output_dir),
     )
     started = time.monotonic()
-    with contextlib.ExitStack() as stack:
-        if main:
-            stack.enter_context(artifacts.lock(directory))
+    with artifacts.lock(stage.directory) if main else contextlib.nullcontext():
         if _is_done(stage):
+            logger.info("%s is done already; delete it to run it again", stage.directory)
             if push and main:
-                push(directory)
-            logger.info("%s is done already; delete it to run it again", directory)
+                push(stage.directory)
             raise SystemExit(0)
         if main:
             _begin(stage)
         while shared and not stage.path(STARTED).exists():
             time.sleep(0.1)
-        stack.enter_context(writing(directory))
-        with rejects_in(directory) if main else contextlib.nullcontext():
-            yield stage
-        if main:
-            _sign(stage, time.monotonic() - started)
-            # Only now is it safe to remove what a run would resume from.
-            if stage.policy and "checkpoints" not in stage.policy.save:
-                shutil.rmtree(stage.path("checkpoints"), ignore_errors=True)
-            if push:
-                push(directory)
+        with writing(stage.directory):
+            with rejects_in(stage.directory) if main else contextlib.nullcontext():
+                yield stage
+            if main:
+                stage.seconds = round(time.monotonic() - started, 1)
+                _sign(stage)
+                if push:
+                    push(stage.directory)
 
 
 def _is_done(stage: Stage) -> bool:
@@ -152,7 +141,7 @@ def _is_done(stage: Stage) -> bool:
     if manifest is None:
         return False
     if manifest.fingerprint != stage.fingerprint:
-        raise _other_settings(stage, "a finished stage", manifest.given, manifest.inputs)
+        raise _other_settings(stage, "a finished stage", manifest)
     if damaged := artifacts.damage(stage.directory, manifest):
         raise InputError(
             f"{stage.directory} contains a finished stage with a damaged file ({damaged[0]}); "
@@ -164,9 +153,9 @@ def _is_done(stage: Stage) -> bool:
 def _begin(stage: Stage) -> None:
     """Write `stage.json` and `config.yaml`, unless the directory contains something else."""
     names = {path.name for path in stage.directory.iterdir()}
-    if before := artifacts.read_started(stage.directory):
-        if before["fingerprint"] != stage.fingerprint:
-            raise _other_settings(stage, "an unfinished stage", before["given"], before["inputs"])
+    if before := artifacts.read_manifest(stage.directory, STARTED):
+        if before.fingerprint != stage.fingerprint:
+            raise _other_settings(stage, "an unfinished stage", before)
         logger.info("%s: resuming an unfinished stage", stage.directory)
     elif foreign := sorted(names - WORKING_FILES):
         raise InputError(
@@ -180,11 +169,11 @@ def _begin(stage: Stage) -> None:
     stage.path("config.yaml").write_text(text, encoding="utf-8")
 
 
-def _other_settings(stage: Stage, what: str, given: Any, inputs: Any) -> InputError:
+def _other_settings(stage: Stage, what: str, there: Manifest) -> InputError:
     """Return the error that names what differs from the stage in the directory."""
-    changes = artifacts.changes(given, stage.given)
-    roles = sorted(inputs.keys() | stage.inputs.keys())
-    changes += [f"the input {r} changed" for r in roles if inputs.get(r) != stage.inputs.get(r)]
+    old, new = there.inputs, stage.inputs
+    changes = artifacts.changes(there.given, stage.given)
+    changes += [f"the input {r} changed" for r in sorted(old | new) if old.get(r) != new.get(r)]
     return InputError(
         f"{stage.directory} already contains {what} with different settings ("
         f"{'; '.join(changes) or 'code or a file that the settings name changed'}); "
@@ -192,33 +181,22 @@ def _other_settings(stage: Stage, what: str, given: Any, inputs: Any) -> InputEr
     )
 
 
-def _sign(stage: Stage, seconds: float) -> None:
+def _sign(stage: Stage) -> None:
     """Write the manifest, and before it what is to be sent to the Hub."""
     stage.path(UPLOAD).unlink(missing_ok=True)
     if stage.config.get("push_to_hub"):
         settings = {key: value for key, value in stage.config.items() if key.startswith("hub_")}
         artifacts.write_json(stage.path(UPLOAD), settings)
-    names = [
-        path.relative_to(stage.directory).as_posix()
-        for path in sorted(stage.directory.rglob("*"))
-        if path.is_file() and path.relative_to(stage.directory).parts[0] not in UNSIGNED
-    ]
-    outputs, states = artifacts.sign_for(stage.directory, names)
-    Manifest(
-        recipe=stage.recipe,
-        fingerprint=stage.fingerprint,
-        given=stage.given,
-        inputs=stage.inputs,
-        outputs=outputs,
-        config=stage.config,
-        metrics=stage.metrics,
-        versions=versions(),
-        device=device(),
-        seed=stage.seed,
-        seconds=round(seconds, 1),
-        notes=stage.notes,
-        states=states,
-    ).write(stage.directory)
+    files = (path for path in sorted(stage.directory.rglob("*")) if path.is_file())
+    names = [path.relative_to(stage.directory) for path in files]
+    signed = [name.as_posix() for name in names if name.parts[0] not in UNSIGNED]
+    stage.outputs, stage.states = artifacts.sign_for(stage.directory, signed)
+    stage.versions, stage.device = versions(), device()
+    manifest = {field.name: getattr(stage, field.name) for field in dataclasses.fields(Manifest)}
+    Manifest(**manifest).write(stage.directory)
+    # Only now is it safe to remove what a run would resume from.
+    if stage.policy and "checkpoints" not in stage.policy.save:
+        shutil.rmtree(stage.path("checkpoints"), ignore_errors=True)
 
 
 def versions() -> dict[str, str]:

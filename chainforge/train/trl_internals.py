@@ -12,42 +12,46 @@ from typing import Any
 from chainforge.core.errors import InputError
 
 SUPPORTED = "1.16"
-# Of a module or of a class. Modules below `trl` are not part of its documented interface.
-NAMES = (
-    ("transformers.trainer", "Trainer._load_best_model"),
-    ("trl.trainer.utils", "create_model_from_path"),
-    ("trl.trainer.utils", "get_peft_config"),
-    ("trl.trainer.utils", "get_quantization_config"),
-    ("trl.trainer.utils", "use_adapter"),
-)
+# Of `trl.trainer.utils`, which is not part of TRL's documented interface, and of the Trainer.
+FUNCTIONS = ("create_model_from_path", "get_peft_config", "get_quantization_config", "use_adapter")
+METHODS = ("_load_best_model",)
+
+
+def check_versions() -> None:
+    """Raise `InputError` for a name that the installed versions do not have."""
+    from transformers import Trainer
+
+    missing = [name for name in FUNCTIONS if not hasattr(_utils(), name)]
+    if missing := missing + [name for name in METHODS if not hasattr(Trainer, name)]:
+        version = importlib.metadata.version
+        raise InputError(
+            f"trl {version('trl')} with transformers {version('transformers')} has no {missing[0]}:"
+            f' ChainForge supports TRL {SUPPORTED}; pip install "trl~={SUPPORTED}.0"'
+        )
+
+
+def _utils() -> Any:
+    return importlib.import_module("trl.trainer.utils")
 
 
 def create_model(path: str, **options: Any) -> Any:
     """Open a causal language model, of the class that its configuration names."""
-    from trl.trainer import utils
-
-    return utils.create_model_from_path(path, **options)
+    return _utils().create_model_from_path(path, **options)
 
 
 def lora(model_args: Any) -> Any:
     """Return the configuration of the fresh adapter that a ModelConfig asks for, or None."""
-    from trl.trainer import utils
-
-    return utils.get_peft_config(model_args)
+    return _utils().get_peft_config(model_args)
 
 
 def quantization(model_args: Any) -> Any:
     """Return the quantisation that a ModelConfig asks for, or None."""
-    from trl.trainer import utils
-
-    return utils.get_quantization_config(model_args)
+    return _utils().get_quantization_config(model_args)
 
 
 def use_adapter(model: Any, name: str) -> Any:
     """Return a context in which a PEFT model computes with another of its adapters."""
-    from trl.trainer import utils
-
-    return utils.use_adapter(model, adapter_name=name)
+    return _utils().use_adapter(model, adapter_name=name)
 
 
 def load_best_model(trainer: Any) -> None:
@@ -59,18 +63,3 @@ def set_token_count(trainer: Any, tokens: int) -> None:
     """Continue the count of trained tokens, which SFTTrainer starts at 0 when a run resumes."""
     if hasattr(trainer, "_total_train_tokens"):
         trainer._total_train_tokens = tokens
-
-
-def check_versions(names: tuple[tuple[str, str], ...] = NAMES) -> None:
-    """Raise `InputError` for a name that the installed versions do not have."""
-    for module, name in names:
-        try:
-            found: Any = importlib.import_module(module)
-            for part in name.split("."):
-                found = getattr(found, part)
-        except (ImportError, AttributeError):
-            raise InputError(
-                f"{module}.{name} does not exist in trl {importlib.metadata.version('trl')} with "
-                f"transformers {importlib.metadata.version('transformers')}: ChainForge supports "
-                f'TRL {SUPPORTED}; pip install "trl~={SUPPORTED}.0"'
-            ) from None

@@ -92,8 +92,6 @@ def test_a_stage_that_has_learnt_all_is_done(tmp_path, grpo, told):
     assert "nothing is left to learn" in manifest.notes["stopped_early"]
     assert manifest.metrics["steps"] == 4
     assert not (tmp_path / "out/rollouts.jsonl").exists()
-    note = json.loads((tmp_path / "out/progress.json").read_text())["note"]
-    assert note == "stopped early: nothing left to learn after step 4"
     # Killed before its policy was saved, it knows from its checkpoint that it has ended.
     before = (tmp_path / "out/model/model.safetensors").read_bytes()
     (tmp_path / "out/manifest.json").unlink()

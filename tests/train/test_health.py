@@ -8,7 +8,7 @@ from transformers import TrainerControl, TrainerState
 from chainforge.core.errors import Stopped
 from chainforge.core.jsonl import read_rows
 from chainforge.train.callbacks import NothingTrained
-from chainforge.train.health import RULES, TRUNCATED, ZERO_ADVANTAGE, HealthCallback, steps_at_one
+from chainforge.train.health import RULES, ZERO_ADVANTAGE, HealthCallback, idle_steps
 from chainforge.train.rl_args import RLArgs
 
 FIRES = {
@@ -33,6 +33,9 @@ def test_a_rule_fires_with_numbers_and_steps_and_not_on_a_sound_run(name):
     assert "`" in rule.change
     assert rule.seen(logs(sound, rule.metric)) is None
     assert rule.seen(logs(sick, rule.metric)[-7:]) is None  # too few logs
+
+
+TRUNCATED = RULES["truncated"].metric
 
 
 class Run:
@@ -85,14 +88,13 @@ def test_a_rule_may_stop_the_stage_or_be_off(tmp_path):
 
 
 def test_steps_without_a_signal_are_counted_from_the_logs_alone():
-    assert steps_at_one(logs([1, 0.5, 1, 1]), ZERO_ADVANTAGE) == 2
-    assert steps_at_one(logs([1, 1, 1]), ZERO_ADVANTAGE) == 3
-    assert steps_at_one(logs([1, 0.9, 1], every=10), ZERO_ADVANTAGE) == 10
-    assert steps_at_one([{"step": 7}], ZERO_ADVANTAGE) == 0
-    # Steps that train again on the same completions log no groups.
+    assert idle_steps(logs([1, 0.5, 1, 1])) == 2
+    assert idle_steps(logs([1, 1, 1])) == 3
+    assert idle_steps(logs([1, 0.9, 1], every=10)) == 10
+    assert idle_steps([{"step": 7}]) == 0
     history = logs([0.5, 1, 1])
     del history[1][ZERO_ADVANTAGE]
-    assert steps_at_one(history, ZERO_ADVANTAGE) == 2
+    assert idle_steps(history) == 2
 
 
 def rewarded(alike, rewards):
@@ -105,7 +107,6 @@ ERRORS = {
         rewarded([0.5, 0.2, 0.1, 1, 1, 1], [0.4, 0.8, 0.9, 0, 0, 0]),
         "fell from 0.700 to 0.000: the policy has collapsed",
     ),
-    "no completion ends": (logs([1] * 3, TRUNCATED), "for 3 steps every .*max_completion_length"),
 }
 
 
@@ -120,7 +121,6 @@ def test_no_signal_is_an_error_with_advice(case, tmp_path):
 def test_a_signal_now_and_then_is_enough(tmp_path):
     run = Run(tmp_path, health="off", max_zero_advantage_steps=3)
     assert run.log(logs([1, 1, 0.9] * 10, reward=0.5)) is None
-    assert run.log(logs([0.99] * 9, TRUNCATED)) is None
 
 
 def test_a_policy_as_good_as_before_ends_the_stage_without_an_error(tmp_path):
