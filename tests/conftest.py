@@ -80,58 +80,43 @@ def tokenizer():
     return make_tokenizer()
 
 
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory, tokenizer):
-    """The path of a random 2-layer Qwen2 whose samples vary enough for RL to have a signal."""
+def make_model(path, tokenizer, seed=0, **changes):
+    """Save a random 2-layer Qwen2 with its tokenizer; return its path."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        initializer_range=0.3,  # at 0.02 the logits are near uniform and LoRA learns nothing
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    path = tmp_path_factory.mktemp("models") / "tiny"
+    torch.manual_seed(seed)
+    settings = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+        # at 0.02 the logits are near uniform and LoRA learns nothing
+        "initializer_range": 0.3,
+    } | changes
+    config = Qwen2Config(intermediate_size=2 * settings["hidden_size"], **settings)
     Qwen2ForCausalLM(config).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory, tokenizer):
+    """The path of a model whose samples vary enough for RL to have a signal."""
+    return make_model(tmp_path_factory.mktemp("models") / "tiny", tokenizer)
 
 
 @pytest.fixture(scope="session")
 def wide_model(tmp_path_factory, tokenizer):
     """As `tiny_model`, but 64 wide: blocks of 4-bit weights are that long, within a row."""
-    import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        initializer_range=0.2,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
     path = tmp_path_factory.mktemp("models") / "wide"
-    Qwen2ForCausalLM(config).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return str(path)
+    return make_model(path, tokenizer, hidden_size=64, initializer_range=0.2)
 
 
 @pytest.fixture(scope="session")
@@ -140,32 +125,12 @@ def padded_models(tmp_path_factory, tokenizer):
 
     The student's head is tied to its embeddings, the teacher's is not.
     """
-    import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    folder = tmp_path_factory.mktemp("padded")
-    paths = {}
+    folder, paths = tmp_path_factory.mktemp("padded"), {}
     for seed, role in enumerate(("student", "teacher")):
         for rows in (320, 384):
-            torch.manual_seed(seed)
-            config = Qwen2Config(
-                vocab_size=rows,
-                hidden_size=32,
-                intermediate_size=64,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                max_position_embeddings=256,
-                tie_word_embeddings=role == "student",
-                initializer_range=0.3,
-                bos_token_id=None,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
+            shape = {"vocab_size": rows, "tie_word_embeddings": role == "student"}
             path = folder / f"{role}-{rows}"
-            Qwen2ForCausalLM(config).save_pretrained(path)
-            tokenizer.save_pretrained(path)
-            paths[role, rows] = str(path)
+            paths[role, rows] = make_model(path, tokenizer, seed, **shape)
     return paths
 
 

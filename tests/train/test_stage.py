@@ -1,3 +1,5 @@
+"""A stage signs what it leaves, resumes only with the same settings, and overwrites nothing."""
+
 import json
 import os
 import subprocess
@@ -22,32 +24,27 @@ def work(directory, recipe="sft", **options):
     return stage
 
 
-def test_a_stage_signs_what_it_leaves(tmp_path):
+def fail(directory):
+    with pytest.raises(RuntimeError), open_stage("sft", str(directory)):
+        raise RuntimeError
+
+
+def test_a_stage_signs_what_it_leaves_and_the_chain_knows_its_fingerprint_before(tmp_path):
     directory = tmp_path / "runs/cold"
-    stage = work(directory, seed=7)
+    stage = work(directory, seed=7, inputs={"model": "Qwen/Qwen2.5-0.5B"})
     manifest = artifacts.read_manifest(directory)
     assert manifest.fingerprint == stage.fingerprint
     assert (manifest.seed, manifest.metrics, manifest.given) == (7, {"rows": 1}, {"max_steps": 3})
     assert manifest.outputs["samples.jsonl"] == artifacts.sha256(directory / "samples.jsonl")
     assert set(manifest.outputs) == {"samples.jsonl", "config.yaml"}
     assert {"torch", "trl", "chainforge"} <= set(manifest.versions)
-
-
-def test_the_chain_knows_the_fingerprint_before(tmp_path):
-    stage = work(tmp_path / "a", inputs={"model": "Qwen/Qwen2.5-0.5B"})
     inputs = {"model": artifacts.input_fingerprint("Qwen/Qwen2.5-0.5B")}
     assert stage.fingerprint == artifacts.fingerprint("sft", {"max_steps": 3}, inputs)
 
 
-def test_a_stage_that_fails_is_not_signed_and_resumes(tmp_path):
-    with pytest.raises(RuntimeError), open_stage("sft", str(tmp_path / "a")):
-        raise RuntimeError
+def test_a_stage_that_fails_is_not_signed_and_resumes_and_done_is_done(tmp_path):
+    fail(tmp_path / "a")
     assert artifacts.read_manifest(tmp_path / "a") is None
-    work(tmp_path / "a")
-    assert artifacts.read_manifest(tmp_path / "a")
-
-
-def test_done_is_done(tmp_path):
     work(tmp_path / "a")
     before = (tmp_path / "a/manifest.json").read_bytes()
     with pytest.raises(SystemExit) as leaving:
@@ -56,25 +53,16 @@ def test_done_is_done(tmp_path):
     assert (tmp_path / "a/manifest.json").read_bytes() == before
 
 
-def test_other_settings_never_overwrite(tmp_path, monkeypatch):
-    work(tmp_path / "done")
-    with pytest.raises(RuntimeError), open_stage("sft", str(tmp_path / "cut")):
-        raise RuntimeError
-    monkeypatch.setattr(sys, "argv", ["recipe.py", "--max_steps", "4"])
-    with pytest.raises(
-        InputError, match="finished stage with different settings .max_steps: 3 -> 4"
-    ):
-        work(tmp_path / "done")
-    with pytest.raises(
-        InputError, match="unfinished stage with different settings .max_steps: 3 -> 4"
-    ):
-        work(tmp_path / "cut")
-
-
-def test_another_input_is_named(tmp_path):
-    work(tmp_path / "a", inputs={"model": "x/y"})
+def test_other_settings_or_inputs_never_overwrite(tmp_path, monkeypatch):
+    work(tmp_path / "done", inputs={"model": "x/y"})
+    fail(tmp_path / "cut")
     with pytest.raises(InputError, match="the input model changed"):
-        work(tmp_path / "a", inputs={"model": "x/z"})
+        work(tmp_path / "done", inputs={"model": "x/z"})
+    monkeypatch.setattr(sys, "argv", ["recipe.py", "--max_steps", "4"])
+    for name, what in (("done", "a finished"), ("cut", "an unfinished")):
+        words = f"contains {what} stage with different settings .max_steps: 3 -> 4"
+        with pytest.raises(InputError, match=words):
+            work(tmp_path / name)
 
 
 def test_a_folder_that_is_no_stage_is_left_alone(tmp_path):
@@ -82,11 +70,6 @@ def test_a_folder_that_is_no_stage_is_left_alone(tmp_path):
     with pytest.raises(InputError, match=r"not empty and not a stage's .*thesis.tex"):
         work(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} <= {"thesis.tex", ".lock"}
-
-
-def test_output_dir_must_be_given():
-    with pytest.raises(InputError, match="--output_dir"), open_stage("sft", None):
-        pass
 
 
 def test_a_second_run_in_one_directory_is_refused(tmp_path):
@@ -115,15 +98,12 @@ def test_secrets_are_in_no_file(tmp_path, monkeypatch):
 
 
 def test_only_the_first_process_writes(tmp_path, monkeypatch):
-    monkeypatch.setenv("RANK", "1")
-    (tmp_path / "a").mkdir()
-    with open_stage("sft", str(tmp_path / "a")) as stage:
-        stage.progress(1, 2, "steps")
-    assert os.listdir(tmp_path / "a") == []
-
-
-def test_progress_is_readable_at_any_time(tmp_path):
     with open_stage("sft", str(tmp_path / "a")) as stage:
         stage.progress(1, 2, "steps", "loss 0.5")
         word = json.loads(stage.path("progress.json").read_text())
     assert word == {"done": 1, "total": 2, "unit": "steps", "note": "loss 0.5"}
+    monkeypatch.setenv("RANK", "1")
+    (tmp_path / "b").mkdir()
+    with open_stage("sft", str(tmp_path / "b")) as stage:
+        stage.progress(1, 2, "steps")
+    assert os.listdir(tmp_path / "b") == []
