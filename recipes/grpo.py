@@ -44,13 +44,13 @@ def preflight(configs: tuple[Any, ...]) -> SimpleNamespace:
     start = check_policy(policy, training, model)
     check_saving(training)
     check_push(training, start)
-    gated = gate(load_examples(tasks, judges.transcript, training.seed), rl)
+    prompts, counts = gate(load_examples(tasks, judges.transcript, training.seed), rl)
     heldout = hold_out(rl, tasks, judges.transcript, training)
-    rewards = load_rewards(judges, set().union(*gated.rows))
-    check_applicable(rewards, gated.rows)
+    rewards = load_rewards(judges, set().union(*prompts))
+    check_applicable(rewards, prompts)
     check_overlong(rewards, training.max_completion_length)
-    check_batch(gated.rows, training.generation_batch_size, training.num_generations)
-    rows = [*gated.rows, *(heldout or ())]
+    check_batch(prompts, training.generation_batch_size, training.num_generations)
+    rows = [*prompts, *(heldout or ())]
     tokenizer = load_tokenizer(
         start.source.tokenizer,
         judges.transcript,
@@ -61,7 +61,7 @@ def preflight(configs: tuple[Any, ...]) -> SimpleNamespace:
     )
     longest = check_prompts(tokenizer, rows, start.source.model, training.max_completion_length,
                             "max_completion_length")  # fmt: skip
-    return SimpleNamespace(start=start, rows=gated.rows, gate=gated.counts, heldout=heldout,
+    return SimpleNamespace(start=start, rows=prompts, gate=counts, heldout=heldout,
                            rewards=rewards, tokenizer=tokenizer, prompt_tokens=longest,
                            transcript=judges.transcript)  # fmt: skip
 

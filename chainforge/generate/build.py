@@ -6,6 +6,7 @@ rows with their card) and `funnel.json`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from chainforge.data.datasets import save_dataset
 from chainforge.data.filters import FilterArgs, SelectionArgs
 from chainforge.data.pool import read_pool
 from chainforge.data.select import decide
-from chainforge.generate.rollouts import origins, score_samples
+from chainforge.generate.rollouts import score_samples
 from chainforge.generate.shards import merge
 from chainforge.rewards.reward import RewardArgs, load_rewards
 
@@ -60,7 +61,7 @@ def open_pool(paths: list[str], args: BuildArgs, rewarding: RewardArgs) -> tuple
     if args.rescore:
         rewards = load_rewards(rewarding, set().union(*rows))
         rows = score_samples(rows, rewarding.transcript, rewards)
-    return rows, {"pool": origins(rows)}
+    return rows, {"pool": dict(Counter(row["pooled_from"] for row in rows))}
 
 
 @many_rows()
@@ -111,42 +112,25 @@ def build(
     return funnel
 
 
-# Settings that accept a sample that is dropped for a reason.
-ACCEPTING = {
-    "wrong": "require_correct: false",
-    "unverified": "require_correct: false",
-    "format": "require_format: false",
-    "too_short": "min_reasoning_chars",
-    "language": "min_language",
-    "repetition": "max_repetition",
-}
-
-
 def _why_none(funnel: Row, examples: Mapping[str, Row]) -> str:
-    """Return why no row is kept: the commonest reason, an answer, what would accept it."""
+    """Return why no row is kept: the commonest reason, and an answer."""
     reason = max(examples, key=lambda name: int(funnel["dropped"][name]))
-    row, setting = examples[reason], ACCEPTING.get(reason)
-    count, gold = funnel["dropped"][reason], str(row.get("answer"))[:60]
+    row, count, gold = examples[reason], funnel["dropped"][reason], examples[reason].get("answer")
     return (
         f"no row was kept; {count:,} of {funnel['in']:,} are dropped as {reason} "
-        f"({row['drop_detail']}). One of them, where {gold!r} is right: {row['completion'][:200]!r}"
-        + (f". The setting `{setting}` would accept it" if setting else "")
-        + ". funnel.json has all reasons"
+        f"({row['drop_detail']}). One of them, where {str(gold)[:60]!r} is right: "
+        f"{row['completion'][:200]!r}. funnel.json has all reasons"
     )
 
 
 def preview(rows: list[Row], selection: SelectionArgs, texts: FilterArgs, seed: int = 0) -> Table:
     """Return the funnel that selection would give, as a table; nothing is written."""
     funnel = decide(rows, selection, texts, seed).funnel()
-    table = Table(title=f"{funnel['in']:,} samples of {funnel['prompts']['in']:,} prompts")
-    for name in ("filter", "dropped", "share", "left"):
-        table.add_column(name, justify="left" if name == "filter" else "right")
-    left = funnel["in"]
+    title = f"{funnel['in']:,} samples of {funnel['prompts']['in']:,} prompts"
+    table = Table("filter", "dropped", "share", title=title)
     for reason, count in funnel["dropped"].items():
-        left -= count
-        table.add_row(reason, f"{count:,}", f"{count / funnel['in']:.1%}", f"{left:,}")
-    share = f"{funnel['kept'] / funnel['in']:.1%}"
-    prompts = f"of {funnel['prompts']['kept']:,} prompts"
+        table.add_row(reason, f"{count:,}", f"{count / funnel['in']:.1%}")
     table.add_section()
-    table.add_row(f"kept, {prompts}", f"{funnel['kept']:,}", share, "")
+    words = f"kept, of {funnel['prompts']['kept']:,} prompts"
+    table.add_row(words, f"{funnel['kept']:,}", f"{funnel['kept'] / funnel['in']:.1%}")
     return table

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import JsonLines, Row, read_rows, write_rows
@@ -22,7 +22,6 @@ from chainforge.rewards.functions import accuracy_rewards
 from chainforge.rewards.reward import Reward, score, text_of
 
 ROLLOUTS = "rollouts.jsonl"
-MIN_PASS_RATE, MAX_PASS_RATE = 0.1, 0.9  # as in open-r1
 
 
 def score_samples(
@@ -36,35 +35,37 @@ def score_samples(
     the first of its special tokens in the text, if any.
     """
     special = special_ids(tokenizer).values() if tokenizer is not None else ()
-    names = ("completion", "answer", "verifier")
-    calls = [{name: row[name] for name in names} | {"entry": row.get("entry")} for row in rows]
-    calls = [call | {"transcript": transcript} for call in calls]
+    calls = [_call(row, row["completion"], transcript) for row in rows]
     strict = accuracy_rewards(calls)
     parts = [read(row["completion"], transcript) for row in rows]
     # The lenient verdict differs from the strict one only where the format is wrong.
-    loose = [index for index, part in enumerate(parts) if part is None]
-    lenient = list(strict)
-    verdicts = accuracy_rewards([calls[index] | {"lenient": True} for index in loose])
-    for index, verdict in zip(loose, verdicts, strict=True):
-        lenient[index] = verdict
+    loose = [call | {"lenient": True} for call, part in zip(calls, parts) if part is None]
+    lenient = iter(accuracy_rewards(loose))
     points = score(rewards, rows, [row["completion"] for row in rows])
     scored = []
-    for index, (row, part) in enumerate(zip(rows, parts, strict=True)):
+    for row, part, verdict, point in zip(rows, parts, strict, points, strict=True):
+        text = row["completion"]
         columns: Row = {
-            "rewards": points[index].rewards,
-            "reward": points[index].total,
-            "correct": _verdict(strict[index]),
-            "lenient_correct": _verdict(lenient[index]),
+            "rewards": point.rewards,
+            "reward": point.total,
+            "correct": _verdict(verdict),
+            "lenient_correct": _verdict(verdict if part else next(lenient)),
             "formatted": part is not None,
-            "extracted": part.answer if part else lenient_answer(row["completion"], transcript),
+            "extracted": part.answer if part else lenient_answer(text, transcript),
         }
         if tokenizer is not None:
             length = len(tokenizer(part.reasoning)["input_ids"]) if part else None
             columns["reasoning_tokens"] = length
-            if mark := chat_mark(row["completion"], special):
+            if mark := chat_mark(text, special):
                 columns["chat_token"] = mark
         scored.append(row | columns)
     return scored
+
+
+def _call(row: Row, completion: str, transcript: str) -> Row:
+    """Return what `accuracy_reward` gets of a row."""
+    given = {name: row.get(name) for name in ("answer", "verifier", "entry")}
+    return given | {"completion": completion, "transcript": transcript}
 
 
 def _verdict(value: float | None) -> bool | None:
@@ -149,12 +150,16 @@ class Recorder:
     ) -> None:
         """Write one generation of this process, every completion with all its rewards."""
         updates = int(getattr(trainer_state, "global_step", 0) or 0)
-        columns = {key: value for key, value in given.items() if isinstance(value, list)}
+        lists = {key: value for key, value in given.items() if isinstance(value, list)}
+        columns = [dict(zip(lists, values)) for values in zip(*lists.values(), strict=True)]
         log = given.get("log_metric") or (lambda name, value: None)
         texts = [text_of(completion) for completion in completions]
         values, self.values = self.values, {}
         if self.held_out:
-            self._log_accuracy(texts, columns, log)
+            calls = [_call(row, text, self._transcript) for row, text in zip(columns, texts)]
+            for verdict in accuracy_rewards(calls):
+                if verdict is not None:
+                    log("accuracy", verdict)
             return
         rows = []
         for place, (text, ids) in enumerate(zip(texts, completion_ids, strict=True)):
@@ -162,9 +167,8 @@ class Recorder:
             parts = [self._weights[name] * value for name, value in scores.items()
                      if value is not None]  # fmt: skip
             verdict = next((v for name in self._verdicts if (v := scores[name]) is not None), None)
-            row = {key: value[place] for key, value in columns.items()}
             rows.append(
-                row
+                columns[place]
                 | self._common
                 | {
                     "prompt": prompts[place],
@@ -185,18 +189,6 @@ class Recorder:
             self._lines = self._lines or JsonLines(own_file(self.path))
             self._lines.extend(rows)
         self._log_groups(rows, log)
-
-    def _log_accuracy(
-        self, texts: list[str], columns: dict[str, list[Any]], log: Callable[[str, float], None]
-    ) -> None:
-        """Log the strict accuracy of an evaluation's completions, whatever the rewards are."""
-        names = [name for name in ("answer", "verifier", "entry") if name in columns]
-        given: dict[str, list[Any]] = {name: columns[name] for name in names}
-        given |= {"completion": texts, "transcript": [self._transcript] * len(texts)}
-        calls = [dict(zip(given, values)) for values in zip(*given.values(), strict=True)]
-        for verdict in accuracy_rewards(calls):
-            if verdict is not None:
-                log("accuracy", verdict)
 
     def _log_groups(self, rows: list[Row], log: Callable[[str, float], None]) -> None:
         """Log the shares of right and of well-formed completions, and of groups without a signal.
@@ -249,19 +241,6 @@ class PoolArgs:
         return [self.pool] if isinstance(self.pool, str) else self.pool
 
 
-def origins(pool: Sequence[Row]) -> dict[str, Any]:
-    """Return which policies wrote a pool: how many, and from which steps of which stage."""
-    steps: dict[str, list[int]] = defaultdict(list)
-    for row in pool:
-        steps[str(row.get("stage") or row["pooled_from"])].append(int(row.get("step") or 0))
-    return {
-        stage: {"rows": len(of), "policies": len(set(of)), "steps": [min(of), max(of)]}
-        if any(of)
-        else {"rows": len(of)}
-        for stage, of in steps.items()
-    }
-
-
 def pass_rates(rows: Iterable[Row]) -> dict[str, float]:
     """Return the share of right samples by prompt; rows without a verdict are left out.
 
@@ -286,44 +265,25 @@ class GateArgs:
             "choose the prompts; default: all prompts."
         },
     )
-    min_pass_rate: float | None = field(
-        default=None, metadata={"help": f"Least share of right answers; default {MIN_PASS_RATE}."}
-    )
-    max_pass_rate: float | None = field(
-        default=None, metadata={"help": f"Largest share of right answers; default {MAX_PASS_RATE}."}
-    )
-    unmeasured_prompts: Literal["refuse", "keep", "drop"] = field(
-        default="refuse", metadata={"help": "What to do with prompts that the pool lacks."}
-    )
+    min_pass_rate: float = field(default=0.1, metadata={"help": "Least share of right answers."})
+    max_pass_rate: float = field(default=0.9, metadata={"help": "Largest share of right answers."})
 
 
-@dataclass
-class Gated:
-    """The prompts that are left, and how many were dropped for which reason."""
+def gate(examples: Sequence[Row], args: GateArgs) -> tuple[list[Row], dict[str, int]]:
+    """Return the Examples whose pass rate is in the range, each with its `pass_rate`, and counts.
 
-    rows: list[Row]
-    counts: dict[str, int]
-
-
-def gate(examples: Sequence[Row], args: GateArgs) -> Gated:
-    """Return the Examples whose pass rate is in the range, each with its `pass_rate`.
-
-    A group of completions that are all right, or all wrong, has no advantage. `counts` has `in`,
-    `kept`, `too_hard`, `too_easy` and `unmeasured`. Raises `InputError` for a wrong range or one
-    without a pool, for unmeasured prompts unless told what to do with them, and when nothing is
-    left.
+    A group of completions that are all right, or all wrong, has no advantage. The counts are `in`,
+    `kept`, `too_hard`, `too_easy` and `unmeasured`: prompts that the pool lacks. Raises
+    `InputError` for a wrong range, and when nothing is left.
     """
-    low = MIN_PASS_RATE if args.min_pass_rate is None else args.min_pass_rate
-    high = MAX_PASS_RATE if args.max_pass_rate is None else args.max_pass_rate
+    low, high = args.min_pass_rate, args.max_pass_rate
     if not 0 <= low <= high <= 1:
         raise InputError(
             f"min_pass_rate, max_pass_rate: expected 0 <= least <= largest <= 1, found {low} "
             f"and {high}"
         )
     if args.gate_pool is None:
-        if args.min_pass_rate is not None or args.max_pass_rate is not None:
-            raise InputError("min_pass_rate, max_pass_rate: require gate_pool, which is not set")
-        return Gated(list(examples), {})
+        return list(examples), {}
     rates = pass_rates(read_pool([args.gate_pool]))
     counts = dict.fromkeys(("in", "kept", "too_hard", "too_easy", "unmeasured"), 0)
     counts["in"] = len(examples)
@@ -334,19 +294,12 @@ def gate(examples: Sequence[Row], args: GateArgs) -> Gated:
             counts["unmeasured"] += 1
         elif not low <= rate <= high:
             counts["too_hard" if rate < low else "too_easy"] += 1
-            continue
-        if rate is not None or args.unmeasured_prompts == "keep":
+        else:
             kept.append(row | {"pass_rate": rate})
     counts["kept"] = len(kept)
-    if counts["unmeasured"] and args.unmeasured_prompts == "refuse":
-        raise InputError(
-            f"gate_pool: {args.gate_pool} has no verdict on {counts['unmeasured']} of "
-            f"{len(examples)} prompts (a prompt is the same only with the same task name and "
-            "system prompt); set `unmeasured_prompts: keep` or `drop`"
-        )
     if not kept:
         raise InputError(
             f"gate_pool: no prompt has a pass rate from {low:g} to {high:g} ({counts}); widen "
-            "min_pass_rate and max_pass_rate, or take other tasks"
+            "min_pass_rate and max_pass_rate, or take a pool of the same tasks and system prompt"
         )
-    return Gated(kept, counts)
+    return kept, counts

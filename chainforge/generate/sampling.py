@@ -8,7 +8,6 @@ hard one gets up to `max_samples`; each prompt decides alone, so processes need 
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -22,12 +21,10 @@ from chainforge.generate.settings import Draw, Drawn, RequestArgs, SamplingArgs,
 from chainforge.generate.shards import Shards, rank, world_size
 from chainforge.rewards.verify import start_pool
 
-logger = logging.getLogger(__name__)
-
 Accept = Callable[[list[Row]], Sequence[bool]]
 Progress = Callable[[int, int, str, str], None]
 State = Literal["open", "enough", "exhausted"]
-POLL_SECONDS, LOG_SECONDS = 0.2, 30.0
+POLL_SECONDS = 0.2
 FAILURES = "failures.jsonl"
 
 
@@ -106,33 +103,27 @@ def roll_out(
     rounds.note(list(files.rows.values()))
     rounds.lose(failures.rows.values())
     opened: Engine | None = None
-    told, logged = 0.0, time.monotonic()
+    told = 0.0
 
     def tell(every: float = 0.0) -> None:
-        nonlocal told, logged
+        nonlocal told
         if rank() == 0 and time.monotonic() - told >= every:
             rounds.note(files.refresh())
             done, total, unit = rounds.progress()
             describe = getattr(opened, "describe", lambda share: "")
             words = [describe(done / max(total, 1)), rounds.describe()]
-            note = ", ".join(filter(None, words))
-            progress(done, total, unit, note)
+            progress(done, total, unit, ", ".join(filter(None, words)))
             told = time.monotonic()
-            if told - logged >= LOG_SECONDS:
-                logger.info("%s of %s %s, %s", f"{done:,}", f"{total:,}", unit, note)
-                logged = told
 
     def take(batch: list[Drawn]) -> None:
         good = [one for one in batch if one[1]["completion"] is not None]
         lost = [_failure(*one) for one in batch if one[1]["completion"] is None]
-        if good:
-            rows = score([_sample(*one, args) | provenance for one in good])
-            files.extend(rows)
-            rounds.note(rows)
+        rows = score([_sample(*one, args) | provenance for one in good]) if good else []
+        files.extend(rows)
+        rounds.note(rows)
         failures.extend(lost)
         rounds.lose(lost)
-        if good:
-            written(rows)
+        written(rows)
         tell(POLL_SECONDS)
 
     try:
@@ -259,13 +250,11 @@ class Rounds:
         return self.count + len(self.lost), len(self.examples) * self.args.most, "samples"
 
     def describe(self) -> str:
-        """Return how many samples are right, and how many failed for which reason."""
+        """Return how many samples are right, and how many failed."""
         judged = self.verdicts[True] + self.verdicts[False]
         words = [f"{self.verdicts[True] / judged:.0%} right of {judged:,}"] if judged else []
         if self.lost:
-            kinds = Counter(row["class"] for row in self.lost.values()).most_common(3)
-            named = ", ".join(f"{kind} {count}" for kind, count in kinds)
-            words.append(f"{len(self.lost):,} failed ({named})")
+            words.append(f"{len(self.lost):,} failed")
         return ", ".join(words)
 
     def report(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import example, read_rows, sample, write_rows
 from chainforge.data.pool import read_pool
-from chainforge.generate.rollouts import GateArgs, Recorder, gate, origins
+from chainforge.generate.rollouts import GateArgs, Recorder, gate
 from chainforge.rewards.reward import RewardArgs, load_rewards
 
 END = 2
@@ -155,10 +155,7 @@ def test_a_pool_renumbers_samples_and_says_where_they_are_from(tmp_path):
     keys = [(row["id"], row["sample"]) for row in pool]
     assert len(keys) == len(set(keys)) == 7
     assert not any("drop" in row for row in pool)
-    assert origins(pool) == {
-        "reason": {"rows": 6, "policies": 3, "steps": [1, 3]},
-        "picks": {"rows": 1},
-    }
+    assert {row["pooled_from"] for row in pool} == {"reason", "picks"}
 
 
 def test_what_is_no_pool_is_said(tmp_path):
@@ -187,36 +184,18 @@ def pool(tmp_path):
     return str(tmp_path)
 
 
-def test_what_is_always_or_never_right_is_left_out(pool):
-    gated = gate(prompts(5), GateArgs(gate_pool=pool))
-    assert [row["pass_rate"] for row in gated.rows] == [0.25, 0.5, 0.75]
-    assert gated.counts == {"in": 5, "kept": 3, "too_hard": 1, "too_easy": 1, "unmeasured": 0}
-
-
-def test_the_band_includes_its_ends(pool):
-    gated = gate(prompts(5), GateArgs(gate_pool=pool, min_pass_rate=0.5, max_pass_rate=1.0))
-    assert [row["pass_rate"] for row in gated.rows] == [0.5, 0.75, 1.0]
-
-
-def test_what_was_never_measured_is_kept_or_dropped_by_choice(pool):
-    with pytest.raises(InputError, match="no verdict on 1 of 6 prompts"):
-        gate(prompts(6), GateArgs(gate_pool=pool))
-    kept = gate(prompts(6), GateArgs(gate_pool=pool, unmeasured_prompts="keep"))
-    assert [row["pass_rate"] for row in kept.rows] == [0.25, 0.5, 0.75, None]
-    dropped = gate(prompts(6), GateArgs(gate_pool=pool, unmeasured_prompts="drop"))
-    assert len(dropped.rows) == 3
-    assert dropped.counts["unmeasured"] == kept.counts["unmeasured"] == 1
-
-
-def test_without_a_gate_everything_passes():
-    gated = gate(prompts(6), GateArgs())
-    assert (gated.rows, gated.counts) == (prompts(6), {})
+def test_prompts_are_chosen_by_how_often_they_were_solved(pool):
+    rows, counts = gate(prompts(6), GateArgs(gate_pool=pool))
+    assert [row["pass_rate"] for row in rows] == [0.25, 0.5, 0.75]
+    assert counts == {"in": 6, "kept": 3, "too_hard": 1, "too_easy": 1, "unmeasured": 1}
+    rows, _ = gate(prompts(5), GateArgs(gate_pool=pool, min_pass_rate=0.5, max_pass_rate=1.0))
+    assert [row["pass_rate"] for row in rows] == [0.5, 0.75, 1.0]
+    assert gate(prompts(6), GateArgs()) == (prompts(6), {})
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"gate_pool": None, "min_pass_rate": 0.1}, "require gate_pool"),
         ({"min_pass_rate": 0.9, "max_pass_rate": 0.1}, "0 <= least <= largest"),
         ({"min_pass_rate": 0.6, "max_pass_rate": 0.7}, "no prompt has a pass rate"),
         ({"gate_pool": "nowhere"}, "nowhere: no samples"),

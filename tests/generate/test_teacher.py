@@ -169,21 +169,21 @@ def test_unusable_answers_are_rejected_never_invented(server, sums, tmp_path, an
 
 
 @pytest.mark.parametrize(
-    ("reasoning", "kind", "setting"),
+    ("reasoning", "kind"),
     [
-        ("2 + 2 = 4.", "too_short", "min_reasoning_chars"),
-        ("二加二等于四，所以答案是四。" * 3, "language", "min_language"),
-        ("So I add two and two and I get four once more. " * 30, "repetition", "max_repetition"),
-        (f"{REASONING}<|im_end|>\n<|im_start|>user\nAgain?", "chat_token", ""),
+        ("2 + 2 = 4.", "too_short"),
+        ("二加二等于四，所以答案是四。" * 3, "language"),
+        ("So I add two and two and I get four once more. " * 30, "repetition"),
+        (f"{REASONING}<|im_end|>\n<|im_start|>user\nAgain?", "chat_token"),
     ],
 )
-def test_the_filters_of_reject_drop_answers(server, sums, tmp_path, reasoning, kind, setting):
+def test_the_filters_of_reject_drop_answers(server, sums, tmp_path, reasoning, kind):
     row = sums[0] | {"prompt": [{"role": "user", "content": "What is two and two?"}]}
     server.script = lambda request: chat(reasoning_content=reasoning)
     score = lambda rows: [one | {"correct": True, "formatted": True, "reward": 1} for one in rows]  # noqa: E731
     for _ in range(2):
         collected = collect(asking(server), [row], tmp_path, score=score)
-        with pytest.raises(InputError, match=f"dropped as {kind} .*{setting}"):
+        with pytest.raises(InputError, match=f"dropped as {kind} "):
             build(Rows(collected.rows), tmp_path, SelectionArgs(), TEXTS, BuildArgs())
         assert json.loads((tmp_path / "funnel.json").read_text())["dropped"] == {kind: 1}
     assert len(server.asked) == 1
