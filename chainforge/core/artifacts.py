@@ -264,7 +264,7 @@ def fingerprint(
     of one's own.
     """
     counted = _counted(given)
-    files = list(paths_in(counted))
+    files = paths_in(counted)
     content = {
         "recipe": recipe,
         "given": canonical(given),

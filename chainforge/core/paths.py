@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,8 @@ from chainforge.core.errors import InputError, hint
 ALWAYS = ("output_dir", "data", "pool", "gate_pool", "prices")
 OR_HUB = ("model_name_or_path", "teacher_model_name_or_path", "models", "chat_template_path",
           "resume_from_checkpoint", "path")  # fmt: skip
-WRITTEN = ("output_dir",)
 FILES = (".jsonl", ".json", ".yaml", ".yml", ".jinja", ".parquet", ".csv", ".txt", ".py")
-LONGEST = 1024  # longer values are texts
 NO_LAUNCHER = "none"
-_FUNCTION = re.compile(r"(.+\.py)(:\w+)")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 # Takes the key, a text that may be a path, and whether it can be nothing else.
@@ -41,24 +38,16 @@ def short(path: str | Path) -> str:
 
 
 def anchored(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Return the settings of a YAML in `folder` with its paths as one would type them here.
-
-    Raises `InputError` for a path that leads nowhere from there, but does from the current folder.
-    """
+    """Return the settings of a YAML in `folder` with its paths as one would type them here."""
 
     def typed(key: str, path: str, certain: bool) -> str:
         there = _beside(path, folder)
-        if os.path.isabs(path) or there.exists():
-            return path if os.path.isabs(path) else short(there)
-        if key not in WRITTEN and (instead := _meant(path, folder)):
-            where = f"{key}: " if key else ""
-            raise InputError(f"{where}{path!r} is not in {short(folder)}{instead}")
-        if not certain:
+        if os.path.isabs(path) or not (certain or there.exists()):
             return path
         away = short(there)
         # A missing path without a dot would be taken for the id of a model of the Hub.
-        or_hub = key in OR_HUB and not path.endswith(FILES)
-        return f"./{away}" if or_hub and not os.path.isabs(away) else away
+        model = key in OR_HUB and not there.exists() and not path.endswith(FILES)
+        return f"./{away}" if model and not os.path.isabs(away) else away
 
     return {key: _map(value, str(key), typed) for key, value in settings.items()}
 
@@ -80,47 +69,30 @@ def unplaced(value: Any) -> Any:
     return _map(value, "", lambda _, path, __: Path(path).name if os.path.exists(path) else path)
 
 
-def paths_in(value: Any) -> Iterator[Path]:
-    """Yield the files and folders that settings name, in order."""
-    found: list[Path] = []
-
-    def note(_: str, path: str, __: bool) -> str:
-        found.extend([Path(path)] if os.path.exists(path) else [])
-        return path
-
-    _map(value, "", note)
-    yield from found
+def paths_in(value: Any) -> list[Path]:
+    """Return the files and folders that settings name, in order."""
+    found: list[str] = []
+    _map(value, "", lambda _, path, __: found.append(path) or path)  # type: ignore[func-returns-value]
+    return [Path(path) for path in found if os.path.exists(path)]
 
 
 def _map(value: Any, key: str, change: Change) -> Any:
     """Return a value with `change` applied to every text in it that may be a path."""
     if isinstance(value, Mapping):  # of the names inside a setting only `path` counts
-        return {
-            name: _map(item, "path" if name == "path" else "", change)
-            for name, item in value.items()
-        }
+        return {k: _map(item, "path" if k == "path" else "", change) for k, item in value.items()}
     if isinstance(value, list | tuple):
         return [_map(item, key, change) for item in value]
-    if not isinstance(value, str) or not 0 < len(value) < LONGEST:
+    if not isinstance(value, str) or len(value) > 1024 or "\n" in value or "://" in value:
         return value
-    if "\n" in value or "://" in value:
-        return value
-    head, path, tail = "", value, ""
-    if found := _FUNCTION.fullmatch(value):
-        path, tail = found.groups()
-    elif key == "models" and "=" in value:
-        name, _, path = value.partition("=")
-        head = f"{name}="
-    certain = bool(
-        tail
-        or path.startswith(("./", "../", "~/"))
-        or key in ALWAYS
-        or (key == "path" and path.endswith(FILES))
-    )
+    name, path, tail = re.fullmatch(r"([^=/]+=)?(.*?)((?<=\.py):\w+)?", value).groups()  # type: ignore[union-attr]
+    if name and key != "models":
+        name, path = None, f"{name}{path}"
+    certain = bool(tail) or path.startswith(("./", "../", "~/")) or (path != "" and key in ALWAYS)
+    certain = certain or (key == "path" and path.endswith(FILES))
     named = any(map(str.isalnum, path))  # a lone `/` may mean division
-    if not certain and key not in OR_HUB and not (named and ("/" in path or Path(path).suffix)):
+    if not certain and not (named and (key in OR_HUB or "/" in path or Path(path).suffix)):
         return value
-    return head + change(key, path, certain) + tail
+    return f"{name or ''}{change(key, path, certain)}{tail or ''}"
 
 
 def shipped(folder: str) -> Path:
@@ -151,8 +123,10 @@ def find_chain(reference: str | Path) -> Path:
         if candidate.is_file():
             return candidate
     names = [file.parent.name for file in recipes.glob("*/chain.yaml")]
-    known = f", or a recipe folder's name: {hint(str(reference), names)}" if names else ""
-    raise InputError(f"{reference}: no such chain; give the path of a chain.yaml{known}")
+    raise InputError(
+        f"{reference}: no such chain; give the path of a chain.yaml, or a recipe folder's name: "
+        f"{hint(str(reference), names)}"
+    )
 
 
 def recipe_script(recipe: str, folder: Path) -> Path:
@@ -166,7 +140,7 @@ def launch_file(name: str, folder: Path) -> Path | None:
     configs = {file.stem: file for file in shipped("accelerate_configs").glob("*.yaml")}
     if name == NO_LAUNCHER or name in configs:
         return configs.get(name)
-    if name.endswith((".yaml", ".yml", ".json")):
+    if name.endswith((".yaml", ".yml")):
         return _existing(name, folder, "launch file")
     names = hint(name, [*configs, NO_LAUNCHER])
     raise InputError(f"no launch file {name!r} (or give a path to a .yaml): {names}")
@@ -175,16 +149,13 @@ def launch_file(name: str, folder: Path) -> Path | None:
 def model_path(name: str, folder: Path) -> str:
     """Return a model's directory, relative to the chain file, or its Hub id."""
     found = _beside(name, folder)
-    if found.exists():
-        if not any((found / name).is_file() for name in ("config.json", "adapter_config.json")):
-            raise InputError(f"{found} is not a model directory: it has no config.json")
+    if any((found / file).is_file() for file in ("config.json", "adapter_config.json")):
         return str(found)
-    if _HUB_ID.fullmatch(name) and not os.path.exists(name):
+    if found.exists():
+        raise InputError(f"{found} is not a model directory: it has no config.json")
+    if _HUB_ID.fullmatch(name):
         return name
-    raise InputError(
-        f"{name!r} is neither a folder in {short(folder)} nor a Hub id such as Qwen/Qwen2.5-0.5B"
-        f"{_meant(name, folder)}"
-    )
+    raise InputError(f"{name!r} is neither a folder in {short(folder)} nor a Hub id")
 
 
 def data_path(name: str, folder: Path) -> Path:
@@ -195,18 +166,12 @@ def data_path(name: str, folder: Path) -> Path:
 def _existing(name: str, folder: Path, what: str) -> Path:
     found = _beside(name, folder)
     if not found.exists():
-        raise InputError(f"no {what} {name!r} in {short(folder)}{_meant(name, folder)}")
+        raise InputError(
+            f"no {what} {name!r} in {short(folder)}; paths in a YAML are relative to its folder"
+        )
     return found
 
 
 def _beside(name: str, folder: Path) -> Path:
     """Return where a path leads from a folder."""
     return Path(os.path.abspath(folder / os.path.expanduser(name)))
-
-
-def _meant(name: str, folder: Path) -> str:
-    """Return what to write for a path that is relative to the current folder; empty for others."""
-    if not os.path.exists(name):
-        return ""
-    instead = os.path.relpath(name, folder)
-    return f"; paths in a YAML are relative to its folder: write {instead!r}"

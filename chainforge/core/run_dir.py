@@ -24,7 +24,7 @@ from typing import Annotated, Any, NotRequired, TypedDict
 from msgspec import Meta
 
 from chainforge.core import artifacts
-from chainforge.core.artifacts import MANIFEST, PROGRESS, STARTED, Manifest, changes, shaped
+from chainforge.core.artifacts import MANIFEST, PROGRESS, STARTED, changes, shaped
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Row, read_rows
 from chainforge.core.paths import short
@@ -131,78 +131,19 @@ class StageDir:
     state: str = PENDING
     note: str = ""
 
+    # What its files hold, each read when it is asked for.
+    manifest = cached_property(lambda self: artifacts.read_manifest(self.directory))
+    started = cached_property(lambda self: artifacts.read_started(self.directory))
+    results = cached_property(lambda self: self._json("results.json", RESULTS))
+    funnel = cached_property(lambda self: self._json("funnel.json", FUNNEL))
+    metrics = cached_property(lambda self: self._rows("metrics.jsonl"))
+    health = cached_property(lambda self: self._rows("health.jsonl"))
+    log = cached_property(lambda self: read_log(self.directory / LOG))
+
     @property
     def name(self) -> str:
         """Return the stage's name, which is its folder's."""
         return self.directory.name
-
-    @cached_property
-    def manifest(self) -> Manifest | None:
-        """Return what the stage signed; None while it is unfinished."""
-        return artifacts.read_manifest(self.directory)
-
-    @cached_property
-    def started(self) -> dict[str, Any] | None:
-        """Return what an unfinished stage is being made from."""
-        return artifacts.read_started(self.directory)
-
-    @cached_property
-    def progress(self) -> dict[str, Any]:
-        """Return what the stage last reported: `done`, `total`, `unit`, `note`."""
-        found = self._json(PROGRESS, PROGRESS_SHAPE) or {}
-        return {"done": 0, "total": 0, "unit": "", "note": ""} | found
-
-    @property
-    def how_far(self) -> str:
-        """Return how far an unfinished stage is: `12 of 40 steps`."""
-        if self.manifest or not self.progress["total"]:
-            return ""
-        return "{done:,} of {total:,} {unit}".format(**self.progress)
-
-    @property
-    def share(self) -> float | None:
-        """Return which share of its work a running stage has done."""
-        if self.state != RUNNING or not self.progress["total"]:
-            return None
-        return float(min(1.0, self.progress["done"] / self.progress["total"]))
-
-    @property
-    def seconds(self) -> float | None:
-        """Return how long a finished stage took."""
-        return self.manifest.seconds if self.manifest else None
-
-    @cached_property
-    def results(self) -> dict[str, Any] | None:
-        """Return what an evaluation measured."""
-        return self._json("results.json", RESULTS)
-
-    @cached_property
-    def funnel(self) -> dict[str, Any] | None:
-        """Return where the rows of a data stage went."""
-        return self._json("funnel.json", FUNNEL)
-
-    @cached_property
-    def metrics(self) -> list[Row]:
-        """Return what the trainer logged."""
-        return self._rows("metrics.jsonl")
-
-    @cached_property
-    def health(self) -> list[Row]:
-        """Return which health rules fired."""
-        return self._rows("health.jsonl")
-
-    @cached_property
-    def log(self) -> LogEnd:
-        """Return the end of the log."""
-        return read_log(self.directory / LOG)
-
-    @cached_property
-    def spending(self) -> dict[str, Any]:
-        """Return what a teacher cost, as the finished stage signed it."""
-        spending = (self.manifest.metrics.get("spending") if self.manifest else None) or {}
-        if spending:
-            shaped(self.directory / MANIFEST, spending, SPENDING)
-        return dict(spending)
 
     @property
     def samples(self) -> Path:
@@ -214,6 +155,41 @@ class StageDir:
         """Return the resolved configuration as written."""
         path = self.directory / "config.yaml"
         return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+    @property
+    def seconds(self) -> float | None:
+        """Return how long a finished stage took."""
+        return self.manifest.seconds if self.manifest else None
+
+    @cached_property
+    def progress(self) -> dict[str, Any]:
+        """Return what the stage last reported: `done`, `total`, `unit`, `note`."""
+        told = self._json(PROGRESS, PROGRESS_SHAPE) or {}
+        return {"done": 0, "total": 0, "unit": "", "note": ""} | told
+
+    @property
+    def how_far(self) -> str:
+        """Return how far an unfinished stage is: `12 of 40 steps`."""
+        told = self.progress
+        return (
+            ""
+            if self.manifest or not told["total"]
+            else "{done:,} of {total:,} {unit}".format(**told)
+        )
+
+    @property
+    def share(self) -> float | None:
+        """Return which share of its work a running stage has done."""
+        done, total = self.progress["done"], self.progress["total"]
+        return float(min(1.0, done / total)) if self.state == RUNNING and total else None
+
+    @cached_property
+    def spending(self) -> dict[str, Any]:
+        """Return what a teacher cost, as the finished stage signed it."""
+        spending = (self.manifest.metrics.get("spending") if self.manifest else None) or {}
+        if spending:
+            shaped(self.directory / MANIFEST, spending, SPENDING)
+        return dict(spending)
 
     def _json(self, name: str, shape: Any) -> dict[str, Any] | None:
         path = self.directory / name

@@ -39,8 +39,7 @@ class Tags:
     @property
     def all(self) -> tuple[str, ...]:
         """Return every tag that is not empty, in the order of a transcript."""
-        tags = (self.reasoning_open, self.reasoning_close, self.answer_open, self.answer_close)
-        return tuple(tag for tag in tags if tag)
+        return tuple(filter(None, list(vars(self).values())[:4]))
 
 
 DEFAULT = "r1-cold-start"

@@ -75,19 +75,6 @@ def test_what_is_none_stays_as_it_is(project, settings):
     assert unplaced(settings) == settings
 
 
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"tasks": [{"params": {"path": "mine.jsonl"}}]}, r"write '../here/mine.jsonl'"),
-        ({"data": ["mine.jsonl"]}, "data: 'mine.jsonl' is not in .*write '../here/mine.jsonl'"),
-        ({"model_name_or_path": "org/name"}, "write '../here/org/name'"),
-    ],
-)
-def test_a_path_from_the_current_folder_is_not_guessed(project, settings, words):
-    with pytest.raises(InputError, match=words):
-        anchored(settings, project)
-
-
 def test_what_a_stage_leaves_reads_back_as_it_was(project):
     settings = {"output_dir": "runs/x", "data": ["mine.jsonl"], "n": 1, "models": ["a=org/name"]}
     folder = Path("runs/x")
