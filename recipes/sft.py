@@ -4,10 +4,9 @@
         --model_name_or_path recipes/quickstart/base --data runs/quickstart/traces \
         --output_dir runs/quickstart/cold_start
 
-Every option is TRL's own (SFTConfig, ModelConfig) but for `data`, `data_weights` (the ratio in
-which several sources stand), `transcript`, `adapter` (what becomes of a LoRA adapter that the stage
-is given) and `save`. The loss is on the completion alone; a row that does not fit into `max_length`
-is an error, never cut in silence.
+Every option is TRL's own (SFTConfig, ModelConfig) but for `data`, `transcript`, `adapter` (what
+becomes of a LoRA adapter that the stage is given) and `save`. The loss is on the completion alone;
+a row that does not fit into `max_length` is an error, never cut in silence.
 """
 
 from types import SimpleNamespace
@@ -17,7 +16,7 @@ from trl import ModelConfig, SFTConfig, SFTTrainer
 
 from chainforge.core import process
 from chainforge.core.config import parse
-from chainforge.data.datasets import DataArgs, sft_mixture
+from chainforge.data.datasets import DataArgs, sft_dataset
 from chainforge.hub.push import check_push, push_signed
 from chainforge.train.checkpoints import check_saving
 from chainforge.train.loop import train
@@ -34,7 +33,7 @@ def preflight(configs: tuple[Any, ...]) -> SimpleNamespace:
     start = check_policy(policy, training, model)
     check_saving(training)
     check_push(training, start)
-    rows, sources = sft_mixture(data, training.seed)
+    rows, sources = sft_dataset(data)
     tokenizer = load_tokenizer(
         start.source.tokenizer,
         data.transcript,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Message, Row
 from chainforge.core.secrets import public
 from chainforge.core.transcript import DEFAULT, is_blank, write
-from chainforge.data.rows import FoundRows, read_file, settle, wrong_turns
+from chainforge.data.rows import FoundRows, read_file, wrong_turns
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -40,13 +39,6 @@ class DataArgs:
         default_factory=list,
         metadata={"help": "Directories of data stages, folders of parquet, or .jsonl files."},
     )
-    data_weights: list[float] = field(
-        default_factory=list,
-        metadata={
-            "help": "Ratio in which to mix the sources of `data`, such as 3 1; no row is taken "
-            "twice. Default: every row of each."
-        },
-    )
     allow_offline_rows: bool = field(
         default=False,
         metadata={"help": "Also train on worked solutions that replaced a failed teacher's."},
@@ -54,8 +46,8 @@ class DataArgs:
     transcript: str = field(default=DEFAULT, metadata={"help": "Preset of the transcript's tags."})
 
 
-def sft_mixture(args: DataArgs, seed: int = 0) -> tuple[Dataset, dict[str, dict[str, int]]]:
-    """Return a data set of `prompt` and `completion` messages, and each source's rows and use.
+def sft_dataset(args: DataArgs) -> tuple[Dataset, dict[str, dict[str, int]]]:
+    """Return a data set of `prompt` and `completion` messages, and the rows of each source.
 
     A source is a stage's directory (its `dataset/`, or its `samples.jsonl`), a folder of parquet
     files, or a .jsonl or .parquet file; rows may have `messages` instead of `prompt` and
@@ -69,62 +61,34 @@ def sft_mixture(args: DataArgs, seed: int = 0) -> tuple[Dataset, dict[str, dict[
 
     if not args.data:
         raise InputError("data: none given; name the directory of a data stage or a .jsonl file")
-    found = [_source(path, args) for path in args.data]
-    sizes = [len(rows) for rows, _ in found]
-    chosen = mix(sizes, args.data_weights or sizes, seed)
     pairs: list[Pair] = []
     counts: dict[str, dict[str, int]] = {}
-    for path, (rows, dropped), picks in zip(args.data, found, chosen, strict=True):
-        pairs += [rows[i] for i in picks]
-        counts[str(path)] = {"rows": len(rows), "used": len(picks)}
-        counts[str(path)] |= {"dropped": dropped} if dropped else {}
+    for path in args.data:
+        found, dropped = _source(path, args)
+        pairs += found
+        counts[path] = {"rows": len(found)} | ({"dropped": dropped} if dropped else {})
     columns = {"prompt": [pair[0] for pair in pairs], "completion": [pair[1] for pair in pairs]}
     return Dataset.from_dict(columns), counts
-
-
-def mix(sizes: Sequence[int], weights: Sequence[float], seed: int = 0) -> list[list[int]]:
-    """Return which rows of each source to take, in their order, in the ratio of `weights`.
-
-    No row is taken twice and as many as possible are taken: the source that is smallest for its
-    weight is taken whole, the others by lot. DeepSeek-R1's second SFT had 600k rows of reasoning to
-    200k of others.
-    """
-    if len(weights) != len(sizes) or not all(0 < weight < float("inf") for weight in weights):
-        raise InputError(
-            f"data_weights: expected {len(sizes)} numbers above 0, one for each source in `data`, "
-            f"found {list(weights)}"
-        )
-    unit = min(size / weight for size, weight in zip(sizes, weights, strict=True))
-    return [
-        sorted(random.Random(f"{seed}/{n}").sample(range(size), max(round(weight * unit), 1)))
-        for n, (size, weight) in enumerate(zip(sizes, weights, strict=True))
-    ]
 
 
 def _source(path: str, args: DataArgs) -> tuple[list[Pair], int]:
     """Return one source's rows as prompts and completions, and how many were dropped before."""
     found = _read(Path(path))
-    pairs: list[Pair] = []
-    fallback: list[int] = []
-    dropped = 0
-    for number, row in found.rows:
-        # Wrong samples that selection never saw are not trained on either.
-        if row["drop"] if "drop" in row else row.get("correct") is False:
-            dropped += 1
-            continue
-        if row.get("source") == FALLBACK:
-            fallback.append(number)
-        try:
-            pairs.append(_pair(row, args.transcript))
-        except InputError as error:
-            found.faults.append((number, str(error)))
+    # Wrong samples that selection never saw are not trained on either.
+    kept = [
+        (number, row)
+        for number, row in found.rows
+        if not (row["drop"] if "drop" in row else row.get("correct") is False)
+    ]
+    dropped, found.rows = len(found.rows) - len(kept), kept
+    fallback = [number for number, row in kept if row.get("source") == FALLBACK]
     if fallback and not args.allow_offline_rows:
         raise InputError(
-            f"{path}: {len(fallback)} of {len(found.rows) - dropped} rows (the first: row "
-            f"{fallback[0]}) are {FALLBACK}: worked solutions in place of a teacher that failed; "
-            "collect again, or set `allow_offline_rows: true`"
+            f"{path}: {len(fallback)} of {len(kept)} rows (the first: row {fallback[0]}) are "
+            f"{FALLBACK}: worked solutions in place of a teacher that failed; collect again, or "
+            "set `allow_offline_rows: true`"
         )
-    settle(found.path, found.faults, len(pairs) + len(found.faults))
+    pairs = found.each(lambda row: _pair(row, args.transcript))
     if not pairs:
         raise InputError(f"{path}: no rows to train on ({dropped} are marked `drop`, or wrong)")
     if dropped:

@@ -10,7 +10,7 @@ import msgspec
 
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Row, many_rows
-from chainforge.data.rows import read_file, settle
+from chainforge.data.rows import read_file
 
 NAMES = ("rollouts.jsonl", "samples.jsonl")
 MARKS = frozenset({"drop", "drop_detail", "pass_rate"})  # of an earlier selection
@@ -59,18 +59,18 @@ def read_pool(paths: Sequence[str]) -> list[Row]:
     numbers: Counter[str] = Counter()
     pool: list[Row] = []
     for path in find_samples(paths):
-        found = read_file(path)
-        total = len(found.rows) + len(found.faults)
-        for number, row in found.rows:
-            try:
-                msgspec.convert(row, _Sample)
-            except msgspec.ValidationError as error:
-                found.faults.append((number, str(error)))
-                continue
+        for row in read_file(path).each(_checked):
             left = {key: value for key, value in row.items() if key not in MARKS}
             pool.append(left | {"sample": numbers[row["id"]], "pooled_from": path.parent.name})
             numbers[row["id"]] += 1
-        settle(path, found.faults, total)
     if not pool:
         raise InputError(f"pool: {', '.join(map(str, paths))}: no samples in it")
     return pool
+
+
+def _checked(row: Row) -> Row:
+    try:
+        msgspec.convert(row, _Sample)
+    except msgspec.ValidationError as error:
+        raise InputError(str(error)) from None
+    return row

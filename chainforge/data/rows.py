@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -21,12 +21,11 @@ from chainforge.core.jsonl import JsonLines, Row, write_rows
 from chainforge.core.transcript import is_blank
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 MAX_BAD = 0.01  # the share of bad rows above which a file stops the run
 MAX_LINE = 1_000_000  # bytes; a longer line is a file in a file, or two files glued together
 NAME = "rejects.jsonl"
-
-Fault = tuple[int, str]  # the row's number in its file, and what is wrong with it
 
 _folder: contextvars.ContextVar[Path | None] = contextvars.ContextVar("rejects", default=None)
 _early: contextvars.ContextVar[tuple[Row, ...]] = contextvars.ContextVar("early", default=())
@@ -53,27 +52,38 @@ class FoundRows:
 
     path: Path
     rows: list[tuple[int, Row]] = field(default_factory=list)
-    faults: list[Fault] = field(default_factory=list)
+    faults: list[tuple[int, str]] = field(default_factory=list)
 
+    def each(self, change: Callable[[Row], T], most: float = MAX_BAD) -> list[T]:
+        """Return what `change` makes of the good rows; those that it refuses are bad ones, too.
 
-def settle(path: Path, faults: list[Fault], total: int, most: float = MAX_BAD) -> None:
-    """Write bad rows down; raise `InputError` when they are more than a share of `total`."""
-    if not faults:
-        return
-    faults = sorted(faults)
-    rows = [{"file": str(path), "row": number, "reason": why} for number, why in faults]
-    if folder := _folder.get():
-        with JsonLines(folder / NAME) as file:
-            file.extend(rows)
-    else:
-        _early.set((*_early.get(), *rows))
-    unit = "line" if path.suffix == ".jsonl" else "row"
-    shown = "".join(f"\n  {unit} {number}: {why}" for number, why in faults[:5])
-    shown += f"\n  and {len(faults) - 5} more" if len(faults) > 5 else ""
-    what = f"{path}: {len(faults)} of {total} rows are malformed"
-    if len(faults) > most * total:
-        raise InputError(f"{what}, more than {most:.0%}:{shown}")
-    logger.warning("%s and left out (all of them are in %s):%s", what, NAME, shown)
+        Writes bad rows down; raises `InputError` when they are more than the share `most`.
+        """
+        made: list[T] = []
+        faults = list(self.faults)
+        for number, row in self.rows:
+            try:
+                made.append(change(row))
+            except InputError as error:
+                faults.append((number, str(error)))
+        if faults:
+            self._settle(sorted(faults), len(made) + len(faults), most)
+        return made
+
+    def _settle(self, faults: list[tuple[int, str]], total: int, most: float) -> None:
+        rows = [{"file": str(self.path), "row": number, "reason": why} for number, why in faults]
+        if folder := _folder.get():
+            with JsonLines(folder / NAME) as file:
+                file.extend(rows)
+        else:
+            _early.set((*_early.get(), *rows))
+        unit = "line" if self.path.suffix == ".jsonl" else "row"
+        shown = "".join(f"\n  {unit} {number}: {why}" for number, why in faults[:5])
+        shown += f"\n  and {len(faults) - 5} more" if len(faults) > 5 else ""
+        what = f"{self.path}: {len(faults)} of {total} rows are malformed"
+        if len(faults) > most * total:
+            raise InputError(f"{what}, more than {most:.0%}:{shown}")
+        logger.warning("%s and left out (all of them are in %s):%s", what, NAME, shown)
 
 
 def read_file(path: str | Path) -> FoundRows:
@@ -82,25 +92,16 @@ def read_file(path: str | Path) -> FoundRows:
     if not found.path.is_file():
         raise InputError(f"{path}: no such file")
     with open(path, "rb") as file:
-        for number, row, fault in read_lines(file):
-            if fault:
-                found.faults.append((number, fault))
-            else:
-                found.rows.append((number, row))
+        for number, line in enumerate(file, start=1):
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            if line.strip():
+                row, fault = _parse(line)
+                if fault:
+                    found.faults.append((number, fault))
+                else:
+                    found.rows.append((number, row))
     return found
-
-
-def read_lines(lines: Iterable[bytes], first: int = 1) -> Iterator[tuple[int, Row, str | None]]:
-    """Yield the number of each line that is not blank, and its row, or what is wrong with it.
-
-    A byte order mark in line 1 and carriage returns do not count.
-    """
-    for number, line in enumerate(lines, start=first):
-        if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")
-        if line.strip():
-            row, fault = _parse(line)
-            yield number, row, fault
 
 
 def _parse(line: bytes) -> tuple[Row, str | None]:

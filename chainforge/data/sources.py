@@ -19,7 +19,7 @@ import yaml
 from chainforge.core.errors import InputError, hint, refuse_unknown
 from chainforge.core.jsonl import Row, question
 from chainforge.core.transcript import is_blank
-from chainforge.data.rows import MAX_BAD, FoundRows, read_file, same_question, settle, wrong_turns
+from chainforge.data.rows import MAX_BAD, FoundRows, read_file, same_question, wrong_turns
 from chainforge.rewards.answers import boxed_answers
 
 EXTRACTS = ("text", "hashes", "boxed")
@@ -76,14 +76,7 @@ class Columns:
         prompts_only = self.answer == "answer" and not any(
             names & raw.keys() for _, raw in found.rows
         )
-        rows: list[Row] = []
-        for number, raw in found.rows:
-            try:
-                rows.append(self.row(raw, prompts_only))
-            except InputError as error:
-                found.faults.append((number, str(error)))
-        settle(found.path, found.faults, len(rows) + len(found.faults), most)
-        return rows
+        return found.each(lambda raw: self.row(raw, prompts_only), most)
 
     def row(self, raw: Row, prompts_only: bool = False) -> Row:
         """Return a table's row as one of a task; raise `InputError` if it is malformed."""

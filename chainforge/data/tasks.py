@@ -147,36 +147,36 @@ def _ask(task: Task, seed: int) -> Iterator[tuple[Row, bool]]:
             raise InputError(f"{task.where}: give `{key}` beside `params`, not in it")
     if not any(item.kind is item.VAR_KEYWORD for item in names.values()):
         refuse_unknown(task.params, names.keys() - offered.keys(), f"{task.where}.params: ")
-    given = {key: value for key, value in offered.items() if key in names}
-    certain = "split" in given or task.split == "all"
+    given = task.params | {key: value for key, value in offered.items() if key in names}
+    certain = "split" in names or task.split == "all"
     try:
-        signature.bind(**task.params, **given)
-        for number, row in enumerate(_rows_of(function, task.params | given), start=1):
+        signature.bind(**given)
+        for number, row in enumerate(_rows_of(function, given), start=1):
             yield _as_example(row, task, f"row {number}"), certain
-    except (InputError, TypeError) as error:
+    except (Failed, Stopped):
+        raise
+    except InputError as error:
         raise InputError(f"{task.where}: {error}") from None
+    except Exception as error:
+        code = getattr(function, "__code__", None)
+        place = where(error, Path(code.co_filename) if code else None)
+        raise InputError(f"{task.where}: {place}") from error
 
 
 def _rows_of(function: Callable[..., Any], arguments: dict[str, Any]) -> Iterator[Any]:
-    """Yield what a task's function gives; raise `InputError` where the function fails."""
+    """Yield what a task's function gives; its `sys.exit` is an error as any other."""
     end = object()
-    try:
+    with user_code():
+        rows = function(**arguments)
+    if not isinstance(rows, Iterable) or isinstance(rows, str | dict):
+        raise InputError(f"must give rows, it gave a {type(rows).__name__}")
+    with user_code():
+        rows = iter(rows)
+        row = next(rows, end)
+    while row is not end:
+        yield row
         with user_code():
-            rows = function(**arguments)
-            if not isinstance(rows, Iterable) or isinstance(rows, str | dict):
-                raise InputError(f"must give rows, it gave a {type(rows).__name__}")
-            rows = iter(rows)
-        while True:
-            with user_code():
-                row = next(rows, end)
-            if row is end:
-                return
-            yield row
-    except (InputError, Failed, Stopped):
-        raise
-    except Exception as error:
-        code = getattr(function, "__code__", None)
-        raise InputError(where(error, Path(code.co_filename) if code else None)) from error
+            row = next(rows, end)
 
 
 def _as_example(raw: Any, task: Task, where: str) -> Row:

@@ -10,13 +10,13 @@ from chainforge.data.datasets import (
     check_batch,
     grpo_dataset,
     save_dataset,
-    sft_mixture,
+    sft_dataset,
 )
 from chainforge.data.rows import rejects_in
 
 
-def sft_dataset(paths, **settings):
-    return sft_mixture(DataArgs([str(path) for path in paths], **settings))[0]
+def rows_of(paths, **settings):
+    return sft_dataset(DataArgs([str(path) for path in paths], **settings))[0]
 
 
 def samples(n, source="offline", **columns):
@@ -46,7 +46,7 @@ def test_sft_rows_of_stages(tmp_path, dataset):
     rows = samples(4) + samples(2, drop="wrong")
     one = stage(tmp_path / "traces", rows, dataset)
     two = stage(tmp_path / "picks", samples(3, "policy"), dataset)
-    made = sft_dataset([one, two])
+    made = rows_of([one, two])
     assert made.column_names == ["prompt", "completion"]
     assert len(made) == 7
     assert made[3] == {
@@ -60,7 +60,7 @@ def test_sft_rows_of_files(tmp_path):
     file = tmp_path / "general.jsonl"
     file.write_text(json.dumps({"messages": turns}) + "\n")
     parquet = save_dataset(samples(2), tmp_path / "saved")
-    made = sft_dataset([file, parquet, tmp_path / "saved"])
+    made = rows_of([file, parquet, tmp_path / "saved"])
     assert len(made) == 5
     assert made[0] == {"prompt": turns[:1], "completion": turns[1:]}
 
@@ -68,9 +68,9 @@ def test_sft_rows_of_files(tmp_path):
 def test_dropped_rows_of_a_file_are_not_trained_on(tmp_path, caplog):
     rows = samples(2) + samples(1, drop=None, correct=False) + samples(2, drop="wrong")
     path = stage(tmp_path / "picks", rows + samples(1, correct=False)) + "/samples.jsonl"
-    made, counts = sft_mixture(DataArgs([path]))
+    made, counts = sft_dataset(DataArgs([path]))
     assert len(made) == 3
-    assert counts == {path: {"rows": 3, "used": 3, "dropped": 3}}
+    assert counts == {path: {"rows": 3, "dropped": 3}}
     assert "left out 3 rows that are marked `drop`" in caplog.text
 
 
@@ -85,7 +85,7 @@ def test_a_reasoning_beside_the_text_is_trained_on(tmp_path, key, transcript, sa
     turn = {"role": "assistant", "content": said, key: "Count on."}
     rows = [{"messages": [SUM, turn]}, {"prompt": [SUM, turn, SUM], "completion": [turn]}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    made = sft_dataset([path], transcript=transcript)
+    made = rows_of([path], transcript=transcript)
     whole = {"role": "assistant", "content": write("Count on.", "2", transcript)}
     assert made["completion"][:] == [[whole], [whole]]
     assert made["prompt"][1] == [SUM, whole, SUM]
@@ -102,25 +102,7 @@ def test_what_a_message_would_lose_is_named(tmp_path, turn, message):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"messages": [SUM, {"role": "assistant", "content": "2"} | turn]}))
     with pytest.raises(InputError, match=message):
-        sft_dataset([path])
-
-
-@pytest.mark.parametrize(
-    ("weights", "used"),
-    [([3, 1], [30, 10]), ([1, 1], [12, 12]), ([1, 3], [4, 12]), ([], [30, 12])],
-)
-def test_sources_are_mixed_in_the_ratio_of_their_weights(tmp_path, weights, used):
-    paths = [stage(tmp_path / "picks", samples(30)), stage(tmp_path / "general", samples(12))]
-    made, counts = sft_mixture(DataArgs(paths, weights), seed=1)
-    assert [(count["rows"], count["used"]) for count in counts.values()] == [
-        (30, used[0]), (12, used[1])
-    ]  # fmt: skip
-    assert len(made) == sum(used)
-    assert made[:] == sft_mixture(DataArgs(paths, weights), seed=1)[0][:]
-    assert len({row[0]["content"] for row in made["prompt"][: used[0]]}) == used[0]
-    for wrong in ([1], [1, 0]):
-        with pytest.raises(InputError, match="expected 2 numbers above 0"):
-            sft_mixture(DataArgs(paths, wrong))
+        rows_of([path])
 
 
 def test_few_bad_rows_are_left_out_and_written_down(tmp_path):
@@ -128,21 +110,21 @@ def test_few_bad_rows_are_left_out_and_written_down(tmp_path):
     good = [json.dumps(row) for row in samples(300)]
     path.write_text("\n".join([*good[:100], '{"prompt": 3}', *good[100:], '{"prompt": [']))
     with rejects_in(tmp_path):
-        assert len(sft_dataset([path])) == 300
+        assert len(rows_of([path])) == 300
     rejects = [json.loads(line) for line in (tmp_path / "rejects.jsonl").read_text().splitlines()]
     assert [row["row"] for row in rejects] == [101, 302]
     path.write_text("\n".join([*good[:100], '{"prompt": 3}', '{"prompt": [']))
     with pytest.raises(InputError, match="2 of 102 rows are malformed, more than 1%"):
-        sft_dataset([path])
+        rows_of([path])
 
 
 def test_fallback_rows_are_refused_unless_allowed(tmp_path):
     rows = samples(3) + samples(2, "offline-fallback")
     path = stage(tmp_path / "traces", rows)
     with pytest.raises(InputError, match=r"traces: 2 of 5 rows \(the first: row 4\)") as caught:
-        sft_dataset([path])
+        rows_of([path])
     assert "allow_offline_rows: true" in str(caught.value)
-    assert len(sft_dataset([path], allow_offline_rows=True)) == 5
+    assert len(rows_of([path], allow_offline_rows=True)) == 5
 
 
 USER = [{"role": "user", "content": "a"}]
@@ -164,7 +146,7 @@ def test_malformed_sft_rows_are_named(tmp_path, row, message):
     path = tmp_path / "bad.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in [*samples(1), row]))
     with pytest.raises(InputError, match=f"(?s)bad.jsonl: 1 of 2 rows.*{message}"):
-        sft_dataset([path])
+        rows_of([path])
 
 
 @pytest.mark.parametrize(
@@ -178,9 +160,9 @@ def test_places_without_rows(tmp_path, name, message):
     (tmp_path / "nothing").mkdir()
     stage(tmp_path / "lost", samples(3, drop="wrong"))
     with pytest.raises(InputError, match=f"{name}.*{message}"):
-        sft_dataset([tmp_path / name])
+        rows_of([tmp_path / name])
     with pytest.raises(InputError, match="none given"):
-        sft_dataset([])
+        rows_of([])
 
 
 def test_a_saved_data_set_opens_anywhere(tmp_path):
@@ -196,7 +178,7 @@ def test_a_saved_data_set_opens_anywhere(tmp_path):
     # A mapping would come back with every other row's keys, set to None.
     assert json.loads(made[1]["rewards"]) == {"accuracy_reward": 1.0}
     save_dataset(samples(2), tmp_path / "dataset")
-    assert len(sft_dataset([tmp_path])) == 2
+    assert len(rows_of([tmp_path])) == 2
     with pytest.raises(InputError, match="no row was kept"):
         save_dataset([], tmp_path / "dataset")
 
@@ -242,7 +224,7 @@ def test_sft_trains_on_it(tmp_path, tiny_model, tokenizer):
         str(tmp_path / "out"), max_steps=1, per_device_train_batch_size=2, use_cpu=True,
         bf16=False, save_strategy="no", model_init_kwargs={"dtype": "float32"},
     )  # fmt: skip
-    trainer = SFTTrainer(tiny_model, args, train_dataset=sft_dataset([tmp_path / "traces"]))
+    trainer = SFTTrainer(tiny_model, args, train_dataset=rows_of([tmp_path / "traces"]))
     batch = trainer.data_collator([trainer.train_dataset[0]])
     learnt = batch["labels"][0][batch["labels"][0] != -100]
     assert tokenizer.decode(learnt).strip() == write("Count on.", "1") + "<|im_end|>"

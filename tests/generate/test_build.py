@@ -10,7 +10,7 @@ from planted import Maker, selected
 from chainforge.core.artifacts import read_json, read_manifest
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import read_rows, write_rows
-from chainforge.data.datasets import DataArgs, sft_mixture
+from chainforge.data.datasets import DataArgs, sft_dataset
 from chainforge.data.filters import FilterArgs, SelectionArgs
 from chainforge.data.pool import read_pool
 from chainforge.generate.build import BuildArgs, build, preview
@@ -71,7 +71,7 @@ def test_what_is_left_behind(tmp_path):
     assert all(row["drop"] is None or row["drop_detail"] for row in marked)
     folder = str(tmp_path / "dataset")
     kept = load_dataset(folder, split="train", cache_dir=str(tmp_path / "cache"))
-    assert len(kept) == funnel["kept"] == len(sft_mixture(DataArgs([str(tmp_path)]))[0])
+    assert len(kept) == funnel["kept"] == len(sft_dataset(DataArgs([str(tmp_path)]))[0])
     assert kept[0]["completion"][0]["role"] == "assistant"
 
 
@@ -168,4 +168,4 @@ def test_an_empty_completion_is_a_dropped_row(tmp_path):
     assert funnel["kept"] + sum(funnel["dropped"].values()) == len(rows)
     marked = read_rows(tmp_path / "samples.jsonl")
     assert [row["drop"] for row in marked[:4]] == ["empty", "empty", "empty", None]
-    assert len(sft_mixture(DataArgs([str(tmp_path)]))[0]) == funnel["kept"] > 0
+    assert len(sft_dataset(DataArgs([str(tmp_path)]))[0]) == funnel["kept"] > 0
