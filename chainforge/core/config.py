@@ -15,7 +15,6 @@ import enum
 import math
 import re
 import sys
-import types
 import typing
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -81,7 +80,6 @@ WORDS = {
     "scale_rewards": "group batch none",
     "vllm_mode": "server colocate",
 }
-_TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
 class _Loader(yaml.SafeLoader):
@@ -344,15 +342,9 @@ def _out_of_range(key: str, value: Any, known: Collection[str]) -> str | None:
     return f"expected a finite number {least}{most}, found {value}"
 
 
-def truth(value: Any) -> Any:
-    """Return the bool that a word such as `off` means; any other value as it is."""
-    return _TRUTH.get(value.lower(), value) if isinstance(value, str) else value
-
-
 def _is_structured(kind: Any) -> bool:
     """Return whether a field of this type holds mappings, written as YAML on a command line."""
-    parts = typing.get_args(kind)
-    return kind is dict or typing.get_origin(kind) is dict or any(map(_is_structured, parts))
+    return kind is dict or "dict[" in str(kind) or "dict |" in str(kind)
 
 
 def _as(value: Any, kind: Any, where: str) -> Any:
@@ -360,50 +352,11 @@ def _as(value: Any, kind: Any, where: str) -> Any:
 
     Text that reads as a number, and `yes` or `off` for a bool, is converted.
     """
-    union = typing.get_origin(kind) in (typing.Union, types.UnionType)
-    parts = typing.get_args(kind) if union else (kind,)
-    if any(map(_is_enum, parts)):  # text is one of its values
-        parts = tuple(part for part in parts if part is not str)
-    if kind is Any or (value is None and type(None) in parts):
-        return value
-    for part in parts:
-        with contextlib.suppress(TypeError):
-            return _fit(value, part, where)
-    wanted = " or ".join(_name_of(part) for part in parts if part is not type(None))
-    raise InputError(f"{where}: expected {wanted}, found {value!r} ({type(value).__name__})")
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-
-def _fit(value: Any, kind: Any, where: str) -> Any:
-    """Return `value` as a `kind` that is no union; raise `TypeError` when it does not fit."""
-    origin = typing.get_origin(kind) or kind
-    if origin is list:
-        (inner,) = typing.get_args(kind) or (Any,)
-        if isinstance(value, str):
-            value = [value]  # one of several, as on the command line
-        if isinstance(value, list):
-            return [_as(item, inner, f"{where}[{i}]") for i, item in enumerate(value)]
-    elif origin is typing.Literal or _is_enum(kind):
-        if value in (typing.get_args(kind) or [one.value for one in kind]):
-            return value
-    elif origin is bool:
-        if isinstance(truth(value), bool):
-            return truth(value)
-    elif origin in (int, float) and isinstance(value, str | int) and not isinstance(value, bool):
-        with contextlib.suppress(ValueError, OverflowError):
-            return origin(value)
-    # Only its library can build a class that is no type from text.
-    elif not isinstance(origin, type) or (
-        isinstance(value, origin) and not (isinstance(value, bool) and origin is int)
-    ):
-        return value
-    raise TypeError
-
-
-def _is_enum(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, enum.Enum)
-
-
-def _name_of(kind: Any) -> str:
-    if _is_enum(kind):
-        return "one of " + ", ".join(one.value for one in kind)
-    return getattr(kind, "__name__", str(kind)) if not typing.get_args(kind) else str(kind)
+    adapter = TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
+    for tried in (value, [value]) if isinstance(value, str | int | float) else (value,):
+        with contextlib.suppress(ValidationError):  # one of several, as on the command line
+            return adapter.validate_python(tried)
+    wanted = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+    raise InputError(f"{where}: expected {wanted}, found {value!r:.80} ({type(value).__name__})")

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from chainforge.core.artifacts import read_manifest
-from chainforge.core.config import given, truth
+from chainforge.core.config import given
 from chainforge.core.errors import InputError
 from chainforge.core.process import CHAIN
 from chainforge.train import trl_internals
@@ -123,7 +123,7 @@ def check_policy(args: PolicyArgs, training_args: Any, model_args: Any) -> Start
     # Only GRPO's beta is the weight of a KL to a reference.
     if hasattr(training_args, "num_generations") and training_args.beta:
         # With dropout a policy differs from its own copy: the KL would not measure the training.
-        if truth(asked.get("disable_dropout")) is False:
+        if str(asked.get("disable_dropout")).lower() in ("false", "no", "off"):
             raise InputError("disable_dropout: false with beta: the KL would be one of dropout")
         training_args.disable_dropout = True
     return start
