@@ -21,7 +21,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -67,6 +67,7 @@ TURN_TOKENS, TEMPLATE_TOKENS = 16, 256
 NEUTRAL = {"min_p": 0.0, "repetition_penalty": 1.0}
 
 
+@dataclass(eq=False)
 class Failure(Exception):
     """A request without a usable answer, and what to do about it.
 
@@ -75,18 +76,15 @@ class Failure(Exception):
     reply, `paid` what it cost, None if unknown.
     """
 
-    def __init__(
-        self,
-        act: Literal["retry", "skip", "stop"],
-        kind: str,
-        message: str,
-        *,
-        said: Row | None = None,
-        wait: float | None = None,
-        paid: Amount | None = None,
-    ) -> None:
-        super().__init__(plain(message))
-        self.act, self.kind, self.said, self.wait, self.paid = act, kind, said, wait, paid
+    act: Literal["retry", "skip", "stop"]
+    kind: str
+    message: str
+    said: Row = field(default_factory=dict)
+    wait: float | None = None
+    paid: Amount | None = None
+
+    def __str__(self) -> str:
+        return plain(self.message)
 
 
 def plain(text: str) -> str:
@@ -130,10 +128,11 @@ class Reply(msgspec.Struct):
         """Return how the answer ended: by `length`, a content filter, or else a `stop`."""
         return _ENDS.get((self.choices[0].finish_reason or "").lower(), STOP_WORD)
 
-    def skip(self, kind: str, message: str, said: Row | None = None) -> Failure:
+    def skip(self, kind: str, message: str) -> Failure:
         """Return the failure of an answer that cannot be used."""
-        kept = {"reply": self.message, "finish_reason": self.choices[0].finish_reason}
-        return Failure("skip", kind, message, said=(said or kept) | {"usage": self.usage})
+        end = self.choices[0].finish_reason
+        said = {"reply": self.message, "finish_reason": end, "usage": self.usage}
+        return Failure("skip", kind, message, said)
 
 
 def read_reply(body: str) -> Reply:
@@ -224,7 +223,7 @@ class Client:
         """Send one request; return the answer's columns and what it cost, None if unknown."""
         url = min(self.endpoint.urls, key=lambda one: self.busy[one] + 2 ** self.faults[one])
         self.busy[url] += 1
-        sent, started = datetime.now(UTC), time.monotonic()
+        sent = datetime.now(UTC)
         try:
             reply = read_reply(await self._post(url, draw))
         except Failure as error:
@@ -255,7 +254,6 @@ class Client:
             "usage": reply.usage,
             "cost": cost,
             "price_date": price.date if price else None,
-            "latency": round(time.monotonic() - started, 3),
             "time": sent.isoformat(timespec="seconds"),
         }
         return columns, paid
@@ -270,7 +268,13 @@ class Client:
                 response = await self.http.post(f"{url}/chat/completions", content=data,
                                                 headers=kind)  # fmt: skip
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError) as error:
-            raise self._unsent(f"{url}: {type(error).__name__}: {error}") from None
+            words = (
+                f"{url}: {type(error).__name__}: {error}; check that a server is running at "
+                "`base_url`, http or https, and HTTPS_PROXY and SSL_CERT_FILE in the environment"
+            )
+            # Before the first connection the settings are at fault.
+            act: Literal["retry", "stop"] = "retry" if self.connected else "stop"
+            raise Failure(act, "connection", words, paid=NOTHING) from None
         except (TimeoutError, httpx2.TimeoutException):
             words = f"{url}: no answer within {self.timeout:g} s"
             raise Failure("retry", "timeout", words) from None
@@ -281,16 +285,6 @@ class Client:
         if response.is_success:
             return redact(response.text)
         raise self._refusal(url, response)
-
-    def _unsent(self, words: str) -> Failure:
-        """Return what a failed connection means: before the first one, wrong settings."""
-        if self.connected:
-            return Failure("retry", "connection", words, paid=NOTHING)
-        advice = (
-            "check that a server is running at `base_url`, http or https, and HTTPS_PROXY and "
-            "SSL_CERT_FILE in the environment"
-        )
-        return Failure("stop", "connection", f"{words}; {advice}", paid=NOTHING)
 
     def _refusal(self, url: str, response: httpx2.Response) -> Failure:
         """Return what an error status means: the run, this row, or only this try is lost."""
@@ -443,17 +437,15 @@ class ApiEngine:
 
     def describe(self, share: float) -> str:
         """Return cost so far and as foreseen, requests at once, speed, and failures."""
-        run = self._run
-        if run is None:
+        if (run := self._run) is None:
             return ""
         speed = run.tokens / max(time.monotonic() - run.started, 0.1)
-        words = [f"{self.limiter.under_way}/{self.limiter.level} at once", f"{speed:,.0f} tok/s"]
-        if run.faults:
-            words.append(f"{run.faults.total():,} faults")
-        if self.endpoint.price:
-            spent = (run.ledger.told + run.ledger.unsure).usd or 0.0
-            words.insert(0, usd(spent) + (f" of ~{usd(spent / share)}" if 0 < share < 1 else ""))
-        return ", ".join(words)
+        spent = (run.ledger.told + run.ledger.unsure).usd
+        money = "" if not spent else f"{usd(spent)} of ~{usd(spent / max(share, 0.01))}, "
+        return (
+            f"{money}{self.limiter.under_way}/{self.limiter.level} at once, {speed:,.0f} tok/s, "
+            f"{run.faults.total():,} faults"
+        )
 
 
 class _Run:
@@ -609,7 +601,7 @@ class _Run:
         refused = error.kind.startswith("status_")
         self._heard = self._heard or (error.act == "skip" and not refused)
         rejected = error.act == "skip" and self._heard and not self.engine.strict
-        row = (error.said or {}) | {
+        row = error.said | {
             "request": key, "class": error.kind, "message": str(error), "attempts": attempts,
             "rejected": rejected, "completion": None,
         }  # fmt: skip

@@ -95,8 +95,7 @@ class LocalEngine:
             if waiting and (batch is None or (batch.joinable and len(batch) <= SHRINK * size)):
                 room = size - (len(batch) if batch else 0)
                 fresh = [waiting.popleft() for _ in range(min(room, len(waiting)))]
-                limits = [self._limit(prompts[draw.row["id"]]) for draw in fresh]
-                new = prefill(self.model, fresh, prompts, limits, self.args)
+                new = prefill(self.model, fresh, prompts, self.args, self.context)
                 batch = new if batch is None else batch.join(new)
             assert batch is not None
             token = choose(batch.logits, batch.uniform(), self.args)
@@ -110,11 +109,6 @@ class LocalEngine:
                 batch.forward(self.model)
         while handed:
             handed.popleft().result()
-
-    def _limit(self, prompt: list[int]) -> int:
-        """Return the most tokens of a completion: the context may leave fewer than asked for."""
-        room = 2**31 if self.context is None else self.context - len(prompt)
-        return min(self.args.max_new_tokens, room)
 
     def _hand_over(self, done: list[tuple[Draw, list[int]]], take: Take) -> None:
         """Decode completions, each cut at its end token; the tags are no special tokens."""
@@ -259,14 +253,7 @@ class Batch:
         latest = self.written.gather(1, (self.counts - 1)[:, None])
         self.positions = (self.positions + 1).clamp(max=self.last)
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self), 1)], dim=1)
-        self.logits = model(
-            input_ids=latest,
-            attention_mask=self.mask,
-            position_ids=self.positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
+        self.logits = _logits(model, latest, self.mask, self.positions, self.cache)
 
     def leave(self) -> tuple[list[tuple[Draw, list[int]]], Batch | None]:
         """Take out the lines that ended; return them with their tokens, and what is left."""
@@ -280,52 +267,63 @@ class Batch:
             return done, None
         stay = self.going.nonzero()[:, 0]
         self.draws = [draw for draw, goes in zip(self.draws, going, strict=True) if goes]
-        for name in ("mask", "positions", "written", "uniforms", "counts", "limits", "going"):
+        for name in LINES[1:]:
             setattr(self, name, getattr(self, name)[stay])
         self.cache.batch_select_indices(stay)
         if self.joinable and (unused := int(self.mask.argmax(1).min())):
             self.mask = self.mask[:, unused:]
-            _map(self.cache, lambda states: states[:, :, unused:])
+            for layer in self.cache.layers:
+                layer.keys, layer.values = layer.keys[:, :, unused:], layer.values[:, :, unused:]
         return done, self
-
-    def widen(self, columns: int) -> None:
-        """Put unused columns before the first."""
-        from torch.nn.functional import pad
-
-        self.mask = pad(self.mask, (columns, 0))
-        _map(self.cache, lambda states: pad(states, (0, 0, columns, 0)))
 
     def join(self, other: Batch) -> Batch:
         """Put another batch's lines, which are about to get their first token, beside these."""
         import torch
+        from torch.nn.functional import pad
 
         width = max(self.mask.shape[1], other.mask.shape[1])
-        for batch in (self, other):
-            batch.widen(width - batch.mask.shape[1])
+        new = [width - batch.mask.shape[1] for batch in (self, other)]  # columns before the first
         for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
-            mine.keys = torch.cat([mine.keys, theirs.keys])
-            mine.values = torch.cat([mine.values, theirs.values])
+            for name in ("keys", "values"):
+                both = (getattr(layer, name) for layer in (mine, theirs))
+                wide = [pad(states, (0, 0, columns, 0)) for states, columns in zip(both, new)]
+                setattr(mine, name, torch.cat(wide))
+        for batch, columns in zip((self, other), new):
+            batch.mask = pad(batch.mask, (columns, 0))
         self.draws = self.draws + other.draws
-        for name in ("mask", "positions", "logits", "written", "uniforms", "counts", "limits",
-                     "going"):  # fmt: skip
+        for name in LINES:
             setattr(self, name, torch.cat([getattr(self, name), getattr(other, name)]))
         return self
 
 
-def _map(cache: Any, change: Any) -> None:
-    """Change the keys and values of every layer."""
-    for layer in cache.layers:
-        layer.keys, layer.values = change(layer.keys), change(layer.values)
+# The tensors of a batch, a line each; the logits are new with each token.
+LINES = ("logits", "mask", "positions", "written", "uniforms", "counts", "limits", "going")
+
+
+def _logits(model: Any, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
+    """Run tokens through the model; return the logits after each line's last."""
+    logits: Tensor = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits
+    return logits[:, -1]
 
 
 def prefill(
     model: Any,
     draws: list[Draw],
     prompts: dict[str, list[int]],
-    limits: list[int],
     args: SamplingArgs,
+    context: int | None,
 ) -> Batch:
-    """Run the prompts of draws through the model, each prompt once."""
+    """Run the prompts of draws through the model, each prompt once.
+
+    A completion may have `max_new_tokens`, or as many as the `context` leaves.
+    """
     import torch
     from transformers import DynamicCache
 
@@ -341,19 +339,13 @@ def prefill(
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     cache = DynamicCache(config=model.config)
     cache.layers = [Columns() if type(one) is DynamicLayer else one for one in cache.layers]
-    logits = model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    ).logits[:, -1]
+    logits = _logits(model, ids, mask, positions, cache)
     if len(lines) < len(draws):
         of_draw = torch.tensor([lines[draw.row["id"]] for draw in draws], device=model.device)
         cache.batch_select_indices(of_draw)
         mask, positions, logits = mask[of_draw], positions[of_draw], logits[of_draw]
-    context = getattr(model.config, "max_position_embeddings", None)
+    last = 2**31 if context is None else context - 1
+    room = [last + 1 - len(prompts[draw.row["id"]]) for draw in draws]
     return Batch(
         draws=list(draws),
         cache=cache,
@@ -363,9 +355,9 @@ def prefill(
         written=torch.zeros((len(draws), args.max_new_tokens), dtype=torch.long, device=ids.device),
         uniforms=_uniforms(draws, args).to(ids.device),
         counts=torch.zeros(len(draws), dtype=torch.long, device=ids.device),
-        limits=torch.tensor(limits, device=ids.device),
+        limits=torch.tensor(room, device=ids.device).clamp(max=args.max_new_tokens),
         going=torch.ones(len(draws), dtype=torch.bool, device=ids.device),
-        last=context - 1 if isinstance(context, int) else 2**31,
+        last=last,
     )
 
 

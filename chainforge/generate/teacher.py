@@ -333,25 +333,19 @@ def estimate(args: TeacherArgs, examples: list[Row]) -> str:
     turns = [turn["content"] for row in examples for turn in endpoint.messages(row)]
     tokens = round(sum(map(len, turns)) / 4 * args.most)  # English has about 4 letters a token
     output = count * args.expected_tokens
-    lines = [
-        f"teacher  {args.teacher}: {endpoint.model} at {endpoint.host}",
-        f"answers  {count:,} ({len(examples):,} prompts x {args.most})",
-        f"tokens   {tokens:,} in, {output:,} out, at {args.expected_tokens:,} an answer",
-    ]
-    if endpoint.price is None:
-        return "\n".join([*lines, "cost     unknown: name a file with the price as `prices`"])
-    cheap, dear = (
-        usd(rates.cost(0, tokens, output))
-        for rates in (endpoint.price.off_peak, endpoint.price.peak)
+    text = (
+        f"teacher  {args.teacher}: {endpoint.model} at {endpoint.host}\n"
+        f"answers  {count:,} ({len(examples):,} prompts x {args.most})\n"
+        f"tokens   {tokens:,} in, {output:,} out, at {args.expected_tokens:,} an answer\n"
     )
+    if (price := endpoint.price) is None:
+        return f"{text}cost     unknown: name a file with the price as `prices`"
+    cheap, dear = (usd(of.cost(0, tokens, output)) for of in (price.off_peak, price.peak))
     worst = sum(endpoint.worst(row).usd or 0 for row in examples) * args.most
     most = "no limit: set max_usd" if args.max_usd is None else f"stops at {usd(args.max_usd)}"
-    return "\n".join(
-        [
-            *lines,
-            f"cost     {cheap} off-peak, {dear} at peak, by the prices of {endpoint.price.date}",
-            f"at most  {usd(worst)}, if each answer has {args.max_new_tokens:,} tokens; {most}",
-        ]
+    return (
+        f"{text}cost     {cheap} off-peak, {dear} at peak, by the prices of {price.date}\n"
+        f"at most  {usd(worst)}, if each answer has {args.max_new_tokens:,} tokens; {most}"
     )
 
 
