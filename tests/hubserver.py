@@ -9,8 +9,6 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
-import yaml
-
 LARGE = (".safetensors", ".parquet", ".bin")
 API = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(\w[\w-]*)(?:/([^/]+)(?:/(.*))?)?)?")
 FILE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
@@ -26,10 +24,6 @@ class Repository:
     def sha(self):
         return f"{self.commits:040x}"
 
-    def card(self):
-        parts = self.files.get("README.md", b"").decode().split("---")
-        return yaml.safe_load(parts[1]) if len(parts) > 2 else {}
-
     def entry(self, name):
         content = self.files[name]
         oid = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
@@ -37,12 +31,8 @@ class Repository:
         entry |= {"oid": oid, "blobId": oid}
         if name.endswith(LARGE):
             digest = hashlib.sha256(content).hexdigest()
-            entry["lfs"] = {
-                "oid": digest,
-                "sha256": digest,
-                "size": len(content),
-                "pointerSize": 134,
-            }
+            size = {"size": len(content), "pointerSize": 134}
+            entry["lfs"] = size | {"oid": digest, "sha256": digest}
         return entry
 
 
@@ -131,7 +121,6 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 self.reply(
                     {"id": identity, "sha": repository.sha, "private": repository.private, "tags": [],
-                     "cardData": repository.card(),
                      "siblings": [repository.entry(name) for name in repository.files]}
                 )  # fmt: skip
         else:
@@ -146,12 +135,8 @@ class Handler(BaseHTTPRequestHandler):
         else:
             tag = repository.entry(name)
             etag = tag["lfs"]["sha256"] if "lfs" in tag else tag["oid"]
-            self.reply(
-                repository.files[name],
-                ETag=f'"{etag}"',
-                X_Repo_Commit=repository.sha,
-                Accept_Ranges="none",
-            )
+            headers = {"ETag": f'"{etag}"', "X_Repo_Commit": repository.sha}
+            self.reply(repository.files[name], **headers, Accept_Ranges="none")
 
     def do_POST(self):
         if self.fails():
@@ -160,16 +145,13 @@ class Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         if path == "/api/validate-yaml":
             self.reply({"errors": [], "warnings": []})
-        elif path.startswith("/verify/"):
-            self.reply({})
         elif self.headers.get("Authorization") != self.hub.token:
             self.reply({"error": "Invalid credentials"}, 401)
         elif path == "/api/repos/create":
             self.create(json.loads(data))
         elif path.endswith("/objects/batch"):
             objects = [one | {"actions": {
-                "upload": {"href": f"{self.hub.url}/put/{one['oid']}"},
-                "verify": {"href": f"{self.hub.url}/verify/{one['oid']}"}}}
+                "upload": {"href": f"{self.hub.url}/put/{one['oid']}"}}}
                 for one in json.loads(data)["objects"]]  # fmt: skip
             self.reply({"objects": objects, "transfer": "basic"})
         elif match := API.fullmatch(path):
@@ -182,9 +164,6 @@ class Handler(BaseHTTPRequestHandler):
                           "uploadMode": "lfs" if file["path"].endswith(LARGE) else "regular"}
                          for file in json.loads(data)["files"]]  # fmt: skip
                 self.reply({"files": files})
-            elif verb == "paths-info":
-                asked = json.loads(data)["paths"] if data.startswith(b"{") else []
-                self.reply([repository.entry(name) for name in asked if name in repository.files])
             else:
                 self.commit(repository, identity, data)
         else:
@@ -215,9 +194,9 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class HubServer:
-    """A Hub of one user; `requests` keeps what was asked of it: method, path, headers, body.
+    """A Hub of one user; `requests` records method, path, headers and body.
 
-    `faults` are what goes wrong: method, pattern of the path, status or "drop", how often.
+    `faults` are method, pattern of the path, status or "drop", and how often.
     """
 
     def __init__(self, token="hf_loopback-token"):
@@ -231,24 +210,20 @@ class HubServer:
         return self.repositories[kind, identity].files
 
     def environment(self, home):
-        """What a process needs to take this for the Hub; it is read once, on import."""
+        """Return the variables that make a process use this Hub; they are read once, on import."""
         return {
             "HF_ENDPOINT": self.url, "HF_TOKEN": self.secret, "HF_HOME": str(home),
             "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1",
         }  # fmt: skip
 
     def carried(self, text):
-        """Say in which requests a text went out, apart from the Authorization header."""
-        wanted = text.encode()
-        return [
-            f"{method} {path}"
-            for method, path, headers, body in self.requests
-            if wanted in body
-            or wanted in path.encode()
-            or any(
-                text in value for name, value in headers.items() if name.lower() != "authorization"
-            )
-        ]
+        """Return the requests that held a text, apart from the Authorization header."""
+        found = []
+        for method, path, headers, body in self.requests:
+            others = [v for name, v in headers.items() if name.lower() != "authorization"]
+            if text.encode() in body or any(text in value for value in (path, *others)):
+                found.append(f"{method} {path}")
+        return found
 
     def __enter__(self):
         threading.Thread(target=self.server.serve_forever, daemon=True).start()

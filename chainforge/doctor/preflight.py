@@ -191,18 +191,22 @@ class _Doctor:
             giver = self.steps.get(item.name)
             if giver is None or giver.state == DONE:
                 continue
-            if role.startswith("data."):
-                swap[item.path] = self._placeholder(giver)
+            if role.startswith("data."):  # a pool is left out
+                sft = step.stage.recipe == "sft"
+                swap[item.path] = self._placeholder(giver) if sft else ""
                 continue
             swap[item.path] = self._root(giver.stage.name)
             if item.path.endswith("adapter"):
                 more += ["--adapter", "merge"]
             if (template := self._template(giver)) and "chat_template_path" not in step.given:
                 more += ["--chat_template_path", template]
-        words = []
+        words: list[str] = []
         for word in step.command[place + 1 :]:
             name, equals, path = word.rpartition("=")
-            words.append(f"{name}{equals}{swap.get(path, path)}")
+            if swap.get(path) != "":
+                words.append(f"{name}{equals}{swap.get(path, path)}")
+            elif words[-1].startswith("--"):
+                words.pop()
         return words + more
 
     def _placeholder(self, giver: Step) -> str:

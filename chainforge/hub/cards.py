@@ -69,11 +69,8 @@ def measurements(stages: Sequence[Ancestor]) -> list[Measurement]:
     beside = [found for n in (0, 1) for found in finished_in(stage.directory.parents[n])]
     found = []
     for directory, manifest in beside:
-        prints = {
-            role.removeprefix("models."): fingerprint
-            for role, fingerprint in manifest.inputs.items()
-            if role.startswith("models.")
-        }
+        inputs = manifest.inputs.items()
+        prints = {r.partition(".")[2]: p for r, p in inputs if r.startswith("models.")}
         own = {name for name, one in prints.items() if one == stage.manifest.fingerprint}
         results = own and signed_json(directory, manifest, "results.json")
         if not results or manifest.finished < stage.manifest.finished:
@@ -114,22 +111,15 @@ def model_card(
     name = licence.get("license_name") or licence.get("license")
     text = f"Licence: `{code(name)}`." if name else ""
     text += f" The licence of {linked(base)} applies to this too." if base else ""
-    prompt, settings = _prompt(stages), _settings(stages[-1]) if stages else ""
-    return _filled(
-        head,
-        stages,
-        stages,
-        [text.strip(), terms(stages, what)],
-        adapter=adapter,
-        title=title,
-        # On one line, with nothing that Markdown would interpret.
-        heading=re.sub(r"([\\`*_\[\]<>#|!&])", r"\\\1", " ".join(title.split())),
-        base=base,
-        fence=_fence(f"{prompt['system']}{settings}{title}"),
-        measurements=measurements(stages) if stages else [],
-        settings=settings,
-        **prompt,
-    )
+    values = _prompt(stages) | {"settings": _settings(stages[-1]) if stages else ""}
+    values |= {"adapter": adapter, "title": title, "base": base}
+    # On one line, with nothing that Markdown would interpret.
+    values["heading"] = re.sub(r"([\\`*_\[\]<>#|!&])", r"\\\1", " ".join(title.split()))
+    # Nothing in a block of code can end it.
+    runs = re.findall(r"`{3,}", f"{values['system']}{values['settings']}{title}")
+    values["fence"] = max([3, *(len(run) + 1 for run in runs)]) * "`"
+    values["measurements"] = measurements(stages) if stages else []
+    return _filled(head, stages, stages, [text.strip(), terms(stages, what)], **values)
 
 
 def data_card(own: str, stages: Sequence[Ancestor], licence: Mapping[str, str]) -> str:
@@ -165,9 +155,7 @@ def _filled(
         linked=linked,
         public=public,
         quoted=functools.partial(json.dumps, ensure_ascii=False),
-        interval=lambda x: "{mean:.1f} ({low:.1f} to {high:.1f})".format(
-            **{key: 100 * value for key, value in x.items()}
-        ),
+        interval=_interval,
         verb=lambda stage: VERBS.get(stage.manifest.recipe, code(stage.manifest.recipe)),
         inputs=_inputs,
         result=_result,
@@ -258,6 +246,11 @@ def _inputs(stage: Ancestor) -> str:
     return "; ".join(f"{code(role)}: {', '.join(names)}" for role, names in by_role.items())
 
 
+def _interval(share: Mapping[str, float]) -> str:
+    mean, low, high = (100 * share[key] for key in ("mean", "low", "high"))
+    return f"{mean:.1f} ({low:.1f} to {high:.1f})"
+
+
 def _result(stage: Ancestor) -> str:
     """Return what a stage reached, and how long it took."""
     metrics = stage.manifest.metrics
@@ -279,8 +272,3 @@ def _teachers(stages: Sequence[Ancestor]) -> list[tuple[str, str, str]]:
         if stage.manifest.recipe == "collect"
     ]
     return list(dict.fromkeys(found))
-
-
-def _fence(text: str) -> str:
-    """Return a fence for a block of code that nothing in the text can end."""
-    return max([3, *(len(run) + 1 for run in re.findall(r"`{3,}", text))]) * "`"

@@ -68,7 +68,7 @@ class Copy:
         self.stage(stage, launch=self.write("launch.yaml", text))
 
     def on_gpu(self, memory):
-        """Put a program in the way that says what nvidia-smi would on a machine with a GPU."""
+        """Put a program on the path that answers as nvidia-smi does on a machine with a GPU."""
         program = Path(self.write("bin/nvidia-smi", f"#!/bin/sh\necho '{memory}, NVIDIA L4'\n"))
         program.chmod(0o755)
         self.monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")

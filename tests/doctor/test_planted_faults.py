@@ -1,6 +1,6 @@
-"""Faults planted in a copy of the quickstart, each found by `chainforge doctor` where it is.
+"""Faults planted in a copy of the quickstart, each found by `chainforge doctor` in its stage.
 
-No model is loaded meanwhile: the weights in the copy are no weights.
+No model is loaded: the copy's weights are not weights.
 """
 
 import json
@@ -19,7 +19,7 @@ FEW_SUMS = {"dataset": "chain_sum", "min_terms": 2, "max_terms": 2, "max_digits"
 
 
 def diagnose(capsys, monkeypatch, *words):
-    """Call the command in this process; return its exit code, findings and what else it said."""
+    """Call the command in this process; return its exit code, findings and stderr."""
     command = ["chainforge", "doctor", "quick", "--json", *words]
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit) as left:
@@ -71,7 +71,7 @@ def special_tags(tokenizer):
     tokenizer.add_special_tokens({"additional_special_tokens": ["<summary>", "</summary>"]})
 
 
-# What is planted; at which level, by which check and in which stage it is found; what is said.
+# What is planted; the level, check and stage of the finding; words of its text.
 FAULTS = {
     "a misspelt key": (
         lambda c: c.change("rl", learning_rat=1e-4),
@@ -206,25 +206,6 @@ def test_a_planted_fault_is_found(name, copy, capsys, monkeypatch):
     assert code == 1 or level == "warning"
 
 
-REFUSED = {
-    "a file of data that is not there": (
-        lambda c: c.stage("cold_start", data="nowhere.jsonl"), "stage cold_start: no data 'nowhere.jsonl'"),
-    "a model that is not there": (
-        lambda c: c.change("chain", base="./nowhere"), "key 'base': './nowhere' is neither"),
-    "a stage that is not there": (
-        lambda c: c.stage("rl", model="could"), "stage rl: key 'model': no stage or model"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_is_no_chain_is_refused_as_everywhere(name, copy, capsys, monkeypatch):
-    plant, words = REFUSED[name]
-    plant(copy)
-    code, findings, said = diagnose(capsys, monkeypatch)
-    assert (code, findings) == (2, [])
-    assert words in said
-
-
 def test_the_copy_is_sound_without_a_fault(copy, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["chainforge", "doctor", "quick"])
     with pytest.raises(SystemExit) as left:
@@ -235,16 +216,6 @@ def test_the_copy_is_sound_without_a_fault(copy, capsys, monkeypatch):
     assert max(map(len, said.splitlines())) <= 80
     checks = {f["check"] for f in diagnose(capsys, monkeypatch)[1]}
     assert checks == {"versions", "machine", "verifier", "preflight", "rewards", "memory", "disk"}
-
-
-def test_a_template_without_end_does_not_hold_the_doctor(copy, capsys, monkeypatch):
-    monkeypatch.setattr("chainforge.train.templates._CPU_SECONDS", 1)
-    loops = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
-    copy.template("{%", loops + "{%", 1)
-    code, findings, _ = diagnose(capsys, monkeypatch)
-    assert code == 1
-    found = {f["stage"] for f in findings if "the chat template was stopped" in f["text"]}
-    assert {"cold_start", "rl"} <= found
 
 
 def test_a_template_that_a_stage_sets_is_that_of_those_after_it(copy, capsys, monkeypatch):

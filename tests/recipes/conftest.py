@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from chainforge.core import process
 
@@ -24,5 +25,17 @@ def recipe(monkeypatch, capsys):
         except SystemExit as leaving:
             code = leaving.code
         return code, capsys.readouterr().err
+
+    return run
+
+
+@pytest.fixture
+def stage(recipe, tmp_path):
+    """Run a recipe with settings in a file; `name` is the file's and the output folder's."""
+
+    def run(kind, name, settings, *flags):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(settings))
+        given = ["--config", tmp_path / f"{name}.yaml", "--output_dir", tmp_path / name]
+        return recipe(kind, *given, *flags)
 
     return run

@@ -5,12 +5,11 @@ import shutil
 
 import pytest
 import yaml
+from small import CPU, TASK
 
 from chainforge.core.artifacts import lock, read_manifest
 
-SUMS = {"dataset": "chain_sum", "min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 1}
-TASK = {"fn": "reasoning_gym", "params": SUMS, "size": 24, "split": "train"}
-TRAIN = {"use_cpu": True, "bf16": False, "report_to": "none", "max_steps": 1}
+TRAIN = CPU | {"max_steps": 1}
 GRPO = TRAIN | {"tasks": [TASK], "per_device_train_batch_size": 8, "num_generations": 4}
 COLLECT = {"tasks": [TASK]}
 SFT = TRAIN | {"data": ["rows.jsonl"]}
@@ -37,7 +36,7 @@ CASES = {
     "a reward that needs a column that is not there": (
         "grpo",
         GRPO | {"rewards": [{"fn": "needs.py:needs"}]},
-        "needs 'colour', which is neither a column nor in params",
+        "needs 'colour'",
     ),
     "a reward file that does not import": (
         "grpo",

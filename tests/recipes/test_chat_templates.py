@@ -6,17 +6,15 @@ from pathlib import Path
 
 import pytest
 import trl
-import yaml
+from small import CPU, TASK
 
 from chainforge.core.artifacts import read_manifest
 from chainforge.core.transcript import write
 
-SUMS = {"dataset": "chain_sum", "min_terms": 2, "max_terms": 2, "max_digits": 1}
-TASK = {"fn": "reasoning_gym", "params": SUMS, "size": 8, "split": "train"}
-TRAIN = {"use_cpu": True, "bf16": False, "report_to": "none", "max_steps": 1,
-         "per_device_train_batch_size": 4, "learning_rate": 0.01, "save_strategy": "no"}  # fmt: skip
+TRAIN = CPU | {"max_steps": 1, "per_device_train_batch_size": 4, "learning_rate": 0.01,
+               "save_strategy": "no"}  # fmt: skip
 ASKED = TRAIN | {"tasks": [TASK], "max_completion_length": 8}
-SAMPLED = {"tasks": [TASK], "num_samples": 1, "max_new_tokens": 8}
+SAMPLED = {"tasks": [TASK | {"size": 8}], "num_samples": 1, "max_new_tokens": 8}
 LOOSE = {"require_correct": False, "require_format": False, "max_repetition": None,
          "min_language": None}  # fmt: skip
 RECIPES = {
@@ -36,7 +34,7 @@ ROW = {
 
 
 @pytest.fixture
-def run(tmp_path, tiny_model, tokenizer, recipe, monkeypatch):
+def run(tmp_path, tiny_model, tokenizer, stage, monkeypatch):
     """Run a recipe on a model without a chat template, and templates beside it."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny_model, "bare")
@@ -49,8 +47,7 @@ def run(tmp_path, tiny_model, tokenizer, recipe, monkeypatch):
 
     def call(name, output="out", **settings):
         model = {} if name == "evaluate" else {"model_name_or_path": "bare"}
-        Path("c.yaml").write_text(yaml.safe_dump(model | RECIPES[name] | settings))
-        return recipe(name, "--config", "c.yaml", "--output_dir", output)
+        return stage(name, output, model | RECIPES[name] | settings)
 
     return call
 

@@ -1,18 +1,20 @@
 """Distillation by probabilities where the padded vocabularies differ, from the recipe to the files."""
 
+import copy
+import shutil
+
 import pytest
-import yaml
+from small import TRAIN
 
 from chainforge.core import artifacts
 from chainforge.core.jsonl import read_rows
 
 SMALL, LARGE = 320, 384  # as in `padded_models`
-SETTINGS = {
+SETTINGS = TRAIN | {
     "tasks": [{"fn": "reasoning_gym", "size": 32, "split": "train",
                "params": {"dataset": "chain_sum", "max_digits": 1}}],
-    "use_cpu": True, "bf16": False, "report_to": "none", "gradient_checkpointing": False,
-    "max_steps": 16, "logging_steps": 1, "save_strategy": "no", "per_device_train_batch_size": 16,
-    "max_completion_length": 12, "learning_rate": 5e-3, "beta": 0.5,
+    "max_steps": 16, "per_device_train_batch_size": 16, "max_completion_length": 12,
+    "learning_rate": 5e-3, "beta": 0.5,
 }  # fmt: skip
 LORA = ["--use_peft", "true", "--lora_target_modules", "all-linear", "--learning_rate", "0.02"]
 
@@ -23,17 +25,14 @@ LORA = ["--use_peft", "true", "--lora_target_modules", "all-linear", "--learning
     ids=["full", "LoRA"],
 )
 def test_the_student_learns_and_nothing_is_resized_on_disk(
-    padded_models, tmp_path, recipe, student, teacher, flags
+    padded_models, tmp_path, stage, student, teacher, flags
 ):
     from safetensors.torch import load_file
 
     before = {path: artifacts.sha256(path) for path in padded_models.values()}
-    (tmp_path / "distill.yaml").write_text(yaml.safe_dump(SETTINGS))
-    code, error = recipe(
-        "distill", "--config", tmp_path / "distill.yaml", "--output_dir", tmp_path / "pupil",
-        "--model_name_or_path", padded_models["student", student],
-        "--teacher_model_name_or_path", padded_models["teacher", teacher], *flags,
-    )  # fmt: skip
+    flags = [*flags, "--model_name_or_path", padded_models["student", student]]
+    flags += ["--teacher_model_name_or_path", padded_models["teacher", teacher]]
+    code, error = stage("distill", "pupil", SETTINGS, *flags)
     assert code == 0, error
     losses = [row["loss"] for row in read_rows(tmp_path / "pupil/metrics.jsonl") if "loss" in row]
     assert sum(losses[-4:]) < 0.9 * sum(losses[:4]), losses
@@ -45,19 +44,14 @@ def test_the_student_learns_and_nothing_is_resized_on_disk(
     assert (notes["student"], notes["teacher"]) == (student, teacher)
 
 
-def test_a_real_mismatch_says_what_to_do(padded_models, tiny_model, tokenizer, tmp_path, recipe):
-    import copy
-    import shutil
-
+def test_a_real_mismatch_says_what_to_do(padded_models, tiny_model, tokenizer, tmp_path, stage):
     shutil.copytree(padded_models["teacher", LARGE], tmp_path / "teacher")
     other = copy.deepcopy(tokenizer)
     other.add_tokens(["<extra>"])
     other.save_pretrained(tmp_path / "teacher")
-    (tmp_path / "distill.yaml").write_text(yaml.safe_dump(SETTINGS))
-    code, error = recipe(
-        "distill", "--config", tmp_path / "distill.yaml", "--output_dir", tmp_path / "pupil",
-        "--model_name_or_path", tiny_model, "--teacher_model_name_or_path", tmp_path / "teacher",
-    )  # fmt: skip
+    flags = ["--model_name_or_path", tiny_model]
+    flags += ["--teacher_model_name_or_path", tmp_path / "teacher"]
+    code, error = stage("distill", "pupil", SETTINGS, *flags)
     assert code == 2
     assert "differ in 1 tokens" in error
     assert "recipes/sft.py on the student" in error

@@ -1,6 +1,6 @@
-"""The quickstart's own chain, with little data and few steps: cut, resumed, and as the README says.
+"""The quickstart's chain, with little data and few steps: killed, resumed, and by the README.
 
-The tests share one folder and build on one another, because a chain is what goes on.
+The tests share one folder and build on one another, as the stages of a chain do.
 """
 
 import json
@@ -68,19 +68,15 @@ def shell(folder, hub):
         path = f"{Path(sys.prefix) / 'bin'}:{os.environ['PATH']}"
         environment = os.environ | {"PATH": path, "COLUMNS": "100"} | hub.environment(folder / "hf")
         return subprocess.run(
-            ["bash", "-ec", command],
-            cwd=folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
+            ["bash", "-ec", command], cwd=folder, env=environment, capture_output=True,
+            text=True, timeout=timeout,
+        )  # fmt: skip
 
     return run
 
 
 def test_a_killed_rl_stage_is_resumed(folder, shell):
-    """Kill -9 while GRPO is under way, run again: it goes on from its last checkpoint."""
+    """Kill -9 during GRPO, and run again: it resumes from its last checkpoint."""
     command = ["chainforge", "run", CHAIN, "--until", "rl"]
     path = f"{Path(sys.prefix) / 'bin'}:{os.environ['PATH']}"
     run = subprocess.Popen(command, cwd=folder, env=os.environ | {"PATH": path})
@@ -93,14 +89,11 @@ def test_a_killed_rl_stage_is_resumed(folder, shell):
     run.wait()
     reason = folder / "runs/quickstart/rl"
     assert read_manifest(reason) is None
-    while holder(reason):  # it saves, and ends because its chain has
+    while holder(reason):  # it saves, and ends with its chain
         time.sleep(0.05)
     plan = shell(f"chainforge plan {CHAIN} --json")
-    assert [stage["state"] for stage in json.loads(plan.stdout)["stages"][:3]] == [
-        "done",
-        "done",
-        "resumable",
-    ]
+    states = [stage["state"] for stage in json.loads(plan.stdout)["stages"]]
+    assert states[:3] == ["done", "done", "resumable"]
     again = shell(f"chainforge run {CHAIN} --until rl")
     assert again.returncode == 0, again.stderr
     assert "resuming from" in (reason / "log.txt").read_text()
@@ -160,12 +153,11 @@ def test_a_project_of_ones_own_was_trained_and_measured(folder):
 
 
 def test_an_adapter_went_to_the_hub(folder, hub):
-    """The README's third journey; tests/pipeline/test_export.py loads such a one back."""
+    """The README's third journey; tests/hub/test_export.py loads such an adapter."""
     config = json.loads(hub.files("me/small-adapter")["adapter_config.json"])
     assert config["base_model_name_or_path"] == "me/small-base"
-    adapter = (
-        folder / "runs-lora/quickstart/cold_start/adapter/adapter_model.safetensors"
-    ).read_bytes()
+    made = folder / "runs-lora/quickstart/cold_start/adapter/adapter_model.safetensors"
+    adapter = made.read_bytes()
     assert hub.files("me/small-adapter")["adapter_model.safetensors"] == adapter
     assert (folder / "my-adapter/adapter_model.safetensors").read_bytes() == adapter
     assert all(repository.private for repository in hub.repositories.values())
@@ -198,35 +190,26 @@ def test_no_held_out_question_was_trained_on(folder):
     assert not any(held_out & questions for questions in asked.values())
 
 
-def test_a_second_run_finds_everything_done(folder, shell):
-    before = {
-        name: (folder / f"runs/quickstart/{name}/manifest.json").read_bytes() for name in STAGES
-    }
+def test_a_second_run_finds_everything_done_unless_a_setting_changed(folder, shell):
+    paths = [folder / f"runs/quickstart/{name}/manifest.json" for name in STAGES]
+    before = [path.read_bytes() for path in paths]
     again = shell("make demo")
     assert again.returncode == 0
     assert "all 9 stages are done" in again.stdout
     assert "report: runs/quickstart/report.html" in again.stdout
-    assert before == {
-        name: (folder / f"runs/quickstart/{name}/manifest.json").read_bytes() for name in STAGES
-    }
-
-
-def test_a_changed_setting_makes_what_is_below_it_stale(folder, shell):
+    assert before == [path.read_bytes() for path in paths]
     plan = shell(f"chainforge plan {CHAIN} --set rejection.temperature=0.7 --json")
     states = {stage["name"]: stage["state"] for stage in json.loads(plan.stdout)["stages"]}
     fresh = {name for name, state in states.items() if state == "done"}
     assert fresh == {"traces", "cold_start", "rl"}
 
 
-def test_a_misspelt_option_is_answered_with_the_right_one(shell):
+def test_a_misspelt_option_and_a_broken_reward_are_found(folder, shell):
     config = "recipes/quickstart/rl.yaml"
     done = shell(f"accelerate launch recipes/grpo.py --config {config} --learning_rat 1e-6")
     assert done.returncode != 0
     assert "unknown option --learning_rat; did you mean 'learning_rate'?" in done.stderr
     assert "config.py" not in done.stderr
-
-
-def test_other_data_and_a_broken_reward(folder, shell):
     (folder / "constant.py").write_text("def constant(completion):\n    return 1.0\n")
     done = shell("chainforge check constant.py:constant --task recipes/quickstart/rl.yaml")
     assert done.returncode == 1

@@ -3,25 +3,21 @@
 import dataclasses
 import importlib.util
 import re
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from chainforge.chain.plan import plan_chain
-from chainforge.chain.spec import TRAINING, load_chain
+from chainforge.chain.spec import load_chain
 from chainforge.core.config import parse, read_yaml
-from chainforge.data import sources as hub
-from chainforge.data.datasets import DataArgs
-from chainforge.data.filters import FilterArgs, SelectionArgs
-from chainforge.data.tasks import TaskArgs
-from chainforge.generate.build import BuildArgs
-from chainforge.generate.rollouts import PoolArgs
-from chainforge.generate.settings import SamplingArgs, TeacherArgs
-from chainforge.rewards.reward import RewardArgs, check_overlong, load_rewards
+from chainforge.core.transcript import system_prompt
+from chainforge.data.sources import PRESETS as QUESTIONS
+from chainforge.data.tasks import TaskArgs, load_examples
+from chainforge.report.gates import METRICS, read_gates
+from chainforge.rewards.reward import check_overlong, load_rewards
 from chainforge.train.checkpoints import check_save_steps
-from chainforge.train.policy import PolicyArgs
-from chainforge.train.rl_args import RLArgs
-from chainforge.train.stage import RunArgs
 
 ROOT = Path(__file__).parents[2]
 CHAINS = sorted(
@@ -31,115 +27,72 @@ CHAINS = sorted(
         ROOT / "recipes/quickstart/distillation.yaml",
     ]
 )
+OURS = [file for file in CHAINS if file.parent.name.startswith(("custom", "qwen", "smollm"))]
+EVALS = sorted(ROOT.glob("recipes/evals/*.yaml"))
 
 
-def dataclasses_of(recipe):
-    from trl import DistillationConfig, GRPOConfig, ModelConfig, SFTConfig
-
-    return {
-        "collect": (RunArgs, TaskArgs, RewardArgs, TeacherArgs, SelectionArgs, FilterArgs),
-        "sft": (DataArgs, PolicyArgs, SFTConfig, ModelConfig),
-        "grpo": (TaskArgs, RewardArgs, RLArgs, PolicyArgs, GRPOConfig, ModelConfig),
-        "reject": (
-            RunArgs,
-            TaskArgs,
-            RewardArgs,
-            SamplingArgs,
-            PoolArgs,
-            SelectionArgs,
-            FilterArgs,
-            BuildArgs,
-        ),
-        "distill": (TaskArgs, PolicyArgs, DistillationConfig, ModelConfig),
-    }[recipe]
-
-
-def evaluate_args():
-    """What evaluate.py alone takes; it lives in the recipe."""
-    spec = importlib.util.spec_from_file_location("evaluate", ROOT / "recipes/evaluate.py")
+def configs_of(recipe):
+    """Return the CONFIGS of a recipe."""
+    spec = importlib.util.spec_from_file_location(
+        f"shipped_{recipe}", ROOT / f"recipes/{recipe}.py"
+    )
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    return module.EvaluateArgs
+    return module.CONFIGS
 
 
-@pytest.mark.parametrize("file", CHAINS, ids=lambda file: file.parent.name)
+def checked(recipe, words):
+    """Parse settings as a recipe does, and check what needs no model."""
+    on_cpu = ["--use_cpu", "true", "--bf16", "false"]
+    trains = recipe in ("sft", "grpo", "distill")
+    parsed = parse(*configs_of(recipe), argv=[*words, *(on_cpu if trains else [])])
+    by_type = {type(args).__name__: args for args in parsed}
+    for task in by_type["TaskArgs"].tasks if "TaskArgs" in by_type else ():
+        assert task["fn"] != "hub" or task["params"]["dataset"] in QUESTIONS
+    if "RewardArgs" in by_type:
+        rewards = load_rewards(by_type["RewardArgs"], {"answer", "verifier", "entry", "task", "id"})
+    if "GRPOConfig" in by_type:
+        check_overlong(rewards, by_type["GRPOConfig"].max_completion_length)
+        check_save_steps(by_type["GRPOConfig"])
+    for name in ("SamplingArgs", "SelectionArgs", "TeacherArgs", "FilterArgs"):
+        if name in by_type:
+            by_type[name].check()
+    return by_type
+
+
+@pytest.mark.parametrize("file", CHAINS, ids=lambda file: f"{file.parent.name}/{file.stem}")
 def test_every_chain_plans_and_every_stage_parses_as_planned(file, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     steps = plan_chain(load_chain(file), tmp_path)
     assert {step.state for step in steps} == {"pending"}
     for step in steps:
-        recipe = step.stage.recipe
         script = next(i for i, word in enumerate(step.command) if word.endswith(".py"))
-        words = step.command[script + 1 :]
-        if step.stage.kinds[0] == TRAINING:
-            words += ["--use_cpu", "true", "--bf16", "false"]  # as there is no GPU here
-        if recipe == "evaluate":
-            parsed = parse(RunArgs, TaskArgs, evaluate_args(), SamplingArgs, argv=words)
-        else:
-            parsed = parse(*dataclasses_of(recipe), argv=words)
-        for args in parsed:
-            check_settings(args, {type(args): args for args in parsed})
-
-
-OURS = [file for file in CHAINS if file.parent.name.startswith(("custom", "qwen", "smollm"))]
-
-
-@pytest.mark.parametrize("file", OURS, ids=lambda file: file.parent.name)
-def test_a_model_recipe_says_only_what_differs_from_the_defaults(file, tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    for step in plan_chain(load_chain(file), tmp_path):
-        given = read_yaml(step.stage.config)
-        known = (RunArgs, TaskArgs, evaluate_args(), SamplingArgs)
-        if step.stage.recipe != "evaluate":
-            known = dataclasses_of(step.stage.recipe)
-        for one in (field for kind in known for field in dataclasses.fields(kind)):
-            if one.name in given and "preset" not in given:  # a preset has defaults of its own
-                assert given[one.name] != default_of(one), f"{step.stage.config}: {one.name}"
-
-
-def default_of(field):
-    made = field.default_factory is not dataclasses.MISSING
-    return field.default_factory() if made else field.default
-
-
-def check_settings(args, others):
-    """See what a recipe would, before it loads a model."""
-    if isinstance(args, RewardArgs):
-        rewards = load_rewards(args, {"answer", "verifier", "entry", "task", "id"})
-        for training in others.values():
-            if hasattr(training, "max_completion_length"):
-                check_overlong(rewards, training.max_completion_length)
-                check_save_steps(training)
-    elif isinstance(args, SamplingArgs | SelectionArgs | TeacherArgs | FilterArgs):
-        args.check()
-    elif isinstance(args, TaskArgs):
-        for task in args.tasks:
-            assert task["fn"] != "hub" or task["params"]["dataset"] in hub.PRESETS
+        checked(step.stage.recipe, step.command[script + 1 :])
+        if file in OURS:  # its settings differ from the defaults
+            given = read_yaml(step.stage.config)
+            for kind in configs_of(step.stage.recipe) if "preset" not in given else ():
+                for one in dataclasses.fields(kind):
+                    made = one.default_factory is not dataclasses.MISSING
+                    default = one.default_factory() if made else one.default
+                    assert given.get(one.name, ...) != default, f"{step.stage.config}: {one.name}"
 
 
 OWN_WORDS = re.compile(r"^(?!tasks|pairs|rewards|stages|set|models|name|base|seed|launch)(\w+):")
 
 
-@pytest.mark.parametrize(
-    "file",
-    [path for path in sorted(ROOT.glob("recipes/*/*.yaml"))
-     if path.parent.name.startswith(("custom", "qwen", "smollm"))],
-    ids=lambda file: f"{file.parent.name}/{file.stem}",
-)  # fmt: skip
-def test_every_setting_of_a_model_recipe_says_why(file):
-    lines = file.read_text().splitlines()
-    assert lines[0].startswith("# ")
-    for line in lines:
-        assert not OWN_WORDS.match(line) or "#" in line, f"no reason: {line}"
-
-
-@pytest.mark.parametrize("file", CHAINS, ids=lambda file: file.parent.name)
-def test_every_recipe_folder_says_what_it_is(file):
+@pytest.mark.parametrize("file", CHAINS, ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_every_recipe_folder_and_its_settings_are_explained(file):
     readme = (file.parent / "README.md").read_text()
     assert readme.startswith("# ")
     if file.parent.name.startswith(("qwen", "smollm")):
         for word in ("memory", "hours", "estimated", f"chainforge plan {file.parent.name}"):
             assert word in readme, word
+    for one in file.parent.glob("*.yaml") if file in OURS else ():
+        lines = one.read_text().splitlines()
+        assert lines[0].startswith("# ")
+        for line in lines:
+            assert not OWN_WORDS.match(line) or "#" in line, f"no reason: {line}"
 
 
 PRESETS = {
@@ -154,32 +107,53 @@ PRESETS = {
 
 
 @pytest.mark.parametrize("file", sorted(ROOT.glob("recipes/presets/*")), ids=lambda file: file.stem)
-def test_every_preset_is_one_of_grpo_and_says_why(file):
-    words = ["--preset", file.stem, "--use_cpu", "--bf16", "false"]
-    parsed = parse(*dataclasses_of("grpo"), argv=words)
-    rewards, training = parsed[1], parsed[-2]
+def test_every_preset_is_one_of_grpo_and_explained(file):
+    training = checked("grpo", ["--preset", file.stem])["GRPOConfig"]
     values = {key: getattr(training, key) for key in PRESETS[file.stem]}
     assert values == PRESETS[file.stem]
-    check_save_steps(training)
-    bound = load_rewards(rewards, {"answer", "verifier", "entry", "task", "id"})
-    check_overlong(bound, training.max_completion_length)
     for line in file.read_text().splitlines():
         assert "#" in line or line[0] == " " or line == "rewards:", f"no reason: {line}"
 
 
-@pytest.mark.parametrize(
-    "file", sorted(ROOT.glob("accelerate_configs/*.yaml")), ids=lambda f: f.stem
-)
-def test_every_launch_file_is_one_of_accelerate(file):
+def test_every_launch_file_is_one_of_accelerate():
     from accelerate.commands.config.config_args import load_config_from_file
 
-    config = load_config_from_file(str(file))
-    assert config.num_processes >= 1
-    assert read_yaml(file)["num_machines"] == (2 if file.stem == "multi_node" else 1)
-
-
-def test_the_launch_files_that_the_design_names_are_there():
-    names = {file.stem for file in ROOT.glob("accelerate_configs/*.yaml")}
-    assert names == {
+    files = {file.stem: file for file in ROOT.glob("accelerate_configs/*.yaml")}
+    assert set(files) == {
         "cpu", "cpu_ddp", "single_gpu", "ddp", "fsdp2", "zero2", "zero3", "multi_node"
     }  # fmt: skip
+    for name, file in files.items():
+        assert load_config_from_file(str(file)).num_processes >= 1
+        assert read_yaml(file)["num_machines"] == (2 if name == "multi_node" else 1)
+
+
+def test_every_evaluation_asks_all_test_rows_of_a_benchmark():
+    readme = (ROOT / "recipes/evals/README.md").read_text()
+    benchmarks = set()
+    for file in EVALS:
+        for task in checked("evaluate", ["--config", str(file)])["TaskArgs"].tasks:
+            benchmarks.add(task["params"]["dataset"])
+            assert task["split"] == "test"
+            assert "size" not in task
+        assert f"`{file.name}`" in readme
+    assert benchmarks == {"gsm8k", "math-500", "aime24", "aime25"}
+    assert readme.count(system_prompt()) == 2  # once for each harness
+    stage = yaml.safe_load(readme.split("```yaml")[1].split("```")[0])[0]
+    gates = read_gates(stage["gate"], stage["models"])
+    assert [gate.model for gate in gates] == ["cold_start", "cold_start"]
+    named = readme.split("Metrics: ")[1].split("with `min`")[0]
+    assert {metric for metric in METRICS if f"`{metric}`" in named} == METRICS.keys() - {"strict"}
+
+
+def test_two_years_are_two_tasks(tmp_path):
+    """With copies on disk, as the README of the evaluations says."""
+    config = yaml.safe_load((ROOT / "recipes/evals/aime.yaml").read_text())
+    for task in config["tasks"]:
+        preset = task["params"]["dataset"]
+        folder = tmp_path / preset
+        folder.mkdir()
+        lines = [f'{{"problem": "{preset} {i}?", "answer": "{i}"}}' for i in range(30)]
+        (folder / "train.jsonl").write_text("\n".join(lines))
+        task["params"] = {"dataset": str(folder), "preset": preset}
+    rows = load_examples(TaskArgs(tasks=config["tasks"]))
+    assert [row["task"] for row in rows] == ["aime24"] * 30 + ["aime25"] * 30
