@@ -109,7 +109,7 @@ def test_evaluate_by_api_signs_nothing_until_every_row_is_answered(tmp_path, tin
     with Server(lambda request: refuses if len(server.asked) < 6 else chat(answer)) as server:
         code, error = evaluate()
         assert code == 2
-        assert "the server refused every request: status 422: Unexpected keys" in error
+        assert re.search("the server refused every request: status 422: .*Unexpected keys", error)
         assert not {"results.json", "manifest.json"} & {path.name for path in folder.iterdir()}
         code, error = evaluate()  # of four rows one is refused
         assert (code, "1 of 4 completions" in error) == (2, True), error
@@ -127,7 +127,7 @@ def test_evaluate_by_api_signs_nothing_until_every_row_is_answered(tmp_path, tin
     [
         ("evaluate", {"engine": "api", "extra_body": {"n": 8}}, "extra_body: 'n' .*num_samples"),
         ("evaluate", {"engine": "api", "served_model": "m"}, "served_model: names one model"),
-        ("collect", {"extra_body": {"max_tokens": 9}}, "set `max_new_tokens`"),
+        ("collect", {"extra_body": {"max_tokens": 9}}, "extra_body: .*max_new_tokens"),
         ("collect", {"num_samples": 0}, "expected"),
     ],
 )
