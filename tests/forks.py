@@ -32,7 +32,6 @@ class Warm:
     """The warm process, from the outside."""
 
     def __init__(self):
-        self.seconds = 0.0  # of CPU time that the runs took
         self._process = subprocess.Popen(
             [sys.executable, __file__],
             stdin=subprocess.PIPE,
@@ -47,9 +46,8 @@ class Warm:
         job = {"recipe": recipe, "argv": [str(word) for word in argv], "log": str(log)}
         self._process.stdin.write(json.dumps(job | {"fault": fault or {}, "ranks": ranks}) + "\n")
         self._process.stdin.flush()
-        answer = json.loads(self._process.stdout.readline())
-        self.seconds += answer["seconds"]
-        return answer["code"], log.read_bytes()[before:].decode()
+        code = int(self._process.stdout.readline())
+        return code, log.read_bytes()[before:].decode()
 
     def close(self):
         self._process.stdin.close()
@@ -67,13 +65,12 @@ def serve():
     os.dup2(2, 1)
     while line := sys.stdin.readline():
         job = json.loads(line)
-        code, seconds = _launch(job.pop("ranks"), job.pop("fault"), job)
-        answers.write(json.dumps({"code": code, "seconds": seconds}) + "\n")
+        answers.write(f"{_launch(job.pop('ranks'), job.pop('fault'), job)}\n")
         answers.flush()
 
 
 def _launch(ranks, fault, job):
-    """Fork a run; return the exit code of the first process that failed, and the CPU time."""
+    """Fork a run; return the exit code of the first process that failed."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     children = set()
@@ -86,18 +83,17 @@ def _launch(ranks, fault, job):
                 os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             _work(fault=fault if rank == ranks - 1 else {}, **job)
         children.add(child)
-    failed, seconds = 0, 0.0
+    failed = 0
     while children:
-        child, status, used = os.wait3(0)
+        child, status = os.wait()
         children.discard(child)
-        seconds += used.ru_utime + used.ru_stime
         code = os.waitstatus_to_exitcode(status)
         if code and not failed:
             failed = code
             if code not in (130, 143):  # the others stop by themselves
                 for other in children:
                     os.kill(other, signal.SIGKILL)
-    return failed, seconds
+    return failed
 
 
 def _work(recipe, argv, log, fault):
@@ -125,32 +121,29 @@ def _work(recipe, argv, log, fault):
 
 
 def _arm(fault):
+    """Set up the fault of a run."""
     if "file_size" in fault:
         resource.setrlimit(resource.RLIMIT_FSIZE, (fault["file_size"], resource.RLIM_INFINITY))
     if "save" in fault:
         _kill_while_saving(fault["save"], fault["file"])
-    elif "step" in fault:
-        _signal_at(fault["step"], fault.get("signal", signal.SIGKILL))
+    if "step" in fault:
+        sent = []
+        for method in ("training_step", "_finalize_training"):
+            _signal_at(method, fault["step"], fault.get("signal", signal.SIGKILL), sent)
 
 
-def _signal_at(step, number):
+def _signal_at(name, step, number, sent):
     from transformers import Trainer
 
-    sent = []
+    method = getattr(Trainer, name)
 
-    def faulty(name):
-        method = getattr(Trainer, name)
+    def signalled(self, *args, **kwargs):
+        if self.state.global_step == step and not sent:
+            sent.append(number)
+            os.kill(os.getpid(), number)
+        return method(self, *args, **kwargs)
 
-        def signalled(self, *args, **kwargs):
-            if self.state.global_step == step and not sent:
-                sent.append(number)
-                os.kill(os.getpid(), number)
-            return method(self, *args, **kwargs)
-
-        setattr(Trainer, name, signalled)
-
-    faulty("training_step")
-    faulty("_finalize_training")
+    setattr(Trainer, name, signalled)
 
 
 def _kill_while_saving(step, count):

@@ -29,7 +29,6 @@ from chainforge.train import trl_internals
 from chainforge.train.distributed import check_supported
 from chainforge.train.model_source import Source, find_source
 from chainforge.train.stage import Stage, is_main_process
-from chainforge.train.trackers import asked_for, check_trackers, name_run
 
 KEPT = ("model", "adapter", "checkpoints")
 
@@ -91,7 +90,10 @@ def check_policy(args: PolicyArgs, training_args: Any, model_args: Any) -> Start
     trl_internals.check_versions()
     asked = given(sys.argv[1:])
     check_supported(training_args, model_args)
-    check_trackers(asked_for(training_args.report_to))
+    if training_args.report_to:
+        from chainforge.train.trackers import check_trackers
+
+        check_trackers(training_args.report_to)
     _check_method(args, model_args, asked)
     check_options("model_init_kwargs", training_args.model_init_kwargs)
     trust = bool(training_args.trust_remote_code)
@@ -275,7 +277,10 @@ def check_reference(trainer: Any) -> None:
 def prepare(training_args: Any, stage: Stage) -> Any:
     """Point a TRL configuration at the stage: checkpoints inside it, the model as asked for."""
     start = stage.policy
-    name_run(training_args, stage.directory)
+    if training_args.report_to:
+        from chainforge.train.trackers import name_run
+
+        name_run(training_args, stage.directory)
     training_args.push_to_hub = False  # the stage is sent once it is signed
     training_args.output_dir = str(stage.path("checkpoints"))
     opened = start.continues or start.quantization

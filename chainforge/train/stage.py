@@ -30,12 +30,12 @@ from chainforge.core.errors import InputError
 from chainforge.core.paths import written_for
 from chainforge.core.secrets import redact
 from chainforge.data.rows import rejects_in
-from chainforge.train.trackers import RUN_ID, TENSORBOARD
 
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes")
 WORKING_FILES = {"log.txt", LOCK, PROGRESS, STARTED, MANIFEST, UPLOAD}
+RUN_ID, TENSORBOARD = "wandb-run-id.txt", "tensorboard"  # of trackers
 UNSIGNED = WORKING_FILES | {"checkpoints", TENSORBOARD, RUN_ID}
 
 

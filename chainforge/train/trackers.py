@@ -15,43 +15,36 @@ from typing import Any
 from chainforge.core.artifacts import read_json
 from chainforge.core.errors import InputError, hint
 from chainforge.core.secrets import read_secret
+from chainforge.train.stage import RUN_ID, TENSORBOARD, is_main_process
 
 CHAIN = "chain.json"  # beside the stages; `run` writes it
-RUN_ID = "wandb-run-id.txt"  # trackio resumes the run of the same name by itself
-TENSORBOARD = "tensorboard"  # the folder in the stage that its curves are written to
 
 
 def name_run(training: Any, directory: Path) -> None:
     """Set the names of a stage's run in a TRL configuration and in the environment."""
-    trackers = asked_for(training.report_to)
     file = directory.resolve().parent / CHAIN
-    chain = read_json(file).get("name") if trackers and file.is_file() else None
+    chain = read_json(file).get("name") if file.is_file() else None
     training.run_name = training.run_name or (f"{chain}/" if chain else "") + directory.name
     if chain:
         if training.project == training.__dataclass_fields__["project"].default:
             training.project = chain
         os.environ.setdefault("WANDB_PROJECT", training.project)
         os.environ.setdefault("TRACKIO_PROJECT", training.project)
-    if "wandb" in trackers and int(os.environ.get("RANK", "0")) == 0:
-        path = directory / RUN_ID  # a resumed stage resumes its run
+    if "wandb" in training.report_to and is_main_process():
+        path = directory / RUN_ID  # a resumed stage resumes its run, as trackio does by itself
         if not path.is_file():
             path.write_text(f"{secrets.token_hex(4)}\n", encoding="utf-8")
         os.environ.setdefault("WANDB_RUN_ID", path.read_text(encoding="utf-8").strip())
         os.environ.setdefault("WANDB_RESUME", "allow")
-    if TENSORBOARD in trackers:
-        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(directory / TENSORBOARD))
-
-
-def asked_for(report_to: str | list[str] | None) -> list[str]:
-    """Return the trackers that `report_to` names; none for `all`, those that are installed."""
-    names = [report_to] if isinstance(report_to, str) else report_to or []
-    return [] if names in (["none"], ["all"]) else names
+    if TENSORBOARD in training.report_to:
+        # One folder for each run: TensorBoard would draw several in one as one line.
+        given = os.environ.get("TENSORBOARD_LOGGING_DIR")
+        folder = Path(given, training.run_name) if given else directory / TENSORBOARD
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder)
 
 
 def check_trackers(trackers: list[str]) -> None:
     """Raise `InputError` for a tracker that is not known, not installed, or has no key."""
-    if not trackers:
-        return
     from transformers.integrations import integration_utils as known
 
     for name in trackers:

@@ -26,40 +26,32 @@ def names(directory):
     return {path.name for path in directory.iterdir()}
 
 
-def test_the_newest_by_number_not_by_name(tmp_path):
+def test_the_newest_by_number_counts_and_what_is_not_whole_is_set_aside(tmp_path, caplog):
     assert last_good(tmp_path / "none") is None
-    for step in (9, 10, 2):
-        checkpoint(tmp_path, step)
+    checkpoint(tmp_path, 9)
+    checkpoint(tmp_path, 10)
+    checkpoint(tmp_path, 11, sealed=False)
+    (tmp_path / "checkpoint-12").mkdir()
     assert last_good(tmp_path).name == "checkpoint-10"
-
-
-def test_what_was_not_written_to_its_end_is_set_aside(tmp_path, caplog):
-    checkpoint(tmp_path, 4)
-    checkpoint(tmp_path, 5, sealed=False)
-    (tmp_path / "checkpoint-6").mkdir()
-    assert last_good(tmp_path).name == "checkpoint-4"
-    assert names(tmp_path) == {"checkpoint-4", "damaged-checkpoint-5", "damaged-checkpoint-6"}
-    assert "checkpoint-5 is not whole (it was not written to its end" in caplog.text
-    assert "renamed to damaged-checkpoint-6" in caplog.text
+    damaged = {"damaged-checkpoint-11", "damaged-checkpoint-12"}
+    assert names(tmp_path) == {"checkpoint-9", "checkpoint-10"} | damaged
+    assert "checkpoint-11 is not whole (it was not written to its end" in caplog.text
     rotate(tmp_path, None, None)  # once the next one is whole
-    assert names(tmp_path) == {"checkpoint-4"}
+    assert names(tmp_path) == {"checkpoint-9", "checkpoint-10"}
 
 
-def test_no_flipped_bit_of_the_seal_goes_unseen(tmp_path):
-    path = checkpoint(tmp_path, 4)
+def test_no_flipped_bit_of_the_seal_or_of_a_file_in_a_folder_goes_unseen(tmp_path):
+    path = checkpoint(tmp_path, 4, sealed=False)
+    (path / "global_step4").mkdir()
+    (path / "global_step4/shard.pt").write_bytes(b"shard")
+    seal(path)
     whole = (path / checkpoints.SEAL).read_bytes()
     for bit in range(0, 8 * (len(whole) - 1), 37):  # the last byte is the newline
         flipped = bytearray(whole)
         flipped[bit // 8] ^= 1 << bit % 8
         (path / checkpoints.SEAL).write_bytes(flipped)
         assert damage(path), f"bit {bit}: {flipped}"
-
-
-def test_files_in_folders_count_too(tmp_path):
-    path = checkpoint(tmp_path, 4, sealed=False)
-    (path / "global_step4").mkdir()
-    (path / "global_step4/shard.pt").write_bytes(b"shard")
-    seal(path)
+    (path / checkpoints.SEAL).write_bytes(whole)
     assert damage(path) is None
     (path / "global_step4/shard.pt").write_bytes(b"sharp")
     assert damage(path) == "global_step4/shard.pt has changed since it was written"

@@ -3,7 +3,6 @@
 By default a few steps of each kind of stage are tried; `--every-step` tries all of them.
 """
 
-import json
 import re
 import shutil
 import signal
@@ -13,7 +12,7 @@ import yaml
 from forks import Warm
 
 from chainforge.core.artifacts import read_manifest, sha256
-from chainforge.core.jsonl import read_rows
+from chainforge.core.jsonl import read_rows, write_rows
 from chainforge.core.transcript import write
 from chainforge.train.checkpoints import SEAL, last_good
 
@@ -74,11 +73,17 @@ class Runs:
 
     def __init__(self, folder, model, teacher):
         self.folder, self.warm, self.model, self.done = folder, Warm(), model, set()
-        questions = [self._question(n) for n in range(100)]
-        traces = [self._trace(n) for n in range(22)]
-        for name, rows in (("questions", questions), ("traces", traces)):
-            text = "".join(json.dumps(row) + "\n" for row in rows)
-            (folder / f"{name}.jsonl").write_text(text)
+        questions = [
+            {"question": f"{n} + {n + 1} =", "answer": str(2 * n + 1), "verifier": "exact"}
+            for n in range(100)
+        ]
+        traces = [
+            {"prompt": [{"role": "user", "content": f"{n} + 1 ="}]}
+            | {"completion": write(f"{n} + 1 = {n + 1}", str(n + 1))}
+            for n in range(22)
+        ]
+        write_rows(folder / "questions.jsonl", questions)
+        write_rows(folder / "traces.jsonl", traces)
         (folder / "reward.py").write_text("def short(completion):\n    return -len(completion)\n")
         task = {"fn": "jsonl", "params": {"path": str(folder / "questions.jsonl")}, "size": 14}
         own = {
@@ -92,15 +97,6 @@ class Runs:
             text = yaml.safe_dump(FIXED | own[recipe] | settings)
             (folder / f"{kind}.yaml").write_text(text)
 
-    @staticmethod
-    def _question(n):
-        return {"question": f"{n} + {n + 1} =", "answer": str(2 * n + 1), "verifier": "exact"}
-
-    @staticmethod
-    def _trace(n):
-        prompt = [{"role": "user", "content": f"{n} + 1 ="}]
-        return {"prompt": prompt, "completion": write(f"{n} + 1 = {n + 1}", str(n + 1))}
-
     def place(self, kind, name):
         return self.folder / kind / name / "stage"
 
@@ -109,10 +105,8 @@ class Runs:
         place = self.place(kind, name)
         place.parent.mkdir(parents=True, exist_ok=True)
         words = ["--config", self.folder / f"{kind}.yaml", "--output_dir", place, *flags]
-        start = (
-            self.place("lora", self.whole("lora")) / "adapter" if kind == "qlora" else self.model
-        )
-        words += ["--model_name_or_path", start]
+        given = kind == "qlora" and self.place("lora", self.whole("lora")) / "adapter"
+        words += ["--model_name_or_path", given or self.model]
         ranks = 2 if kind == "two" else 1
         log = place.with_name("log.txt")
         return self.warm.run(KINDS[kind][0], *words, log=log, fault=fault, ranks=ranks)
@@ -167,7 +161,6 @@ def runs(tmp_path_factory, tiny_model):
     found = Runs(folder, tiny_model, str(folder / "teacher"))
     yield found
     found.warm.close()
-    print(f"{found.warm.seconds:.0f} s of CPU in runs")
 
 
 def test_a_killed_run_ends_as_an_undisturbed_one(runs, kind, killed_at):
@@ -243,22 +236,18 @@ def test_without_a_whole_checkpoint_a_run_starts_from_the_beginning(runs):
 
 
 @pytest.mark.parametrize(
-    ("kind", "number", "at", "stops_after"),
-    [
-        ("sft", signal.SIGINT, 5, 6),
-        ("grpo", signal.SIGTERM, 4, 6),
-        ("two", signal.SIGTERM, 4, 6),
-    ],
+    ("kind", "number", "at"),
+    [("sft", signal.SIGINT, 5), ("grpo", signal.SIGTERM, 4), ("two", signal.SIGTERM, 4)],
 )
-def test_a_signal_stops_a_run_where_it_can_resume(runs, kind, number, at, stops_after):
+def test_a_signal_stops_a_run_where_it_can_resume(runs, kind, number, at):
     """Step 5 is in the middle of what GRPO generated at step 4; nothing was to be saved at all."""
     flags = ["--save_strategy", "no"]
     code, text = runs.run(kind, "stopped", *flags, fault={"step": at, "signal": number})
     assert code == 128 + number
-    assert f"stopped: by {number.name} after step {stops_after} of 12; run the same" in text
-    waits = f"{number.name}: stopping after step {stops_after}, the end of this generation window"
+    assert f"stopped: by {number.name} after step 6 of 12; run the same" in text
+    waits = f"{number.name}: stopping after step 6, the end of this generation window"
     assert (waits in text) == (kind != "sft")
-    assert runs.checkpoints(kind, "stopped") == [f"checkpoint-{stops_after}"]
+    assert runs.checkpoints(kind, "stopped") == ["checkpoint-6"]
     code, text = runs.run(kind, "stopped", *flags)
     assert code == 0, text
     assert f"resuming from {runs.place(kind, 'stopped')}/checkpoints/checkpoint-6" in text
@@ -294,13 +283,3 @@ def test_a_full_disk_names_the_file_where_it_can(runs):
     assert runs.run("grpo", "rows", *flags)[0] == 0
     assert runs.left("grpo", "rows")["model"] == runs.left("grpo", runs.whole("grpo"))["model"]
     assert len(runs.left("grpo", "rows")["rollouts"]) == STEPS * 8
-
-
-def test_another_number_of_processes_is_refused(runs):
-    runs.run("two", "one", fault={"step": 5})
-    place = runs.place("two", "one")
-    words = ["--config", runs.folder / "two.yaml", "--model_name_or_path", runs.model]
-    words += ["--output_dir", place]
-    code, text = runs.warm.run("grpo", *words, log=place.with_name("log.txt"))
-    assert code == 2
-    assert "was made by 2 processes, and this run has 1" in text
