@@ -1,17 +1,14 @@
 """The audit: honest rewards pass it on every verifier, broken ones are caught and shown."""
 
 import json
-import re
 
 import pytest
-from reasoning_gym import create_dataset
 
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import example
 from chainforge.rewards.audit import KINDS, audit
 from chainforge.rewards.functions import accuracy_reward
 from chainforge.rewards.reward import Reward, RewardArgs, load_rewards
-from chainforge.rewards.verify import POOL, verify
 
 
 def row(answer, verifier, **extra):
@@ -60,7 +57,6 @@ def test_the_default_rewards_pass(preset):
     [
         (lambda completion: 1.0, {"wrong", "empty", "stuffed", "tags", "misplaced", "hostile"}),
         (lambda text, answer: not text or answer in text, {"empty", "stuffed", "misplaced"}),
-        (lambda text, answer: answer in text, {"stuffed", "misplaced"}),
         (lambda completion: len(completion) / 1e6, {"hostile", "stuffed"}),
     ],
 )
@@ -104,33 +100,6 @@ def test_an_answer_that_is_paid_on_many_rows_is_found(function, rows, answers):
     assert report.passed == (function is accuracy_reward)
 
 
-@pytest.mark.parametrize(
-    "dataset", ["game_of_life_halting", "puzzle24", "coin_flip", "complex_arithmetic"]
-)
-def test_scorers_of_the_library_that_pay_a_constant_are_found(dataset):
-    made = create_dataset(dataset, seed=3, size=20)
-
-    def library(completion, entry):
-        text = said(completion)
-        harmless = re.fullmatch(r"[\w +*/().-]{1,30}", text)  # it would evaluate the hostile ones
-        return float(bool(harmless) and made.score_answer(text, json.loads(entry)) >= 1)
-
-    items = [made[index] for index in range(20)]
-    rows = [
-        gym(dataset, item["answer"], **item["metadata"], number=n) for n, item in enumerate(items)
-    ]
-    reward = Reward({"fn": "it"}, set(rows[0]), builtins={"it": library})
-    found = audit([reward], rows[:1], many=rows).constants
-    assert max(constant.paid / constant.tried for constant in found) > 0.8
-    assert not audit(load_rewards(RewardArgs(), set(rows[0])), rows[:1], many=rows).constants
-
-
-def test_a_reward_of_nan_fails_the_audit():
-    report = audit([named(lambda completion: float("nan"))], SUMS)
-    assert not report.passed
-    assert "nan" in report.errors[0]
-
-
 def test_a_reward_that_remembers_is_not_deterministic():
     seen = []
 
@@ -145,27 +114,14 @@ def test_a_reward_that_remembers_is_not_deterministic():
     assert (name, attempt.kind, attempt.total, second) == (ROWS[4]["id"], "gold", 1.0, 0.5)
 
 
-def test_a_verifier_is_asked_again_not_remembered():
-    verify("math", "2*a", "a+a")
-    before = POOL.scored
-    rows = [row(r"\ln 2", "math"), row("e^3", "math")]
-    assert audit(load_rewards(RewardArgs([{"fn": "accuracy_reward"}]), COLUMNS), rows).passed
-    first = POOL.scored - before
-    assert first > 0
-    audit(load_rewards(RewardArgs([{"fn": "accuracy_reward"}]), COLUMNS), rows)
-    # What the last pass found is still known to this one's first, but not to its second.
-    assert first < POOL.scored - before < 2 * first
-
-
 def test_a_reward_that_fails_fails_the_audit():
     def fragile(completion, answer):
-        if "<summary>" not in completion:
-            raise ValueError("no summary")
-        return float(f"<summary>{answer}<" in completion)
+        return float(f"<summary>{answer}<" in completion) if "<summary>" in completion else [answer]
 
-    report = audit([named(fragile)], ROWS)
-    assert not report.passed
-    assert "no summary" in report.errors[0] or "failed on" in report.errors[0]
+    for function in (fragile, lambda completion: float("nan")):
+        report = audit([named(function)], ROWS)
+        assert not report.passed
+        assert "failed on" in report.errors[0]
 
 
 def test_rows_without_a_gold_answer_are_skipped_and_none_is_no_pass():

@@ -44,6 +44,11 @@ def test_what_is_no_transcript_earns_nothing(completion):
     assert accuracy_reward(completion, "4") == 0.0
 
 
+def test_format_is_that_of_its_preset():
+    assert format_reward(write("Well.", "4", "think")) == 0.0
+    assert [format_reward(text) for text in UNREAD[4:]] == [0.0] * len(UNREAD[4:])
+
+
 @pytest.mark.parametrize("completion", ["4", r"\boxed{4}", "So the answer is 4.", "<summary>4"])
 def test_lenient_finds_an_answer_outside_of_a_transcript(completion):
     assert accuracy_reward(completion, "4") == 0.0
@@ -65,11 +70,6 @@ def test_format(preset):
     assert format_reward("", preset) == 0.0
 
 
-def test_format_of_another_preset_is_none():
-    assert format_reward(write("Well.", "4", "think")) == 0.0
-    assert [format_reward(text) for text in UNREAD[4:]] == [0.0] * len(UNREAD[4:])
-
-
 LANGUAGES = [
     ("We add two and two and get four.", "en", 1.0),
     ("We add $2+2$ and get \\boxed{4}: `print(x)`.", "en", 1.0),
@@ -78,22 +78,16 @@ LANGUAGES = [
     ("我们把 two 和 two 相加", "zh", 4 / 6),  # Two characters make about one word.
     ("设x=5，则 $y = 10$。", "zh", 1.0),
     ("C'est la vie à l'été", "fr", 1.0),
-    ("Складываем два и два", "ru", 1.0),
     ("二と二を足すとヨンになります", "ja", 1.0),
-    ("둘에 둘을 더하면 넷", "ko", 1.0),
-    ("نجمع اثنين واثنين", "ar", 1.0),
     ("दो और दो चार होते हैं", "hi", 1.0),
     ("สองบวกสองเท่ากับสี่", "th", 1.0),
     ("We add two and two.", "zh", 0.0),
-    ("$$x^2$$ 3 + 4 = 7, \\[ y \\]", "en", 1.0),
     ("```python\nобъект = 1\n``` is code", "en", 1.0),
     ("x_1 and y2 and \\alpha", "en", 1.0),
     ("ℝ and 𝑥, $ℵ_0$, $x \\in ℝ$", "en", 1.0),
     # Prices are no formulas, and language is language also between the marks of a formula.
     ("costs $20, 但是今天打折, so he has $10 left", "en", 5 / 8),
-    ("costs 20$, 但是今天打折, he has 10$ left", "en", 2 / 5),
     ("costs US$20 但是 $x=5$ left", "en", 3 / 4),
-    ("We add \\(但是今天打折\\) and \\[但是今天打折\\]", "en", 3 / 9),
     ("We add $\\text{但是今天打折} = 5$ now", "en", 3 / 6),
     ("我们 $\\text{the area of the base} = 5$ 得到", "zh", 2 / 7),
     # Formulas are no language, spaced or not, on one line or several.

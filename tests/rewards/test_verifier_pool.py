@@ -26,38 +26,24 @@ def entry(dataset, answer, **metadata):
 # What the filters of the trainer's own process know, and what only the kernel ends.
 FILTERED = [
     r"\boxed{9^{9^{9}}}",
-    "9**9**9",
-    "10^{10^{10}}",
     "3^{10^9}",
-    "2^{100000000}",
     "(20!)!",
-    "1000000!",
     "[" * 100_000,
-    "{" * 100_000,
     "\\" * 100_000,
     "(" * 50 + "4" + ")" * 50,
     "\\frac{1}{" * 30 + "2" + "}" * 30,
     "\\boxed{" * 5_000,
-    "\\boxed{4}" * 20_000,
     "9" * 100_000,
-    "1 " * 50_000,
     "+".join(f"x_{i}" for i in range(3_000)),
     r"\sum_{n=1}^{10^9} n",
     r"\int_0^1 \sin(x^x) dx",
-    "$" * 50_000,
     "answer is " * 10_000,
-    "**a" * 30_000,
     "\\boxed{4}" + "\n" * 19_000 + "5",
-    "\\boxed{4}" + "  " * 9_000 + "5",
-    "=" * 50_000,
-    "a, " * 30_000,
     "\ud800\x00\u202e" * 1_000,
     "\\(" * 50_000,
     r"9^{9 \cdot 9^{9}}",
     r"\binom{999999}{500000}",
-    r"{999999 \choose 500000}",
     "(x+y+z+1)^{50}",
-    "2(x - 1)**2000",
 ]
 BOMBS = [rf"({terms})^{{15 \cdot 60}}" for terms in ("x+y+z+1", "a+b+c+2", "x-y+z+7")]
 
@@ -116,15 +102,6 @@ def test_a_bomb_scores_0_and_the_batch_is_unharmed(quick):
     claims += [Claim("math", "y^2+0.5z", "0.5z+y^2"), Claim("math", "5", "4")]
     assert verify_all(claims, quick) == [True, True, False, False, False, True, False]
     assert quick.score([("math", "2+2", "4")]) == [True]
-
-
-def test_every_child_can_die_in_one_batch(quick):
-    bombs = [("math", rf"9^{{{n} \cdot 9^{{9}}}}", "4") for n in range(3, 5)]
-    good = [("math", f"{n}+0", str(n)) for n in range(4)]
-    mixed = [job for pair in zip(bombs, good, strict=False) for job in pair] + good[2:]
-    verdicts = quick.score(mixed)
-    assert verdicts[:4:2] == ["timeout"] * 2
-    assert verdicts[1:4:2] + verdicts[4:] == [True] * 4
 
 
 @pytest.fixture(scope="module")
@@ -189,18 +166,6 @@ def test_it_works_from_other_threads_and_from_several(quick):
         assert list(threads.map(score, range(2, 5))) == [[True, False, False]] * 3
 
 
-def test_an_alarm_of_the_trainer_stays_armed(quick):
-    before = signal.getsignal(signal.SIGALRM)
-    signal.setitimer(signal.ITIMER_REAL, 1000)
-    try:
-        claims = [Claim("math", text, "e+4") for text in ("4.0+e", "(x+y-z+2)^{900}", "[" * 1000)]
-        assert verify_all(claims, quick) == [True, False, False]
-        assert signal.getsignal(signal.SIGALRM) is before
-        assert 900 < signal.getitimer(signal.ITIMER_REAL)[0] <= 1000
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-
-
 def test_an_interrupted_batch_does_not_answer_the_next(quick):
     def interrupt(number, frame):
         raise KeyboardInterrupt
@@ -216,32 +181,31 @@ def test_an_interrupted_batch_does_not_answer_the_next(quick):
     assert quick.score([("math", "2+2", "4"), ("math", "2+5", "4")]) == [True, False]
 
 
+def run(tmp_path, code):
+    """Run a script whose module must not be run again, and return what it printed."""
+    script = tmp_path / "train.py"
+    script.write_text(textwrap.dedent(code))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, env=environment,
+        cwd=tmp_path, check=False,
+    )  # fmt: skip
+
+
 def test_the_main_module_is_not_run_again_nor_is_torch_there(tmp_path):
     """No `if __name__ == "__main__"`, torch loaded: what breaks spawn and slows forkserver."""
-    script = tmp_path / "train.py"
-    script.write_text(
-        textwrap.dedent(
-            f"""
-            open({str(tmp_path / "runs")!r}, "a").write("x")
-            import os
-            from chainforge.rewards.verify import POOL, verify
-            from chainforge.rewards.verify import Claim
-            assert verify("math", "e+2.0", "2+e") is True
-            assert verify("math", "e+3.0", "2+e") is False
-            maps = open(f"/proc/{{POOL._process.pid}}/maps").read()
-            assert "sympy" not in __import__("sys").modules, "the parser is in the trainer"
-            print("torch" in maps, POOL._process.pid)
-            """
-        )
-    )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=tmp_path,
-        check=False,
+    done = run(
+        tmp_path,
+        """
+        open("runs", "a").write("x")
+        import sys
+        from chainforge.rewards.verify import POOL, verify
+        assert verify("math", "e+2.0", "2+e") is True
+        assert verify("math", "e+3.0", "2+e") is False
+        maps = open(f"/proc/{POOL._process.pid}/maps").read()
+        assert "sympy" not in sys.modules, "the parser is in the trainer"
+        print("torch" in maps, POOL._process.pid)
+        """,
     )
     assert done.returncode == 0, done.stderr
     loaded, pid = done.stdout.split()
@@ -251,19 +215,20 @@ def test_the_main_module_is_not_run_again_nor_is_torch_there(tmp_path):
 
 
 def test_a_killed_trainer_leaves_no_process_behind(tmp_path):
-    code = (
-        "import os; from chainforge.rewards.verify import POOL, verify; "
-        "verify('math', 'e+2.0', '2+e'); print(POOL._process.pid, flush=True); os.kill(os.getpid(), 9)"
+    done = run(
+        tmp_path,
+        """
+        import os
+        from chainforge.rewards.verify import POOL, verify
+        verify("math", "e+2.0", "2+e")
+        print(POOL._process.pid, flush=True)
+        os.kill(os.getpid(), 9)
+        """,
     )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
-    )
-    pid = int(done.stdout)
     deadline = time.monotonic() + 10
-    while _alive(pid) and time.monotonic() < deadline:
+    while _alive(int(done.stdout)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not _alive(pid)
+    assert not _alive(int(done.stdout))
 
 
 def _alive(pid):
@@ -274,7 +239,6 @@ def _alive(pid):
         return False
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_process_starts_its_own(quick):
     quick.score([("math", "2+2", "4")])
     parent = quick._process.pid
@@ -305,7 +269,6 @@ def test_it_starts_beside_other_work_where_golds_are_more_than_numbers(monkeypat
     pool.close()
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="looks for children in /proc")
 def test_a_verdict_does_not_depend_on_how_busy_the_machine_is():
     pool = VerifierPool(workers=1, limit=1.0)
     pool.score([("math", "2+2", "4")])
