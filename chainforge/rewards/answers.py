@@ -41,7 +41,7 @@ _WRAPS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**")
           ("__", "__"), ("`", "`"), ('"', '"'), ("'", "'"))  # fmt: skip
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 _BARE = re.compile(
-    r"(?:[+-]?\d[\d,.]*|\\[dt]?frac\s*(?:\d|\{[^{}]*\})\s*(?:\d|\{[^{}]*\}))(?=[\s$]|\Z)"
+    r"(?:[A-Za-z]|[+-]?\d(?:[\d,.]*\d)?|\\[dt]?frac\s*(?:\d|\{[^{}]*\})\s*(?:\d|\{[^{}]*\}))(?=[\s$.]|\Z)"
 )
 _WHOLE_TEXT = re.compile(
     r"\\(?:text(?:bf|rm|it)?|math(?:rm|bf|it)|mbox|operatorname|emph)\s*\{([^{}]*)\}"
@@ -278,20 +278,17 @@ _OPENING = re.compile(
 )
 _COPULA = re.compile(
     r"((?:\$?\\?[A-Za-z']+\$?,?\s+){0,15}?)(?:is|must be|are|was|were|equals?|gets?|have|has|had"
-    r"|obtain|finds?|gives?|yields?|becomes?|costs|choose|chose|pick|select|selected|left with"
-    r"|earns?|made|makes?|needs?|sold|takes?|took|measures?|weighs?|pays?|paid|spends?|spent|saves?"
-    r"|saved|bought|buys?)\b[\s:]*"
-    r"(?:equal to\s+|that\s+|exactly\s+)?(?=\S)(.+)",
+    r"|obtain|gives?|yields?|becomes?|costs?|choose|pick|select|left with|earns?|made|makes?|needs?"
+    r"|sold|takes?|took|pays?|paid|spends?|spent|saves?|saved|bought|buys?)\b[\s:]*"
+    r"(?:equal to\s+|exactly\s+)?(?=\S)(.+)",
     re.IGNORECASE | re.DOTALL,
 )
 _REASON = re.compile(r"(?:,?\s+|\s*\()(?:because|since)\b", re.IGNORECASE)
 _REMARK = re.compile(r"\s*(?:,\s*|\s-\s+|\()([a-z][a-z .']*)\)?\Z", re.IGNORECASE)
 _CLOSING = re.compile(
-    r"\s+(?:of them|in (?:total|all)|altogether|overall"
-    r"|(?:are|is|were|was|will be)? ?(?:left|remaining)"
-    r"|(?:is|are) (?:the|my|our) (?:final |correct |right )?(?:answers?|result|solutions?|option"
-    r"|choice)|is correct|is right"
-    r"|as (?:required|desired|needed|requested|expected))\Z",
+    r"\s+(?:of them|in (?:total|all)|altogether|overall|(?:are|were|was|will be)? ?left"
+    r"|(?:is|are) (?:the|my|our) (?:final |correct )?(?:answers?|result|solutions?|option|choice)"
+    r"|is (?:correct|right)|as (?:required|desired|needed|requested|expected))\Z",
     re.IGNORECASE,
 )
 _HARMLESS_WORDS = """
@@ -392,24 +389,18 @@ def _boxed(text: str, places: list[tuple[int, int, int, int]]) -> str | None:
 _ALONE = re.compile(
     r"[\s$*]*([+-]?\d[\d,.]*|[A-Za-z]+(?:-[a-z]+)?)(?=[.\s$*\\]*(?:\Z|\n|[A-Z]|\\?box))"
 )
-_COUNTED_TO_TWENTY = """
+_COUNTED = """
 zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
-sixteen seventeen eighteen nineteen
+sixteen seventeen eighteen nineteen twenty
 """
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
-_ONES = _COUNTED_TO_TWENTY.split()
-_COUNTS = {word: str(value) for value, word in enumerate(_ONES)} | {
-    f"{ten}-{_ONES[one]}" if one else ten: str(10 * place + one)
-    for place, ten in enumerate(_TENS.split(), 2)
-    for one in range(10)
-}
+_COUNTS = {word: str(value) for value, word in enumerate(_COUNTED.split())}
 _TWICE = re.compile(r"(.*\S)\s*\(([\w -]+)\)", re.DOTALL)
 
 
 def _digits(text: str) -> str:
     """Write `fifteen` and `1,500` in digits alone."""
     text = text.replace(",", "").strip("$ ")
-    return _COUNTS.get("-".join(text.casefold().split()), text)
+    return _COUNTS.get(text.casefold(), text)
 
 
 def _with_unit(value: str, tail: str) -> str | None:

@@ -110,7 +110,7 @@ def read_number(text: str) -> Number | None:
 
 def _read_units() -> dict[str, str]:
     """Return the units of `units.txt`: each name with the first name of the same unit."""
-    units: dict[str, str] = {}
+    units = {"1": "1"}  # of `12 per hour`
     for line in Path(__file__).with_name("units.txt").read_text(encoding="utf-8").splitlines():
         first, *others = line.split()
         if first == "+":
@@ -122,7 +122,9 @@ def _read_units() -> dict[str, str]:
 
 _UNITS = _read_units()
 _POWERS = {"square": "2", "sq": "2", "cubic": "3", "cu": "3", "squared": "2", "cubed": "3"}
-_SHAPES = frozenset({"old", "tall", "long", "wide", "high", "deep", "away", "apart"})
+_SQUARE = re.compile(r"\b(square|sq|cubic|cu)\b\.?\s+(\S+)|\s+(squared|cubed)\b")
+_BESIDE = re.compile(r"\AUS\s+|\s+(?:old|tall|long|wide|high|deep|away|apart)\Z")
+_PER = re.compile(r"\s*/\s*|\s+(?:per|an?|each)\s+")
 _CURRENCY = re.compile(
     r"([+-]?)\s*([¤€£¥₹]|(?:US|USD|EUR|GBP)(?=[\s¤]))\s*¤?\s*([+-]?)(?=[\s\d.\\(])"
 )
@@ -133,7 +135,7 @@ _ORDINAL = re.compile(
 )
 _SCALE = re.compile(r"\bdegrees?\s+(?=(?:[CF]|celsius|fahrenheit)\b)", re.IGNORECASE)
 _DEGREES = re.compile(r"°\s*(?:\\text\s*\{\s*)?([CF])\s*\}?\Z")
-_PART = re.compile(r"([^\W\d_]+|[¤€£¥₹¢°]C?F?)\.?(?:\^\{?(-?\d)\}?)?")
+_PART = re.compile(r"(1|[^\W\d_]+|[¤€£¥₹¢°]C?F?)\.?(?:\^\{?(-?\d)\}?)?")
 
 
 def split_unit(text: str, known: bool = True) -> tuple[str, str | None]:
@@ -150,9 +152,9 @@ def split_unit(text: str, known: bool = True) -> tuple[str, str | None]:
     tokens = _SCALE.sub("", _ATTACHED.sub(" ", spaced)).split()
     for start in range(1, len(tokens)):
         value = " ".join(tokens[:start])
-        found = _phrase(tokens[start:], unit)
-        if unit and _phrase(tokens[start:], None) == unit:
-            found = unit  # `$20 dollars`
+        found = _phrase(tokens[start:])
+        if unit and found != unit:  # `$20 dollars`, `$20 per hour`
+            found = _phrase([unit, *tokens[start:]])
         sure = marked or len(tokens[start]) > 1 or read_number(value) is not None
         if found and (sure or not _LETTER.search(value)):
             value = value.replace(" / ", "/")
@@ -169,28 +171,18 @@ _FUNCTION = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")
 _WORDS = re.compile(r"(.*?\d[\s)}]*)([A-Za-z][A-Za-z .]+)")
 
 
-def _phrase(tokens: list[str], unit: str | None) -> str | None:
+def _phrase(words: list[str]) -> str | None:
     """Return the unit that words name, `cm^2` for `square centimeters`; None for other words."""
-    parts, power = [unit] if unit else [], None
-    wanted = not unit
-    if wanted and tokens[0] == "per":
-        parts, wanted = ["1"], False
-    while tokens and tokens[-1] in _SHAPES:
-        tokens = tokens[:-1]
-    for token in tokens[1:] if tokens[0] == "US" and tokens[1:] else tokens:
-        if token in ("/", "per", "a", "an", "each") and parts and not wanted:
-            wanted = True
-        elif token.rstrip(".") in _POWERS and wanted:
-            power = _POWERS[token.rstrip(".")]
-        elif token in ("squared", "cubed") and parts and not wanted and "^" not in parts[-1]:
-            parts[-1] += "^" + _POWERS[token]
-        elif wanted and (found := _PART.fullmatch(token)) and (name := _canonical(found[1])):
-            raised = found[2] or power
-            parts.append(name + (f"^{raised}" if raised and raised != "1" else ""))
-            wanted, power = False, None
-        else:
+    text = _BESIDE.sub("", " ".join(words))
+    text = _SQUARE.sub(lambda m: f"{m[2] or ''}^{_POWERS[m[1] or m[3]]}", text)
+    units = []
+    for part in _PER.split(text.replace("per ", "1/", 1) if text.startswith("per ") else text):
+        found = _PART.fullmatch(part)
+        name = _canonical(found[1]) if found else None
+        if not found or not name:
             return None
-    return None if wanted or power or not parts else "/".join(parts)
+        units.append(f"{name}^{found[2]}" if found[2] else name)
+    return "/".join(units)
 
 
 def _canonical(word: str) -> str | None:
@@ -369,9 +361,6 @@ _EITHER = re.compile(r"\bor\b|\\lor", re.IGNORECASE)
 _RELATED = re.compile(r"\\le(?![a-z])|\\ge(?![a-z])|\\neq(?![a-z])|<|>")
 FLIPPED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le", "\\neq": "\\neq"}
 _EQUALS = re.compile(r"(?<![\\<>!=:])(=)(?![=>])|\\(approx)(?![a-z])")
-_BUILDER = re.compile(
-    r"\\\{\s*([A-Za-z])(?:\s*\\in\s*\\mathbb\s*\{?R\}?)?\s*(?:\||:|\\mid)(.+)\\\}"
-)
 _MEMBER = re.compile(r"\s*([A-Za-z](?:_\{?\w\}?)?)\s*\\in(?![a-z])(.+)", re.DOTALL)
 _MATRIX = re.compile(
     r"[\[(]?\s*\\begin\s*\{([pbBvV]?|small)(?:matrix|(array))\}\s*(?:\{[clr|]*\})?(.*?)"
@@ -533,7 +522,6 @@ def is_formula(text: str) -> bool:
 
 def _scalar(text: str, gold: bool) -> Value:
     """Read a scalar: its percent sign, its unit, its value where it is a number."""
-    text = _brace_free(text)
     bare, percent = text, False
     if found := _PERCENT.search(text):
         bare, percent = text[: found.start()].strip(), True
@@ -543,20 +531,12 @@ def _scalar(text: str, gold: bool) -> Value:
     return Value("scalar", bare, number=read_number(bare), unit=unit, percent=percent)
 
 
-def _brace_free(text: str) -> str:
-    while text.startswith("{") and text.endswith("}") and "{" not in text[1:]:
-        text = text[1:-1].strip()
-    return text
-
-
 def _matrix(text: str) -> Value | None:
     """Read the rows of a matrix, also without the environment; a determinant is none."""
     found = _MATRIX.fullmatch(text)
     if found is None and "=" in text:
         left, _, right = text.partition("=")
         return _matrix(right.strip()) if is_symbol(left.strip()) else None
-    if found is None and ("\\begin" in text or re.search(r"[=<>]", text)):
-        return None
     inside = found[3] if found else text
     rows = [row for row in _ROW.split(inside) if row.strip()]
     if not rows or (found and found[1] in ("v", "V")) or (found is None and len(rows) < 2):
@@ -569,19 +549,16 @@ def _matrix(text: str) -> Value | None:
 
 def _region(text: str) -> Value | None:
     """Read inequalities of one symbol, and unions of intervals."""
-    if found := _BUILDER.fullmatch(text):
-        region = _region(found[2].strip())
-        return region if region and region.name in ("", found[1]) else None
     name = ""
     if member := _MEMBER.fullmatch(text):
         name, text = member[1], member[2].strip()
     pieces: list[Any] = []
     for part in re.split(r"\\cup(?![a-z])|\\lor(?![a-z])|\\text\s*\{\s*,?\s*or\s*\}|\bor\b", text):
-        found_piece = _piece(part.strip().strip(",").strip())
-        if found_piece is None or (name and found_piece[0] and found_piece[0] != name):
+        piece = _interval(part.strip(" ,"))
+        if piece is None or (name and piece[0] not in ("", name)):
             return None
-        name = name or found_piece[0]
-        pieces += found_piece[1]
+        name = name or piece[0]
+        pieces.append(piece[1])
     return Value("region", text, tuple(pieces), name=name)
 
 
@@ -589,49 +566,29 @@ End = tuple[Value, bool]
 """The end of an interval, and whether it belongs to it."""
 
 
-def _piece(text: str) -> tuple[str, list[tuple[End, End]]] | None:
-    """Read one interval or chain of inequalities, or two that hold together."""
+def _interval(text: str) -> tuple[str, tuple[End, End]] | None:
+    """Read `(a,b)`, or a chain of inequalities with the symbol that it is about."""
     if _WHOLE_LINE.fullmatch(text):
-        return "", [((LOW, False), (_HIGH, False))]
-    if not _RELATED.search(text):
+        return "", ((LOW, False), (_HIGH, False))
+    signs, sides = _RELATED.findall(text), [side.strip() for side in _RELATED.split(text)]
+    if not signs:
         value = _bracketed(text, False)
-        if value is None:
-            return None
-        interval = as_region(value)
-        return ("", list(interval.parts)) if interval else None
-    both = re.split(r"\\text\s*\{\s*and\s*\}|\band\b|\\land|,", text)
-    if len(both) == 2:
-        one, two = (_piece(part.strip()) for part in both)
-        if one and two and one[0] == two[0] and len(one[1]) == len(two[1]) == 1:
-            for [(low, high)], [(other_low, other_high)] in ((one[1], two[1]), (two[1], one[1])):
-                if high[0] is _HIGH and other_low[0] is LOW:
-                    return one[0], [(low, other_high)]
-        return None
-    return _inequality(text)
-
-
-def _inequality(text: str) -> tuple[str, list[tuple[End, End]]] | None:
-    signs = _RELATED.findall(text)
-    sides = [side.strip() for side in _RELATED.split(text)]
+        interval = as_region(value) if value else None
+        return ("", interval.parts[0]) if interval else None
+    if all(sign in (">", "\\ge") for sign in signs):
+        signs, sides = [FLIPPED[sign] for sign in signs[::-1]], sides[::-1]
     places = [place for place, side in enumerate(sides) if is_symbol(side)]
     if len(places) != 1 or len(sides) > 3 or not all(sides) or "=" in text:
         return None
     [place] = places
-    name = squeeze(sides[place])
-    ends = [_scalar(side, False) for side in sides]
-    if signs == ["\\neq"]:
-        other = ends[1 - place]
-        return name, [((LOW, False), (other, False)), ((other, False), (_HIGH, False))]
-    if len(sides) == 2:
-        sign = signs[0] if place == 0 else FLIPPED[signs[0]]
-        if sign in ("<", "\\le"):
-            return name, [((LOW, False), (ends[1 - place], sign == "\\le"))]
-        return name, [((ends[1 - place], sign == "\\ge"), (_HIGH, False))]
-    upward = all(sign in ("<", "\\le") for sign in signs)
-    if place != 1 or not (upward or all(sign in (">", "\\ge") for sign in signs)):
+    if not {"<", "\\le"}.issuperset(signs) or place > 1 or len(sides) > place + 2:
         return None
-    first, last = (ends[0], signs[0] in ("\\le", "\\ge")), (ends[2], signs[1] in ("\\le", "\\ge"))
-    return name, [(first, last) if upward else (last, first)]
+    low, high = (LOW, False), (_HIGH, False)
+    if place:
+        low = (_scalar(sides[0], False), signs[0] == "\\le")
+    if place + 1 < len(sides):
+        high = (_scalar(sides[-1], False), signs[-1] == "\\le")
+    return squeeze(sides[place]), (low, high)
 
 
 LOW, _HIGH = (Value("scalar", text) for text in ("-\\infty", "\\infty"))
