@@ -84,7 +84,7 @@ def main() -> None:
         },
         "times_as_fast_as_peer": ratio,
     }
-    save(results() / "builder.json", result, "datasketch", "pandas")
+    save(results() / "builder.json", result, "datasketch")
     print(json.dumps(result, indent=2))
 
 

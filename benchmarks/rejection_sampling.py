@@ -21,7 +21,7 @@ from sides import asked, prepared
 
 from chainforge.core.jsonl import Row
 from chainforge.data.filters import SelectionArgs
-from chainforge.data.select import decide
+from chainforge.data.select import select
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.generate.local import LocalEngine, open_policy
 from chainforge.generate.rollouts import score_samples
@@ -189,7 +189,7 @@ def adaptive(model: Any, tokenizer: Any, rows: list[Row], args: Any, keep: int) 
         seconds: list[float] = []
         with timed(seconds):
             made = ours(model, tokenizer, rows, case, keep)
-        kept = decide(made, selection).funnel()["kept"]
+        kept = select(made, selection)[1]["kept"]
         tokens = sum(row["tokens"] for row in made)
         found[name] = {
             "samples": len(made),

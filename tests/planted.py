@@ -5,7 +5,6 @@ import re
 
 from chainforge.core.jsonl import example, sample
 from chainforge.core.transcript import write
-from chainforge.data.select import decide
 
 NAMES = re.findall(
     r"\w+", "Ana Ben Chloé Dmitri Emma Farid Grace Hugo Ines Jonas Kira Liam Mei Noor Olaf Priya"
@@ -48,12 +47,6 @@ CODE = (
     "```python\ntotal = {x} + {y}\nprint(total)\n```",
     "~~~\nint total = {x} + {y};\nreturn total;\n~~~",
 )
-
-
-def selected(rows, args, seed=0, texts=None):
-    """Return the rows with their marks, and the funnel."""
-    decisions = decide(rows, args, texts, seed)
-    return [decisions.mark(place, row) for place, row in enumerate(rows)], decisions.funnel()
 
 
 class Maker:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -74,3 +74,16 @@ def _checked(row: Row) -> Row:
     except msgspec.ValidationError as error:
         raise InputError(str(error)) from None
     return row
+
+
+def pass_rates(rows: Iterable[Row]) -> dict[str, float]:
+    """Return the share of right samples by prompt; rows without a verdict are left out.
+
+    Sampling that stops at a success has too large a share of successes. Where samples came in
+    rounds (column `round`) only the first round counts, which every prompt got completely.
+    """
+    right: dict[str, list[bool]] = defaultdict(list)
+    for row in rows:
+        if row.get("correct") is not None and not row.get("round"):
+            right[row["id"]].append(bool(row["correct"]))
+    return {identity: sum(of) / len(of) for identity, of in right.items()}

@@ -7,7 +7,7 @@ rows with their card) and `funnel.json`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from chainforge.data.card import write_card
 from chainforge.data.datasets import save_dataset
 from chainforge.data.filters import FilterArgs, SelectionArgs
 from chainforge.data.pool import read_pool
-from chainforge.data.select import decide
+from chainforge.data.select import select
 from chainforge.generate.rollouts import score_samples
 from chainforge.generate.shards import merge
 from chainforge.rewards.reward import RewardArgs, load_rewards
@@ -82,27 +82,15 @@ def build(
     `lost` counts answers without a sample, by reason; `report` is added to the funnel, `sections`
     makes further sections of the card. Raises `InputError` when no row is kept.
     """
-    decisions = decide(rows, selection, texts, seed)
-    kept: list[Row] = []
-    examples: dict[str, Row] = {}  # by the reason to drop it
-
-    def marked() -> Iterator[Row]:
-        for position, row in enumerate(rows):
-            row = decisions.mark(position, row)
-            if row["drop"] is None:
-                kept.append(row)
-            else:
-                examples.setdefault(row["drop"], row)
-            yield row
-
-    merge(directory / "samples.jsonl", marked())
-    funnel = decisions.funnel()
+    marked, funnel = select(rows, selection, texts, seed)
+    merge(directory / "samples.jsonl", marked)
+    kept = [row for row in marked if row["drop"] is None]
     funnel["in"] += sum((lost or {}).values())
     funnel["dropped"] = {**(lost or {}), **funnel["dropped"]}
     funnel |= report or {}
     artifacts.write_json(directory / "funnel.json", funnel)
     if not kept:
-        raise InputError(_why_none(funnel, examples))
+        raise InputError(_why_none(funnel, marked))
     folder = save_dataset(kept, directory / "dataset").parent
     settings = resolved(selection, texts)
     settings |= {"max_per_prompt": selection.max_per_prompt, "select": selection.select}
@@ -112,20 +100,20 @@ def build(
     return funnel
 
 
-def _why_none(funnel: Row, examples: Mapping[str, Row]) -> str:
+def _why_none(funnel: Row, marked: list[Row]) -> str:
     """Return why no row is kept: the commonest reason, and an answer."""
-    reason = max(examples, key=lambda name: int(funnel["dropped"][name]))
-    row, count, gold = examples[reason], funnel["dropped"][reason], examples[reason].get("answer")
+    (reason, count), *_ = Counter(row["drop"] for row in marked).most_common()
+    row = next(row for row in marked if row["drop"] == reason)
     return (
         f"no row was kept; {count:,} of {funnel['in']:,} are dropped as {reason} "
-        f"({row['drop_detail']}). One of them, where {str(gold)[:60]!r} is right: "
+        f"({row['drop_detail']}). One of them, where {str(row.get('answer'))[:60]!r} is right: "
         f"{row['completion'][:200]!r}. funnel.json has all reasons"
     )
 
 
 def preview(rows: list[Row], selection: SelectionArgs, texts: FilterArgs, seed: int = 0) -> Table:
     """Return the funnel that selection would give, as a table; nothing is written."""
-    funnel = decide(rows, selection, texts, seed).funnel()
+    _, funnel = select(rows, selection, texts, seed)
     title = f"{funnel['in']:,} samples of {funnel['prompts']['in']:,} prompts"
     table = Table("filter", "dropped", "share", title=title)
     for reason, count in funnel["dropped"].items():

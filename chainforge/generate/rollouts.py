@@ -7,8 +7,7 @@ and the pass rates in a pool choose the prompts of RL.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import JsonLines, Row, read_rows, write_rows
 from chainforge.core.transcript import chat_mark, lenient_answer, read, special_ids
-from chainforge.data.pool import read_pool
+from chainforge.data.pool import pass_rates, read_pool
 from chainforge.generate.shards import gathered, merge, own_file, rank, shards_of, world_size
 from chainforge.rewards.functions import accuracy_rewards
 from chainforge.rewards.reward import Reward, score, text_of
@@ -239,19 +238,6 @@ class PoolArgs:
     def paths(self) -> list[str]:
         """Return the paths, however many there are."""
         return [self.pool] if isinstance(self.pool, str) else self.pool
-
-
-def pass_rates(rows: Iterable[Row]) -> dict[str, float]:
-    """Return the share of right samples by prompt; rows without a verdict are left out.
-
-    Sampling that stops at a success has too large a share of successes. Where samples came in
-    rounds (column `round`) only the first round counts, which every prompt got completely.
-    """
-    right: dict[str, list[bool]] = defaultdict(list)
-    for row in rows:
-        if row.get("correct") is not None and not row.get("round"):
-            right[row["id"]].append(bool(row["correct"]))
-    return {identity: sum(of) / len(of) for identity, of in right.items()}
 
 
 @dataclass

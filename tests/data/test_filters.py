@@ -3,10 +3,11 @@
 import json
 
 import pytest
-from planted import Maker, selected
+from planted import Maker
 
 from chainforge.core.errors import InputError
 from chainforge.data.filters import FilterArgs, SelectionArgs, parts, repetition
+from chainforge.data.select import select
 
 N = 300
 OFF = {"max_repetition": None, "min_language": None}
@@ -75,18 +76,18 @@ RECALL = {"contaminated (reworded)": 0.5}
 
 @pytest.mark.parametrize("name", [*TEXTS, *BESIDE, *LEAKS])
 def test_what_was_planted_is_found_and_nothing_else(name, tmp_path):
-    make, select, settings = Maker(seed=name), {}, {}
+    make, choice, settings = Maker(seed=name), {}, {}
     clean = [] if name in LEAKS else make.clean(N)
     if name in TEXTS:
         more, planted, settings = texts(make, name)
     elif name in BESIDE:
-        more, planted, select = beside(make, name, clean)
+        more, planted, choice = beside(make, name, clean)
     else:
-        more, planted, select = leaked(make, name, tmp_path / "held_out.jsonl")
+        more, planted, choice = leaked(make, name, tmp_path / "held_out.jsonl")
     assert len(planted) >= N - 5  # an evaluation may ask the same twice
     rows = [*clean, *more, *planted]
-    args = SelectionArgs(**({"select": "all"} | select))
-    marked, funnel = selected(rows, args, 0, FilterArgs(**(OFF | settings)))
+    args = SelectionArgs(**({"select": "all"} | choice))
+    marked, funnel = select(rows, args, FilterArgs(**(OFF | settings)))
     assert funnel["in"] == len(rows) == funnel["kept"] + sum(funnel["dropped"].values())
     reason = name.partition(" ")[0]
     dropped = [row for row in marked if row["drop"] == reason]
@@ -104,15 +105,14 @@ def test_the_reason_is_the_first_that_holds():
     make = Maker()
     bad = make.looping()
     faults = [{"finish_reason": "length", "correct": False}, {"correct": False}, {}]
-    marked, _ = selected(
-        [make.row(bad, **fault) for fault in faults], SelectionArgs(), 0, FilterArgs()
-    )
+    rows = [make.row(bad, **fault) for fault in faults]
+    marked, _ = select(rows, SelectionArgs(), FilterArgs())
     assert [row["drop"] for row in marked] == ["truncated", "wrong", "repetition"]
 
 
 def test_the_limit_of_tokens():
     rows = [Maker(seed).row(tokens=tokens) for seed, tokens in enumerate([100, 101])]
-    marked, _ = selected(rows, SelectionArgs(), 0, FilterArgs(max_completion_tokens=100))
+    marked, _ = select(rows, SelectionArgs(), FilterArgs(max_completion_tokens=100))
     assert [row["drop"] for row in marked] == [None, "too_long"]
 
 
@@ -150,4 +150,4 @@ def test_loops_repeat_themselves(text, loops):
 )
 def test_bad_settings(settings, message):
     with pytest.raises(InputError, match=message):
-        selected([Maker().row(tokens=None)], SelectionArgs(), 0, FilterArgs(**settings))
+        select([Maker().row(tokens=None)], SelectionArgs(), FilterArgs(**settings))

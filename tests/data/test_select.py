@@ -4,11 +4,10 @@ import random
 from collections import Counter
 
 import pytest
-from planted import selected
 
 from chainforge.core.errors import InputError
 from chainforge.data.filters import SelectionArgs
-from chainforge.data.select import REASONS
+from chainforge.data.select import REASONS, select
 
 
 def scored(prompt="p", index=0, **columns):
@@ -25,11 +24,11 @@ def scored(prompt="p", index=0, **columns):
 
 def why(rows, seed=0, **settings):
     """Return the fate of each row, in order."""
-    return [row["drop"] for row in selected(rows, SelectionArgs(**settings), seed)[0]]
+    return [row["drop"] for row in select(rows, SelectionArgs(**settings), seed=seed)[0]]
 
 
 def kept(rows, seed=0, **settings):
-    marked, _ = selected(rows, SelectionArgs(**settings), seed)
+    marked, _ = select(rows, SelectionArgs(**settings), seed=seed)
     return [row for row in marked if row["drop"] is None]
 
 
@@ -140,7 +139,7 @@ def test_pass_rate_counts_verified_samples_of_the_first_round():
     rows = [scored(index=i, correct=value) for i, value in enumerate([True, False, None, True])]
     rows += [scored("q", 0, correct=None)]
     rows += [scored("r", correct=False, round=0), scored("r", index=1, round=1)]
-    rates = {row["id"]: row["pass_rate"] for row in selected(rows, SelectionArgs())[0]}
+    rates = {row["id"]: row["pass_rate"] for row in select(rows, SelectionArgs())[0]}
     assert rates == {"p": pytest.approx(2 / 3), "q": None, "r": 0.0}
 
 
@@ -160,7 +159,7 @@ def test_the_funnel_adds_up():
         for i in range(8)
     ]
     before = [dict(row) for row in rows]
-    marked, funnel = selected(rows, SelectionArgs(max_per_prompt=2, min_reward=0.5))
+    marked, funnel = select(rows, SelectionArgs(max_per_prompt=2, min_reward=0.5))
     fates = Counter(row["drop"] for row in marked)
     assert funnel["in"] == 2400 == funnel["kept"] + sum(funnel["dropped"].values())
     assert fates == funnel["dropped"] | {None: funnel["kept"]}
@@ -185,4 +184,4 @@ def test_the_funnel_adds_up():
 )
 def test_bad_input(rows, settings, message):
     with pytest.raises(InputError, match=message):
-        selected(rows, SelectionArgs(**settings))
+        select(rows, SelectionArgs(**settings))

@@ -5,7 +5,7 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from planted import Maker, selected
+from planted import Maker
 
 from chainforge.core.artifacts import read_json, read_manifest
 from chainforge.core.errors import InputError
@@ -13,6 +13,7 @@ from chainforge.core.jsonl import read_rows, write_rows
 from chainforge.data.datasets import DataArgs, sft_dataset
 from chainforge.data.filters import FilterArgs, SelectionArgs
 from chainforge.data.pool import read_pool
+from chainforge.data.select import select
 from chainforge.generate.build import BuildArgs, build, preview
 
 
@@ -121,7 +122,7 @@ def test_a_dry_run_leaves_nothing(tmp_path, monkeypatch, recipe_main, capsys):
     recipe_main("reject", *flags, "--max_per_prompt", "2", "--min_reward", "0.5")
     out = capsys.readouterr().out
     args = SelectionArgs(max_per_prompt=2, min_reward=0.5)
-    _, funnel = selected(rows, args, 42, FilterArgs())
+    _, funnel = select(rows, args, FilterArgs(), 42)
     for reason, count in funnel["dropped"].items():
         assert any(reason in line and f" {count} " in line for line in out.splitlines()), reason
     assert f" {funnel['kept']} " in out

@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 import pytest
-from planted import selected
 from server import FAULTS, GOOD, REASONING, Answer, Server, chat
 
 from chainforge.core.errors import InputError
@@ -15,6 +14,7 @@ from chainforge.core.jsonl import example, read_rows
 from chainforge.core.transcript import DEFAULT, read, write
 from chainforge.data.datasets import save_dataset
 from chainforge.data.filters import FilterArgs, SelectionArgs
+from chainforge.data.select import select
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.generate import api
 from chainforge.generate.api import MAX_USELESS
@@ -59,7 +59,7 @@ def test_prompts_without_an_answer_are_collected_and_kept(server, tmp_path):
     collected = collect(
         asking(server), rows, tmp_path, score=lambda rows: score_samples(rows, DEFAULT, rewards)
     )
-    kept, _ = selected(collected.rows, SelectionArgs())
+    kept, _ = select(collected.rows, SelectionArgs())
     (row,) = kept
     assert row["drop"] is None
     assert (row["answer"], row["correct"], row["reward"]) == (None, None, 0.2)
