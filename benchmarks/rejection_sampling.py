@@ -166,7 +166,7 @@ def speed(model: Any, tokenizer: Any, rows: list[Row], some: list[Row], args: An
         _, side, of, case = cases[number]
         with timed(found[number]["seconds"]):
             made = side(model, tokenizer, of, case)
-        found[number]["accepted"].append(sum(ACCEPT(made)))
+        found[number]["accepted"].append(sum(map(ACCEPT, made)))
         found[number]["tokens"].append(sum(row["tokens"] for row in made))
     for one in found:
         rates = [a / s for a, s in zip(one["accepted"], one["seconds"], strict=True)]

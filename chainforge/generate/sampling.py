@@ -9,7 +9,7 @@ hard one gets up to `max_samples`; each prompt decides alone, so processes need 
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from chainforge.generate.settings import Draw, Drawn, RequestArgs, SamplingArgs,
 from chainforge.generate.shards import Shards, rank, world_size
 from chainforge.rewards.verify import start_pool
 
-Accept = Callable[[list[Row]], Sequence[bool]]
+Accept = Callable[[Row], bool]
 Progress = Callable[[int, int, str, str], None]
 State = Literal["open", "enough", "exhausted"]
 POLL_SECONDS = 0.2
@@ -29,10 +29,7 @@ FAILURES = "failures.jsonl"
 
 
 class Engine(Protocol):
-    """What draws completions: transformers, vLLM, a server, or a teacher.
-
-    `describe`, if there is one, returns cost and speed for the progress line, from the share done.
-    """
+    """What draws completions: transformers, vLLM, a server, or a teacher."""
 
     def sample(self, draws: Sequence[Draw], take: Take) -> None:
         """Sample every draw once, and call `take` with them as they are done, in any order.
@@ -172,25 +169,24 @@ class Rounds:
         keep: int = 1,
     ) -> None:
         self.examples, self.args, self.keep = examples, args, keep
-        self.accept = accept or (lambda rows: [bool(row.get("correct")) for row in rows])
+        self.accept = accept or (lambda row: bool(row.get("correct")))
         self.rows: dict[str, dict[int, Row]] = {row["id"]: {} for row in examples}
         self.lost: dict[tuple[str, int], Row] = {}
-        self.count, self.verdicts = 0, Counter[bool | None]()
-        self._accepted: dict[str, dict[int, bool]] = defaultdict(dict)
+        self.verdicts = Counter[bool | None]()
+        self._accepted: set[tuple[str, int]] = set()
         self._settled: dict[str, State] = {}
 
     def note(self, rows: Sequence[Row]) -> None:
         """Add scored samples."""
-        ours = [row for row in rows if row["id"] in self.rows and row["sample"] < self.args.most]
-        for row in ours:
-            if row["sample"] not in self.rows[row["id"]]:
-                self.count += 1
-                self.verdicts[row.get("correct")] += 1
+        for row in rows:
+            key = row["id"], row["sample"]
+            if row["id"] not in self.rows or row["sample"] >= self.args.most:
+                continue
+            self.verdicts[row.get("correct")] += row["sample"] not in self.rows[row["id"]]
             self.rows[row["id"]][row["sample"]] = row
-            self.lost.pop((row["id"], row["sample"]), None)  # a fallback replaced it
-        if self.args.adaptive and ours:
-            for row, verdict in zip(ours, self.accept(ours), strict=True):
-                self._accepted[row["id"]][row["sample"]] = bool(verdict)
+            self.lost.pop(key, None)  # a fallback replaced it
+            if self.args.adaptive and self.accept(row):
+                self._accepted.add(key)
 
     def lose(self, failures: Iterable[Row]) -> None:
         """Add answers that failed: they are not asked for again in this run."""
@@ -223,20 +219,14 @@ class Rounds:
         for end in [*range(size, most, size), most]:
             if not all(self._there(identity, number) for number in range(end)):
                 return "open", end
-            if state := self._verdict(identity, end):
-                self._settled[identity] = state
-                return state, end
-        raise AssertionError("the last round settles a prompt")
-
-    def _verdict(self, identity: str, end: int) -> State | None:
-        """Return why a prompt needs no more after `end` samples; None when it does."""
-        if self.args.adaptive:
-            accepted, there = self._accepted[identity], self.rows[identity]
+            good = [n for n in range(end) if (identity, n) in self._accepted]
             # Of equal completions only one can be kept.
-            found = {there[one]["completion"] for one in range(end) if accepted.get(one)}
-            if len(found) >= self.keep:
-                return "enough"
-        return "exhausted" if end >= self.args.most else None
+            found = {self.rows[identity][number]["completion"] for number in good}
+            enough = self.args.adaptive and len(found) >= self.keep
+            if enough or end == most:
+                self._settled[identity] = "enough" if enough else "exhausted"
+                return self._settled[identity], end
+        raise AssertionError("the last round settles a prompt")
 
     def samples(self) -> list[Row]:
         """Return all samples, in the order of the Examples."""
@@ -247,7 +237,8 @@ class Rounds:
         if self.args.adaptive:
             done = sum(self.state(row["id"])[0] != "open" for row in self.examples)
             return done, len(self.examples), "prompts"
-        return self.count + len(self.lost), len(self.examples) * self.args.most, "samples"
+        count = sum(map(len, self.rows.values()))
+        return count + len(self.lost), len(self.examples) * self.args.most, "samples"
 
     def describe(self) -> str:
         """Return how many samples are right, and how many failed."""
@@ -274,4 +265,4 @@ class Rounds:
 
 def accepted_by(selection: SelectionArgs, texts: FilterArgs | None = None) -> Accept:
     """Accept the samples that no filter drops, whatever else is sampled."""
-    return lambda rows: [fault(row, selection, texts) is None for row in rows]
+    return lambda row: fault(row, selection, texts) is None

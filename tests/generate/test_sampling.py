@@ -140,7 +140,7 @@ def adaptive(model, tokenizer, path, **settings):
         tokenizer,
         path,
         settings={"max_samples": 8, "round_size": 2} | settings,
-        accept=lambda rows: [row["sampling"]["seed"] % 2 == 0 for row in rows],
+        accept=lambda row: row["sampling"]["seed"] % 2 == 0,
         keep=2,
     )
 
@@ -271,9 +271,8 @@ def test_accepted_is_what_no_filter_of_the_row_drops():
     good = answer(row, 0, True) | {"formatted": True, "finish_reason": "stop", "reward": 1.0}
     rows = [good, good | {"finish_reason": "length"}, good | {"correct": False},
             good | {"formatted": False}, good]  # fmt: skip
-    assert accepted_by(SelectionArgs(near_duplicates=0.8))(rows) == [
-        True, False, False, False, True
-    ]  # fmt: skip
+    accept = accepted_by(SelectionArgs(near_duplicates=0.8))
+    assert list(map(accept, rows)) == [True, False, False, False, True]
 
 
 @pytest.mark.parametrize(
