@@ -25,10 +25,7 @@ from chainforge.train.stage import Stage, is_main_process
 logger = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 0.2  # progress.json is too expensive for each of many short steps
-DIVERGED = (
-    "Lower learning_rate, set max_grad_norm (1.0 is usual) or warmup_steps, and look at the rows "
-    "or rewards of these steps; with fp16, use bf16"
-)
+DIVERGED = "Training has diverged: lower learning_rate, or set max_grad_norm or warmup_steps"
 
 
 class NothingTrained(Failed):
@@ -67,19 +64,16 @@ class StageCallback(TrainerCallback):
             return
         numbers = {key: value for key, value in logs.items() if isinstance(value, int | float)}
         if is_main_process():
-            finite = {k: value if math.isfinite(value) else None for k, value in numbers.items()}
+            row = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
             with JsonLines(self.stage.path("metrics.jsonl")) as metrics:
-                metrics.append({"step": state.global_step} | finite)
+                metrics.append({"step": state.global_step} | row)
         for key in ("loss", "reward"):
             if key in numbers:
                 self.note = f"{key} {numbers[key]:.3f}"
         # In fp16 a gradient may overflow: the scaler skips that step and lowers its scale.
         for key in ("loss",) if args.fp16 else ("loss", "grad_norm"):
             if not math.isfinite(numbers.get(key, 0.0)):
-                words = (
-                    f"{key} is {numbers[key]} at step {state.global_step}: training has diverged"
-                )
-                raise NotFinite(f"{words}. {DIVERGED}")
+                raise NotFinite(f"{key} is {numbers[key]} at step {state.global_step}. {DIVERGED}")
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Report the progress, a few times a second and at the end."""

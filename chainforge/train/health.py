@@ -66,34 +66,30 @@ RULES = {
         "above",
         0.3,
         means="a completion that is cut off has no answer and gets no reward, right or wrong",
-        change="a larger `max_completion_length`; or `mask_truncated_completions: true` and the "
-        "reward `soft_overlong`, as in `preset: modern`",
+        change="a larger `max_completion_length`; or the reward `soft_overlong` with "
+        "`mask_truncated_completions: true`",
     ),
     "zero_advantage": Rule(
         ZERO_ADVANTAGE,
         "above",
         0.8,
-        means="in most groups all completions have the same reward, so most of what is generated "
-        "trains nothing: the prompts are too easy or too hard for this policy",
-        change="`tasks` of another difficulty, or `gate_pool` with pass rates of this policy; a "
-        "larger `num_generations`",
+        means="in most groups all completions have the same reward and train nothing: the prompts "
+        "are too easy or too hard for this policy",
+        change="`tasks` of another difficulty; `gate_pool`; a larger `num_generations`",
     ),
     "entropy_collapse": Rule(
         "entropy",
         "below",
         0.01,
         means="the policy writes nearly the same completion each time and stops exploring",
-        change="`epsilon_high: 0.28` with several updates per rollout; a lower `learning_rate`; "
-        "`temperature: 1.0`; `beta` above 0, or `entropy_coef`",
+        change="`epsilon_high: 0.28`; a lower `learning_rate`; `temperature: 1.0`; a larger `beta`",
     ),
     "kl_growth": Rule(
         "kl",
         "above",
         0.5,
-        means="the policy is moving far from the one it started from: it loses other abilities, "
-        "or exploits a reward",
-        change="a larger `beta`; a lower `learning_rate`; see `rollouts.jsonl` for what is "
-        "rewarded",
+        means="the policy loses other abilities, or exploits a reward: see `rollouts.jsonl`",
+        change="a larger `beta`; a lower `learning_rate`",
     ),
 }
 
@@ -117,8 +113,7 @@ class HealthCallback(TrainerCallback):
             if reward.nonfinite:
                 raise NotFinite(
                     f"reward {reward.__name__} returned {reward.nonfinite}, at step "
-                    f"{state.global_step}. Fix the function, or let it return None where it does "
-                    "not apply, and run the same command again"
+                    f"{state.global_step}; let it return None where it does not apply"
                 )
 
     def on_log(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
@@ -133,21 +128,19 @@ class HealthCallback(TrainerCallback):
     def _report(self, name: str, rule: Rule, seen: str, step: int) -> None:
         """Write down a finding; raise `Stopped` if the stage is to stop at one."""
         row: Row = {"step": step, "rule": name, "action": self.args.health, "seen": seen}
-        self.found.append(row | {"means": rule.means, "change": rule.change})
-        text = f"step {step}, {name}: {seen}. It usually means: {rule.means}. "
-        text += f"What to change: {rule.change}"
+        row |= {"means": rule.means, "change": rule.change}
+        self.found.append(row)
+        text = f"step {step}, {name}: {seen}: {rule.means}. What to change: {rule.change}"
         if is_main_process():
             logger.warning("health, %s", text)
             with JsonLines(self.stage.path(HEALTH)) as lines:
-                lines.append(self.found[-1])
+                lines.append(row)
         if self.args.health == "stop":  # not done, and the same settings would end the same
             raise Stopped(f"{text}. To continue: `health: warn`", 1)
 
     def _check_signal(self, state: TrainerState, control: Any) -> None:
         """End training after too many steps without a signal, or raise `NothingTrained`."""
-        limit = self.args.max_zero_advantage_steps
-        done = learnt(state.log_history, limit) if limit > 0 else None
-        if done:
+        if done := learnt(state.log_history, self.args.max_zero_advantage_steps):
             at = f"after step {state.global_step} of {state.max_steps}"
             self.stage.notes["stopped_early"] = f"{at}, since {done}"
             control.should_training_stop = True
@@ -158,7 +151,7 @@ def learnt(logs: Sequence[Row], limit: int) -> str | None:
 
     Raises `NothingTrained` when there never was a signal, or the policy has become worse.
     """
-    if not logs or "train_runtime" in logs[-1] or (idle := idle_steps(logs)) < limit:
+    if not logs or "train_runtime" in logs[-1] or not 0 < limit <= (idle := idle_steps(logs)):
         return None
     same = f"in {idle} steps the completions of every group had the same reward"
     first = int(logs[-1]["step"]) - idle

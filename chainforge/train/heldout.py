@@ -52,7 +52,7 @@ def hold_out(args: RLArgs, tasks: TaskArgs, transcript: str, training: Any) -> l
     try:
         rows = load_examples(replace(tasks, tasks=others), transcript, training.seed)
     except InputError as error:
-        raise InputError(f"heldout_size: the validation split: {error}") from None
+        raise InputError(f"heldout_size: {error}") from None
     if not any(map(has_answer, rows)):
         raise InputError("heldout_size: no row has an `answer`, so there is nothing to measure")
     return rows

@@ -102,8 +102,7 @@ def _run(trainer: Any, checkpoint: Path | None) -> None:
     except RuntimeError as error:
         if "probability tensor contains" not in str(error):  # torch.multinomial's words
             raise
-        # Sampling from NaN fails a step before the loss is logged.
-        step = trainer.state.global_step
+        step = trainer.state.global_step  # sampling from NaN fails before the loss is logged
         words = f"the policy's probabilities are not finite after step {step}. {DIVERGED}"
         raise NotFinite(words) from error
 
@@ -117,9 +116,8 @@ def _check_trained(trainer: Any, before: dict[str, int]) -> None:
     changed = torch.tensor([_weight_sums(trainer.model) != before], device=accelerator.device)
     if not accelerator.gather(changed).any():
         raise NothingTrained(
-            f"no weight changed in {steps} steps: every gradient was zero. In RL this means that "
-            "all completions of every group had the same reward (frac_zero_advantage in "
-            "metrics.jsonl)"
+            f"no weight changed in {steps} steps: every gradient was zero, as in RL when all "
+            "completions of every group have the same reward (frac_zero_advantage in metrics.jsonl)"
         )
 
 

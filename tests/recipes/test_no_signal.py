@@ -120,5 +120,5 @@ def test_weights_that_are_no_numbers_stop_sampling_and_saving(tmp_path, tiny_mod
     flags = ["--model_name_or_path", broken, "--data", tmp_path / "traces.jsonl"]
     code, error = stage("sft", "sft", settings, *flags)
     assert code == 1
-    assert "failed: loss is nan at step 1: training has diverged. Lower learning_rate" in error
+    assert "failed: loss is nan at step 1. Training has diverged: lower learning_rate" in error
     assert not list(tmp_path.glob("sft/checkpoints/checkpoint-*"))

@@ -150,7 +150,7 @@ def test_rules_warn_once_or_stop(rl, tmp_path, caplog, monkeypatch):
     [
         ({"keep_best": True}, "needs heldout_size"),
         ({"heldout_size": 8, "eval_steps": 3, "keep_best": True}, "multiple of save_steps .2"),
-        ({"heldout_size": 500}, "heldout_size: the validation split: .*lower `size`"),
+        ({"heldout_size": 500}, "heldout_size: .*lower `size`"),
         ({"heldout_size": 4, "tasks": [{"fn": "jsonl", "split": "all"}]}, "tasks.0. trains on split"),
         ({"preset": "modern", "save_steps": 16}, "max_completion_len is 20480, but max_completion"),
     ],
