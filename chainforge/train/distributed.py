@@ -13,10 +13,8 @@ from chainforge.core.errors import InputError, hint
 
 SINGLE, DDP, FSDP2, ZERO2, ZERO3 = "single", "ddp", "fsdp2", "zero2", "zero3"
 LAYOUTS = {SINGLE: "single", DDP: "DDP", FSDP2: "FSDP2", ZERO2: "ZeRO-2", ZERO3: "ZeRO-3"}
-_NO_MODEL = (
-    "zero3_save_16bit_model: only with true can the weights be gathered when the stage ends, to be "
-    "saved; write it under deepspeed_config"
-)
+_NO_MODEL = "zero3_save_16bit_model: without true the weights cannot be gathered to be saved"
+_ONE_PROCESS = "accelerate starts one process and says nothing; write MULTI_GPU"
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ def layout_here(environment: Mapping[str, str] = os.environ) -> Layout:
 
 
 def faults(file: str | Path) -> Iterator[str]:
-    """Return what is wrong with a launch file, and what to write instead.
+    """Yield what is wrong with a launch file, and what to write instead.
 
     accelerate checks the outermost keys only, and forgets misspelt keys of the sections.
     """
@@ -100,19 +98,16 @@ def faults(file: str | Path) -> Iterator[str]:
 
     given = read_yaml(file)
     options = set(vars(launch_command_parser().parse_args(["script.py"])))
-    found = [("", key, set(ClusterConfig.__dataclass_fields__)) for key in given]
+    keys = [("", key, set(ClusterConfig.__dataclass_fields__)) for key in given]
     for name in ("fsdp_config", "deepspeed_config"):
-        found += [(f"{name}: ", key, options) for key in _section(given, name)]
-    for where, key, known in found:
+        keys += [(f"{name}: ", key, options) for key in _section(given, name)]
+    for where, key, known in keys:
         if key not in known:
             yield f"{where}unknown key {key!r}; {hint(str(key), known)}"
     launch = str(given.get("distributed_type", "")).upper()
     processes, machines = given.get("num_processes", 1), given.get("num_machines", 1)
     if processes != 1 and launch not in ("MULTI_GPU", "FSDP", "DEEPSPEED"):
-        yield (
-            f"num_processes: {processes} with distributed_type {launch or 'NO'}: accelerate starts "
-            "one process and says nothing; write MULTI_GPU, with use_cpu: true for the CPU"
-        )
+        yield f"num_processes: {processes} with distributed_type {launch or 'NO'}: {_ONE_PROCESS}"
     if processes % machines:
         yield f"num_processes: {processes} is not a multiple of num_machines, {machines}"
     if launch in ("FSDP", "DEEPSPEED") and _true(given.get("use_cpu")):
@@ -133,15 +128,10 @@ def _true(value: Any) -> bool:
 
 
 # Why these cannot work: see the table in docs/distributed.md, which a test compares with them.
-_FSDP_4BIT = (
-    "FSDP 2 cannot shard 4-bit weights: stored as bytes they stay whole on every GPU, stored as "
-    "floats they lose their scales (accelerate#3983, #3874, axolotl#2992). Launch with ddp or "
-    "zero2, where each GPU holds the 4-bit base, or with zero3"
-)
+_FSDP_4BIT = "FSDP 2 cannot shard 4-bit weights (accelerate#3983); launch with ddp, zero2 or zero3"
 _VLLM_4BIT = (
-    "An adapter does not merge into the 4-bit weights that TRL would send: vLLM refuses their "
-    "shape, or samples from rounded ones (trl#4973, #3466). Leave use_vllm out, or use LoRA on the "
-    "unquantised base"
+    "use_vllm: an adapter does not merge into the 4-bit weights that TRL would send (trl#4973); "
+    "leave it out, or use LoRA on the unquantised base"
 )
 
 
@@ -153,7 +143,7 @@ def method_of(settings: Mapping[str, Any]) -> str:
 
 
 def refusals(settings: Mapping[str, Any], layout: Layout) -> Iterator[str]:
-    """Return why a stage cannot work, and what would; nothing when it can."""
+    """Yield why a stage cannot work, and what would; nothing when it can."""
     four, eight, vllm = (settings.get(key) for key in ("load_in_4bit", "load_in_8bit", "use_vllm"))
     quantised, zero3 = four or eight, layout.kind == ZERO3
     if quantised and not settings["use_peft"]:
@@ -185,10 +175,9 @@ def check_supported(
     for reason in refusals(settings, layout):
         raise InputError(reason)
     if layout.processes != getattr(training_args, "world_size", layout.processes):
-        # Each process would train on all of the data, and the first one's model be kept.
         raise InputError(
-            f"{layout.processes} processes were launched, but each would train alone: on the CPU "
-            "the stage needs `use_cpu: true`"
+            f"{layout.processes} processes were launched, but each would train alone on all of the "
+            "data: on the CPU the stage needs `use_cpu: true`"
         )
     if settings.get("use_vllm") and importlib.util.find_spec("vllm") is None:
         raise InputError("use_vllm: vLLM is not installed; pip install '.[vllm]'")

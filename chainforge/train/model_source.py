@@ -126,16 +126,16 @@ def _adapter(
             "adapter alone"
         )
     named = lora.get("base_model_name_or_path")
-    base = base or named
+    base = str(base or named or "")
     revision = lora.get("revision") if base == named else None
-    where = f"{path / ADAPTER}: base_model_name_or_path: {base}"
-    if base and Path(base).is_dir():
-        _check_directory(Path(base), trust_remote_code)
-        base, config = str(Path(base).resolve()), read_json(Path(base) / "config.json")
-    elif base and not base.startswith(("/", ".")) and base.count("/") <= 1:
-        config = _config_on_hub(base, revision, trust_remote_code, where)
-    else:
-        raise InputError(f"{where}: no such directory (looked from {Path.cwd()}); correct it")
+    where = f"{path / ADAPTER}: base_model_name_or_path: "
+    try:
+        if Path(check_model(base, trust_remote_code)).is_dir():
+            base, config = str(Path(base).resolve()), read_json(Path(base) / "config.json")
+        else:
+            config = _config_on_hub(base, revision, trust_remote_code)
+    except InputError as error:
+        raise InputError(f"{where}{error}") from None
     return Source(reference, base, revision, path.resolve(), config, lora)
 
 
@@ -156,21 +156,15 @@ def _check_exact(lora: dict[str, Any], path: Path) -> None:
 
 def config_of(model: str) -> dict[str, Any]:
     """Return the configuration of a local or cached model; empty if there is none here."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
+    from transformers import PretrainedConfig
 
-    path: Any = Path(model) / "config.json"
-    if not path.is_file():
-        try:
-            path = try_to_load_from_cache(model, "config.json")
-        except HFValidationError:
-            return {}
-    return read_json(path) if isinstance(path, str | Path) else {}
+    try:
+        return dict(PretrainedConfig.get_config_dict(model, local_files_only=True)[0])
+    except (OSError, ValueError):
+        return {}
 
 
-def _config_on_hub(
-    reference: str, revision: str | None, trust_remote_code: bool, where: str = ""
-) -> dict[str, Any]:
+def _config_on_hub(reference: str, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:
     """Fetch a model's configuration from the Hub, or from the cache."""
     from transformers import PretrainedConfig
 
@@ -178,7 +172,7 @@ def _config_on_hub(
         config, _ = PretrainedConfig.get_config_dict(reference, revision=revision)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{where or reference}: not found locally (looked from {Path.cwd()}) or on the Hub: "
+            f"{reference}: not found locally (looked from {Path.cwd()}) or on the Hub: "
             f"{first_line(error)}"
         ) from None
     _check_code(config, f"{reference}: its config.json", trust_remote_code)

@@ -114,17 +114,10 @@ def check_policy(args: PolicyArgs, training_args: Any, model_args: Any) -> Start
         quantization=trl_internals.quantization(model_args),
         lora=trl_internals.lora(model_args),
     )
-    if "quantization_config" in source.config:
-        raise InputError(
-            f"{source.model} is quantised already, and what is trained on it could not be merged; "
-            "give the model it was made from, with load_in_4bit: true"
-        )
-    if start.continues:
-        _check_continues(source, asked)
-    _check_head(source.lora if start.continues else vars(start.lora) if start.lora else {})
-    # Only GRPO's beta is the weight of a KL to a reference.
+    _check_adapter(start, asked)
+    # Only GRPO's beta is the weight of a KL to a reference. With dropout a policy differs from its
+    # own copy: the KL would not measure the training.
     if hasattr(training_args, "num_generations") and training_args.beta:
-        # With dropout a policy differs from its own copy: the KL would not measure the training.
         if str(asked.get("disable_dropout")).lower() in ("false", "no", "off"):
             raise InputError("disable_dropout: false with beta: the KL would be one of dropout")
         training_args.disable_dropout = True
@@ -157,24 +150,24 @@ def _check_method(args: PolicyArgs, model_args: Any, asked: dict[str, Any]) -> N
         )
 
 
-def _check_continues(source: Source, asked: dict[str, Any]) -> None:
-    """Raise `InputError` unless there is an adapter, and settings leave it as it is."""
-    if source.adapter is None:
+def _check_adapter(start: Start, asked: dict[str, Any]) -> None:
+    """Raise `InputError` for a model or an adapter that cannot train as the settings say."""
+    source = start.source
+    if "quantization_config" in source.config:
+        raise InputError(
+            f"{source.model} is quantised already, and what is trained on it could not be merged; "
+            "give the model it was made from, with load_in_4bit: true"
+        )
+    if start.continues and source.adapter is None:
         raise InputError(
             f"adapter: continue: {source.reference} is a plain model; give its adapter/, or use "
             "adapter: merge"
         )
     for key in ("lora_r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora"):
         own = source.lora.get("r" if key == "lora_r" else key)
-        if key in asked and asked[key] != own:
-            raise InputError(
-                f"{key}: {asked[key]} is given, but the adapter that trains on has {own}; leave "
-                f"{key} out"
-            )
-
-
-def _check_head(lora: dict[str, Any]) -> None:
-    """Raise `InputError` when the adapter that trains is on the head, as TRL's losses skip it."""
+        if start.continues and key in asked and asked[key] != own:
+            raise InputError(f"{key}: the adapter that trains on has {own}; leave {key} out")
+    lora = source.lora if start.continues else vars(start.lora) if start.lora else {}
     for name in ("target_modules", "modules_to_save"):
         if "lm_head" in (lora.get(name) or ()):
             raise InputError(

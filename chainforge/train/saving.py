@@ -63,9 +63,8 @@ class Agreement:
         distance = ((logits - wanted).norm(dim=-1) / wanted.norm(dim=-1)).median().item()
         if not distance <= tolerance:
             raise NotWhatWasTrained(
-                f"{name} does not compute what {other} computes: on {ROWS} rows of {LENGTH} tokens "
-                f"their logits differ by {distance:.2g} of the norm, and rounding explains "
-                f"{tolerance:g} at most. Nothing is signed"
+                f"{name} does not compute what {other} computes: their logits differ by "
+                f"{distance:.2g} of the norm, and rounding explains {tolerance:g} at most"
             )
         logger.info("%s computes what %s computes (logits differ by %.1g)", name, other, distance)
 
@@ -130,41 +129,35 @@ def _save_whole(model: Any, stage: Stage, state: Mapping[str, Any]) -> None:
 
 
 def _save_adapted(model: Any, tokenizer: Any, stage: Stage, state: dict[str, Any] | None) -> None:
-    """Save the adapter, and its base with the adapter merged in; check that both are the policy."""
-    options, kept = stage.policy.options, stage.policy.save
-    adapter, target = stage.path("adapter"), stage.path("model")
+    """Save the adapter, and its base with the adapter merged in; check that both are the policy.
+
+    A policy that is split over processes, or on quantised weights, is not compared with the two.
+    """
+    start, adapter, target = stage.policy, stage.path("adapter"), stage.path("model")
     agreement = Agreement(tokenizer)
-    if state is not None or getattr(model.get_base_model(), "quantization_method", None):
-        logger.info("adapter/ and model/ are compared with one another alone: the policy that was "
-                    "trained is split over processes, or on quantised weights")  # fmt: skip
-    else:
+    if state is None and start.quantization is None:
         agreement.check("the trained policy", model)
     config = model.peft_config["default"]
     base = config.base_model_name_or_path
     if Path(base).exists():  # a relative path would bind the adapter to this working directory
         base = config.base_model_name_or_path = str(Path(base).resolve())
     else:
-        config.revision = options["revision"]
+        config.revision = start.options["revision"]
     shutil.rmtree(adapter, ignore_errors=True)
     model.save_pretrained(str(adapter), selected_adapters=["default"], state_dict=state)
     (adapter / "README.md").unlink(missing_ok=True)
     try:
-        with _alone():
-            saved = attach(_open_base(base, options), adapter)
-            agreement.check(f"{adapter} on its base", saved)
-            if "model" in kept:
-                _write_merged(saved, tokenizer, target)
-                del saved  # one model at a time
-                agreement.check(str(target), _open_base(str(target), options | {"revision": None}))
+        merged = target if "model" in start.save else None
+        _merge(agreement, base, adapter, start.options, tokenizer, merged)
     except NotWhatWasTrained:
         shutil.rmtree(adapter)
         shutil.rmtree(target, ignore_errors=True)
         raise
-    if "adapter" in kept:
+    if "adapter" in start.save:
         tokenizer.save_pretrained(str(adapter))
     else:
         shutil.rmtree(adapter)
-    if base != str(stage.path(START).resolve()) or "adapter" not in kept:
+    if base != str(stage.path(START).resolve()) or "adapter" not in start.save:
         shutil.rmtree(stage.path(START), ignore_errors=True)
 
 
@@ -179,13 +172,25 @@ def merge(source: Source, options: Mapping[str, Any], target: Path) -> None:
 
     assert source.adapter is not None
     tokenizer = AutoTokenizer.from_pretrained(source.tokenizer, revision=source.revision)
-    agreement = Agreement(tokenizer)
+    _merge(Agreement(tokenizer), source.model, source.adapter, options, tokenizer, target)
+
+
+def _merge(
+    agreement: Agreement,
+    base: str,
+    adapter: Path,
+    options: Mapping[str, Any],
+    tokenizer: Any,
+    target: Path | None,
+) -> None:
+    """Check an adapter on its base and, with a target, the model of both that is written there."""
     with _alone():
-        adapted = attach(_open_base(source.model, options), source.adapter)
-        agreement.check(f"{source.adapter} on its base", adapted)
-        _write_merged(adapted, tokenizer, target)
-        del adapted  # one model at a time
-        agreement.check(str(target), _open_base(str(target), {**options, "revision": None}))
+        adapted = attach(_open_base(base, options), adapter)
+        agreement.check(f"{adapter} on its base", adapted)
+        if target is not None:
+            _write_merged(adapted, tokenizer, target)
+            del adapted  # one model at a time
+            agreement.check(str(target), _open_base(str(target), {**options, "revision": None}))
 
 
 def _open_base(base: str, options: Mapping[str, Any]) -> Any:

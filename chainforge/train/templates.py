@@ -10,6 +10,7 @@ import functools
 import logging
 import multiprocessing
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -127,19 +128,17 @@ def _advice(
     prompts: list[list[Message]],
     options: dict[str, Any],
 ) -> str | None:
-    """Return what the template does to transcripts, and which settings help; None if nothing."""
+    """Return what the template does to transcripts, and which setting helps; None if nothing."""
 
-    def flaw(preset: str, system: bool = True) -> str | None:
+    def flaw(preset: str, prompts: list[list[Message]] = prompts) -> str | None:
         text = write(_REASONING, "2", preset)
-        shown = [
-            turns if system or turns[0]["role"] != "system" else turns[1:] for turns in prompts
-        ]
-        flaws = (_flaw(tokenizer, turns, text, options) for turns in shown)
+        flaws = (_flaw(tokenizer, turns, text, options) for turns in prompts)
         return next((found for found in flaws if found), None)
 
     if (found := flaw(transcript)) is None:
         return None
-    if flaw(transcript, system=False) is None:
+    alone = [[turn for turn in turns if turn["role"] != "system"] for turns in prompts]
+    if flaw(transcript, alone) is None:
         return f'{found}; set `system_prompt: ""` (of an SFT, where its rows are made)'
     for preset in others:
         if flaw(preset) is None:
@@ -269,7 +268,7 @@ def check_rows(rows: Any, tokenizer: Any, max_length: int | None = None) -> None
     cuts or drops longer rows in silence. Rows of the same roles and marks are checked by one of
     them. No token is shorter than a byte, so only rows of more bytes are tokenised.
     """
-    checked, large = set(), []
+    checked, long, limit = set(), {}, max_length or sys.maxsize
     for number, turns in enumerate(_conversations(rows)):
         kind = tuple((turn["role"], *sorted(set(_MARK.findall(turn["content"])))) for turn in turns)
         if kind not in checked and (flaw := _flaw(tokenizer, turns[:-1], turns[-1]["content"], {})):
@@ -278,21 +277,15 @@ def check_rows(rows: Any, tokenizer: Any, max_length: int | None = None) -> None
                 f"{_BY_FILE}"
             )
         checked.add(kind)
-        if max_length is not None and _size(turns) + _OVERHEAD > max_length:
-            large.append(number)
-    lengths = lengths_of(rows.select(large), tokenizer) if large else []
-    if long := [number for number, n in zip(large, lengths) if n > (max_length or 0)]:
+        if _size(turns) + _OVERHEAD > limit:
+            ids = tokenizer.apply_chat_template(turns, return_dict=True)["input_ids"]
+            long |= {number: len(ids)} if len(ids) > limit else {}
+    if long:
         raise InputError(
             f"max_length: {len(long)} of {len(rows)} rows have more than {max_length} tokens "
-            f"(the first is row {long[0]}, the longest has {max(lengths)}) and would be cut; "
-            "raise max_length, or drop them when the rows are made"
+            f"(the first is row {min(long)}, the longest has {max(long.values())}) and would be "
+            "cut; raise max_length, or drop them when the rows are made"
         )
-
-
-def lengths_of(rows: Any, tokenizer: Any) -> list[int]:
-    """Return how many tokens each row has; `rows` as for `check_rows`."""
-    encode = functools.partial(tokenizer.apply_chat_template, return_dict=True)
-    return [len(encode(turns)["input_ids"]) for turns in _conversations(rows)]
 
 
 def _size(turns: list[Message]) -> int:
@@ -333,26 +326,21 @@ def _apply(tokenizer: Any, begins: re.Pattern[str], conversation: Any, **options
     def cut(value: Any) -> Any:
         return begins.sub(lambda found: found[0] + _CUT, value) if isinstance(value, str) else value
 
-    def encode(turns: list[Message]) -> list[int]:
-        shown = [{key: cut(value) for key, value in turn.items()} for turn in turns]
-        pieces = _plain(tokenizer, shown, **options | {"tokenize": False}).split(_CUT)
-        return [
-            i for piece in pieces for i in tokenizer(piece, add_special_tokens=False)["input_ids"]
-        ]
-
     many = bool(conversation) and isinstance(conversation[0], list)
     each = conversation if many else [conversation]
-    hostile = any(
-        cut(value) != value for turns in each for turn in turns for value in turn.values()
-    )
-    if not hostile or not options.get("tokenize", True):
+    shown = [[{key: cut(value) for key, value in turn.items()} for turn in turns] for turns in each]
+    if shown == each or not options.get("tokenize", True):
         return _plain(tokenizer, conversation, **options)
     if options.get("padding") or options.get("return_assistant_tokens_mask"):
         raise InputError(
             "a message contains a special token of the tokenizer; leave the row out "
             "(assistant_only_loss and padded batches cannot take it for text)"
         )
-    ids = [encode(turns) for turns in each]
+    ids = []
+    for turns in shown:
+        pieces = _plain(tokenizer, turns, **options | {"tokenize": False}).split(_CUT)
+        made = tokenizer(pieces, add_special_tokens=False)["input_ids"]
+        ids.append([one for part in made for one in part])
     masks = [[1] * len(one) for one in ids]
     if not options.get("return_dict", True):
         return ids if many else ids[0]

@@ -59,22 +59,15 @@ def test_a_launch_file_of_ones_own(tmp_path):
         (TWO | {"num_proceses": 2}, "unknown key 'num_proceses'; did you mean 'num_processes'"),
         (FSDP | {"fsdp_config": FULL | {"fsdp_offload": True}}, "fsdp_config: unknown key"),
         (ZERO | {"deepspeed_config": {"zero_stag": 3}}, "deepspeed_config: unknown key"),
-        ({"num_processes": 2}, "starts one process"),
-        ({"distributed_type": "NO", "num_processes": 2}, "starts one process"),
         ({"distributed_type": "MULTI_CPU", "num_processes": 2}, "starts one process"),
         (TWO | {"num_machines": 3}, "not a multiple of num_machines"),
         (FSDP | {"fsdp_config": FULL, "use_cpu": True}, "runs as plain DDP"),
-        (ZERO | {"deepspeed_config": {"zero_stage": 3}}, "can the weights be gathered"),
+        (ZERO | {"deepspeed_config": {"zero_stage": 3}}, "weights cannot be gathered"),
     ],
 )
 def test_faults_of_a_launch_file(tmp_path, values, words):
     found = list(faults(write(tmp_path / "launch.yaml", **values)))
     assert any(words in fault for fault in found), found
-
-
-def test_a_section_that_is_no_mapping(tmp_path):
-    with pytest.raises(InputError, match="fsdp_config must hold"):
-        list(faults(write(tmp_path / "launch.yaml", **FSDP, fsdp_config="full")))
 
 
 def test_the_layout_of_this_process():
@@ -147,17 +140,10 @@ def test_the_documented_table_refuses_what_is_refused(settings, method):
         (LORA | {"load_in_8bit": True}, "zero3", "ZeRO-3 cannot shard bytes"),
         (VLLM | {"use_cpu": True}, "single", "feeds vLLM on GPUs only"),
         ({"use_cpu": True}, "fsdp2", "runs as plain DDP on the CPU"),
-        ({}, "zero3", None),
-        (LORA, "fsdp2", None),
-        (LORA | VLLM, "ddp", None),
-        (QLORA, "ddp", None),
-        (QLORA | {"bnb_4bit_quant_storage": "bfloat16"}, "zero3", None),
-        (QLORA, "fsdp1", None),  # not in the table: nothing is known against it
     ],
 )
 def test_what_cannot_work_is_refused_with_the_reason(settings, kind, words):
-    found = refused(settings, kind)
-    assert (found == []) if words is None else any(words in reason for reason in found)
+    assert any(words in reason for reason in refused(settings, kind))
 
 
 def test_a_layout_that_leaves_no_model_is_refused():

@@ -53,7 +53,6 @@ USED = {
 }
 REFUSED = {
     "head": ({"target_modules": ["q_proj", "lm_head"]}, "adapter: merge"),
-    "bias": ({"bias": "all"}, "merge_and_unload"),
     "tokens": ({"trainable_token_indices": [5, 9]}, "merge_and_unload"),
     "PiSSA": ({"init_lora_weights": "pissa_niter_2"}, "merge_and_unload"),
 }
@@ -107,16 +106,6 @@ def test_a_fresh_adapter_is_published_as_it_was_trained(case, wide_model, tmp_pa
     same(logits(adapted(stage.path("adapter"))), left)
     tied = read_json(stage.path("model/config.json"))["tie_word_embeddings"]
     assert tied == ("tied" not in case)
-
-
-@pytest.mark.parametrize(
-    ("name", "places"),
-    [("target_modules", ["q_proj", "lm_head"]), ("modules_to_save", ["lm_head"])],
-)
-def test_an_adapter_on_the_head_is_refused(name, places, wide_model, tmp_path, monkeypatch):
-    flags = [*LORA, f"--lora_{name}", *places]
-    with pytest.raises(InputError, match=f"lora_{name}: lm_head"):
-        stage_of(monkeypatch, "sft", wide_model, tmp_path / "cold", *flags)
 
 
 def spoil(part, **changes):
