@@ -50,7 +50,7 @@ def layout_of(file: str | Path | None) -> Layout:
 
     given = read_yaml(file) if file else {}
     launch = str(given.get("distributed_type", "NO")).upper()
-    fsdp, zero = (_section(given, name) for name in ("fsdp_config", "deepspeed_config"))
+    fsdp, zero = (dict(given.get(name) or {}) for name in ("fsdp_config", "deepspeed_config"))
     kinds = {
         "MULTI_GPU": DDP,
         "FSDP": f"fsdp{fsdp.get('fsdp_version', 1)}",
@@ -100,7 +100,7 @@ def faults(file: str | Path) -> Iterator[str]:
     options = set(vars(launch_command_parser().parse_args(["script.py"])))
     keys = [("", key, set(ClusterConfig.__dataclass_fields__)) for key in given]
     for name in ("fsdp_config", "deepspeed_config"):
-        keys += [(f"{name}: ", key, options) for key in _section(given, name)]
+        keys += [(f"{name}: ", key, options) for key in given.get(name) or {}]
     for where, key, known in keys:
         if key not in known:
             yield f"{where}unknown key {key!r}; {hint(str(key), known)}"
@@ -114,13 +114,6 @@ def faults(file: str | Path) -> Iterator[str]:
         yield f"use_cpu: {launch} runs as plain DDP on the CPU; write MULTI_GPU instead"
     if not layout_of(file).whole_model:
         yield _NO_MODEL
-
-
-def _section(given: Mapping[str, Any], key: str) -> dict[str, Any]:
-    value = given.get(key) or {}
-    if not isinstance(value, dict):
-        raise InputError(f"{key} must hold `key: value` lines, not {value!r}")
-    return value
 
 
 def _true(value: Any) -> bool:
