@@ -268,7 +268,8 @@ def check_rows(rows: Any, tokenizer: Any, max_length: int | None = None) -> None
     cuts or drops longer rows in silence. Rows of the same roles and marks are checked by one of
     them. No token is shorter than a byte, so only rows of more bytes are tokenised.
     """
-    checked, long, limit = set(), {}, max_length or sys.maxsize
+    checked, limit = set(), max_length or sys.maxsize
+    long: dict[int, int] = {}  # tokens by row
     for number, turns in enumerate(_conversations(rows)):
         kind = tuple((turn["role"], *sorted(set(_MARK.findall(turn["content"])))) for turn in turns)
         if kind not in checked and (flaw := _flaw(tokenizer, turns[:-1], turns[-1]["content"], {})):
