@@ -15,7 +15,7 @@ from rich.table import Table
 
 from chainforge.core.config import read_settings
 from chainforge.core.errors import InputError
-from chainforge.core.jsonl import Row
+from chainforge.core.jsonl import Row, question
 from chainforge.core.transcript import DEFAULT
 
 if TYPE_CHECKING:
@@ -76,25 +76,22 @@ def _tasks(task: str) -> dict[str, Any]:
 
 def print_audit(audit: Audit, console: Console) -> None:
     """Print the mean score of each kind of answer, and what beat the gold answer."""
-    scored = sum(not row.skipped for row in audit)
-    table = Table(title=f"mean reward over {scored} rows", box=SIMPLE_HEAD, title_justify="left")
+    table = Table(
+        title=f"mean reward over {audit.scored} rows", box=SIMPLE_HEAD, title_justify="left"
+    )
     table.add_column("answer")
     for column in ("reward", "as good as gold", "ms each"):
         table.add_column(column, justify="right")
     for kind, mean in audit.means.items():
-        fooled = sum(attempt.kind == kind for _, attempt in audit.failures)
+        fooled = sum(attempt.kind == kind for attempt in audit.failures)
         beaten = "" if kind == "gold" else f"{fooled} times" if fooled else "never"
         took = f"{audit.milliseconds[kind]:.2f}" if kind in audit.milliseconds else "-"
         table.add_row(kind, "-" if mean is None else f"{mean:.3f}", beaten, took)
     console.print(table)
     # One example of each kind says more than many of the first.
     lines = [
-        f"{attempt.kind}: {attempt.total:g}, gold: {row.gold:g}  {_end(attempt)}"
-        for row, attempt in {a.kind: (row, a) for row, a in audit.failures}.values()
-    ]
-    lines += [
-        f"row {name}, {attempt.kind}: {attempt.total}, then {second}  {_end(attempt)}"
-        for name, attempt, second in audit.changed[:SHOWN]
+        f"{attempt.kind}: {attempt.total:g}, gold: {attempt.gold:g}  {_end(attempt)}"
+        for attempt in {one.kind: one for one in audit.failures}.values()
     ]
     lines += [*map(str, audit.constants[:SHOWN]), *audit.errors]
     for line in [*lines, f"{'passed' if audit.passed else 'failed'}: {verdict(audit)}"]:
@@ -105,14 +102,11 @@ def verdict(audit: Audit) -> str:
     """Return in a sentence what the audit found."""
     if audit.errors:
         return "the reward itself failed"
-    if all(row.skipped for row in audit):
+    if not audit.scored:
         return "the reward scored none of the gold answers"
-    if audit.changed:
-        return f"{len(audit.changed)} completions got another reward when they were scored again"
     if audit.failures:
-        rows, unread = len({row.id for row, _ in audit.failures}), sum(r.unrewarded for r in audit)
-        said = f"on {rows} of {len(audit)} rows something beat or equalled the gold answer"
-        return said + (f"; on {unread} it earned no more than an empty one" if unread else "")
+        rows = len({id(one.row) for one in audit.failures})
+        return f"on {rows} of {audit.rows} rows something beat or equalled the gold answer"
     if audit.constants:
         return f"{len(audit.constants)} constant answers are paid on rows that have another"
     return "gold beats every other answer on every row"
@@ -120,27 +114,25 @@ def verdict(audit: Audit) -> str:
 
 def to_json(audit: Audit) -> dict[str, Any]:
     """Return the audit for a machine to read."""
-
-    def attempted(attempt: Attempt) -> dict[str, Any]:
-        completion = attempt.completion[:SAVED_CHARACTERS]
-        return {"kind": attempt.kind, "completion": completion, "reward": attempt.total}
-
     return {
         "passed": audit.passed,
         "verdict": verdict(audit),
-        "rows": len(audit),
+        "rows": audit.rows,
         "means": audit.means,
         "errors": audit.errors,
         "milliseconds": audit.milliseconds,
         "constants": [dataclasses.asdict(constant) for constant in audit.constants],
-        "changed": [
-            {"row": name, "again": second} | attempted(attempt)
-            for name, attempt, second in audit.changed
-        ],
         "failures": [
-            {"row": row.id, "question": row.question, "answer": row.answer, "gold": row.gold}
-            | attempted(attempt)
-            for row, attempt in audit.failures
+            {
+                "row": one.row.get("id"),
+                "question": question(one.row) if one.row.get("prompt") else "",
+                "answer": one.row.get("answer"),
+                "kind": one.kind,
+                "completion": one.completion[:SAVED_CHARACTERS],
+                "reward": one.total,
+                "gold": one.gold,
+            }
+            for one in audit.failures
         ],
     }
 

@@ -246,10 +246,10 @@ def _check_golds(step: Step, ready: Any) -> Iterator[Finding]:
     for error in [*report.errors, *map(str, report.constants[:2])]:
         yield Finding("error", "rewards", f"{error}; see `chainforge check`", name, "rewards")
     if not report.errors and report.failures:
-        row, one = report.failures[0]
+        one = report.failures[0]
         text = (
-            f"a wrong answer ({one.kind}) is paid as much as the gold answer "
-            f"{row.answer!r:.60}, or more: {one.total:g} and {row.gold:g}; see `chainforge check`"
+            f"a wrong answer ({one.kind}) is paid {one.total:g}, the gold answer "
+            f"{one.row['answer']!r:.60} {one.gold:g}; see `chainforge check`"
         )
         yield Finding("error", "rewards", text, name, "rewards")
     elif not (report.errors or report.constants):

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 from chainforge.core.errors import InputError
-from chainforge.core.jsonl import Row, question
+from chainforge.core.jsonl import Row
 from chainforge.core.transcript import DEFAULT, is_blank, tags_of, write
 from chainforge.rewards.answers import clean
 from chainforge.rewards.reward import Reward, RewardFailed, score
 from chainforge.rewards.values import number, squeeze
-from chainforge.rewards.verify import clear_cache
 
 KINDS = ("gold", "wrong", "empty", "stuffed", "tags", "misplaced", "hostile")
 # A constant is paid often if it earns as much as the gold answer on this share of the rows whose
@@ -36,39 +36,16 @@ _STUFFING = "First, step by step, let me think. Second, wait, let me verify. Nex
 
 @dataclass(frozen=True)
 class Attempt:
-    """A completion that is scored: its kind, the completion, and what it got."""
+    """A completion that was scored: its kind, what it got, and what the row's gold answer got.
 
+    `gold` is None where there is no gold answer, or no reward for it: nothing to compare with.
+    """
+
+    row: Row
     kind: str
     completion: str
     total: float | None
-
-
-@dataclass(frozen=True)
-class AuditRow:
-    """The attempts at one row; `gold` is what its gold answer got, None where it has none."""
-
-    id: str
-    question: str
-    answer: str
     gold: float | None
-    attempts: tuple[Attempt, ...]
-
-    @property
-    def skipped(self) -> bool:
-        """Return whether there is no gold answer, or no reward for it: nothing to compare with."""
-        return self.gold is None
-
-    @property
-    def failures(self) -> list[Attempt]:
-        """Return the attempts that earned as much as the gold answer, or more."""
-        return [] if self.gold is None else [
-            a for a in self.attempts if a.total is not None and a.total >= self.gold
-        ]  # fmt: skip
-
-    @property
-    def unrewarded(self) -> bool:
-        """Return whether the gold answer earned no more than an empty one, so it is not read."""
-        return any(a.kind == "empty" and a.total == self.gold for a in self.failures)
 
 
 @dataclass(frozen=True)
@@ -87,51 +64,45 @@ class Constant:
         )
 
 
-@dataclass(frozen=True)
+@dataclass
 class Audit:
     """The audit of some rewards over some rows.
 
-    `milliseconds` is the mean time of a completion by kind; `changed` are the attempts that got
-    another reward when they were scored once more, in another order, each with its row's id and the
-    second reward; `constants` are the answers that are paid on many rows, whatever was asked.
+    `milliseconds` is the mean time of a completion by kind; `constants` are the answers that are
+    paid on many rows, whatever was asked.
     """
 
-    rows: list[AuditRow] = field(default_factory=list)
+    rows: int
+    attempts: list[Attempt] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     milliseconds: dict[str, float] = field(default_factory=dict)
-    changed: list[tuple[str, Attempt, float | None]] = field(default_factory=list)
     constants: list[Constant] = field(default_factory=list)
 
-    def __iter__(self) -> Iterator[AuditRow]:
-        return iter(self.rows)
+    @property
+    def scored(self) -> int:
+        """Return the number of rows whose gold answer got a reward."""
+        return sum(one.kind == "gold" and one.gold is not None for one in self.attempts)
 
-    def __len__(self) -> int:
-        return len(self.rows)
+    @property
+    def failures(self) -> list[Attempt]:
+        """Return the attempts that earned as much as the gold answer, or more."""
+        others = (one for one in self.attempts if one.kind != "gold" and one.gold is not None)
+        return [one for one in others if one.total is not None and one.total >= (one.gold or 0)]
 
     @property
     def passed(self) -> bool:
         """Return whether at least one row was scored, gold won in each, and nothing went wrong."""
-        scored = any(not row.skipped for row in self.rows)
-        return scored and not (self.failures or self.errors or self.changed or self.constants)
+        return bool(self.scored) and not (self.failures or self.errors or self.constants)
 
     @property
     def means(self) -> dict[str, float | None]:
         """Return the mean total by kind, None where no attempt of the kind could be scored."""
         totals: dict[str, list[float]] = {kind: [] for kind in KINDS}
-        for row in self.rows:
-            for attempt in (Attempt("gold", "", row.gold), *row.attempts):
-                if attempt.total is not None:
-                    totals[attempt.kind].append(attempt.total)
-        return {kind: sum(t) / len(t) if t else None for kind, t in totals.items()}
-
-    @property
-    def failures(self) -> list[tuple[AuditRow, Attempt]]:
-        """Return every attempt that beat or equalled the gold answer, with its row."""
-        return [(row, attempt) for row in self.rows for attempt in row.failures]
-
-
-Trial = tuple[Row, str, str]
-"""A row, the kind of a completion to try on it, and the completion."""
+        for one in self.attempts:
+            total = one.gold if one.kind == "gold" else one.total
+            if total is not None:
+                totals[one.kind].append(total)
+        return {kind: fmean(found) if found else None for kind, found in totals.items()}
 
 
 def audit(
@@ -142,68 +113,41 @@ def audit(
 ) -> Audit:
     """Score the gold answer and the ways around it for each row; `Audit.passed` is the result.
 
-    All is scored twice: the second time kind by kind and backwards, for the clock and to see
-    whether a reward depends on anything but its completion and row. Constant answers and copied
-    gold answers are tried on `many` rows (those of `rows` when left out). A reward that asks for
-    token ids gets one number per word. Raises `InputError` without rows.
+    Constant answers and copied gold answers are tried on `many` rows (those of `rows` when left
+    out). A reward that asks for token ids gets one number per word. Raises `InputError` without
+    rows.
     """
     if not rows:
         raise InputError("audit: no rows to try the rewards on")
-    trials: list[Trial] = [
-        (row, kind, text)
-        for row in rows
-        for kind, text in attempts(row, wrong_answer(row, rows), transcript)
-    ]
-    report = Audit()
+    report, golds = Audit(len(rows)), {}
+    tries = [(row, *one) for row in rows
+             for one in attempts(row, wrong_answer(row, rows), transcript)]  # fmt: skip
     try:
-        totals = _totals(rewards, trials)
-        for row in rows:
-            gold, *others = [
-                Attempt(kind, text, total)
-                for (tried, kind, text), total in zip(trials, totals, strict=True)
-                if tried is row
-            ]
-            asked, answer = question(row) if row.get("prompt") else "", gold_answer(row)
-            name = str(row.get("id", len(report)))
-            earned = gold.total if answer else None
-            report.rows.append(AuditRow(name, asked, answer, earned, tuple(others)))
+        for kind in KINDS:
+            trials = [(row, text) for row, its_kind, text in tries if its_kind == kind]
+            started = time.perf_counter()
+            totals = _totals(rewards, trials)
+            report.milliseconds[kind] = 1000 * (time.perf_counter() - started) / len(trials)
+            for (row, text), total in zip(trials, totals, strict=True):
+                if kind == "gold":
+                    golds[id(row)] = total if gold_answer(row) else None
+                report.attempts.append(Attempt(row, kind, text, total, golds[id(row)]))
         for reward in rewards:
             if reward.failed:
                 failed = f"{reward.failed} of {reward.seen} completions"
                 report.errors.append(f"reward {reward.__name__} failed on {failed}")
         if not report.errors:
-            _score_again(report, rewards, trials, totals)
             _try_constants(report, rewards, many or rows, transcript)
     except RewardFailed as error:
         report.errors.append(str(error))
     return report
 
 
-def _totals(rewards: Sequence[Reward], trials: Sequence[Trial]) -> list[float | None]:
-    texts = [text for _, _, text in trials]
+def _totals(rewards: Sequence[Reward], trials: Sequence[tuple[Row, str]]) -> list[float | None]:
+    texts = [text for _, text in trials]
     ids = [[zlib.crc32(word.encode("utf-8", "surrogatepass")) for word in text.split()]
            for text in texts]  # fmt: skip
-    return [one.total for one in score(rewards, [row for row, _, _ in trials], texts, ids)]
-
-
-def _score_again(
-    report: Audit,
-    rewards: Sequence[Reward],
-    trials: Sequence[Trial],
-    totals: Sequence[float | None],
-) -> None:
-    """Score kind by kind and backwards, with the clock; note what got another reward."""
-    clear_cache()
-    for kind in KINDS:
-        places = [place for place, trial in enumerate(trials) if trial[1] == kind][::-1]
-        started = time.perf_counter()
-        again = _totals(rewards, [trials[place] for place in places])
-        report.milliseconds[kind] = 1000 * (time.perf_counter() - started) / len(places)
-        for place, second in zip(places, again, strict=True):
-            if second != totals[place]:
-                row, _, text = trials[place]
-                attempt = Attempt(kind, text, totals[place])
-                report.changed.append((str(row.get("id", "")), attempt, second))
+    return [one.total for one in score(rewards, [row for row, _ in trials], texts, ids)]
 
 
 def _try_constants(
@@ -234,7 +178,7 @@ def _try_constants(
 def _said(
     rewards: Sequence[Reward], asked: Sequence[tuple[Row, str]], transcript: str
 ) -> list[float | None]:
-    return _totals(rewards, [(r, "constant", completion_of(a, transcript)) for r, a in asked])
+    return _totals(rewards, [(row, completion_of(text, transcript)) for row, text in asked])
 
 
 def gold_answer(row: Row) -> str:

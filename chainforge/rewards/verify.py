@@ -514,11 +514,6 @@ def start_pool(rows: Sequence[Mapping[str, Any]]) -> None:
         POOL.start(["math"])
 
 
-def clear_cache() -> None:
-    """Forget every verdict of the pool, so that the same job runs again."""
-    _cache.clear()
-
-
 def check_verifier(name: str) -> None:
     """Raise `InputError` for an unknown verifier."""
     if name not in VERIFIERS:

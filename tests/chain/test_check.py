@@ -6,18 +6,12 @@ import pytest
 
 ROWS = [("What is 3 + 4?", "7"), ("What is 12 * 12?", "144"), ("What is 9 - 4?", "5")]
 MINE = '''
-import random
 import sys
 
 
 def generous(completion: str) -> float:
     """Pay for anything."""
     return 1.0
-
-
-def chance(completion: str, answer: str) -> float:
-    """Pay for the answer, but never the same."""
-    return float(f"<summary>{answer}</summary>" in completion) * random.random()
 
 
 def constant(completion, answer):
@@ -62,8 +56,7 @@ def test_an_honest_reward_passes(place, task):
     ("reward", "found"),
     [
         ("generous", ["failed: on 3 of 3 rows", "empty: 1, gold: 1"]),
-        ("generous", ["on 3 it earned no more than an empty one"]),
-        ("chance", ["got another reward when they were scored again"]),
+        ("generous", ["on 3 of 3 rows something beat or equalled"]),
         ("constant", ["the answer '0' earns as much as the gold answer on 3 of 3 rows"]),
         ("ends", ["failed: the reward itself failed", "reward ends failed on"]),
     ],

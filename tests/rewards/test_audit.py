@@ -46,7 +46,7 @@ def test_the_default_rewards_pass(preset):
     report = audit(load_rewards(RewardArgs(transcript=preset), COLUMNS), ROWS, preset)
     assert report.failures == []
     assert report.passed
-    assert len(report) == len(ROWS)
+    assert report.rows == report.scored == len(ROWS)
     assert set(report.means) == set(KINDS)
     assert report.means["gold"] == pytest.approx(1.2)
     assert max(report.means[kind] for kind in KINDS if kind != "gold") < 0.5
@@ -63,10 +63,8 @@ def test_the_default_rewards_pass(preset):
 def test_a_broken_reward_fails_with_what_fooled_it(function, kinds):
     report = audit([named(function)], ROWS)
     assert not report.passed
-    assert kinds <= {attempt.kind for _, attempt in report.failures}
-    failed, attempt = report.failures[0]
-    assert attempt.total >= failed.gold
-    assert attempt in failed.attempts
+    assert kinds <= {attempt.kind for attempt in report.failures}
+    assert all(attempt.total >= attempt.gold for attempt in report.failures)
 
 
 LETTERS = [row(chr(ord("A") + n), "choice", number=n) for n in range(20)]
@@ -100,20 +98,6 @@ def test_an_answer_that_is_paid_on_many_rows_is_found(function, rows, answers):
     assert report.passed == (function is accuracy_reward)
 
 
-def test_a_reward_that_remembers_is_not_deterministic():
-    seen = []
-
-    def novelty(completion, answer, verifier):
-        seen.append(completion)
-        return (accuracy_reward(completion, answer, verifier) or 0.0) / seen.count(completion)
-
-    report = audit([named(novelty)], ROWS[4:5])
-    assert not report.failures
-    assert not report.passed
-    (name, attempt, second), *_ = report.changed
-    assert (name, attempt.kind, attempt.total, second) == (ROWS[4]["id"], "gold", 1.0, 0.5)
-
-
 def test_a_reward_that_fails_fails_the_audit():
     def fragile(completion, answer):
         return float(f"<summary>{answer}<" in completion) if "<summary>" in completion else [answer]
@@ -127,7 +111,7 @@ def test_a_reward_that_fails_fails_the_audit():
 def test_rows_without_a_gold_answer_are_skipped_and_none_is_no_pass():
     rewards = load_rewards(RewardArgs(), COLUMNS)
     report = audit(rewards, [row("", "math"), row("4", "math")])
-    assert [r.skipped for r in report] == [True, False]
+    assert (report.rows, report.scored) == (2, 1)
     assert report.passed
     assert not audit(rewards, [row("", "math")]).passed
     with pytest.raises(InputError, match="no rows"):
