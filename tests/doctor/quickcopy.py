@@ -7,6 +7,11 @@ from pathlib import Path
 
 import yaml
 
+from chainforge.chain.plan import Overrides, plan_chain
+from chainforge.chain.spec import load_chain
+from chainforge.doctor.environment import this_machine
+from chainforge.doctor.preflight import examine
+
 ROOT = Path(__file__).parents[2]
 DISTILL = {"name": "distill", "recipe": "distill", "config": "distill.yaml", "size": 12,
            "model": "student_base", "teacher_model": "rl_final"}  # fmt: skip
@@ -30,6 +35,17 @@ class Copy:
             file.write_text(yaml.safe_dump(settings))
         self.change("chain", stages=[*self.read("chain")["stages"], DISTILL])
         monkeypatch.chdir(folder)
+
+    def examine(self, stage, machine=None, launch=None):
+        """Return the doctor's findings of a stage and of those that it needs."""
+        chain = load_chain(self.folder)
+        steps = plan_chain(chain, self.folder / "runs", Overrides(launch=launch))
+        names = {stage}
+        for step in reversed(steps):
+            if step.stage.name in names:
+                names |= {item.name for item in step.inputs.values()}
+        kept = [step for step in steps if step.stage.name in names]
+        return examine(machine or this_machine(), chain, kept)
 
     def read(self, name):
         return yaml.safe_load((self.folder / f"{name}.yaml").read_text())

@@ -194,16 +194,21 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_planted_fault_is_found(name, copy, capsys, monkeypatch):
+def test_a_planted_fault_is_found(name, copy):
     plant, level, check, stage, words = FAULTS[name]
     plant(copy)
-    code, findings, said = diagnose(capsys, monkeypatch)
-    found = [
-        f["text"] for f in findings if (f["level"], f["check"], f["stage"]) == (level, check, stage)
-    ]
-    assert any(words in text for text in found), (found, findings, said)
-    assert code == (1 if any(f["level"] == "error" for f in findings) else 0)
-    assert code == 1 or level == "warning"
+    findings = copy.examine(stage)
+    found = [f.text for f in findings if (f.level, f.check, f.stage) == (level, check, stage)]
+    assert any(words in text for text in found), findings
+    assert level == "error" or not any(f.level == "error" for f in findings)
+
+
+def test_faults_are_the_exit_code_of_the_command(copy, capsys, monkeypatch):
+    copy.change("rl", learning_rat=1e-4)
+    copy.change("eval", tasks=[])
+    code, findings, _ = diagnose(capsys, monkeypatch)
+    assert code == 1
+    assert {f["stage"] for f in findings if f["level"] == "error"} == {"rl", "eval"}
 
 
 def test_the_copy_is_sound_without_a_fault(copy, capsys, monkeypatch):

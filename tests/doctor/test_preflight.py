@@ -10,11 +10,8 @@ import pytest
 import yaml
 from quickcopy import Copy
 
-from chainforge.chain.plan import Overrides, plan_chain
-from chainforge.chain.spec import load_chain
 from chainforge.doctor import environment
 from chainforge.doctor.environment import Machine, check_launch, launch_variables, this_machine
-from chainforge.doctor.preflight import examine
 from chainforge.train.distributed import Layout, layout_here
 
 ROOT = Path(__file__).parents[2]
@@ -29,10 +26,7 @@ def look(tmp_path, monkeypatch):
 
     def examined(name, machine=LAPTOP, launch="cpu", **settings):
         copy.change(name, **settings)
-        chain = load_chain(copy.folder)
-        steps = plan_chain(chain, tmp_path / "runs", Overrides(launch=launch))
-        kept = [step for step in steps if step.stage.name in ("traces", "cold_start", name)]
-        return examine(machine, chain, kept)
+        return copy.examine(name, machine, launch)
 
     return examined
 
