@@ -126,7 +126,7 @@ def _signature(stage: Stage, there: StageDir) -> str:
     """Return the name with which a recipe of one's own signs, which only it knows."""
     if there.manifest:
         return there.manifest.recipe
-    return str(there.started["recipe"]) if there.started else Path(stage.recipe).stem
+    return there.started.recipe if there.started else Path(stage.recipe).stem
 
 
 # The settings of a stage --------------------------------------------------------------------------

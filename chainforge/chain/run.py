@@ -183,7 +183,7 @@ def _make_room(step: Step, force: bool) -> bool:
     very same settings and inputs, and is moved back.
     """
     there = StageDir(step.directory)
-    begun = there.started and there.started["fingerprint"]
+    begun = there.started and there.started.fingerprint
     if there.manifest is None and begun == step.fingerprint:
         return True
     asides = [] if force else _asides(step.directory)

@@ -78,12 +78,6 @@ def read_manifest(directory: str | Path, name: str = MANIFEST) -> Manifest | Non
     return shaped(path, read_json(path), Manifest) if path.is_file() else None
 
 
-def read_started(directory: str | Path) -> dict[str, Any] | None:
-    """Return what an unfinished stage is being made from, or None."""
-    started = read_manifest(directory, STARTED)
-    return vars(started) if started else None
-
-
 def finished_in(folder: Path) -> Iterator[tuple[Path, Manifest]]:
     """Yield the finished stages in a folder, which may hold other things too."""
     for path in sorted(folder.iterdir()):
@@ -260,8 +254,7 @@ def fingerprint(
 
     `inputs` maps each input's role (`model`, `data.0`, `models.base`) to its `input_fingerprint`.
     Files that the configuration names (a reward's .py, a task's .jsonl) count by their content, and
-    so do functions of modules, the local modules that any of these import, and a recipe `script`
-    of one's own.
+    so do a recipe `script` of one's own, functions of modules, and what these import of local code.
     """
     counted = _counted(given)
     files = paths_in(counted)

@@ -322,20 +322,13 @@ def _value(key: str, value: Any, where: str, fields: Fields) -> Any:
 
 
 def _out_of_range(key: str, value: Any, known: Collection[str]) -> str | None:
-    """Return what is wrong with the numbers in a setting's value; None if they are possible."""
-    if isinstance(value, Mapping | list):
-        inner = value.values() if isinstance(value, Mapping) else value
-        return next((text for item in inner if (text := _out_of_range("", item, known))), None)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    if math.isnan(value):
-        return "expected a number, found nan"
+    """Return what is wrong with a number in a setting's value; None if it is possible."""
     if key == "max_steps" and (value == 0 or value < -1):
         return f"expected 1 or more, or -1 for whole epochs, found {value}"
     low, high = RANGES.get(key, (-math.inf, math.inf))
     if key == "temperature" and "learning_rate" in known:
         low = _TINY  # TRL divides by it
-    if low <= value <= high and not (key in RANGES and math.isinf(value)):
+    if not isinstance(value, int | float) or (low <= value <= high and abs(value) < math.inf):
         return None
     least = "above 0" if low == _TINY else f"of at least {low:g}"
     most = "" if high == math.inf else f", at most {high:.10g}"

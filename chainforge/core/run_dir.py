@@ -24,7 +24,7 @@ from typing import Annotated, Any, NotRequired, TypedDict
 from msgspec import Meta
 
 from chainforge.core import artifacts
-from chainforge.core.artifacts import MANIFEST, PROGRESS, STARTED, changes, shaped
+from chainforge.core.artifacts import MANIFEST, PROGRESS, STARTED, Manifest, changes, shaped
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Row, read_rows
 from chainforge.core.paths import short
@@ -133,7 +133,7 @@ class StageDir:
 
     # What its files hold, each read when it is asked for.
     manifest = cached_property(lambda self: artifacts.read_manifest(self.directory))
-    started = cached_property(lambda self: artifacts.read_started(self.directory))
+    started = cached_property(lambda self: artifacts.read_manifest(self.directory, STARTED))
     results = cached_property(lambda self: self._json("results.json", RESULTS))
     funnel = cached_property(lambda self: self._json("funnel.json", FUNNEL))
     metrics = cached_property(lambda self: self._rows("metrics.jsonl"))
@@ -229,33 +229,30 @@ def compare(
     `inputs` maps each role to a name and a fingerprint. `thorough` hashes what a finished stage
     made; otherwise files of the same size and time count as unchanged.
     """
+    made = stage.manifest or stage.started
     if artifacts.holder(stage.directory):
         return RUNNING, []
-    if manifest := stage.manifest:
-        if manifest.fingerprint != fingerprint:
-            return STALE, _changes(manifest.given, manifest.inputs, given, inputs)
-        damaged = artifacts.damage(stage.directory, manifest, thorough=thorough)
+    if made is None:
+        return PENDING, []
+    if made.fingerprint != fingerprint:
+        why = _changes(made, given, inputs)
+        aside = "an unfinished stage with different settings is set aside"
+        return (STALE, why) if stage.manifest else (PENDING, [aside, *why])
+    if stage.manifest:
+        damaged = artifacts.damage(stage.directory, made, thorough=thorough)
         here = short(stage.directory)
         return (STALE, [f"{here}/{words}" for words in damaged]) if damaged else (DONE, [])
-    if stage.started is None:
-        return PENDING, []
-    if stage.started["fingerprint"] == fingerprint:
-        state, resumes = stage.unsigned_state()
-        return state, [resumes] if resumes else []
-    changed = _changes(stage.started["given"], stage.started["inputs"], given, inputs)
-    return PENDING, ["an unfinished stage with different settings is set aside", *changed]
+    state, resumes = stage.unsigned_state()
+    return state, [resumes] if resumes else []
 
 
 def _changes(
-    old_given: Mapping[str, Any],
-    old_inputs: Mapping[str, str],
-    given: Mapping[str, Any],
-    inputs: Mapping[str, tuple[str, str]],
+    made: Manifest, given: Mapping[str, Any], inputs: Mapping[str, tuple[str, str]]
 ) -> list[str]:
     """Return which settings and inputs differ."""
-    words = changes(old_given, given)
-    for role in sorted(old_inputs.keys() | inputs.keys()):
-        old, (name, new) = old_inputs.get(role, "none"), inputs.get(role, ("its input", "none"))
+    words = changes(made.given, given)
+    for role in sorted(made.inputs.keys() | inputs.keys()):
+        old, (name, new) = made.inputs.get(role, "none"), inputs.get(role, ("its input", "none"))
         if old != new:
             words.append(f"{role}: {name} changed ({old[:8]} -> {new[:8]})")
     return words or ["code or a file that the settings name changed"]
@@ -292,8 +289,8 @@ def read_run(directory: Path) -> RunDir:
     if not stages:
         raise InputError(f"{directory} holds no stage; give the folder that holds a chain's stages")
     for stage in stages:
-        begun = vars(stage.manifest) if stage.manifest else stage.started or {}
-        stage.recipe = stage.recipe or str(begun.get("recipe", ""))
+        made = stage.manifest or stage.started
+        stage.recipe = stage.recipe or (made.recipe if made else "")
         stage.state, stage.note = (DONE, "") if stage.manifest else stage.unsigned_state()
     _mark_stale(stages)
     name = str(chain.get("name") or directory.resolve().name)
