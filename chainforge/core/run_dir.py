@@ -312,13 +312,11 @@ def _mark_stale(stages: list[StageDir]) -> None:
     made = {stage.manifest.fingerprint: stage.name for stage in stages if stage.manifest}
     by_name = {stage.name: stage for stage in stages}
     for stage in stages:
-        prints = (
-            stage.manifest.inputs if stage.manifest else (stage.started or {}).get("inputs", {})
-        )
+        begun = stage.manifest or stage.started
+        prints: dict[str, str] = begun.inputs if begun else {}
         if not stage.inputs:
             stage.inputs = {
-                role: made.get(value) or value.removeprefix("hub:")[:40]
-                for role, value in prints.items()
+                r: made.get(v) or v.removeprefix("hub:")[:40] for r, v in prints.items()
             }
         for role, name in stage.inputs.items():
             source = by_name.get(name)

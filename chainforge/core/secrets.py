@@ -17,8 +17,6 @@ from typing import Any, TextIO
 
 from chainforge.core.errors import InputError
 
-SHORTEST = 8  # a shorter value, such as the EMPTY of a local server, is part of other words
-LOGIN = "the Hub login"
 # Words of a variable's name; the last one may say where a secret is, or how long.
 _VARIABLE = re.compile(
     r"(?:.*_)?(?:KEYS?|PASS|PWD|CREDS?|AUTH|PAT|\w*(?:TOKENS?|SECRET|PASSWORD|PASSWD|CREDENTIALS?"
@@ -76,9 +74,9 @@ def _refusal(where: str) -> InputError:
 def secrets() -> dict[str, str]:
     """Return the values that must not be written down, by the names of their variables."""
     found = {name: os.environ[name].strip() for name in os.environ if is_secret_name(name)}
-    found = {name: value for name, value in found.items() if not os.path.exists(value)}
-    found[LOGIN] = _login()
-    return {name: value for name, value in found.items() if len(value) >= SHORTEST}
+    found["the Hub login"] = _login()
+    # A shorter value, such as the EMPTY of a local server, is part of other words.
+    return {n: one for n, one in found.items() if len(one) >= 8 and not os.path.exists(one)}
 
 
 @lru_cache(maxsize=1)

@@ -10,15 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import regex
 
 from chainforge.core.errors import InputError
 
 
-@dataclass(frozen=True)
-class Transcript:
+class Transcript(NamedTuple):
     """What a well-formed completion says: its reasoning and its answer, both non-empty."""
 
     reasoning: str
@@ -43,8 +42,7 @@ class Tags:
 
 
 DEFAULT = "r1-cold-start"
-
-PRESETS: dict[str, Tags] = {
+PRESETS = {
     # DeepSeek-R1 v1, section 2.3.1: |special_token|<reasoning_process>|special_token|<summary>.
     "r1-cold-start": Tags(
         "<reasoning_process>",
@@ -114,11 +112,8 @@ def read(text: str, preset: str = DEFAULT) -> Transcript | None:
     tags = tags_of(preset)
     if any(text.count(tag) != 1 for tag in tags.all):
         return None
-    opening, close, answer_open, answer_close = map(
-        re.escape, (tags.reasoning_open, tags.reasoning_close, tags.answer_open, tags.answer_close)
-    )
-    form = rf"\s*{opening}(.*){close}\s*{answer_open}(.*){answer_close}\s*"
-    found = re.fullmatch(form, text, re.DOTALL)
+    one, two, three, four = (re.escape(tag) for tag in list(vars(tags).values())[:4])
+    found = re.fullmatch(rf"\s*{one}(.*){two}\s*{three}(.*){four}\s*", text, re.DOTALL)
     if found is None or any(map(is_blank, found.groups())):
         return None
     return Transcript(found[1].strip(), found[2].strip())
@@ -152,14 +147,14 @@ def lenient_answer(text: str, preset: str = DEFAULT) -> str | None:
     the last box, what follows the last "answer is", the last number, the last line.
     """
     tags = tags_of(preset)
+    found = []
     if tags.answer_open and tags.answer_open in text:
-        last = text.rpartition(tags.answer_open)[2].partition(tags.answer_close)[0]
-        if not is_blank(last):
-            return last.strip()
+        found.append(text.rpartition(tags.answer_open)[2].partition(tags.answer_close)[0])
     if tags.reasoning_close in text:
-        after = text.rpartition(tags.reasoning_close)[2]
-        if not is_blank(after):
-            return after.strip()
+        found.append(text.rpartition(tags.reasoning_close)[2])
+    for part in found:
+        if not is_blank(part):
+            return part.strip()
     for tag in tags.all:
         text = text.replace(tag, " ")
     if boxed := _last_boxed(text):
