@@ -173,13 +173,16 @@ def hub(
     parts = _load(dataset, config)
     if benchmark and "test" not in parts:
         parts = {"test": next(iter(parts.values()))}
-    if split in parts and split != "train":
-        parts = {split: parts[split]}
+    whole = split == "all" or (split in parts and split != "train")
+    if not whole and "train" not in parts:
+        raise InputError(f"{dataset} has no train rows, only {', '.join(parts)}; set `split: all`")
     rows: dict[str, list[Row]] = {}
     for part, raws in parts.items():
-        found = FoundRows(Path(dataset, part), list(enumerate(raws, start=1)))
-        rows[part] = mapping.read(found, UNREADABLE)
-    return _draw(_members(dataset, rows, split), preset or Path(dataset).name, size, seed)
+        if split in (part, "all") or not whole:
+            found = FoundRows(Path(dataset, part), list(enumerate(raws, start=1)))
+            rows[part] = mapping.read(found, UNREADABLE)
+    chosen_rows = list(itertools.chain(*rows.values())) if whole else _set_aside(rows, split)
+    return _draw(chosen_rows, preset or Path(dataset).name, size, seed)
 
 
 def _load(dataset: str, config: str | None) -> dict[str, Iterable[Row]]:
@@ -201,22 +204,15 @@ def _load(dataset: str, config: str | None) -> dict[str, Iterable[Row]]:
     return found or {"train": next(iter(parts.values()))}
 
 
-def _members(dataset: str, parts: dict[str, list[Row]], split: str) -> list[Row]:
-    """Return the rows of a split: the data set's own, or set aside from train by content."""
-    if split == "all":
-        return [row for rows in parts.values() for row in rows]
-    if split in parts and split != "train":
-        return parts[split]
-    if "train" not in parts:
-        raise InputError(f"{dataset} has no train rows, only {', '.join(parts)}; set `split: all`")
+def _set_aside(parts: dict[str, list[Row]], split: str) -> list[Row]:
+    """Return the train rows that belong to a split by content and are in no other part."""
     others = [row for name, rows in parts.items() if name != "train" for row in rows]
     elsewhere = {same_question(question(row)) for row in others}
     found = []
     for row in parts["train"]:
-        asked = question(row)
-        member = split_of(asked)
+        member = split_of(question(row))
         own = "train" if member in parts else member
-        if own == split and same_question(asked) not in elsewhere:
+        if own == split and same_question(question(row)) not in elsewhere:
             found.append(row)
     return found
 
@@ -229,7 +225,7 @@ def reasoning_gym(
     The column `entry` is the item as JSON, for the data set's own scorer. Raises `InputError`
     for an unknown data set, an unknown setting, and a value that the data set refuses.
     """
-    from reasoning_gym.factory import DATASETS
+    from reasoning_gym.factory import DATASETS, create_dataset
 
     if size is None:
         raise InputError(f"{dataset} has no end: give the number of rows as `size`")
@@ -241,7 +237,12 @@ def reasoning_gym(
     # Some data sets prepare a list as long as `size`, so it is taken in pieces.
     piece = min(max(2 * size, 256), 4096)
     for start in itertools.count(seed, piece):
-        for item in _piece(dataset, start, piece, config):
+        try:
+            made = create_dataset(dataset, seed=start, size=piece, **config)
+            made[0]
+        except Exception as error:  # the library's asserts, ValueError, TypeError, IndexError
+            raise InputError(f"{dataset} refuses {config}: {error or type(error)}") from error
+        for item in (made[index] for index in range(piece)):
             metadata = dict(item["metadata"]) | {"source_dataset": dataset}
             entry = {key: item[key] for key in ("question", "answer")} | {"metadata": metadata}
             yield {
@@ -251,15 +252,3 @@ def reasoning_gym(
                 "verifier": verifier,
                 "entry": json.dumps(entry, ensure_ascii=False, default=str),
             }
-
-
-def _piece(dataset: str, seed: int, size: int, config: dict[str, Any]) -> Iterator[Row]:
-    """Yield `size` items; raise `InputError` with the library's words about its settings."""
-    from reasoning_gym.factory import create_dataset
-
-    try:
-        made = create_dataset(dataset, seed=seed, size=size, **config)
-        made[0]
-    except Exception as error:  # the library's asserts, ValueError, TypeError, IndexError
-        raise InputError(f"{dataset} refuses {config}: {error or type(error).__name__}") from error
-    return (made[index] for index in range(size))

@@ -5,13 +5,7 @@ import pytest
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import JsonLines, example, sample
 from chainforge.core.transcript import write
-from chainforge.data.datasets import (
-    DataArgs,
-    check_batch,
-    grpo_dataset,
-    save_dataset,
-    sft_dataset,
-)
+from chainforge.data.datasets import DataArgs, check_batch, grpo_dataset, save_dataset, sft_dataset
 from chainforge.data.rows import rejects_in
 
 
@@ -55,7 +49,7 @@ def test_sft_rows_of_stages(tmp_path, dataset):
     }
 
 
-def test_sft_rows_of_files(tmp_path):
+def test_sft_rows_of_files(tmp_path, caplog):
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
     file = tmp_path / "general.jsonl"
     file.write_text(json.dumps({"messages": turns}) + "\n")
@@ -63,14 +57,10 @@ def test_sft_rows_of_files(tmp_path):
     made = rows_of([file, parquet, tmp_path / "saved"])
     assert len(made) == 5
     assert made[0] == {"prompt": turns[:1], "completion": turns[1:]}
-
-
-def test_dropped_rows_of_a_file_are_not_trained_on(tmp_path, caplog):
     rows = samples(2) + samples(1, drop=None, correct=False) + samples(2, drop="wrong")
     path = stage(tmp_path / "picks", rows + samples(1, correct=False)) + "/samples.jsonl"
     made, counts = sft_dataset(DataArgs([path]))
-    assert len(made) == 3
-    assert counts == {path: {"rows": 3, "dropped": 3}}
+    assert (len(made), counts) == (3, {path: {"rows": 3, "dropped": 3}})
     assert "left out 3 rows that are marked `drop`" in caplog.text
 
 
@@ -214,18 +204,3 @@ def test_grpo_rows_need_a_prompt_and_fill_a_generation_batch():
     check_batch(samples(4), generation_batch_size=32, num_generations=8)
     with pytest.raises(InputError, match="4 rows are fewer than the 5 prompts"):
         check_batch(samples(4), 40, 8)
-
-
-def test_sft_trains_on_it(tmp_path, tiny_model, tokenizer):
-    from trl import SFTConfig, SFTTrainer
-
-    save_dataset(samples(8), tmp_path / "traces" / "dataset")
-    args = SFTConfig(
-        str(tmp_path / "out"), max_steps=1, per_device_train_batch_size=2, use_cpu=True,
-        bf16=False, save_strategy="no", model_init_kwargs={"dtype": "float32"},
-    )  # fmt: skip
-    trainer = SFTTrainer(tiny_model, args, train_dataset=rows_of([tmp_path / "traces"]))
-    batch = trainer.data_collator([trainer.train_dataset[0]])
-    learnt = batch["labels"][0][batch["labels"][0] != -100]
-    assert tokenizer.decode(learnt).strip() == write("Count on.", "1") + "<|im_end|>"
-    assert trainer.train().global_step == 1

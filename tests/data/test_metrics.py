@@ -82,28 +82,18 @@ def interval(successes: int, n: int) -> dict[str, float]:
 def test_each_task_counts_alike_in_the_macro_average() -> None:
     rows = [row(f"s{i}", 0, i < 9) for i in range(9)] + [row("c", 0, False, task="chains")]
     result = measure("m", rows)
-    assert result["strict"]["mean"] == 0.9
-    assert result["macro"]["strict"]["mean"] == 0.5
+    assert (result["strict"]["mean"], result["macro"]["strict"]["mean"]) == (0.9, 0.5)
     one = measure("m", rows[:9])
     assert one["macro"] == {"strict": one["strict"], "lenient": one["lenient"]}
 
 
 def test_language_is_that_of_readable_reasoning_alone() -> None:
-    texts = [
-        "<reasoning_process>two and two</reasoning_process>\n<summary>4</summary>",
-        "<reasoning_process>two and \u4e8c\u52a0\u4e8c\u4e00</reasoning_process>\n<summary>4</summary>",
-        "\u4e8c\u52a0\u4e8c",
-    ]
+    form = "<reasoning_process>{}</reasoning_process>\n<summary>4</summary>"
+    texts = [form.format("two and two"), form.format("two and 二加二一"), "二加二"]
     rows = [row(str(i), 0, True, completion=text) for i, text in enumerate(texts)]
     assert measure("m", rows)["language"] == pytest.approx((1 + 1 / 2) / 2)
     assert measure("m", rows, language="zh")["language"] == pytest.approx((0 + 1 / 2) / 2)
-    assert measure("m", rows[2:])["language"] is None
     assert measure("m", rows, transcript="think")["language"] is None
-
-
-def test_nothing_solved_has_no_price() -> None:
-    assert measure("m", [row("a", 0, False)])["tokens_per_solved"] is None
-    assert measure("m", [row("a", 0, True, tokens=None)])["tokens_per_solved"] is None
 
 
 @pytest.mark.parametrize(
@@ -119,12 +109,12 @@ def test_the_vote_joins_equal_answers_of_well_formed_samples() -> None:
     rows = [row("a", i, i > 0) for i in range(3)]
     assert measure("m", rows)["maj_at_k"] == {"1": 0.0, "2": 0.0, "3": 1.0}
     rows[0] |= {"formatted": False, "lenient_correct": True, "extracted": "right"}
-    result = measure("m", rows)
-    assert result["maj_at_k"] == {"1": 0.0, "2": 1.0, "3": 1.0}
-    assert result["maj_at_k"]["1"] == result["strict"]["mean"]
+    assert measure("m", rows)["maj_at_k"] == {"1": 0.0, "2": 1.0, "3": 1.0}
 
 
-def test_reasoning_tokens_are_reported_when_given() -> None:
+def test_what_no_row_has_is_none() -> None:
+    assert measure("m", [row("a", 0, False)])["tokens_per_solved"] is None
+    assert measure("m", [row("a", 0, True, tokens=None)])["tokens_per_solved"] is None
     rows = [row("a", 0, True, reasoning_tokens=4), row("b", 0, True, reasoning_tokens=None)]
     assert measure("m", rows)["reasoning_tokens_mean"] == 4
 
@@ -137,11 +127,8 @@ def test_comparison_pairs_by_id_whatever_the_order() -> None:
     assert pair["difference"] == pytest.approx(2 / 3)
     assert pair["low"] <= pair["difference"] <= pair["high"]
     assert pair["p"] == mcnemar(0, 2)
-
-
-def test_what_cannot_be_measured_is_refused() -> None:
     with pytest.raises(InputError, match=r"same prompts.*'y'"):
-        compare("cold", [row("x", 0, True)], "final", [row("x", 0, True), row("y", 0, True)])
+        compare("cold", a[:1], "final", b[1:])
     with pytest.raises(InputError, match="model empty"):
         measure("empty", [])
 
