@@ -79,19 +79,18 @@ def gained(pair: Mapping[str, Any]) -> str:
 def sampled(settings: Mapping[str, Any]) -> str:
     """Return how completions were sampled: `temperature 1, top-p 1, up to 72 tokens, seed 42`."""
     sampling = settings.get("sampling") or {}
-    names = {"temperature": "temperature", "top_p": "top-p", "top_k": "top-k"}
-    said = [f"{word} {sampling[key]:g}" for key, word in names.items() if sampling.get(key)]
+    words = {
+        "temperature": "temperature {:g}",
+        "top_p": "top-p {:g}",
+        "top_k": "top-k {}",
+        "max_new_tokens": "up to {:,} tokens",
+        "num_samples": "{} per prompt",
+    }
+    said = [text.format(sampling[key]) for key, text in words.items() if sampling.get(key)]
     if sampling.get("temperature") == 0:
-        said = ["greedy decoding"]
-    if sampling.get("max_new_tokens"):
-        said.append(f"up to {sampling['max_new_tokens']:,} tokens")
-    if (samples := sampling.get("num_samples")) is not None:
-        said.append(f"{samples} sample{'s' if samples > 1 else ''} of each prompt")
-    if seeds := settings.get("seeds"):
-        said.append(f"seeds {', '.join(map(str, seeds))}")
-    elif settings.get("seed") is not None:
-        said.append(f"seed {settings['seed']}")
-    return ", ".join(said)
+        said.insert(0, "greedy decoding")
+    seeds = settings.get("seeds") or [settings.get("seed")]
+    return ", ".join([*said, f"seed {', '.join(map(str, seeds))}"]) if said else ""
 
 
 def source(name: str) -> str:

@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,8 @@ from chainforge.core.errors import Failed, InputError
 from chainforge.core.run_dir import (
     CHAIN,
     DONE,
-    FAILED,
     PENDING,
     RESUMABLE,
-    RUNNING,
     STALE,
     RunDir,
     StageDir,
@@ -39,9 +36,7 @@ from chainforge.report import formatting, plots, transcripts
 from chainforge.report.gates import Verdict, judge, read_gates
 
 HERE = Path(__file__).parent
-FORMATS = ("percent", "points", "p_words", "count", "duration", "money", "source")
-# What a model may have been measured by, and what then gets a column; older files have less.
-OPTIONAL = ("language", "reasoning_tokens_mean", "tokens_per_solved", "unjudged")
+FORMATS = ("percent", "points", "p_words", "count", "duration", "money", "source", "headline")
 
 
 def write_report(directory: Path) -> Path:
@@ -58,13 +53,13 @@ def watch(directory: Path, tell: Callable[[str], None], every: float = 5.0) -> N
 
     `tell` is called with the chain's progress, and why a report could not be written.
     """
-    seen_running, told = False, ""
-    while True:
-        run = None
+    told, over = "", False
+    while not over:
         try:
             run = read_run(directory)
             _write(directory, run)
-            words = _counted(run)
+            over = bool(told) and not run.running
+            words = _states(run) + ("" if run.running else ", not running")
         except (InputError, Failed, OSError) as error:
             if not directory.is_dir():
                 raise
@@ -72,24 +67,15 @@ def watch(directory: Path, tell: Callable[[str], None], every: float = 5.0) -> N
         if words != told:
             tell(words)
             told = words
-        elif run and not run.running and (seen_running or _done(run) == len(run.stages)):
-            return
-        seen_running = seen_running or bool(run and run.running)
-        time.sleep(every)
+        time.sleep(0 if over else every)
 
 
-def _done(run: RunDir) -> int:
-    return sum(stage.state == DONE for stage in run.stages)
-
-
-def _counted(run: RunDir) -> str:
+def _states(run: RunDir) -> str:
     """Return how far a chain is: `4 of 9 stages done, rl_final running 12 of 40 steps`."""
-    words = [f"{_done(run)} of {len(run.stages)} stages done"]
+    words = [f"{sum(stage.state == DONE for stage in run.stages)} of {len(run.stages)} stages done"]
     for stage in run.stages:
-        if stage.state in (RUNNING, FAILED):
+        if stage.state not in (DONE, PENDING):
             words.append(f"{stage.name} {stage.state} {stage.how_far}".rstrip())
-    if not run.running and _done(run) < len(run.stages):
-        words.append("not running")
     return ", ".join(words)
 
 
@@ -111,31 +97,29 @@ def _render(directory: Path, run: RunDir) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {name: getattr(formatting, name) for name in FORMATS}
-    environment.filters |= {"code": _code, "brief": transcripts.brief, "headline": _headline}
+    environment.filters |= {"code": _code, "brief": transcripts.brief}
     environment.filters["json"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False)
     found = evaluation_of(run)
     ends = (found["before"], found["after"]["name"]) if found else ("", "")
-    results = found["stage"] if found else None
-    cases, kinds = transcripts.cases_of(run.stages, results, *ends)
+    cases, kinds = transcripts.cases_of(run.stages, found["stage"] if found else None, *ends)
     gates = {stage.name: _gate(directory, stage) for stage in run.stages}
+    models = {model["name"]: model for model in found["models"]} if found else {}
     return environment.get_template("page.html.j2").render(
         **_own("css", "page.css"),
         **_own("js", "page.js"),
         version=__version__,
         run=run,
-        done=_done(run),
-        states=_states(run),
+        done=sum(stage.state == DONE for stage in run.stages),
         seconds=sum(stage.seconds or 0 for stage in run.stages) or None,
         spending=_spending(run),
-        gates={name: gate for name, gate in gates.items() if gate},
+        gates={name: gate for name, gate in gates.items() if gate.passed or gate.failed},
         evaluation=found and found | {"kinds": kinds},
-        models={model["name"]: model for model in found["models"]} if found else {},
-        training=_training(run, found),
+        models=models,
+        training=list(_training(run, models)),
         data=[_data_stage(stage) for stage in run.stages if stage.funnel],
         cases=cases,
         filters=transcripts.filters_of(cases, [stage.name for stage in run.stages]),
         notices=[text for stage in run.stages for text in _notices(stage)],
-        versions=_versions(run),
         plot_size=(plots.WIDTH, plots.HEIGHT),
     )
 
@@ -149,11 +133,8 @@ def _own(name: str, file: str) -> dict[str, Any]:
 
 def _code(text: str) -> Markup:
     """Set what is between backticks as code; everything is escaped."""
-    parts = text.split("`")
-    return Markup("").join(
-        Markup("<code>{}</code>").format(part) if number % 2 else part
-        for number, part in enumerate(parts)
-    )
+    parts = enumerate(text.split("`"))
+    return Markup("").join(Markup("<code>{}</code>").format(p) if n % 2 else p for n, p in parts)
 
 
 def evaluation_of(run: RunDir) -> dict[str, Any] | None:
@@ -174,9 +155,10 @@ def evaluation_of(run: RunDir) -> dict[str, Any] | None:
     before = names[0] if before == after else before
     to_after = [pair for pair in pairs if pair["to"] == after]
     main = next((p for p in to_after if p["from"] == before), to_after[-1] if to_after else None)
-    last = next((pair for pair in pairs if pair["to"] == names[-1] != after), None)
-    told = [(named[after], main)] + ([(named[names[-1]], last)] if last else [])
+    gain = f", {formatting.gained(main)}." if main else "."
     ends = [abs(pair[key]) for pair in pairs for key in ("low", "high")]
+    settings = stage.results.get("settings") or {}
+    asked = {key: v if isinstance(v, str) else json.dumps(v) for key, v in settings.items()}
     return {
         "stage": stage,
         "models": models,
@@ -185,40 +167,20 @@ def evaluation_of(run: RunDir) -> dict[str, Any] | None:
         "before": before,
         "after": named[after],
         "main": main,
-        "sentences": [
-            formatting.solved(model) + (f", {formatting.gained(pair)}." if pair else ".")
-            for model, pair in told
-        ],
+        "sentence": formatting.solved(named[after]) + gain,
         "tasks": sorted({task for model in models for task in model.get("tasks", {})}),
         "steps": sorted({int(k) for model in models for k in model.get("pass_at_k", {})}),
-        "has": {key: any(model.get(key) for model in models) for key in OPTIONAL},
-        "seeds": (stage.results.get("settings") or {}).get("seeds") or [],
-        "language": (stage.results.get("settings") or {}).get("language", "en"),
-        "asked": _asked(stage.results.get("settings") or {}),
+        "seeds": settings.get("seeds") or [],
+        "language": settings.get("language", "en"),
+        "sampled": formatting.sampled(settings),
+        "asked": asked,
     }
 
 
-def _asked(settings: dict[str, Any]) -> list[tuple[str, str, bool]]:
-    """Return how the models were measured: label, text, and whether to set it as code."""
-    if not settings:
-        return []
-    engine = f"{(settings.get('sampling') or {}).get('engine', '')}, dtype {settings.get('dtype')}"
-    told = [("Sampling", formatting.sampled(settings), False), ("Engine", engine, False)]
-    for task in settings.get("tasks") or []:
-        told.append(("Task", json.dumps(task, ensure_ascii=False), True))
-    told.append(("Transcript", f"{settings.get('transcript')}", False))
-    prompt = settings.get("system_prompt")
-    told.append(("System prompt", prompt or "none", bool(prompt)))
-    for key in ("extra_body", "engine_options"):
-        if settings.get(key):
-            told.append((key, json.dumps(settings[key], ensure_ascii=False), True))
-    return told
-
-
-def _gate(directory: Path, stage: StageDir) -> Verdict | None:
+def _gate(directory: Path, stage: StageDir) -> Verdict:
     """Judge the quality gates that chain.json has of a finished stage."""
-    if stage.state != DONE or not stage.gate:
-        return None
+    if stage.state != DONE:
+        return Verdict()
     models = [role.removeprefix("models.") for role in stage.inputs if role.startswith("models.")]
     try:
         return judge(read_gates(stage.gate, models), stage.directory)
@@ -226,34 +188,12 @@ def _gate(directory: Path, stage: StageDir) -> Verdict | None:
         raise InputError(f"{directory / CHAIN}: stage {stage.name}: {error}") from None
 
 
-def _headline(stage: StageDir) -> str:
-    """Return in a few words what a stage did."""
-    if stage.funnel:
-        return f"kept {stage.funnel['kept']:,} of {stage.funnel['in']:,} rows"
-    if stage.results and stage.results["models"]:
-        best = max(stage.results["models"], key=lambda model: model["strict"]["mean"])
-        share = formatting.percent(best["strict"]["mean"])
-        return f"measured {len(stage.results['models'])} models, best: {best['name']}, {share}"
-    for key in ("reward", "loss"):
-        if ends := plots.course(stage.metrics, key):
-            return f"{key} {ends[0]:.2f} → {ends[1]:.2f}".replace("-", formatting.MINUS)
-    return ""
-
-
-def _states(run: RunDir) -> str:
-    """Count what is not done: `1 failed, 3 pending`."""
-    counts = Counter(stage.state for stage in run.stages if stage.state != DONE)
-    return ", ".join(f"{number} {state}" for state, number in counts.items())
-
-
 def _spending(run: RunDir) -> dict[str, Any] | None:
     """Sum up what teachers cost; money is None where some price is not known."""
     spent = [stage.spending for stage in run.stages if stage.spending]
-    if not spent:
-        return None
     prices = [one["usd"] for one in spent]
     total = {key: sum(one[key] for one in spent) for key in ("requests", "tokens")}
-    return total | {"usd": None if None in prices else sum(prices)}
+    return total | {"usd": None if None in prices else sum(prices)} if spent else None
 
 
 def _notices(stage: StageDir) -> Iterator[str]:
@@ -267,27 +207,23 @@ def _notices(stage: StageDir) -> Iterator[str]:
         why = f", stopped: {stage.log.message}" if stage.log.outcome == RESUMABLE else ""
         yield f"Not finished yet: {name}{why}."
     if stage.health:
-        warnings = "1 warning" if len(stage.health) == 1 else f"{len(stage.health)} warnings"
-        yield f"{name}: {warnings} of RL's health, below."
+        yield f"{name}: warnings of RL's health ({len(stage.health)}), below."
     found = transcripts.sources(stage.samples) if stage.funnel else []
     rows = sum(row["rows"] for row in found)
     for row in found:
-        if row["source"] in ("offline", "offline-fallback"):
+        if row["source"].startswith("offline"):
             yield f"{name}: {row['rows']:,} of {rows:,} rows {formatting.source(row['source'])}."
 
 
-def _training(run: RunDir, evaluation: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """Return the curves of every stage that trained, with what its health rules found."""
-    models = {model["name"]: model for model in evaluation["models"]} if evaluation else {}
-    shown = []
+def _training(run: RunDir, models: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the curves of every stage that trained, with what its health rules found."""
     for stage in run.stages:
         alarms = plots.alarms_of(stage.health)
         start, end = models.get(stage.inputs.get("model", "")), models.get(stage.name)
         ends = (start["strict"]["mean"], end["strict"]["mean"]) if start and end else None
         drawn = plots.training_plots(stage.metrics, alarms, ends)
         if drawn or alarms:
-            shown.append({"stage": stage, "plots": drawn, "alarms": alarms})
-    return shown
+            yield {"stage": stage, "plots": drawn, "alarms": alarms}
 
 
 def _data_stage(stage: StageDir) -> dict[str, Any]:
@@ -308,12 +244,3 @@ def _data_stage(stage: StageDir) -> dict[str, Any]:
         "sources": transcripts.sources(stage.samples),
         "browse": stage.name if stage.samples.is_file() else "",
     }
-
-
-def _versions(run: RunDir) -> list[tuple[str, str]]:
-    """List each package's version; several where stages ran with different ones."""
-    found: dict[str, set[str]] = {}
-    for stage in run.stages:
-        for package, version in (stage.manifest.versions if stage.manifest else {}).items():
-            found.setdefault(package, set()).add(str(version))
-    return [(package, ", ".join(sorted(found[package]))) for package in sorted(found)]

@@ -25,21 +25,21 @@ def merge_results(places: Iterable[Path]) -> dict[str, Any]:
     found = dict(_results(place) for place in places)
     if len(found) < 2:
         raise InputError("merge: give the results of at least two seeds, each of its own run")
-    seeds: dict[int, str] = {}
+    seeds: list[int] = []
     (one, first), *_ = found.items()
     for file, results in found.items():
-        seed = (results.get("settings") or {}).get("seed")
-        if seed is None:
-            raise InputError(f"{file} does not record a single seed; evaluate again")
-        _check_same(one, first, file, results)
-        if seed in seeds:
-            raise InputError(f"{seeds[seed]} and {file} have the same seed, {seed}")
-        seeds[seed] = file
+        settings = dict(results.get("settings") or {})
+        if (seed := settings.pop("seed", None)) is None or seed in seeds:
+            raise InputError(f"{file}: its seed is {seed}; each needs a seed of its own")
+        seeds.append(seed)
+        same = {key: value for key, value in first["settings"].items() if key != "seed"}
+        if unlike := changes(same | _names(first), settings | _names(results)):
+            raise InputError(f"{one} and {file} differ in more than the seed: {'; '.join(unlike)}")
     merged = {
-        key: [_merge(p, list(seeds)) for p in zip(*(r[key] for r in found.values()), strict=True)]
+        key: [_merge(parts, seeds) for parts in zip(*(r[key] for r in found.values()), strict=True)]
         for key in ("models", "pairs")
     }
-    return {**merged, "settings": _settings(first) | {"seeds": list(seeds)}}
+    return {**merged, "settings": same | {"seeds": seeds}}
 
 
 def _results(place: Path) -> tuple[str, dict[str, Any]]:
@@ -53,21 +53,11 @@ def _results(place: Path) -> tuple[str, dict[str, Any]]:
     return short(file.resolve()), read_results(file)
 
 
-def _check_same(one: str, first: Mapping[str, Any], two: str, other: Mapping[str, Any]) -> None:
-    """Refuse results of other models, or of other sampling, tasks or prompts."""
-    for key, names in (("models", ("name",)), ("pairs", ("from", "to"))):
-        mine, theirs = (
-            ", ".join(":".join(entry[name] for name in names) for entry in found[key])
-            for found in (first, other)
-        )
-        if mine != theirs:
-            raise InputError(f"{one} and {two} have different {key}: {mine} and {theirs}")
-    if unlike := changes(_settings(first), _settings(other)):
-        raise InputError(f"{one} and {two} differ in more than the seed: {'; '.join(unlike)}")
-
-
-def _settings(found: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in found["settings"].items() if key != "seed"}
+def _names(found: Mapping[str, Any]) -> dict[str, str]:
+    """Return which models and pairs there are, as if they were settings."""
+    pairs = [f"{pair['from']} to {pair['to']}" for pair in found["pairs"]]
+    names = ", ".join(model["name"] for model in found["models"])
+    return {"model names": names, "compared pairs": ", ".join(pairs)}
 
 
 def _merge(parts: Sequence[Any], seeds: Sequence[int]) -> Any:

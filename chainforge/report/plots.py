@@ -58,6 +58,38 @@ class Plot:
     alarms: list[Alarm]
 
 
+def percent(value: float) -> str:
+    """Format a share in as few digits as an axis needs: 25 %, 0.5 %."""
+    return f"{100 * value:.2g} %" if 0 < abs(value) < 0.1 else f"{100 * value:.0f} %"
+
+
+def number(value: float) -> str:
+    """Format a number in at most four digits or so: 12,000, 0.25, −0.003, 2e-05."""
+    text = f"{value:,.0f}" if 100 <= abs(value) < 1e6 else f"{value:.3g}"
+    return text.replace("-", MINUS)
+
+
+# Title, note, how to write a value, and logged names with labels.
+PLOTS_OF_RL: list[tuple[str, str, Format, dict[str, str]]] = [
+    ("Reward", "weighted sum", number, {"reward": "training", "eval_reward": "held out"}),
+    ("Accuracy", "strict", percent, {"accuracy": "rollouts", "eval_accuracy": "held out",
+                                     ENDS: "held out, as evaluated"}),
+    ("Reward by function", "before weights", number, {}),
+    ("Completion length", "tokens", number, {"completions/mean_length": ""}),
+    ("Entropy", "nats a token", number, {"entropy": ""}),
+    ("KL to the reference", "nats a token", number, {"kl": ""}),
+    ("Groups without spread", "prompts whose completions scored alike", percent,
+     {"frac_reward_zero_std": ""}),
+    ("Truncated", "completions cut at the length limit", percent,
+     {"completions/clipped_ratio": ""}),
+]  # fmt: skip
+PLOTS_OF_LOSSES: list[tuple[str, str, Format, dict[str, str]]] = [
+    ("Loss", "mean over tokens", number, {"loss": "training", "eval_loss": "held out"}),
+    ("Token accuracy", "next tokens that were right", percent,
+     {"mean_token_accuracy": "training", "eval_mean_token_accuracy": "held out"}),
+]  # fmt: skip
+
+
 def training_plots(
     metrics: list[Row], alarms: Sequence[Alarm] = (), ends: tuple[float, float] | None = None
 ) -> list[Plot]:
@@ -67,62 +99,39 @@ def training_plots(
     `ends` is the accuracy of the models before and after, as an evaluation found it.
     """
     series = _collect(metrics)
+    if "frac_zero_advantage" in series:  # our own count: rounding makes TRL's miss groups
+        series["frac_reward_zero_std"] = series["frac_zero_advantage"]
     if ends and "accuracy" in series:
         series[ENDS] = ([0.0, max(series["accuracy"][0])], list(ends))
-    wanted = _of_rl(series) if any(key in series for key in RL) else _of_losses()
-    wanted = [(*rest, {k: v for k, v in keys.items() if k in series}) for *rest, keys in wanted]
-    wanted = [entry for entry in wanted if entry[3]]
-    drawn = {key for entry in wanted for key in entry[3]}
+    rl = any(key in series for key in RL)
+    rewards = {k: m[1] for k in sorted(series) if (m := re.fullmatch(r"rewards/(.+)/mean", k))}
     plots = []
-    for title, note, write, keys in wanted:
-        shown = [a for a in alarms if not (names := _names(a, drawn)) or names & keys.keys()]
-        lines = [(keys[key], i % 6, _course(series[key][1], write)) for i, key in enumerate(keys)]
-        drawing = _draw({key: series[key] for key in keys}, write, shown)
+    wanted = PLOTS_OF_RL if rl else PLOTS_OF_LOSSES
+    drawn = series.keys() & (rewards.keys() | {key for entry in wanted for key in entry[3]})
+    for title, note, write, names in wanted:
+        labels = names or rewards
+        keys = [key for key in labels if key in series]
+        if not keys:
+            continue
+        shown = [a for a in alarms if not (named := _named(a, drawn)) or named & set(keys)]
+        lines = [(labels[k], i % 6, _course(series[k][1], write)) for i, k in enumerate(keys)]
+        drawing = _draw([series[key] for key in keys], write, shown)
         plots.append(Plot(title, note, drawing, lines, shown))
     return plots
 
 
-def _of_rl(series: Series) -> list[tuple[Any, ...]]:
-    """Return each plot of RL: title, note, how to write a value, and logged names with labels."""
-    # Our own count, where the stage logged it: rounding makes TRL's miss groups.
-    alike = "frac_zero_advantage" if "frac_zero_advantage" in series else "frac_reward_zero_std"
-    found = ((key, re.fullmatch(r"rewards/(.+)/mean", key)) for key in sorted(series))
-    functions = {key: match[1] for key, match in found if match}
-    cut = "completions/clipped_ratio"
-    return [
-        ("Reward", "weighted sum", number, {"reward": "training", "eval_reward": "held out"}),
-        ("Accuracy", "strict", percent, {"accuracy": "rollouts", "eval_accuracy": "held out",
-                                         ENDS: "held out, as evaluated"}),
-        ("Reward by function", "before weights", number, functions),
-        ("Completion length", "tokens", number, {"completions/mean_length": ""}),
-        ("Entropy", "nats a token", number, {"entropy": ""}),
-        ("KL to the reference", "nats a token", number, {"kl": ""}),
-        ("Groups without spread", "prompts whose completions scored alike", percent, {alike: ""}),
-        ("Truncated", "completions cut at the length limit", percent, {cut: ""}),
-    ]  # fmt: skip
-
-
-def _of_losses() -> list[tuple[Any, ...]]:
-    accuracy = {"mean_token_accuracy": "training", "eval_mean_token_accuracy": "held out"}
-    return [
-        ("Loss", "mean over tokens", number, {"loss": "training", "eval_loss": "held out"}),
-        ("Token accuracy", "next tokens that were right", percent, accuracy),
-    ]
-
-
 def alarms_of(health: list[Row]) -> list[Alarm]:
-    """Read `health.jsonl`: what was seen (or a `message`), what it means, what to change."""
+    """Read `health.jsonl`: what was seen, what it means, what to change."""
     found: list[Alarm] = []
     for row in health:
-        step, text = finite(row.get("step")), row.get("seen") or row.get("message")
-        if step is not None and text:
-            level = "stop" if (row.get("action") or row.get("level")) == "stop" else "warn"
-            rule, *more = (str(row.get(key) or "") for key in ("rule", "means", "change"))
-            found.append(Alarm(len(found) + 1, step, rule, level, str(text), *more))
+        if (step := finite(row.get("step"))) is not None:
+            level = "stop" if row.get("action") == "stop" else "warn"
+            rule, *more = (str(row.get(key) or "") for key in ("rule", "seen", "means", "change"))
+            found.append(Alarm(len(found) + 1, step, rule, level, *more))
     return found
 
 
-def _names(alarm: Alarm, keys: set[str]) -> set[str]:
+def _named(alarm: Alarm, keys: set[str]) -> set[str]:
     """Return which of the logged numbers an alarm names."""
     return {k for k in keys if re.search(rf"(?<![\w/]){re.escape(k)}(?![\w/])", alarm.seen)}
 
@@ -142,16 +151,8 @@ def _collect(metrics: list[Row]) -> Series:
     return series
 
 
-def course(metrics: list[Row], key: str) -> tuple[float, float] | None:
-    """Return a logged number at the start and at the end, each the mean of a tenth of the run."""
-    values = _collect(metrics).get(key, ([], []))[1]
-    if not values:
-        return None
-    tenth = max(1, len(values) // 10)
-    return _mean(values[:tenth]), _mean(values[-tenth:])
-
-
 def _course(values: list[float], write: Format) -> str:
+    """Return a number at the start and at the end, each the mean of a tenth of the run."""
     tenth = max(1, len(values) // 10)
     return f"{write(_mean(values[:tenth]))} → {write(_mean(values[-tenth:]))}"
 
@@ -160,7 +161,9 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(value / len(values) for value in values)
 
 
-def _draw(series: Series, write: Format, alarms: Sequence[Alarm]) -> Markup:
+def _draw(
+    lines: list[tuple[list[float], list[float]]], write: Format, alarms: list[Alarm]
+) -> Markup:
     """Draw lines, and a numbered mark for each alarm; return the inside of the SVG."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -173,20 +176,16 @@ def _draw(series: Series, write: Format, alarms: Sequence[Alarm]) -> Markup:
     for axis, form in ((axes.xaxis, number), (axes.yaxis, write)):
         axis.set_major_locator(MaxNLocator(5))
         axis.set_major_formatter(FuncFormatter(lambda value, _, form=form: form(value)))
-    for place, (xs, ys) in enumerate(series.values()):
+    for place, (xs, ys) in enumerate(lines):
         size = math.ceil(len(xs) / MOST_POINTS)
         xs, ys = ([_mean(v[i : i + size]) for i in range(0, len(v), size)] for v in (xs, ys))
         half = len(ys) // 24 + 1 if len(ys) >= 20 else 0
         smooth = [_mean(ys[max(0, i - half) : i + half + 1]) for i in range(len(ys))]
-        style: dict[str, Any] = {
-            "color": LINES[place % 6],
-            "clip_on": False,
-            "solid_capstyle": "round",
-        }
-        if len(series) == 1 and half:  # several noisy lines over one another hide each other
+        style: dict[str, Any] = {"color": LINES[place % 6], "clip_on": False}
+        if len(lines) == 1 and half:  # several noisy lines over one another hide each other
             axes.plot(xs, ys, linewidth=1, alpha=0.3, **style)
         if len(xs) == 1:  # a line of no length draws its round ends: a dot
-            axes.plot(xs * 2, ys * 2, linewidth=6, **style)
+            axes.plot(xs * 2, ys * 2, linewidth=6, solid_capstyle="round", **style)
         else:
             axes.plot(xs, smooth, linewidth=1.8, linestyle=DASHES[place % 6], **style)
     if write is percent:
@@ -213,9 +212,9 @@ def _svg(figure: Any) -> Markup:
 
     out = io.StringIO()
     figure.patch.set_visible(False)
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "", "font.family": "sans-serif"}):
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None,
-                                                    "Type": None})  # fmt: skip
+        figure.savefig(out, format="svg", metadata=nothing)
     inside = re.sub(r"(?s)^.*?<svg[^>]*>|</svg>\s*$|<metadata>.*?</metadata>|<!--.*?-->"
                     r"|<defs>.*?</defs>|<g/>", "", out.getvalue())  # fmt: skip
     inside = re.sub(r' (?:id|clip-path|xmlns\S*)="[^"]*"', "", inside)
@@ -237,22 +236,3 @@ def _attributes(style: str) -> str:
         elif colon and name != "font-family":  # the page's own
             found.append(f'{name}="{value}"')
     return " " + " ".join(found)
-
-
-def percent(value: float) -> str:
-    """Format a share in as few digits as an axis needs: 25 %, 0.5 %."""
-    if 0.99 < value < 1:
-        return f"{100 * value:.1f} %"
-    return f"{100 * value:.2g} %" if 0 < abs(value) < 0.1 else f"{100 * value:.0f} %"
-
-
-def number(value: float) -> str:
-    """Format a number in at most four digits or so: 12,000, 0.25, −0.003, 2e-05."""
-    size = abs(value)
-    if size < 1e-12:
-        return "0"
-    if size >= 1e6 or size < 1e-4:
-        text = f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-").replace("e+0", "e")
-    else:
-        text = f"{value:,.0f}" if size >= 100 else f"{value:.3g}"
-    return text.replace("-", MINUS)

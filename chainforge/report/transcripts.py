@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from chainforge.core.errors import InputError
-from chainforge.core.jsonl import Row, question
+from chainforge.core.jsonl import Row
 from chainforge.core.run_dir import StageDir
 from chainforge.core.transcript import PRESETS, read
 
@@ -43,11 +44,10 @@ VERDICTS = {
 # Characters that turn the direction of the text around them are shown, not obeyed.
 TURNS = {code: f"[U+{code:04X}]" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 T = TypeVar("T")
-Options = list[tuple[str, str]]  # value and label
+Filter = tuple[str, str, list[tuple[str, str]]]  # name, label, options as value and label
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """What must be known of a row to choose it; `place` is the byte in its file at which it starts.
 
     `fate` is `kept`, `dropped: <reason>`, or empty where nothing has been decided.
@@ -57,7 +57,7 @@ class Entry:
     id: str
     model: str
     sample: int
-    correct: bool | None
+    correct: bool
     task: str
     source: str
     fate: str
@@ -92,7 +92,7 @@ class Case:
     def size(self) -> int:
         """Return about how many bytes of the page it takes."""
         texts = [self.question + self.gold, *(text.reasoning + text.answer for text in self.texts)]
-        return sum(MARKUP + len(text.encode("utf-8", "replace")) for text in [*texts, ""])
+        return sum(MARKUP + len(text.encode("utf-8", "replace")) for text in texts)
 
 
 # Reading rows -------------------------------------------------------------------------------------
@@ -111,42 +111,26 @@ def _index(path: Path, *state: int) -> list[Entry]:
     entries, place = [], 0
     with open(path, "rb") as file:
         for line in file:
-            if line.strip() and (row := _row(path, place, line)) and "completion" in row:
-                entries.append(_entry(place, row))
+            if line.endswith(b"\n"):  # a last line without is being written
+                try:
+                    row = json.loads(line)
+                    if not isinstance(row, dict):
+                        raise TypeError("not a JSON object")
+                    if "completion" in row:
+                        entries.append(_entry(place, row))
+                except (ValueError, TypeError, RecursionError) as error:
+                    raise InputError(f"{path}: the row at byte {place}: {error}") from None
             place += len(line)
     return entries
 
 
-def _row(path: Path, place: int, line: bytes) -> Row | None:
-    """Read a line; None for a last one that is being written."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        if line.endswith(b"\n"):
-            raise InputError(f"{path}: the line at byte {place} is not JSON: {error}") from None
-        return None
-    if not isinstance(row, dict):
-        raise InputError(f"{path}: the line at byte {place} is not a JSON object")
-    return row
-
-
 def _entry(place: int, row: Row) -> Entry:
-    verdict = row.get("correct")
-    return Entry(
-        place=place,
-        id=str(row.get("id", "")),
-        model=str(row.get("model", "")),
-        sample=int(finite(row.get("sample")) or 0),
-        correct=None if verdict is None else bool(verdict),
-        task=str(row.get("task", "")),
-        source=str(row.get("source") or "not recorded"),
-        fate=_fate(row),
-        step=int(finite(row.get("step")) or 0),
-    )
-
-
-def _fate(row: Row) -> str:
-    return f"dropped: {row['drop']}" if row.get("drop") else "kept" if "drop" in row else ""
+    fate = f"dropped: {row['drop']}" if row.get("drop") else "kept" if "drop" in row else ""
+    names = (str(row.get(key) or "") for key in ("id", "model"))
+    sample, step = (int(finite(row.get(key)) or 0) for key in ("sample", "step"))
+    source = str(row.get("source") or "not recorded")
+    task, correct = str(row.get("task") or ""), bool(row.get("correct"))
+    return Entry(place, *names, sample, correct, task, source, fate, step)
 
 
 def finite(value: Any) -> float | None:
@@ -159,32 +143,29 @@ def finite(value: Any) -> float | None:
 def fetch(path: Path, entries: Iterable[Entry]) -> list[tuple[Entry, Row]]:
     """Read the rows of some entries, in their order.
 
-    A row that is no longer at its place, because a stage is writing the file, is left out.
+    A row that is no longer at its place, because a stage replaced the file, is left out.
     """
-    rows = []
-    try:
-        with open(path, "rb") as file:
-            for entry in entries:
-                file.seek(entry.place)
-                try:
-                    row = json.loads(file.readline())
-                except ValueError:
-                    continue
-                if isinstance(row, dict) and _entry(entry.place, row) == entry:
+    rows: list[tuple[Entry, Row]] = []
+    if not path.is_file():
+        return rows
+    with open(path, "rb") as file:
+        for entry in entries:
+            file.seek(entry.place)
+            try:
+                row = json.loads(file.readline())
+                if _entry(entry.place, row) == entry:
                     rows.append((entry, row))
-    except FileNotFoundError:
-        return []
+            except (ValueError, TypeError, AttributeError):
+                continue
     return rows
 
 
 def sources(path: Path) -> list[dict[str, Any]]:
     """Count who wrote the rows: `{"source", "rows", "kept"}`, most rows first."""
-    counts: dict[str, dict[str, Any]] = {}
-    for entry in index(path):
-        mine = counts.setdefault(entry.source, {"source": entry.source, "rows": 0, "kept": 0})
-        mine["rows"] += 1
-        mine["kept"] += not entry.fate.startswith("dropped")
-    return sorted(counts.values(), key=lambda one: -one["rows"])
+    entries = index(path)
+    written = Counter(entry.source for entry in entries)
+    kept = Counter(entry.source for entry in entries if not entry.fate.startswith("dropped"))
+    return [{"source": s, "rows": n, "kept": kept[s]} for s, n in written.most_common()]
 
 
 # Choosing prompts ---------------------------------------------------------------------------------
@@ -200,7 +181,7 @@ def cases_of(
         models = [str(model["name"]) for model in results.results["models"]]
         cases, kinds = held_out(results.samples, models, before, after, BUDGET[HELD_OUT])
     data = [(s.name, s.samples) for s in stages if not s.results and s.recipe != "evaluate"]
-    cases += of_data([(name, path) for name, path in data if path.is_file()], BUDGET[DATA])
+    cases += of_data(data, BUDGET[DATA])
     rolled = [(stage.name, stage.directory / "rollouts.jsonl") for stage in stages]
     rolled = [(name, path) for name, path in rolled if path.is_file()]
     for name, path in rolled:
@@ -216,54 +197,47 @@ def held_out(
     `budget` is in bytes of the page.
     """
     first: dict[str, dict[str, Entry]] = {name: {} for name in models}
-    for entry in index(path):  # each model's first sample of each prompt
-        mine = first.get(entry.model, {})
-        if entry.id not in mine or entry.sample < mine[entry.id].sample:
-            mine[entry.id] = entry
+    for entry in sorted(index(path), key=lambda entry: entry.sample):
+        first.get(entry.model, {}).setdefault(entry.id, entry)
     was, now = first.get(before, {}), first.get(after, {})
     words = KINDS if before != after else {(False, False): "wrong", (True, True): "right"}
-    kinds = {
-        key: words[bool(was[key].correct), bool(now[key].correct)]
-        for key in sorted(was.keys() & now.keys())
-    }
+    both = sorted(was.keys() & now.keys())
+    kinds = {key: words[was[key].correct, now[key].correct] for key in both}
 
     def show(key: str) -> Case | None:
         rows = fetch(path, [mine[key] for mine in first.values() if key in mine])
-        texts = [_text(row, entry.model, entry.model) for entry, row in rows]
-        return _case(HELD_OUT, kinds[key], rows[-1][1], texts) if rows else None
+        return _case(HELD_OUT, kinds[key], [(entry.model, entry.model, row) for entry, row in rows])
 
-    in_turns = _turns(kinds, lambda key: kinds[key], lambda key: now[key].task)
-    cases = list(_within(budget, filter(None, map(show, in_turns))))
+    in_turns = _turns(_turns(kinds, lambda key: now[key].task), lambda key: kinds[key])
     order = list(words.values())
-    cases.sort(key=lambda case: order.index(case.kind))  # stable: within a kind by turns
-    counts = {word: list(kinds.values()).count(word) for word in order}
-    return cases, counts if kinds else {}
+    cases = sorted(_within(budget, map(show, in_turns)), key=lambda case: order.index(case.kind))
+    counts = Counter(kinds.values())
+    return cases, {word: counts[word] for word in order} if kinds else {}
 
 
 def of_data(stages: Sequence[tuple[str, Path]], budget: int) -> list[Case]:
     """Show prompts with all that data stages wrote for them; each stage and fate has its turn."""
-    written: dict[str, list[tuple[str, Entry]]] = {}
+    written: dict[str, list[tuple[str, Path, Entry]]] = {}
     for stage, path in stages:
         for entry in sorted(index(path), key=lambda entry: (entry.id, entry.sample)):
-            written.setdefault(entry.id, []).append((stage, entry))
-    seen = {(key, stage, e.fate, e.task) for key, mine in written.items() for stage, e in mine}
+            written.setdefault(entry.id, []).append((stage, path, entry))
+    seen = {(key, stage, e.fate, e.task) for key, mine in written.items() for stage, _, e in mine}
     wanted: dict[str, tuple[str, str]] = {}
-    for key, stage, fate, _ in _turns(sorted(seen), lambda s: f"{s[1]}\0{s[2]}", lambda s: s[3]):
+    for key, stage, fate, _ in _turns(_turns(sorted(seen), lambda s: s[3]), lambda s: s[1:3]):
         wanted.setdefault(key, (stage, fate))
 
     def show(key: str) -> Case | None:
-        texts: list[Text] = []
-        row: Row = {}
-        for stage, path in stages:
-            mine = [entry for name, entry in written[key] if name == stage]
-            # What the prompt is shown for comes first, so that it is not left out.
-            mine.sort(key=lambda entry: (stage, entry.fate) != wanted[key])
-            for entry, row in fetch(path, mine[:SAMPLES]):
-                label = stage if len(mine) == 1 else f"{stage}, sample {entry.sample + 1}"
-                texts.append(_text(row, label, stage))
-        return _case(DATA, "", row, texts) if texts else None
+        texts: list[tuple[str, str, Row]] = []
+        # What the prompt is shown for comes first, so that it is not left out.
+        mine = sorted(written[key], key=lambda one: (one[0], one[2].fate) != wanted[key])
+        for stage, path, entry in mine:
+            if sum(of == stage for _, of, _ in texts) < SAMPLES:
+                label = f"{stage}, sample {entry.sample + 1}"
+                texts += [(label, stage, row) for _, row in fetch(path, [entry])]
+        order = [stage for stage, _ in stages]
+        return _case(DATA, "", sorted(texts, key=lambda text: order.index(text[1])))
 
-    return list(_within(budget, filter(None, map(show, wanted))))
+    return list(_within(budget, map(show, wanted)))
 
 
 def of_rollouts(stage: str, path: Path, budget: int) -> list[Case]:
@@ -274,76 +248,77 @@ def of_rollouts(stage: str, path: Path, budget: int) -> list[Case]:
     whole = max(map(len, groups.values()), default=0)
     keys = [key for key, group in sorted(groups.items()) if len(group) == whole]  # none is torn
     early = [key for key in keys if key[0] == keys[0][0]]
-    late = [key for key in keys if key[0] == keys[-1][0] and key[0] != keys[0][0]]
+    late = [key for key in keys if key[0] == keys[-1][0] and key not in early]
     chosen = [key for pair in zip_longest(early[:GROUPS], late[:GROUPS]) for key in pair if key]
 
     def show(key: tuple[int, str]) -> Case | None:
+        label = f"step {key[0]}"
         rows = fetch(path, groups[key])
-        texts = [_text(row, f"{stage}, step {key[0]}", stage) for _, row in rows]
-        return _case(ROLLOUTS, f"step {key[0]}", rows[0][1], texts) if rows else None
+        return _case(ROLLOUTS, label, [(f"{stage}, {label}", stage, row) for _, row in rows])
 
-    shown = _within(budget, filter(None, map(show, chosen)))
-    return sorted(shown, key=lambda case: int(case.kind[5:]))
+    return sorted(_within(budget, map(show, chosen)), key=lambda case: int(case.kind[5:]))
 
 
-def _within(budget: int, cases: Iterator[Case]) -> Iterator[Case]:
+def _within(budget: int, cases: Iterable[Case | None]) -> Iterator[Case]:
     """Yield the cases that fit into so many bytes, and at least one."""
     spent = 0
-    for case in cases:
+    for case in filter(None, cases):
         spent += case.size
         if spent > budget and spent > case.size:
             return
         yield case
 
 
-def _turns(items: Iterable[T], *kinds: Callable[[T], str]) -> list[T]:
-    """Return the items so that their kinds take turns, and within each the next sort of kinds."""
-    if not kinds:
-        return list(items)
-    groups: dict[str, list[T]] = {}
+def _turns(items: Iterable[T], kind: Callable[[T], Any]) -> list[T]:
+    """Return the items so that their kinds take turns."""
+    groups: dict[Any, list[T]] = {}
     for item in items:
-        groups.setdefault(kinds[0](item), []).append(item)
-    parts = [_turns(groups[name], *kinds[1:]) for name in sorted(groups)]
+        groups.setdefault(kind(item), []).append(item)
+    parts = [groups[name] for name in sorted(groups)]
     return [item for turn in zip_longest(*parts) for item in turn if item is not None]
 
 
-def filters_of(cases: Sequence[Case], stages: Sequence[str]) -> list[tuple[str, str, Options]]:
-    """Return each filter's name, label and options; a filter with one option only is left out."""
+def filters_of(cases: Sequence[Case], stages: Sequence[str]) -> list[Filter]:
+    """Return each filter; one with a single option is left out."""
     texts = [text for case in cases for text in case.texts]
     names = {text.stage for text in texts}
-    order = [*sorted(names - set(stages)), *(name for name in stages if name in names)]
     verdicts = {text.verdict for text in texts}
     fates = sorted({text.fate for text in texts} - {""}, key=lambda fate: (fate != "kept", fate))
     if sum(fate.startswith("dropped") for fate in fates) > 1:
         fates.insert(int(fates[0] == "kept"), "dropped")
-    kinds = dict.fromkeys(case.kind for case in cases if case.where == HELD_OUT)
-    wheres = dict.fromkeys(case.where for case in cases)
-    tasks = sorted({case.task for case in cases} - {""})
-    found: list[tuple[str, str, Options]] = [
-        ("where", "prompts", [(where, where) for where in wheres]),
-        ("stage", "stage", [(name, name) for name in order]),
-        ("verdict", "verdict", [(v, word) for v, word in VERDICTS.items() if v in verdicts]),
-        ("fate", "kept or dropped", [(f, "dropped, any reason" if f == "dropped" else f)
-                                     for f in fates]),
-        ("kind", "change", [(kind, kind) for kind in kinds]),
-        ("task", "task", [(task, task) for task in tasks]),
-    ]  # fmt: skip
-    return [entry for entry in found if len(entry[2]) > 1 or entry[0] in ("where", "stage")]
+    options = {
+        ("where", "prompts"): dict.fromkeys(case.where for case in cases),
+        ("stage", "stage"): [*sorted(names - set(stages)), *(s for s in stages if s in names)],
+        ("verdict", "verdict"): [verdict for verdict in VERDICTS if verdict in verdicts],
+        ("fate", "kept or dropped"): fates,
+        ("kind", "change"): dict.fromkeys(case.kind for case in cases if case.where == HELD_OUT),
+        ("task", "task"): sorted({case.task for case in cases} - {""}),
+    }
+    words = VERDICTS | {"dropped": "dropped, any reason"}
+    return [
+        (name, label, [(value, words.get(value, value)) for value in values])
+        for (name, label), values in options.items()
+        if len(values) > 1 or name in ("where", "stage")
+    ]
 
 
 # Texts as they are shown --------------------------------------------------------------------------
 
 
-def _case(where: str, kind: str, row: Row, texts: list[Text]) -> Case:
-    try:
-        asked = str(question(row))
-    except (KeyError, TypeError, AttributeError):  # a prompt that is not a list of messages
-        asked = str(row.get("prompt", ""))
+def _case(where: str, kind: str, written: list[tuple[str, str, Row]]) -> Case | None:
+    """Return a prompt with its texts, each given by label, stage and row; None without any."""
+    if not written:
+        return None
+    row = written[-1][2]
+    prompt = row.get("prompt")
+    last = prompt[-1] if isinstance(prompt, list) and prompt else None
+    asked = last.get("content", "") if isinstance(last, dict) else prompt
     gold = _shorten(str(row.get("answer") or ""))
-    return Case(where, kind, _shorten(asked), gold, str(row.get("task", "")), texts)
+    texts = [_text(label, stage, row) for label, stage, row in written]
+    return Case(where, kind, _shorten(str(asked)), gold, str(row.get("task") or ""), texts)
 
 
-def _text(row: Row, label: str, stage: str) -> Text:
+def _text(label: str, stage: str, row: Row) -> Text:
     completion = str(row.get("completion") or "")
     transcript = next((t for preset in PRESETS if (t := read(completion, preset))), None)
     reward = finite(row.get("reward"))
@@ -354,16 +329,15 @@ def _text(row: Row, label: str, stage: str) -> Text:
         "not in the transcript form": transcript is None,
         f"by {row.get('source')}": row.get("source") not in (None, "policy"),
     }
-    verdict = "none" if "correct" not in row else "unknown" if row["correct"] is None else (
-        "right" if row["correct"] else "form" if row.get("lenient_correct") else "wrong"
-    )  # fmt: skip
+    wrong = "form" if row.get("lenient_correct") else "wrong"
+    judged = "unknown" if row.get("correct") is None else "right" if row["correct"] else wrong
     return Text(
         label=label,
         stage=stage,
         reasoning=_shorten(transcript.reasoning) if transcript else "",
         answer=_shorten(transcript.answer if transcript else completion),
-        verdict=verdict,
-        fate=_fate(row),
+        verdict=judged if "correct" in row else "none",
+        fate=_entry(0, row).fate,
         note=", ".join(note for note, holds in notes.items() if holds),
     )
 
@@ -371,12 +345,7 @@ def _text(row: Row, label: str, stage: str) -> Text:
 def brief(text: str, most: int = 110) -> str:
     """Put a text on one short line: its start and its end, since prompts of a task start alike."""
     line = " ".join(text.split())
-    if len(line) <= most:
-        return line
-    head, tail = line[: most // 2 - 2], line[2 - most // 2 :]
-    # Whole words, where there are any.
-    head, tail = head.rpartition(" ")[0] or head, tail.partition(" ")[2] or tail
-    return f"{head} … {tail}"
+    return line if len(line) <= most else f"{line[: most // 2 - 1]}…{line[-most // 2 :]}"
 
 
 def _shorten(text: str) -> str:

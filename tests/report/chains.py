@@ -28,7 +28,7 @@ SETTINGS: dict[str, Any] = {
     "seed": 7,
     "dtype": "bfloat16",
     "tasks": [{"fn": "hub", "params": {"dataset": "gsm8k"}, "split": "test"}],
-    "transcript": "r1-cold-start",
+    "transcript": "r1-cold_start-start",
     "system_prompt": "Think before you speak.",
     "language": "en",
 }  # fmt: skip
@@ -132,22 +132,22 @@ def tiny(root: Path) -> Path:
     write_json(root / "traces" / "funnel.json", {"in": 20, "kept": 16, "dropped": {"duplicate": 4}})
     sign(root / "traces", "collect", finished="2026-01-01T01:00:00Z")
     losses = [{"step": i, "loss": 2 / i, "eval_loss": 3 / i} for i in range(1, 30)]
-    rows(root / "cold", "metrics.jsonl", losses)
-    sign(root / "cold", "sft", finished="2026-01-01T02:00:00Z")
-    (root / "cold" / "config.yaml").write_text("max_steps: 29\n")
-    grpo(root / "reason")
-    sign(root / "reason", "grpo", finished="2026-01-01T03:00:00Z")
-    grpo(root / "final")
-    sign(root / "final", "grpo", finished="2026-01-01T04:00:00Z")
-    evaluation(root / "scores", {"base": 2, "cold": 10, "reason": 25, "final": 34})
+    rows(root / "cold_start", "metrics.jsonl", losses)
+    sign(root / "cold_start", "sft", finished="2026-01-01T02:00:00Z")
+    (root / "cold_start" / "config.yaml").write_text("max_steps: 29\n")
+    grpo(root / "rl")
+    sign(root / "rl", "grpo", finished="2026-01-01T03:00:00Z")
+    grpo(root / "rl_final")
+    sign(root / "rl_final", "grpo", finished="2026-01-01T04:00:00Z")
+    evaluation(root / "eval", {"base": 2, "cold_start": 10, "rl": 25, "rl_final": 34})
     stages = [
         {"name": name, "recipe": recipe}
         for name, recipe in [
             ("traces", "collect"),
-            ("cold", "sft"),
-            ("reason", "grpo"),
-            ("final", "grpo"),
-            ("scores", "evaluate"),
+            ("cold_start", "sft"),
+            ("rl", "grpo"),
+            ("rl_final", "grpo"),
+            ("eval", "evaluate"),
         ]
     ]
     write_json(root / "chain.json", {"name": "tiny chain", "stages": stages})
@@ -158,32 +158,32 @@ def hostile(root: Path) -> Path:
     """A chain whose every text, name and number that can be a text is `HOSTILE`."""
     row = question(1, task=HOSTILE, text=HOSTILE) | {"answer": HOSTILE}
     models = {}
-    for name, right in (("cold", False), ("final" + HOSTILE, True)):
+    for name, right in (("cold_start", False), ("rl_final" + HOSTILE, True)):
         written = answered(row, name, right, extracted=HOSTILE)
         well_formed = HOSTILE + write(HOSTILE, HOSTILE) if right else write(HOSTILE, HOSTILE)
         models[name] = [written | {"completion": well_formed, "finish_reason": HOSTILE}]
-    rows(root / "scores", "samples.jsonl", [row for part in models.values() for row in part])
+    rows(root / "eval", "samples.jsonl", [row for part in models.values() for row in part])
     asked = dict.fromkeys(SETTINGS, HOSTILE) | {"tasks": [HOSTILE], "extra_body": {HOSTILE: 1}}
     asked["sampling"] = {"engine": HOSTILE}
-    write_json(root / "scores" / "results.json", summarize(models) | {"settings": asked})
-    sign(root / "scores", "evaluate", versions={HOSTILE: HOSTILE}, device=HOSTILE)
+    write_json(root / "eval" / "results.json", summarize(models) | {"settings": asked})
+    sign(root / "eval", "evaluate", versions={HOSTILE: HOSTILE}, device=HOSTILE)
     dropped = sample(row, HOSTILE, 0, source=HOSTILE, drop=HOSTILE, reward=0.0)
     kept = sample(row, HOSTILE, 0, source="offline" + HOSTILE, drop=None)
-    rows(root / "picks", "samples.jsonl", [dropped, kept])
-    write_json(root / "picks" / "funnel.json", {"in": 2, "kept": 1, "dropped": {HOSTILE: 1}})
-    (root / "picks" / "config.yaml").write_text(f"key: {HOSTILE}\n")
-    (root / "picks" / "log.txt").write_text(f"{HOSTILE}\nfailed: {HOSTILE}\n")
+    rows(root / "rejection", "samples.jsonl", [dropped, kept])
+    write_json(root / "rejection" / "funnel.json", {"in": 2, "kept": 1, "dropped": {HOSTILE: 1}})
+    (root / "rejection" / "config.yaml").write_text(f"key: {HOSTILE}\n")
+    (root / "rejection" / "log.txt").write_text(f"{HOSTILE}\nfailed: {HOSTILE}\n")
     metrics = [{"step": i, "reward": i, f"rewards/{HOSTILE}/mean": i} for i in range(3)]
-    rows(root / "final", "metrics.jsonl", metrics)
-    sign(root / "final", HOSTILE, given={HOSTILE: HOSTILE}, inputs={HOSTILE: f"hub:{HOSTILE}"})
+    rows(root / "rl_final", "metrics.jsonl", metrics)
+    sign(root / "rl_final", HOSTILE, given={HOSTILE: HOSTILE}, inputs={HOSTILE: f"hub:{HOSTILE}"})
     stages = [
-        {"name": "picks", "recipe": HOSTILE, "state": HOSTILE, "note": HOSTILE},
+        {"name": "rejection", "recipe": HOSTILE, "state": HOSTILE, "note": HOSTILE},
         {"name": "broken", "recipe": "sft"},
         {"name": "gate", "recipe": "evaluate", "gate": {"metric": "accuracy", "min": 2},
          "inputs": {"models." + HOSTILE: HOSTILE}},
         {"name": "waits", "recipe": HOSTILE},
-        {"name": "final", "recipe": "grpo"},
-        {"name": "scores", "recipe": "evaluate"},
+        {"name": "rl_final", "recipe": "grpo"},
+        {"name": "eval", "recipe": "evaluate"},
     ]  # fmt: skip
     write_json(root / "chain.json", {"name": HOSTILE, "stages": stages})
     (root / "broken").mkdir()
@@ -192,7 +192,7 @@ def hostile(root: Path) -> Path:
     write_json(root / "gate" / "results.json", summarize({HOSTILE: written}))
     sign(root / "gate", "evaluate")
     alarm = {"step": 1, "rule": HOSTILE, "action": HOSTILE, "seen": HOSTILE}
-    rows(root / "final", "health.jsonl", [alarm | {"means": HOSTILE, "change": f"`{HOSTILE}`"}])
+    rows(root / "rl_final", "health.jsonl", [alarm | {"means": HOSTILE, "change": f"`{HOSTILE}`"}])
     rolled = sample(row, HOSTILE, 0, source="policy", step=1, policy=HOSTILE, correct=False)
-    rows(root / "final", "rollouts.jsonl", [rolled])
+    rows(root / "rl_final", "rollouts.jsonl", [rolled])
     return root

@@ -36,11 +36,11 @@ def page(browser: Chromium, chain: Path) -> Chromium:
         {"in": 23, "kept": 16, "dropped": {"duplicate": 4, "wrong": 2, "format": 1}},
     )
     rolled = [
-        answered(question(i), "cold", i % 2 > 0, index, step=step)
+        answered(question(i), "cold_start", i % 2 > 0, index, step=step)
         for step, i in ((1, 70), (9, 71))
         for index in range(4)
     ]
-    rows(chain / "reason", "rollouts.jsonl", rolled)
+    rows(chain / "rl", "rollouts.jsonl", rolled)
     browser.look(1240, 900)
     browser.open(write_report(chain))
     return browser
@@ -232,8 +232,8 @@ def test_the_same_text_would_run_if_it_were_not_escaped(
 def test_a_page_of_a_running_chain_reloads_unless_somebody_reads(
     browser: Chromium, chain: Path
 ) -> None:
-    (chain / "scores" / "manifest.json").unlink()
-    sign(chain / "scores", "evaluate")
+    (chain / "eval" / "manifest.json").unlink()
+    sign(chain / "eval", "evaluate")
     path = write_report(chain)
     html = path.read_text().replace("<body>", "<body data-running>")
     assert "RELOAD_SECONDS = 15" in html

@@ -35,9 +35,9 @@ def test_numbers(written: str, expected: str) -> None:
 
 
 def test_a_difference_that_chance_explains_is_not_sold_as_a_gain() -> None:
-    pair = {"from": "cold", "difference": -0.012, "low": -0.03, "high": 0.006, "p": 0.2}
+    pair = {"from": "cold_start", "difference": -0.012, "low": -0.03, "high": 0.006, "p": 0.2}
     words = wording.gained(pair).replace("\u00a0", " ")
     assert words == (
-        "1.2 points fewer than cold (−3.0 to +0.6, p = 0.20); chance alone could explain that"
+        "1.2 points fewer than cold_start (−3.0 to +0.6, p = 0.20); chance alone could explain that"
     )
     assert "chance" not in wording.gained(pair | {"p": 0.01})

@@ -1,7 +1,6 @@
 """Results of several seeds become one, that says how much the seed matters."""
 
 import json
-import re
 
 import pytest
 import scipy.stats
@@ -14,7 +13,7 @@ from chainforge.data.metrics import summarize
 from chainforge.report.html import write_report
 from chainforge.report.merge import merge_results
 
-RIGHT = {1: (40, 60), 2: (44, 70), 3: (36, 62)}  # of 100 rows, by seed: cold and final
+RIGHT = {1: (40, 60), 2: (44, 70), 3: (36, 62)}  # of 100 rows, by seed: cold_start and rl_final
 
 
 def evaluation(place, seed, right, **settings):
@@ -24,7 +23,7 @@ def evaluation(place, seed, right, **settings):
             {"id": str(i), "sample": 0, "correct": i < count, "tokens": 10 * seed, "task": "sums"}
             for i in range(100)
         ]
-        for name, count in zip(("cold", "final"), right, strict=True)
+        for name, count in zip(("cold_start", "rl_final"), right, strict=True)
     }
     said = {"sampling": {"temperature": 1.0}, "seed": seed, "tasks": [{"fn": "x"}]} | settings
     write_json(place / "results.json", summarize(judged) | {"settings": said})
@@ -35,26 +34,30 @@ def evaluation(place, seed, right, **settings):
 @pytest.fixture
 def runs(tmp_path):
     for seed, right in RIGHT.items():
-        evaluation(tmp_path / f"seed-{seed}/fake/scores", seed, right)
+        evaluation(tmp_path / f"seed-{seed}/fake/eval", seed, right)
     return tmp_path
 
 
 def test_the_mean_over_seeds_has_an_interval_that_knows_of_rows_and_seeds(runs):
-    merged = merge_results(runs / f"seed-{seed}/fake/scores" for seed in RIGHT)
-    cold, final = merged["models"]
-    assert (cold["name"], final["name"], cold["n"]) == ("cold", "final", 100)
-    assert cold["strict"]["mean"] == pytest.approx(0.40)
-    assert cold["strict"]["seeds"] == {"1": 0.40, "2": 0.44, "3": 0.36}
-    assert cold["strict"]["sd"] == pytest.approx(0.04)
-    alone = json.loads((runs / "seed-1/fake/scores/results.json").read_text())["models"][0]
+    merged = merge_results(runs / f"seed-{seed}/fake/eval" for seed in RIGHT)
+    cold_start, rl_final = merged["models"]
+    assert (cold_start["name"], rl_final["name"], cold_start["n"]) == (
+        "cold_start",
+        "rl_final",
+        100,
+    )
+    assert cold_start["strict"]["mean"] == pytest.approx(0.40)
+    assert cold_start["strict"]["seeds"] == {"1": 0.40, "2": 0.44, "3": 0.36}
+    assert cold_start["strict"]["sd"] == pytest.approx(0.04)
+    alone = json.loads((runs / "seed-1/fake/eval/results.json").read_text())["models"][0]
     # Wider than one seed's own, and than Student's t of the seeds alone.
-    assert cold["strict"]["low"] < alone["strict"]["low"]
-    assert cold["strict"]["high"] > alone["strict"]["high"]
+    assert cold_start["strict"]["low"] < alone["strict"]["low"]
+    assert cold_start["strict"]["high"] > alone["strict"]["high"]
     t = scipy.stats.ttest_1samp([0.40, 0.44, 0.36], 0).confidence_interval()
-    assert cold["strict"]["high"] - cold["strict"]["low"] > t.high - t.low
-    assert cold["tokens_mean"] == 20
-    assert cold["pass_at_k"] == {"1": pytest.approx(0.40)}
-    assert cold["tasks"]["sums"]["strict"]["mean"] == pytest.approx(0.40)
+    assert cold_start["strict"]["high"] - cold_start["strict"]["low"] > t.high - t.low
+    assert cold_start["tokens_mean"] == 20
+    assert cold_start["pass_at_k"] == {"1": pytest.approx(0.40)}
+    assert cold_start["tasks"]["sums"]["strict"]["mean"] == pytest.approx(0.40)
     (pair,) = merged["pairs"]
     assert pair["difference"] == pytest.approx((0.20 + 0.26 + 0.26) / 3)
     assert pair["seeds"] == {"1": pytest.approx(0.2), "2": pytest.approx(0.26),
@@ -74,7 +77,7 @@ def test_a_gain_that_the_next_seed_takes_back_is_no_gain(tmp_path):
 
 def test_runs_are_merged_from_the_command_line_into_the_same_form(runs, monkeypatch, capsys):
     places = [str(runs / f"seed-{seed}/fake") for seed in RIGHT]
-    out = runs / "all/scores/results.json"
+    out = runs / "all/eval/results.json"
     monkeypatch.setattr("sys.argv", ["chainforge", "merge", *places, "--output", str(out)])
     with pytest.raises(SystemExit) as ended:
         main()
@@ -82,32 +85,31 @@ def test_runs_are_merged_from_the_command_line_into_the_same_form(runs, monkeypa
     assert "mean of 3 seeds" in capsys.readouterr().out
     (out.parent / "config.yaml").write_text("seed: 1\n")
     # The report reads it like any other.
-    assert read_run(runs / "all").last_results().results["models"][1]["name"] == "final"
+    assert read_run(runs / "all").last_results().results["models"][1]["name"] == "rl_final"
     page = write_report(runs / "all").read_text()
     assert "intervals over 3 seeds" in page
-    assert "seeds 1, 2, 3" in page
+    assert "seed 1, 2, 3" in page
 
 
 def test_what_is_not_the_same_evaluation_is_refused(runs):
     first = runs / "seed-1/fake"
     with pytest.raises(InputError, match="at least two seeds"):
-        merge_results([first, first / "scores"])
+        merge_results([first, first / "eval"])
     for other, found in (
         (evaluation(runs / "hot", 4, (1, 2), sampling={"temperature": 0.6}), "sampling: .*0.6"),
-        (evaluation(runs / "again", 1, (1, 2)), "same seed, 1"),
+        (evaluation(runs / "again", 1, (1, 2)), "its seed is 1"),
     ):
         with pytest.raises(InputError, match=found):
             merge_results([first, other])
-    results = json.loads((first / "scores/results.json").read_text())
+    results = json.loads((first / "eval/results.json").read_text())
     old = {key: results[key] for key in ("models", "pairs")}
     write_json(runs / "old/results.json", old)
-    with pytest.raises(InputError, match="does not record"):
+    with pytest.raises(InputError, match="its seed is None"):
         merge_results([first, runs / "old"])
-    renamed = json.loads(json.dumps(results).replace('"cold"', '"warm"'))
+    renamed = json.loads(json.dumps(results).replace('"cold_start"', '"warm"'))
+    renamed["settings"]["seed"] = 9
     write_json(runs / "warm/results.json", renamed)
-    with pytest.raises(
-        InputError, match=re.escape("different models: cold, final and warm, final")
-    ):
+    with pytest.raises(InputError, match="model names: cold_start, rl_final -> warm, rl_final"):
         merge_results([first, runs / "warm"])
     (runs / "empty").mkdir()
     with pytest.raises(InputError, match="holds no stage"):

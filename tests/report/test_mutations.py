@@ -64,10 +64,10 @@ def whole(root: Path) -> dict[str, bool]:
     tiny(root)
     chain = json.loads((root / "chain.json").read_text())
     chain["stages"][-1]["gate"] = [{"metric": "accuracy", "min": 0.2},
-                                   {"beats": "cold", "p": 0.5}]  # fmt: skip
-    models = {f"models.{name}": name for name in ("base", "cold", "reason", "final")}
+                                   {"beats": "cold_start", "p": 0.5}]  # fmt: skip
+    models = {f"models.{name}": name for name in ("base", "cold_start", "rl", "rl_final")}
     chain["stages"][-1]["inputs"] = models
-    chain["stages"].append({"name": "more", "recipe": "collect", "inputs": {"model": "final"}})
+    chain["stages"].append({"name": "more", "recipe": "collect", "inputs": {"model": "rl_final"}})
     write_json(root / "chain.json", chain)
     more = root / "more"
     write_json(more / "stage.json", {"recipe": "collect", "fingerprint": "ab", "given": {},
@@ -76,12 +76,12 @@ def whole(root: Path) -> dict[str, bool]:
     bill = [{"id": 1}, {"id": 1, "outcome": "ok", "told": True, "tokens": 5, "usd": 0.1}]
     rows(more, "requests.jsonl", bill)
     alarms = [{"step": 3, "rule": "kl", "action": "warn", "seen": "kl 3", "means": "m"}]
-    rows(root / "final", "health.jsonl", alarms)
+    rows(root / "rl_final", "health.jsonl", alarms)
     rolled = [
-        answered(question(1), "final", True, i, step=step, reward=0.5) for step in (1, 2)
+        answered(question(1), "rl_final", True, i, step=step, reward=0.5) for step in (1, 2)
         for i in range(2)
     ]  # fmt: skip
-    rows(root / "final", "rollouts.jsonl", rolled)
+    rows(root / "rl_final", "rollouts.jsonl", rolled)
     teacher = sample(question(3), "x", 0, source="teacher", drop=None, correct=None, reward=1.0)
     rows(more, "samples.jsonl", [teacher])
     files = [path for path in root.rglob("*.json*") if path.is_file()]
@@ -105,11 +105,11 @@ def test_whatever_is_in_a_file_the_report_is_written_or_the_file_named(tmp_path,
 @pytest.mark.parametrize("name", ["samples.jsonl", "rollouts.jsonl", "metrics.jsonl"])
 def test_a_file_that_grows_or_is_replaced_meanwhile_does_not_cost_the_report(chain, name):
     """A stage writes while the report is made: the rows that are no longer there are left out."""
-    stage = chain / ("scores" if name == "samples.jsonl" else "final")
-    rows(stage, name, [answered(question(i), "final", True, step=1) for i in range(4)])
+    stage = chain / ("eval" if name == "samples.jsonl" else "rl_final")
+    rows(stage, name, [answered(question(i), "rl_final", True, step=1) for i in range(4)])
     entries = index(stage / name)
     assert len(fetch(stage / name, entries)) == len(entries)
-    rows(stage, name, [answered(question(9), "final", True, step=1)])
+    rows(stage, name, [answered(question(9), "rl_final", True, step=1)])
     assert len(fetch(stage / name, entries)) == len(entries)
     with open(stage / name, "ab") as file:
         file.write(b'{"id": "torn')

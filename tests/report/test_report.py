@@ -32,8 +32,8 @@ def report(chain: Path, stages: list[Any] | None = None) -> Page:
 
 def test_the_headline_is_about_the_last_rl_stage(chain: Path) -> None:
     page = report(chain)
-    models = json.loads((chain / "scores" / "results.json").read_text())["models"]
-    assert f"{wording.solved(models[3])}, 22.5 points more than reason" in page.text
+    models = json.loads((chain / "eval" / "results.json").read_text())["models"]
+    assert f"{wording.solved(models[3])}, 22.5 points more than rl" in page.text
     assert "85.0 % of 40 held-out problems" in page.text
 
 
@@ -42,8 +42,8 @@ def test_every_section_holds_its_numbers(chain: Path) -> None:
     for words in (
         "tiny chain",
         "kept 16 of 20 rows",
-        "reward 0.53 → 0.89",
-        "loss 1.50 → 0.07",
+        "training 0.525 → 0.885",
+        "training 1.5 → 0.0741",
         "1 min 01 s",
         "pass@2",
         "maj@2",
@@ -77,43 +77,30 @@ def test_every_section_holds_its_numbers(chain: Path) -> None:
 def test_all_that_an_evaluation_measured_is_shown_and_how(chain: Path) -> None:
     page = report(chain)
     for words in (
-        # final: 34 of 40 right, 12 tokens each, two tasks of 20.
-        "final 40 85.0 % 70.9–92.9 85.0 % 70.9–92.9 100.0 % 100.0 % 12 14.1 0.0 %",
+        # rl_final: 34 of 40 right, 12 tokens each, two tasks of 20.
+        "rl_final 40 85.0 % 70.9–92.9 85.0 % 70.9–92.9 100.0 % 100.0 % 12 – 14.1 0.0 % 0",
         "script of “en”",
-        "temperature 0.7, top-p 0.9, up to 2,048 tokens, 2 samples of each prompt, seed 7",
-        "transformers, dtype bfloat16",
+        "temperature 0.7, top-p 0.9, up to 2,048 tokens, 2 per prompt, seed 7",
+        "dtype bfloat16",
         '{"fn": "hub", "params": {"dataset": "gsm8k"}, "split": "test"}',
         "Think before you speak.",
         "chains sums Mean of the tasks",
         "All numbers by task",
-        "final 20 85.0 % 64.0–94.8",
+        "rl_final 20 85.0 % 64.0–94.8",
     ):
         assert words in page.text
-    results = json.loads((chain / "scores" / "results.json").read_text())
+    results = json.loads((chain / "eval" / "results.json").read_text())
     once = results["models"][3]["pass_at_1"]
-    assert f"final 85.0 % {100 * once['low']:.1f}–{100 * once['high']:.1f} 85.0 %" in page.text
+    assert f"rl_final 85.0 % {100 * once['low']:.1f}–{100 * once['high']:.1f} 85.0 %" in page.text
     mean = results["models"][3]["macro"]["strict"]
     assert f"{100 * mean['low']:.1f}–{100 * mean['high']:.1f} Strict accuracy. In" in page.text
 
 
-def test_an_evaluation_of_an_earlier_version_is_shown_as_far_as_it_goes(chain: Path) -> None:
-    path = chain / "scores" / "results.json"
-    results = json.loads(path.read_text())
-    for model in results["models"]:
-        for key in ("language", "tokens_per_solved", "pass_at_1", "macro", "tasks", "unjudged"):
-            del model[key]
-    write_json(path, {key: results[key] for key in ("models", "pairs")})
-    page = report(chain)
-    assert "Tokens per solved" not in page.text
-    assert "How it was measured" not in page.text
-    assert "final 40 85.0 % 70.9–92.9" in page.text
-
-
 def test_an_rl_stage_shows_what_its_evaluation_found_before_and_after(chain: Path) -> None:
     more = [{"step": step, "accuracy": 0.3} for step in range(41, 51)]
-    rows(chain / "reason", "metrics.jsonl", more)
-    stages = [{"name": name, "recipe": "sft"} for name in ("cold", "scores")]
-    stages.insert(1, {"name": "reason", "recipe": "grpo", "inputs": {"model": "cold"}})
+    rows(chain / "rl", "metrics.jsonl", more)
+    stages = [{"name": name, "recipe": "sft"} for name in ("cold_start", "eval")]
+    stages.insert(1, {"name": "rl", "recipe": "grpo", "inputs": {"model": "cold_start"}})
     assert "as evaluated" not in report(chain).text  # without its start there is no before
     assert "held out, as evaluated 25 % → 62 %" in report(chain, stages=stages).text
 
@@ -138,7 +125,9 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
 
 
 def test_text_that_is_no_text_does_not_cost_the_report(chain: Path) -> None:
-    row = answered(question(99), "cold", True) | {"completion": "a\ud800b\x00\x07\x1b[31m\u202ec"}
+    row = answered(question(99), "cold_start", True) | {
+        "completion": "a\ud800b\x00\x07\x1b[31m\u202ec"
+    }
     rows(chain / "traces", "samples.jsonl", [row | {"drop": "odd"}])
     write_json(
         chain / "traces" / "funnel.json",
@@ -152,10 +141,12 @@ def test_text_that_is_no_text_does_not_cost_the_report(chain: Path) -> None:
 
 def test_reasoning_and_answer_are_told_apart(chain: Path) -> None:
     html = write_report(chain).read_text(encoding="utf-8")
-    assert re.search(r'class="said reasoning"[^>]*>final thinks<', html)
+    assert re.search(r'class="said reasoning"[^>]*>rl_final thinks<', html)
     assert re.search(r'class="said answer"[^>]*>wrong<', html)
     assert "&lt;reasoning_process&gt;" not in html
-    broken = answered(question(50), "cold", False, finish_reason="length", lenient_correct=True)
+    broken = answered(
+        question(50), "cold_start", False, finish_reason="length", lenient_correct=True
+    )
     rows(chain / "traces", "samples.jsonl", [broken | {"completion": "no form", "drop": "cut"}])
     page = report(chain)
     assert "as written no form 12 tokens, cut at the length limit, not in the" in page.text
@@ -163,29 +154,29 @@ def test_reasoning_and_answer_are_told_apart(chain: Path) -> None:
 
 
 def test_a_half_finished_chain_with_a_failed_stage(chain: Path) -> None:
-    for name in ("reason", "scores"):
+    for name in ("rl", "eval"):
         (chain / name / "manifest.json").unlink()
-    write_json(chain / "reason" / "stage.json", {"recipe": "grpo", "fingerprint": "x"})
-    write_json(chain / "reason" / "progress.json", {"done": 12, "total": 40, "unit": "steps"})
+    write_json(chain / "rl" / "stage.json", {"recipe": "grpo", "fingerprint": "x"})
+    write_json(chain / "rl" / "progress.json", {"done": 12, "total": 40, "unit": "steps"})
     noise = "".join(f"step {i}\r" for i in range(50))
-    (chain / "reason" / "log.txt").write_text(
+    (chain / "rl" / "log.txt").write_text(
         f"old line\n{noise}\nTraceback (most recent call last):\n"
         "failed: OutOfMemoryError: too big\n  by 2 GiB\n" + "the launcher's own traceback\n" * 20
     )
-    with open(chain / "reason" / "metrics.jsonl", "a") as file:
+    with open(chain / "rl" / "metrics.jsonl", "a") as file:
         file.write('{"step": 41, "rew')  # killed while it wrote
-    for path in list((chain / "scores").iterdir()):
+    for path in list((chain / "eval").iterdir()):
         path.unlink()
     page = report(chain)
     assert "No model of this chain has been evaluated yet." in page.text
     assert "3 of 5" in page.text
     assert "pending" in page.text
-    assert "reason failed after 12 of 40 steps. No model of this chain" in page.text
+    assert "rl failed after 12 of 40 steps. No model of this chain" in page.text
     assert "failed: OutOfMemoryError: too big by 2 GiB" in page.text
     assert "launcher's own" not in page.text
     assert "step 3 " not in page.text
-    assert "Not finished yet: scores." in page.text
-    assert "reason failed" in page.text
+    assert "Not finished yet: eval." in page.text
+    assert "rl failed" in page.text
 
 
 def test_without_chain_json_stages_stand_in_the_order_they_finished(chain: Path) -> None:
@@ -200,10 +191,10 @@ def test_without_chain_json_stages_stand_in_the_order_they_finished(chain: Path)
     )
     assert rows_of_table == [
         ("traces", "done"),
-        ("cold", "done"),
-        ("reason", "done"),
-        ("final", "done"),
-        ("scores", "done"),
+        ("cold_start", "done"),
+        ("rl", "done"),
+        ("rl_final", "done"),
+        ("eval", "done"),
         ("aborted", "pending"),
     ]
     assert "Not finished yet: aborted." in page.text
@@ -215,21 +206,20 @@ def test_a_funnel_that_does_not_add_up_says_so(chain: Path) -> None:
 
 
 def test_a_control_and_a_fallback_are_named(chain: Path) -> None:
-    sign(chain / "final", "grpo", config={"random_rewards": True})
+    sign(chain / "rl_final", "grpo", config={"random_rewards": True})
     rows(
         chain / "traces", "samples.jsonl", [sample(question(3), "x", 0, source="offline-fallback")]
     )
     text = report(chain).text
-    assert "final was trained on random rewards: it is a control." in text
+    assert "rl_final was trained on random rewards: it is a control." in text
     assert "1 of 21 rows were written by the built-in solver, for the teacher did not" in text
 
 
 def test_a_long_run_stays_small(chain: Path) -> None:
-    (chain / "final" / "metrics.jsonl").unlink()
-    grpo(chain / "final", steps=20_000)
+    (chain / "rl_final" / "metrics.jsonl").unlink()
+    grpo(chain / "rl_final", steps=20_000)
     long = [
-        sample(question(i), "so " * 100_000, 0, source="policy", drop=f"reason {i}")
-        for i in range(20)
+        sample(question(i), "so " * 100_000, 0, source="policy", drop=f"rl {i}") for i in range(20)
     ]
     rows(chain / "traces", "samples.jsonl", long)
     html = write_report(chain).read_bytes()
@@ -240,14 +230,14 @@ def test_a_long_run_stays_small(chain: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("scores/results.json", "{", "results.json is not JSON"),
-        ("scores/results.json", "[]", "results.json: expected a JSON object, found a list"),
-        ("scores/results.json", '{"models": [{"n": 1}], "pairs": []}', r"`\$.models\[0\]`"),
+        ("eval/results.json", "{", "results.json is not JSON"),
+        ("eval/results.json", "[]", "results.json: expected a JSON object, found a list"),
+        ("eval/results.json", '{"models": [{"n": 1}], "pairs": []}', r"`\$.models\[0\]`"),
         ("traces/funnel.json", '{"in": 3}', "funnel.json is damaged.*: .* missing required field"),
         ("traces/funnel.json", "[" * 5000, "funnel.json is not JSON"),
-        ("cold/metrics.jsonl", "{\n{}\n", "metrics.jsonl.*\n.*line 1"),
+        ("cold_start/metrics.jsonl", "{\n{}\n", "metrics.jsonl.*\n.*line 1"),
         (
-            "cold/manifest.json",
+            "cold_start/manifest.json",
             '{"recipe": "sft"}',
             "manifest.json is damaged, or not of this version",
         ),
@@ -272,17 +262,17 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_chain_of_several_states_says_each(chain: Path) -> None:
-    for name in ("reason", "final"):
+    for name in ("rl", "rl_final"):
         (chain / name / "manifest.json").unlink()
-    (chain / "reason" / "log.txt").write_text("stopped: step 12, truncated: too long\n")
-    (chain / "final" / "log.txt").write_text("$ old\nfailed: long ago\n$ new\nstep 3\n")
+    (chain / "rl" / "log.txt").write_text("stopped: step 12, truncated: too long\n")
+    (chain / "rl_final" / "log.txt").write_text("$ old\nfailed: long ago\n$ new\nstep 3\n")
     assert_state = report(chain).text
-    assert "reason grpo – resumable" in assert_state
-    assert "Not finished yet: reason, stopped: step 12, truncated: too long." in assert_state
-    assert "final grpo – pending" in assert_state
-    with artifacts.lock(chain), artifacts.lock(chain / "final"):
+    assert "rl grpo – resumable" in assert_state
+    assert "Not finished yet: rl, stopped: step 12, truncated: too long." in assert_state
+    assert "rl_final grpo – pending" in assert_state
+    with artifacts.lock(chain), artifacts.lock(chain / "rl_final"):
         page = report(chain)
-    assert "final grpo – running" in page.text
+    assert "rl_final grpo – running" in page.text
     assert "progress" not in [a.get("class") for _, a in page.elements]  # none was told
     assert "while the chain runs" in page.text
     assert ("body", {"data-running": None}) in page.elements
@@ -290,31 +280,34 @@ def test_a_chain_of_several_states_says_each(chain: Path) -> None:
 
 
 def test_a_stage_at_work_shows_how_far_it_is(chain: Path) -> None:
-    for name in ("final", "scores"):
+    for name in ("rl_final", "eval"):
         (chain / name / "manifest.json").unlink()
-    (chain / "scores" / "results.json").unlink()
-    write_json(chain / "final" / "progress.json", {"done": 12, "total": 40, "unit": "steps"})
-    with artifacts.lock(chain), artifacts.lock(chain / "final"):
+    (chain / "eval" / "results.json").unlink()
+    write_json(chain / "rl_final" / "progress.json", {"done": 12, "total": 40, "unit": "steps"})
+    with artifacts.lock(chain), artifacts.lock(chain / "rl_final"):
         page = report(chain)
-    assert "final is running, 12 of 40 steps. No model" in page.text
+    assert "rl_final is running, 12 of 40 steps. No model" in page.text
     bars = [a for tag, a in page.elements if tag == "svg" and a.get("class") == "progress"]
     assert [bar["aria-label"] for bar in bars] == ["30 % done"]
 
 
 def test_a_stage_made_from_what_was_made_anew_since_is_stale(chain: Path) -> None:
-    entry = [{"name": "cold", "recipe": "sft"}]
-    entry.append({"name": "reason", "recipe": "grpo", "inputs": {"model": "cold"}})
-    for print_, state in (("cd" * 32, "done"), ("ef" * 32, "stale made from an earlier cold")):
-        sign(chain / "cold", "sft", fingerprint=print_)
-        assert f"reason grpo cold {state}" in report(chain, stages=entry).text
+    entry = [{"name": "cold_start", "recipe": "sft"}]
+    entry.append({"name": "rl", "recipe": "grpo", "inputs": {"model": "cold_start"}})
+    for print_, state in (
+        ("cd" * 32, "done"),
+        ("ef" * 32, "stale made from an earlier cold_start"),
+    ):
+        sign(chain / "cold_start", "sft", fingerprint=print_)
+        assert f"rl grpo cold_start {state}" in report(chain, stages=entry).text
 
 
 def test_health_messages_are_marked_where_they_arose(chain: Path) -> None:
     found = {"rule": "kl_growth", "action": "stop", "means": "it runs `away`", "change": "a `beta`"}
     rows(
-        chain / "final",
+        chain / "rl_final",
         "health.jsonl",
-        [{"step": 9, "seen": "kl is 0.9"} | found, {"step": 20, "message": "all is odd"}],
+        [{"step": 9, "seen": "kl is 0.9"} | found, {"step": 20, "seen": "all is odd"}],
     )
     page = report(chain)
     html = (chain / "report.html").read_text()
@@ -326,11 +319,11 @@ def test_health_messages_are_marked_where_they_arose(chain: Path) -> None:
         "KL to the reference"
     ]
     assert sum("warning 2 at step 20" in label for label in labels) == 7
-    assert "final: 2 warnings of RL's health, below." in page.text
+    assert "rl_final: warnings of RL's health (2), below." in page.text
 
 
 def test_watching_rewrites_the_page_until_the_run_ends(chain: Path) -> None:
-    (chain / "scores" / "manifest.json").unlink()
+    (chain / "eval" / "manifest.json").unlink()
     told: list[str] = []
     seen: list[bool] = []
 
@@ -341,20 +334,18 @@ def test_watching_rewrites_the_page_until_the_run_ends(chain: Path) -> None:
         if len(told) == 1:
             run.enter_context(artifacts.lock(chain))
         elif len(told) == 2:
-            (chain / "cold" / "metrics.jsonl").write_text("{\n{}\n")
+            (chain / "cold_start" / "metrics.jsonl").write_text("{\n{}\n")
         elif len(told) == 3:
-            (chain / "cold" / "metrics.jsonl").unlink()
-            sign(chain / "scores", "evaluate", finished="2026-01-01T09:00:00Z")
+            (chain / "cold_start" / "metrics.jsonl").unlink()
+            sign(chain / "eval", "evaluate", finished="2026-01-01T09:00:00Z")
             run.close()
 
     with contextlib.ExitStack() as run:
         watch(chain, tell, 0.01)
-    assert told[:2] == [
-        "4 of 5 stages done, not running",
-        "4 of 5 stages done",
-    ]
+    assert told[:2] == ["4 of 5 stages done, eval resumable, not running",
+                        "4 of 5 stages done, eval resumable"]  # fmt: skip
     assert told[2].startswith("not written: ")
-    assert told[3] == "5 of 5 stages done"
+    assert told[3] == "5 of 5 stages done, not running"
     assert seen == [False, True, True, False]
     with pytest.raises(InputError, match="no such run"):
         watch(chain / "nowhere", tell, 0.01)

@@ -11,7 +11,7 @@ from chainforge.data.metrics import summarize
 from chainforge.report.tables import show_results
 
 TASKS = ("basic_arithmetic", "chain_sum", "leg_counting")
-MODELS = {"base": 0, "cold": 31, "final": 57, "student_base": 0, "student": 60}
+MODELS = {"base": 0, "cold_start": 31, "rl_final": 57, "student_base": 0, "student": 60}
 SETTINGS = {
     "sampling": {"temperature": 0.6, "top_p": 0.95, "top_k": 0, "max_new_tokens": 32768,
                  "num_samples": 4},
@@ -56,27 +56,24 @@ def test_every_number_is_there_within_80_columns() -> None:
     assert not any("…" in line for line in lines)
     text = "\n".join(" ".join(line.split()) for line in lines)
     assert "student 100 (94.0 to 100) 100 (94.0 to 100) 100.0 1,264" in text
-    assert "final 1,200 1,330 1.7 100.0" in text  # tokens per solved: 1,263.5 * 60 / 57
-    assert "final 95.0 (86.3 to 98.3) 95.0 95.0" in text  # all samples of a problem are alike
+    assert "rl_final 1,200 1,330 1.7 100.0" in text  # tokens per solved: 1,263.5 * 60 / 57
+    assert "rl_final 95.0 (86.3 to 98.3) 95.0 95.0" in text  # all samples of a problem are alike
     assert "basic_ leg_" in text
     assert "arithmetic chain_sum counting mean" in text
-    assert "cold 55.0 50.0 50.0 51.7 (39.9 to 63.1)" in text
-    assert "cold final +43.3 +31.7 to +56.7 < 0.0001" in text
-    assert text.endswith(
-        "sampled with temperature 0.6, top-p 0.95, up to 32,768 tokens, 4 samples of each\n"
-        "prompt, seed 42"
-    )
+    assert "cold_start 55.0 50.0 50.0 51.7 (39.9 to 63.1)" in text
+    assert "cold_start rl_final +43.3 +31.7 to +56.7 < 0.0001" in text
+    assert text.endswith("up to 32,768 tokens, 4 per prompt,\nseed 42")
 
 
 def test_one_sample_of_one_task_needs_fewer_tables_and_old_results_have_fewer() -> None:
-    found = results({"cold": 30}, samples=1)
+    found = results({"cold_start": 30}, samples=1)
     found["settings"] = {"sampling": {"temperature": 0, "max_new_tokens": 64}, "seeds": [1, 2]}
     text = "\n".join(shown(found))
     assert "samples of each prompt" not in text
-    assert text.endswith("sampled with greedy decoding, up to 64 tokens, seeds 1, 2")
+    assert text.endswith("sampled with greedy decoding, up to 64 tokens, seed 1, 2")
     (model,) = found["models"]
     for key in ("language", "tokens_per_solved", "pass_at_1", "macro", "tasks"):
         del model[key]
     old = "\n".join(shown({"models": [model], "pairs": []}))
-    assert "cold" in old
+    assert "cold_start" in old
     assert "sampled" not in old
