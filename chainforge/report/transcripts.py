@@ -126,11 +126,10 @@ def _index(path: Path, *state: int) -> list[Entry]:
 
 def _entry(place: int, row: Row) -> Entry:
     fate = f"dropped: {row['drop']}" if row.get("drop") else "kept" if "drop" in row else ""
-    names = (str(row.get(key) or "") for key in ("id", "model"))
+    name, model, task = (str(row.get(key) or "") for key in ("id", "model", "task"))
     sample, step = (int(finite(row.get(key)) or 0) for key in ("sample", "step"))
-    source = str(row.get("source") or "not recorded")
-    task, correct = str(row.get("task") or ""), bool(row.get("correct"))
-    return Entry(place, *names, sample, correct, task, source, fate, step)
+    source, correct = str(row.get("source") or "not recorded"), bool(row.get("correct"))
+    return Entry(place, name, model, sample, correct, task, source, fate, step)
 
 
 def finite(value: Any) -> float | None:
