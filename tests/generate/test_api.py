@@ -66,15 +66,6 @@ def test_every_sample_is_asked_for_once_with_its_seed_and_nothing_left_to_the_se
     }  # fmt: skip
 
 
-def test_a_server_that_knows_no_more_than_openais_fields_gets_no_more(tmp_path):
-    with Server(right) as server:
-        run(tmp_path, server.url, extra_body={}, rows=prompts(1), served_model="mine")
-    assert set(server.asked[0].body) == {
-        "messages", "model", "temperature", "top_p", "n", "max_tokens", "seed"
-    }  # fmt: skip
-    assert server.asked[0].body["model"] == "mine"
-
-
 def test_several_servers_share_the_work_and_one_that_fails_is_passed_over(tmp_path):
     with Server(right, seconds=0.01) as one, Server(right, seconds=0.01) as two:
         rows = run(tmp_path / "a", one.url, two.url)

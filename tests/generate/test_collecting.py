@@ -243,21 +243,6 @@ def test_a_raised_budget_goes_on(folder):
         assert len(server.asked) == 30
 
 
-def test_max_tokens_total(folder):
-    with Server() as server:
-        args = TeacherArgs(
-            **QUICK,
-            base_url=server.url,
-            max_new_tokens=1000,
-            max_tokens_total=3000,
-            max_concurrency=9,
-        )
-        with pytest.raises(Stopped, match="by max_tokens_total"):
-            collect(args, examples(30), "out")
-        spent = sum(row["usage"]["total_tokens"] for row in read_rows("out/samples.jsonl"))
-        assert 1400 < spent <= 3000
-
-
 def test_the_limit_of_a_server_is_found_and_kept_to(folder):
     with Server(limit=10, seconds=0.05) as server:
         args = TeacherArgs(**QUICK, base_url=server.url)

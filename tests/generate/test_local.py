@@ -4,8 +4,7 @@ from transformers import GenerationConfig
 
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import example
-from chainforge.core.transcript import special_ids
-from chainforge.generate.local import LocalEngine, choose, drawn, encode
+from chainforge.generate.local import LocalEngine, choose, encode
 from chainforge.generate.settings import Draw, SamplingArgs, seed_of
 
 
@@ -63,15 +62,6 @@ def test_every_draw_is_made_once(model, tokenizer, rows):
         assert row.get("chat_token") in (None, "<|endoftext|>", "<|im_start|>")
         assert 1 <= row["tokens"] <= 24
         assert row["finish_reason"] == "stop" or row["tokens"] == 24
-
-
-def test_a_special_token_within_a_completion_is_named(tokenizer):
-    special = special_ids(tokenizer)
-    ids = tokenizer("<think>1<|im_start|>2</think>")["input_ids"]
-    assert drawn(special, "", ids, "length")["chat_token"] == "<|im_start|>"
-    assert drawn(special, "", [*ids[:1], *special], "stop").get("chat_token")
-    plain = tokenizer("<think>12</think>")["input_ids"]
-    assert "chat_token" not in drawn(special, "", [*plain, next(iter(special))], "stop")
 
 
 def test_the_same_seed_gives_the_same_rows(model, tokenizer, rows):
@@ -214,13 +204,6 @@ def test_a_model_may_name_further_ends(model, tokenizer, rows):
     assert {(row["completion"], row["finish_reason"], row["tokens"]) for row in made} == {
         ("", "stop", 1)
     }
-
-
-def test_training_mode_is_kept(model, tokenizer, rows):
-    model.train()
-    flat(model, tokenizer, rows[:1], sampling())
-    assert model.training
-    model.eval()
 
 
 def test_completions_end_where_the_context_does(model, tokenizer):

@@ -158,17 +158,6 @@ def test_a_pool_renumbers_samples_and_says_where_they_are_from(tmp_path):
     assert {row["pooled_from"] for row in pool} == {"reason", "picks"}
 
 
-def test_what_is_no_pool_is_said(tmp_path):
-    with pytest.raises(InputError, match=r"no samples: expected a \.jsonl file"):
-        read_pool([str(tmp_path)])
-    write_rows(tmp_path / "samples.jsonl", prompts(1))
-    with pytest.raises(InputError, match="line 1: Object missing required field `completion`"):
-        read_pool([str(tmp_path)])
-    write_rows(tmp_path / "samples.jsonl", [])
-    with pytest.raises(InputError, match="no samples in it"):
-        read_pool([str(tmp_path)])
-
-
 RATES = {0: 0.0, 1: 0.25, 2: 0.5, 3: 0.75, 4: 1.0}
 
 

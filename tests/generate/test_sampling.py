@@ -1,7 +1,6 @@
 """The loop that samples, scores, writes and resumes, alone, in rounds and in several processes."""
 
 import copy
-import json
 import random
 from collections import Counter
 
@@ -76,13 +75,6 @@ def test_a_cut_run_samples_nothing_twice_and_ends_the_same(model, tokenizer, tmp
     again = read_rows(tmp_path / "cut.jsonl")
     assert len(again) == 18
     assert len({(row["id"], row["sample"]) for row in again}) == 18
-
-
-def test_two_models_share_a_file(model, tokenizer, tmp_path):
-    one = run(model, tokenizer, tmp_path / "s.jsonl", name="one").samples
-    two = run(model, tokenizer, tmp_path / "s.jsonl", name="two").samples
-    assert [row["completion"] for row in one] == [row["completion"] for row in two]
-    assert len(read_rows(tmp_path / "s.jsonl")) == 36
 
 
 def test_seeds_stand_in_the_rows_and_no_policy_is_opened_for_nothing(model, tokenizer, tmp_path):
@@ -191,17 +183,6 @@ def test_a_completion_with_a_special_token_is_marked(tokenizer, end, mark):
     assert verdict.get("chat_token") == mark
 
 
-def test_rows_stay_json(model, tokenizer, tmp_path):
-    rows = [row | {"entry": None, "level": 2} for row in examples(2)]
-    assert json.dumps(run(model, tokenizer, tmp_path / "s.jsonl", rows).samples)
-
-
-def test_what_is_no_model_is_said(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(InputError, match="no model could be loaded"):
-        open_policy(str(tmp_path))
-
-
 def answer(row, number, correct, size=4, text=None):
     return sample(row, text or f"{number}", number, source="policy", correct=correct,
                   round=number // size)  # fmt: skip
@@ -231,23 +212,6 @@ def test_the_pass_rate_is_unbiased_though_rounds_stop_early():
         if rate < 0.5:
             assert naive > rate + 0.03  # what it would be otherwise
         assert rounds.report()["samples_saved"] > 0
-
-
-def test_rounds_save_samples_and_lose_no_row():
-    rng = random.Random(2)
-    rounds = simulate([0.2, 0.5, 0.8] * 300, rng)
-    report = rounds.report()
-    rows = {row["id"] for row in rounds.samples() if row["correct"]}
-    assert len(rows) == report["enough"]
-    assert report["enough"] / 900 > 0.98  # what 16 samples each would find
-    assert report["samples"] < 0.5 * 900 * 16
-
-
-def test_without_rounds_every_sample_counts():
-    row = examples(1)[0]
-    rows = [row | {"correct": correct, "sample": n} for n, correct in enumerate([1, 0, None, 1])]
-    assert pass_rates(rows) == {row["id"]: pytest.approx(2 / 3)}
-    assert pass_rates([row | {"correct": None}]) == {}
 
 
 def test_equal_completions_count_once():

@@ -226,13 +226,6 @@ def test_a_usage_that_cannot_be_is_unknown_and_never_free(server, sums, tmp_path
     assert spending["untold_usd_at_most"] > 1000 * 1.2e-6 / 2
 
 
-def test_reasoning_that_is_counted_in_the_total_only_is_paid_for(server, sums, tmp_path):
-    usage = {"prompt_tokens": 40, "completion_tokens": 1, "total_tokens": 150}
-    server.script = [chat("4", usage=usage, **SAID)]
-    spending = collect(asking(server), sums[:1], tmp_path).spending
-    assert (spending["tokens"], spending["untold_requests"]) == (150, 0)
-
-
 def test_a_redirect_is_never_followed(server, sums, tmp_path):
     with Server() as other:
         server.script = lambda request: Answer(GOOD, 307, {"location": other.url})
@@ -279,19 +272,6 @@ def test_a_server_that_cannot_be_reached_ends_the_run(server, sums, tmp_path, ur
     with pytest.raises(InputError, match=f"{url[:16]}.*check that a server is running"):
         collect(asking(server, base_url=url), sums, tmp_path)
     assert not lines(tmp_path / "failures.jsonl")
-
-
-def test_where_no_row_passes_an_answer_is_shown_and_what_would_accept_it(server, sums, tmp_path):
-    cases = [
-        (chat("So \x1b[31m4"), "no_reasoning: .*`instruction: .*<think>.*'So \\\\x1b"),
-        (chat("x" * 999, "length", **SAID), "raise `max_new_tokens`.*x'"),
-    ]
-    for number, (answer, words) in enumerate(cases):
-        for size in (2, 30):
-            server.script = lambda request, answer=answer: answer
-            with pytest.raises(InputError, match=words) as error:
-                collect(asking(server), sums[:size], tmp_path / f"{number}-{size}")
-            assert len(str(error.value)) < 1000
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -416,13 +396,6 @@ def test_a_cut_run_asks_only_for_what_is_missing(server, sums, tmp_path):
     assert {row["request"]: row for row in written} == {r["request"]: r for r in collected.rows}
 
 
-def test_another_request_is_another_row(server, sums, tmp_path):
-    collect(asking(server), sums[:2], tmp_path)
-    collected = collect(asking(server, max_new_tokens=99), sums[:2], tmp_path)
-    assert {row["sampling"]["max_tokens"] for row in collected.rows} == {99}
-    assert len(server.asked) == 4
-
-
 def test_rows_are_scored_as_they_arrive(server, sums, tmp_path):
     seen, told = [], []
     judged = threading.Semaphore(1)
@@ -449,39 +422,6 @@ def test_rows_are_scored_as_they_arrive(server, sums, tmp_path):
     assert "100% right" in told[-1][2]
 
 
-def test_rounds_stop_asking_for_a_prompt_that_has_enough(server, sums, tmp_path):
-    easy = {row["prompt"][-1]["content"] for row in sums[:5]}
-
-    def answer(request):
-        said = f"{REASONING} ({request.number})"
-        return chat("4" if request.prompt in easy else "5", reasoning_content=said)
-
-    def score(rows):
-        return [row | {"correct": read(row["completion"]).answer == "4"} for row in rows]
-
-    server.script = answer
-    args = asking(server, max_samples=4, round_size=2)
-    collected = collect(args, sums[:10], tmp_path, score=score, keep=2)
-    counts = [sum(row["id"] == example["id"] for row in collected.rows) for example in sums[:10]]
-    assert counts == [2] * 5 + [4] * 5
-    assert len(server.asked) == 30
-    assert collect(args, sums[:10], tmp_path, score=score, keep=2).rows == collected.rows
-    assert len(server.asked) == 30
-
-
-def test_an_answer_that_was_not_yet_judged_is_not_asked_for_again(server, sums, tmp_path):
-    def fails(rows):
-        raise RuntimeError("the judge is gone")
-
-    with pytest.raises(RuntimeError, match="judge is gone"):
-        collect(asking(server), sums[:3], tmp_path, score=fails)
-    asked = len(server.asked)
-    assert not (tmp_path / "samples.jsonl").exists()
-    assert len(collect(asking(server), sums[:3], tmp_path).rows) == 3
-    assert len(server.asked) == 3
-    assert asked == 3
-
-
 def test_the_key_is_nowhere(server, sums, tmp_path, caplog):
     caplog.set_level(logging.DEBUG, "chainforge")
     echo = {"error": {"message": f"wrong key {KEY}", KEY: KEY}}
@@ -497,21 +437,6 @@ def test_the_key_is_nowhere(server, sums, tmp_path, caplog):
     assert all("[DEEPSEEK_API_KEY]" in text for text in written)
     assert not any(KEY in text for text in [*written, caplog.text, str(caught.value)])
     assert caught.value.__cause__ is None
-
-
-@pytest.mark.parametrize("key", [KEY, None])
-def test_a_server_gets_no_header_from_the_environment(server, sums, tmp_path, monkeypatch, key):
-    if key is None:
-        monkeypatch.delenv("OPENAI_API_KEY")
-    for name in ("ORG_ID", "PROJECT_ID", "ADMIN_KEY"):
-        monkeypatch.setenv(f"OPENAI_{name}", "another's")
-    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9")
-    custom = "authorization: another's\nX-Token: another's\nAuthorization: another's\nbad\n"
-    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", custom)
-    collect(asking(server, teacher="openai", model="m"), sums[:1], tmp_path)
-    headers = server.asked[0].headers
-    assert headers.get("authorization") == (key and f"Bearer {key}")
-    assert "another's" not in str(headers)
 
 
 @pytest.mark.parametrize("teacher", ["deepseek", "openai"])
