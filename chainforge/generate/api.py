@@ -468,7 +468,8 @@ class _Run:
     async def run(self, draws: Sequence[Draw]) -> None:
         """Work until everything is answered, a limit or a signal ends it, or nothing works."""
         endpoint, args = self.engine.endpoint, self.args
-        self._news, self._stopping, self._turn = asyncio.Event(), asyncio.Event(), asyncio.Lock()
+        self._news, self._turn = asyncio.Event(), asyncio.Lock()
+        self._stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.client = Client(endpoint, self.engine.read, args.timeout)  # of this event loop
         jobs: deque[tuple[Draw, str]] = deque()
         for draw in sorted(draws, key=lambda one: one.sample):  # prompts in order
@@ -479,14 +480,12 @@ class _Run:
         count = min(len(jobs), self.limiter.ceiling)
         self._workers = [asyncio.create_task(self._work(jobs)) for _ in range(count)]
         working = asyncio.gather(*self._workers, return_exceptions=True)
-        stopping = asyncio.create_task(self._stopping.wait())
-        either: set[asyncio.Future[Any]] = {working, stopping}
+        either: set[asyncio.Future[Any]] = {working, self._stopping}
         with self._scorer, process.on_signals(self._on_signal):
             try:
                 await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
                 await asyncio.wait({working}, timeout=SHUTDOWN_SECONDS)
             finally:
-                stopping.cancel()
                 for task in self._workers:
                     task.cancel()
                 await working
@@ -500,9 +499,10 @@ class _Run:
 
     def _end(self, error: Exception) -> None:
         """Let no further request begin."""
-        self.stop = self.stop or error
-        self._stopping.set()
-        self._news.set()
+        if self.stop is None:
+            self.stop = error
+            self._stopping.set_result(None)
+            self._news.set()
 
     def _on_signal(self, number: int) -> None:
         self._signals += 1
@@ -538,7 +538,7 @@ class _Run:
                 if not again:
                     self._lose(draw, key, error, attempts)
                     return
-                await self._sleep(error.wait or _pause(faults))
+                await asyncio.wait({self._stopping}, timeout=error.wait or _pause(faults))
             else:
                 answer |= {"attempts": attempts, "request": key}
                 self.ledger.settle(number, key, "answered", paid, answer)
@@ -566,12 +566,6 @@ class _Run:
                     async with asyncio.timeout(seconds):
                         await self._news.wait()
         return False
-
-    async def _sleep(self, seconds: float) -> None:
-        """Wait, but not while the run is ending."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
 
     def _failed(self, error: Failure, ticket: int, faults: int) -> bool:
         """Count a failure; return whether to ask again."""

@@ -46,7 +46,7 @@ def open_engine(
     """Open the policy with the engine that `engine` names; `directory` is for request logs."""
     args.check()
     if args.engine == "vllm":
-        from chainforge.generate.vllm import VllmEngine
+        from chainforge.generate.local import VllmEngine
 
         return VllmEngine(args, policy, tokenizer, dtype)
     if args.engine == "api":
