@@ -98,7 +98,6 @@ def test_help_is_help(tmp_path, capsys):
 WRONG = [
     ("learning_rat: 1", "", "x.yaml: unknown key 'learning_rat'; did you mean 'learning_rate'"),
     ("", "--learning_rat 1", "unknown option --learning_rat; did you mean 'learning_rate'"),
-    ("", "--max 1", "unknown option --max$"),
     (
         "lr: 1\nfoo: 2\nmax_steps: x",
         "--bar --steps=1",
@@ -107,14 +106,12 @@ WRONG = [
     ("learning_rate: .nan", "", "x.yaml: learning_rate: expected a finite number .*found nan"),
     ("learning_rate: .inf", "", "learning_rate: expected a finite number of at least 0"),
     ("", "--learning_rate -1", "--learning_rate: expected a finite number of at least 0, found -1"),
-    ("max_steps: 0", "", "max_steps: expected 1 or more, or -1"),
     ("seed: 10000000000000000000", "", "seed: .* at most 4294967295"),
     ("max_steps:", "", "max_steps: expected int, found None"),
     ("weights: [1, x]", "", r"weights: expected list\[float\] | None, found \[1, 'x'\]"),
     ("tasks: {fn: a}", "", "tasks: expected list"),
     ("tasks: [a]", "", r"tasks: expected list\[dict\[str, Any\]\], found \['a'\]"),
     ("output_dir: false", "", "output_dir: expected str .*found False"),
-    ("", "--kind c", "--kind: expected .*found 'c'"),
     ("", "--max_steps x", "--max_steps: expected int, found 'x'"),
     ("a: 1\nmax_steps: 1\nmax_steps: 2", "", "x.yaml: line 3: the key 'max_steps' is given twice"),
     ("- a", "", "expected `key: value` lines"),

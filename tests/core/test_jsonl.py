@@ -52,16 +52,13 @@ def test_not_a_number_is_refused_before_it_is_written(tmp_path, number):
 
 
 @pytest.mark.parametrize("tail", ["[1]\n", "{oops}\n", '{"torn": '])
-def test_malformed_lines_are_named(tmp_path, tail):
+def test_malformed_lines_are_named_and_windows_files_read(tmp_path, tail):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"a": 1}\n\n' + tail)
     with pytest.raises(InputError, match=r"rows.jsonl: 1 of \d lines.*\n  line 3: "):
         read_rows(path)
-
-
-def test_byte_order_mark_and_carriage_returns_are_read(tmp_path):
-    (tmp_path / "rows.jsonl").write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n{"a": 2}\r\n')
-    assert read_rows(tmp_path / "rows.jsonl") == [{"a": 1}, {"a": 2}]
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n{"a": 2}\r\n')
+    assert read_rows(path) == [{"a": 1}, {"a": 2}]
 
 
 def test_a_killed_writer_loses_nothing_it_was_told_is_written(tmp_path):

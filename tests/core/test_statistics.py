@@ -20,10 +20,8 @@ from chainforge.core.statistics import (
 
 
 @pytest.mark.parametrize(
-    ("successes", "n"),
-    [(0, 1), (1, 1), (1, 2), (2, 7), (7, 7), (13, 40), (250, 500), (499, 500), (500, 500),
-     (77_777, 100_000)],
-)  # fmt: skip
+    ("successes", "n"), [(0, 1), (2, 7), (250, 500), (500, 500), (77_777, 100_000)]
+)
 def test_wilson_agrees_with_scipy(successes: int, n: int) -> None:
     low, high = wilson(successes, n)
     reference = scipy.stats.binomtest(successes, n).proportion_ci(0.95, method="wilson")
@@ -54,13 +52,9 @@ def test_wilson_over_prompts_covers_the_truth_about_as_often_as_it_says(a: float
 
 @pytest.mark.parametrize(
     ("b", "c", "p"),
-    [
-        (0, 0, 1.0), (5, 5, 1.0), (0, 1, 1.0), (0, 5, 2 / 2**5), (6, 0, 2 / 2**6),
-        (1, 9, 2 * (1 + 10) / 2**10), (12, 3, 2 * (1 + 15 + 105 + 455) / 2**15),
-        # The exact p that SAS, R's exact2x2 and statsmodels print.
-        (6, 16, 0.052478790283203125), (59, 101, 0.0011229051962340462),
-        (150, 86, 3.7159361395713866e-05),
-    ],
+    [(0, 0, 1.0), (0, 1, 1.0), (6, 0, 2 / 2**6), (1, 9, 2 * (1 + 10) / 2**10),
+     # The exact p that SAS, R's exact2x2 and statsmodels print.
+     (6, 16, 0.052478790283203125), (150, 86, 3.7159361395713866e-05)],
 )  # fmt: skip
 def test_mcnemar_is_exact(b: int, c: int, p: float) -> None:
     assert mcnemar(b, c) == pytest.approx(p, rel=1e-9)
@@ -113,15 +107,11 @@ def test_over_seeds_is_never_surer_than_the_rows() -> None:
 @pytest.mark.parametrize(
     ("answers", "correct", "k", "right"),
     [
-        (["4"], [True], 1, True),
         (["4", "5", "5"], [True, False, False], 3, False),
         (["4", "5", "5"], [True, False, False], 1, True),
         (["4", "5"], [True, False], 2, True),  # a tie goes to the first seen
-        (["5", "4"], [False, True], 2, False),
-        (["5", "4", "4", "5", "4"], [False, True, True, False, True], 5, True),
         ([None, None, "4"], [False, False, True], 3, True),  # None has no vote
         ([None, None, "4"], [False, False, True], 2, False),  # nobody voted
-        (["x", None, None], [False, False, False], 3, False),
     ],
 )
 def test_maj_at_k_votes_over_the_first_samples(
@@ -144,17 +134,13 @@ def test_paired_difference_is_the_bootstrap_over_rows() -> None:
     assert paired_difference(first, first) == (0.0, 0.0, 0.0, 1.0)
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda: wilson(0, 0),
-        lambda: wilson(3, 2),
-        lambda: wilson_over_prompts([], 4),
-        lambda: over_seeds([(0.2, 0.1, 0.4)]),
-        lambda: paired_difference([], []),
-        lambda: paired_difference([True], [True, False]),
-    ],
-)
+NO_ROWS = [
+    lambda: wilson(0, 0), lambda: wilson(3, 2), lambda: wilson_over_prompts([], 4),
+    lambda: over_seeds([(0.2, 0.1, 0.4)]), lambda: paired_difference([True], [True, False]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("call", NO_ROWS)
 def test_no_rows_give_no_number(call) -> None:
     with pytest.raises(InputError, match="needs"):
         call()

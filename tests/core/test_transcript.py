@@ -33,14 +33,10 @@ _R, _S = "<reasoning_process>r", "</reasoning_process>"
 NO_TRANSCRIPTS = [
     "", "2", R1.format("", "2"), R1.format("r", " "), "so: " + R1.format("r", "2"),
     R1.format("r", "2") + " done", R1.format("r", "2") * 2, R1.format("r <summary>", "2"),
-    R1.format("r", "2") + "<summary>3</summary>", R1.format("r", "2</summary>"),
     _R + _S, f"{_R}{_S}\n<summary>2", f"<summary>2</summary>\n{_R}{_S}",
-    f"{_R}\n<summary>2</summary>{_S}", f"{_S}r<reasoning_process>\n<summary>2</summary>",
-    f"{_R}{_S} and <summary>2</summary>",
+    f"{_R}\n<summary>2</summary>{_S}", f"{_R}{_S} and <summary>2</summary>",
 ]  # fmt: skip
-NO_THOUGHTS = [
-    "<think></think>4", "<think>r</think>", "4", "<think>r</think>4</think>", "a<think>r</think>4",
-]  # fmt: skip
+NO_THOUGHTS = ["<think></think>4", "<think>r</think>", "4", "<think>r</think>4</think>"]
 
 
 @pytest.mark.parametrize("text", NO_TRANSCRIPTS + NO_THOUGHTS)
@@ -71,11 +67,7 @@ def test_lenient_answer(text, answer):
     assert lenient_answer(text) == answer
 
 
-INVISIBLE = (
-    *"\u200b\u200c\u200d\u2060\ufeff\u00ad\u180e\u202e\u2066\u00a0\u3000\u2028\x00\x1f\u034f",
-    *"\u115f\u1160\u3164\uffa0\u2800\ufe0f\U000e0020\U000e0100",
-    " \u200b\n\u200b ",
-)
+INVISIBLE = "\u200b\u00ad\u202e\u00a0\u3000\u2028\x00\u034f\u115f\u3164\u2800\ufe0f\U000e0020"
 
 
 @pytest.mark.parametrize("text", INVISIBLE, ids=ascii)
