@@ -273,7 +273,7 @@ def doctor(
     as_json: AsJson = False,
     online: Annotated[bool, Option("--online", help="Ask the Hub, but for no weights.")] = False,
 ) -> None:
-    """Check a chain before it runs: settings, rows, tokenizers, rewards, keys, memory, disk."""
+    """Check a chain before it runs: settings, rows, tokenizers, rewards, keys, memory."""
     if not online:
         os.environ["HF_HUB_OFFLINE"] = "1"
     from chainforge.doctor import preflight

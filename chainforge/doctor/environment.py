@@ -1,4 +1,4 @@
-"""Check what a chain needs of this machine: versions, GPUs, launch files, servers and disk."""
+"""Check what a chain needs of this machine: versions, GPUs, launch files and servers."""
 
 from __future__ import annotations
 
@@ -6,22 +6,20 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import shutil
 import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from packaging.version import Version
 
 from chainforge.core import paths
 from chainforge.core.errors import InputError
-from chainforge.doctor.memory import DTYPES, Shape
 from chainforge.rewards.confinement import gaps
-from chainforge.train.distributed import DDP, Layout, faults, layout_of, method_of
+from chainforge.train.distributed import DDP, Layout, faults, layout_of
 
 # Oldest supported, tested. Tests compare them with pyproject.toml and constraints.txt.
 PACKAGES = {
@@ -35,8 +33,6 @@ PACKAGES = {
 }
 PYTHON = "3.11"
 SECONDS = 5.0  # for a server to answer
-TIGHT = 0.8  # of the free disk
-ADAM = 2  # numbers that Adam keeps for each trained one
 
 
 @dataclass(frozen=True)
@@ -164,38 +160,3 @@ def check_server(address: str, stage: str) -> Finding:
     said = f"answers {status}" if status else "does not answer"
     text = f"the server at {address} {said}: start it, or correct `base_url`"
     return Finding("error", "server", text, stage, "base_url")
-
-
-def training_bytes(settings: Mapping[str, Any], shape: Shape, rows: int, processes: int) -> int:
-    """Return the bytes on disk of a training stage: its model and its checkpoints."""
-    full = method_of(settings) == "full"
-    lora = settings["lora_r"], settings["lora_target_modules"]
-    trained = shape.parameters if full else shape.adapter(*lora)
-    dtype = shape.dtype if settings["dtype"] == "auto" else settings["dtype"]
-    batch = settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"]
-    rows *= int(settings.get("num_generations") or 1)
-    epochs = settings["num_train_epochs"]
-    steps = max(1.0, settings["max_steps"])
-    if settings["max_steps"] <= 0:
-        steps = epochs * rows / max(1, batch * processes)
-    every = float(settings["save_steps"]) * (steps if settings["save_steps"] < 1 else 1)
-    by_strategy = {"no": 0, "steps": steps // max(1.0, every) + 1, "epoch": epochs + 1}
-    strategy = getattr(settings["save_strategy"], "value", settings["save_strategy"])
-    number = int(by_strategy.get(strategy, epochs + 1))
-    if limit := settings["save_total_limit"]:
-        number = min(number, limit + 1)
-    checkpoint = trained * DTYPES.get(str(dtype), 4) * (1 + ADAM)
-    return shape.parameters * DTYPES.get(shape.dtype, 4) + number * checkpoint
-
-
-def check_disk(folder: Path, sizes: Mapping[str, int]) -> Finding:
-    """Compare what the stages will write with the free disk below a folder."""
-    place = next(path for path in (folder, *folder.parents) if path.is_dir())
-    free, peak = shutil.disk_usage(place).free, sum(sizes.values())
-    text = f"training will write {peak / 1e9:.1f} GB at most, {free / 1e9:.1f} GB are free"
-    if peak <= TIGHT * free:
-        return Finding("ok", "disk", text)
-    largest = max(sizes, key=lambda name: sizes[name])
-    text += f"; most of it by {largest}: set `save_total_limit: 2` there"
-    level: Literal["error", "warning"] = "error" if peak > free else "warning"
-    return Finding(level, "disk", text, largest, "save_total_limit")

@@ -314,30 +314,30 @@ def suggest(
 ) -> tuple[list[str], Estimate]:  # fmt: skip
     """Return the changes that make a stage fit, and the estimate with them.
 
-    One change alone if one is enough; else several, the ones with the least effect on the training
-    first. If nothing helps, all of them, and an estimate that is still too large. `known` are
-    further arguments of `estimate`.
+    The first change that is enough alone, with the least effect on the training; else all up to the
+    one that makes it fit, if any does. `known` are further arguments of `estimate`.
     """
 
     def tried(changed: Mapping[str, Any], where: Layout) -> Estimate:
         return estimate(recipe, changed, shape, where, device_bytes=device_bytes, **known)
 
-    before = set(refusals(settings, layout))  # an existing fault is not the change's
-    added: dict[str, str] = {}  # by the setting, since a later change replaces an earlier one
-    now, at, found = dict(settings), layout, tried(settings, layout)
-    while found.peak > device_bytes:
-        options = [
-            (words, now | changes, where, tried(now | changes, where))
-            for words, changes, where in _changes(recipe, now, at)
-            if before.issuperset(refusals(now | changes, where))
-        ]
-        fitting = [option for option in options if option[3].peak <= device_bytes]
-        better = fitting or [option for option in options if option[3].peak < 0.98 * found.peak]
-        if not better:
-            break
-        words, now, at, found = better[0]
-        added[words.split(":")[0]] = words
-    return list(added.values()), found
+    faults = set(refusals(settings, layout))  # an existing fault is not the change's
+    options = [
+        (words, changes, where)
+        for words, changes, where in _changes(recipe, settings, layout)
+        if faults.issuperset(refusals(dict(settings) | changes, where))
+    ]
+    for words, changes, where in options:
+        found = tried(dict(settings) | changes, where)
+        if found.peak <= device_bytes:
+            return [words], found
+    now, added, found = dict(settings), [], tried(settings, layout)
+    for words, changes, where in options:
+        then = tried(now | changes, where)
+        if found.peak > device_bytes and then.peak < found.peak:
+            now, found = now | changes, then
+            added.append(words)
+    return added, found
 
 
 def _changes(
@@ -347,22 +347,19 @@ def _changes(
     if not settings["gradient_checkpointing"]:
         yield "gradient_checkpointing: true", {"gradient_checkpointing": True}, layout
     batch = int(settings["per_device_train_batch_size"])
-    steps = int(settings["gradient_accumulation_steps"])
-    # TRL generates completions for all steps of one update at once: that number stays the same.
-    while batch > 1:
-        batch, steps = batch // 2, steps * 2
-        words = f"per_device_train_batch_size: {batch} with gradient_accumulation_steps: {steps}"
-        sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": steps}
+    if batch > 1:  # with as many completions for one update, which TRL generates at once
+        steps = batch * int(settings["gradient_accumulation_steps"])
+        words = f"per_device_train_batch_size: 1 with gradient_accumulation_steps: {steps}"
+        sizes = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": steps}
         yield words, sizes, layout
     if _colocated(settings) and not settings["vllm_enable_sleep_mode"]:
         yield "vllm_enable_sleep_mode: true", {"vllm_enable_sleep_mode": True}, layout
-    method = method_of(settings)
-    if method == "full":
+    if method_of(settings) == "full":
         if layout.processes > 1 and not layout.shards_weights:
             yield "launch: fsdp2", {}, replace(layout, kind=FSDP2)
         lora = {"use_peft": True, "dtype": "bfloat16"}
         yield "use_peft: true, dtype: bfloat16 (LoRA)", lora, layout
-    if method != "QLoRA" and not settings["use_cpu"]:
+    if method_of(settings) != "QLoRA" and not settings["use_cpu"]:
         where = layout if layout.kind in (SINGLE, ZERO2) else replace(layout, kind="ddp")
         qlora = {"use_peft": True, "load_in_4bit": True, "dtype": "bfloat16", "use_vllm": False}
         yield "use_peft: true, load_in_4bit: true, dtype: bfloat16 (QLoRA)", qlora, where
@@ -387,7 +384,6 @@ def memory_advice(
     if needed.peak <= limit:
         return "ok", text
     changes, then = suggest(recipe, settings, shape, layout, limit, **known)
-    advice = f"{'; '.join(changes)} would need {then.peak / GIB:.1f} GiB"
-    if then.peak > limit:
-        advice = f"{advice or 'no setting helps'}: use a smaller model or larger GPUs"
+    advice = f"{'; '.join(changes) or 'no change'} would need {then.peak / GIB:.1f} GiB"
+    advice += ": use a smaller model or larger GPUs" if then.peak > limit else ""
     return ("error" if needed.peak > device_bytes else "warning"), f"{text}: {advice}"

@@ -3,7 +3,7 @@
 Each stage's recipe is loaded, its settings are parsed with the recipe's own `CONFIGS`, and its
 `preflight` is called, as the recipe does when it runs. What an earlier stage has not made yet is
 replaced: a policy by the base model, since training changes neither shape nor tokenizer, and rows
-by the tasks' gold answers. No weights are loaded. To this come the machine, memory and disk.
+by the tasks' gold answers. No weights are loaded. The machine and memory are checked besides.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def examine(
         doctor = _Doctor(machine, chain, steps, online, Path(folder))
         for step in steps:
             findings += doctor.check(step)
-    return [*findings, environment.check_disk(steps[0].directory, doctor.sizes)]
+    return findings
 
 
 class _Doctor:
@@ -75,7 +75,6 @@ class _Doctor:
         self.machine, self.chain, self.online, self.folder = machine, chain, online, folder
         self.steps = {step.stage.name: step for step in steps}
         self.ready: dict[str, Any] = {}
-        self.sizes: dict[str, int] = {}  # bytes that training stages will write
 
     def check(self, step: Step) -> Iterator[Finding]:
         """Yield the findings of one stage."""
@@ -114,7 +113,7 @@ class _Doctor:
     def _examine(
         self, step: Step, configs: tuple[Any, ...], ready: Any, layout: Layout
     ) -> Iterator[Finding]:
-        """Yield what goes beyond a preflight: rows and rewards, servers, memory and disk."""
+        """Yield what goes beyond a preflight: rows and rewards, servers and memory."""
         name = step.stage.name
         settings: dict[str, Any] = {}
         for config in configs:
@@ -140,7 +139,7 @@ class _Doctor:
     def _check_training(
         self, step: Step, settings: dict[str, Any], ready: Any, layout: Layout
     ) -> Iterator[Finding]:
-        """Check the devices, memory and disk of a training stage."""
+        """Check the devices and memory of a training stage."""
         name, gpus = step.stage.name, self.machine.gpus
         if not settings["use_cpu"] and (layout.on_cpu or not gpus):
             text = "without `use_cpu: true` the stage asks for a GPU, and there is none"
@@ -159,9 +158,6 @@ class _Doctor:
         level: Any
         level, text = memory_advice(step.stage.recipe, settings, shape, layout, device, **known)
         yield Finding(level, "memory", text, name)
-        if step.state != DONE:
-            size = environment.training_bytes(settings, shape, len(ready.rows), layout.processes)
-            self.sizes[name] = size
 
     def _check_room(self, step: Step, settings: dict[str, Any]) -> Iterator[Finding]:
         """Warn when the answers that a policy was trained on are longer than it may generate."""

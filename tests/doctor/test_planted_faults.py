@@ -180,9 +180,6 @@ FAULTS = {
         lambda c: c.change("chain", report_to="mlflow"),
         "error", "preflight", "cold_start", "mlflow is not installed; pip install mlflow"),
     "no token for the Hub": (no_token, "error", "preflight", "sft2", "set HF_TOKEN"),
-    "a disk that checkpoints will fill": (
-        lambda c: c.change("cold_start", save_steps=1, max_steps=100_000_000),
-        "error", "disk", "cold_start", "`save_total_limit: 2`"),
     "a version that is too old": (
         lambda c: c.package("peft", "0.1.0"), "error", "versions", None, "peft 0.1.0 is too old"),
     "a version that nobody tested": (
@@ -220,7 +217,7 @@ def test_the_copy_is_sound_without_a_fault(copy, capsys, monkeypatch):
     assert "0 errors, 0 warnings" in said
     assert max(map(len, said.splitlines())) <= 80
     checks = {f["check"] for f in diagnose(capsys, monkeypatch)[1]}
-    assert checks == {"versions", "machine", "verifier", "preflight", "rewards", "memory", "disk"}
+    assert checks == {"versions", "machine", "verifier", "preflight", "rewards", "memory"}
 
 
 def test_a_template_that_a_stage_sets_is_that_of_those_after_it(copy, capsys, monkeypatch):
