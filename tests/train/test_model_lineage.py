@@ -86,11 +86,6 @@ def test_a_stage_by_hand_among_other_things(tmp_path):
     assert "Nothing was measured" in card(lineage(tmp_path / "scratch"))
 
 
-def test_what_no_stage_signed_has_no_lineage(tmp_path):
-    assert lineage(tmp_path) == []
-    assert base_of([]) is None
-
-
 def test_an_evaluation_counts_by_the_model_and_not_by_its_name(run):
     """By hand, after the chain, beside the run, under another name."""
     runs.stage(run.parent / "gsm8k", "evaluate", measured={"mine": run / "final/model"})

@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 
 import pytest
@@ -8,8 +7,6 @@ from stages import changed, rows
 from chainforge.core.errors import InputError
 from chainforge.core.transcript import PRESETS, special_ids, write
 from chainforge.rewards.functions import accuracy_reward, format_reward
-from chainforge.train.model_source import Source
-from chainforge.train.policy import Start
 from chainforge.train.templates import (
     check_rows,
     check_template,
@@ -69,13 +66,10 @@ def test_no_template_of_trl_is_silently_wrong(tokenizer, path):
         ("qwen3", "think", SYSTEM, None),
         ("qwen3_5_nothink", "think", USER, "set `transcript: r1-cold-start`"),
         ("qwen2_5", "r1-cold-start", SYSTEM, None),
-        ("llama3", "r1-cold-start", SYSTEM, None),
         ("gemma", "r1-cold-start", SYSTEM, 'System role not supported; set `system_prompt: ""`'),
-        ("gemma", "r1-cold-start", USER, None),
         ("deepseek_r1_distill", "think", USER, "set chat_template_path"),
         ("qwen3_6", "think", USER, "writes <think> before the completion.*chat_template_path"),
         ("glm4moe", "think", USER, "changes the assistant's text.*chat_template_path"),
-        ("gptoss", "r1-cold-start", SYSTEM, "changes the assistant's text.*chat_template_path"),
     ],
 )
 def test_the_key_that_works_is_named(tokenizer, name, preset, prompt, advice):
@@ -91,17 +85,13 @@ def test_the_key_that_works_is_named(tokenizer, name, preset, prompt, advice):
 CHANGES = {
     "prefills": ("assistant\n' }}", "assistant\n<think>\n' }}", "writes <think> before the completion"),
     "eats": ("m['content']", "m['content'].split('</think>')[-1]", "changes the assistant's text"),
-    "doubles": ("m['content']", "m['content'] + m['content']", "changes the|adds"),
-    "counts": ("'<|im_start|>' +", "messages | length ~ '<|im_start|>' +", "changes|another way"),
     "escapes": ("m['content']", "m['content'] | e", "in another way once it is"),
-    "quotes": ("m['content']", "m['content'] | tojson", "changes the"),
     "joins lines": ("m['content']", "m['content'].split() | join(' ')", "changes the"),
     "adds": ("+ '<|im_end|>", "+ ' Goodbye!<|im_end|>", "adds ' Goodbye!<|im_end|>'"),
     "adds a tag": ("+ '<|im_end|>", "+ '</think><|im_end|>", "adds '</think>"),
     "never ends": ("+ '<|im_end|>\n'", "", "writes nothing that ends"),
     "leaves the system out": ("in messages %}", "in messages if m['role'] != 'system' %}",
                               'changes the system turn.*system_prompt: ""'),
-    "fails": ("m['role']", "m['rank'] + 1", "fails after system and user: .*rank"),
     "is no template": ("{% endfor %}", "", "fails after"),
 }  # fmt: skip
 
@@ -152,15 +142,6 @@ def test_a_template_can_be_given(tokenizer, tmp_path):
                             (tmp_path / "none", "no tokenizer found"), (file, "chatml.jinja: .* fails")):  # fmt: skip
         with pytest.raises(InputError, match=words):
             load_tokenizer(str(bare), template=str(template))
-
-
-def test_completions_are_not_taken_apart(tokenizer, tmp_path):
-    tokenizer.save_pretrained(tmp_path)
-    settings = tmp_path / "tokenizer_config.json"
-    template = {"fields": {"content": {"close": "<|im_end|>", "content": "text"}}}
-    found = json.loads(settings.read_text()) | {"response_template": template}
-    settings.write_text(json.dumps(found))
-    assert load_tokenizer(str(tmp_path)).response_template is None
 
 
 def test_rows_that_the_template_changes_are_named(tokenizer):
@@ -242,16 +223,3 @@ def test_rows_that_do_not_fit_are_named(tokenizer):
         InputError, match="max_length: 2 of 2 rows have more than 20 tokens .*row 0"
     ):
         check_rows(rows(2), tokenizer, 20)
-
-
-def test_a_tokenizer_is_of_the_models_revision(tiny_model, monkeypatch):
-    from transformers import AutoTokenizer
-
-    asked = []
-    whole = AutoTokenizer.from_pretrained
-    monkeypatch.setattr(AutoTokenizer, "from_pretrained",
-                        lambda name, **options: asked.append(options) or whole(name, **options))  # fmt: skip
-    start = Start(Source(tiny_model, tiny_model, "v1"), "merge", ("model",),
-                  {"revision": "v1", "trust_remote_code": False, "dtype": "float32"})  # fmt: skip
-    load_tokenizer(start.source.tokenizer, **start.tokenizer_options)
-    assert asked == [{"revision": "v1", "trust_remote_code": False}]
