@@ -79,14 +79,6 @@ def test_several_servers_share_the_work_and_one_that_fails_is_passed_over(tmp_pa
         assert len(bad.asked) < 24
 
 
-@pytest.mark.parametrize("fault", ["429", "500", "reset", "cut JSON", "HTML", "choices: null"])
-def test_what_fails_in_passing_is_asked_again(tmp_path, fault):
-    with Server(lambda request: FAULTS[fault] if request.number % 3 == 0 else right(request)) as s:
-        rows = run(tmp_path, s.url, rows=prompts(3))
-    assert len({(row["id"], row["sample"]) for row in rows}) == 9
-    assert all(row["correct"] for row in rows)
-
-
 def test_a_completion_that_was_cut_off_is_a_sample(tmp_path):
     with Server(lambda request: chat("<reasoning_process>so", "length")) as server:
         rows = run(tmp_path, server.url, rows=prompts(2))
@@ -216,13 +208,6 @@ def test_a_server_that_takes_the_reasoning_out_is_refused(tmp_path):
     refused = pytest.raises(InputError, match="without a reasoning parser")
     with Server(lambda request: chat("4", reasoning_content="two and two")) as server, refused:
         run(tmp_path, server.url)
-
-
-def test_prompts_are_asked_in_rounds_until_they_have_enough(tmp_path):
-    with Server(lambda request: right(request) if request.tries else chat("no")) as server:
-        rows = run(tmp_path, server.url, max_samples=8, round_size=1)
-    assert len(rows) == len(server.asked) == 16
-    assert [row["correct"] for row in rows] == [False, True] * 8
 
 
 class World:

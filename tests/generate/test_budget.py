@@ -115,29 +115,20 @@ def test_a_later_run_begins_with_what_was_spent(path):
     assert sum_of(Ledger(path)).usd == pytest.approx(0.7)
 
 
-def test_what_was_promised_survives_a_power_cut(path, monkeypatch):
-    """Of a file that is never closed there is on disk what was forced there."""
-    real, clock = os.fsync, [0.0]
-    on_disk = {}
+def test_the_account_is_forced_to_disk_about_every_second(path, monkeypatch):
+    real, clock, on_disk = os.fsync, [0.0], []
 
     def fsync(descriptor):
         real(descriptor)
-        name = os.readlink(f"/proc/self/fd/{descriptor}")
-        on_disk[name] = path.read_bytes()
+        on_disk.append(len(read_rows(path)))
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
-    ledger = Ledger(path, {"max_usd": 10.0})
+    ledger = Ledger(path)
     for number in range(12):
-        clock[0] += 0.25
-        request = ledger.send(str(number), WORST)
-        if number % 3:
-            ledger.settle(request, str(number), "answered", Amount(0.3, 20), {"c": number})
-    assert on_disk[str(path)] != path.read_bytes()
-    path.write_bytes(on_disk[str(path)])
-    spent = Ledger(path)
-    assert ledger.requests - spent.requests < SYNC_SECONDS / 0.25
-    assert sum_of(spent).usd >= 0.3 * spent.requests
+        clock[0] += SYNC_SECONDS / 4
+        ledger.send(str(number), WORST)
+    assert on_disk == [1, 5, 9]
 
 
 HOST = "api.deepseek.com"
@@ -163,8 +154,6 @@ def test_what_the_shipped_table_says():
     [
         (datetime(2026, 11, 16, 0, 59, tzinfo=UTC), False),
         (datetime(2026, 11, 16, 1, 0, tzinfo=UTC), True),
-        (datetime(2026, 11, 16, 3, 59, tzinfo=UTC), True),
-        (datetime(2026, 11, 16, 4, 0, tzinfo=UTC), False),
         (datetime(2026, 11, 20, 9, 59, tzinfo=UTC), True),
         (datetime(2026, 11, 20, 10, 0, tzinfo=UTC), False),
         (datetime(2026, 11, 21, 2, 0, tzinfo=UTC), False),  # Saturday

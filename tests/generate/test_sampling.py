@@ -223,13 +223,6 @@ def test_equal_completions_count_once():
     assert rounds.state(row["id"]) == ("enough", 4)
 
 
-def test_a_round_that_was_cut_is_made_whole_before_it_decides():
-    (row,) = examples(1)
-    rounds = Rounds([row], SamplingArgs(max_samples=8, round_size=4))
-    rounds.note([answer(row, 0, True), answer(row, 2, True)])
-    assert [draw.sample for draw in rounds.draws([row], 0)] == [1, 3]
-
-
 def test_accepted_is_what_no_filter_of_the_row_drops():
     (row,) = examples(1)
     good = answer(row, 0, True) | {"formatted": True, "finish_reason": "stop", "reward": 1.0}

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import threading
 import time
 from pathlib import Path
 
@@ -376,50 +375,6 @@ def test_fallback_rows_say_that_they_are(server, sums, tmp_path):
     assert "1 rows: `offline-fallback`. Worked solutions" in told["Teacher"]
     assert funnel(collected) == {"in": 3, "kept": 3, "dropped": {}}
     assert [kind for kind, _ in failures(tmp_path)] == ["status_500"]
-
-
-def test_a_cut_run_asks_only_for_what_is_missing(server, sums, tmp_path):
-    server.script = lambda request: Answer({}, 401) if request.number == 7 else None
-    args = asking(server, num_samples=2, max_concurrency=1)
-    with pytest.raises(InputError):
-        collect(args, sums[:10], tmp_path)
-    for name in ("samples.jsonl", "failures.jsonl", "requests.jsonl"):
-        with open(tmp_path / name, "ab") as file:
-            file.write(b'{"id": "torn')
-    collected = collect(args, sums[:10], tmp_path)
-    assert len(server.asked) == 8 + 13
-    assert [(row["id"], row["sample"]) for row in collected.rows] == [
-        (row["id"], index) for row in sums[:10] for index in range(2)
-    ]
-    written = read_rows(tmp_path / "samples.jsonl")
-    assert len(written) == 20
-    assert {row["request"]: row for row in written} == {r["request"]: r for r in collected.rows}
-
-
-def test_rows_are_scored_as_they_arrive(server, sums, tmp_path):
-    seen, told = [], []
-    judged = threading.Semaphore(1)
-
-    def answer(request):
-        """Answer once the row before is judged, which must not wait for the others."""
-        assert judged.acquire(timeout=30)
-
-    def score(rows):
-        judged.release()
-        seen.append(len(lines(tmp_path / "samples.jsonl")))
-        return [row | {"reward": 1.0, "correct": True} for row in rows]
-
-    def progress(done, total, unit, note):
-        told.append((done, total, note))
-
-    server.script = answer
-    args = asking(server, max_concurrency=1)
-    collected = collect(args, sums[:3], tmp_path, score=score, progress=progress)
-    assert seen == [0, 1, 2]
-    assert [row["reward"] for row in collected.rows] == [1.0] * 3
-    assert told[0][:2] == (0, 3)
-    assert told[-1][:2] == (3, 3)
-    assert "100% right" in told[-1][2]
 
 
 def test_the_key_is_nowhere(server, sums, tmp_path, caplog):
