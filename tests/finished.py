@@ -26,25 +26,23 @@ def base(folder, licence=None):
 def stage(folder, recipe, *, model=None, data=(), teacher=None, given=None, measured=None, **more):
     """A finished stage; `measured` maps names to models, and makes it an evaluation."""
     folder.mkdir(parents=True)
-    config = {"output_dir": str(folder)} | (given or {})
+    named = {"model_name_or_path": model, "teacher_model_name_or_path": teacher}
+    config = {key: str(value) for key, value in named.items() if value}
+    config |= {"output_dir": str(folder), "data": [str(path) for path in data]} | (given or {})
     references = {"model": model, "teacher": teacher}
     references |= {f"data.{number}": str(path) for number, path in enumerate(data)}
     references |= {f"models.{name}": path for name, path in (measured or {}).items()}
     inputs = {role: input_fingerprint(str(ref)) for role, ref in references.items() if ref}
-    config |= {"model_name_or_path": str(model)} if model else {}
-    config |= {"teacher_model_name_or_path": str(teacher)} if teacher else {}
-    config |= {"data": [str(path) for path in data]} if data else {}
-    metrics = {"steps": 3, "train_loss": 0.5}
+    metrics = {}
     if recipe in ("collect", "reject"):
         metrics = {"in": 10, "kept": 7, "dropped": {"wrong": 3}}
         write_json(folder / "funnel.json", metrics)
-        (folder / "dataset").mkdir()
         rows(folder / "dataset/train.parquet")
         (folder / "dataset/README.md").write_text("---\nlicense: other\n---\n\n# Rows\n")
     elif measured:
         write_json(folder / "results.json", scores(measured))
-        metrics = {}
     else:
+        metrics = {"steps": 3, "train_loss": 0.5}
         for part in more.pop("parts", ("model",)):
             (folder / part).mkdir()
             weights = f"{'adapter_' if part == 'adapter' else ''}model.safetensors"
@@ -52,7 +50,12 @@ def stage(folder, recipe, *, model=None, data=(), teacher=None, given=None, meas
             (folder / part / "tokenizer.json").write_text("{}")
             name, value = ("adapter_config", LORA) if part == "adapter" else ("config", CONFIG)
             write_json(folder / part / f"{name}.json", value | more.pop(name, {}))
-    sign(folder, recipe, inputs, given or {}, config, metrics)
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    outputs = {str(path.relative_to(folder)): sha256(path) for path in files}
+    print_ = fingerprint(recipe, (given or {}) | {"folder": folder.name}, inputs)
+    made = Manifest(recipe, print_, given or {}, inputs, outputs, config, metrics, versions())
+    made.device, made.seed, made.seconds = "cpu (2 cores)", 42, 90.0
+    made.write(folder)
     return folder
 
 
@@ -60,18 +63,6 @@ def rows(path):
     """One row, as parquet."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table({"completion": ["7"]}), path)
-
-
-def sign(folder, recipe, inputs, given, config, metrics):
-    """Write the manifest, as a stage does when it ends."""
-    outputs = {
-        str(path.relative_to(folder)): sha256(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-    print_ = fingerprint(recipe, given | {"folder": folder.name}, inputs)
-    Manifest(recipe, print_, given, inputs, outputs, config, metrics, versions(), "cpu (2 cores)",
-             42, 90.0).write(folder)  # fmt: skip
 
 
 def scores(measured):
