@@ -336,11 +336,6 @@ def contracts(step: Step) -> dict[str, str]:
         if stage.recipe == "grpo" and (beta := settings.get("beta")):
             policy = f"a frozen copy of {model.path}" if continues else model.path
             lines["KL reference"] = f"the policy it starts from: {policy} (beta {beta})"
-    for role, item in step.inputs.items():
-        if role == "teacher" or role.startswith("data."):
-            lines[role] = f"{item.name}: {item.path}"
-    if stage.models:
-        lines["models"] = ", ".join(stage.models)
     if stage.gates:
         lines["gate"] = ", and ".join(map(str, stage.gates))
     return lines
@@ -356,15 +351,12 @@ def to_json(chain: Chain, runs: str | Path, steps: Iterable[Step]) -> dict[str, 
             {
                 "name": step.stage.name,
                 "recipe": step.stage.recipe,
-                "state": step.state,
-                "why": step.why,
                 "directory": str(step.directory),
                 "command": step.shell,
                 "inputs": {role: vars(item) for role, item in step.inputs.items()},
-                "given": step.given,
-                "fingerprint": step.fingerprint,
                 "contract": contracts(step),
             }
+            | {key: getattr(step, key) for key in ("state", "why", "given", "fingerprint")}
             for step in steps
         ],
     }

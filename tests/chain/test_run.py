@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from hubserver import HubServer
@@ -331,7 +330,6 @@ def test_what_a_cut_run_set_aside_is_removed_once_the_stage_is_done(workplace):
 
 FULL = {
     "report": ("report", "runs/fake"),
-    "merge": ("merge", "one.json", "two.json", "--output", "merged.json"),
     "new": ("new", "mine", "--from", "custom"),
     "export": ("export", "runs/fake/cold_start", "--what", "model", "--to", "./out"),
     "a first run": ("run", "chain.yaml", "--runs", "first"),
@@ -346,10 +344,6 @@ def test_a_full_disk_is_one_message_and_leaves_no_half_files(workplace, words):
     (workplace.folder / "runs/fake/cold_start/model/model.safetensors").write_bytes(bytes(500))
     (workplace.folder / "runs/fake/cold_start/manifest.json").unlink()
     (workplace.folder / "runs/fake/cold_start/stage.json").unlink()
-    models = [{"name": "m", "n": 1, "strict": SHARE, "lenient": SHARE, "format": 1.0,
-               "tokens_mean": 1.0, "truncated": 0.0}]  # fmt: skip
-    for seed, name in enumerate(("one.json", "two.json")):
-        write_json(Path(name), {"models": models, "pairs": [], "settings": {"seed": seed}})
     words = [word.replace("fake/cold_start", "fake/cold_start/model") for word in words]
     before = set(workplace.folder.rglob("*"))
     code = (
@@ -364,7 +358,4 @@ def test_a_full_disk_is_one_message_and_leaves_no_half_files(workplace, words):
     assert "Traceback" not in done.stderr + done.stdout
     made = {path.name for path in set(workplace.folder.rglob("*")) - before}
     assert not [name for name in made if name.endswith((".tmp", ".part"))]
-    assert not made & {"mine", "out", "merged.json"}
-
-
-SHARE = {"mean": 1.0, "low": 0.2, "high": 1.0}
+    assert not made & {"mine", "out"}

@@ -5,7 +5,6 @@ https://chromedevtools.github.io/devtools-protocol/: messages are JSON, each end
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import select
@@ -116,7 +115,7 @@ class Chromium:
 
     def press(self, key: str, text: str = "") -> None:
         """Press and release a key."""
-        codes = {"Enter": 13, "Tab": 9, "Home": 36, "ArrowDown": 40}
+        codes = {"Enter": 13, "Home": 36, "ArrowDown": 40}
         common = {"key": key, "windowsVirtualKeyCode": codes.get(key, ord(key[0].upper()))}
         text = text or ("\r" if key == "Enter" else "" if key in codes else key)
         self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **common)
@@ -153,10 +152,6 @@ class Chromium:
         )  # fmt: skip
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.call("Emulation.setEmulatedMedia", media=media, features=features)
-
-    def screenshot(self, path: Path) -> None:
-        """Save what the window shows."""
-        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
 
     def close(self) -> None:
         """End the browser."""

@@ -123,17 +123,6 @@ def test_the_keyboard_alone_is_enough(page: Chromium) -> None:
     assert page.js("document.activeElement.value") == "j"
 
 
-def test_whoever_tabs_through_sees_where_they_are(page: Chromium) -> None:
-    style = "getComputedStyle(document.activeElement)"
-    page.js("document.activeElement.blur()")
-    met = []
-    for _ in range(40):
-        page.press("Tab")
-        assert page.js(f"[{style}.outlineStyle, {style}.outlineWidth]") == ["solid", "2px"]
-        met.append(page.js("document.activeElement.tagName"))
-    assert {"A", "DIV", "SUMMARY", "SELECT", "INPUT", "BUTTON"} <= set(met)
-
-
 @pytest.mark.parametrize(("width", "height", "scheme"), SIZES)
 def test_every_size_and_scheme_is_readable(
     page: Chromium, width: int, height: int, scheme: str
@@ -152,16 +141,6 @@ def test_every_size_and_scheme_is_readable(
         " && !e.closest('svg') && e.tagName !== 'svg').map((e) => e.className + e.textContent)"
     )
     assert page.js(cut) == []
-
-
-def test_print_shows_what_is_open_and_no_filters(page: Chromium) -> None:
-    page.look(1240, 900, "dark", media="print")
-    assert page.js("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-    visible = "(s) => [...document.querySelectorAll(s)].filter((e) => e.checkVisibility()).length"
-    assert page.js(f"({visible})('#filter, nav, #more')") == 0
-    assert page.js(f"({visible})('#cases > details')") == 1
-    assert page.js(f"({visible})('#cases .text')") == 4
-    page.look(1240, 900)
 
 
 def test_without_scripts_all_is_there(browser: Chromium, chain: Path) -> None:

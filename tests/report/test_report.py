@@ -105,12 +105,6 @@ def test_an_rl_stage_shows_what_its_evaluation_found_before_and_after(chain: Pat
     assert "held out, as evaluated 25 % → 62 %" in report(chain, stages=stages).text
 
 
-def test_the_page_needs_and_allows_nothing_from_elsewhere(chain: Path) -> None:
-    html = write_report(chain).read_text(encoding="utf-8")
-    for way_out in ("url(", "@import", "://", "fetch(", "XMLHttpRequest", "innerHTML", "eval("):
-        assert way_out not in html
-
-
 def test_the_same_files_give_the_same_bytes(chain: Path) -> None:
     assert write_report(chain).read_bytes() == write_report(chain).read_bytes()
     assert [path.name for path in chain.iterdir() if path.is_file()].count("report.html") == 1
@@ -179,42 +173,6 @@ def test_a_half_finished_chain_with_a_failed_stage(chain: Path) -> None:
     assert "rl failed" in page.text
 
 
-def test_without_chain_json_stages_stand_in_the_order_they_finished(chain: Path) -> None:
-    (chain / "chain.json").unlink()
-    grpo(chain / "aborted")
-    page = report(chain)
-    html = (chain / "report.html").read_text(encoding="utf-8")
-    rows_of_table = re.findall(
-        r'<th scope="row"><bdi>(\w+)</bdi> <span class="soft">\w*</span></th>.*?class="state (\w+)"',
-        html,
-        re.DOTALL,
-    )
-    assert rows_of_table == [
-        ("traces", "done"),
-        ("cold_start", "done"),
-        ("rl", "done"),
-        ("rl_final", "done"),
-        ("eval", "done"),
-        ("aborted", "pending"),
-    ]
-    assert "Not finished yet: aborted." in page.text
-
-
-def test_a_funnel_that_does_not_add_up_says_so(chain: Path) -> None:
-    write_json(chain / "traces" / "funnel.json", {"in": 25, "kept": 16, "dropped": {"old": 4}})
-    assert "The parts do not add up: 5 rows are not accounted for." in report(chain).text
-
-
-def test_a_control_and_a_fallback_are_named(chain: Path) -> None:
-    sign(chain / "rl_final", "grpo", config={"random_rewards": True})
-    rows(
-        chain / "traces", "samples.jsonl", [sample(question(3), "x", 0, source="offline-fallback")]
-    )
-    text = report(chain).text
-    assert "rl_final was trained on random rewards: it is a control." in text
-    assert "1 of 21 rows were written by the built-in solver, for the teacher did not" in text
-
-
 def test_a_long_run_stays_small(chain: Path) -> None:
     (chain / "rl_final" / "metrics.jsonl").unlink()
     grpo(chain / "rl_final", steps=20_000)
@@ -254,13 +212,6 @@ def test_a_malformed_file_is_named(chain: Path, name: str, content: str, message
     assert not (chain / "report.html").exists()
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no such run"):
-        write_report(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="holds no stage"):
-        write_report(tmp_path)
-
-
 def test_a_chain_of_several_states_says_each(chain: Path) -> None:
     for name in ("rl", "rl_final"):
         (chain / name / "manifest.json").unlink()
@@ -277,18 +228,6 @@ def test_a_chain_of_several_states_says_each(chain: Path) -> None:
     assert "while the chain runs" in page.text
     assert ("body", {"data-running": None}) in page.elements
     assert "while the chain runs" not in report(chain).text
-
-
-def test_a_stage_at_work_shows_how_far_it_is(chain: Path) -> None:
-    for name in ("rl_final", "eval"):
-        (chain / name / "manifest.json").unlink()
-    (chain / "eval" / "results.json").unlink()
-    write_json(chain / "rl_final" / "progress.json", {"done": 12, "total": 40, "unit": "steps"})
-    with artifacts.lock(chain), artifacts.lock(chain / "rl_final"):
-        page = report(chain)
-    assert "rl_final is running, 12 of 40 steps. No model" in page.text
-    bars = [a for tag, a in page.elements if tag == "svg" and a.get("class") == "progress"]
-    assert [bar["aria-label"] for bar in bars] == ["30 % done"]
 
 
 def test_a_stage_made_from_what_was_made_anew_since_is_stale(chain: Path) -> None:
@@ -349,3 +288,22 @@ def test_watching_rewrites_the_page_until_the_run_ends(chain: Path) -> None:
     assert seen == [False, True, True, False]
     with pytest.raises(InputError, match="no such run"):
         watch(chain / "nowhere", tell, 0.01)
+
+
+def test_a_stage_at_work_a_control_and_a_funnel_with_a_gap_are_named(chain: Path) -> None:
+    sign(chain / "rl", "grpo", config={"random_rewards": True})
+    fallback = sample(question(3), "x", 0, source="offline-fallback")
+    rows(chain / "traces", "samples.jsonl", [fallback])
+    write_json(chain / "traces" / "funnel.json", {"in": 25, "kept": 16, "dropped": {"old": 4}})
+    for name in ("rl_final", "eval"):
+        (chain / name / "manifest.json").unlink()
+    (chain / "eval" / "results.json").unlink()
+    write_json(chain / "rl_final" / "progress.json", {"done": 12, "total": 40, "unit": "steps"})
+    with artifacts.lock(chain), artifacts.lock(chain / "rl_final"):
+        page = report(chain)
+    assert "rl_final is running, 12 of 40 steps. No model" in page.text
+    bars = [a for tag, a in page.elements if tag == "svg" and a.get("class") == "progress"]
+    assert [bar["aria-label"] for bar in bars] == ["30 % done"]
+    assert "rl was trained on random rewards: it is a control." in page.text
+    assert "1 of 21 rows were written by the built-in solver, for the teacher did" in page.text
+    assert "The parts do not add up: 5 rows are not accounted for." in page.text
