@@ -116,20 +116,14 @@ def _visible(text: str) -> str:
     """Drop what cannot be seen and end tokens; write Unicode's mathematics in ASCII and LaTeX."""
     text = text.strip()
     if not text.isascii():
-        text = unicode_to_latex(text)
+        text = _VULGAR.sub(_fraction, _RAISED.sub(_level, text.translate(_INVISIBLE)))
+        text = unicodedata.normalize("NFKC", text.translate(_SYMBOLS)).translate(_SYMBOLS)
     for _ in range(8):
         text = text.rstrip().rstrip(_TICKS).rstrip()
         if not text.endswith(">") or not (end := _END.search(text, max(0, len(text) - 44))):
             break
         text = text[: end.start()]
     return text
-
-
-def unicode_to_latex(text: str) -> str:
-    """Write Unicode's mathematics in ASCII and LaTeX, and drop what cannot be seen."""
-    text = text.translate(_INVISIBLE)
-    text = _VULGAR.sub(_fraction, _RAISED.sub(_level, text))
-    return unicodedata.normalize("NFKC", text.translate(_SYMBOLS)).translate(_SYMBOLS)
 
 
 def _unstopped(text: str) -> str:
@@ -473,23 +467,19 @@ def harmless(text: str) -> bool:
     return known and "A" not in words  # which is a choice
 
 
-def hostile(text: str, gold: str = "") -> str | None:
-    """Return why a candidate should not reach a parser, or None; a long gold allows more."""
-    if len(text) > max(MAX_ANSWER, 2 * len(gold)):
-        return "length"
+def hostile(text: str, gold: str) -> bool:
+    """Return whether a candidate should not reach a parser; a long gold answer allows more."""
+    if len(text) > max(MAX_ANSWER, 2 * len(gold)) or depth(text) > MAX_DEPTH:
+        return True
     if sum(map(str.isdigit, text)) > max(MAX_DIGITS, 2 * sum(map(str.isdigit, gold))):
-        return "digits"
+        return True
     if text.count("\\frac") > max(MAX_FRACTIONS, gold.count("\\frac")):
-        return "fractions"
-    if depth(text) > MAX_DEPTH:
-        return "nesting"
+        return True
     if any(bomb.search(text) for bomb in (_TOWER, _HUGE_POWER, _FACTORIAL)) and text != gold:
-        return "size"
+        return True
     if any(bomb.search(text) and not bomb.search(gold) for bomb in (_POWER_IN_POWER, _HUGE_CHOICE)):
-        return "size"
-    if (terms := _terms(text)) > MAX_TERMS and terms > _terms(gold):
-        return "size"
-    return None
+        return True
+    return (terms := _terms(text)) > MAX_TERMS and terms > _terms(gold)
 
 
 def _terms(text: str) -> int:

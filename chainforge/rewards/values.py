@@ -11,7 +11,7 @@ import ast
 import operator
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from decimal import Context, Decimal, DivisionByZero, InvalidOperation, Overflow, localcontext
 from fractions import Fraction
@@ -258,6 +258,8 @@ _UNCLEAR = (
         r"|[-+*/]\s*[-+]|\*\s*\*\s*\*"
     )
 )
+# `a/bc`; the root of a letter, which may be of either sign
+_AMBIGUOUS = re.compile(r"/\s*\w+\s*[A-Za-z(\\]|\\sqrt\s*\{[^}]*(?<![\\A-Za-z])[A-Za-z]")
 _SIDE_BY_SIDE = re.compile(r"(?<![φρ])(?<=[\w)])\s*(?=[^\W\d]|\()")
 _DIGITS = 400
 _EXACT = Context(prec=_DIGITS, traps=[InvalidOperation, DivisionByZero, Overflow])
@@ -295,8 +297,8 @@ def evaluate(text: str) -> Decimal | None:
 
 def _parsed(text: str) -> ast.expr:
     """Parse a sum of products; raise `ValueError` where it is none or could be read in two ways."""
-    if not text.isascii():
-        raise ValueError("not LaTeX")
+    if not text.isascii() or _AMBIGUOUS.search(text):
+        raise ValueError("not clear")
     for _ in range(MAX_DEPTH):
         text = _POWER.sub(lambda m: f"**({m[1] or m[2]})", text)
         text = _SQUARE_ROOT.sub(r"ρ(\1)", _FRACTION.sub(r"φ((\1)/(\2))", text))
@@ -304,15 +306,7 @@ def _parsed(text: str) -> ast.expr:
     text = re.sub(r"\\pi(?![A-Za-z])", "π", text)
     if not _SUM.fullmatch(text) or _UNCLEAR.search(text):
         raise ValueError("not a sum of products")
-    tree = ast.parse(_SIDE_BY_SIDE.sub("@", text).strip(), mode="eval").body
-    for node in ast.walk(tree):
-        match node:
-            case ast.BinOp(op=ast.MatMult(), left=ast.BinOp(op=ast.Div())):
-                raise ValueError("a/bc")
-            case ast.Call(func=ast.Name(id="ρ"), args=[inside]):
-                if any(isinstance(n, ast.Name) and n.id.isascii() for n in ast.walk(inside)):
-                    raise ValueError("the root of a letter may be of either sign")
-    return tree
+    return ast.parse(_SIDE_BY_SIDE.sub("@", text).strip(), mode="eval").body
 
 
 def same_value(one: Decimal, other: Decimal) -> bool | None:
@@ -410,11 +404,8 @@ def _listed(text: str, items: list[str], gold: bool) -> Value:
         return Value("named", text, tuple(pairs))
     if len(set(names) - {""}) > 1 or (names[0] == "" and any(names)):
         return Value("relation", text)
-    return Value("list", text, tuple(_flat(values)), name=names[0])
-
-
-def _flat(values: Sequence[Value]) -> list[Value]:
-    return [one for v in values for one in (v.parts if v.kind == "list" else (v,))]
+    flat = [one for v in values for one in (v.parts if v.kind == "list" else (v,))]
+    return Value("list", text, tuple(flat), name=names[0])
 
 
 def _single(text: str, gold: bool) -> Value:
@@ -475,11 +466,9 @@ def _chain(sides: list[str], text: str, gold: bool) -> Value:
         letters = name.strip("()").split(",")
         if "," in name and letters != sorted(letters) and max(map(len, letters)) == 1:
             return Value("relation", text)  # `(y,x) = (2,3)`
-    elif len(sides) == 2 and is_symbol(sides[1]) and not gold and "\\approx" not in text:
-        name, sides = squeeze(sides[1]), sides[:1]
-    sides = [side for place, side in enumerate(sides) if not (
-        place < len(sides) - 1 and name and is_formula(side))]  # fmt: skip
-    if not sides or not all(sides):
+    if name:  # `V = \pi r^2 h = 48\pi`
+        sides = [side for side in sides[:-1] if not is_formula(side)] + sides[-1:]
+    if not all(sides):
         return Value("relation", text)
     if len(sides) == 1:
         return replace(_read(sides[0], gold), name=name)
