@@ -76,9 +76,9 @@ class Gold:
 
 # Two or more letters in a row that are no product of variables: words, not mathematics.
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}|\b(?:or|is|no|to|if|so|we|it)\b", re.IGNORECASE)
-_FUNCTIONS = frozenset({"sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "mod", "inf"}) | {
-    written for name in ("sin", "cos", "tan") for written in (f"{name}h", f"arc{name}")
-}
+_FUNCTIONS = frozenset(
+    "sin cos tan cot sec csc log exp mod inf sinh cosh tanh arcsin arccos arctan".split()
+)
 _TEXT = re.compile(r"\\(?:text|operatorname)\s*\{([^{}]*)\}")
 _MARKUP = re.compile(r"\\(?:begin|end)\s*\{[a-zA-Z]*\}|\\[A-Za-z]+")
 
@@ -195,8 +195,6 @@ _OTHER_LETTER = re.compile(
     r"(?<![A-Za-z\\])(?:[A-HJ-Z]|A(?!\s[a-z]))(?![A-Za-z])|\([A-Za-z]\)"
     r"|\b(?:or|and|not)\s+\(?[A-Z]\b"
 )
-
-
 _BESIDE = re.compile(r"(?:,|.\s*(?:,|and\b|or\b|[或和]))\s*[\d$¤]|[^\n]*(?:\n|\?\s*[\d?])")
 
 
