@@ -27,9 +27,16 @@ OFTEN, LEAST = 0.1, 2
 CONSTANTS = ("0", "1", "nan", "inf", "True", "None", "A", "[]", "I do not know.")
 COPIED = 6  # gold answers of other rows that are tried as a constant
 # Answers that cost a verifier minutes, or its life, when it is not guarded.
-HOSTILE = ("\\boxed{9^{9^{9}}}", "[" * 100_000, "\\boxed{" * 2_000, "9" * 100_000,
-           "(" * 3_000 + "1" + ")" * 3_000, "\\frac{1}{" * 200 + "2" + "}" * 200, "(20!)!",
-           "x\ud800\x00\u202e")  # fmt: skip
+HOSTILE = (
+    "\\boxed{9^{9^{9}}}",
+    "[" * 100_000,
+    "\\boxed{" * 2_000,
+    "9" * 100_000,
+    "(" * 3_000 + "1" + ")" * 3_000,
+    "\\frac{1}{" * 200 + "2" + "}" * 200,
+    "(20!)!",
+    "x\ud800\x00\u202e",
+)
 _REASONING = "The question gives what is needed. Working it out leads to {answer}."
 _STUFFING = "First, step by step, let me think. Second, wait, let me verify. Next, check. Finally, "
 
@@ -120,8 +127,9 @@ def audit(
     if not rows:
         raise InputError("audit: no rows to try the rewards on")
     report, golds = Audit(len(rows)), {}
-    tries = [(row, *one) for row in rows
-             for one in attempts(row, wrong_answer(row, rows), transcript)]  # fmt: skip
+    tries = [
+        (row, *one) for row in rows for one in attempts(row, wrong_answer(row, rows), transcript)
+    ]
     try:
         for kind in KINDS:
             trials = [(row, text) for row, its_kind, text in tries if its_kind == kind]
@@ -145,8 +153,10 @@ def audit(
 
 def _totals(rewards: Sequence[Reward], trials: Sequence[tuple[Row, str]]) -> list[float | None]:
     texts = [text for _, text in trials]
-    ids = [[zlib.crc32(word.encode("utf-8", "surrogatepass")) for word in text.split()]
-           for text in texts]  # fmt: skip
+    ids = [
+        [zlib.crc32(word.encode("utf-8", "surrogatepass")) for word in text.split()]
+        for text in texts
+    ]
     return [one.total for one in score(rewards, [row for row, _ in trials], texts, ids)]
 
 
@@ -163,11 +173,16 @@ def _try_constants(
         tried: dict[str, list[bool]] = {}
         golds = _said(rewards, [(row, gold_answer(row)) for row in members], transcript)
         for answer in (*CONSTANTS, *list(answers.values())[:COPIED]):
-            pairs = [(row, gold) for row, gold in zip(members, golds, strict=True)
-                     if gold is not None and same(answer) != same(gold_answer(row))]  # fmt: skip
+            pairs = [
+                (row, gold)
+                for row, gold in zip(members, golds, strict=True)
+                if gold is not None and same(answer) != same(gold_answer(row))
+            ]
             totals = _said(rewards, [(row, answer) for row, _ in pairs], transcript)
-            tried[answer] = [total is not None and total >= gold
-                             for (_, gold), total in zip(pairs, totals, strict=True)]  # fmt: skip
+            tried[answer] = [
+                total is not None and total >= gold
+                for (_, gold), total in zip(pairs, totals, strict=True)
+            ]
         report.constants.extend(
             Constant(task, answer, len(paid), sum(paid))
             for answer, paid in sorted(tried.items(), key=lambda item: -sum(item[1]))

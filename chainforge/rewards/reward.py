@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 KEYS = ("fn", "weight", "params", "task", "name")
 # What a trainer passes beside the columns of the row: to one call each, and to a batch function.
 ROW_NAMES = {"prompt", "completion_ids"}
-BATCH_NAMES = {"prompts", "completions", "completion_ids", "trainer_state", "log_metric",
-               "log_extra"}  # fmt: skip
+TRAINER_NAMES = {"trainer_state", "log_metric", "log_extra"}
+BATCH_NAMES = {"prompts", "completions", "completion_ids", *TRAINER_NAMES}
 # A failure share over fewer rows says little; over more, it would forget a fault too slowly.
 _FEWEST, _WINDOW = 64, 256
 # GRPO squares a reward in float32: beyond this a group's advantages become inf or 0, silently.
@@ -158,8 +158,8 @@ class Reward:
         columns |= {"prompt": prompts, "prompts": prompts, "completion_ids": completion_ids}
         if "answer" in columns:
             columns.setdefault("solution", columns["answer"])
-        lists = {name: values for name, values in columns.items()
-                 if isinstance(values, list | tuple) and len(values) == size}  # fmt: skip
+        sized = {name for name, v in columns.items() if isinstance(v, list | tuple)}
+        lists = {name: columns[name] for name in sized if len(columns[name]) == size}
         rows = [{name: values[i] for name, values in lists.items()} for i in range(size)]
         chosen = [i for i, row in enumerate(rows) if self.applies(row)]
         rows = [rows[i] for i in chosen]
@@ -187,8 +187,10 @@ class Reward:
     def _call_batch(self, rows: list[Row], texts: list[str], others: Row) -> list[Any]:
         """Call a function of TRL's form once; texts become messages, as its own rewards expect."""
         names = {*self._taken, *(rows[0] if rows and self._everything else ())} - {*self._params}
-        given = {name: [row.get(name) for row in rows] if name not in others else others[name]
-                 for name in names}  # fmt: skip
+        given = {
+            name: [row.get(name) for row in rows] if name not in others else others[name]
+            for name in names
+        }
         given["completions"] = [[{"role": "assistant", "content": text}] for text in texts]
         values = self._guarded(lambda: list(self.function(**given, **self._params)))
         if not isinstance(values, Exception) and len(values) != len(rows):
@@ -199,10 +201,14 @@ class Reward:
         """Call a function once per row; a function with a `batch` attribute gets them all."""
         calls: list[dict[str, Any]] = [
             # A row without a value for an optional argument leaves it at its default.
-            {name: row.get(name) for name in self._taken
-             if row.get(name) is not None or name in self._required} | self._params
+            {
+                name: row.get(name)
+                for name in self._taken
+                if row.get(name) is not None or name in self._required
+            }
+            | self._params
             for row in rows
-        ]  # fmt: skip
+        ]
         pairs = list(zip(texts, calls, strict=True))
         if batch := getattr(self.function, "batch", None):
             with user_code():
@@ -268,12 +274,11 @@ def _check_spec(spec: Any) -> None:
     if not isinstance(spec, Mapping) or "fn" not in spec:
         raise InputError(f"rewards: an entry is like {{fn: format_reward, weight: 0.2}}: {spec!r}")
     refuse_unknown(spec, KEYS, f"reward {spec['fn']}: ")
-    kinds = {"weight": (int | float, "a number"), "params": (Mapping, "a mapping"),
-             "task": (str, "text"), "name": (str, "text")}  # fmt: skip
-    for key, (kind, words) in kinds.items():
+    for key, kind in (("weight", int | float), ("params", Mapping), ("task", str), ("name", str)):
         value = spec.get(key)
         wrong = isinstance(value, bool) or (isinstance(value, float) and not math.isfinite(value))
         if wrong or (value is not None and not isinstance(value, kind)):
+            words = {"weight": "a number", "params": "a mapping"}.get(key, "text")
             raise InputError(f"reward {spec['fn']}: {key} is {value!r}, it must be {words}")
 
 

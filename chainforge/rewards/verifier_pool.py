@@ -311,8 +311,8 @@ class Crew:
         readable, _, _ = select.select(descriptors, (), (), max(0.0, soonest) + 0.01)
         if sys.stdin.fileno() in readable:
             os.killpg(0, signal.SIGKILL)  # The trainer is gone: it never writes during a batch.
-        return [child for end, child in busy.items()
-                if end in readable or child.remaining(self._limit) < 0]  # fmt: skip
+        late = [end for end, child in busy.items() if child.remaining(self._limit) < 0]
+        return [child for end, child in busy.items() if end in readable or end in late]
 
 
 def _kind(job: Job) -> str:

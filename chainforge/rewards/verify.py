@@ -76,9 +76,7 @@ class Gold:
 
 # Two or more letters in a row that are no product of variables: words, not mathematics.
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}|\b(?:or|is|no|to|if|so|we|it)\b", re.IGNORECASE)
-_FUNCTIONS = frozenset(
-    "sin cos tan cot sec csc log exp mod inf sinh cosh tanh arcsin arccos arctan".split()
-)
+_FUNCTION = re.compile(r"(?:arc)?(?:sin|cos|tan)h?|cot|sec|csc|log|exp|mod|inf", re.IGNORECASE)
 _TEXT = re.compile(r"\\(?:text|operatorname)\s*\{([^{}]*)\}")
 _MARKUP = re.compile(r"\\(?:begin|end)\s*\{[a-zA-Z]*\}|\\[A-Za-z]+")
 
@@ -97,7 +95,7 @@ def read_gold(text: str | None) -> Gold | None:
 def words_of(text: str) -> set[str]:
     """Return the words of ordinary language in an answer, also those marked as text."""
     plain = _MARKUP.sub(" ", _TEXT.sub(r" \1 ", text))
-    return {word.casefold() for word in _WORD.findall(plain)} - _FUNCTIONS
+    return {word.casefold() for word in _WORD.findall(plain) if not _FUNCTION.fullmatch(word)}
 
 
 # Signs that state a problem, a relation or an alternative instead of a value.

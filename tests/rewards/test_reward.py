@@ -184,10 +184,13 @@ def test_trls_own_rewards_by_name_with_params():
         {"fn": "repetition_penalty", "params": {"ngram_size": 2}},
         {"fn": "cosine_scaled", "params": {"max_len": 100}},
         {"fn": "think_format_reward"},
-        {"fn": "trl.rewards:get_soft_overlong_punishment", "name": "again",
-         "params": {"max_completion_len": 100, "soft_punish_cache": 20}},
+        {
+            "fn": "trl.rewards:get_soft_overlong_punishment",
+            "name": "again",
+            "params": {"max_completion_len": 100, "soft_punish_cache": 20},
+        },
         {"fn": "trl.rewards:accuracy_reward", "name": "trls"},
-    ]  # fmt: skip
+    ]
     rewards = load_rewards(RewardArgs(specs, transcript="think"), COLUMNS)
     text = write("Well.", "4", "think")
     (got,) = score(rewards, [make("a")], [text], [[5] * 90])
@@ -315,9 +318,13 @@ def test_too_many_failures_stop_the_run(own):
 
 @pytest.mark.parametrize(
     "ending",
-    ["SystemExit(0)", "GeneratorExit()",
-     "type('Abort', (BaseException,), {})('now')", "__import__('asyncio').CancelledError()"],
-)  # fmt: skip
+    [
+        "SystemExit(0)",
+        "GeneratorExit()",
+        "type('Abort', (BaseException,), {})('now')",
+        "__import__('asyncio').CancelledError()",
+    ],
+)
 def test_what_would_end_the_process_is_a_failure_of_the_reward(own, tmp_path, ending, caplog):
     (tmp_path / "ends.py").write_text(
         f"def row(completion):\n    raise {ending}\n"

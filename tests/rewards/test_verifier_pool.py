@@ -187,9 +187,13 @@ def run(tmp_path, code):
     script.write_text(textwrap.dedent(code))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, env=environment,
-        cwd=tmp_path, check=False,
-    )  # fmt: skip
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+        check=False,
+    )
 
 
 def test_the_main_module_is_not_run_again_nor_is_torch_there(tmp_path):
