@@ -75,7 +75,7 @@ class SelectionArgs:
     )
     require_correct: bool = field(
         default=True,
-        metadata={"help": "Drop answers that are wrong or unverified; prompts without one pass."},
+        metadata={"help": "Drop wrong and unverified answers; without a gold answer all pass."},
     )
     require_format: bool = field(
         default=True, metadata={"help": "Drop samples that are not a strict transcript."}

@@ -32,21 +32,6 @@ class _Sample(msgspec.Struct):
     correct: bool | None = None
 
 
-def find_samples(paths: Sequence[str | Path]) -> list[Path]:
-    """Return the files of samples in the stages' directories and paths that are given."""
-    files: list[Path] = []
-    for path in map(Path, paths):
-        found = [path] if path.is_file() else [path / name for name in NAMES]
-        file = next((file for file in found if file.is_file()), None)
-        if file is None:
-            raise InputError(
-                f"pool: {path}: no samples: expected a .jsonl file, or the directory of a stage "
-                f"with {' or '.join(NAMES)}"
-            )
-        files.append(file)
-    return files
-
-
 @many_rows()
 def read_pool(paths: Sequence[str]) -> list[Row]:
     """Return the samples of stages and files, numbered again within each prompt, without old marks.
@@ -58,7 +43,7 @@ def read_pool(paths: Sequence[str]) -> list[Row]:
         raise InputError("pool: name the samples, as --pool runs/quickstart/rejection")
     numbers: Counter[str] = Counter()
     pool: list[Row] = []
-    for path in find_samples(paths):
+    for path in map(_file, paths):
         for row in read_file(path).each(_checked):
             left = {key: value for key, value in row.items() if key not in MARKS}
             pool.append(left | {"sample": numbers[row["id"]], "pooled_from": path.parent.name})
@@ -66,6 +51,17 @@ def read_pool(paths: Sequence[str]) -> list[Row]:
     if not pool:
         raise InputError(f"pool: {', '.join(map(str, paths))}: no samples in it")
     return pool
+
+
+def _file(path: str) -> Path:
+    names = [Path(path), *(Path(path, name) for name in NAMES)]
+    file = next((file for file in names if file.is_file()), None)
+    if file is None:
+        raise InputError(
+            f"pool: {path}: no samples: expected a .jsonl file, or the directory of a stage with "
+            f"{' or '.join(NAMES)}"
+        )
+    return file
 
 
 def _checked(row: Row) -> Row:

@@ -107,8 +107,6 @@ def read_file(path: str | Path) -> FoundRows:
 def _parse(line: bytes) -> tuple[Row, str | None]:
     if len(line) > MAX_LINE:
         return {}, f"{len(line):,} bytes long, more than {MAX_LINE:,}"
-    if b"\0" in line or b"\\u0000" in line:
-        return {}, "contains a NUL character"
     try:
         row = msgspec.json.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
