@@ -119,25 +119,20 @@ def read(text: str, preset: str = DEFAULT) -> Transcript | None:
     return Transcript(found[1].strip(), found[2].strip())
 
 
-_BOXED_OR_BRACE = re.compile(r"\\boxed\s*\{|\\\\(?=[{}])|\\[{}]|[{}]")
+_BOX, _BRACE = re.compile(r"\\boxed\s*\{"), re.compile(r"\\.|[{}]", re.DOTALL)
 _SAID = re.compile(r"\banswer(?:\s+is\b|\s*[:=])[ \t:]*", re.IGNORECASE)
 _NUMBER = re.compile(r"-?\d+(?:[.,/]\d+)*")
 
 
 def _last_boxed(text: str) -> str | None:
-    r"""Return the content of the last complete `\\boxed{...}`, braces balanced, in one pass."""
-    opened: list[int | None] = []  # where the content of each open box begins; None: another brace
-    last: tuple[int, int] | None = None
-    for match in _BOXED_OR_BRACE.finditer(text):
-        if match[0] == "{":
-            opened.append(None)
-        elif match[0].startswith("\\boxed"):
-            opened.append(match.end())
-        elif match[0] == "}" and opened:
-            start = opened.pop()
-            if start is not None and (last is None or start > last[0]):
-                last = start, match.start()
-    return text[slice(*last)].strip() or None if last else None
+    r"""Return the content of the last `\\boxed{...}` that closes, of the last 20 that open."""
+    for start in reversed([box.end() for box in _BOX.finditer(text)][-20:]):
+        depth = 1
+        for brace in _BRACE.finditer(text, start):
+            depth += {"{": 1, "}": -1}.get(brace[0], 0)
+            if depth == 0:
+                return text[start : brace.start()].strip() or None
+    return None
 
 
 def lenient_answer(text: str, preset: str = DEFAULT) -> str | None:

@@ -6,6 +6,7 @@ file that a model's loader could be sent to is checked by name before anything i
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -42,11 +43,8 @@ def check_weights(reference: str, revision: str | None = None) -> None:
         _check(reference, list(list_repo_files(reference, revision=revision)), fetch)
     except failures:
         for name in ("config.json", INDEX):
-            try:
-                file = fetch(name)
-            except OSError:
-                continue
-            _check_file(reference, file, None)
+            with contextlib.suppress(OSError):
+                _check_file(reference, fetch(name), None)
 
 
 def _check(where: str, names: list[str], fetch: Callable[[str], Path]) -> None:
