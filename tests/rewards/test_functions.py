@@ -1,6 +1,8 @@
 """Accuracy, format, language and the cosine: what they pay for."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 
@@ -56,11 +58,20 @@ def test_lenient_finds_an_answer_outside_of_a_transcript(completion):
     assert accuracy_reward(completion, "5", lenient=True) == 0.0
 
 
-def test_no_gold_answer_is_no_verdict():
-    good = write("Well.", "4")
-    assert accuracy_reward(good, None) is None
-    assert accuracy_reward(good, "") is None
-    assert accuracy_reward("nothing", "{") is None
+def test_no_gold_answer_is_no_verdict_and_an_unknown_verifier_an_error():
+    for gold in (None, "", "{"):
+        assert accuracy_reward(write("Well.", "4"), gold) is None
+    with pytest.raises(InputError, match="no verifier"):
+        accuracy_reward("x", "4", "mathh")
+
+
+def test_nothing_of_trl_or_a_parser_is_imported():
+    code = (
+        "import sys; from chainforge.rewards.reward import *; load_rewards(RewardArgs(), "
+        "{'answer'}); print({'trl', 'torch', 'sympy'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 @pytest.mark.parametrize("preset", PRESETS)

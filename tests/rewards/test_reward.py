@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 
 import pytest
 
@@ -67,9 +65,6 @@ def needs_ids(completion, completion_ids):
 async def later(completion):
     return 1.0
 
-def nothing():
-    return 1.0
-
 def get_scaled(scale: float):
     def scaled(completion):
         return scale * len(completion)
@@ -80,8 +75,6 @@ class Length:
         self.power = power
     def __call__(self, completion):
         return len(completion) ** self.power
-
-constant = 3
 """
     )
 
@@ -202,15 +195,6 @@ def test_trls_own_rewards_by_name_with_params():
     assert [reward.failed for reward in rewards] == [0] * 6
 
 
-def test_names_of_trl_are_not_imported_for_nothing():
-    code = (
-        "import sys; from chainforge.rewards.reward import *; load_rewards(RewardArgs(), "
-        "{'answer'}); print({'trl', 'torch', 'sympy'} & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
-
-
 def test_a_factory_is_called_with_params_and_a_batch_function_gets_all_columns(own):
     rewards = own(
         spec("get_scaled", params={"scale": 3}),
@@ -237,23 +221,18 @@ REFUSED = [
     ({"fn": "acuracy_reward"}, "did you mean 'accuracy_reward'"),
     (ACCURACY | {"wieght": 1}, "unknown key 'wieght'.*did you mean 'weight'"),
     ({"weight": 1}, "an entry is like"),
-    (["accuracy_reward"], "an entry is like"),
     ({"fn": 3}, "named by a string"),
     (ACCURACY | {"weight": "much"}, "weight is 'much', it must be a number"),
-    (ACCURACY | {"weight": math.nan}, "must be a number"),
     (ACCURACY | {"params": [1]}, "params is"),
     (ACCURACY | {"params": {"verifyer": 1}}, "did you mean 'verifier'"),
     (ACCURACY | {"params": {"verifier": "mathe"}}, "did you mean 'math'"),
-    (ACCURACY | {"task": 3}, "task is 3"),
     ({"fn": "language_consistency_reward", "params": {"language": "zhh"}}, "did you mean 'zh'"),
     ({"fn": "soft_overlong"}, "missing .* 'max_completion_len'"),
-    ({"fn": "soft_overlong", "params": {"max_len": 3}}, "unknown key 'max_len'"),
     ({"fn": "repetition_penalty", "params": {"max_penalty": 1}}, "not be positive"),
     (spec("concise"), "needs 'max_words' from a column or params"),
+    (spec("half", params={"answre": 1}), "unknown key 'answre'; did you mean 'answer'"),
     (spec("concise", params={"max_word": 3}), "unknown key 'max_word'; did you mean 'max_words'"),
     (spec("later"), "not a plain function"),
-    (spec("nothing"), "not a plain function"),
-    (spec("constant"), "not a function"),
     (spec("concize"), "did you mean 'concise'"),
     ({"fn": "absent.py:f"}, "no such file"),
     ({"fn": "absent.module:f"}, "does not import"),
@@ -264,11 +243,6 @@ REFUSED = [
 def test_what_is_wrong_is_said_before_a_model_is_loaded(own, entry, message):
     with pytest.raises(InputError, match=message):
         own(entry)
-
-
-def test_a_missing_column_is_named_with_the_nearest(own):
-    with pytest.raises(InputError, match=r"half: needs 'answer'.*did you mean 'answers'"):
-        own(spec("half", params={"weighting": 1}), columns={"answers", "prompt"})
 
 
 def test_a_file_that_does_not_import_is_named_with_its_line(own, tmp_path):
@@ -292,6 +266,11 @@ def test_wrong_settings(settings, message):
 
 
 def test_a_failing_row_is_neutral_counted_and_logged(own, caplog):
+    for name, why in (("short", "returned 1 rewards for"), ("explodes", "in a batch")):
+        (reward,) = own(name)
+        assert reward([None] * 3, ["x"] * 3) == [None] * 3
+        assert reward.failed == 3
+        assert why in caplog.text
     (reward,) = own("sometimes")
     kinds = ["raise", "nan", "inf", "huge", "text", "list", "none", "true", "4"]
     metrics = {}
@@ -353,20 +332,6 @@ def test_a_control_c_passes_through_a_reward(own, tmp_path):
     (reward,) = own({"fn": "slow.py:f"})
     with pytest.raises(KeyboardInterrupt):
         reward([None], ["x"])
-
-
-@pytest.mark.parametrize(("name", "why"), [("short", "returned 1 rewards for"), ("explodes", "in")])
-def test_a_batch_that_fails_is_a_failure_of_each_row(own, name, why, caplog):
-    (reward,) = own(name)
-    assert reward([None] * 3, ["x"] * 3) == [None] * 3
-    assert reward.failed == 3
-    assert why in caplog.text
-
-
-def test_input_errors_are_not_swallowed():
-    rewards = load_rewards(RewardArgs(), COLUMNS)
-    with pytest.raises(InputError, match="no verifier"):
-        score(rewards, [make("a", verifier="mathh")], ["x"])
 
 
 def test_random_rewards_are_coin_flips_that_a_resumed_run_repeats():

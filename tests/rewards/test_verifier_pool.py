@@ -256,21 +256,17 @@ def test_a_forked_process_starts_its_own(quick):
     assert quick._process.pid == parent
 
 
-def test_a_program_that_cannot_start_says_why(monkeypatch):
-    monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(RuntimeError, match="does not start"):
-        VerifierPool(workers=1).score([("math", "2+2", "4")])
-
-
 def test_it_starts_beside_other_work_where_golds_are_more_than_numbers(monkeypatch):
     pool = VerifierPool(workers=1)
     monkeypatch.setattr("chainforge.rewards.verify.POOL", pool)
     start_pool([{"answer": "4"}, {"answer": "1/2"}, {"answer": "x+1", "verifier": "exact"}])
     assert pool._process is None
     start_pool([{"answer": "4"}, {"answer": "x+1"}])
-    assert pool._process is not None
     assert pool.score([("math", "1+x", "x+1")]) == [True]
     pool.close()
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(RuntimeError, match="does not start"):
+        pool.score([("math", "2+2", "4")])
 
 
 def test_a_verdict_does_not_depend_on_how_busy_the_machine_is():
