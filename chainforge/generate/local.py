@@ -444,7 +444,7 @@ def choose(logits: Tensor, uniform: Tensor, args: SamplingArgs) -> Tensor:
     """Return the next token of each line: where its random number falls in the distribution.
 
     `logits` have shape (lines, vocabulary), `uniform` (lines, 1). One number decides a token, so
-    that a sample depends on its own seed alone, whatever stands beside it.
+    that a sample depends on its own seed alone, whatever is sampled beside it.
     """
     import torch
     from transformers import TopKLogitsWarper, TopPLogitsWarper

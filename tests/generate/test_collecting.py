@@ -232,7 +232,7 @@ def test_max_usd_counts_the_requests_of_a_killed_run(folder):
         assert bill(server) <= 0.04
 
 
-def test_a_raised_budget_goes_on(folder):
+def test_a_raised_budget_continues(folder):
     with Server() as server:
         args = TeacherArgs(**QUICK, base_url=server.url, max_requests=12)
         with pytest.raises(Stopped, match=r"by max_requests \(12\): 12 spent"):
@@ -274,7 +274,7 @@ def recipe(folder, server, *flags, **settings):
     return done.returncode, done.stdout + done.stderr
 
 
-def test_a_chain_collects_stops_at_its_budget_and_goes_on(folder):
+def test_a_chain_collects_stops_at_its_budget_and_continues(folder):
     stage = folder / "runs/c/traces"
     fourth = "What is 3 and two?"
     with Server(lambda request: FAULTS["500"] if request.prompt == fourth else None) as server:

@@ -108,7 +108,7 @@ def test_processes_share_the_prompts(model, tokenizer, tmp_path, monkeypatch):
     assert shards_of(path) == []
 
 
-def test_a_cut_run_goes_on_with_another_number_of_processes(
+def test_a_cut_run_continues_with_another_number_of_processes(
     model, tokenizer, tmp_path, monkeypatch
 ):
     alone = run(model, tokenizer, tmp_path / "alone.jsonl").samples
