@@ -144,10 +144,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     """Read a YAML of settings; its paths become relative to the current folder."""
     settings = read_yaml(path)
     check_settings(settings, str(path))
-    try:
-        return anchored(settings, Path(path).parent)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+    return anchored(settings, Path(path).parent)
 
 
 def given(argv: Sequence[str]) -> dict[str, Any]:
@@ -218,7 +215,7 @@ def _layers(argv: Sequence[str]) -> tuple[list[Layer], dict[str, list[str]]]:
     flags: dict[str, list[str]] = {}
     words: list[str] | None = None
     for word in argv:
-        if word.startswith("--") and len(word) > 2:
+        if word.startswith("--"):
             name, equals, value = word[2:].partition("=")
             words = flags[name.replace("-", "_")] = [value] if equals else []
         elif words is None:

@@ -122,8 +122,8 @@ def described(error: BaseException) -> str:
 def sources(reference: str) -> dict[str, Path]:
     """Return the local files that `file.py`, `file.py:fn` or `pkg.mod:fn` runs, by their names.
 
-    These are its own file, and those of the local modules that it imports, and they import; of a
-    package all files count. Empty for text that names no local file.
+    These are its own file and the local modules that it imports, and they import; of a package all
+    files count. Empty for text that names no local file.
     """
     place, colon, _ = reference.rpartition(":")
     file = Path(place if colon else reference)

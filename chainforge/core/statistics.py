@@ -33,9 +33,8 @@ def wilson_over_prompts(shares: Sequence[float], samples: int) -> tuple[float, f
     """Return (mean, low, high) of the share of right samples, given each prompt's own share.
 
     The samples of one prompt are not independent rows: the interval is Wilson's for as many rows as
-    would vary like the prompts do (the effective sample size of clustered surveys: Dean and Pagano
-    2015, "Evaluating confidence interval methods for binomial proportions in clustered surveys").
-    With one sample a prompt it is `wilson`; it never counts more rows than prompts x samples.
+    would vary like the prompts do, at most prompts x samples (Dean and Pagano 2015, "Evaluating
+    confidence interval methods for binomial proportions in clustered surveys").
     """
     n = len(shares)
     if not n:
@@ -50,9 +49,8 @@ def wilson_over_prompts(shares: Sequence[float], samples: int) -> tuple[float, f
 def macro(parts: Sequence[tuple[int, int]]) -> tuple[float, float, float]:
     """Return (mean, low, high) of the plain mean of several (successes, n) proportions.
 
-    Each part counts alike, however many rows it has. The interval recovers each part's variance
-    from its Wilson limits (MOVER: Zou, Huang and Zhang 2009, "A note on confidence interval
-    estimation for a linear function of binomial proportions"); of one part it is the Wilson one.
+    The interval recovers each part's variance from its Wilson limits (MOVER: Zou, Huang and Zhang
+    2009, "A note on confidence interval estimation for a linear function of binomial proportions").
     """
     limits = [(wilson(successes, n), successes / n) for successes, n in parts]
     middle = mean(share for _, share in limits)
