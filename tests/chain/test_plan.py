@@ -235,10 +235,10 @@ def lora(tmp_path, monkeypatch):
     return plan
 
 
-@pytest.mark.parametrize("adapter", [None, "merge", "continue", "new"])
+@pytest.mark.parametrize("adapter", [None, "merge", "continue"])
 def test_the_next_stage_gets_what_it_asks_for(lora, adapter):
     steps = lora(rl={"adapter": adapter} if adapter else {})
-    path = f"runs/c/cold_start/{'adapter' if adapter in ('continue', 'new') else 'model'}"
+    path = f"runs/c/cold_start/{'adapter' if adapter == 'continue' else 'model'}"
     assert steps["rl"].inputs["model"].path == path
     assert f"--model_name_or_path {path} " in steps["rl"].shell
     says = contracts(steps["rl"])
@@ -257,8 +257,6 @@ def test_the_command_line_and_the_base_count_too(lora):
     assert contracts(step)["trains"] == "the QLoRA adapter that it is given"
     assert "KL reference" not in contracts(step)
     assert step.fingerprint != lora()["rl"].fingerprint
-    step = lora(cold_start={"use_peft": False, "save": ["model"]}, rl={"adapter": "new"})["rl"]
-    assert step.inputs["model"].path == "runs/c/cold_start/model"
     step = lora(base="lora", cold_start={"adapter": "continue"})["cold_start"]
     assert step.inputs["model"].path == "lora"
 
