@@ -11,7 +11,7 @@ normalised again; from there on the loss is TRL's own. No row of the student cha
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,30 +54,29 @@ class Sizes:
             )
 
 
-def differences(student: Any, teacher: Any, teacher_ends: Collection[int] = ()) -> Iterator[str]:
-    """Return what keeps two tokenizers from meaning the same, and what to do; nothing when they do.
+def differences(student: Any, teacher: Any, teacher_ends: Collection[int] = ()) -> str | None:
+    """Return what keeps two tokenizers from meaning the same; None when they do.
 
     `teacher_ends` are the ids at which the teacher's generation config ends, beside its
     tokenizer's own.
     """
     apart = {token for token, _ in student.get_vocab().items() ^ teacher.get_vocab().items()}
     if apart:
-        yield (
-            f"teacher and student differ in {len(apart)} tokens (such as {min(apart)!r}): "
-            "distillation by logits needs one tokenizer. Take a student or a teacher of the same "
-            f"family and version, or {_BY_TRACES}"
+        return (
+            f"teacher and student differ in {len(apart)} tokens (such as {min(apart)!r}); take "
+            f"models of the same family and version, or {_BY_TRACES}"
         )
-    elif student.tokenize(_PROBE) != teacher.tokenize(_PROBE):
-        yield (
+    if student.tokenize(_PROBE) != teacher.tokenize(_PROBE):
+        return (
             "teacher and student know the same tokens but cut text into different ones; give both "
             f"the same tokenizer.json, or {_BY_TRACES}"
         )
-    elif student.eos_token_id not in {teacher.eos_token_id, *teacher_ends}:
-        yield (
+    if student.eos_token_id not in {teacher.eos_token_id, *teacher_ends}:
+        return (
             f"the student ends with {student.eos_token!r} and the teacher with "
-            f"{teacher.eos_token!r}: it would teach the student never to end. Set the same "
-            "eos_token in both tokenizers, the one that the chat template ends a turn with"
+            f"{teacher.eos_token!r}: set the eos_token that the chat template writes in both"
         )
+    return None
 
 
 def check_teacher(
@@ -92,9 +91,8 @@ def check_teacher(
 
     teacher, options = training.teacher_model_name_or_path, _teacher_options(training)
     theirs = load_tokenizer(teacher, transcript, template=template, **options)
-    for difference in differences(
-        tokenizer, theirs, ends_of(teacher, revision=options["revision"])
-    ):
+    ends = ends_of(teacher, revision=options["revision"])
+    if difference := differences(tokenizer, theirs, ends):
         raise InputError(difference)
     config = AutoConfig.from_pretrained(teacher, **options).get_text_config()
     own = student.config.get("text_config", student.config)["vocab_size"]

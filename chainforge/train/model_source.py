@@ -120,11 +120,6 @@ def _adapter(
     _check_exact(lora, path)
     if ADAPTER_WEIGHTS not in names:
         raise no_safetensors(f"{path}: {ADAPTER_WEIGHTS} is missing", names)
-    if any(name.endswith(".safetensors") and name != ADAPTER_WEIGHTS for name in names):
-        raise InputError(
-            f"{path} holds a model and an adapter; give the model without adapter_*, or the "
-            "adapter alone"
-        )
     named = lora.get("base_model_name_or_path")
     base = str(base or named or "")
     revision = lora.get("revision") if base == named else None

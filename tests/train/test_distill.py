@@ -92,9 +92,9 @@ def test_models_of_one_size_go_to_trl_as_they_are(padded_models, tokenizer, tmp_
 
 
 def test_tokenizers_that_mean_the_same(tokenizer):
-    assert not [*differences(tokenizer, changed(tokenizer))]
+    assert differences(tokenizer, changed(tokenizer)) is None
     ended = changed(tokenizer, eos_token="<|endoftext|>")
-    assert not [*differences(tokenizer, ended, {tokenizer.eos_token_id})]
+    assert differences(tokenizer, ended, {tokenizer.eos_token_id}) is None
 
 
 def test_real_mismatches_are_named_with_what_to_do(tokenizer):
@@ -106,10 +106,9 @@ def test_real_mismatches_are_named_with_what_to_do(tokenizer):
     for teacher, words in (
         (more, r"differ in 1 tokens \(such as '<extra>'\).*distil by traces instead"),
         (cutting, "cut text into different ones"),
-        (changed(tokenizer, eos_token="<|endoftext|>"), "never to end"),
+        (changed(tokenizer, eos_token="<|endoftext|>"), "the student ends with"),
     ):
-        (difference,) = differences(tokenizer, teacher)
-        assert re.search(words, difference)
+        assert re.search(words, differences(tokenizer, teacher))
 
 
 def test_sizes_that_cannot_be():

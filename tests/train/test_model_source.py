@@ -96,14 +96,6 @@ def test_an_adapter_that_cannot_be_opened_is_refused(changes, words, adapter, mo
         find_source("adapter")
 
 
-def test_an_adapter_beside_a_models_weights_is_ambiguous(model, adapter):
-    # transformers would take the adapter, on its own base, and train none of it.
-    shutil.copy(adapter / "adapter_config.json", model)
-    shutil.copy(adapter / "adapter_model.safetensors", model)
-    with pytest.raises(InputError, match="holds a model and an adapter"):
-        find_source(str(model))
-
-
 def test_pickles_are_refused(model, adapter):
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
     refused(model, "only pytorch_model.bin, which is a pickle")

@@ -46,7 +46,6 @@ USED = {
         "kl",
     ),
     "embeddings": ({"target_modules": ["q_proj", "embed_tokens"]}, "kl"),
-    "one layer": ({"layers_to_transform": [1]}, "continue"),
     "head": ({"target_modules": ["q_proj", "lm_head"]}, "merge"),
     "DoRA": ({"use_dora": True}, "merge"),
     "modules to save": ({"modules_to_save": ["embed_tokens"]}, "kl"),
@@ -129,7 +128,6 @@ def spoil(part, **changes):
 
 FAULTS = {
     "another scale of one matrix": spoil("adapter_config.json", alpha_pattern={"q_proj": 999}),
-    "a base that is changed again": spoil("adapter_config.json", init_lora_weights="pissa"),
     "another norm": spoil("config.json", rms_norm_eps=9.0),
 }  # fmt: skip
 
