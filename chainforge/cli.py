@@ -28,7 +28,7 @@ from chainforge.core.secrets import redact_output
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from chainforge.chain.plan import Overrides, Step
+    from chainforge.chain.plan import Step
     from chainforge.chain.spec import Chain
 
 app = typer.Typer(
@@ -106,22 +106,19 @@ def _options(
     pass
 
 
-def _changed(
-    chain: str, launch: Text, sets: list[str] | None, seed: int | None
-) -> tuple[Chain, Overrides]:
-    """Return a chain, and what the command line changes of it."""
-    from chainforge.chain.plan import Overrides, read_sets
+def _changed(chain: str, launch: Text, sets: list[str] | None, seed: int | None) -> Chain:
+    """Return a chain as the command line changes it."""
+    from chainforge.chain.plan import override
     from chainforge.chain.spec import load_chain
 
-    loaded = load_chain(chain)
-    return loaded, Overrides(launch, read_sets(loaded, sets or ()), seed)
+    return override(load_chain(chain), sets or (), seed, launch)
 
 
 def _planned(chain: str, runs: Path, *changes: Any) -> tuple[Chain, list[Step]]:
     from chainforge.chain.plan import plan_chain
 
-    loaded, overrides = _changed(chain, *changes)
-    return loaded, plan_chain(loaded, runs, overrides)
+    loaded = _changed(chain, *changes)
+    return loaded, plan_chain(loaded, runs)
 
 
 def _print_json(value: Any) -> None:
@@ -172,11 +169,11 @@ def run(
     from chainforge.core.run_dir import read_run
     from chainforge.report.tables import show_results
 
-    loaded, changes = _changed(chain, launch, sets, seed)
+    loaded = _changed(chain, launch, sets, seed)
     directory = chain_directory(loaded, runs)
     which: dict[str, Any] = {"from_": from_, "until": until, "force": force}
     try:
-        run_chain(loaded, runs, changes, ignore_gates=ignore_gates, **which)
+        run_chain(loaded, runs, ignore_gates=ignore_gates, **which)
     except StageFailed:
         print(f"report: {directory / 'report.html'}")
         raise

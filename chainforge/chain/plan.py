@@ -7,12 +7,15 @@ from. So the state of every stage is known at once, and the command is what one 
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from chainforge.chain.spec import OWN_RECIPE, Chain, Stage, at, check_setting
 from chainforge.core import artifacts, paths, run_dir
@@ -59,26 +62,17 @@ class Step:
         return shlex.join(self.command)
 
 
-@dataclass(frozen=True)
-class Overrides:
-    """What the command line changes about a chain."""
-
-    launch: str | None = None
-    sets: Mapping[str, Settings] = field(default_factory=dict)
-    seed: int | None = None
-
-
 def chain_directory(chain: Chain, runs: str | Path) -> Path:
     """Return the directory of a chain's stages."""
     return Path(runs) / chain.name
 
 
-def plan_chain(chain: Chain, runs: str | Path, overrides: Overrides | None = None) -> list[Step]:
+def plan_chain(chain: Chain, runs: str | Path) -> list[Step]:
     """Plan every stage of a chain, in the order in which they run."""
     known: dict[str, str] = {}
     steps: list[Step] = []
     for stage in chain.stages:
-        steps.append(plan_stage(chain, stage, runs, known, overrides or Overrides()))
+        steps.append(plan_stage(chain, stage, runs, known))
         known[stage.name] = steps[-1].fingerprint
     return steps
 
@@ -88,7 +82,6 @@ def plan_stage(
     stage: Stage,
     runs: str | Path,
     known: dict[str, str],
-    overrides: Overrides,
     *,
     thorough: bool = False,
 ) -> Step:
@@ -100,9 +93,9 @@ def plan_stage(
     with at(f"{paths.short(chain.file)}: stage {stage.name}"):
         if file := next((p for p in (directory, *directory.parents) if p.is_file()), None):
             raise InputError(f"{file} is a file where a folder belongs")
-        references = _references(stage, chain, directory.parent, overrides)
-        words = _words(stage, references, directory, settings_of(stage, chain, overrides))
-        launcher = _launcher_words(stage, chain, overrides.launch)
+        references = _references(stage, chain, directory.parent)
+        words = _words(stage, references, directory, settings_of(stage, chain))
+        launcher = _launcher_words(stage, chain)
     inputs = {}
     for role, (_, name, path) in references.items():
         if name not in known:
@@ -132,8 +125,8 @@ def _signature(stage: Stage, there: StageDir) -> str:
 # The settings of a stage --------------------------------------------------------------------------
 
 
-def settings_of(stage: Stage, chain: Chain, overrides: Overrides) -> dict[str, Any]:
-    """Return the stage's overrides: the chain's, then the stage's own, then the command line's.
+def settings_of(stage: Stage, chain: Chain) -> dict[str, Any]:
+    """Return the stage's overrides: the chain's, then the stage's own.
 
     Of the chain's, those for its recipe win over those for all training. What makes data is kept
     free of the questions of the chain's own evaluations, beside those that the stage names itself.
@@ -148,9 +141,6 @@ def settings_of(stage: Stage, chain: Chain, overrides: Overrides) -> dict[str, A
     for kind in stage.kinds:
         settings |= chain.settings.get(kind, {})
     settings |= stage.settings
-    if overrides.seed is not None:
-        settings["seed"] = overrides.seed
-    settings |= overrides.sets.get(stage.name, {})
     if stage.recipe in DECONTAMINATED:
         entries = settings.get("decontaminate", _own(stage).get("decontaminate")) or []
         entries = entries if isinstance(entries, list) else [entries]
@@ -187,18 +177,21 @@ def _evaluated(chain: Chain) -> list[str]:
     return found
 
 
-def _settled(stage: Stage, chain: Chain, overrides: Overrides) -> dict[str, Any]:
+def _settled(stage: Stage, chain: Chain) -> dict[str, Any]:
     """Return a stage's settings as its recipe will read them: its YAML, then the overrides."""
-    return given(_words(stage, {}, None, settings_of(stage, chain, overrides)))
+    return given(_words(stage, {}, None, settings_of(stage, chain)))
 
 
-def read_sets(chain: Chain, texts: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Read `STAGE.KEY=VALUE` texts; lists and mappings are written as in YAML.
+def override(
+    chain: Chain, sets: Iterable[str] = (), seed: int | None = None, launch: str | None = None
+) -> Chain:
+    """Return a chain as the command line changes it.
 
-    Instead of a stage it may name what a chain's `set` does: a recipe, or `training`.
+    `sets` are `STAGE.KEY=VALUE` texts; lists and mappings are written as in YAML. Instead of a
+    stage one may name what a chain's `set` does: a recipe, or `training`.
     """
-    sets: dict[str, dict[str, Any]] = {}
-    for text in texts:
+    changed: dict[str, dict[str, Any]] = {stage.name: {} for stage in chain.stages}
+    for text in sets:
         target, equals, value = text.partition("=")
         name, dot, key = target.rpartition(".")
         if not (equals and dot and name):
@@ -209,16 +202,30 @@ def read_sets(chain: Chain, texts: Iterable[str]) -> dict[str, dict[str, Any]]:
             check_setting(key, parsed)
             named = [s for s in chain.stages if s.name == name or name in s.kinds]
             for stage in named or [chain.stage(name)]:
-                sets.setdefault(stage.name, {})[key] = parsed
-    return sets
+                changed[stage.name][key] = parsed
+    if launch and launch.endswith((".yaml", ".yml", ".json")):
+        launch = os.path.abspath(launch)
+    seeded = {} if seed is None else {"seed": seed}
+    stages = [
+        replace(
+            stage,
+            settings=stage.settings | seeded | changed[stage.name],
+            launch=launch if launch and launchable(stage) else stage.launch,
+        )
+        for stage in chain.stages
+    ]
+    return replace(chain, stages=tuple(stages))
+
+
+def launchable(stage: Stage) -> bool:
+    """Return whether a stage starts by `accelerate launch`; one that samples only if it asks to."""
+    return stage.kind.launched == "always" or bool(stage.kind.launched == "asked" and stage.launch)
 
 
 # The inputs of a stage ----------------------------------------------------------------------------
 
 
-def _references(
-    stage: Stage, chain: Chain, directory: Path, overrides: Overrides
-) -> dict[str, tuple[str, str, str]]:
+def _references(stage: Stage, chain: Chain, directory: Path) -> dict[str, tuple[str, str, str]]:
     """Map each input's role (`model`, `data.0`, `models.base`) to its option, name and path."""
     stages, found = [other.name for other in chain.stages], {}
     for key, name in stage.references:
@@ -228,19 +235,17 @@ def _references(
             own = name in stages
             path = str(directory / name if own else paths.data_path(name, chain.folder))
         else:
-            path = _model_path(name, key, stage, chain, directory, overrides)
+            path = _model_path(name, key, stage, chain, directory)
         if Path(path).is_absolute() or Path(path).exists():
             path = paths.short(path)  # a Hub id stays what it is
         found[role] = (OPTIONS.get(key, stage.kind.data_option), name, path)
     return found
 
 
-def _model_path(
-    name: str, key: str, stage: Stage, chain: Chain, directory: Path, overrides: Overrides
-) -> str:
+def _model_path(name: str, key: str, stage: Stage, chain: Chain, directory: Path) -> str:
     """Return which model a stage gets: the chain's, or a stage's `model/` or `adapter/`."""
     opens = stage.kind.trains and key == "model"  # whether it may open an adapter as one
-    adapter = _settled(stage, chain, overrides).get("adapter") or "merge" if opens else "merge"
+    adapter = _settled(stage, chain).get("adapter") or "merge" if opens else "merge"
     if path := chain.models.get(name):
         is_adapter = (Path(path) / "adapter_config.json").exists()
         if is_adapter and not opens:
@@ -252,7 +257,7 @@ def _model_path(
             raise InputError(f"adapter: continue: {name} is a plain model ({path}), no adapter")
         return path
     giver = chain.stage(name)
-    made = _settled(giver, chain, overrides) if giver.kind.trains else {}
+    made = _settled(giver, chain) if giver.kind.trains else {}
     lora = made.get("use_peft", not giver.kind.trains)
     if adapter == "continue" and not lora:
         raise InputError(
@@ -295,19 +300,14 @@ def option_words(key: str, value: Any) -> list[str]:
     return [f"--{key}={words[0]}"] if words[0].startswith("--") else [f"--{key}", *words]
 
 
-def _launcher_words(stage: Stage, chain: Chain, launch: str | None) -> list[str]:
-    """Return what precedes the recipe's script: `accelerate launch …`, or `python`.
-
-    The command line's `launch` wins over the stage's, and that over the chain's. What samples
-    runs in one process unless its own stage says `launch`.
-    """
-    name = launch or stage.launch or chain.launch
-    asked = stage.kind.launched == "always" or (stage.kind.launched == "asked" and stage.launch)
-    if not asked or name == paths.NO_LAUNCHER:
+def _launcher_words(stage: Stage, chain: Chain) -> list[str]:
+    """Return what precedes the recipe's script: `accelerate launch …`, or `python`."""
+    name = stage.launch or chain.launch
+    if not launchable(stage) or name == paths.NO_LAUNCHER:
         return ["python"]
     if name is None:
         return ["accelerate", "launch"]
-    file = paths.launch_file(name, Path.cwd() if launch else chain.folder)
+    file = paths.launch_file(name, chain.folder)
     return ["accelerate", "launch", "--config_file", paths.short(str(file))]
 
 

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from chainforge.chain.execute import STOPPED, StageFailed, execute
-from chainforge.chain.plan import Overrides, Step, chain_directory, plan_chain, plan_stage
+from chainforge.chain.plan import Step, chain_directory, plan_chain, plan_stage
 from chainforge.chain.spec import Chain, Stage
 from chainforge.core import artifacts, paths
 from chainforge.core.errors import PAUSED, Failed, InputError, Stopped
@@ -40,7 +40,6 @@ class GateFailed(StageFailed):
 def run_chain(
     chain: Chain,
     runs: str | Path = "runs",
-    overrides: Overrides | None = None,
     *,
     from_: str | None = None,
     until: str | None = None,
@@ -58,16 +57,16 @@ def run_chain(
     high = names.index(chain.stage(until).name) if until else len(names) - 1
     if low > high:
         raise InputError(f"--from {from_} comes after --until {until}: there is nothing to run")
-    parent, overrides = chain_directory(chain, runs), overrides or Overrides()
+    parent = chain_directory(chain, runs)
     display = _Display(max(map(len, names)))
     # The whole plan first, so that wrong input shows before any work is done.
-    steps = plan_chain(chain, runs, overrides)
+    steps = plan_chain(chain, runs)
     try:
         with artifacts.lock(parent):
             _describe(chain, parent, steps)
             known = _taken_as_they_are(chain, parent, low, high)
             for stage in chain.stages[low : high + 1]:
-                step = plan_stage(chain, stage, runs, known, overrides, thorough=True)
+                step = plan_stage(chain, stage, runs, known, thorough=True)
                 if step.state == DONE and not force:
                     push_signed(step.directory)  # what a kill kept from being sent
                     display.line(stage.name, "done")

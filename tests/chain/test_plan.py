@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from chainforge.chain.plan import Overrides, as_text, contracts, option_words, plan_chain, read_sets
+from chainforge.chain.plan import as_text, contracts, option_words, override, plan_chain
 from chainforge.chain.spec import load_chain
 from chainforge.core.errors import InputError
 from chainforge.core.paths import shipped
@@ -33,13 +33,13 @@ def real(workplace):
     return workplace
 
 
-def planned(overrides=None):
-    chain = load_chain("chain.yaml")
-    return {step.stage.name: step for step in plan_chain(chain, "runs", overrides)}
+def planned(*sets, **changes):
+    chain = override(load_chain("chain.yaml"), sets, **changes)
+    return {step.stage.name: step for step in plan_chain(chain, "runs")}
 
 
-def commands(overrides=None):
-    return {name: step.shell for name, step in planned(overrides).items()}
+def commands(*sets, **changes):
+    return {name: step.shell for name, step in planned(*sets, **changes).items()}
 
 
 def test_commands_are_what_one_would_type(real, monkeypatch):
@@ -101,20 +101,19 @@ def test_what_makes_data_excludes_what_the_chain_evaluates(real):
 
 
 def test_the_command_line_wins_over_the_stage_and_the_stage_over_the_chain(real):
-    sets = read_sets(load_chain("chain.yaml"), ["rl.max_steps=5", "cold_start.stop=[a, b]"])
-    lines = commands(Overrides(launch="ddp", sets=sets, seed=9))
+    lines = commands("rl.max_steps=5", "cold_start.stop=[a, b]", launch="ddp", seed=9)
     configs = shipped("accelerate_configs")
     assert lines["cold_start"].startswith(f"accelerate launch --config_file {configs}/ddp.yaml ")
     assert lines["cold_start"].endswith("--seed 9 --transcript think --stop a b")
     assert lines["rl"].endswith("--seed 9 --transcript think --max_steps 5")
     assert lines["traces"].startswith("python ")
-    assert commands(Overrides(launch="none"))["cold_start"].startswith("python ")
+    assert commands(launch="none")["cold_start"].startswith("python ")
 
 
 @pytest.mark.parametrize("text", ["rl", "max_steps=3", "lr.max_steps=3", "rl.data=x"])
 def test_a_wrong_set_is_refused(real, text):
     with pytest.raises(InputError):
-        read_sets(load_chain("chain.yaml"), [text])
+        planned(text)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +229,7 @@ def lora(tmp_path, monkeypatch):
         ]  # fmt: skip
         text = yaml.safe_dump({"name": "c", "base": base, "stages": stages})
         (tmp_path / "chain.yaml").write_text(text)
-        return planned(Overrides(sets=read_sets(load_chain("chain.yaml"), sets)))
+        return planned(*sets)
 
     return plan
 

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from chainforge.chain.plan import Overrides, plan_chain, read_sets, settings_of
+from chainforge.chain.plan import override, plan_chain, settings_of
 from chainforge.chain.spec import load_chain
 from chainforge.core.errors import InputError
 
@@ -62,13 +62,14 @@ def test_a_chain_is_read_whole(write, tmp_path):
 def test_settings_for_all_stages_of_a_kind(write):
     kinds = {"training": {"use_peft": True, "lora_r": 8}, "grpo": {"lora_r": 32}}
     chain = load_chain(write(set=kinds, change={"sft2": {"set": {"lora_r": 16}}}))
-    ranks = {s.name: settings_of(s, chain, Overrides()).get("lora_r") for s in chain.stages}
+    ranks = {s.name: settings_of(s, chain).get("lora_r") for s in chain.stages}
     trained = {"cold_start": 8, "rl": 32, "sft2": 16, "student": 8}
     assert {name: rank for name, rank in ranks.items() if rank} == trained
     sets = ["training.lora_r=4", "sft2.lora_r=2", "reject.max_per_prompt=2"]
-    assert read_sets(chain, sets) == {
-        "cold_start": {"lora_r": "4"}, "rl": {"lora_r": "4"}, "sft2": {"lora_r": "2"},
-        "student": {"lora_r": "4"}, "rejection": {"max_per_prompt": "2"},
+    changed = {stage.name: stage.settings for stage in override(chain, sets).stages}
+    assert changed == {
+        "traces": {}, "cold_start": {"lora_r": "4"}, "rl": {"lora_r": "4"}, "eval": {},
+        "sft2": {"lora_r": "2"}, "student": {"lora_r": "4"}, "rejection": {"max_per_prompt": "2"},
     }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from chainforge.chain.plan import Overrides, plan_chain
+from chainforge.chain.plan import override, plan_chain
 from chainforge.chain.spec import load_chain
 from chainforge.doctor.environment import this_machine
 from chainforge.doctor.preflight import examine
@@ -39,7 +39,7 @@ class Copy:
     def examine(self, stage, machine=None, launch=None):
         """Return the doctor's findings of a stage and of those that it needs."""
         chain = load_chain(self.folder)
-        steps = plan_chain(chain, self.folder / "runs", Overrides(launch=launch))
+        steps = plan_chain(override(chain, launch=launch), self.folder / "runs")
         names = {stage}
         for step in reversed(steps):
             if step.stage.name in names:
