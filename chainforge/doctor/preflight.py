@@ -187,9 +187,9 @@ class _Doctor:
             giver = self.steps.get(item.name)
             if giver is None or giver.state == DONE:
                 continue
-            if role.startswith("data."):  # a pool is left out
-                sft = step.stage.recipe == "sft"
-                swap[item.path] = self._placeholder(giver) if sft else ""
+            if role.startswith("data."):  # a preflight reads rows, and no pool of rejection
+                rows, gate = step.stage.recipe == "sft", step.stage.recipe == "grpo"
+                swap[item.path] = self._placeholder(giver) if rows else "" if gate else item.path
                 continue
             swap[item.path] = self._root(giver.stage.name)
             if item.path.endswith("adapter"):

@@ -28,7 +28,16 @@ def look(tmp_path, monkeypatch):
         copy.change(name, **settings)
         return copy.examine(name, machine, launch)
 
+    examined.copy = copy
     return examined
+
+
+def test_a_pool_that_is_not_made_yet_is_no_fault(look):
+    """Neither that of rejection sampling, nor the one whose pass rates choose prompts of RL."""
+    look.copy.stage("rejection", data="rl", model=None)
+    look.copy.stage("rl_final", data="rejection")
+    found = [f for f in look("rl_final") if f.level == "error"]
+    assert not found
 
 
 def test_a_finding_names_the_setting(look):

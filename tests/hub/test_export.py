@@ -1,4 +1,4 @@
-"""Export: what goes out, what never does, and that it loads back from a Hub on the loopback."""
+"""Export: what is sent, what never is, and that it loads again from a Hub on the loopback."""
 
 import json
 import os
@@ -19,8 +19,8 @@ from chainforge.hub.export import export, write_folder
 ROOT = Path(__file__).parents[2]
 SUMS = {"dataset": "chain_sum", "min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 1}
 TASK = {"fn": "reasoning_gym", "params": SUMS, "size": 24}
-# One process does what a user does in several, because each would import torch again: base to the Hub,
-# traces, LoRA on the base from the Hub with `push_to_hub`, scores, exports, loading it all back.
+# One process does what a user does in several, because each would import torch again: it uploads a
+# base, trains LoRA on it with `push_to_hub`, evaluates, exports, and loads everything again.
 JOURNEY = """
 import json, runpy, sys
 from pathlib import Path
@@ -87,7 +87,7 @@ Path("seen.json").write_text(json.dumps({
 
 @pytest.fixture(scope="module")
 def journey(tmp_path_factory, tiny_model):
-    """A run that went to the Hub: its folder, the Hub, and what was seen when it was loaded."""
+    """Return the folder of a run that was uploaded, the Hub, and what was loaded from it."""
     folder = tmp_path_factory.mktemp("journey")
     train = {"use_cpu": True, "bf16": False, "report_to": "none", "gradient_checkpointing": False}
     train |= {"max_steps": 2, "per_device_train_batch_size": 8, "learning_rate": 0.01}
