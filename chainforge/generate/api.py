@@ -29,6 +29,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 import msgspec
+import openai
 
 from chainforge.core import process
 from chainforge.core.errors import InputError, Stopped
@@ -65,6 +66,8 @@ SCORED_AT_ONCE = 64
 TURN_TOKENS, TEMPLATE_TOKENS = 16, 256
 # vLLM and SGLang else fill these from the model's generation config.
 NEUTRAL = {"min_p": 0.0, "repetition_penalty": 1.0}
+# The client adds headers about itself, and those of OPENAI_CUSTOM_HEADERS, to every server.
+HEADERS = {"host", "authorization", "content-type", "content-length", "accept", "accept-encoding"}
 
 
 @dataclass(eq=False)
@@ -206,18 +209,28 @@ class Client:
         self.connected = False
         for name in ("httpx2", "httpcore2"):  # a line for every request
             logging.getLogger(name).setLevel(logging.WARNING)
-        key = read_secret(endpoint.variable)
         try:
             self.http = httpx2.AsyncClient(
-                headers={"Authorization": f"Bearer {key}"} if key else {},
                 timeout=httpx2.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS)),
                 limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
+                event_hooks={"request": [self._keep_headers]},
             )
         except (ValueError, ImportError, OSError, httpx2.InvalidURL) as error:
             raise InputError(
                 f"no request can be sent: {plain(str(error))}. Check the environment variables "
                 "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE and SSL_CERT_DIR"
             ) from None
+        self.key = read_secret(endpoint.variable)
+        self.servers = {
+            url: openai.AsyncOpenAI(
+                api_key=self.key or "none", base_url=url, max_retries=0, http_client=self.http
+            )
+            for url in endpoint.urls
+        }
+
+    async def _keep_headers(self, request: httpx2.Request) -> None:
+        for name in set(request.headers) - (HEADERS if self.key else HEADERS - {"authorization"}):
+            del request.headers[name]
 
     async def ask(self, draw: Draw) -> tuple[Row, Amount | None]:
         """Send one request; return the answer's columns and what it cost, None if unknown."""
@@ -261,30 +274,34 @@ class Client:
     async def _post(self, url: str, draw: Draw) -> str:
         """Send one request; return the body without secrets, raise a `Failure` if it fails."""
         turns = {"messages": self.endpoint.messages(draw.row)}
-        data = json.dumps(turns | self.endpoint.parameters(draw)).encode()
-        kind = {"Content-Type": "application/json"}
         try:
             async with asyncio.timeout(self.timeout):  # in all; httpx counts each read alone
-                response = await self.http.post(f"{url}/chat/completions", content=data,
-                                                headers=kind)  # fmt: skip
-        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError) as error:
+                response = await self.servers[url].post(
+                    "/chat/completions",
+                    body=turns | self.endpoint.parameters(draw),
+                    cast_to=httpx2.Response,
+                )
+        except openai.APIStatusError as error:
+            self.connected = True
+            raise self._refusal(url, error.response) from None
+        except (openai.APIError, httpx2.HTTPError, OSError) as error:
+            raise self._not_answered(url, error.__cause__ or error) from None
+        self.connected = True
+        return redact(response.text)
+
+    def _not_answered(self, url: str, error: BaseException) -> Failure:
+        """Return what it means that no status came back."""
+        if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.ProxyError):
             words = (
                 f"{url}: {type(error).__name__}: {error}; check that a server is running at "
                 "`base_url`, http or https, and HTTPS_PROXY and SSL_CERT_FILE in the environment"
             )
             # Before the first connection the settings are at fault.
             act: Literal["retry", "stop"] = "retry" if self.connected else "stop"
-            raise Failure(act, "connection", words, paid=NOTHING) from None
-        except (TimeoutError, httpx2.TimeoutException):
-            words = f"{url}: no answer within {self.timeout:g} s"
-            raise Failure("retry", "timeout", words) from None
-        except (httpx2.HTTPError, OSError) as error:
-            words = f"{url}: {type(error).__name__}: {error}"
-            raise Failure("retry", "connection", words) from None
-        self.connected = True
-        if response.is_success:
-            return redact(response.text)
-        raise self._refusal(url, response)
+            return Failure(act, "connection", words, paid=NOTHING)
+        if isinstance(error, TimeoutError | httpx2.TimeoutException):
+            return Failure("retry", "timeout", f"{url}: no answer within {self.timeout:g} s")
+        return Failure("retry", "connection", f"{url}: {type(error).__name__}: {error}")
 
     def _refusal(self, url: str, response: httpx2.Response) -> Failure:
         """Return what an error status means: the run, this row, or only this try is lost."""
