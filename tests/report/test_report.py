@@ -230,7 +230,7 @@ def test_a_chain_of_several_states_says_each(chain: Path) -> None:
     assert "while the chain runs" not in report(chain).text
 
 
-def test_a_stage_made_from_what_was_made_anew_since_is_stale(chain: Path) -> None:
+def test_a_stage_whose_input_was_made_again_since_is_stale(chain: Path) -> None:
     entry = [{"name": "cold_start", "recipe": "sft"}]
     entry.append({"name": "rl", "recipe": "grpo", "inputs": {"model": "cold_start"}})
     for print_, state in (
