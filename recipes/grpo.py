@@ -27,11 +27,10 @@ from chainforge.hub.push import check_push, push_signed
 from chainforge.rewards.reward import RewardArgs, check_applicable, check_overlong, load_rewards
 from chainforge.rewards.verify import start_pool
 from chainforge.train.checkpoints import check_saving
-from chainforge.train.health import HealthCallback
+from chainforge.train.health import HealthCallback, RLArgs
 from chainforge.train.heldout import RolloutCallback, chosen_step, hold_out
 from chainforge.train.loop import train
 from chainforge.train.policy import PolicyArgs, check_policy, open_policy, prepare
-from chainforge.train.rl_args import RLArgs
 from chainforge.train.stage import is_main_process, open_stage
 from chainforge.train.templates import check_prompts, load_tokenizer
 

@@ -20,7 +20,7 @@ from chainforge.core import process
 from chainforge.core.config import parse
 from chainforge.core.errors import InputError
 from chainforge.data.filters import FilterArgs, SelectionArgs
-from chainforge.data.pool import read_pool
+from chainforge.data.select import read_pool
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.generate.build import BuildArgs, build, open_pool, preview
 from chainforge.generate.rollouts import PoolArgs, score_samples

@@ -13,7 +13,7 @@ ATOMS = [
 PROGRAM = r"""
 import sys
 from chainforge.core.transcript import PRESETS, lenient_answer, read, tags_of
-from chainforge.data import decontaminate, dedup
+from chainforge.data import decontaminate, select
 from chainforge.data.filters import FilterArgs, text_fault
 from chainforge.rewards.functions import format_reward, language_consistency_reward
 
@@ -33,7 +33,7 @@ for text in map(eval, sys.stdin):
     language_consistency_reward(whole, "zh", "think")
     completion = f"import a\n{text}!"
     text_fault(row | {"completion": completion}, checks)
-    dedup.text_key(text)
+    select.text_key(text)
     decontaminate.Screen([("a", text)]).screen([("b", f"{text}?")])
 """
 

@@ -20,7 +20,7 @@ from typing import Any
 from chainforge.core.config import read_settings, yaml_value
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import question
-from chainforge.data.dedup import Run, runs
+from chainforge.data.filters import Run, runs
 from chainforge.data.sources import PRESETS
 from chainforge.data.tasks import TaskArgs, load_examples
 

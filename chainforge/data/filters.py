@@ -8,13 +8,14 @@ false.
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Row, has_answer, question
 from chainforge.core.transcript import PRESETS, Transcript, chat_mark, is_blank
-from chainforge.data.dedup import runs, tokens
 from chainforge.rewards.language import count_words
 
 
@@ -173,7 +174,23 @@ def text_fault(row: Row, args: FilterArgs) -> Finding | None:
     return None
 
 
+Run = tuple[str, ...]
+
+# A word, a number, an operator, or one character of a script that is written without spaces.
+# Left out are marks that may change while a text stays the same; operators may not.
+_MARKS = re.escape(".,;:!?'\"`()[]{}$\\…“”‘’„«»*_#|~–—、。，：；？！")
+_TOKENS = re.compile(rf"[\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f]|[^\W_]+|[^\w\s{_MARKS}]")
 RUN = 20  # a run of so many tokens occurs twice by accident in hardly any text
+
+
+def tokens(text: str) -> list[str]:
+    """Return words, numbers and operators; case, punctuation and spacing do not count."""
+    return _TOKENS.findall(unicodedata.normalize("NFKC", text).lower())
+
+
+def runs(words: Sequence[str], size: int) -> list[Run]:
+    """Return each `size` words that follow one another."""
+    return list(zip(*(words[start:] for start in range(size)), strict=False))
 
 
 def repetition(text: str) -> float:

@@ -1,22 +1,39 @@
-"""Select scored samples to train on: filters, then a prompt's samples, then quotas.
+"""Read scored samples that a stage left, and select those to train on.
 
-Every sample that goes in comes out once: kept, or dropped with its reason in the column `drop` and
-what was measured in `drop_detail`.
+First the filters apply, then a prompt's samples are compared, then quotas. Every sample that goes
+in comes out once: kept, or dropped with its reason in the column `drop` and what was measured in
+`drop_detail`.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from chainforge.core.errors import InputError
-from chainforge.core.jsonl import Row
+from chainforge.core.jsonl import Row, many_rows
 from chainforge.data import filters
 from chainforge.data.decontaminate import Screen, evaluation_questions
-from chainforge.data.dedup import most_different, near_duplicates, shingles, text_key
-from chainforge.data.filters import FilterArgs, Finding, SelectionArgs, fault, parts
-from chainforge.data.pool import pass_rates
+from chainforge.data.filters import (
+    FilterArgs,
+    Finding,
+    Run,
+    SelectionArgs,
+    fault,
+    parts,
+    runs,
+    tokens,
+)
+from chainforge.data.rows import read_file, same_question
+
+NAMES = ("rollouts.jsonl", "samples.jsonl")
+MARKS = frozenset({"drop", "drop_detail", "pass_rate"})  # of an earlier selection
+WORDS = 5  # in a run, as for the near duplicates of most corpora
 
 # In order: the reason of a sample is the first that applies.
 REASONS = (
@@ -35,6 +52,62 @@ REASONS = (
     "not_selected",
     "over_quota",
 )
+
+
+class _Turn(msgspec.Struct):
+    role: str
+    content: str
+
+
+class _Sample(msgspec.Struct):
+    """What a scored sample's columns must be."""
+
+    id: str
+    prompt: list[_Turn]
+    completion: str
+    reward: float | None = None
+    tokens: float | None = None
+    correct: bool | None = None
+
+
+@many_rows()
+def read_pool(paths: Sequence[str]) -> list[Row]:
+    """Return the samples of stages and files, numbered again within each prompt, without old marks.
+
+    `pooled_from` names a row's stage. Malformed rows are left out and written to the stage's
+    rejects; raises `InputError` for too many of them, and for a path without samples.
+    """
+    if not paths:
+        raise InputError("pool: name the samples, as --pool runs/quickstart/rejection")
+    numbers: Counter[str] = Counter()
+    pool: list[Row] = []
+    for path in map(_file, paths):
+        for row in read_file(path).each(_checked):
+            left = {key: value for key, value in row.items() if key not in MARKS}
+            pool.append(left | {"sample": numbers[row["id"]], "pooled_from": path.parent.name})
+            numbers[row["id"]] += 1
+    if not pool:
+        raise InputError(f"pool: {', '.join(map(str, paths))}: no samples in it")
+    return pool
+
+
+def _file(path: str) -> Path:
+    names = [Path(path), *(Path(path, name) for name in NAMES)]
+    file = next((file for file in names if file.is_file()), None)
+    if file is None:
+        raise InputError(
+            f"pool: {path}: no samples: expected a .jsonl file, or the directory of a stage with "
+            f"{' or '.join(NAMES)}"
+        )
+    return file
+
+
+def _checked(row: Row) -> Row:
+    try:
+        msgspec.convert(row, _Sample)
+    except msgspec.ValidationError as error:
+        raise InputError(str(error)) from None
+    return row
 
 
 def select(
@@ -175,7 +248,7 @@ class _Choice:
 
         return sorted(positions, key=place)
 
-    def _shingles(self, positions: list[int]) -> list[frozenset[tuple[str, ...]]]:
+    def _shingles(self, positions: list[int]) -> list[frozenset[Run]]:
         said = (parts(self.rows[position]["completion"]) for position in positions)
         return [shingles(f"{one.reasoning}\n{one.answer}") for one in said]
 
@@ -195,3 +268,58 @@ class _Choice:
         """Draw a random number for a sample, which depends on its content alone."""
         key = text_key(row["completion"]) >> 1
         return text_key(f"{self.seed}/{purpose}/{row['id']}/{key}") >> 1
+
+
+def pass_rates(rows: Iterable[Row]) -> dict[str, float]:
+    """Return the share of right samples by prompt; rows without a verdict are left out.
+
+    Sampling that stops at a success has too large a share of successes. Where samples came in
+    rounds (column `round`) only the first round counts, which every prompt got completely.
+    """
+    right: dict[str, list[bool]] = defaultdict(list)
+    for row in rows:
+        if row.get("correct") is not None and not row.get("round"):
+            right[row["id"]].append(bool(row["correct"]))
+    return {identity: sum(of) / len(of) for identity, of in right.items()}
+
+
+def text_key(text: str) -> int:
+    """Return a number that equal texts share; case and white space do not count."""
+    digest = hashlib.blake2b(same_question(text).encode("utf-8", "replace"), digest_size=8)
+    return int.from_bytes(digest.digest(), "little")
+
+
+def shingles(text: str) -> frozenset[Run]:
+    """Return the runs of five words of a text; a shorter one is one run."""
+    words = tokens(text)
+    return frozenset(runs(words, min(WORDS, len(words))))
+
+
+def similarity(one: frozenset[Run], other: frozenset[Run]) -> float:
+    """Return the share of runs that two texts have in common (Jaccard's)."""
+    return len(one & other) / len(one | other) if one or other else 1.0
+
+
+def near_duplicates(sets: Sequence[frozenset[Run]], threshold: float) -> dict[int, float]:
+    """Map each text that is near an earlier one that stays to their similarity."""
+    kept: list[frozenset[Run]] = []
+    found: dict[int, float] = {}
+    for number, one in enumerate(sets):
+        nearest = max((similarity(one, other) for other in kept), default=0.0)
+        if kept and nearest >= threshold:
+            found[number] = nearest
+        else:
+            kept.append(one)
+    return found
+
+
+def most_different(sets: Sequence[frozenset[Run]], first: int, count: int) -> list[int]:
+    """Return `count` texts by max-min: each next one differs most from its nearest chosen one."""
+    chosen = [first]
+    left = {number: 0.0 for number in range(len(sets)) if number != first}
+    while left and len(chosen) < count:
+        last = sets[chosen[-1]]
+        left = {number: max(near, similarity(sets[number], last)) for number, near in left.items()}
+        chosen.append(min(left, key=lambda number: (left[number], number)))
+        del left[chosen[-1]]
+    return chosen

@@ -7,19 +7,21 @@ why there is none, and `requests.jsonl` what each request cost.
 
 from __future__ import annotations
 
+import ast
 import json
 import logging
+import operator
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from chainforge.core.errors import InputError, refuse_unknown
 from chainforge.core.jsonl import Row
 from chainforge.core.secrets import read_secret
 from chainforge.core.transcript import DEFAULT, PRESETS, is_blank, read, write
-from chainforge.data.card import code
 from chainforge.data.datasets import FALLBACK
 from chainforge.data.filters import FilterArgs, text_fault
 from chainforge.generate.api import (
@@ -35,6 +37,7 @@ from chainforge.generate.api import (
     reasoning_of,
 )
 from chainforge.generate.budget import find_price, usd
+from chainforge.generate.build import code
 from chainforge.generate.sampling import Accept, Progress, roll_out
 from chainforge.generate.settings import KEYS, Draw, Take, TeacherArgs
 
@@ -258,11 +261,12 @@ def _split(reply: Reply, transcript: str) -> tuple[str, str, str]:
 
 
 class OfflineTeacher:
-    """Write solutions from the data set's own metadata, in several styles, as real teachers do."""
+    """Write solutions from the data set's own metadata, in several styles, as real teachers do.
+
+    All are right; what differs is whether a small student can follow how the answer was reached.
+    """
 
     def __init__(self, styles: dict[str, float], seed: int, transcript: str) -> None:
-        from chainforge.data.solver import STYLES
-
         refuse_unknown(styles, STYLES, "styles: ")
         if not sum(styles.values()) > 0 or min(styles.values()) < 0:
             raise InputError(f"styles: expected shares from 0 up, one of them above, not {styles}")
@@ -313,8 +317,6 @@ class OfflineTeacher:
         return self.answer(draw) | {"source": FALLBACK}
 
     def _solve(self, row: Row, style: str, rng: random.Random) -> tuple[str, str] | None:
-        from chainforge.data.solver import solve
-
         if "entry" not in row:
             return None
         entry = json.loads(row["entry"])
@@ -376,3 +378,118 @@ def card_sections(args: TeacherArgs, rows: list[Row], spending: Row) -> dict[str
         most = usd(spending["untold_usd_at_most"])
         text += f", and at most {most} for {spending['untold_requests']:,} requests of unknown cost"
     return sections | {"Cost": f"{text}."}
+
+
+# Of the offline teacher: some teachers write every step, some answer at once.
+STYLES = ("careful", "hasty")
+
+_HASTY = ("I see it at once: {answer}.", "That is {answer}.", "It must be {answer}.")
+_OPERATORS: dict[type[ast.operator], tuple[str, Callable[[int, int], int]]] = {
+    ast.Add: ("+", operator.add),
+    ast.Sub: ("-", operator.sub),
+    ast.Mult: ("*", operator.mul),
+}
+
+
+def solve(
+    task_name: str, entry: dict[str, Any], style: str, rng: random.Random
+) -> tuple[str, str] | None:
+    """Return (reasoning, answer) for a reasoning-gym entry, or None where there is no solver.
+
+    `task_name` is the data set's name, such as `chain_sum`; `entry` its item, with `question`,
+    `answer` and `metadata`; `style` is `careful` (every step) or `hasty` (one short line); `rng`
+    chooses between the phrasings of a style. Raises `ValueError` if the worked result is not
+    the data set's answer.
+    """
+    solver, gold = _SOLVERS.get(task_name), str(entry["answer"])
+    if solver is None:
+        return None
+    if style == "hasty":
+        return rng.choice(_HASTY).format(answer=gold), gold
+    worked = solver(entry["metadata"], rng)
+    if worked is None:
+        return None
+    reasoning, result = worked
+    # gsm_symbolic's own text may end in 87.0 where the answer is 87.
+    if result.removesuffix(".0") != gold.removesuffix(".0"):
+        raise ValueError(f"{task_name}: worked {result!r}, but the answer is {gold!r}: {entry}")
+    return reasoning, gold
+
+
+def reduce_expression(expression: str) -> tuple[list[str], int] | None:
+    """Evaluate `+ - *` and brackets one operation at a time, from left to right.
+
+    Returns the equations in the order they are worked and the value, or None for anything that is
+    not such an expression.
+    """
+    steps: list[str] = []
+    try:
+        return steps, _reduce(ast.parse(expression.strip(), mode="eval").body, steps)
+    except (SyntaxError, ValueError):
+        return None
+
+
+def _reduce(node: ast.expr, steps: list[str]) -> int:
+    """Return the value of a tree, appending each equation to `steps`; raise `ValueError`."""
+    if isinstance(node, ast.Constant) and type(node.value) is int:
+        return node.value
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        value = _reduce(node.operand, steps)
+        if not isinstance(node.operand, ast.Constant):
+            steps.append(f"0-{value}={-value}")
+        return -value
+    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+        sign, apply = _OPERATORS[type(node.op)]
+        left, right = _reduce(node.left, steps), _reduce(node.right, steps)
+        value = apply(left, right)
+        steps.append(f"{left}{sign}{right}={value}")
+        return value
+    raise ValueError("not an expression of + - * and brackets")
+
+
+def _phrase(steps: list[str], rng: random.Random) -> str:
+    """Join equations in one of three wordings."""
+    wordings = (
+        "\n".join(steps),
+        "Step by step: " + ", ".join(steps) + ".",
+        "First " + ", then ".join(steps) + ".",
+    )
+    return wordings[rng.randrange(3)]
+
+
+def _expression(metadata: dict[str, Any], rng: random.Random) -> tuple[str, str] | None:
+    worked = reduce_expression(metadata["expression"])
+    if worked is None:
+        return None
+    steps, value = worked
+    return _phrase(steps or [f"{value}={value}"], rng), str(value)
+
+
+def _legs(metadata: dict[str, Any], rng: random.Random) -> tuple[str, str] | None:
+    """Count one animal after the other, keeping the running total."""
+    from reasoning_gym.arithmetic.leg_counting import ANIMALS
+
+    steps: list[str] = []
+    total = 0
+    for animal, count in metadata["animals"].items():
+        legs = count * ANIMALS[animal]
+        steps.append(f"{animal} {count}*{ANIMALS[animal]}={legs}")
+        if len(steps) > 1:
+            steps.append(f"{total}+{legs}={total + legs}")
+        total += legs
+    return (_phrase(steps, rng), str(total)) if steps else None
+
+
+def _gsm_symbolic(metadata: dict[str, Any], rng: random.Random) -> tuple[str, str] | None:
+    """Return the data set's own solution; its last line `#### 288` is the answer."""
+    reasoning, mark, answer = str(metadata["answer_cot"]).rpartition("####")
+    return (reasoning.strip(), answer.strip()) if mark and reasoning.strip() else None
+
+
+_Solver = Callable[[dict[str, Any], random.Random], tuple[str, str] | None]
+_SOLVERS: dict[str, _Solver] = {
+    "basic_arithmetic": _expression,
+    "chain_sum": _expression,
+    "gsm_symbolic": _gsm_symbolic,
+    "leg_counting": _legs,
+}

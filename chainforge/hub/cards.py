@@ -21,8 +21,8 @@ from chainforge import __version__
 from chainforge.core.artifacts import finished_in
 from chainforge.core.secrets import public, public_settings
 from chainforge.core.transcript import DEFAULT, system_prompt, tags_of
-from chainforge.data.card import code, funnel_table
 from chainforge.data.sources import PRESETS
+from chainforge.generate.build import code, funnel_table
 from chainforge.hub.upload import HUB_ID
 from chainforge.train.lineage import Ancestor, Origin, base_of, roots, signed_json
 

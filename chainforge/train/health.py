@@ -12,17 +12,18 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 from transformers import TrainerCallback, TrainerState
 
 from chainforge.core.errors import Stopped
 from chainforge.core.jsonl import JsonLines, Row
+from chainforge.generate.rollouts import GateArgs
+from chainforge.generate.settings import TemplateArgs
 from chainforge.rewards.reward import Reward
 from chainforge.train.callbacks import NotFinite, NothingTrained, keep_until
-from chainforge.train.rl_args import RLArgs
 from chainforge.train.stage import Stage, is_main_process
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,42 @@ HEALTH = "health.jsonl"
 WINDOW = 8  # logs
 ZERO_ADVANTAGE = "frac_zero_advantage"
 WAIT = "`max_zero_advantage_steps` sets how long to wait"
+
+
+@dataclass
+class RLArgs(GateArgs, TemplateArgs):
+    """Which prompts RL trains on, what it saves and measures, and when it stops."""
+
+    log_rollouts: bool = field(
+        default=True,
+        metadata={"help": "Save every completion with its rewards in rollouts.jsonl."},
+    )
+    max_zero_advantage_steps: int = field(
+        default=30,
+        metadata={
+            "help": "End the stage after this many steps in a row in which all completions of "
+            "every group have the same reward. The stage fails, unless the reward is as high as "
+            "before: then nothing is left to learn, and the stage is done. 0: never."
+        },
+    )
+    health: Literal["warn", "stop", "off"] = field(
+        default="warn", metadata={"help": "Action when a health rule fires."}
+    )
+    heldout_size: int = field(
+        default=0,
+        metadata={
+            "help": "Number of rows of the tasks' validation split on which accuracy is measured "
+            "during training, every eval_steps (default: save_steps); 0: none. With 100 rows a "
+            "difference of ten points is visible."
+        },
+    )
+    keep_best: bool = field(
+        default=False,
+        metadata={
+            "help": "Make the checkpoint with the best held-out accuracy the stage's model instead "
+            "of the last one; of equal ones the earlier."
+        },
+    )
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Row, has_answer
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.generate.rollouts import Recorder
-from chainforge.train.rl_args import RLArgs
+from chainforge.train.health import RLArgs
 
 logger = logging.getLogger(__name__)
 

@@ -25,8 +25,8 @@ from tokenizers.trainers import BpeTrainer
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from chainforge.core.transcript import tags_of
-from chainforge.data.solver import solve
 from chainforge.data.sources import split_of
+from chainforge.generate.teacher import solve
 
 HERE = Path(__file__).parent
 WORLD = {  # how the share of worked problems falls, and each data set's own configuration

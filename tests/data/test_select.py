@@ -7,7 +7,15 @@ import pytest
 
 from chainforge.core.errors import InputError
 from chainforge.data.filters import SelectionArgs
-from chainforge.data.select import REASONS, select
+from chainforge.data.select import (
+    REASONS,
+    most_different,
+    near_duplicates,
+    select,
+    shingles,
+    similarity,
+    text_key,
+)
 
 
 def scored(prompt="p", index=0, **columns):
@@ -132,6 +140,27 @@ def test_near_duplicates_of_a_prompt_and_prompts_that_ask_the_same():
     ]
     assert why(rows) == [None, "duplicate_prompt", None]
     assert why([rows[0] | {"correct": False}, *rows[1:]]) == ["wrong", None, None]
+
+
+def test_a_short_text_is_one_run_and_an_empty_one_has_none() -> None:
+    assert shingles("One, two!") == {("one", "two")}
+    assert shingles("...") == set()
+    assert similarity(shingles(""), shingles("?")) == 1.0
+    assert similarity(shingles(""), shingles("one")) == 0.0
+
+
+def test_near_duplicates_and_what_differs_most() -> None:
+    long = " ".join(f"word{i}" for i in range(60))
+    sets = [shingles(text) for text in (long, long.replace("word30", "x"), "a b c d e f", long)]
+    assert near_duplicates(sets, 0.8) == {1: pytest.approx(51 / 61), 3: 1.0}
+    assert near_duplicates(sets, 0.9) == {3: 1.0}
+    assert most_different(sets, 0, 3) == [0, 2, 1]
+    assert most_different(sets[:1], 0, 3) == [0]
+
+
+def test_the_key_is_that_of_a_text_but_for_case_and_white_space() -> None:
+    assert text_key("Count  on.\n") == text_key("count on.") != text_key("count on")
+    assert text_key("half \ud83d a character") >= 0
 
 
 def test_pass_rate_counts_verified_samples_of_the_first_round():

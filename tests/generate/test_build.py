@@ -12,8 +12,7 @@ from chainforge.core.errors import InputError
 from chainforge.core.jsonl import read_rows, write_rows
 from chainforge.data.datasets import DataArgs, sft_dataset
 from chainforge.data.filters import FilterArgs, SelectionArgs
-from chainforge.data.pool import read_pool
-from chainforge.data.select import select
+from chainforge.data.select import read_pool, select
 from chainforge.generate.build import BuildArgs, build, preview
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import example, read_rows, sample, write_rows
-from chainforge.data.pool import read_pool
+from chainforge.data.select import read_pool
 from chainforge.generate.rollouts import GateArgs, Recorder, gate
 from chainforge.rewards.reward import RewardArgs, load_rewards
 

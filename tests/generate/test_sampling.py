@@ -9,7 +9,7 @@ import pytest
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import example, read_rows, sample
 from chainforge.data.filters import SelectionArgs
-from chainforge.data.pool import pass_rates
+from chainforge.data.select import pass_rates
 from chainforge.generate.local import LocalEngine, open_policy
 from chainforge.generate.rollouts import score_samples
 from chainforge.generate.sampling import Rounds, accepted_by, roll_out

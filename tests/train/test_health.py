@@ -8,8 +8,7 @@ from transformers import TrainerControl, TrainerState
 from chainforge.core.errors import Stopped
 from chainforge.core.jsonl import read_rows
 from chainforge.train.callbacks import NothingTrained
-from chainforge.train.health import RULES, ZERO_ADVANTAGE, HealthCallback, idle_steps
-from chainforge.train.rl_args import RLArgs
+from chainforge.train.health import RULES, ZERO_ADVANTAGE, HealthCallback, RLArgs, idle_steps
 
 FIRES = {
     "truncated": ([0.2] * 8 + [0.9] * 8, [0.9] * 16 + [0.1] * 8),
