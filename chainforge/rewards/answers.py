@@ -40,9 +40,12 @@ _STARRED = re.compile(r"\A\*([^*]+)\*\Z")
 _WRAPS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("*", "*"),
           ("__", "__"), ("`", "`"), ('"', '"'), ("'", "'"))  # fmt: skip
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
-_BARE = re.compile(
-    r"(?:[A-Za-z]|[+-]?\d(?:[\d,.]*\d)?|\\[dt]?frac\s*(?:\d|\{[^{}]*\})\s*(?:\d|\{[^{}]*\}))(?=[\s$.]|\Z)"
-)
+_NAME = re.compile(r"\\[A-Za-z]+")
+_BARE = re.compile(r"[+-]?\d[\d,]*(?:\.\d+)?|[A-Za-z]")
+_BARE_END = re.compile(r"\s*(?:\Z|\$|\\[)\]]|\n|[.,;:](?:\s|\Z|\$))|\s+(?![-+*/^=\\\d])")
+_ARGUMENTS = {"frac": 2, "dfrac": 2, "tfrac": 2, "binom": 2, "sqrt": 1, "text": 1, "textbf": 1,
+              "mathrm": 1, "mathbf": 1, "overline": 1, "pi": 0, "infty": 0, "emptyset": 0,
+              "varnothing": 0}  # fmt: skip
 _WHOLE_TEXT = re.compile(
     r"\\(?:text(?:bf|rm|it)?|math(?:rm|bf|it)|mbox|operatorname|emph)\s*\{([^{}]*)\}"
 )
@@ -93,11 +96,16 @@ _FURTHER_TERM = re.compile(r"(?<=[^\s+\-(])\s*[+\-]")
 
 def clean(text: str) -> str:
     """Unwrap an answer (`$..$`, box, bold, text, quotes, full stop) and unify its spelling."""
+    text = text.strip()
+    if text.isascii() and text.isdigit():
+        return text
     text = _BOLD.sub(r"\1", _visible(text)).strip()
     for _ in range(5):
         before = text
         text = _FENCE.sub(r"\1", text).strip() if text.startswith("```") else text
         text = _unstopped(text)
+        if text.endswith("\\") and len(text) > 1:
+            text = text.rstrip("\\")
         for opening, closing in _WRAPS:
             inner = text[len(opening) : -len(closing)]
             if text.startswith(opening) and text.endswith(closing) and opening not in inner:
@@ -109,6 +117,7 @@ def clean(text: str) -> str:
             text = whole[1].strip()
         if text == before:
             break
+        text = _END.sub("", text).strip()
     return _spell(text)
 
 
@@ -116,14 +125,20 @@ def _visible(text: str) -> str:
     """Drop what cannot be seen and end tokens; write Unicode's mathematics in ASCII and LaTeX."""
     text = text.strip()
     if not text.isascii():
-        text = _VULGAR.sub(_fraction, _RAISED.sub(_level, text.translate(_INVISIBLE)))
-        text = unicodedata.normalize("NFKC", text.translate(_SYMBOLS)).translate(_SYMBOLS)
+        text = unicode_to_latex(text)
     for _ in range(8):
         text = text.rstrip().rstrip(_TICKS).rstrip()
         if not text.endswith(">") or not (end := _END.search(text, max(0, len(text) - 44))):
             break
         text = text[: end.start()]
     return text
+
+
+def unicode_to_latex(text: str) -> str:
+    """Write Unicode's mathematics in ASCII and LaTeX, and drop what cannot be seen."""
+    text = text.translate(_INVISIBLE)
+    text = _VULGAR.sub(_fraction, _RAISED.sub(_level, text))
+    return unicodedata.normalize("NFKC", text.translate(_SYMBOLS)).translate(_SYMBOLS)
 
 
 def _unstopped(text: str) -> str:
@@ -178,7 +193,8 @@ def _braced(found: re.Match[str]) -> str:
 def boxes(text: str) -> list[str] | None:
     r"""Return the contents of the outermost boxes; None when one cannot be read.
 
-    `\boxed 4` is a box too. Unreadable are a box that does not close and more than 20.
+    `\boxed 4` and `\boxed\frac37` are boxes too. Unreadable are a box that does not close, one
+    without braces whose end is unclear (`\boxed 4\pi`), and more than 20.
     """
     found = _boxes(text)
     return None if found is None else [text[start:end] for _, _, start, end in found]
@@ -191,7 +207,7 @@ def boxed_answers(text: str) -> list[str]:
     """
     found = _boxes(text)
     if found is None:
-        raise ValueError("a \\boxed that does not close")
+        raise ValueError("a \\boxed that does not close or whose end is unclear")
     kept: dict[str, str] = {}
     for number, (start, _, first, last) in enumerate(found):
         if number and _TAKEN_BACK.search(text, found[number - 1][1], start):
@@ -208,10 +224,10 @@ def _boxes(text: str) -> list[tuple[int, int, int, int]] | None:
     position = 0
     while match := _BOX.search(text, position):
         braced = text.startswith("{", match.end())
-        end = _closing(text, match.end()) if braced else None
-        if bare := _BARE.match(text, match.end()):
-            end = bare.end()
+        end = _after(text, match.end())
         if end is None or len(found) >= MAX_BOXES:
+            return None
+        if not braced and not _BARE_END.match(text, end):
             return None
         inside = (match.end() + 1, end - 1) if braced else (match.end(), end)
         found.append((match.start(), end, *inside))
@@ -219,35 +235,61 @@ def _boxes(text: str) -> list[tuple[int, int, int, int]] | None:
     return found
 
 
-def _closing(text: str, place: int) -> int | None:
-    """Return the end of a group in braces, None where it does not close."""
-    level = 0
-    for brace in _BRACE.finditer(text, place):
-        level += {"{": 1, "}": -1}.get(brace[0], 0)
-        if level == 0:
-            return brace.end()
-    return None
+def _after(text: str, place: int) -> int | None:
+    """Return the end of a group in braces, a command with its arguments, a number or a letter."""
+    while text[place : place + 1] == " ":
+        place += 1
+    if text.startswith("{", place):
+        depth = 0
+        for brace in _BRACE.finditer(text, place):
+            depth += {"{": 1, "}": -1}.get(brace[0], 0)
+            if depth == 0:
+                return brace.end()
+        return None
+    if command := _NAME.match(text, place):
+        end: int | None = command.end()
+        for _ in range(_ARGUMENTS.get(command[0][1:], -1)):
+            digit = end is not None and text[end : end + 1].isdigit()
+            end = end + 1 if digit and end else _after(text, end) if end is not None else None
+        return end if command[0][1:] in _ARGUMENTS else None
+    bare = _BARE.match(text, place)
+    return bare.end() if bare else None
 
 
 # Words around an answer. What retracts or hedges is looked for where an answer is marked; elsewhere
 # only the words listed may stand around it.
-_DOUBTS = (
-    r"(?:\b(?:not|no|nor|never|or|n?either|cannot|than|least|most|except|unless|if|whether|but|maybe"
-    r"|perhaps|possibly|probably|might|may|could|would|should|ignore|disregard|wrong|false|doubt"
-    r"|incorrect|mistaken?|oops|sorry|guess|unsure|uncertain|know|says?|said|suppose|assum\w*|almost"
-    r"|nearly|some(?:one)?|between|twice|half|double|opposite|negative|minus|all|none|anything|plus"
-    r"|times|squared|cubed|root|modulo|of (?:the|my) answer|number of answers|nothing|nobody"
-    r"|impossible|exceeds?|actually|wait|instead|every|correction|scratch|hmm+|nope|rather|kidding"
-    r"|however|although|alternative(?:ly)?|also|else|strike|make (?:that|it)|reflection|revised?"
-    r"|recheck\w*|redo|recalculat\w*|meant|i mean|second thought|edit)\b|n't\b"
-    r"|\\(?:neg?|lnot|not)(?![a-z]))"
+_RETRACTED = re.compile(
+    r"\b(?:no|wait|actually|or|maybe|perhaps|possibly|scratch|correction|instead|mistaken?|oops"
+    r"|sorry|incorrect|wrong|false|guess|unsure|uncertain|doubt|hmm+|rather|kidding|but|isn't|nope"
+    r"|should (?:be|have)|could|might|probably|however|though|although|alternative(?:ly)?|also|else"
+    r"|strike|edit|make (?:that|it)|reflection|revised?|recheck\w*|redo|recalculat\w*|meant|ignore"
+    r"|disregard|never mind|i mean|on second thought"
+    r"|not (?:right|correct|sure|certain|it|that|the))\b",
+    re.IGNORECASE,
 )
-_DOUBT = re.compile(_DOUBTS, re.IGNORECASE)
 _TAKEN_BACK = re.compile(
     r"\b(?:no|wait|actually|oops|sorry|correction|mistake)\b\s*[:,;.!-]|\bscratch that\b",
     re.IGNORECASE,
 )
-_DENIED = re.compile(_DOUBTS + r"[\s$:(\\]*(?:[a-z]+\s+){0,2}[\s$(\\\[]*\Z", re.IGNORECASE)
+_UNSURE = re.compile(
+    r"\b(?:(?:do not|don't) know|no idea|guess(?:ing)?|not sure|unsure|maybe|perhaps|possibly)\b",
+    re.IGNORECASE,
+)
+_DENIED = re.compile(
+    r"(?:\b(?:not|cannot|never|or|neither|nor|either|than|except|unless|if|maybe|perhaps|least|most"
+    r"|twice|half|(?:anything|everything|all|nothing)\s+but)\b|n't\b|\\n(?:eq?|ot)\b)"
+    r"[\s$:(\\]*(?:[a-z]+\s+){0,2}[\s$(\\\[]*\Z",
+    re.IGNORECASE,
+)
+_DOUBT = re.compile(
+    r"\b(?:not|no|nor|never|or|neither|either|cannot|than|least|most|except|unless|if|whether|but"
+    r"|maybe|perhaps|possibly|probably|might|may|could|would|should|ignore|wrong|false|incorrect"
+    r"|doubt|guess|unsure|know|says?|said|suppose|assum\w*|almost|nearly|some(?:one)?|between|twice"
+    r"|half|double|opposite|negative|minus|all|none|anything"
+    r"|plus|times|squared|cubed|root|modulo|of (?:the|my) answer|number of answers|nothing|nobody"
+    r"|impossible|exceeds?|actually|wait|instead|every)\b|n't\b|\\(?:neg|lnot|not)(?![a-z])",
+    re.IGNORECASE,
+)
 _SAID = re.compile(
     r"(?:\banswers?\b(?:\s+to\s+[^.\n:]{1,80}?)?(?:\s+(?:is|are)\b|\s*[:=])+|答案\s*(?:是|为|选|[:=])+"
     r"|答え\s*(?:は|:)|(?:选项|答)\s*(?:是|为|:)+|(?:respuesta|réponse|antwort|resposta|ответ|정답)\s*:"
@@ -272,17 +314,20 @@ _OPENING = re.compile(
 )
 _COPULA = re.compile(
     r"((?:\$?\\?[A-Za-z']+\$?,?\s+){0,15}?)(?:is|must be|are|was|were|equals?|gets?|have|has|had"
-    r"|obtain|gives?|yields?|becomes?|costs?|choose|pick|select|left with|earns?|made|makes?|needs?"
-    r"|sold|takes?|took|pays?|paid|spends?|spent|saves?|saved|bought|buys?)\b[\s:]*"
-    r"(?:equal to\s+|exactly\s+)?(?=\S)(.+)",
+    r"|obtain|finds?|gives?|yields?|becomes?|costs|choose|chose|pick|select|selected|left with"
+    r"|earns?|made|makes?|needs?|sold|takes?|took|measures?|weighs?|pays?|paid|spends?|spent|saves?"
+    r"|saved|bought|buys?)\b[\s:]*"
+    r"(?:equal to\s+|that\s+|exactly\s+)?(?=\S)(.+)",
     re.IGNORECASE | re.DOTALL,
 )
 _REASON = re.compile(r"(?:,?\s+|\s*\()(?:because|since)\b", re.IGNORECASE)
 _REMARK = re.compile(r"\s*(?:,\s*|\s-\s+|\()([a-z][a-z .']*)\)?\Z", re.IGNORECASE)
 _CLOSING = re.compile(
-    r"\s+(?:of them|in (?:total|all)|altogether|overall|(?:are|were|was|will be)? ?left"
-    r"|(?:is|are) (?:the|my|our) (?:final |correct )?(?:answers?|result|solutions?|option|choice)"
-    r"|is (?:correct|right)|as (?:required|desired|needed|requested|expected))\Z",
+    r"\s+(?:of them|in (?:total|all)|altogether|overall"
+    r"|(?:are|is|were|was|will be)? ?(?:left|remaining)"
+    r"|(?:is|are) (?:the|my|our) (?:final |correct |right )?(?:answers?|result|solutions?|option"
+    r"|choice)|is correct|is right"
+    r"|as (?:required|desired|needed|requested|expected))\Z",
     re.IGNORECASE,
 )
 _HARMLESS_WORDS = """
@@ -359,11 +404,13 @@ def _boxed(text: str, places: list[tuple[int, int, int, int]]) -> str | None:
     tail = _narrow(text[last:])
     one = next(iter(values.values()))
     before = text[max(0, first - 80) : first]
-    denied = _DENIED.search(before) or _FACTOR.search(before.rstrip("$ (\\"))
-    if "" in values or denied or _LEFT.search(before) or _TAIL.match(tail):
+    left = _LEFT.search(before)
+    denied = (_DENIED.search(before) or _FACTOR.search(before.rstrip("$ (\\"))
+              or (left and (left[1] or left[2]) not in values))  # fmt: skip
+    if "" in values or denied or _UNSURE.search(before) or _TAIL.match(tail):
         return None
     others = {number.rstrip(".,") for number in re.findall(r"\d[\d.,]*", tail)}
-    if _DOUBT.search(tail) or (_NEXT.match(tail) and (not others or others - values.keys())):
+    if _RETRACTED.search(tail) or (_NEXT.match(tail) and (not others or others - values.keys())):
         return None
     for said in _SAID.finditer(text):
         place = said.end()
@@ -383,18 +430,24 @@ def _boxed(text: str, places: list[tuple[int, int, int, int]]) -> str | None:
 _ALONE = re.compile(
     r"[\s$*]*([+-]?\d[\d,.]*|[A-Za-z]+(?:-[a-z]+)?)(?=[.\s$*\\]*(?:\Z|\n|[A-Z]|\\?box))"
 )
-_COUNTED = """
+_COUNTED_TO_TWENTY = """
 zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
-sixteen seventeen eighteen nineteen twenty
+sixteen seventeen eighteen nineteen
 """
-_COUNTS = {word: str(value) for value, word in enumerate(_COUNTED.split())}
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+_ONES = _COUNTED_TO_TWENTY.split()
+_COUNTS = {word: str(value) for value, word in enumerate(_ONES)} | {
+    f"{ten}-{_ONES[one]}" if one else ten: str(10 * place + one)
+    for place, ten in enumerate(_TENS.split(), 2)
+    for one in range(10)
+}
 _TWICE = re.compile(r"(.*\S)\s*\(([\w -]+)\)", re.DOTALL)
 
 
 def _digits(text: str) -> str:
     """Write `fifteen` and `1,500` in digits alone."""
     text = text.replace(",", "").strip("$ ")
-    return _COUNTS.get(text.casefold(), text)
+    return _COUNTS.get("-".join(text.casefold().split()), text)
 
 
 def _with_unit(value: str, tail: str) -> str | None:
@@ -442,7 +495,14 @@ def _reduce(text: str) -> str:
     if ends := [stop for stop in stops if harmless(text[stop.end() :])]:
         text = text[: ends[0].start()] + (ends[0][1] or "")
     text = _unstopped(text)
-    if reason := _REASON.search(text):
+    reason = _REASON.search(text)
+    if (
+        reason
+        and ("(" not in reason[0] or text.endswith(")"))
+        and not _RETRACTED.search(
+            re.sub(r"\b(?:no|or|but|wrong|incorrect|not)\b", "", text[reason.end() :])
+        )
+    ):
         text = text[: reason.start()]
     for _ in range(3):
         if (remark := _REMARK.search(text, max(0, len(text) - 200))) and harmless(remark[1]):
@@ -457,29 +517,34 @@ def _reduce(text: str) -> str:
 
 def doubted(text: str) -> bool:
     """Return whether a text has words that retract or hedge what stands beside it."""
-    return bool(_DOUBT.search(text))
+    return bool(_RETRACTED.search(text))
 
 
 def harmless(text: str) -> bool:
     """Return whether a text consists of words that say nothing about the answer beside them."""
     words = re.findall(r"[^\W_]+|[^\s.,!'*_)(-]", text)
+    letters = {word for word in words if len(word) == 1} - {"I", "a"}
     known = _HARMLESS.issuperset(word.casefold() for word in words)
-    return known and "A" not in words  # which is a choice
+    return known and not letters and (not words or max(map(len, words)) > 1)
 
 
-def hostile(text: str, gold: str) -> bool:
-    """Return whether a candidate should not reach a parser; a long gold answer allows more."""
-    if len(text) > max(MAX_ANSWER, 2 * len(gold)) or depth(text) > MAX_DEPTH:
-        return True
+def hostile(text: str, gold: str = "") -> str | None:
+    """Return why a candidate should not reach a parser, or None; a long gold allows more."""
+    if len(text) > max(MAX_ANSWER, 2 * len(gold)):
+        return "length"
     if sum(map(str.isdigit, text)) > max(MAX_DIGITS, 2 * sum(map(str.isdigit, gold))):
-        return True
+        return "digits"
     if text.count("\\frac") > max(MAX_FRACTIONS, gold.count("\\frac")):
-        return True
+        return "fractions"
+    if depth(text) > MAX_DEPTH:
+        return "nesting"
     if any(bomb.search(text) for bomb in (_TOWER, _HUGE_POWER, _FACTORIAL)) and text != gold:
-        return True
+        return "size"
     if any(bomb.search(text) and not bomb.search(gold) for bomb in (_POWER_IN_POWER, _HUGE_CHOICE)):
-        return True
-    return (terms := _terms(text)) > MAX_TERMS and terms > _terms(gold)
+        return "size"
+    if (terms := _terms(text)) > MAX_TERMS and terms > _terms(gold):
+        return "size"
+    return None
 
 
 def _terms(text: str) -> int:

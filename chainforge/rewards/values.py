@@ -11,7 +11,7 @@ import ast
 import operator
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Context, Decimal, DivisionByZero, InvalidOperation, Overflow, localcontext
 from fractions import Fraction
@@ -25,18 +25,19 @@ MAX_ANSWER = 300  # characters, of an answer that a parser may see
 MAX_DEPTH = 12  # of nested brackets
 
 _LOOSE_SPACE = re.compile(r"(?<![A-Za-z0-9])\s+|\s+(?![A-Za-z0-9])")
-_DECIMAL = r"(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)"
-_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-_QUANTITY = re.compile(  # `1,234.5`, `1.5e3`, `2 \times 10^{-3}`, `1.5 million`
-    rf"({_DECIMAL})(?:(?:[eE]|(?:\\times|\\cdot|\*)\s*10\s*\^)\s*\{{?\s*([+-]?\d{{1,3}})\s*\}}?"
-    rf"|\s*(?:\\text\{{\s*)?({'|'.join(_SCALES)})\s*\}}?)?"
-)
+_DECIMAL = r"(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?"
+_NUMBER = re.compile(rf"(?=[+-]?\.?\d)[+-]?{_DECIMAL}")
 _RATIO = re.compile(
     rf"([+-]?)(?:\\frac\{{([+-]?{_DECIMAL})\}}\{{([+-]?{_DECIMAL})\}}"
     rf"|\(?([+-]?{_DECIMAL})\)?/\(?([+-]?{_DECIMAL})\)?)"
 )
-_MIXED = re.compile(r"(\d+)(?:\s*(?=\\frac)|\s(?=\d))(.+)")
-_REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar)\s*\{(\d+)\}")
+_MIXED = re.compile(r"([+-]?)(\d+)(?:\s*\\frac\{(\d+)\}\{(\d+)\}|\s(\d+)/(\d+))")
+_SCIENTIFIC = re.compile(
+    rf"([+-]?{_DECIMAL})(?:[eE]|(?:\\times|\\cdot|\*)\s*10\s*\^)\s*\{{?\s*([+-]?\d{{1,3}})\s*\}}?"
+)
+_REPEATING = re.compile(r"([+-]?)(\d*)\.(\d*)\\(?:overline|bar)\s*\{(\d+)\}")
+_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_SCALED = re.compile(rf"([+-]?{_DECIMAL})\s*(?:\\text\{{\s*)?({'|'.join(_SCALES)})\s*\}}?")
 
 
 def squeeze(text: str) -> str:
@@ -69,7 +70,10 @@ def ratio(text: str) -> tuple[Fraction, Fraction] | None:
     if match is None:
         return None
     sign, *parts = match.groups()
-    top, bottom = (Fraction(part.replace(",", "")) for part in parts if part)
+    written = [part for part in parts if part]
+    if len(written) != 2 or any(not _NUMBER.fullmatch(part) for part in written):
+        return None
+    top, bottom = (Fraction(part.replace(",", "")) for part in written)
     if bottom == 0:
         return None
     top = -top if sign == "-" else top
@@ -88,29 +92,47 @@ def read_number(text: str) -> Number | None:
     if len(text) > MAX_ANSWER or re.search(r",\s", text):
         return None  # `574, 575` are two numbers, `574,575` is one.
     squeezed = re.sub(r"\A([+-]?)[¤€£¥]", r"\1", squeeze(text))
-    sign, body = -1 if squeezed[:1] == "-" else 1, re.sub(r"\A[+-]", "", squeezed)
-    if found := _QUANTITY.fullmatch(body):
-        digits, exponent, scale = found.groups()
-        power, places = int(exponent or _SCALES.get(scale, 0)), len(digits.partition(".")[2])
-        value = sign * Fraction(digits.replace(",", "")) * Fraction(10) ** power
-        return Number(value, Fraction(10) ** (power - places) if places else Fraction(0))
+    if squeezed.startswith("(") and squeezed.endswith(")"):
+        squeezed = squeezed[1:-1]
+    if _NUMBER.fullmatch(squeezed):
+        return _decimal(squeezed)
     if parts := ratio(squeezed):
         return Number(parts[0] / parts[1])
-    if found := _MIXED.fullmatch(body):
-        parts = ratio(found[2])
-        if parts is None or not 0 < parts[0] < parts[1]:
+    if found := _MIXED.fullmatch(squeezed):
+        sign, whole, *fraction = (part for part in found.groups() if part is not None)
+        top, bottom = map(int, fraction)
+        if not 0 < top < bottom:
             return None
-        return Number(sign * (int(found[1]) + parts[0] / parts[1]))
-    if found := _REPEATING.fullmatch(body):
-        whole, fixed, period = found.groups()
+        mixed = int(whole) + Fraction(top, bottom)
+        return Number(-mixed if sign == "-" else mixed)
+    if found := _SCIENTIFIC.fullmatch(squeezed):
+        return _scaled(found[1], int(found[2]))
+    if found := _SCALED.fullmatch(squeezed):
+        return _scaled(found[1], _SCALES[found[2]])
+    if found := _REPEATING.fullmatch(squeezed):
+        sign, whole, fixed, period = found.groups()
         tail = Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(fixed))
-        return Number(sign * (Fraction(f"{whole or 0}.{fixed or 0}") + tail))
+        repeated = Fraction(f"{whole or 0}.{fixed or 0}") + tail
+        return Number(-repeated if sign == "-" else repeated)
     return None
+
+
+def _decimal(text: str) -> Number:
+    digits = len(text.partition(".")[2])
+    place = Fraction(1, 10**digits) if digits else Fraction(0)
+    return Number(Fraction(text.replace(",", "")), place)
+
+
+def _scaled(mantissa: str, exponent: int) -> Number | None:
+    if not _NUMBER.fullmatch(mantissa):
+        return None
+    value, place = _decimal(mantissa)
+    return Number(value * Fraction(10) ** exponent, place * Fraction(10) ** exponent)
 
 
 def _read_units() -> dict[str, str]:
     """Return the units of `units.txt`: each name with the first name of the same unit."""
-    units = {"1": "1"}  # of `12 per hour`
+    units: dict[str, str] = {}
     for line in Path(__file__).with_name("units.txt").read_text(encoding="utf-8").splitlines():
         first, *others = line.split()
         if first == "+":
@@ -122,9 +144,7 @@ def _read_units() -> dict[str, str]:
 
 _UNITS = _read_units()
 _POWERS = {"square": "2", "sq": "2", "cubic": "3", "cu": "3", "squared": "2", "cubed": "3"}
-_SQUARE = re.compile(r"\b(square|sq|cubic|cu)\b\.?\s+(\S+)|\s+(squared|cubed)\b")
-_BESIDE = re.compile(r"\AUS\s+|\s+(?:old|tall|long|wide|high|deep|away|apart)\Z")
-_PER = re.compile(r"\s*/\s*|\s+(?:per|an?|each)\s+")
+_SHAPES = frozenset({"old", "tall", "long", "wide", "high", "deep", "away", "apart"})
 _CURRENCY = re.compile(
     r"([+-]?)\s*([¤€£¥₹]|(?:US|USD|EUR|GBP)(?=[\s¤]))\s*¤?\s*([+-]?)(?=[\s\d.\\(])"
 )
@@ -135,7 +155,7 @@ _ORDINAL = re.compile(
 )
 _SCALE = re.compile(r"\bdegrees?\s+(?=(?:[CF]|celsius|fahrenheit)\b)", re.IGNORECASE)
 _DEGREES = re.compile(r"°\s*(?:\\text\s*\{\s*)?([CF])\s*\}?\Z")
-_PART = re.compile(r"(1|[^\W\d_]+|[¤€£¥₹¢°]C?F?)\.?(?:\^\{?(-?\d)\}?)?")
+_PART = re.compile(r"([^\W\d_]+|[¤€£¥₹¢°]C?F?)\.?(?:\^\{?(-?\d)\}?)?")
 
 
 def split_unit(text: str, known: bool = True) -> tuple[str, str | None]:
@@ -152,9 +172,9 @@ def split_unit(text: str, known: bool = True) -> tuple[str, str | None]:
     tokens = _SCALE.sub("", _ATTACHED.sub(" ", spaced)).split()
     for start in range(1, len(tokens)):
         value = " ".join(tokens[:start])
-        found = _phrase(tokens[start:])
-        if unit and found != unit:  # `$20 dollars`, `$20 per hour`
-            found = _phrase([unit, *tokens[start:]])
+        found = _phrase(tokens[start:], unit)
+        if unit and _phrase(tokens[start:], None) == unit:
+            found = unit  # `$20 dollars`
         sure = marked or len(tokens[start]) > 1 or read_number(value) is not None
         if found and (sure or not _LETTER.search(value)):
             value = value.replace(" / ", "/")
@@ -171,18 +191,28 @@ _FUNCTION = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")
 _WORDS = re.compile(r"(.*?\d[\s)}]*)([A-Za-z][A-Za-z .]+)")
 
 
-def _phrase(words: list[str]) -> str | None:
+def _phrase(tokens: list[str], unit: str | None) -> str | None:
     """Return the unit that words name, `cm^2` for `square centimeters`; None for other words."""
-    text = _BESIDE.sub("", " ".join(words))
-    text = _SQUARE.sub(lambda m: f"{m[2] or ''}^{_POWERS[m[1] or m[3]]}", text)
-    units = []
-    for part in _PER.split(text.replace("per ", "1/", 1) if text.startswith("per ") else text):
-        found = _PART.fullmatch(part)
-        name = _canonical(found[1]) if found else None
-        if not found or not name:
+    parts, power = [unit] if unit else [], None
+    wanted = not unit
+    if wanted and tokens[0] == "per":
+        parts, wanted = ["1"], False
+    while tokens and tokens[-1] in _SHAPES:
+        tokens = tokens[:-1]
+    for token in tokens[1:] if tokens[0] == "US" and tokens[1:] else tokens:
+        if token in ("/", "per", "a", "an", "each") and parts and not wanted:
+            wanted = True
+        elif token.rstrip(".") in _POWERS and wanted:
+            power = _POWERS[token.rstrip(".")]
+        elif token in ("squared", "cubed") and parts and not wanted and "^" not in parts[-1]:
+            parts[-1] += "^" + _POWERS[token]
+        elif wanted and (found := _PART.fullmatch(token)) and (name := _canonical(found[1])):
+            raised = found[2] or power
+            parts.append(name + (f"^{raised}" if raised and raised != "1" else ""))
+            wanted, power = False, None
+        else:
             return None
-        units.append(f"{name}^{found[2]}" if found[2] else name)
-    return "/".join(units)
+    return None if wanted or power or not parts else "/".join(parts)
 
 
 def _canonical(word: str) -> str | None:
@@ -258,10 +288,8 @@ _UNCLEAR = (
         r"|[-+*/]\s*[-+]|\*\s*\*\s*\*"
     )
 )
-# `a/bc`; the root of a letter, which may be of either sign
-_AMBIGUOUS = re.compile(r"/\s*\w+\s*[A-Za-z(\\]|\\sqrt\s*\{[^}]*(?<![\\A-Za-z])[A-Za-z]")
 _SIDE_BY_SIDE = re.compile(r"(?<![φρ])(?<=[\w)])\s*(?=[^\W\d]|\()")
-_DIGITS = 400
+_DIGITS, _MOST_POWER = 400, 400
 _EXACT = Context(prec=_DIGITS, traps=[InvalidOperation, DivisionByZero, Overflow])
 _LETTERS = {
     letter: Decimal(random.Random(letter).randrange(10**_DIGITS)).scaleb(1 - _DIGITS)
@@ -269,7 +297,13 @@ _LETTERS = {
 } | {"π": Decimal("3.14159265358979323846264338327950288419716939937510582097494")}
 
 
-_OPERATORS: Operators = {**FOUR, ast.MatMult: operator.mul, ast.Pow: operator.pow}
+def _power(base: Decimal, exponent: Decimal) -> Decimal:
+    if abs(exponent) > _MOST_POWER:
+        raise ValueError("too large a power")
+    return base**exponent
+
+
+_OPERATORS: Operators = {**FOUR, ast.MatMult: operator.mul, ast.Pow: _power}
 _CALLS: dict[str, Callable[[Decimal], Decimal]] = {"φ": Decimal, "ρ": Decimal.sqrt}
 
 
@@ -297,8 +331,8 @@ def evaluate(text: str) -> Decimal | None:
 
 def _parsed(text: str) -> ast.expr:
     """Parse a sum of products; raise `ValueError` where it is none or could be read in two ways."""
-    if not text.isascii() or _AMBIGUOUS.search(text):
-        raise ValueError("not clear")
+    if "**" in text or not text.isascii():
+        raise ValueError("not LaTeX")
     for _ in range(MAX_DEPTH):
         text = _POWER.sub(lambda m: f"**({m[1] or m[2]})", text)
         text = _SQUARE_ROOT.sub(r"ρ(\1)", _FRACTION.sub(r"φ((\1)/(\2))", text))
@@ -306,7 +340,15 @@ def _parsed(text: str) -> ast.expr:
     text = re.sub(r"\\pi(?![A-Za-z])", "π", text)
     if not _SUM.fullmatch(text) or _UNCLEAR.search(text):
         raise ValueError("not a sum of products")
-    return ast.parse(_SIDE_BY_SIDE.sub("@", text).strip(), mode="eval").body
+    tree = ast.parse(_SIDE_BY_SIDE.sub("@", text).strip(), mode="eval").body
+    for node in ast.walk(tree):
+        match node:
+            case ast.BinOp(op=ast.MatMult(), left=ast.BinOp(op=ast.Div())):
+                raise ValueError("a/bc")
+            case ast.Call(func=ast.Name(id="ρ"), args=[inside]):
+                if any(isinstance(n, ast.Name) and n.id.isascii() for n in ast.walk(inside)):
+                    raise ValueError("the root of a letter may be of either sign")
+    return tree
 
 
 def same_value(one: Decimal, other: Decimal) -> bool | None:
@@ -355,6 +397,9 @@ _EITHER = re.compile(r"\bor\b|\\lor", re.IGNORECASE)
 _RELATED = re.compile(r"\\le(?![a-z])|\\ge(?![a-z])|\\neq(?![a-z])|<|>")
 FLIPPED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le", "\\neq": "\\neq"}
 _EQUALS = re.compile(r"(?<![\\<>!=:])(=)(?![=>])|\\(approx)(?![a-z])")
+_BUILDER = re.compile(
+    r"\\\{\s*([A-Za-z])(?:\s*\\in\s*\\mathbb\s*\{?R\}?)?\s*(?:\||:|\\mid)(.+)\\\}"
+)
 _MEMBER = re.compile(r"\s*([A-Za-z](?:_\{?\w\}?)?)\s*\\in(?![a-z])(.+)", re.DOTALL)
 _MATRIX = re.compile(
     r"[\[(]?\s*\\begin\s*\{([pbBvV]?|small)(?:matrix|(array))\}\s*(?:\{[clr|]*\})?(.*?)"
@@ -364,6 +409,7 @@ _MATRIX = re.compile(
 _ROW = re.compile(r"\\\\(?:\[[^\]]*\])?")
 _WHOLE_LINE = re.compile(r"\\mathbb\s*\{?R\}?|\\R(?![a-z])|all real numbers", re.IGNORECASE)
 _THOUSANDS = re.compile(r"\d{3}(?!\d)")
+_GROUPED = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 SIGNED = re.compile(r"\\(?:pm|mp)(?![a-z])")
 _PERCENT = re.compile(
     r"\s*(?:%|\\text\s*\{\s*(?:percent|per cent|pct)\s*\}|\b(?:percent|per cent|pct))\Z"
@@ -404,8 +450,11 @@ def _listed(text: str, items: list[str], gold: bool) -> Value:
         return Value("named", text, tuple(pairs))
     if len(set(names) - {""}) > 1 or (names[0] == "" and any(names)):
         return Value("relation", text)
-    flat = [one for v in values for one in (v.parts if v.kind == "list" else (v,))]
-    return Value("list", text, tuple(flat), name=names[0])
+    return Value("list", text, tuple(_flat(values)), name=names[0])
+
+
+def _flat(values: Sequence[Value]) -> list[Value]:
+    return [one for v in values for one in (v.parts if v.kind == "list" else (v,))]
 
 
 def _single(text: str, gold: bool) -> Value:
@@ -466,9 +515,11 @@ def _chain(sides: list[str], text: str, gold: bool) -> Value:
         letters = name.strip("()").split(",")
         if "," in name and letters != sorted(letters) and max(map(len, letters)) == 1:
             return Value("relation", text)  # `(y,x) = (2,3)`
-    if name:  # `V = \pi r^2 h = 48\pi`
-        sides = [side for side in sides[:-1] if not is_formula(side)] + sides[-1:]
-    if not all(sides):
+    elif len(sides) == 2 and is_symbol(sides[1]) and not gold and "\\approx" not in text:
+        name, sides = squeeze(sides[1]), sides[:1]
+    sides = [side for place, side in enumerate(sides) if not (
+        place < len(sides) - 1 and name and is_formula(side))]  # fmt: skip
+    if not sides or not all(sides):
         return Value("relation", text)
     if len(sides) == 1:
         return replace(_read(sides[0], gold), name=name)
@@ -483,6 +534,8 @@ def _chain(sides: list[str], text: str, gold: bool) -> Value:
     rational = not re.search(r"[A-Za-z]", exact[-1].replace("\\frac", ""))
     numbers = [read_number(side) for side in sides] if rational and "\\approx" not in text else []
     if any(one and other and one.value != other.value for one, other in pairwise(numbers)):
+        return Value("relation", text)
+    if decimals and (is_formula(exact[0]) or not known[0].is_finite()):
         return Value("relation", text)
     for decimal in map(read_number, decimals):
         if decimal is None or not decimal.rounds(Fraction(known[0])):
@@ -511,13 +564,26 @@ def is_formula(text: str) -> bool:
 
 def _scalar(text: str, gold: bool) -> Value:
     """Read a scalar: its percent sign, its unit, its value where it is a number."""
+    text = _brace_free(text)
     bare, percent = text, False
     if found := _PERCENT.search(text):
         bare, percent = text[: found.start()].strip(), True
     unit = None
     if not percent and (read_number(text) is None or text[:1] in "¤€£¥+-"):
         bare, unit = split_unit(text, known=not gold)
-    return Value("scalar", bare, number=read_number(bare), unit=unit, percent=percent)
+        if _PERCENT.search(bare):
+            return Value("scalar", text)
+    bare = _brace_free(bare)
+    number = read_number(bare)
+    if number is None:
+        bare = _GROUPED.sub("", bare)
+    return Value("scalar", bare, number=number, unit=unit, percent=percent)
+
+
+def _brace_free(text: str) -> str:
+    while text.startswith("{") and text.endswith("}") and "{" not in text[1:]:
+        text = text[1:-1].strip()
+    return text
 
 
 def _matrix(text: str) -> Value | None:
@@ -526,6 +592,8 @@ def _matrix(text: str) -> Value | None:
     if found is None and "=" in text:
         left, _, right = text.partition("=")
         return _matrix(right.strip()) if is_symbol(left.strip()) else None
+    if found is None and ("\\begin" in text or re.search(r"[=<>]", text)):
+        return None
     inside = found[3] if found else text
     rows = [row for row in _ROW.split(inside) if row.strip()]
     if not rows or (found and found[1] in ("v", "V")) or (found is None and len(rows) < 2):
@@ -538,16 +606,19 @@ def _matrix(text: str) -> Value | None:
 
 def _region(text: str) -> Value | None:
     """Read inequalities of one symbol, and unions of intervals."""
+    if found := _BUILDER.fullmatch(text):
+        region = _region(found[2].strip())
+        return region if region and region.name in ("", found[1]) else None
     name = ""
     if member := _MEMBER.fullmatch(text):
         name, text = member[1], member[2].strip()
     pieces: list[Any] = []
     for part in re.split(r"\\cup(?![a-z])|\\lor(?![a-z])|\\text\s*\{\s*,?\s*or\s*\}|\bor\b", text):
-        piece = _interval(part.strip(" ,"))
-        if piece is None or (name and piece[0] not in ("", name)):
+        found_piece = _piece(part.strip().strip(",").strip())
+        if found_piece is None or (name and found_piece[0] and found_piece[0] != name):
             return None
-        name = name or piece[0]
-        pieces.append(piece[1])
+        name = name or found_piece[0]
+        pieces += found_piece[1]
     return Value("region", text, tuple(pieces), name=name)
 
 
@@ -555,29 +626,51 @@ End = tuple[Value, bool]
 """The end of an interval, and whether it belongs to it."""
 
 
-def _interval(text: str) -> tuple[str, tuple[End, End]] | None:
-    """Read `(a,b)`, or a chain of inequalities with the symbol that it is about."""
+def _piece(text: str) -> tuple[str, list[tuple[End, End]]] | None:
+    """Read one interval or chain of inequalities, or two that hold together."""
     if _WHOLE_LINE.fullmatch(text):
-        return "", ((LOW, False), (_HIGH, False))
-    signs, sides = _RELATED.findall(text), [side.strip() for side in _RELATED.split(text)]
-    if not signs:
+        return "", [((LOW, False), (_HIGH, False))]
+    if not _RELATED.search(text):
         value = _bracketed(text, False)
-        interval = as_region(value) if value else None
-        return ("", interval.parts[0]) if interval else None
-    if all(sign in (">", "\\ge") for sign in signs):
-        signs, sides = [FLIPPED[sign] for sign in signs[::-1]], sides[::-1]
+        if value is None:
+            return None
+        if value.kind == "set" and all(part.kind == "scalar" for part in value.parts):
+            return "", [((part, True), (part, True)) for part in value.parts]
+        interval = as_region(value)
+        return ("", list(interval.parts)) if interval else None
+    both = re.split(r"\\text\s*\{\s*and\s*\}|\band\b|\\land|,", text)
+    if len(both) == 2:
+        one, two = (_piece(part.strip()) for part in both)
+        if one and two and one[0] == two[0] and len(one[1]) == len(two[1]) == 1:
+            for [(low, high)], [(other_low, other_high)] in ((one[1], two[1]), (two[1], one[1])):
+                if high[0] is _HIGH and other_low[0] is LOW:
+                    return one[0], [(low, other_high)]
+        return None
+    return _inequality(text)
+
+
+def _inequality(text: str) -> tuple[str, list[tuple[End, End]]] | None:
+    signs = _RELATED.findall(text)
+    sides = [side.strip() for side in _RELATED.split(text)]
     places = [place for place, side in enumerate(sides) if is_symbol(side)]
     if len(places) != 1 or len(sides) > 3 or not all(sides) or "=" in text:
         return None
     [place] = places
-    if not {"<", "\\le"}.issuperset(signs) or place > 1 or len(sides) > place + 2:
+    name = squeeze(sides[place])
+    ends = [_scalar(side, False) for side in sides]
+    if signs == ["\\neq"]:
+        other = ends[1 - place]
+        return name, [((LOW, False), (other, False)), ((other, False), (_HIGH, False))]
+    if len(sides) == 2:
+        sign = signs[0] if place == 0 else FLIPPED[signs[0]]
+        if sign in ("<", "\\le"):
+            return name, [((LOW, False), (ends[1 - place], sign == "\\le"))]
+        return name, [((ends[1 - place], sign == "\\ge"), (_HIGH, False))]
+    upward = all(sign in ("<", "\\le") for sign in signs)
+    if place != 1 or not (upward or all(sign in (">", "\\ge") for sign in signs)):
         return None
-    low, high = (LOW, False), (_HIGH, False)
-    if place:
-        low = (_scalar(sides[0], False), signs[0] == "\\le")
-    if place + 1 < len(sides):
-        high = (_scalar(sides[-1], False), signs[-1] == "\\le")
-    return squeeze(sides[place]), (low, high)
+    first, last = (ends[0], signs[0] in ("\\le", "\\ge")), (ends[2], signs[1] in ("\\le", "\\ge"))
+    return name, [(first, last) if upward else (last, first)]
 
 
 LOW, _HIGH = (Value("scalar", text) for text in ("-\\infty", "\\infty"))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
@@ -76,8 +76,10 @@ class Gold:
 
 # Two or more letters in a row that are no product of variables: words, not mathematics.
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}|\b(?:or|is|no|to|if|so|we|it)\b", re.IGNORECASE)
-_FUNCTION = re.compile(r"(?:arc)?(?:sin|cos|tan)h?|cot|sec|csc|log|exp|mod|inf", re.IGNORECASE)
-_TEXT = re.compile(r"\\(?:text|operatorname)\s*\{([^{}]*)\}")
+_FUNCTIONS = frozenset({"sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "mod", "inf"}) | {
+    written for name in ("sin", "cos", "tan") for written in (f"{name}h", f"arc{name}")
+}
+_LATEX_TEXT = re.compile(r"\\(?:text|operatorname)\s*\{([^{}]*)\}")
 _MARKUP = re.compile(r"\\(?:begin|end)\s*\{[a-zA-Z]*\}|\\[A-Za-z]+")
 
 
@@ -85,6 +87,8 @@ _MARKUP = re.compile(r"\\(?:begin|end)\s*\{[a-zA-Z]*\}|\\[A-Za-z]+")
 def read_gold(text: str | None) -> Gold | None:
     """Read a gold answer; None when it is empty or its braces do not close."""
     spelled = clean(str(text)) if text is not None else ""
+    if "\\boxed" in spelled and boxes(spelled):
+        spelled = candidate(spelled) or spelled
     if not spelled or not balanced(spelled):
         return None
     # `hello world` is prose: math-verify would read the product of its letters.
@@ -94,8 +98,8 @@ def read_gold(text: str | None) -> Gold | None:
 
 def words_of(text: str) -> set[str]:
     """Return the words of ordinary language in an answer, also those marked as text."""
-    plain = _MARKUP.sub(" ", _TEXT.sub(r" \1 ", text))
-    return {word.casefold() for word in _WORD.findall(plain) if not _FUNCTION.fullmatch(word)}
+    plain = _MARKUP.sub(" ", _LATEX_TEXT.sub(r" \1 ", text))
+    return {word.casefold() for word in _WORD.findall(plain)} - _FUNCTIONS
 
 
 # Signs that state a problem, a relation or an alternative instead of a value.
@@ -129,12 +133,12 @@ def _scalars(value: Value | bool | str | tuple[Any, ...]) -> list[Value]:
     return [one for part in parts for one in _scalars(part)] if isinstance(parts, tuple) else []
 
 
-def _one_scalar(text: str, gold: Gold) -> Value | None:
-    """Return the answer's one scalar: `x = 5` is 5, `5 apples` is 5; None for others."""
+def scalar_text(text: str, gold: Gold) -> str | None:
+    """Return the answer's one scalar as text: `x = 5` is 5, `5 apples` is 5; None for others."""
     value = read_answer(text, gold)
     if value is None or value.kind != "scalar" or (value.percent and not gold.value.percent):
         return None
-    return None if value.unit and gold.value.unit not in (None, value.unit) else value
+    return None if value.unit and gold.value.unit not in (None, value.unit) else value.text
 
 
 def _math(text: str, gold: Gold, claim: Claim) -> bool | list[Job]:
@@ -165,8 +169,8 @@ def _arithmetic(text: str, gold: Gold, claim: Claim) -> bool:
 
     A fraction counts only where the gold answer is one, with the same two numbers.
     """
-    value = _one_scalar(text, gold)
-    if value is None or value.number is None:
+    value = read_answer(text, gold)
+    if value is None or value.kind != "scalar" or value.number is None:
         return False
     written = ratio(value.text)
     is_other = written is not None and written != ratio(gold.value.text)
@@ -175,12 +179,13 @@ def _arithmetic(text: str, gold: Gold, claim: Claim) -> bool:
 
 def _numeric(text: str, gold: Gold, claim: Claim) -> bool:
     """Compare within `tolerance`, relative to the gold answer."""
-    value, wanted = _one_scalar(text, gold), gold.number
-    if value is None or value.number is None or wanted is None:
+    value, wanted = number(scalar_text(text, gold) or ""), gold.number
+    if value is None or wanted is None:
         return False
-    return abs(value.number.value - wanted) <= Fraction(claim.tolerance) * abs(wanted)
+    return abs(value - wanted) <= Fraction(claim.tolerance) * abs(wanted)
 
 
+_TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _LETTER = re.compile(r"[(\[]?([A-Za-z0-9])[)\]]?[.:)]?")
 _ONE_LETTER = re.compile(r"\(?([A-J])\)?[.:)]?")
 _CHOSEN = re.compile(
@@ -193,6 +198,8 @@ _OTHER_LETTER = re.compile(
     r"(?<![A-Za-z\\])(?:[A-HJ-Z]|A(?!\s[a-z]))(?![A-Za-z])|\([A-Za-z]\)"
     r"|\b(?:or|and|not)\s+\(?[A-Z]\b"
 )
+
+
 _BESIDE = re.compile(r"(?:,|.\s*(?:,|and\b|or\b|[或和]))\s*[\d$¤]|[^\n]*(?:\n|\?\s*[\d?])")
 
 
@@ -245,10 +252,10 @@ def _scored(claim: Claim) -> bool | list[Job]:
     text = contents[0].strip() if contents else text
     gold = read_gold(raw)
     if gold and gold.number is not None:
-        value = _one_scalar(candidate(claim.text) or "", gold)
-        if value is None or value.number is None:
+        value = scalar_text(candidate(claim.text) or "", gold)
+        if value is None or number(value) is None:
             return False
-        text = value.text.replace(",", "") if gold.text == raw else text
+        text = value.replace(",", "") if gold.text == raw else text
     elif raw and _bare(raw) in _bare(text) and _bare(raw) != _bare(text):
         return False
     if text == raw:
@@ -287,16 +294,23 @@ Pairs = list[tuple[str, str]]
 
 def compare(mine: Value, gold: Value) -> bool | Pairs:
     """Return whether an answer is the gold answer; pairs are what math-verify must find equal."""
+    if gold.kind == "scalar" and mine.kind == "set" and len(mine.parts) == 1:
+        mine = mine.parts[0]
+    return _compare(mine, gold)
+
+
+def _compare(mine: Value, gold: Value) -> bool | Pairs:
     if mine.name and gold.name and mine.name != gold.name:
         return False
-    if "relation" in (mine.kind, gold.kind):
-        # An answer may write the equation `y = 2x + 3` in another way.
+    if gold.kind == "relation":
+        return [(mine.raw, gold.raw)] if _alike(mine.raw, gold.raw) else False
+    if mine.kind == "relation":
+        # Another way of writing the equation `y = 2x + 3`.
         both = "=" in mine.raw and "=" in gold.raw and is_formula(gold.raw.partition("=")[2])
-        readable = (gold.kind == "relation" or both) and _alike(mine.raw, gold.raw)
-        return readable and [(mine.raw, gold.raw)]
+        return [(mine.raw, gold.raw)] if both and _alike(mine.raw, gold.raw) else False
     if gold.kind == "scalar":
-        return mine.kind == "scalar" and same_scalar(mine, gold)
-    if "region" in (mine.kind, gold.kind):
+        return same_scalar(mine, gold) if mine.kind == "scalar" else False
+    if gold.kind == "region" or mine.kind == "region":
         return _same_region(as_region(mine), as_region(gold))
     if gold.kind == "matrix":
         if mine.kind != "matrix" or [*map(len, mine.parts)] != [*map(len, gold.parts)]:
@@ -307,11 +321,13 @@ def compare(mine: Value, gold: Value) -> bool | Pairs:
     if gold.kind in ("list", "set"):
         if mine.kind in ("list", "set"):
             return _in_any_order(mine, gold)
-        ordered = mine.kind == "()" and gold.kind == "list" and not SIGNED.search(gold.text)
-    else:
-        listed = mine.kind == "list" and not mine.name and not JOINED.search(mine.raw)
-        ordered = mine.kind == gold.kind or (gold.kind == "()" and listed)
-    return ordered and _in_order(mine.parts, gold.parts)
+        if (mine.kind, gold.kind) != ("()", "list") or SIGNED.search(gold.text):
+            return False
+        return _in_order(mine.parts, gold.parts)
+    listed = mine.kind == "list" and not mine.name and not JOINED.search(mine.raw)
+    if mine.kind == gold.kind or (gold.kind == "()" and listed):
+        return _in_order(mine.parts, gold.parts)
+    return False
 
 
 _BASED = re.compile(r"\s*([\dA-F]+)\s*_\s*\{?(\d+)\}?\s*")
@@ -325,17 +341,17 @@ _MARKS = re.compile(r"\\(?:le|ge|neq|in|pm|to|approx)(?![a-z])|[<>&?]|\\\\")
 def _alike(text: str, gold: str) -> bool:
     """Return whether a relation has no signs but the gold answer's, turned round or not."""
     known = set(_MARKS.findall(gold))
+    if _subscripts(text) > _subscripts(gold):
+        return False
     return known | {FLIPPED.get(sign, sign) for sign in known} >= set(_MARKS.findall(text))
 
 
 def _in_order(mine: Sequence[Value], gold: Sequence[Value]) -> bool | Pairs:
-    return len(mine) == len(gold) and _all(map(compare, mine, gold))
-
-
-def _all(verdicts: Iterable[bool | Pairs]) -> bool | Pairs:
-    """Return what is left to be found equal, where no verdict is False yet."""
+    if len(mine) != len(gold):
+        return False
     found: Pairs = []
-    for same in verdicts:
+    for one, other in zip(mine, gold, strict=True):
+        same = _compare(one, other)
         if same is False:
             return False
         found += same if isinstance(same, list) else []
@@ -348,7 +364,7 @@ def _in_any_order(mine: Value, gold: Value) -> bool | Pairs:
         return False
     left, unclear = list(gold.parts), []
     for one in mine.parts:
-        verdicts = [compare(one, other) for other in left]
+        verdicts = [_compare(one, other) for other in left]
         equal = next((place for place, same in enumerate(verdicts) if same is True), None)
         if equal is not None:
             left.pop(equal)
@@ -370,7 +386,7 @@ def _same_named(mine: Value, gold: Value) -> bool | Pairs:
     """Compare `x=2, y=3` with `(2,3)` in the order of the names, or with its like."""
     sides, names = [], []
     for value, kinds in ((mine, ("named", "()", "list")), (gold, ("named", "()"))):
-        if value.kind not in kinds:
+        if value.kind not in kinds or value.name:
             return False
         named = value.kind == "named"
         names.append([name for name, _ in value.parts] if named else None)
@@ -384,9 +400,19 @@ def _same_named(mine: Value, gold: Value) -> bool | Pairs:
 def _same_region(mine: Value | None, gold: Value | None) -> bool | Pairs:
     if mine is None or gold is None or len(mine.parts) != len(gold.parts):
         return False
+    if mine.name and gold.name and mine.name != gold.name:
+        return False
+    found: Pairs = []
     parts = (sorted(region.parts, key=_start) for region in (mine, gold))
-    ends = [pair for sides in zip(*parts, strict=True) for pair in zip(*sides, strict=True)]
-    return _all(one[1] is other[1] and same_scalar(one[0], other[0]) for one, other in ends)
+    for one, other in zip(*parts, strict=True):
+        for (end, closed), (gold_end, gold_closed) in zip(one, other, strict=True):
+            if closed is not gold_closed:
+                return False
+            same = same_scalar(end, gold_end)
+            if same is False:
+                return False
+            found += same if isinstance(same, list) else []
+    return found or True
 
 
 def _start(interval: tuple[End, End]) -> Fraction | float:
@@ -404,7 +430,7 @@ def same_scalar(mine: Value, gold: Value) -> bool | Pairs:
         return False
     if (mine.percent or gold.percent) and (mine.unit or not gold.percent):
         return False
-    if gold.text and _key(mine.text) == _key(gold.text):
+    if _key(mine.text) == _key(gold.text) and _key(gold.text):
         return True
     if gold.number:
         if mine.number:
@@ -414,6 +440,8 @@ def same_scalar(mine: Value, gold: Value) -> bool | Pairs:
             return any(mine.number.equals(one) for one in golds)
         if not worked_out(mine.text):
             return False
+    if mine.percent or gold.percent:
+        return False
     if (based := _BASED.fullmatch(mine.text)) is not None:  # math-verify overlooks the base
         gold_based = _BASED.fullmatch(gold.text)
         return gold_based is not None and based.groups() == gold_based.groups()
@@ -478,26 +506,20 @@ def verify(
 def verify_all(claims: Sequence[Claim], pool: VerifierPool | None = None) -> list[bool | None]:
     """Verify a batch, in order. Raises `InputError` for an unknown verifier or a broken entry."""
     decisions = [decide(claim) for claim in claims]
-    needed = dict.fromkeys(job for item in decisions if isinstance(item, list) for job in item)
-    said = {job: _cache.get(job, "unknown") for job in needed}  # another thread may clear it
-    new = [job for job, verdict in said.items() if verdict == "unknown"]
-    for job, verdict in zip(new, (pool or POOL).score(new), strict=True):
-        if isinstance(verdict, str):
-            logger.warning("%s while comparing %.80r with %.80r", verdict, job[1], job[2])
-        said[job] = verdict
+    jobs = dict.fromkeys(job for item in decisions if isinstance(item, list) for job in item)
     if len(_cache) > _CACHE_SIZE:
         _cache.clear()
-    _cache.update(said)
+    unknown = [job for job in jobs if job not in _cache]
+    verdicts = dict(zip(unknown, (pool or POOL).score(unknown), strict=True))
+    for job, verdict in verdicts.items():
+        if isinstance(verdict, str):
+            logger.warning("%s while comparing %.80r with %.80r", verdict, job[1], job[2])
+    known = {job: verdicts[job] if job in verdicts else _cache[job] for job in jobs}
+    _cache.update({job: verdict for job, verdict in verdicts.items() if verdict != "lost"})
     return [
-        _combine([said[job] for job in item]) if isinstance(item, list) else item
+        _combine([known[job] for job in item]) if isinstance(item, list) else item
         for item in decisions
     ]
-
-
-def _combine(verdicts: list[Verdict]) -> bool | None:
-    """Return whether all parts of an answer are right; None when one cannot be verified."""
-    parts = [_WITHOUT[one] if isinstance(one, str) else one for one in verdicts]
-    return False if False in parts else None if None in parts else True
 
 
 def start_pool(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -508,6 +530,12 @@ def start_pool(rows: Sequence[Mapping[str, Any]]) -> None:
     math = (row for row in rows[:1000] if (row.get("verifier") or "math") == "math")
     if any(number(clean(str(row.get("answer") or ""))) is None for row in math):
         POOL.start(["math"])
+
+
+def _combine(verdicts: Sequence[Verdict]) -> bool | None:
+    """Return whether all parts of an answer are right; None when one cannot be verified."""
+    parts = [_WITHOUT[one] if isinstance(one, str) else one for one in verdicts]
+    return False if False in parts else None if None in parts else True
 
 
 def check_verifier(name: str) -> None:
