@@ -12,9 +12,10 @@ ATOMS = [
 ]  # fmt: skip
 PROGRAM = r"""
 import sys
-from chainforge.core.transcript import PRESETS, lenient_answer, read, tags_of
+from chainforge.core.transcript import PRESETS, read, tags_of
 from chainforge.data import decontaminate, select
 from chainforge.data.filters import FilterArgs, text_fault
+from chainforge.rewards.answers import lenient_answer
 from chainforge.rewards.functions import format_reward, language_consistency_reward
 
 SIZE = 100_000

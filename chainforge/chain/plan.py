@@ -17,7 +17,17 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from chainforge.chain.spec import OWN_RECIPE, Chain, Stage, at, check_setting
+from chainforge.chain.spec import (
+    NO_LAUNCHER,
+    OWN_RECIPE,
+    Chain,
+    Stage,
+    at,
+    check_setting,
+    data_path,
+    launch_file,
+    recipe_script,
+)
 from chainforge.core import artifacts, paths, run_dir
 from chainforge.core.config import given, read_settings, yaml_value
 from chainforge.core.errors import InputError
@@ -102,7 +112,7 @@ def plan_stage(
             known[name] = artifacts.input_fingerprint(path, thorough=thorough)
         inputs[role] = Input(name, path, known[name])
     settled, there, own = given(words), StageDir(directory), stage.kind is OWN_RECIPE
-    script = paths.short(paths.recipe_script(stage.recipe, chain.folder))
+    script = paths.short(recipe_script(stage.recipe, chain.folder))
     fingerprint = artifacts.fingerprint(
         _signature(stage, there) if own else stage.recipe,
         settled,
@@ -233,7 +243,7 @@ def _references(stage: Stage, chain: Chain, directory: Path) -> dict[str, tuple[
         if key == "data":
             role = f"data.{stage.data.index(name)}"
             own = name in stages
-            path = str(directory / name if own else paths.data_path(name, chain.folder))
+            path = str(directory / name if own else data_path(name, chain.folder))
         else:
             path = _model_path(name, key, stage, chain, directory)
         if Path(path).is_absolute() or Path(path).exists():
@@ -303,11 +313,11 @@ def option_words(key: str, value: Any) -> list[str]:
 def _launcher_words(stage: Stage, chain: Chain) -> list[str]:
     """Return what precedes the recipe's script: `accelerate launch …`, or `python`."""
     name = stage.launch or chain.launch
-    if not launchable(stage) or name == paths.NO_LAUNCHER:
+    if not launchable(stage) or name == NO_LAUNCHER:
         return ["python"]
     if name is None:
         return ["accelerate", "launch"]
-    file = paths.launch_file(name, chain.folder)
+    file = launch_file(name, chain.folder)
     return ["accelerate", "launch", "--config_file", paths.short(str(file))]
 
 

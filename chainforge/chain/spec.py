@@ -29,6 +29,8 @@ SAFE_NAME = re.compile(r"[A-Za-z0-9](?!.*\.\.)[A-Za-z0-9._-]{0,63}")
 # What is beside the stages, and what a stage is called while it is made again.
 TAKEN_NAMES = re.compile(r"chain\.json|report\..*|.*\.old-\d+")
 REFERENCES = ("model", "models", "data", "teacher_model")
+NO_LAUNCHER = "none"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 TRAINING = "training"  # what a chain's `set` calls all recipes that train
 
 Text = Annotated[str, Meta(min_length=1)]
@@ -159,7 +161,7 @@ class Chain(msgspec.Struct, frozen=True):
 
 def load_chain(reference: str | Path) -> Chain:
     """Read and check a chain file, given by its path or by a recipe folder's name."""
-    file = paths.find_chain(reference)
+    file = find_chain(reference)
     given, folder = read_yaml(file), file.parent
     check_settings(given, str(file))
     with at(paths.short(file)):
@@ -169,7 +171,7 @@ def load_chain(reference: str | Path) -> Chain:
         stages = [_stage(entry, number, folder) for number, entry in enumerate(entries, start=1)]
         tasks, place = given.get("tasks"), folder
         if isinstance(tasks, str):
-            path = paths.data_path(tasks, folder)
+            path = data_path(tasks, folder)
             tasks, place = read_yaml(path).get("tasks"), path.parent
         check_settings(tasks, "key 'tasks'")
         chain = _convert(given | {"stages": stages, "tasks": tasks, "file": str(file)}, Chain)
@@ -258,7 +260,7 @@ def _stage(given: Any, number: int, folder: Path) -> Stage:
         read_gates(stage.gate, stage.models)
         return msgspec.structs.replace(
             stage,
-            recipe=str(paths.recipe_script(recipe, folder)) if kind is OWN_RECIPE else recipe,
+            recipe=str(recipe_script(recipe, folder)) if kind is OWN_RECIPE else recipe,
             config=stage.config and str(folder / stage.config),
             settings=_settings(stage.settings, folder),
         )
@@ -302,7 +304,7 @@ def _models(chain: Chain) -> dict[str, str]:
     found = {}
     for name, value in (({"base": chain.base} if chain.base else {}) | chain.models).items():
         with at(f"key {name!r}"):
-            found[safe_name(name)] = paths.model_path(value, chain.folder)
+            found[safe_name(name)] = model_path(value, chain.folder)
     return found
 
 
@@ -319,3 +321,59 @@ def _in_order(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
         name = next(n for n in by_name if n not in done and needs[n] <= done.keys())
         done[name] = by_name[name]
     return tuple(done.values())
+
+
+def find_chain(reference: str | Path) -> Path:
+    """Return the chain file for a path, a folder with a `chain.yaml`, or a recipe folder's name."""
+    path, recipes = Path(reference), paths.shipped("recipes")
+    for candidate in (path, path / "chain.yaml", recipes / path / "chain.yaml"):
+        if candidate.is_file():
+            return candidate
+    names = [file.parent.name for file in recipes.glob("*/chain.yaml")]
+    raise InputError(
+        f"{reference}: no such chain; give the path of a chain.yaml, or a recipe folder's name: "
+        f"{hint(str(reference), names)}"
+    )
+
+
+def recipe_script(recipe: str, folder: Path) -> Path:
+    """Return the script of a built-in recipe, or the user's own `.py` file."""
+    own = recipe.endswith(".py")
+    return _existing(recipe, folder, "recipe") if own else paths.shipped("recipes") / f"{recipe}.py"
+
+
+def launch_file(name: str, folder: Path) -> Path | None:
+    """Return the accelerate configuration that `launch:` names; None for `none` (plain python)."""
+    configs = {file.stem: file for file in paths.shipped("accelerate_configs").glob("*.yaml")}
+    if name == NO_LAUNCHER or name in configs:
+        return configs.get(name)
+    if name.endswith((".yaml", ".yml")):
+        return _existing(name, folder, "launch file")
+    names = hint(name, [*configs, NO_LAUNCHER])
+    raise InputError(f"no launch file {name!r} (or give a path to a .yaml): {names}")
+
+
+def model_path(name: str, folder: Path) -> str:
+    """Return a model's directory, relative to the chain file, or its Hub id."""
+    found = paths.beside(name, folder)
+    if any((found / file).is_file() for file in ("config.json", "adapter_config.json")):
+        return str(found)
+    if found.exists():
+        raise InputError(f"{found} is not a model directory: it has no config.json")
+    if _HUB_ID.fullmatch(name):
+        return name
+    raise InputError(f"{name!r} is neither a folder in {paths.short(folder)} nor a Hub id")
+
+
+def data_path(name: str, folder: Path) -> Path:
+    """Return a data file or folder that no stage of the chain made."""
+    return _existing(name, folder, "data")
+
+
+def _existing(name: str, folder: Path, what: str) -> Path:
+    found = paths.beside(name, folder)
+    if not found.exists():
+        raise InputError(
+            f"no {what} {name!r} in {paths.short(folder)}: a path in a YAML starts at its folder"
+        )
+    return found

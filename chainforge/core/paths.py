@@ -1,4 +1,4 @@
-"""Find the files that settings and chains name.
+"""Find the files that settings name.
 
 One rule: a path in a YAML is relative to the YAML's folder, one in a command to the current folder.
 A value of a YAML is a path when it reads `./…`, `../…`, `~/…` or `file.py:function`, or when it has
@@ -24,8 +24,6 @@ ALWAYS = ("output_dir", "data", "pool", "gate_pool", "prices")
 OR_HUB = ("model_name_or_path", "teacher_model_name_or_path", "models", "chat_template_path",
           "resume_from_checkpoint", "path")  # fmt: skip
 FILES = (".jsonl", ".json", ".yaml", ".yml", ".jinja", ".parquet", ".csv", ".txt", ".py")
-NO_LAUNCHER = "none"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 # Takes the key, a text that may be a path, and whether it can be nothing else.
 Change = Callable[[str, str, bool], str]
@@ -41,7 +39,7 @@ def anchored(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Return the settings of a YAML in `folder` with its paths as one would type them here."""
 
     def typed(key: str, path: str, certain: bool) -> str:
-        there = _beside(path, folder)
+        there = beside(path, folder)
         if os.path.isabs(path) or not (certain or there.exists()):
             return path
         away = short(there)
@@ -116,62 +114,6 @@ def find_preset(reference: Any) -> Path:
     )
 
 
-def find_chain(reference: str | Path) -> Path:
-    """Return the chain file for a path, a folder with a `chain.yaml`, or a recipe folder's name."""
-    path, recipes = Path(reference), shipped("recipes")
-    for candidate in (path, path / "chain.yaml", recipes / path / "chain.yaml"):
-        if candidate.is_file():
-            return candidate
-    names = [file.parent.name for file in recipes.glob("*/chain.yaml")]
-    raise InputError(
-        f"{reference}: no such chain; give the path of a chain.yaml, or a recipe folder's name: "
-        f"{hint(str(reference), names)}"
-    )
-
-
-def recipe_script(recipe: str, folder: Path) -> Path:
-    """Return the script of a built-in recipe, or the user's own `.py` file."""
-    own = recipe.endswith(".py")
-    return _existing(recipe, folder, "recipe") if own else shipped("recipes") / f"{recipe}.py"
-
-
-def launch_file(name: str, folder: Path) -> Path | None:
-    """Return the accelerate configuration that `launch:` names; None for `none` (plain python)."""
-    configs = {file.stem: file for file in shipped("accelerate_configs").glob("*.yaml")}
-    if name == NO_LAUNCHER or name in configs:
-        return configs.get(name)
-    if name.endswith((".yaml", ".yml")):
-        return _existing(name, folder, "launch file")
-    names = hint(name, [*configs, NO_LAUNCHER])
-    raise InputError(f"no launch file {name!r} (or give a path to a .yaml): {names}")
-
-
-def model_path(name: str, folder: Path) -> str:
-    """Return a model's directory, relative to the chain file, or its Hub id."""
-    found = _beside(name, folder)
-    if any((found / file).is_file() for file in ("config.json", "adapter_config.json")):
-        return str(found)
-    if found.exists():
-        raise InputError(f"{found} is not a model directory: it has no config.json")
-    if _HUB_ID.fullmatch(name):
-        return name
-    raise InputError(f"{name!r} is neither a folder in {short(folder)} nor a Hub id")
-
-
-def data_path(name: str, folder: Path) -> Path:
-    """Return a data file or folder that no stage of the chain made."""
-    return _existing(name, folder, "data")
-
-
-def _existing(name: str, folder: Path, what: str) -> Path:
-    found = _beside(name, folder)
-    if not found.exists():
-        raise InputError(
-            f"no {what} {name!r} in {short(folder)}; paths in a YAML are relative to its folder"
-        )
-    return found
-
-
-def _beside(name: str, folder: Path) -> Path:
+def beside(name: str, folder: Path) -> Path:
     """Return where a path leads from a folder."""
     return Path(os.path.abspath(folder / os.path.expanduser(name)))

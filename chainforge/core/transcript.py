@@ -1,8 +1,7 @@
 """Read and write transcripts: how a completion separates its reasoning from its answer.
 
 The tags live here and nowhere else. `write` and `read` are inverses; `read` is strict, because
-format is a reward; `lenient_answer` finds an answer in anything, because accuracy should also be
-known apart from format.
+format is a reward.
 """
 
 from __future__ import annotations
@@ -117,50 +116,6 @@ def read(text: str, preset: str = DEFAULT) -> Transcript | None:
     if found is None or any(map(is_blank, found.groups())):
         return None
     return Transcript(found[1].strip(), found[2].strip())
-
-
-_BOX, _BRACE = re.compile(r"\\boxed\s*\{"), re.compile(r"\\.|[{}]", re.DOTALL)
-_SAID = re.compile(r"\banswer(?:\s+is\b|\s*[:=])[ \t:]*", re.IGNORECASE)
-_NUMBER = re.compile(r"-?\d+(?:[.,/]\d+)*")
-
-
-def _last_boxed(text: str) -> str | None:
-    r"""Return the content of the last `\\boxed{...}` that closes, of the last 20 that open."""
-    for start in reversed([box.end() for box in _BOX.finditer(text)][-20:]):
-        depth = 1
-        for brace in _BRACE.finditer(text, start):
-            depth += {"{": 1, "}": -1}.get(brace[0], 0)
-            if depth == 0:
-                return text[start : brace.start()].strip() or None
-    return None
-
-
-def lenient_answer(text: str, preset: str = DEFAULT) -> str | None:
-    """Find the most likely answer in any text, well formed or not; None in an empty one.
-
-    In this order: the last answer block (also one that is cut off), the text after the reasoning,
-    the last box, what follows the last "answer is", the last number, the last line.
-    """
-    tags = tags_of(preset)
-    found = []
-    if tags.answer_open and tags.answer_open in text:
-        found.append(text.rpartition(tags.answer_open)[2].partition(tags.answer_close)[0])
-    if tags.reasoning_close in text:
-        found.append(text.rpartition(tags.reasoning_close)[2])
-    for part in found:
-        if not is_blank(part):
-            return part.strip()
-    for tag in tags.all:
-        text = text.replace(tag, " ")
-    if boxed := _last_boxed(text):
-        return boxed
-    said = _SAID.split(text)[1:]
-    if said and (line := said[-1].partition("\n")[0].partition(". ")[0].strip().rstrip(".")):
-        return line
-    if numbers := _NUMBER.findall(text):
-        return str(numbers[-1])
-    lines = [line.strip() for line in text.splitlines() if not is_blank(line)]
-    return lines[-1] if lines else None
 
 
 # Of ChatML, Llama, Phi, Cohere, gpt-oss, Gemma, DeepSeek, Mistral, GLM and their like. Each part is

@@ -17,9 +17,10 @@ from typing import Literal
 from packaging.version import Version
 
 from chainforge.core import paths
+from chainforge.core.config import read_yaml
 from chainforge.core.errors import InputError
 from chainforge.rewards.confinement import gaps
-from chainforge.train.distributed import DDP, Layout, faults, layout_of
+from chainforge.train.distributed import DDP, NO_MODEL, SINGLE, ZERO3, Layout, truth
 
 # Oldest supported, tested. Tests compare them with pyproject.toml and constraints.txt.
 PACKAGES = {
@@ -101,6 +102,47 @@ def check_machine(machine: Machine) -> Iterator[Finding]:
         yield Finding("warning", "verifier", text)
     else:
         yield Finding("ok", "verifier", "without network, files, processes or others' secrets")
+
+
+_ONE_PROCESS = "accelerate starts one process and says nothing; write MULTI_GPU"
+
+
+def layout_of(file: str | Path | None) -> Layout:
+    """Return the layout that a launch file asks for; one process without a file."""
+    given = read_yaml(file) if file else {}
+    launch = str(given.get("distributed_type", "NO")).upper()
+    fsdp, zero = (dict(given.get(name) or {}) for name in ("fsdp_config", "deepspeed_config"))
+    kinds = {
+        "MULTI_GPU": DDP,
+        "FSDP": f"fsdp{fsdp.get('fsdp_version', 1)}",
+        "DEEPSPEED": f"zero{zero.get('zero_stage', 2)}",
+    }
+    kind, processes = kinds.get(launch, SINGLE), int(given.get("num_processes", 1))
+    offload = truth(fsdp.get("fsdp_offload_params"))
+    return Layout(
+        kind=kind if processes > 1 else SINGLE,
+        processes=1 if kind == SINGLE else processes,
+        machines=int(given.get("num_machines", 1)),
+        on_cpu=truth(given.get("use_cpu")),
+        offload_parameters=offload or zero.get("offload_param_device") in ("cpu", "nvme"),
+        offload_optimizer=offload or zero.get("offload_optimizer_device") in ("cpu", "nvme"),
+        whole_model=kind != ZERO3 or truth(zero.get("zero3_save_16bit_model")),
+    )
+
+
+def faults(file: str | Path) -> Iterator[str]:
+    """Yield what is wrong with a launch file, and what to write instead."""
+    given = read_yaml(file)
+    launch = str(given.get("distributed_type", "")).upper()
+    processes, machines = given.get("num_processes", 1), given.get("num_machines", 1)
+    if processes != 1 and launch not in ("MULTI_GPU", "FSDP", "DEEPSPEED"):
+        yield f"num_processes: {processes} with distributed_type {launch or 'NO'}: {_ONE_PROCESS}"
+    if processes % machines:
+        yield f"num_processes: {processes} is not a multiple of num_machines, {machines}"
+    if launch in ("FSDP", "DEEPSPEED") and truth(given.get("use_cpu")):
+        yield f"use_cpu: {launch} runs as plain DDP on the CPU; write MULTI_GPU instead"
+    if not layout_of(file).whole_model:
+        yield NO_MODEL
 
 
 def check_launch(command: list[str], stage: str, machine: Machine) -> tuple[Layout, list[Finding]]:

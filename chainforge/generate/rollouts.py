@@ -14,9 +14,10 @@ from typing import Any
 
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import JsonLines, Row, read_rows, write_rows
-from chainforge.core.transcript import chat_mark, lenient_answer, read, special_ids
+from chainforge.core.transcript import chat_mark, read, special_ids
 from chainforge.data.select import pass_rates, read_pool
 from chainforge.generate.shards import gathered, merge, own_file, rank, shards_of, world_size
+from chainforge.rewards.answers import lenient_answer
 from chainforge.rewards.functions import accuracy_rewards
 from chainforge.rewards.reward import Reward, score, text_of
 

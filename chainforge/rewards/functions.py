@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from chainforge.core.errors import InputError
-from chainforge.core.transcript import DEFAULT, lenient_answer, read
+from chainforge.core.transcript import DEFAULT, read
+from chainforge.rewards.answers import lenient_answer
 from chainforge.rewards.language import scripts_of, share
 from chainforge.rewards.verify import Claim, check_verifier, verify_all
 

@@ -6,15 +6,13 @@ import importlib.util
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from chainforge.core.errors import InputError
 
 SINGLE, DDP, FSDP2, ZERO2, ZERO3 = "single", "ddp", "fsdp2", "zero2", "zero3"
 LAYOUTS = {SINGLE: "single", DDP: "DDP", FSDP2: "FSDP2", ZERO2: "ZeRO-2", ZERO3: "ZeRO-3"}
-_NO_MODEL = "zero3_save_16bit_model: only with true can the weights be gathered to be saved"
-_ONE_PROCESS = "accelerate starts one process and says nothing; write MULTI_GPU"
+NO_MODEL = "zero3_save_16bit_model: only with true can the weights be gathered to be saved"
 
 
 @dataclass(frozen=True)
@@ -44,40 +42,15 @@ class Layout:
         return self.shards_weights or self.kind in ("zero1", ZERO2)
 
 
-def layout_of(file: str | Path | None) -> Layout:
-    """Return the layout that a launch file asks for; one process without a file."""
-    from chainforge.core.config import read_yaml
-
-    given = read_yaml(file) if file else {}
-    launch = str(given.get("distributed_type", "NO")).upper()
-    fsdp, zero = (dict(given.get(name) or {}) for name in ("fsdp_config", "deepspeed_config"))
-    kinds = {
-        "MULTI_GPU": DDP,
-        "FSDP": f"fsdp{fsdp.get('fsdp_version', 1)}",
-        "DEEPSPEED": f"zero{zero.get('zero_stage', 2)}",
-    }
-    kind, processes = kinds.get(launch, SINGLE), int(given.get("num_processes", 1))
-    offload = _true(fsdp.get("fsdp_offload_params"))
-    return Layout(
-        kind=kind if processes > 1 else SINGLE,
-        processes=1 if kind == SINGLE else processes,
-        machines=int(given.get("num_machines", 1)),
-        on_cpu=_true(given.get("use_cpu")),
-        offload_parameters=offload or zero.get("offload_param_device") in ("cpu", "nvme"),
-        offload_optimizer=offload or zero.get("offload_optimizer_device") in ("cpu", "nvme"),
-        whole_model=kind != ZERO3 or _true(zero.get("zero3_save_16bit_model")),
-    )
-
-
 def layout_here(environment: Mapping[str, str] = os.environ) -> Layout:
     """Return the layout that the launcher started this process in."""
     processes = int(environment.get("WORLD_SIZE", "1"))
     kind = DDP
-    if _true(environment.get("ACCELERATE_USE_FSDP")):
+    if truth(environment.get("ACCELERATE_USE_FSDP")):
         kind = f"fsdp{environment.get('FSDP_VERSION', '1')}"
-    elif _true(environment.get("ACCELERATE_USE_DEEPSPEED")):
+    elif truth(environment.get("ACCELERATE_USE_DEEPSPEED")):
         kind = f"zero{environment.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '2')}"
-    saves = _true(environment.get("ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL"))
+    saves = truth(environment.get("ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL"))
     return Layout(
         kind=kind if processes > 1 else SINGLE,
         processes=processes,
@@ -86,24 +59,8 @@ def layout_here(environment: Mapping[str, str] = os.environ) -> Layout:
     )
 
 
-def faults(file: str | Path) -> Iterator[str]:
-    """Yield what is wrong with a launch file, and what to write instead."""
-    from chainforge.core.config import read_yaml
-
-    given = read_yaml(file)
-    launch = str(given.get("distributed_type", "")).upper()
-    processes, machines = given.get("num_processes", 1), given.get("num_machines", 1)
-    if processes != 1 and launch not in ("MULTI_GPU", "FSDP", "DEEPSPEED"):
-        yield f"num_processes: {processes} with distributed_type {launch or 'NO'}: {_ONE_PROCESS}"
-    if processes % machines:
-        yield f"num_processes: {processes} is not a multiple of num_machines, {machines}"
-    if launch in ("FSDP", "DEEPSPEED") and _true(given.get("use_cpu")):
-        yield f"use_cpu: {launch} runs as plain DDP on the CPU; write MULTI_GPU instead"
-    if not layout_of(file).whole_model:
-        yield _NO_MODEL
-
-
-def _true(value: Any) -> bool:
+def truth(value: Any) -> bool:
+    """Return whether a text means yes, as accelerate reads it."""
     return str(value).lower() in ("true", "1", "yes", "on")
 
 
@@ -141,7 +98,7 @@ def refusals(settings: Mapping[str, Any], layout: Layout) -> Iterator[str]:
     if layout.kind in (FSDP2, ZERO2, ZERO3) and settings["use_cpu"]:
         yield f"use_cpu: {LAYOUTS[layout.kind]} runs as plain DDP on the CPU; launch with cpu_ddp"
     if not layout.whole_model:
-        yield _NO_MODEL
+        yield NO_MODEL
 
 
 def check_supported(

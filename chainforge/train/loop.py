@@ -23,7 +23,6 @@ from chainforge.train.callbacks import (
     StageCallback,
 )
 from chainforge.train.policy import check_reference, upcast_adapter
-from chainforge.train.saving import save
 from chainforge.train.stage import Stage, is_main_process
 
 logger = logging.getLogger(__name__)
@@ -59,6 +58,8 @@ def train(trainer: Any, stage: Stage, *callbacks: TrainerCallback) -> None:
         else:
             last.check_signal(trainer.state)
         _check_trained(trainer, before)
+        from chainforge.train.saving import save
+
         stage.metrics |= _metrics(trainer.state)
         with disk.writing(stage.path("model")):
             save(trainer, stage)

@@ -5,7 +5,8 @@ import subprocess
 import sys
 
 import chainforge
-from chainforge.core.paths import find_chain, shipped
+from chainforge.chain.spec import find_chain
+from chainforge.core.paths import shipped
 
 EVALUATE = """
 import sys

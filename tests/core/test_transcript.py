@@ -8,7 +8,6 @@ from chainforge.core.transcript import (
     Transcript,
     chat_mark,
     is_blank,
-    lenient_answer,
     read,
     special_ids,
     tags_of,
@@ -42,29 +41,6 @@ NO_THOUGHTS = ["<think></think>4", "<think>r</think>", "4", "<think>r</think>4</
 @pytest.mark.parametrize("text", NO_TRANSCRIPTS + NO_THOUGHTS)
 def test_strict_reading_refuses(text):
     assert read(text, "think" if text in NO_THOUGHTS else "r1-cold-start") is None
-
-
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        (R1.format("3", "2"), "2"),
-        (R1.format("r", "2") + R1.format("r", "3"), "3"),
-        ("<summary>2", "2"),
-        ("<reasoning_process>r 7</reasoning_process> 2", "2"),
-        (r"so \boxed{1} or \boxed{\frac{1}{2}}", r"\frac{1}{2}"),
-        (r"\boxed{1 + \boxed{2}} and \boxed{3", "2"),
-        (r"\boxed{\left\{ x \right.} {", r"\left\{ x \right."),
-        (r"\boxed{\begin{pmatrix}1\\2\\\end{pmatrix}}", r"\begin{pmatrix}1\\2\\\end{pmatrix}"),
-        ("The answer is 5. The answer is 6.", "6"),
-        ("Answer: -3", "-3"),
-        ("3 + 4 = 7 and 7 - 9 = -2", "-2"),
-        ("no idea\nParis", "Paris"),
-        ("", None),
-        ("<summary></summary>", None),
-    ],
-)
-def test_lenient_answer(text, answer):
-    assert lenient_answer(text) == answer
 
 
 INVISIBLE = "\u200b\u00ad\u202e\u00a0\u3000\u2028\x00\u034f\u115f\u3164\u2800\ufe0f\U000e0020"

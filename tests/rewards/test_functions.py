@@ -8,6 +8,7 @@ import pytest
 
 from chainforge.core.errors import InputError
 from chainforge.core.transcript import PRESETS, write
+from chainforge.rewards.answers import lenient_answer
 from chainforge.rewards.functions import (
     accuracy_reward,
     format_reward,
@@ -151,3 +152,26 @@ def test_the_cosine_leaves_out_what_cannot_be_verified():
     assert math.isfinite(rewards[1])
     with pytest.raises(InputError, match="max_len"):
         get_cosine_scaled_reward(0)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (R.format("3") + S.format("2"), "2"),
+        ((R + S).format("r", "2") + (R + S).format("r", "3"), "3"),
+        ("<summary>2", "2"),
+        ("<reasoning_process>r 7</reasoning_process> 2", "2"),
+        (r"so \boxed{1} or \boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{1 + \boxed{2}} and \boxed{3", "2"),
+        (r"\boxed{\left\{ x \right.} {", r"\left\{ x \right."),
+        (r"\boxed{\begin{pmatrix}1\\2\\\end{pmatrix}}", r"\begin{pmatrix}1\\2\\\end{pmatrix}"),
+        ("The answer is 5. The answer is 6.", "6"),
+        ("Answer: -3", "-3"),
+        ("3 + 4 = 7 and 7 - 9 = -2", "-2"),
+        ("no idea\nParis", "Paris"),
+        ("", None),
+        ("<summary></summary>", None),
+    ],
+)
+def test_lenient_answer(text, answer):
+    assert lenient_answer(text) == answer
