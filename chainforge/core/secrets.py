@@ -6,121 +6,201 @@ from a login to the Hub.
 
 from __future__ import annotations
 
+import base64
+import html
 import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TextIO
+from urllib.parse import quote, quote_plus
 
 from chainforge.core.errors import InputError
 
-# Words of a variable's name; the last one may say where a secret is, or how long.
-_VARIABLE = re.compile(
-    r"(?:.*_)?(?:KEYS?|PASS|PWD|CREDS?|AUTH|PAT|\w*(?:TOKENS?|SECRET|PASSWORD|PASSWD|CREDENTIALS?"
-    r"|APIKEY))\d*(?:_.*)?"
+SHORTEST = 8  # a shorter value, such as the EMPTY of a local server, is part of other words
+LOGIN = "the Hub login"
+
+_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # of OPENAI_API_KEY_2, or of apiKey
+_SECRET = re.compile(
+    r"KEYS?|PASS|PWD|CREDS?|AUTH|PAT|PIN"
+    r"|\w*(TOKENS?|SECRETS?|PASSWORDS?|PASSWD|PASSPHRASE|CREDENTIALS?|APIKEYS?|ACCESSKEYS?)"
 )
+# The last word of a variable that holds where a secret is, or how long; and a shell's folders.
 _ABOUT = re.compile(
-    r"(?:.*_)?(?:DIR|FILE|HOST|MODE|NAME|PATH|PORT|SIZE|SOCK|TTL|TYPE|URL)|PWD|OLDPWD"
+    r"DIR|FILE|HOST|LENGTH|METHOD|MODE|NAME|PATH|PORT|SIZE|SOCK|STORE|TTL|TYPE|URI|URL"
 )
-# Of settings; a model's special tokens have such names, too.
+_FOLDERS = ("PWD", "OLDPWD")
+_COMMON = ("password", "required", "disabled", "optional", "changeme", "localhost")
+
+# Of settings; a model's special tokens have such names, too, and so have counts of tokens.
 _KEY = re.compile(
-    r"(?:.*_)?(?:api_?key|(?:access|private|secret)_?key(?:_id)?|secret|token|pass(?:word|wd)?"
-    r"|credentials?|authorization|auth)"
+    r"(?:^|[_.-])(?:api[_-]?keys?|(?:access|private|secret)[_-]?keys?(?:[_-]id)?|secrets?|token"
+    r"|pass(?:word|wd|phrase)?|pwd|credentials?|(?:proxy[_-]?)?authorization|auth|bearer|cookie)$",
+    re.IGNORECASE,
 )
-_SPECIAL = re.compile(r"(?:bos|eos|pad|unk|sep|cls|mask|image|video|audio|stop|think)\w*_token")
+_SPECIAL = re.compile(
+    r"(?:bos|eos|pad|unk|sep|cls|mask|image|video|audio|begin|end|start|stop|think|fim)\w*_token",
+    re.IGNORECASE,
+)
+_MARK = re.compile(r"<.*>|\[.*\]")
 _LOOKS = re.compile(
     r"\b(?:sk-[\w-]{20,}|hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{30,}"
     r"|://[^/@\s:\[]*:(?!\d+/)[^@\s]+@)"  # the password in an address
 )
+_USER_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
 _STAGE_PARTS = ("model", "adapter", "dataset")
+_SIGNS = ("manifest.json", "stage.json")  # files of a stage's directory
 
 
 @lru_cache(maxsize=4096)
 def is_secret_name(name: str) -> bool:
     """Return whether an environment variable is a secret: OPENAI_API_KEY_2, MYSQL_PWD."""
-    return bool(_VARIABLE.fullmatch(name.upper()) and not _ABOUT.fullmatch(name.upper()))
+    words = [word.upper() for word in _WORDS.findall(name)]
+    if name.upper() in _FOLDERS or not words or _ABOUT.fullmatch(words[-1]):
+        return False
+    return any(map(_SECRET.fullmatch, words))
 
 
 def is_secret_key(key: Any) -> bool:
     """Return whether a setting of this name is a secret."""
-    name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", str(key)).replace("-", "_").lower()
-    return bool(_KEY.fullmatch(name) and not _SPECIAL.fullmatch(name))
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", str(key))
+    return bool(_KEY.search(name) and not _SPECIAL.fullmatch(name))
 
 
 def check_settings(value: Any, where: str) -> None:
     """Raise `InputError` for a setting that is, or holds, a secret; its value is never repeated."""
+    _check(value, where, secrets())
+
+
+def _check(value: Any, where: str, known: Mapping[str, str]) -> None:
     if isinstance(value, Mapping):
         for key, item in value.items():
-            if is_secret_key(key) and isinstance(item, str) and item.strip():
-                raise _refusal(f"{where}: {key}")
-            check_settings(item, f"{where}: {key}")
+            text = isinstance(item, str) and item.strip() and not _MARK.fullmatch(item)
+            if is_secret_key(key) and text:
+                _refuse(f"{where}: {key}")
+            _check(item, f"{where}: {key}", known)
     elif isinstance(value, list | tuple):
         for item in value:
-            check_settings(item, where)
-    elif isinstance(value, str) and (_LOOKS.search(value) or redact(value) != value):
-        raise _refusal(where)
+            _check(item, where, known)
+    elif isinstance(value, str):
+        name = next((name for name, one in known.items() if one in value), None)
+        if name or _LOOKS.search(value):
+            _refuse(where, f" (it holds the value of {name})" if name else "")
 
 
-def _refusal(where: str) -> InputError:
-    return InputError(
+def _refuse(where: str, why: str = "") -> None:
+    raise InputError(
         f"{redact(where)}: a secret goes into no file and on no command line, where others read "
-        "it; take it out, and set HF_TOKEN, OPENAI_API_KEY or the like in the environment"
+        f"it{why}; take it out, and set HF_TOKEN, OPENAI_API_KEY or the like in the environment"
     )
 
 
 def secrets() -> dict[str, str]:
     """Return the values that must not be written down, by the names of their variables."""
-    found = {name: os.environ[name].strip() for name in os.environ if is_secret_name(name)}
-    found["the Hub login"] = _login()
-    # A shorter value, such as the EMPTY of a local server, is part of other words.
-    return {n: one for n, one in found.items() if len(one) >= 8 and not os.path.exists(one)}
+    found = {
+        name: value.strip()
+        for name, value in os.environ.items()
+        if is_secret_name(name) and _is_secret_value(value.strip())
+    }
+    if (login := _login()) and login not in found.values():
+        found[LOGIN] = login
+    return found
+
+
+def _is_secret_value(value: str) -> bool:
+    if len(value) < SHORTEST or value.lower() in _COMMON:
+        return False
+    plain_address = re.match(r"\w+://[^@]*$", value)
+    return not (plain_address or (os.sep in value and os.path.exists(value)))
 
 
 @lru_cache(maxsize=1)
-def _login() -> str:
-    """Return the token of a Hub login, from where `hf auth login` writes it; empty without."""
-    home = os.environ.get("HF_HOME", "~/.cache/huggingface")
-    path = Path(os.environ.get("HF_TOKEN_PATH", f"{home}/token")).expanduser()
+def _login() -> str | None:
+    """Return the token of a Hub login, from where `hf auth login` writes it."""
+    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    home = os.environ.get("HF_HOME") or f"{cache}/huggingface"
+    path = Path(os.environ.get("HF_TOKEN_PATH") or f"{home}/token").expanduser()
     try:
-        return path.read_text(encoding="utf-8").strip()
+        value = path.read_text(encoding="utf-8").strip()
     except (OSError, ValueError):
-        return ""
+        return None
+    return value if len(value) >= SHORTEST else None
 
 
 def read_secret(variable: str) -> str:
     """Return a key from the environment, without blanks around it; empty where it is not set.
 
-    Raise `InputError` for what cannot be sent as a key, without repeating its value.
+    Raise `InputError` for what cannot be sent as a key, such as two lines or a quoted value. The
+    message names the variable and never repeats the value.
     """
     value = os.environ.get(variable, "").strip()
-    if re.search(r"[^!-~]|[\"'`]", value):
+    faults = {
+        "a line break": len(value.splitlines()) > 1,
+        "a quotation mark": any(mark in value for mark in "\"'`\u2018\u2019\u201c\u201d"),
+        "a blank": any(map(str.isspace, value)),
+        "a character that is not printable ASCII": not (value.isascii() and value.isprintable()),
+    }
+    if found := next((fault for fault, there in faults.items() if there), None):
         raise InputError(
-            f"{variable}: the value contains a blank, a line break, a quotation mark or a "
-            "character that is not ASCII; set it to the key alone"
+            f"{variable}: the value contains {found}, which no key does; set it to the key alone, "
+            "on one line and without quotation marks"
         )
     return value
 
 
+@lru_cache(maxsize=256)
 def forms(value: str) -> tuple[str, ...]:
-    """Return how a value may be written: as it is, or escaped in JSON."""
-    escaped = (json.dumps(value, ensure_ascii=ascii)[1:-1] for ascii in (False, True))
-    return tuple(dict.fromkeys([value, *escaped]))
+    """Return how a value may be written: plain, escaped (also twice), in an address, in base64."""
+    lines = [line.strip() for line in value.splitlines() if len(line.strip()) >= SHORTEST]
+    found: dict[str, None] = {}
+    for one in dict.fromkeys([value, *lines]):
+        data = one.encode("utf-8", "surrogateescape")
+        once = [one, *_escaped(one), repr(data)[2:-1]]
+        twice = [other for text in once for other in _escaped(text)]
+        encoded = [quote(data, safe=""), quote_plus(data), *_in_base64(data)]
+        found |= dict.fromkeys([*once, *twice, *encoded])
+    return tuple(found)
+
+
+def _escaped(text: str) -> list[str]:
+    """Return a text as JSON, Python and HTML escape it."""
+    page = html.escape(text)
+    return [
+        *(json.dumps(text, ensure_ascii=ascii)[1:-1] for ascii in (True, False)),
+        repr(text)[1:-1],
+        page,
+        page.replace("&quot;", "&#34;").replace("&#x27;", "&#39;"),
+    ]
+
+
+def _in_base64(data: bytes) -> Iterator[str]:
+    """Yield the base64 of a value, for each of its possible places in what is encoded."""
+    for before in range(3):
+        for encode in (base64.b64encode, base64.urlsafe_b64encode):
+            text = encode(bytes(before) + data).decode()
+            end = len(text) if (before + len(data)) % 3 == 0 else -4
+            part = text[4 if before else 0 : end]
+            if len(part) >= SHORTEST:
+                yield part
 
 
 def public(path: str) -> str:
-    """Return a path as others may read it: of one from elsewhere only the end.
+    """Return a path as others may read it: of an absolute one only the end.
 
     A stage's `model/` keeps the stage's name.
     """
-    if not path.startswith(("/", "~")) and ".." not in Path(path).parts:
+    outside = path.startswith(("/", "~")) or ".." in Path(path).parts
+    if not outside:
         return path
-    place = Path(os.path.normpath(path)).expanduser()
-    if place.name in _STAGE_PARTS and (place.parent / "manifest.json").is_file():
-        return f"{place.parent.name}/{place.name}"
-    return place.name if place.name not in ("", "..") else "elsewhere"
+    place = Path(os.path.normpath(path))
+    name = place.name if place.name not in ("", "..", "~") else "elsewhere"
+    stage = place.expanduser().parent
+    if name in _STAGE_PARTS and any((stage / file).is_file() for file in _SIGNS):
+        return f"{stage.name}/{name}"
+    return name
 
 
 def public_settings(value: Any) -> Any:
@@ -132,8 +212,8 @@ def public_settings(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     if "\n" not in value and (value.count("/") > 1 or value.startswith(("../", "~/"))):
-        value = re.sub(r"(?<=://)[^/@\s]+@", "", public(value))
-    return value.replace(f"{Path.home()}/", "~/")
+        value = public(value)
+    return _USER_IN_URL.sub("", value).replace(f"{Path.home()}/", "~/")
 
 
 def redact(text: str) -> str:
@@ -167,9 +247,10 @@ class Redacted:
         self._stream.write(redact(text))
         return len(text)
 
-    def writelines(self, lines: Iterable[str]) -> None:
+    def writelines(self, lines: Any) -> None:
         """Write lines without secrets."""
-        self.write("".join(lines))
+        for line in lines:
+            self.write(line)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
