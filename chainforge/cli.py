@@ -20,8 +20,8 @@ from typer import Argument, Option
 
 from chainforge import __version__
 from chainforge.core.config import SEEDS
-from chainforge.core.disk import writing
 from chainforge.core.errors import Failed, InputError, Stopped
+from chainforge.core.jsonl import writing
 from chainforge.core.process import loading_fault
 from chainforge.core.secrets import redact_output
 

@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chainforge.core.disk import replacing, to_disk
 from chainforge.core.errors import InputError
+from chainforge.core.jsonl import replacing, to_disk
 from chainforge.core.paths import paths_in, shipped, unplaced
 from chainforge.core.secrets import redact
 

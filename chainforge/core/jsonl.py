@@ -1,4 +1,4 @@
-"""Read and write rows of JSON lines, such that they survive a crash.
+"""Read and write rows of JSON lines, and files whole, such that they survive a crash.
 
 An *Example* is a question with its gold answer; a *Sample* is an Example with a completion and
 where that came from. Both are plain dictionaries, so that a user's own columns travel with them.
@@ -7,19 +7,30 @@ where that came from. Both are plain dictionaries, so that a user's own columns 
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import hashlib
 import json
 import os
+import re
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from chainforge.core.disk import replacing, writing
-from chainforge.core.errors import InputError
+from chainforge.core.errors import Failed, InputError, first_line
 
 Row = dict[str, Any]
 Message = dict[str, str]
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_WRONG_PLACE = (errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+# torch and safetensors write in C++ and Rust: their errors have the reason in their text, if at
+# all (torch's writer only says that a position in the file, or the stream, is not as expected).
+_WORDS = re.compile(
+    r"No space left on device|Disk quota exceeded|File too large|\(os error (28|122|27)\)"
+    r"|inline_container\.cc.*(unexpected pos|file write failed)|iostream error"
+)
 
 
 def example(
@@ -171,3 +182,72 @@ def read_rows(path: str | Path, *, torn_tail: bool = False) -> list[Row]:
         head = f"{path}: {len(wrong)} of {len(lines)} lines are not JSON objects; the first:"
         raise InputError("\n  ".join([head, *wrong[:5]]))
     return rows
+
+
+class DiskFull(Failed):
+    """A file could not be written for lack of space; the message names it and the free space."""
+
+
+@contextlib.contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Turn a lack of space while `path` is written into `DiskFull`.
+
+    A place that cannot be written (read-only, or below a file) becomes an `InputError`. In nested
+    calls the innermost names the file; give a folder where the file is not known.
+    """
+    try:
+        yield
+    except DiskFull:
+        raise
+    except Exception as error:
+        number, name = getattr(error, "errno", None), getattr(error, "filename", None)
+        if number in _WRONG_PLACE and name:
+            raise InputError(f"{name}: {error.strerror}; name another place") from error  # type: ignore[attr-defined]
+        if number in _FULL or (number is None and _WORDS.search(str(error))):
+            place = Path(name) if isinstance(name, str) else Path(path)
+            raise DiskFull(f"{no_room(place)} ({first_line(error)})") from error
+        raise
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
+    """Write a file whole: yield a temporary path beside it, which replaces it at the end.
+
+    A reader sees the old file or the new one, also after a power cut if `durable`. An error leaves
+    the old one and nothing else.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with writing(path):
+            yield temporary
+            if durable:
+                to_disk(temporary)
+            os.replace(temporary, path)
+            if durable:
+                to_disk(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def to_disk(path: Path) -> None:
+    """Force a file's contents, or the names in a folder, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of some file systems, for a folder
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def no_room(path: Path) -> str:
+    """Return the error for a file without space: how much is free, and what to do."""
+    folder = next(place for place in (path, *path.absolute().parents) if place.is_dir())
+    which = f"a file, probably in {path}" if path.is_dir() else path
+    return (
+        f"no room to write {which}: {shutil.disk_usage(folder).free / 2**30:.1f} GiB are free on "
+        "its disk (a quota may leave less). Make room, then run the same command again: it resumes"
+    )

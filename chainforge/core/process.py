@@ -14,8 +14,8 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from chainforge.core.disk import writing
 from chainforge.core.errors import Failed, InputError, Stopped
+from chainforge.core.jsonl import writing
 from chainforge.core.secrets import read_secret, redact_output
 
 CHAIN = "CHAINFORGE_CHAIN"  # set for the stages that `chainforge run` starts

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chainforge.core.disk import replacing
 from chainforge.core.errors import InputError
-from chainforge.core.jsonl import Message, Row
+from chainforge.core.jsonl import Message, Row, replacing
 from chainforge.core.secrets import public
 from chainforge.core.transcript import DEFAULT, is_blank, write
 from chainforge.data.rows import FoundRows, read_file, wrong_turns

@@ -18,9 +18,8 @@ from rich.table import Table
 from chainforge import __version__
 from chainforge.core import artifacts
 from chainforge.core.config import resolved
-from chainforge.core.disk import replacing
 from chainforge.core.errors import InputError
-from chainforge.core.jsonl import Row, many_rows
+from chainforge.core.jsonl import Row, many_rows, replacing
 from chainforge.core.secrets import public, public_settings
 from chainforge.data.datasets import save_dataset
 from chainforge.data.decontaminate import COVERAGE, N
@@ -136,8 +135,8 @@ def write_card(
     funnel: Mapping[str, Any],
     settings: Mapping[str, Any],
     *,
-    license: str = "other",
-    sections: Mapping[str, str] | None = None,
+    license: str,
+    sections: Mapping[str, str],
 ) -> None:
     """Write `folder`/README.md about the kept `rows` of a collect or reject stage.
 
@@ -162,11 +161,11 @@ def write_card(
         rows=len(rows),
         funnel=funnel,
         origin=_origin(rows),
-        sections=sections or {},
-        funnel_table=funnel_table(funnel, "samples"),
+        sections=sections,
+        funnel_table=funnel_table(funnel),
         settings=shown.replace("```", "'''"),
         decontamination=_decontamination(funnel, settings),
-        tasks=[(name, count) for (name,), count in _groups(rows, "task")],
+        tasks=[(name, count) for (name,), count in counted(rows, "task")],
         right=sum(row.get("correct") is True for row in rows),
         unknown=sum(row.get("correct") is None for row in rows),
         lengths=lengths,
@@ -175,10 +174,10 @@ def write_card(
         temporary.write_text(str(card), encoding="utf-8")
 
 
-def funnel_table(funnel: Mapping[str, Any], what: str) -> str:
+def funnel_table(funnel: Mapping[str, Any]) -> str:
     """Return how many are left after each filter, in the order of the filters."""
     left = funnel["in"]
-    lines = [f"| filter | {what} dropped | left |", "|---|---:|---:|", f"| all | | {left:,} |"]
+    lines = ["| filter | samples dropped | left |", "|---|---:|---:|", f"| all | | {left:,} |"]
     for reason, count in funnel["dropped"].items():
         left -= count
         lines.append(f"| `{code(reason)}` | {count:,} | {left:,} |")
@@ -191,7 +190,8 @@ def code(value: Any) -> str:
     return " ".join(str(value).replace("`", "'").replace("|", "/").split())
 
 
-def _groups(rows: Sequence[Row], *columns: str) -> list[tuple[tuple[str, ...], int]]:
+def counted(rows: Sequence[Row], *columns: str) -> list[tuple[tuple[str, ...], int]]:
+    """Return each combination of values in some columns, with its number of rows."""
     return Counter(tuple(code(row.get(name)) for name in columns) for row in rows).most_common()
 
 
@@ -199,7 +199,7 @@ def _origin(rows: Sequence[Row]) -> str:
     """Return who wrote the rows, with which sampling parameters."""
     lines = [
         f"- {count:,} rows by `{public(model)}` (source `{source}`, stage `{stage}`)"
-        for (source, model, stage), count in _groups(rows, "source", "model", "stage")
+        for (source, model, stage), count in counted(rows, "source", "model", "stage")
     ]
     given = [row["sampling"] for row in rows if isinstance(row.get("sampling"), dict)]
     # Without what differs from row to row.

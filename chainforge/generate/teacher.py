@@ -37,7 +37,7 @@ from chainforge.generate.api import (
     reasoning_of,
 )
 from chainforge.generate.budget import find_price, usd
-from chainforge.generate.build import code
+from chainforge.generate.build import code, counted
 from chainforge.generate.sampling import Accept, Progress, roll_out
 from chainforge.generate.settings import KEYS, Draw, Take, TeacherArgs
 
@@ -354,9 +354,10 @@ def estimate(args: TeacherArgs, examples: list[Row]) -> str:
 def card_sections(args: TeacherArgs, rows: list[Row], spending: Row) -> dict[str, str]:
     """Return what a data card says of the teacher of the kept `rows`: who, terms, and cost."""
     asked = [row for row in rows if row.get("teacher") != "offline"]
-    groups = Counter(tuple(code(row.get(n)) for n in ("source", "model", "host")) for row in asked)
-    lines = [f"- {count:,} rows: asked for `{source}` at `{host}`, answered by `{model}`"
-             for (source, model, host), count in groups.most_common()]  # fmt: skip
+    lines = [
+        f"- {count:,} rows: asked for `{source}` at `{host}`, answered by `{model}`"
+        for (source, model, host), count in counted(asked, "source", "model", "host")
+    ]
     own = Counter(row["source"] for row in rows if row.get("teacher") == "offline")
     for source, count in own.items():
         why = " They replace answers of a teacher that failed." if source == FALLBACK else ""

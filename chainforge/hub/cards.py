@@ -149,7 +149,7 @@ def _filled(
         TEMPLATE,
         version=__version__,
         stages=stages,
-        funnels=[(n, funnel_table(f, "samples")) for n, f in funnels if f["dropped"]],
+        funnels=[(n, funnel_table(f)) for n, f in funnels if f["dropped"]],
         terms="\n\n".join(text for text in terms if text),
         code=code,
         linked=linked,

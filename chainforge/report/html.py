@@ -19,8 +19,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from chainforge import __version__
-from chainforge.core.disk import replacing
 from chainforge.core.errors import Failed, InputError
+from chainforge.core.jsonl import replacing
 from chainforge.core.run_dir import (
     CHAIN,
     DONE,

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from chainforge.core.artifacts import read_json, sha256, sign_for, write_json
-from chainforge.core.disk import to_disk
 from chainforge.core.errors import InputError
+from chainforge.core.jsonl import to_disk
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ import torch
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerState
 
-from chainforge.core import disk
 from chainforge.core.errors import Failed, first_line
+from chainforge.core.jsonl import DiskFull, no_room, writing
 from chainforge.train import checkpoints, trl_internals
 from chainforge.train.callbacks import (
     DIVERGED,
@@ -61,7 +61,7 @@ def train(trainer: Any, stage: Stage, *callbacks: TrainerCallback) -> None:
         from chainforge.train.saving import save
 
         stage.metrics |= _metrics(trainer.state)
-        with disk.writing(stage.path("model")):
+        with writing(stage.path("model")):
             save(trainer, stage)
 
 
@@ -84,18 +84,18 @@ def _run(trainer: Any, checkpoint: Path | None) -> None:
     """Run TRL's loop; give known failures a message that says what to do."""
     directory = Path(trainer.args.output_dir)
     try:
-        with disk.writing(directory):
+        with writing(directory):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except RunIsOver:
         logger.info("%s is the end of the run: nothing is left to train", checkpoint)
         if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
             trl_internals.load_best_model(trainer)
-    except disk.DiskFull as error:
+    except DiskFull as error:
         # An unfinished checkpoint is useless, and its room is needed.
         if not is_main_process() or (cut := checkpoints.remove_unsealed(directory)) is None:
             raise
-        words = f"{disk.message(cut)}. `save_total_limit: 1` keeps the newest checkpoint only"
-        raise disk.DiskFull(words) from error
+        words = f"{no_room(cut)}. `save_total_limit: 1` keeps the newest checkpoint only"
+        raise DiskFull(words) from error
     except torch.OutOfMemoryError as error:
         step = trainer.state.global_step
         words = f"out of memory after step {step} ({first_line(error)}). {OUT_OF_MEMORY}"

@@ -25,8 +25,8 @@ from chainforge import __version__
 from chainforge.core import artifacts, process
 from chainforge.core.artifacts import LOCK, MANIFEST, PROGRESS, STARTED, UPLOAD, Manifest
 from chainforge.core.config import given, resolved
-from chainforge.core.disk import writing
 from chainforge.core.errors import InputError
+from chainforge.core.jsonl import writing
 from chainforge.core.paths import written_for
 from chainforge.core.secrets import redact
 from chainforge.data.rows import rejects_in

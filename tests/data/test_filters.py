@@ -3,12 +3,10 @@
 import json
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from planted import Maker
 
 from chainforge.core.errors import InputError
-from chainforge.data.filters import FilterArgs, SelectionArgs, parts, repetition, runs, tokens
+from chainforge.data.filters import FilterArgs, SelectionArgs, parts, repetition, tokens
 from chainforge.data.select import select
 
 N = 300
@@ -129,13 +127,6 @@ def test_words_numbers_and_operators_are_tokens() -> None:
     assert tokens("12 / (3+4) < 2.0") == ["12", "/", "3", "+", "4", "<", "2", "0"]
     assert tokens("**Ça va?** 2·数字") == ["ça", "va", "2", "·", "数", "字"]
     assert tokens("it's _ a_b $3,5 [0]") == ["it", "s", "a", "b", "3", "5", "0"]
-
-
-@given(st.lists(st.sampled_from(["a", "b", "7", "+"]), max_size=40), st.integers(1, 20))
-def test_runs_are_all_words_that_follow_one_another(words: list[str], size: int) -> None:
-    assert runs(words, size) == [
-        tuple(words[start : start + size]) for start in range(len(words) - size + 1)
-    ]
 
 
 @pytest.mark.parametrize(

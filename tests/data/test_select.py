@@ -9,8 +9,6 @@ from chainforge.core.errors import InputError
 from chainforge.data.filters import SelectionArgs
 from chainforge.data.select import (
     REASONS,
-    most_different,
-    near_duplicates,
     select,
     shingles,
     similarity,
@@ -147,15 +145,6 @@ def test_a_short_text_is_one_run_and_an_empty_one_has_none() -> None:
     assert shingles("...") == set()
     assert similarity(shingles(""), shingles("?")) == 1.0
     assert similarity(shingles(""), shingles("one")) == 0.0
-
-
-def test_near_duplicates_and_what_differs_most() -> None:
-    long = " ".join(f"word{i}" for i in range(60))
-    sets = [shingles(text) for text in (long, long.replace("word30", "x"), "a b c d e f", long)]
-    assert near_duplicates(sets, 0.8) == {1: pytest.approx(51 / 61), 3: 1.0}
-    assert near_duplicates(sets, 0.9) == {3: 1.0}
-    assert most_different(sets, 0, 3) == [0, 2, 1]
-    assert most_different(sets[:1], 0, 3) == [0]
 
 
 def test_the_key_is_that_of_a_text_but_for_case_and_white_space() -> None:
