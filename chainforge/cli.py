@@ -167,7 +167,7 @@ def run(
     from chainforge.chain.plan import chain_directory
     from chainforge.chain.run import run_chain
     from chainforge.core.run_dir import read_run
-    from chainforge.report.tables import show_results
+    from chainforge.report.formatting import show_results
 
     loaded = _changed(chain, launch, sets, seed)
     directory = chain_directory(loaded, runs)
@@ -227,8 +227,8 @@ def merge(
 ) -> None:
     """Merge the results of several seeds: means, with intervals over the seeds."""
     from chainforge.core.artifacts import write_json
+    from chainforge.report.formatting import show_results
     from chainforge.report.merge import merge_results
-    from chainforge.report.tables import show_results
 
     merged = merge_results(results)
     if output is not None:

@@ -16,7 +16,7 @@ from typing import Literal
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Row, has_answer, question
 from chainforge.core.transcript import PRESETS, Transcript, chat_mark, is_blank
-from chainforge.rewards.language import count_words
+from chainforge.rewards.functions import count_words
 
 
 def _range(args: object, least: float, most: float, *names: str) -> None:

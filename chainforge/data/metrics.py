@@ -15,7 +15,7 @@ from chainforge.core import statistics
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Row, has_answer
 from chainforge.core.transcript import DEFAULT, read
-from chainforge.rewards.language import share
+from chainforge.rewards.functions import share
 
 # What an accuracy is called, and the column of a Sample that it counts.
 ACCURACIES = {"strict": "correct", "lenient": "lenient_correct"}
