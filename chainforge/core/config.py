@@ -36,13 +36,9 @@ Layer = tuple[str, dict[str, Any]]  # a file of settings, and what it says
 # Other tools' names of settings: the first key that the recipe has is meant.
 ALIASES = {
     "lora_r": "lora_rank lora_dim rank r peft_r",
-    "lora_target_modules": "lora_target target_modules lora_targets",
-    "use_peft": "use_lora lora peft",
-    "load_in_4bit": "qlora use_qlora load_4bit",
     "dtype": "torch_dtype precision model_dtype",
     "num_generations": "group_size rollout_n n_samples_per_prompt num_rollouts generations",
     "epsilon": "clip_ratio clip_eps clip_range cliprange clip_ratio_low eps_clip",
-    "epsilon_high": "clip_ratio_high clip_range_high",
     "beta": "kl_coef kl_coeff kl_beta kl_loss_coef init_kl_coef",
     "learning_rate": "lr actor_lr",
     "num_train_epochs": "epochs num_epochs n_epochs",
@@ -57,9 +53,6 @@ ALIASES = {
     "data": "dataset dataset_name train_file data_path datasets",
     "tasks": "task dataset dataset_name",
     "rewards": "reward_funcs reward_functions reward_fn reward",
-    "attn_implementation": "flash_attn use_flash_attention use_flash_attention_2",
-    "warmup_steps": "warmup_ratio",
-    "report_to": "wandb logger",
 }
 CLOSE = 0.85  # of difflib's ratio: one letter in six; local_rank is no lora_rank
 

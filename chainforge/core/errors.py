@@ -34,11 +34,6 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def nearest(word: str, words: Iterable[str]) -> str | None:
-    """Return the word that was probably meant, or None when nothing is near."""
-    return next(iter(difflib.get_close_matches(word, list(words), n=1)), None)
-
-
 def refuse_unknown(given: Iterable[Any], known: Iterable[str], where: str = "") -> None:
     """Raise `InputError` for all keys of a mapping that are not known, each with a hint."""
     known = list(known)
@@ -50,5 +45,5 @@ def refuse_unknown(given: Iterable[Any], known: Iterable[str], where: str = "") 
 def hint(word: str, words: Iterable[str]) -> str:
     """Return the end of an error message: the nearest word, or all that there are."""
     words = sorted(words)
-    near = nearest(word, words)
-    return f"did you mean {near!r}?" if near else f"there are: {', '.join(words)}"
+    near = difflib.get_close_matches(word, words, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(words)}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gc
 import hashlib
 import json
 import os
@@ -17,6 +16,8 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from chainforge.core.errors import Failed, InputError, first_line
 
@@ -105,19 +106,12 @@ def _line(row: Row) -> bytes:
 
     Raises `ValueError` for NaN and infinity, which JSON does not have.
     """
-    import msgspec  # here, because commands that only read start without it
-
-    ascii_only = False
-    try:
+    with contextlib.suppress(TypeError, UnicodeEncodeError):  # as for NumPy's numbers
         line = msgspec.json.encode(row)
         # A null that no column explains may be a NaN: json, seven times as slow, finds out.
         if line.count(b"null") == sum(value is None for value in row.values()):
             return line + b"\n"
-    except TypeError:  # a subclass of float, as numpy's
-        pass
-    except UnicodeEncodeError:
-        ascii_only = True
-    text = json.dumps(row, ensure_ascii=ascii_only, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(row, allow_nan=False, separators=(",", ":"))
     return f"{text}\n".encode()
 
 
@@ -143,16 +137,6 @@ def write_rows(path: str | Path, rows: Iterable[Row]) -> None:
     """Replace a file of JSON lines whole: a reader sees the old rows or the new ones."""
     with replacing(path) as temporary, open(temporary, "wb") as file:
         file.writelines(_line(row) for row in rows)
-
-
-@contextlib.contextmanager
-def many_rows() -> Iterator[None]:
-    """Pause Python's search for cycles, which rows never form: it takes a tenth of the time."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def read_rows(path: str | Path, *, torn_tail: bool = False) -> list[Row]:

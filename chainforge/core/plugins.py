@@ -1,8 +1,7 @@
 """Load functions of the user's own, and find the source files that they come from.
 
 A function is named by a built-in name, `pkg.mod:fn` or `path/file.py:fn`. To find its files nothing
-is imported or run. Only local files count: installed packages have a version, and a name that a
-module computes before it imports it is not seen.
+is imported or run.
 """
 
 from __future__ import annotations
@@ -13,19 +12,15 @@ import importlib
 import importlib.util
 import re
 import sys
-import sysconfig
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import chainforge
 from chainforge.core.errors import InputError, hint
 
 MODULE = re.compile(r"(?!\d)\w+(?:\.(?!\d)\w+)*", re.ASCII)
-_INSTALLED = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")]
-_INSTALLED.append(Path(chainforge.__file__).resolve().parent)
 
 
 class UserCodeEnded(RuntimeError):
@@ -122,48 +117,31 @@ def described(error: BaseException) -> str:
 def sources(reference: str) -> dict[str, Path]:
     """Return the local files that `file.py`, `file.py:fn` or `pkg.mod:fn` runs, by their names.
 
-    These are its own file and the local modules that it imports, and they import; of a package all
-    files count. Empty for text that names no local file.
+    These are its own file and what it imports, and that imports, from the same folder or those in
+    it, by absolute names. Empty for text that names no local file.
     """
     place, colon, _ = reference.rpartition(":")
     file = Path(place if colon else reference)
-    path = ["", *sys.path]
-    if file.suffix == ".py":
-        path.insert(0, str(file.parent))
-        waiting = {file.name: file} if file.is_file() and not _installed(file) else {}
-    elif colon and MODULE.fullmatch(place):
-        waiting = _files_of(place.partition(".")[0], path)
-    else:
-        return {}
+    folder = file.parent if file.suffix == ".py" else Path()
+    if file.suffix != ".py":
+        file = _file(folder, place) if MODULE.fullmatch(place) else folder
     found: dict[str, Path] = {}
+    waiting = [file]
     while waiting:
-        name, file = waiting.popitem()
-        if name not in found:
-            found[name] = file
-            for module in _imported(file):
-                waiting |= _files_of(module, path)
+        file = waiting.pop()
+        if file not in found.values() and file.is_file():
+            found[str(file.relative_to(folder))] = file
+            waiting += [_file(folder, name) for name in _imported(file)]
     return found
 
 
-def _installed(path: Path) -> bool:
-    """Return whether a file is a part of an installed package, or of this one."""
-    return any(map(path.resolve().is_relative_to, _INSTALLED))
-
-
-def _files_of(module: str, path: list[str]) -> dict[str, Path]:
-    """Return the files of a top-level module or package by their names; of a local one only."""
-    for place in path:
-        file, folder = Path(place, f"{module}.py"), Path(place, module)
-        if file.is_file() or any(folder.glob("*.py")):
-            if _installed(folder):
-                return {}
-            files = [file] if file.is_file() else sorted(folder.rglob("*.py"))
-            return {str(one.relative_to(place)): one for one in files}
-    return {}
+def _file(folder: Path, module: str) -> Path:
+    """Return where a module of a folder would be."""
+    return folder.joinpath(*module.split(".")).with_suffix(".py")
 
 
 def _imported(file: Path) -> set[str]:
-    """Return the top-level names of what a file imports."""
+    """Return the dotted names of what a file imports."""
     try:
         tree = ast.parse(file.read_bytes())
     except (SyntaxError, ValueError, RecursionError):
@@ -173,5 +151,5 @@ def _imported(file: Path) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names.add(node.module)
-    return {name.partition(".")[0] for name in names}
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names

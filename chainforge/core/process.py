@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from chainforge.core.errors import Failed, InputError, Stopped
@@ -20,7 +20,6 @@ from chainforge.core.secrets import read_secret, redact_output
 
 CHAIN = "CHAINFORGE_CHAIN"  # set for the stages that `chainforge run` starts
 LAUNCHERS = (CHAIN, "ACCELERATE_DYNAMO_MODE", "TORCHELASTIC_RUN_ID")
-_launcher: int | None = None  # the process that launched this one
 
 
 def run(main: Callable[[], None]) -> None:
@@ -87,27 +86,6 @@ def stop_signals() -> list[signal.Signals]:
     return found if ignored else [*found, signal.SIGHUP]
 
 
-@contextlib.contextmanager
-def on_signals(call: Callable[[int], None]) -> Iterator[None]:
-    """Give the stop signals to a function, while an event loop runs in the main thread."""
-    import asyncio
-
-    loop = asyncio.get_running_loop()
-
-    def note(number: int) -> None:
-        leave_terminal()
-        call(number)
-
-    numbers = stop_signals() if threading.current_thread() is threading.main_thread() else []
-    for number in numbers:
-        loop.add_signal_handler(number, note, int(number))
-    try:
-        yield
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)
-
-
 def leave_terminal() -> None:
     """Write to nowhere from now on if the terminal is gone: printing would be an error."""
     for descriptor in (1, 2):
@@ -117,23 +95,17 @@ def leave_terminal() -> None:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
-def orphaned() -> bool:
-    """Return whether the launcher of this process has ended: its result must not be signed."""
-    return _launcher is not None and os.getppid() != _launcher
-
-
 def _watch_launcher() -> None:
     """Stop this process as on SIGTERM when `chainforge run`, accelerate or torchrun ends.
 
     A launcher that is killed alone leaves its processes running, where nobody looks for them.
     """
-    global _launcher
     if not any(key in os.environ for key in LAUNCHERS):
         return  # started from a shell, which may well be closed
-    _launcher = os.getppid()
+    launcher = os.getppid()
 
     def watch() -> None:
-        while not orphaned():
+        while os.getppid() == launcher:
             time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGTERM)
 

@@ -7,16 +7,18 @@ in comes out once: kept, or dropped with its reason in the column `drop` and wha
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from chainforge.core.errors import InputError
-from chainforge.core.jsonl import Row, many_rows
+from chainforge.core.jsonl import Row
 from chainforge.data import filters
 from chainforge.data.decontaminate import Screen, evaluation_questions
 from chainforge.data.filters import (
@@ -68,6 +70,16 @@ class _Sample(msgspec.Struct):
     reward: float | None = None
     tokens: float | None = None
     correct: bool | None = None
+
+
+@contextlib.contextmanager
+def many_rows() -> Iterator[None]:
+    """Pause Python's search for cycles, which rows never form: it takes a tenth of the time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @many_rows()

@@ -17,9 +17,10 @@ import math
 import random
 import re
 import signal
+import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -498,7 +499,7 @@ class _Run:
         self._workers = [asyncio.create_task(self._work(jobs)) for _ in range(count)]
         working = asyncio.gather(*self._workers, return_exceptions=True)
         either: set[asyncio.Future[Any]] = {working, self._stopping}
-        with self._scorer, process.on_signals(self._on_signal):
+        with self._scorer, _on_signals(self._on_signal):
             try:
                 await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
                 await asyncio.wait({working}, timeout=SHUTDOWN_SECONDS)
@@ -708,3 +709,23 @@ def reasoning_of(message: Row) -> tuple[str, str] | None:
         if isinstance(text, str) and not is_blank(text):
             return text, name
     return None
+
+
+@contextlib.contextmanager
+def _on_signals(call: Callable[[int], None]) -> Iterator[None]:
+    """Give the stop signals to a function, while an event loop runs in the main thread."""
+    loop = asyncio.get_running_loop()
+
+    def note(number: int) -> None:
+        process.leave_terminal()
+        call(number)
+
+    main = threading.current_thread() is threading.main_thread()
+    numbers = process.stop_signals() if main else []
+    for number in numbers:
+        loop.add_signal_handler(number, note, int(number))
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)

@@ -19,12 +19,12 @@ from chainforge import __version__
 from chainforge.core import artifacts
 from chainforge.core.config import resolved
 from chainforge.core.errors import InputError
-from chainforge.core.jsonl import Row, many_rows, replacing
+from chainforge.core.jsonl import Row, replacing
 from chainforge.core.secrets import public, public_settings
 from chainforge.data.datasets import save_dataset
 from chainforge.data.decontaminate import COVERAGE, N
 from chainforge.data.filters import FilterArgs, SelectionArgs
-from chainforge.data.select import read_pool, select
+from chainforge.data.select import many_rows, read_pool, select
 from chainforge.generate.rollouts import score_samples
 from chainforge.generate.shards import merge
 from chainforge.rewards.reward import RewardArgs, load_rewards

@@ -110,23 +110,17 @@ def test_changes_are_said_in_words():
 LAYOUT = {
     "reward.py": "import helper\nfrom kit import (tool,\n  other)\n\ndef good(completion): return 1.0",
     "helper.py": "import json, far.away as away",
-    "kit/__init__.py": "",
-    "kit/tool.py": "from .. import nothing\nfrom . import deep\nfrom .deep.down import x",
-    "kit/deep/down.py": "x = 1",
+    "kit/tool.py": "x = 1",
     "far/away.py": "def f():\n    import late",
     "late.py": "1",
     "unused.py": "1",
     "broken.py": "def (",
-    "lib/packed/mod.py": "import packed.other",
-    "lib/packed/other.py": "1",
 }
-ALL = {"reward.py", "helper.py", "kit/__init__.py", "kit/tool.py", "kit/deep/down.py",
-       "far/away.py", "late.py"}  # fmt: skip
+ALL = {"reward.py", "helper.py", "kit/tool.py", "far/away.py", "late.py"}
 RUN = {
     "reward.py:good": ALL,
     "reward:good": ALL,
-    "kit.tool:use": {"kit/__init__.py", "kit/tool.py", "kit/deep/down.py"},
-    "packed.mod:use": {"lib/packed/mod.py", "lib/packed/other.py"},
+    "kit.tool:use": {"kit/tool.py"},
     "broken.py:f": {"broken.py"},
     "json:loads": set(),
     "chainforge.rewards.functions:accuracy_reward": set(),
@@ -138,7 +132,6 @@ RUN = {
 @pytest.mark.parametrize("reference", RUN)
 def test_code_counts_with_what_it_imports(tmp_path, monkeypatch, reference, script):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend("lib")
     for name, text in LAYOUT.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
