@@ -10,10 +10,8 @@ import pytest
 # What is still above its limit may only shrink.
 OVER = {
     "lines in chainforge/": 23_200,
-    "modules": 90,
     "lines in tests/": 19_500,
     "lines reached from recipes/sft.py": 7_200,
-    "files with private TRL names": 3,
 }
 HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "datasets", "scipy", "matplotlib"}
 

@@ -99,9 +99,9 @@ def build(
     folder = save_dataset(kept, directory / "dataset").parent
     settings = resolved(selection, texts)
     settings |= {"max_per_prompt": selection.max_per_prompt, "select": selection.select}
-    write_card(
-        folder, kept, funnel, settings, license=args.dataset_license, sections=sections(kept)
-    )
+    with replacing(folder / "README.md") as temporary:
+        card = _card(kept, funnel, settings, args.dataset_license, sections(kept))
+        temporary.write_text(card, encoding="utf-8")
     return funnel
 
 
@@ -129,19 +129,12 @@ def preview(rows: list[Row], selection: SelectionArgs, texts: FilterArgs, seed: 
     return table
 
 
-def write_card(
-    folder: Path,
-    rows: Sequence[Row],
-    funnel: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    *,
-    license: str,
-    sections: Mapping[str, str],
-) -> None:
-    """Write `folder`/README.md about the kept `rows` of a collect or reject stage.
+def _card(
+    rows: Sequence[Row], funnel: Row, settings: Row, license: str, sections: Mapping[str, str]
+) -> str:
+    """Return the card of the kept rows: what they are, who wrote them, and where the others went.
 
-    `funnel` counts the dropped samples; `settings` are those of selection and filters; `sections`
-    are further ones, Markdown by title.
+    `settings` are those of selection and filters; `sections` are further ones, Markdown by title.
     """
     from huggingface_hub import DatasetCard, DatasetCardData
 
@@ -170,8 +163,7 @@ def write_card(
         unknown=sum(row.get("correct") is None for row in rows),
         lengths=lengths,
     )
-    with replacing(folder / "README.md") as temporary:
-        temporary.write_text(str(card), encoding="utf-8")
+    return str(card)
 
 
 def funnel_table(funnel: Mapping[str, Any]) -> str:
