@@ -42,9 +42,7 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *args):
         pass
 
-    @property
-    def hub(self):
-        return self.server.hub
+    hub = property(lambda self: self.server.hub)
 
     def body(self):
         if self.headers.get("Transfer-Encoding") == "chunked":

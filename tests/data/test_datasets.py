@@ -13,18 +13,21 @@ def rows_of(paths, **settings):
     return sft_dataset(DataArgs([str(path) for path in paths], **settings))[0]
 
 
+def written(folder, *rows):
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
 def samples(n, source="offline", **columns):
-    return [
-        sample(
-            example([{"role": "user", "content": f"{i} + 1?"}], str(i + 1), task="sums", n=i),
-            write("Count on.", str(i + 1)),
-            0,
-            source=source,
-            rewards={"accuracy_reward": 1.0} if i % 2 else {"format_reward": 1.0},
-            **columns,
-        )
-        for i in range(n)
-    ]
+    made = []
+    for i in range(n):
+        turns = [{"role": "user", "content": f"{i} + 1?"}]
+        row = example(turns, str(i + 1), task="sums", n=i)
+        rewards = {"accuracy_reward": 1.0} if i % 2 else {"format_reward": 1.0}
+        text = write("Count on.", str(i + 1))
+        made.append(sample(row, text, 0, source=source, rewards=rewards, **columns))
+    return made
 
 
 def stage(path, rows, dataset=False):
@@ -51,14 +54,12 @@ def test_sft_rows_of_stages(tmp_path, dataset):
 
 def test_sft_rows_of_files(tmp_path, caplog):
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
-    file = tmp_path / "general.jsonl"
-    file.write_text(json.dumps({"messages": turns}) + "\n")
     parquet = save_dataset(samples(2), tmp_path / "saved")
-    made = rows_of([file, parquet, tmp_path / "saved"])
+    made = rows_of([written(tmp_path, {"messages": turns}), parquet, tmp_path / "saved"])
     assert len(made) == 5
     assert made[0] == {"prompt": turns[:1], "completion": turns[1:]}
-    rows = samples(2) + samples(1, drop=None, correct=False) + samples(2, drop="wrong")
-    path = stage(tmp_path / "picks", rows + samples(1, correct=False)) + "/samples.jsonl"
+    rows = samples(2) + samples(1, drop=None, correct=False) + samples(3, drop="wrong")
+    path = stage(tmp_path / "picks", rows) + "/samples.jsonl"
     made, counts = sft_dataset(DataArgs([path]))
     assert (len(made), counts) == (3, {path: {"rows": 3, "dropped": 3}})
     assert "left out 3 rows that are marked `drop`" in caplog.text
@@ -67,45 +68,49 @@ def test_sft_rows_of_files(tmp_path, caplog):
 SUM = {"role": "user", "content": "1 + 1?"}
 
 
-@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
 @pytest.mark.parametrize("transcript", ["r1-cold-start", "think"])
 @pytest.mark.parametrize("said", ["2", "<think>\nCount on.\n</think>\n\n2"])
-def test_a_reasoning_beside_the_text_is_trained_on(tmp_path, key, transcript, said):
-    path = tmp_path / "rows.jsonl"
-    turn = {"role": "assistant", "content": said, key: "Count on."}
-    rows = [{"messages": [SUM, turn]}, {"prompt": [SUM, turn, SUM], "completion": [turn]}]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    made = rows_of([path], transcript=transcript)
+def test_a_reasoning_beside_the_text_is_trained_on(tmp_path, transcript, said):
     whole = {"role": "assistant", "content": write("Count on.", "2", transcript)}
-    assert made["completion"][:] == [[whole], [whole]]
-    assert made["prompt"][1] == [SUM, whole, SUM]
+    for key in ("reasoning_content", "reasoning", "thinking"):
+        turn = {"role": "assistant", "content": said, key: "Count on."}
+        rows = [{"messages": [SUM, turn]}, {"prompt": [SUM, turn, SUM], "completion": [turn]}]
+        made = rows_of([written(tmp_path, *rows)], transcript=transcript)
+        assert made["completion"][:] == [[whole], [whole]]
+        assert made["prompt"][1] == [SUM, whole, SUM]
+
+
+def messages(**turn):
+    return {"messages": [SUM, {"role": "assistant", "content": "2"} | turn]}
 
 
 @pytest.mark.parametrize(
-    ("turn", "message"),
-    [({"reasoning_content": "So <summary>."}, "contains the tag <summary>"),
-     ({"reasoning": ["So."]}, "reasoning must be text"),
-     ({"reasoning": "So.", "content": ""}, "the answer is empty"),
-     ({"tool_calls": [{"name": "add"}]}, "tool_calls, which would be lost")],
-)  # fmt: skip
-def test_what_a_message_would_lose_is_named(tmp_path, turn, message):
-    path = tmp_path / "rows.jsonl"
-    path.write_text(json.dumps({"messages": [SUM, {"role": "assistant", "content": "2"} | turn]}))
-    with pytest.raises(InputError, match=message):
-        rows_of([path])
+    ("row", "message"),
+    [
+        (messages(reasoning_content="So <summary>."), "contains the tag <summary>"),
+        (messages(reasoning=["So."]), "reasoning must be text"),
+        (messages(reasoning="So.", content=""), "the answer is empty"),
+        (messages(tool_calls=[{"name": "add"}]), "tool_calls, which would be lost"),
+        ({"prompt": "text", "completion": "x"}, "line 2: prompt: the prompt must be a list"),
+        ({"completion": "x"}, "line 2: prompt: neither"),
+        ({"prompt": [SUM]}, "line 2: completion: expected text"),
+        ({"prompt": [SUM], "completion": [SUM]}, "not the assistant's"),
+        ({"prompt": [{"role": "user", "content": None}], "completion": "b"}, "must be text"),
+    ],
+)
+def test_malformed_sft_rows_and_what_a_message_would_lose_are_named(tmp_path, row, message):
+    with pytest.raises(InputError, match=f"(?s)rows.jsonl: 1 of 2 rows.*{message}"):
+        rows_of([written(tmp_path, *samples(1), row)])
 
 
 def test_few_bad_rows_are_left_out_and_written_down(tmp_path):
-    path = tmp_path / "general.jsonl"
-    good = [json.dumps(row) for row in samples(300)]
-    path.write_text("\n".join([*good[:100], '{"prompt": 3}', *good[100:], '{"prompt": [']))
+    path = written(tmp_path, *samples(100), {"prompt": 3}, *samples(200))
     with rejects_in(tmp_path):
         assert len(rows_of([path])) == 300
-    rejects = [json.loads(line) for line in (tmp_path / "rejects.jsonl").read_text().splitlines()]
-    assert [row["row"] for row in rejects] == [101, 302]
-    path.write_text("\n".join([*good[:100], '{"prompt": 3}', '{"prompt": [']))
+    (reject,) = map(json.loads, (tmp_path / "rejects.jsonl").read_text().splitlines())
+    assert reject["row"] == 101
     with pytest.raises(InputError, match="2 of 102 rows are malformed, more than 1%"):
-        rows_of([path])
+        rows_of([written(tmp_path, *samples(100), {"prompt": 3}, {"prompt": 4})])
 
 
 def test_fallback_rows_are_refused_unless_allowed(tmp_path):
@@ -115,28 +120,6 @@ def test_fallback_rows_are_refused_unless_allowed(tmp_path):
         rows_of([path])
     assert "allow_offline_rows: true" in str(caught.value)
     assert len(rows_of([path], allow_offline_rows=True)) == 5
-
-
-USER = [{"role": "user", "content": "a"}]
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ({"prompt": "text", "completion": "x"}, "line 2: prompt: the prompt must be a list"),
-        ({"completion": "x"}, "line 2: prompt: neither"),
-        ({"prompt": USER}, "line 2: completion: expected text"),
-        ({"prompt": USER, "completion": " "}, "line 2: completion"),
-        ({"prompt": USER, "completion": USER}, "not the assistant's"),
-        ({"prompt": [{"role": "user", "content": None}], "completion": "b"}, "must be text"),
-        ({"messages": USER}, "line 2: prompt"),
-    ],
-)
-def test_malformed_sft_rows_are_named(tmp_path, row, message):
-    path = tmp_path / "bad.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in [*samples(1), row]))
-    with pytest.raises(InputError, match=f"(?s)bad.jsonl: 1 of 2 rows.*{message}"):
-        rows_of([path])
 
 
 @pytest.mark.parametrize(
@@ -174,26 +157,24 @@ def test_a_saved_data_set_opens_anywhere(tmp_path):
 
 
 def test_grpo_rows_keep_every_column():
-    rows = [
-        example([{"role": "user", "content": str(i)}], str(i), task="t") | extra
-        for i, extra in enumerate(
-            [
-                {"words": 3, "share": 1, "mixed": "a", "choices": ["a", "b"], "meta": {"x": 1}},
-                {"words": None, "share": 0.5, "mixed": 2, "choices": [], "meta": {"y": 2}},
-                {"entry": '{"answer": "2"}', "big": 2**70, "turns": [{"role": "user"}]},
-            ]
-        )
+    more = [
+        {"words": 3, "share": 1, "mixed": "a", "choices": ["a", "b"], "meta": {"x": 1}},
+        {"words": None, "share": 0.5, "mixed": 2, "choices": [], "meta": {"y": 2}},
+        {"entry": '{"answer": "2"}', "big": 2**70, "turns": [{"role": "user"}]},
     ]
-    made = grpo_dataset(rows)
-    assert made[0]["prompt"] == [{"role": "user", "content": "0"}]
-    assert made["words"][:] == [3, None, None]
-    assert made["share"][:] == [1.0, 0.5, None]
-    assert made["mixed"][:] == ['"a"', "2", None]
-    assert made["choices"][:] == [["a", "b"], [], None]
-    assert [json.loads(text) for text in made["meta"][:2]] == [{"x": 1}, {"y": 2}]
-    assert made["entry"][:] == [None, None, '{"answer": "2"}']
-    assert json.loads(made["big"][2]) == 2**70
-    assert json.loads(made["turns"][2]) == [{"role": "user"}]
+    made = grpo_dataset([row | extra for row, extra in zip(samples(3), more, strict=True)])
+    assert made[0]["prompt"] == [{"role": "user", "content": "0 + 1?"}]
+    expected = {
+        "words": [3, None, None],
+        "share": [1.0, 0.5, None],
+        "mixed": ['"a"', "2", None],
+        "choices": [["a", "b"], [], None],
+        "meta": ['{"x": 1}', '{"y": 2}', None],
+        "entry": [None, None, '{"answer": "2"}'],
+        "big": [None, None, str(2**70)],
+        "turns": [None, None, '[{"role": "user"}]'],
+    }
+    assert {name: made[name][:] for name in expected} == expected
 
 
 def test_grpo_rows_need_a_prompt_and_fill_a_generation_batch():

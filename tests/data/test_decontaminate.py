@@ -53,9 +53,8 @@ CHANGES = {
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_copy_in_another_spelling_is_found(name):
-    screen = Screen([("math", text) for text in LIST])
     copies = [CHANGES[name](text) for text in LIST]
-    hits = screen.screen([("train", text) for text in copies])
+    hits = Screen([("math", text) for text in LIST]).screen([("train", text) for text in copies])
     changed = sum(copy != text for copy, text in zip(copies, LIST, strict=True))
     missed = [copy for copy, hit in zip(copies, hits, strict=True) if hit is None]
     assert changed >= 1
@@ -86,15 +85,6 @@ def test_another_problem_in_the_same_words_is_no_leak(one, other):
     assert hit == f"100% of exam: {one!r}"
 
 
-def test_boilerplate_gives_nothing_away():
-    task = (
-        "Read the following puzzle with care and answer with one number and nothing else please. "
-    )
-    rows = [("t", f"{task}How many letters has {'a' * i}b{'c' * i}?") for i in range(1, 60)]
-    held_out = [("exam", f"{task}How many letters has {'x' * i}y?") for i in range(1, 30)]
-    assert Screen(held_out).screen(rows) == [None] * 59
-
-
 SUMS = "{fn: reasoning_gym, params: {dataset: chain_sum, max_digits: 1}, size: 5, split: test}"
 TASK = {"fn": "reasoning_gym", "params": {"dataset": "chain_sum", "max_digits": 1}, "size": 5}
 EXPECTED = [question(row) for row in load_examples(TaskArgs([TASK | {"split": "test"}]), seed=7)]
@@ -123,10 +113,8 @@ def test_what_names_an_evaluation(tmp_path):
     ("entry", "message"),
     [
         ("gone.jsonl", r"decontaminate\[0\]: .*gone.jsonl: no such file"),
-        ("{fn: [", "not YAML"),
         ("{fn}", "expected a mapping with `fn`"),
         ("me/no-such-data", "cannot load 'me/no-such-data'"),
-        ("", "expected a task, a path or a Hub id"),
         ("empty.jsonl", "empty.jsonl is empty"),
         ("odd.jsonl", "no column 'question', but id"),
         ("sft.yaml", "has no `tasks`"),

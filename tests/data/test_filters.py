@@ -6,7 +6,7 @@ import pytest
 from planted import Maker
 
 from chainforge.core.errors import InputError
-from chainforge.data.filters import FilterArgs, SelectionArgs, parts, repetition, tokens
+from chainforge.data.filters import FilterArgs, SelectionArgs, repetition
 from chainforge.data.select import select
 
 N = 300
@@ -105,28 +105,10 @@ def test_the_reason_is_the_first_that_holds():
     make = Maker()
     bad = make.looping()
     faults = [{"finish_reason": "length", "correct": False}, {"correct": False}, {}]
-    rows = [make.row(bad, **fault) for fault in faults]
-    marked, _ = select(rows, SelectionArgs(), FilterArgs())
-    assert [row["drop"] for row in marked] == ["truncated", "wrong", "repetition"]
-
-
-def test_the_limit_of_tokens():
-    rows = [Maker(seed).row(tokens=tokens) for seed, tokens in enumerate([100, 101])]
+    rows = [make.row(bad, tokens=100, **fault) for fault in faults]
+    rows += [make.row(tokens=tokens) for tokens in (101, 100)]
     marked, _ = select(rows, SelectionArgs(), FilterArgs(max_completion_tokens=100))
-    assert [row["drop"] for row in marked] == [None, "too_long"]
-
-
-def test_parts_of_any_completion():
-    assert parts("<think>a\nb</think>c") == parts("a\nb</think>c")
-    whole = "<reasoning_process>r</reasoning_process>\n<summary>s</summary>"
-    assert parts(whole).answer.strip() == "s"
-    assert parts("no tags at all").reasoning == "no tags at all"
-
-
-def test_words_numbers_and_operators_are_tokens() -> None:
-    assert tokens("12 / (3+4) < 2.0") == ["12", "/", "3", "+", "4", "<", "2", "0"]
-    assert tokens("**Ça va?** 2·数字") == ["ça", "va", "2", "·", "数", "字"]
-    assert tokens("it's _ a_b $3,5 [0]") == ["it", "s", "a", "b", "3", "5", "0"]
+    assert [row["drop"] for row in marked] == ["truncated", "wrong", "repetition", "too_long", None]
 
 
 @pytest.mark.parametrize(

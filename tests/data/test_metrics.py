@@ -13,18 +13,10 @@ from chainforge.data.metrics import compare, measure, summarize
 
 
 def row(identity: str, sample: int, correct: bool | None, **extra: Any) -> Row:
-    values: Row = {
-        "id": identity,
-        "sample": sample,
-        "correct": correct,
-        "lenient_correct": bool(correct),
-        "formatted": True,
-        "tokens": 10,
-        "finish_reason": "stop",
-        "task": "sums",
-        "extracted": "right" if correct else f"wrong {sample}",
-    }
-    return values | extra
+    extracted = "right" if correct else f"wrong {sample}"
+    verdict = {"correct": correct, "lenient_correct": bool(correct), "extracted": extracted}
+    values: Row = {"id": identity, "sample": sample, "formatted": True, "tokens": 10}
+    return values | {"finish_reason": "stop", "task": "sums"} | verdict | extra
 
 
 def test_prompts_without_an_answer_have_no_accuracy() -> None:
@@ -52,26 +44,20 @@ def test_accuracy_counts_the_first_sample_of_each_prompt() -> None:
         row("d", 1, True, task="chains"),
     ]
     result = measure("final", rows)
-    assert result["name"] == "final"
-    assert result["n"] == 4
-    low, high = wilson(2, 4)
-    assert result["strict"] == {"mean": 0.5, "low": low, "high": high}
+    expected = {
+        "name": "final", "n": 4, "strict": {"mean": 0.5, **interval(2, 4)}, "format": 0.75,
+        "truncated": 0.25, "tokens_mean": pytest.approx(40 / 3), "unjudged": 1,
+        "samples_per_prompt": 2,
+    }  # fmt: skip
+    assert {key: result[key] for key in expected} == expected
     assert result["lenient"]["mean"] == 0.75
-    assert result["format"] == 0.75
-    assert result["truncated"] == 0.25
-    assert result["tokens_mean"] == pytest.approx(40 / 3)
-    assert result["unjudged"] == 1
-    assert result["samples_per_prompt"] == 2
     assert result["pass_at_k"] == {"1": pytest.approx((0.5 + 0.5 + 0 + 1) / 4), "2": 0.75}
     assert result["maj_at_k"]["1"] == 0.5
     assert result["tokens_per_solved"] == pytest.approx(40 / 3 / 0.5)
     chains, sums = result["tasks"]["chains"], result["tasks"]["sums"]
     assert chains["strict"] == {"mean": 1.0, **interval(1, 1)}
     assert (chains["n"], sums["n"]) == (1, 3)
-    assert (chains["truncated"], sums["truncated"]) == (0, pytest.approx(1 / 3))
     assert (chains["pass_at_k"]["2"], sums["pass_at_k"]["2"]) == (1.0, pytest.approx(2 / 3))
-    assert chains["tokens_per_solved"] == 10
-    assert "reasoning_tokens_mean" not in result
 
 
 def interval(successes: int, n: int) -> dict[str, float]:
@@ -83,8 +69,7 @@ def test_each_task_counts_alike_in_the_macro_average() -> None:
     rows = [row(f"s{i}", 0, i < 9) for i in range(9)] + [row("c", 0, False, task="chains")]
     result = measure("m", rows)
     assert (result["strict"]["mean"], result["macro"]["strict"]["mean"]) == (0.9, 0.5)
-    one = measure("m", rows[:9])
-    assert one["macro"] == {"strict": one["strict"], "lenient": one["lenient"]}
+    assert measure("m", [row("a", 0, False)])["tokens_per_solved"] is None
 
 
 def test_language_is_that_of_readable_reasoning_alone() -> None:
@@ -96,13 +81,11 @@ def test_language_is_that_of_readable_reasoning_alone() -> None:
     assert measure("m", rows, transcript="think")["language"] is None
 
 
-@pytest.mark.parametrize(
-    ("samples", "steps"), [((1,), "1"), ((2,), "1 2"), ((6,), "1 2 4 6"), ((8, 2), "1 2")]
-)
-def test_k_doubles_up_to_the_samples_of_every_prompt(samples: list[int], steps: str) -> None:
-    rows = [row(str(p), i, i == 0) for p, count in enumerate(samples) for i in range(count)]
-    result = measure("m", rows)
-    assert list(result["pass_at_k"]) == list(result["maj_at_k"]) == steps.split()
+def test_k_doubles_up_to_the_samples_of_every_prompt() -> None:
+    for samples, steps in (((1,), "1"), ((2,), "1 2"), ((6,), "1 2 4 6"), ((8, 2), "1 2")):
+        rows = [row(str(p), i, i == 0) for p, count in enumerate(samples) for i in range(count)]
+        result = measure("m", rows)
+        assert list(result["pass_at_k"]) == list(result["maj_at_k"]) == steps.split()
 
 
 def test_the_vote_joins_equal_answers_of_well_formed_samples() -> None:
@@ -110,13 +93,6 @@ def test_the_vote_joins_equal_answers_of_well_formed_samples() -> None:
     assert measure("m", rows)["maj_at_k"] == {"1": 0.0, "2": 0.0, "3": 1.0}
     rows[0] |= {"formatted": False, "lenient_correct": True, "extracted": "right"}
     assert measure("m", rows)["maj_at_k"] == {"1": 0.0, "2": 1.0, "3": 1.0}
-
-
-def test_what_no_row_has_is_none() -> None:
-    assert measure("m", [row("a", 0, False)])["tokens_per_solved"] is None
-    assert measure("m", [row("a", 0, True, tokens=None)])["tokens_per_solved"] is None
-    rows = [row("a", 0, True, reasoning_tokens=4), row("b", 0, True, reasoning_tokens=None)]
-    assert measure("m", rows)["reasoning_tokens_mean"] == 4
 
 
 def test_comparison_pairs_by_id_whatever_the_order() -> None:

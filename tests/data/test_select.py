@@ -1,5 +1,7 @@
 """Whether each sample comes out once, kept or dropped for the first reason that holds."""
 
+import copy
+import itertools
 import random
 from collections import Counter
 
@@ -7,25 +9,18 @@ import pytest
 
 from chainforge.core.errors import InputError
 from chainforge.data.filters import SelectionArgs
-from chainforge.data.select import (
-    REASONS,
-    select,
-    shingles,
-    similarity,
-    text_key,
-)
+from chainforge.data.select import REASONS, select, text_key
 
 
 def scored(prompt="p", index=0, **columns):
     good = {
-        "completion": f"completion {index}",
         "reward": 1.2,
         "correct": True,
         "formatted": True,
         "finish_reason": "stop",
         "tokens": 10,
     }
-    return {"id": prompt, "sample": index} | good | columns
+    return {"id": prompt, "sample": index, "completion": f"completion {index}"} | good | columns
 
 
 def why(rows, seed=0, **settings):
@@ -43,11 +38,9 @@ def kept(rows, seed=0, **settings):
     [
         ({}, None),
         ({"finish_reason": None}, None),
-        ({"finish_reason": "half \ud83d a character"}, "truncated"),
         ({"finish_reason": "length", "formatted": False, "correct": False}, "truncated"),
         ({"completion": "4<|im_end|>\n<|im_start|>user"}, "chat_token"),
         ({"completion": "4", "chat_token": "<X>"}, "chat_token"),
-        ({"formatted": False, "correct": False}, "format"),
         ({"formatted": None}, "format"),
         ({"correct": None}, "unverified"),
         ({"correct": None, "answer": None}, None),
@@ -63,31 +56,21 @@ def test_why_a_sample_is_dropped(columns, reason):
     assert why(rows, max_per_prompt=2, min_reward=1.0) == [None, reason]
 
 
-def test_filters_can_be_off_and_only_good_samples_of_one_prompt_are_duplicates():
-    rows = [scored(), scored(index=1, formatted=False), scored(index=2, correct=None),
-            scored(index=3, correct=False)]  # fmt: skip
-    assert why(rows, select="all", require_format=False, require_correct=False) == [None] * 4
+def test_which_samples_of_a_prompt_are_kept():
+    rewards, tokens = [1.0, None, 1.3, -1.0, 1.2], [9, 8, 5, 7, 8]
+    rows = [scored(index=i, reward=rewards[i], tokens=tokens[i]) for i in range(5)]
+    for choice, number, expected in (
+        ("best", 2, {2, 4}), ("best", 4, {0, 2, 3, 4}), ("shortest", 2, {2, 3}),
+        ("all", 1, {0, 1, 2, 3, 4}),
+    ):  # fmt: skip
+        found = kept(rows, select=choice, max_per_prompt=number)
+        assert {row["sample"] for row in found} == expected
+    bad = [scored(), scored(index=1, formatted=False), scored(index=2, correct=False)]
+    assert why(bad, select="all", require_format=False, require_correct=False) == [None] * 3
     assert why([scored("p"), scored("q")]) == [None, None]
-    rows = [scored(finish_reason="length"), scored(index=1, completion="completion 0")]
-    assert why(rows) == ["truncated", None]
-
-
-LOST = "not_selected"
-
-
-@pytest.mark.parametrize(
-    ("columns", "settings", "fates"),
-    [
-        ("reward", {"select": "best", "max_per_prompt": 2}, [LOST, LOST, None, LOST, None]),
-        ("reward", {"select": "best", "max_per_prompt": 4}, [None, LOST, None, None, None]),
-        ("tokens", {"select": "shortest", "max_per_prompt": 2}, [LOST, LOST, None, None, LOST]),
-        ("reward", {"select": "all", "max_per_prompt": 1}, [None] * 5),
-    ],
-)
-def test_which_samples_of_a_prompt_are_kept(columns, settings, fates):
-    values = {"reward": [1.0, None, 1.3, -1.0, 1.2], "tokens": [9, 8, 5, 7, 8]}[columns]
-    rows = [scored(index=i, **{columns: value}) for i, value in enumerate(values)]
-    assert why(rows, **settings) == fates
+    # Only of good samples can there be a duplicate.
+    bad = [scored(finish_reason="length"), scored(index=1, completion="completion 0")]
+    assert why(bad) == ["truncated", None]
 
 
 def test_equals_are_taken_at_random_not_by_length():
@@ -103,48 +86,31 @@ def test_equals_are_taken_at_random_not_by_length():
 def test_diverse_keeps_the_best_and_what_differs_most():
     same = "we add the first number to the second one and then look at the sum we have got so far"
     other = "count backwards from a hundred in steps of seven until nothing more can be taken away"
-    rows = [
-        scored(index=i, completion=f"{text} {i}") for i, text in enumerate([same] * 4 + [other])
-    ]
-    for seed in range(5):
-        found = {row["sample"] for row in kept(rows, seed, select="diverse", max_per_prompt=2)}
-        assert 4 in found
-        assert len(found) == 2
-    best = [row | {"reward": 2.0 if row["sample"] == 2 else 1.0} for row in rows]
-    assert why(best, select="diverse", max_per_prompt=2)[2] is None
+    texts = [same] * 4 + [other]
+    rows = [scored(index=i, completion=f"{text} {i}") for i, text in enumerate(texts)]
+    rows[2]["reward"] = 2.0
+    found = kept(rows, select="diverse", max_per_prompt=2)
+    assert {row["sample"] for row in found} == {2, 4}
 
 
 def test_quotas_are_spread_evenly_and_what_one_leaves_goes_to_the_others():
-    rows = [scored(f"a{p}", task="big") for p in range(80)]
-    rows += [scored(f"b{p}", task="middle") for p in range(30)]
-    rows += [scored(f"c{p}", task="small") for p in range(5)]
+    sizes = {"big": 80, "middle": 30, "small": 5}
+    rows = [scored(f"{task}{p}", task=task) for task, size in sizes.items() for p in range(size)]
     found = kept(rows, seed=3, max_rows=45)
     assert Counter(row["task"] for row in found) == {"big": 20, "middle": 20, "small": 5}
     assert found == kept(rows, seed=3, max_rows=45) != kept(rows, seed=4, max_rows=45)
 
 
 def test_near_duplicates_of_a_prompt_and_prompts_that_ask_the_same():
-    text = " ".join(f"word{i}" for i in range(60))
-    rows = [
-        scored(index=0, completion=text),
-        scored(index=1, completion=text.replace("word30", "other")),
-        scored(index=2, completion=" ".join(f"term{i}" for i in range(60))),
-        scored("q", 0, completion=text),
-    ]
+    text, other = (" ".join(f"{word}{i}" for i in range(60)) for word in ("word", "term"))
+    texts = [text, text.replace("word30", "other"), other]
+    rows = [scored(index=i, completion=one) for i, one in enumerate(texts)]
+    rows += [scored("q", 0, completion=text)]
     assert why(rows, select="all", near_duplicates=0.7) == [None, "near_duplicate", None, None]
-    rows = [
-        scored(p) | {"prompt": [{"role": "user", "content": p}]}
-        for p in ("1 + 1?", " 1 +  1?", "2?")
-    ]
+    asked = ("1 + 1?", " 1 +  1?", "2?")
+    rows = [scored(p) | {"prompt": [{"role": "user", "content": p}]} for p in asked]
     assert why(rows) == [None, "duplicate_prompt", None]
     assert why([rows[0] | {"correct": False}, *rows[1:]]) == ["wrong", None, None]
-
-
-def test_a_short_text_is_one_run_and_an_empty_one_has_none() -> None:
-    assert shingles("One, two!") == {("one", "two")}
-    assert shingles("...") == set()
-    assert similarity(shingles(""), shingles("?")) == 1.0
-    assert similarity(shingles(""), shingles("one")) == 0.0
 
 
 def test_the_key_is_that_of_a_text_but_for_case_and_white_space() -> None:
@@ -162,21 +128,20 @@ def test_pass_rate_counts_verified_samples_of_the_first_round():
 
 
 def test_the_funnel_adds_up():
-    rng = random.Random(0)
+    draw = random.Random(0).choice
     rows = [
         scored(
             str(p),
             i,
-            completion=rng.choice("abcdef"),
-            reward=rng.choice([None, 0.2, 1.0, 1.2]),
-            correct=rng.choice([True, True, False, None]),
-            formatted=rng.choice([True, True, True, False]),
-            finish_reason=rng.choice(["stop"] * 5 + ["length"]),
+            completion=draw("abcdef"),
+            reward=draw([None, 0.2, 1.0, 1.2]),
+            correct=draw([True, True, False, None]),
+            formatted=draw([True, True, True, False]),
+            finish_reason=draw(["stop"] * 5 + ["length"]),
         )
-        for p in range(300)
-        for i in range(8)
+        for p, i in itertools.product(range(300), range(8))
     ]
-    before = [dict(row) for row in rows]
+    before = copy.deepcopy(rows)
     marked, funnel = select(rows, SelectionArgs(max_per_prompt=2, min_reward=0.5))
     fates = Counter(row["drop"] for row in marked)
     assert funnel["in"] == 2400 == funnel["kept"] + sum(funnel["dropped"].values())
@@ -185,7 +150,6 @@ def test_the_funnel_adds_up():
     assert all(("drop_detail" in row) == (row["drop"] is not None) for row in marked)
     assert max(Counter(row["id"] for row in marked if row["drop"] is None).values()) == 2
     assert rows == before
-    assert len(set(REASONS)) == len(REASONS)
 
 
 @pytest.mark.parametrize(
@@ -193,10 +157,8 @@ def test_the_funnel_adds_up():
     [
         ([], {}, "no samples"),
         ([scored()], {"max_per_prompt": 0}, "max_per_prompt: expected 1"),
-        ([scored()], {"max_rows": 0}, "max_rows: expected 1"),
         ([scored()], {"near_duplicates": 2}, "near_duplicates: expected a share"),
         ([scored()], {"decontaminate": ["nowhere.yaml"]}, r"decontaminate\[0\]: nowhere.yaml"),
-        ([scored()], {"decontaminate": ["gsm9k"]}, "not a file, a folder, a Hub id"),
         ([scored()], {"decontaminate": ["{fn: hug}"]}, "decontaminate.*no built-in function 'hug'"),
     ],
 )

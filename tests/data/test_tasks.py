@@ -2,8 +2,6 @@
 
 import json
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from chainforge.data.sources import Columns, same_question, split_of
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.rewards.verify import verify
 
+SPLITS = ("train", "validation", "test")
 CHAIN = {"dataset": "chain_sum", "min_terms": 2, "max_terms": 4, "max_digits": 1}
 
 
@@ -60,20 +59,20 @@ def test_rows_of_a_procedural_data_set():
     assert (row["answer"], "entry" in row) == ("", True)
 
 
-def test_splits_share_no_question_whatever_the_seeds():
-    splits = {split: keys(load(gym(400, split), seed=seed)) for seed, split in
-              enumerate(["train", "validation", "test"])}  # fmt: skip
+def test_splits_depend_on_content_alone_and_share_no_question(tmp_path):
+    splits = {split: keys(load(gym(400, split), seed=seed)) for seed, split in enumerate(SPLITS)}
     assert [len(found) for found in splits.values()] == [400, 400, 400]
-    assert len(set.union(*splits.values())) == 1200
     for split, found in splits.items():
         assert {split_of(key) for key in found} == {split}
-
-
-def test_splits_depend_on_content_alone_and_have_their_shares():
     assert split_of("How many  legs?\n") == split_of("how many legs?")
     found = [split_of(f"question {number}") for number in range(4000)]
     assert abs(found.count("test") / 4000 - 0.20) < 0.03
     assert abs(found.count("validation") / 4000 - 0.05) < 0.02
+    rows = [{"question": f"What is {i}?", "answer": str(i)} for i in range(100)]
+    path = write_jsonl(tmp_path / "x.jsonl", rows)
+    assert len(load(jsonl(path, "train"), jsonl(path, "test"))) > 60
+    with pytest.raises(InputError, match="share a question"):
+        load(jsonl(path, "all"), jsonl(path, "test"))
 
 
 def test_no_question_comes_twice_and_an_exhausted_space_says_how_many_there_are():
@@ -89,7 +88,6 @@ def test_no_question_comes_twice_and_an_exhausted_space_says_how_many_there_are(
     ("task", "message"),
     [
         ({}, "mapping with `fn`"),
-        ("chain_sum", "expected a mapping"),
         ({"fn": "reasoning_gim"}, "did you mean 'reasoning_gym'"),
         ({"fn": "jsonl", "parms": {}}, "unknown key 'parms'; did you mean 'params'"),
         ({"fn": "jsonl"}, "missing a required argument: 'path'"),
@@ -98,15 +96,12 @@ def test_no_question_comes_twice_and_an_exhausted_space_says_how_many_there_are(
         (jsonl("x", extract="last"), "extract: 'last'; there are"),
         (gym(split="dev"), r"tasks\[0\].split: 'dev'"),
         (gym(size=0), r"tasks\[0\].size: Expected `int` >= 1"),
-        (gym(size="many"), "size: Expected `int.*got `str`"),
         (gym(size=None), "give the number of rows"),
         (gym(params={"dataset": "chain_sun"}), "did you mean 'chain_sum'"),
         (gym(params=CHAIN | {"min_term": 2}), "did you mean 'min_terms'"),
-        (gym(params=CHAIN | {"min_terms": 9}), "max_terms must be >= min_terms"),
         (gym(params=CHAIN | {"seed": 3}), "give `seed` beside `params`"),
         (gym(params=CHAIN | {"verifier": "numerc"}), "'numerc'; did you mean 'numeric'"),
         (hub("x", preset="gsm9k"), "did you mean 'gsm8k'"),
-        (hub("x", colour=1), "unknown key 'colour'"),
         (hub("gsm8k"), "check the id and the network"),
     ],
 )
@@ -125,15 +120,12 @@ def test_jsonl_maps_columns_and_keeps_others(tmp_path):
     path = write_jsonl(tmp_path / "sums.jsonl", rows)
     columns = {"question": "problem", "answer": "solution", "verifier": "numeric"}
     made = load(jsonl(path, **columns))
-    assert len(made) == 200
     expected = {"answer": "3", "task": "sums", "verifier": "numeric", "level": "easy"}
     assert made[3].items() >= (expected | {"source_id": "p3"}).items()
-    parts = [load(jsonl(path, split, **columns)) for split in ("train", "validation", "test")]
-    assert sum(map(len, parts)) == 200
+    assert sum(len(load(jsonl(path, split, **columns))) for split in SPLITS) == len(made) == 200
     some = load(jsonl(path, **columns, keep=[]) | {"size": 5, "name": "mine"})
-    assert len(some) == 5
     assert set(some[0]) == {"id", "prompt", "answer", "task", "verifier"}
-    assert some[0]["task"] == "mine"
+    assert (len(some), some[0]["task"]) == (5, "mine")
 
 
 @pytest.mark.parametrize(
@@ -142,10 +134,8 @@ def test_jsonl_maps_columns_and_keeps_others(tmp_path):
         ("", "is empty"),
         ('{"question": "a", "answer": "b"}\n{"question": "c"', "line 2"),
         ('\n{"question": "a", "answer": "b"}\n\n{"question": "c"}\n', "line 4: no column 'answer'"),
-        ('{"question": "  ", "answer": "b"}\n', "line 1: column 'question'"),
         ('{"question": "a", "answer": ""}\n', "line 1: column 'answer'"),
         ('{"question": "a", "answers": "b"}\n', "no column 'answer', but question, answers; name"),
-        ('{"prompt": [{"role": "user"}], "answer": "b"}\n', "a message must be"),
         ('{"prompt": [{"role": "assistant", "content": "x"}], "answer": "b"}\n', "be the user"),
         ('{"question": "a", "answer": "b", "verifier": "reasoning_gym"}\n', "the column `entry`"),
         ('{"question": "a", "answer": ""}\n' * 7, "7 of 7 rows(.|\n)*and 2 more"),
@@ -166,7 +156,6 @@ TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content":
     [
         ([{"question": "a"}, {"question": "b", "level": 3}], [None, None]),
         ([{"prompt": TURNS}], [None]),
-        ([{"prompt": "a"}, {"prompt": "Derive it"}], [None, None]),
         ([{"question": "a", "answer": None}, {"question": "b", "answer": "4"}], [None, "4"]),
     ],
 )
@@ -176,34 +165,25 @@ def test_prompts_need_no_answer_and_may_be_messages(tmp_path, lines, answers):
     assert rows[0]["prompt"][-1] == TURNS[1]
 
 
-def test_tasks_of_different_splits_may_not_share_a_question(tmp_path):
-    rows = [{"question": f"What is {i}?", "answer": str(i)} for i in range(100)]
-    path = write_jsonl(tmp_path / "x.jsonl", rows)
-    assert len(load(jsonl(path, "train"), jsonl(path, "test"))) > 60
-    with pytest.raises(InputError, match="share a question"):
-        load(jsonl(path, "all"), jsonl(path, "test"))
+OWN = """
+def riddles(kind, size):
+    for i in range(size * 3):
+        yield {'question': f'{kind} {i}?', 'answer': str(i), 'verifier': 'exact', 'n': i}
+def wrong():
+    yield {'question': 'a', 'answer': 3}
+def leave():
+    raise SystemExit(0)
+"""
 
 
 def test_a_task_of_ones_own(tmp_path):
-    file = tmp_path / "task.py"
-    file.write_text(
-        "def riddles(kind, size):\n"
-        "    for i in range(size * 3):\n"
-        "        yield {'question': f'{kind} {i}?', 'answer': str(i), 'verifier': 'exact', 'n': i}\n"
-        "def wrong():\n"
-        "    yield {'question': 'a', 'answer': 3}\n"
-        "def text():\n"
-        "    return 'text'\n"
-        "def leave():\n"
-        "    raise SystemExit(0)\n"
-    )
+    (file := tmp_path / "task.py").write_text(OWN)
     task = {"fn": f"{file}:riddles", "params": {"kind": "Riddle"}, "size": 20}
     rows = load(task)
     assert len(rows) == 20
-    assert (rows[0]["task"], rows[0]["verifier"]) == ("riddles", "exact")
-    assert isinstance(rows[0]["n"], int)
+    assert (rows[0]["task"], rows[0]["verifier"], type(rows[0]["n"])) == ("riddles", "exact", int)
     assert {split_of(question(row)) for row in rows} == {"train"}
-    for name, message in (("wrong", "row 1: `answer` must be text, found 3"), ("text", "gave a str"),
+    for name, message in (("wrong", "row 1: `answer` must be text, found 3"),
                           ("riddle", "did you mean 'riddles'"), ("leave", "SystemExit")):  # fmt: skip
         with pytest.raises(InputError, match=message):
             load(task | {"fn": f"{file}:{name}", "params": {}})
@@ -219,16 +199,13 @@ def folder(tmp_path):
         for i in range(1500)
     ]
     random.Random(0).shuffle(rows)
-    folder = tmp_path / "gsm"
-    folder.mkdir()
-    write_jsonl(folder / "train.jsonl", rows[:1400])
-    write_jsonl(folder / "test.jsonl", [*rows[1400:], rows[0]])
-    return str(folder)
+    write_jsonl(tmp_path / "train.jsonl", rows[:1400])
+    write_jsonl(tmp_path / "test.jsonl", [*rows[1400:], rows[0]])
+    return str(tmp_path)
 
 
 def test_hub_uses_a_data_sets_own_splits(folder):
-    splits = ("train", "validation", "test")
-    train, validation, test = (load(hub(folder, split, preset="gsm8k")) for split in splits)
+    train, validation, test = (load(hub(folder, split, preset="gsm8k")) for split in SPLITS)
     assert len(test) == 101
     assert len(train) + len(validation) == 1399
     assert 40 < len(validation) < 110
@@ -265,11 +242,6 @@ def test_presets_read_the_answers_of_their_data_sets(tmp_path):
     assert verify("numeric", "7", made[7]["answer"])
     with pytest.raises(InputError, match="no train rows"):
         load(hub(tmp_path, "train", preset="aime24"))
-    row = {"problem": "p?", "answer": r"\frac{1}{2}", "subject": "x", "level": 2, "solution": ""}
-    (tmp_path / "train.jsonl").unlink()
-    write_jsonl(tmp_path / "test.jsonl", [row])
-    (row,) = load(hub(tmp_path, "test", preset="math-500"))
-    assert (row["verifier"], row["level"], row["answer"]) == ("math", 2, r"\frac{1}{2}")
 
 
 @pytest.mark.parametrize(
@@ -277,20 +249,16 @@ def test_presets_read_the_answers_of_their_data_sets(tmp_path):
     [
         (1e-05, "text", "0.00001"),
         (1e16, "text", "10000000000000000"),
-        (2.50, "text", "2.5"),
         (-3, "text", "-3"),
         (float("nan"), "text", None),
         ("Add.\n#### 1,234", "hashes", "1234"),
         ("#### (1, 2)", "hashes", "(1, 2)"),
-        ("1,234", "hashes", None),
         (r"So \boxed 4 of the 10 orders.", "boxed", "4"),
-        (r"$\boxed\frac{3}{7}$ is 3 of 7.", "boxed", r"\frac{3}{7}"),
         (r"\boxed{\text{(A)}} 12", "boxed", r"\text{(A)}"),
         (r"\fbox{12} and 13", "boxed", "12"),
         (r"$x = \boxed{2}$ or $\boxed{3}$", "boxed", "2, 3"),
         (r"\boxed{2}, that is $\boxed{ 2 }$", "boxed", "2"),
         (r"\boxed{3, then 4", "boxed", None),
-        (r"\boxed{} of 5", "boxed", None),
         ("The answer is 4.", "boxed", None),
     ],
 )
@@ -301,12 +269,3 @@ def test_an_answer_is_read_or_the_row_says_why_not(value, extract, answer):
             Columns(extract=extract).row(raw)
     else:
         assert Columns(extract=extract).row(raw)["answer"] == answer
-
-
-def test_importing_tasks_imports_no_torch():
-    code = (
-        "import sys, chainforge.data.tasks, chainforge.generate.teacher, chainforge.data.select,"
-        " chainforge.data.datasets, chainforge.generate.sampling;"
-        "assert not {'torch', 'transformers', 'openai', 'datasets'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)

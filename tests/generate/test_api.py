@@ -68,34 +68,19 @@ def test_every_sample_is_asked_for_once_with_its_seed_and_nothing_left_to_the_se
 
 def test_several_servers_share_the_work_and_one_that_fails_is_passed_over(tmp_path):
     with Server(right, seconds=0.01) as one, Server(right, seconds=0.01) as two:
-        rows = run(tmp_path / "a", one.url, two.url)
-        counts = len(one.asked), len(two.asked)
-        assert sum(counts) == len(rows) == 24
-        assert min(counts) >= 8
-    broken = [FAULTS["503"]] * 100
-    with Server(right, seconds=0.01) as good, Server(list(broken)) as bad:
-        rows = run(tmp_path / "b", good.url, bad.url)
-        assert len(rows) == 24
+        assert len(run(tmp_path / "a", one.url, two.url)) == 24
+        assert len(one.asked) + len(two.asked) == 24
+        assert min(len(one.asked), len(two.asked)) >= 8
+        with Server([FAULTS["503"]] * 100) as bad:
+            assert len(run(tmp_path / "b", one.url, bad.url)) == 24
         assert len(bad.asked) < 24
-
-
-def test_a_completion_that_was_cut_off_is_a_sample(tmp_path):
-    with Server(lambda request: chat("<reasoning_process>so", "length")) as server:
-        rows = run(tmp_path, server.url, rows=prompts(2))
-    assert len(server.asked) == 6
-    assert {(row["finish_reason"], row["correct"]) for row in rows} == {("length", False)}
 
 
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
         (FAULTS["500"], "status 500: .*oops"),
-        (
-            Answer({"error": {"message": "the prompt is too long"}}, 422),
-            "422: .*prompt is too long",
-        ),
         (chat(None, "tool_calls", tool_calls=[{"id": "1"}]), "no answer .*'tool_calls'"),
-        (chat("", "content_filter"), "no answer .*'content_filter'"),
     ],
 )
 def test_a_row_without_an_answer_ends_the_run_and_the_next_asks_for_it_alone(
@@ -120,7 +105,6 @@ def test_a_row_without_an_answer_ends_the_run_and_the_next_asks_for_it_alone(
         (Answer({"detail": "Unexpected keys: {'min_p'}"}, 422),
          "every request: status 422: .*Unexpected keys.*min_p, .*`extra_body: {}`"),
         (Answer({"error": "who are you?"}, 403), "status 403: .*who are you"),
-        (Answer({}, 308, {"location": "/v1/"}), "status 308: redirects are not followed"),
     ],
 )  # fmt: skip
 def test_a_server_that_refuses_every_request_ends_the_run_with_its_words(tmp_path, answer, words):
@@ -130,11 +114,15 @@ def test_a_server_that_refuses_every_request_ends_the_run_with_its_words(tmp_pat
     assert not (tmp_path / "samples.jsonl").exists()
 
 
-def test_an_unknown_end_of_a_completion_is_a_stop(tmp_path):
-    script = [chat("4", "tired"), chat("4", None), chat("4", "MAX_TOKENS"), chat("", "stop")]
+def test_how_a_completion_ended(tmp_path):
+    """What was cut off is a sample, and an unknown end is a stop."""
+    script = [chat("4", "tired"), chat("4", None), chat("4", "MAX_TOKENS"), chat("", "stop"),
+              chat("<reasoning_process>so", "length")]  # fmt: skip
     with Server(script) as server:
-        rows = run(tmp_path, server.url, rows=prompts(1), num_samples=4, max_concurrency=1)
-    assert [row["finish_reason"] for row in rows] == ["stop", "stop", "length", "stop"]
+        rows = run(tmp_path, server.url, rows=prompts(1), num_samples=5, max_concurrency=1)
+    ends = [row["finish_reason"] for row in rows]
+    assert ends == ["stop", "stop", "length", "stop", "length"]
+    assert not any(row["correct"] for row in rows)
 
 
 def test_fields_that_are_set_already_are_refused(tmp_path):
@@ -213,8 +201,8 @@ def test_a_server_that_takes_the_reasoning_out_is_refused(tmp_path):
 class World:
     """A server that grants `limit` requests of one second each, and a client that is eager."""
 
-    def __init__(self, limit, ceiling=500, **options):
-        self.limit, self.limiter = limit, Limiter(ceiling, **options)
+    def __init__(self, limit, ceiling=500):
+        self.limit, self.limiter = limit, Limiter(ceiling)
         self.now, self.under_way, self.answered, self.refused = 0.0, [], 0, 0
 
     def run(self, seconds, failing=0.0):
@@ -228,9 +216,8 @@ class World:
                     break
                 self.under_way.append((self.now + 1.0, ticket))
             self.now += 0.05
-            ended = [item for item in self.under_way if item[0] <= self.now]
-            self.under_way = [item for item in self.under_way if item[0] > self.now]
-            for _, ticket in ended:
+            while self.under_way and self.under_way[0][0] <= self.now:
+                _, ticket = self.under_way.pop(0)
                 if draw.random() < failing:
                     self.limiter.failed(self.now)
                 else:
@@ -239,25 +226,13 @@ class World:
         return self
 
 
-def test_the_level_doubles_until_the_first_refusal():
-    world = World(limit=400).run(3.5)
-    assert world.limiter.level >= 10 * 2**3
-    assert world.refused == 0
-    assert World(1000, ceiling=30).run(20).limiter.level == 30
-    assert World(400).run(5, failing=0.1).limiter.level > 50  # other failures cut nothing
-
-
 @pytest.mark.parametrize("limit", [1, 3, 20, 100])
-def test_the_limit_is_found_and_used(limit):
+def test_the_limit_is_found_used_and_followed(limit):
     world = World(limit).run(10)
     before = world.answered
     world.run(60)
     assert (world.answered - before) / (60 * limit) > (0.9 if limit > 5 else 0.6)
     assert world.refused < 45
-
-
-def test_a_limit_that_moves_is_followed():
-    world = World(20).run(30)
     world.limit = 60
     world.run(400)
     assert world.limiter.level > 40
@@ -267,33 +242,8 @@ def test_a_limit_that_moves_is_followed():
     assert world.refused - refused < 60
 
 
-def test_a_burst_of_refusals_is_one_cut_and_a_second_one_makes_all_wait():
-    limiter = Limiter(100, start=40)
-    tickets = [limiter.send() for _ in range(40)]
-    for ticket in tickets[20:]:
-        limiter.refused(ticket, 0.0, 5.0)
-    assert limiter.level == 20
-    for ticket in tickets[:20]:
-        limiter.answered(ticket)
-    assert limiter.wait(0.0) is None
-    limiter.refused(limiter.send(), 0.1, 5.0)
-    assert limiter.wait(0.1) == pytest.approx(5.0)
-    assert limiter.wait(5.2) is None
-
-
-def test_an_outage_is_probed_by_one_request_at_a_time():
-    limiter = Limiter(100, start=40, pause=1.0)
-    for _ in range(20):
-        limiter.send()
-    for _ in range(20):
-        limiter.failed(0.0)
-    assert (limiter.level, limiter.wait(0.0)) == (1, 1.0)
-    limiter.send()
-    assert not limiter.gone(9.0, 5.0)
-    limiter.failed(2.0)
-    assert limiter.wait(2.0) == 2.0
-    assert limiter.gone(5.0, 5.0)
-    ticket = limiter.send()
-    limiter.answered(ticket)
-    assert limiter.level == 2
-    assert not limiter.gone(99.0, 5.0)
+def test_the_level_doubles_until_the_first_refusal():
+    world = World(limit=400).run(3.5)
+    assert (world.limiter.level >= 80, world.refused) == (True, 0)
+    assert World(1000, ceiling=30).run(20).limiter.level == 30
+    assert World(400).run(5, failing=0.1).limiter.level > 50  # other failures cut nothing

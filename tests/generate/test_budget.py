@@ -1,13 +1,12 @@
 """Prices, the ledger, and what is printed before money is spent."""
 
-import os
 from datetime import UTC, datetime
 
 import pytest
 
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import example, read_rows
-from chainforge.generate.budget import SYNC_SECONDS, Amount, Ledger, find_price
+from chainforge.generate.budget import Amount, Ledger, find_price
 from chainforge.generate.settings import TeacherArgs
 from chainforge.generate.teacher import card_sections, estimate
 
@@ -17,16 +16,13 @@ ROWS = [
 ]
 
 
-def test_the_estimate_needs_no_key(monkeypatch):
+def test_the_estimate_needs_no_key_and_says_an_unknown_price(monkeypatch):
     monkeypatch.delenv("DEEPSEEK_API_KEY", raising=False)
     said = estimate(TeacherArgs(teacher="deepseek", num_samples=100), ROWS)
     for words in ("1,000 (10 prompts x 100)", "$3.6", "off-peak, $7.2", "2026-11-15", "at most  $39.",
                   "no limit: set max_usd"):  # fmt: skip
         assert words in said
     assert "nothing to pay" in estimate(TeacherArgs(), ROWS)
-
-
-def test_an_unknown_price_is_said():
     args = TeacherArgs(teacher="openai", model="m", base_url="http://localhost:8000/v1")
     assert "cost     unknown" in estimate(args, ROWS)
     args.max_usd = 1.0
@@ -61,10 +57,6 @@ def test_the_card_tells_teacher_terms_and_cost():
 WORST = Amount(0.4, 100)
 
 
-def sum_of(ledger):
-    return ledger.told + ledger.unsure
-
-
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "requests.jsonl"
@@ -79,21 +71,12 @@ def test_the_worst_case_is_set_aside_and_settled(path):
         ledger.settle(second, "b", "timeout", None)  # nobody told: it counts in full
         assert ledger.forbids(Amount(0.5, 1)) is None
         assert ledger.forbids(Amount(0.51, 1)) == "max_usd"
-    assert ledger.summary() == {
-        "requests": 2,
-        "tokens": 20,
-        "usd": 0.1,
-        "untold_requests": 1,
-        "untold_usd_at_most": 0.4,
-    }
-
-
-def test_tokens_and_requests(path):
-    with Ledger(path, {"max_tokens_total": 250, "max_requests": 2}) as ledger:
-        ledger.send("a", WORST)
-        assert ledger.forbids(Amount(None, 150)) is None
-        assert ledger.forbids(Amount(None, 151)) == "max_tokens_total"
-        ledger.send("b", Amount(None, 10))
+    told = {"requests": 2, "tokens": 20, "usd": 0.1}
+    assert ledger.summary() == told | {"untold_requests": 1, "untold_usd_at_most": 0.4}
+    with Ledger(path, {"max_tokens_total": 250, "max_requests": 3}) as ledger:
+        assert ledger.forbids(Amount(None, 130)) is None
+        assert ledger.forbids(Amount(None, 131)) == "max_tokens_total"
+        ledger.send("c", Amount(None, 10))
         assert ledger.forbids(Amount(None, 10)) == "max_requests"
 
 
@@ -112,23 +95,8 @@ def test_a_later_run_begins_with_what_was_spent(path):
         ledger.forget_answers()
         ledger.settle(3, "c", "answered", Amount(0.2, 1))
     assert not any("answer" in row for row in read_rows(path))
-    assert sum_of(Ledger(path)).usd == pytest.approx(0.7)
-
-
-def test_the_account_is_forced_to_disk_about_every_second(path, monkeypatch):
-    real, clock, on_disk = os.fsync, [0.0], []
-
-    def fsync(descriptor):
-        real(descriptor)
-        on_disk.append(len(read_rows(path)))
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr("time.monotonic", lambda: clock[0])
-    ledger = Ledger(path)
-    for number in range(12):
-        clock[0] += SYNC_SECONDS / 4
-        ledger.send(str(number), WORST)
-    assert on_disk == [1, 5, 9]
+    again = Ledger(path)
+    assert (again.told + again.unsure).usd == pytest.approx(0.7)
 
 
 HOST = "api.deepseek.com"
@@ -147,42 +115,29 @@ def test_what_the_shipped_table_says():
     assert price.cost(USAGE, OFF_PEAK, PEAK) == pytest.approx(1.50)
     assert find_price(HOST, "deepseek-v4-pro").cost(USAGE, OFF_PEAK) == pytest.approx(2.64)
     assert price.worst(1_000_000, 1_000_000) == pytest.approx(1.50)
-
-
-@pytest.mark.parametrize(
-    ("moment", "peak"),
-    [
-        (datetime(2026, 11, 16, 0, 59, tzinfo=UTC), False),
-        (datetime(2026, 11, 16, 1, 0, tzinfo=UTC), True),
-        (datetime(2026, 11, 20, 9, 59, tzinfo=UTC), True),
-        (datetime(2026, 11, 20, 10, 0, tzinfo=UTC), False),
-        (datetime(2026, 11, 21, 2, 0, tzinfo=UTC), False),  # Saturday
-    ],
-)
-def test_peak_hours(moment, peak):
-    price = find_price(HOST, "deepseek-flash")
-    assert price.at(moment) == (price.peak if peak else price.off_peak)
-
-
-@pytest.mark.parametrize(
-    "usage",
-    [
+    for cached in (
         {"prompt_cache_hit_tokens": 600_000, "prompt_cache_miss_tokens": 400_000},
         {"prompt_tokens_details": {"cached_tokens": 600_000}},
-    ],
-)
-def test_cached_input_is_cheaper(usage):
-    cost = find_price(HOST, "deepseek-flash").cost(USAGE | usage, OFF_PEAK)
-    assert cost == pytest.approx(0.6 * 0.003 + 0.4 * 0.15 + 0.6)
+    ):
+        cost = price.cost(USAGE | cached, OFF_PEAK)
+        assert cost == pytest.approx(0.6 * 0.003 + 0.4 * 0.15 + 0.6)
 
 
-@pytest.mark.parametrize(
-    "usage",
-    [None, {}, {"prompt_tokens": 5}, USAGE | {"prompt_tokens": "9"},
-     USAGE | {"completion_tokens": 0}, USAGE | {"completion_tokens": True}],
-)  # fmt: skip
-def test_a_usage_that_says_too_little_has_no_cost(usage):
-    assert find_price(HOST, "deepseek-flash").cost(usage, OFF_PEAK) is None
+def test_peak_hours():
+    price = find_price(HOST, "deepseek-flash")
+    # The 16th is a Monday, the 21st a Saturday.
+    for day, hour, minute, peak in (
+        (16, 0, 59, False), (16, 1, 0, True), (20, 9, 59, True), (20, 10, 0, False), (21, 2, 0, False),
+    ):  # fmt: skip
+        moment = datetime(2026, 11, day, hour, minute, tzinfo=UTC)
+        assert price.at(moment) == (price.peak if peak else price.off_peak)
+
+
+def test_a_usage_that_says_too_little_has_no_cost():
+    price = find_price(HOST, "deepseek-flash")
+    for usage in (None, {}, {"prompt_tokens": 5}, USAGE | {"prompt_tokens": "9"},
+                  USAGE | {"completion_tokens": 0}, USAGE | {"completion_tokens": True}):  # fmt: skip
+        assert price.cost(usage, OFF_PEAK) is None
 
 
 def test_a_table_of_ones_own_wins(tmp_path):
@@ -194,11 +149,8 @@ def test_a_table_of_ones_own_wins(tmp_path):
         "my.host:\n  date: 2027-01-01\n  models: {m: {cache_hit: 0, cache_miss: 0, output: 0}}\n"
     )
     price = find_price(HOST, "deepseek-flash", str(own))
-    assert (price.date, price.cost(USAGE, OFF_PEAK), price.cost(USAGE, PEAK)) == (
-        "2027-01-01",
-        5,
-        10,
-    )
+    assert price.date == "2027-01-01"
+    assert (price.cost(USAGE, OFF_PEAK), price.cost(USAGE, PEAK)) == (5, 10)
     assert find_price("my.host", "m", str(own)).cost(USAGE, PEAK) == 0
     assert find_price(HOST, "deepseek-v4-pro", str(own)).date == "2026-11-15"
 
@@ -207,9 +159,6 @@ def test_a_table_of_ones_own_wins(tmp_path):
     ("text", "words"),
     [
         ("api.deepseek.com: 3", "Expected `object`"),
-        ("api.deepseek.com: {models: {}}", "required field `date`"),
-        ("api.deepseek.com: {date: 2027-01-01, models: {deepseek-flash: {output: 1}}}",
-         "required field `cache_hit`"),
         ("api.deepseek.com: {date: 2027-01-01, models: {deepseek-flash: {cache_hit: 1, "
          "cache_miss: -1, output: 1}}}", ">= 0.*cache_miss"),
         ("api.deepseek.com: {datum: 2027-01-01, models: {}}", "unknown field `datum`"),

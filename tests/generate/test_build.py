@@ -1,11 +1,13 @@
 """From scored samples to a data set that opens, trains and says where its rows are from."""
 
-import sys
+import runpy
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from planted import Maker
+from rich.console import Console
 
 from chainforge.core.artifacts import read_json, read_manifest
 from chainforge.core.errors import InputError
@@ -97,65 +99,41 @@ def test_the_card_says_where_the_rows_are_from(tmp_path):
     assert set(saved) == {"reason/model"}
 
 
-def test_bad_rows_of_a_pool_are_left_out_and_counted(tmp_path):
+def test_bad_rows_of_a_pool_are_left_out_and_counted_and_a_preview_says_what_is_kept(tmp_path):
     rows = pool(prompts=80)
     path = tmp_path / "samples.jsonl"
     write_rows(path, rows)
     with open(path, "ab") as file:
-        file.write(
-            b'{"id": 7, "completion": "x"}\n{"id": "a", "completion": null}\nnull\n{"id": "t'
-        )
-    table = preview(read_pool([str(tmp_path)]), SelectionArgs(), FilterArgs())
+        bad = b'{"id": 7, "completion": "x"}\n{"id": "a", "completion": null}\nnull\n{"id": "t'
+        file.write(bad)
+    args = SelectionArgs(max_per_prompt=2, min_reward=0.5)
+    table = preview(read_pool([str(tmp_path)]), args, FilterArgs())
     assert table.title == "480 samples of 80 prompts"
+    console = Console(width=120)
+    with console.capture() as said:
+        console.print(table)
+    _, funnel = select(rows, args, FilterArgs(), 42)
+    for reason, count in (funnel["dropped"] | {"kept": funnel["kept"]}).items():
+        lines = said.get().splitlines()
+        assert any(reason in line and f" {count} " in line for line in lines), reason
     with open(path, "ab") as file:
         file.write(b"\nnull")
     with pytest.raises(InputError, match=r"(?s)5 of 485 rows are malformed.*line 481: Expected"):
         read_pool([str(tmp_path)])
 
 
-def test_a_dry_run_leaves_nothing(tmp_path, monkeypatch, recipe_main, capsys):
-    rows = pool()
-    write_rows(tmp_path / "samples.jsonl", rows)
-    before = sorted(tmp_path.iterdir())
-    flags = ["--pool", str(tmp_path), "--dry_run", "--output_dir", str(tmp_path / "out")]
-    recipe_main("reject", *flags, "--max_per_prompt", "2", "--min_reward", "0.5")
-    out = capsys.readouterr().out
-    args = SelectionArgs(max_per_prompt=2, min_reward=0.5)
-    _, funnel = select(rows, args, FilterArgs(), 42)
-    for reason, count in funnel["dropped"].items():
-        assert any(reason in line and f" {count} " in line for line in out.splitlines()), reason
-    assert f" {funnel['kept']} " in out
-    assert sorted(tmp_path.iterdir()) == before
-
-
-def test_reject_selects_from_a_pool_with_the_scores_it_has(tmp_path, recipe_main):
-    rows = pool()
-    write_rows(tmp_path / "samples.jsonl", rows)
-    out = tmp_path / "out"
+def test_reject_selects_from_a_pool_with_the_scores_it_has(tmp_path, monkeypatch):
+    write_rows(tmp_path / "samples.jsonl", pool())
+    out, recipe = tmp_path / "out", Path(__file__).parents[2] / "recipes/reject.py"
     flags = ["--pool", str(tmp_path), "--rescore", "false", "--output_dir", str(out)]
-    recipe_main("reject", *flags)
-    manifest = read_manifest(out)
-    funnel = read_json(out / "funnel.json")
-    assert funnel["in"] == len(rows) == funnel["kept"] + sum(funnel["dropped"].values())
+    for more in (["--dry_run"], []):
+        monkeypatch.setattr("sys.argv", ["reject.py", *flags, *more])
+        runpy.run_path(str(recipe), run_name="__main__")
+        assert out.exists() != bool(more)
+    manifest, funnel = read_manifest(out), read_json(out / "funnel.json")
+    assert funnel["in"] == 180 == funnel["kept"] + sum(funnel["dropped"].values())
     assert {"dataset/README.md", "dataset/train.parquet"} <= set(manifest.outputs)
     assert manifest.metrics["kept"] == funnel["kept"]
-
-
-@pytest.fixture
-def recipe_main(monkeypatch):
-    """Run a recipe's main in this process."""
-    import importlib.util
-    from pathlib import Path
-
-    def run(name, *argv):
-        path = Path(__file__).parents[2] / "recipes" / f"{name}.py"
-        spec = importlib.util.spec_from_file_location(f"recipe_{name}", path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *argv])
-        module.main()
-
-    return run
 
 
 def test_an_empty_completion_is_a_dropped_row(tmp_path):
@@ -164,8 +142,6 @@ def test_an_empty_completion_is_a_dropped_row(tmp_path):
         row |= {"completion": text, "finish_reason": "stop", "correct": None, "formatted": False}
     anything = SelectionArgs(require_correct=False, require_format=False, select="all")
     funnel = made(tmp_path, rows, anything, FilterArgs(max_repetition=None))
-    assert funnel["dropped"]["empty"] == 3
-    assert funnel["kept"] + sum(funnel["dropped"].values()) == len(rows)
     marked = read_rows(tmp_path / "samples.jsonl")
     assert [row["drop"] for row in marked[:4]] == ["empty", "empty", "empty", None]
     assert len(sft_dataset(DataArgs([str(tmp_path)]))[0]) == funnel["kept"] > 0

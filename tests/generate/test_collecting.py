@@ -87,26 +87,27 @@ def test_a_thousand_rows_through_faults_of_every_kind(folder):
     assert not Path("out/failures.jsonl").exists()
 
 
-def start(server, **settings):
-    args = QUICK | {"base_url": server.url} | settings
+def start(server, count, **settings):
+    Path("examples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in examples(count)))
     Path("driver.py").write_text(DRIVER)
-    return subprocess.Popen(
-        [sys.executable, "driver.py", json.dumps(args)], stderr=subprocess.PIPE, text=True
-    )
+    args = json.dumps(QUICK | {"base_url": server.url} | settings)
+    return subprocess.Popen([sys.executable, "driver.py", args], stderr=subprocess.PIPE, text=True)
 
 
 def wait_for_rows(number, process):
     path = Path("out/samples.jsonl")
-    while process.poll() is None:
-        if path.is_file() and path.read_bytes().count(b"\n") >= number:
-            return
+    while not path.is_file() or path.read_bytes().count(b"\n") < number:
+        assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
-    raise AssertionError(process.stderr.read())
 
 
-def write_examples(number):
-    rows = examples(number)
-    Path("examples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+def kill_after(server, counts, count, **settings):
+    """Start a collection several times, and kill it once it has so many rows."""
+    for rows in counts:
+        process = start(server, count, **settings)
+        wait_for_rows(rows, process)
+        process.kill()
+        process.wait()
 
 
 def unheard():
@@ -117,16 +118,11 @@ def unheard():
 
 
 def test_killed_three_times_it_asks_only_for_what_is_missing(folder):
-    write_examples(500)
-    faulty = Faulty(0.15)
+    faulty, settings = Faulty(0.15), {"num_samples": 2, "max_concurrency": 32}
     with Server(faulty, seconds=0.02, drip=0.005) as server:
-        for rows in (150, 400, 800):
-            process = start(server, num_samples=2, max_concurrency=32)
-            wait_for_rows(rows, process)
-            process.kill()
-            process.wait()
+        kill_after(server, (150, 400, 800), 500, **settings)
         cut = unheard()
-        process = start(server, num_samples=2, max_concurrency=32)
+        process = start(server, 500, **settings)
         assert process.wait(60) == 0, process.stderr.read()
     check_uncut(500)
     assert 0 < cut <= 3 * 32
@@ -135,9 +131,8 @@ def test_killed_three_times_it_asks_only_for_what_is_missing(folder):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_lets_what_is_under_way_finish(folder, number):
-    write_examples(200)
     with Server(seconds=0.3) as server:
-        process = start(server)
+        process = start(server, 200)
         wait_for_rows(8, process)
         process.send_signal(number)
         words = process.communicate(timeout=20)[1]
@@ -149,9 +144,8 @@ def test_a_signal_lets_what_is_under_way_finish(folder, number):
 
 
 def test_a_second_signal_does_not_wait(folder):
-    write_examples(30)
     with Server(lambda request: FAULTS["hang"] if request.number else None) as server:
-        process = start(server, timeout=50.0)
+        process = start(server, 30, timeout=50.0)
         wait_for_rows(1, process)
         process.send_signal(signal.SIGINT)
         time.sleep(0.3)
@@ -162,11 +156,14 @@ def test_a_second_signal_does_not_wait(folder):
     assert outcomes == {"answered", "interrupted"}
 
 
-def as_long_as_allowed(request):
-    """Answer with as many tokens as were allowed, and as many of prompt as its bytes."""
+def told(request):
+    """Return a usage of as many tokens as were allowed, and as many of prompt as its bytes."""
     prompt = sum(len(turn["content"]) for turn in request.body["messages"]) + 64
-    usage = {"prompt_tokens": prompt, "completion_tokens": request.body["max_tokens"]}
-    return Answer(chat(reasoning_content=REASONING, usage=usage), seconds=0.005)
+    return {"prompt_tokens": prompt, "completion_tokens": request.body["max_tokens"]}
+
+
+def as_long_as_allowed(request):
+    return Answer(chat(reasoning_content=REASONING, usage=told(request)), seconds=0.005)
 
 
 PRICES = """
@@ -178,11 +175,11 @@ api.deepseek.com:
 
 def bill(server):
     """Return what all that was asked costs, answered or not."""
-    usd = 0.0
-    for request in server.asked:
-        prompt = sum(len(turn["content"]) for turn in request.body["messages"]) + 64
-        usd += (0.30 * prompt + 1.20 * request.body["max_tokens"]) / 1e6
-    return usd
+    tokens = [told(request) for request in server.asked]
+    prompt, completion = (
+        sum(one[f"{of}_tokens"] for one in tokens) for of in ("prompt", "completion")
+    )
+    return (0.30 * prompt + 1.20 * completion) / 1e6
 
 
 @pytest.mark.parametrize("concurrency", [1, 20, 200])
@@ -215,32 +212,15 @@ def test_max_usd_is_never_exceeded(folder, concurrency, faults):
 
 
 def test_max_usd_counts_the_requests_of_a_killed_run(folder):
-    write_examples(300)
     (folder / "prices.yaml").write_text(PRICES)
+    settings = {"max_new_tokens": 500, "max_usd": 0.04, "max_concurrency": 20}
+    settings["prices"] = "prices.yaml"
     with Server(as_long_as_allowed) as server:
-        settings = {"max_new_tokens": 500, "max_usd": 0.04, "max_concurrency": 20}
-        settings["prices"] = "prices.yaml"
-        for rows in (5, 15, 25):
-            process = start(server, **settings)
-            wait_for_rows(rows, process)
-            process.kill()
-            process.wait()
-        process = start(server, **settings)
+        kill_after(server, (5, 15, 25), 300, **settings)
+        process = start(server, 300, **settings)
         words = process.communicate(timeout=30)[1]
-        assert process.returncode == 3
-        assert "stopped: by max_usd" in words
+        assert (process.returncode, "stopped: by max_usd" in words) == (3, True)
         assert bill(server) <= 0.04
-
-
-def test_a_raised_budget_continues(folder):
-    with Server() as server:
-        args = TeacherArgs(**QUICK, base_url=server.url, max_requests=12)
-        with pytest.raises(Stopped, match=r"by max_requests \(12\): 12 spent"):
-            collect(args, examples(30), "out")
-        assert len(server.asked) == 12
-        args.max_requests = 30
-        assert len(collect(args, examples(30), "out").rows) == 30
-        assert len(server.asked) == 30
 
 
 def test_the_limit_of_a_server_is_found_and_kept_to(folder):
@@ -252,9 +232,12 @@ def test_the_limit_of_a_server_is_found_and_kept_to(folder):
 
 
 def recipe(folder, server, *flags, **settings):
-    prompts = [[{"role": "user", "content": f"What is {n} and two?"}] for n in range(40)]
     rows = [
-        {"prompt": prompts[n], "answer": "4" if n % 4 else "5", "verifier": "numeric"}
+        {
+            "question": f"What is {n} and two?",
+            "answer": "4" if n % 4 else "5",
+            "verifier": "numeric",
+        }
         for n in range(40)
     ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -289,14 +272,9 @@ def test_a_chain_collects_stops_at_its_budget_and_continues(folder):
         # The failing prompt is asked twice a run, in the first run as far as its budget went.
         assert 39 + 2 <= len(server.asked) <= 39 + 4
     funnel = json.loads((stage / "funnel.json").read_text())
-    assert funnel["in"] == 40
-    assert funnel["kept"] == 29
+    assert (funnel["in"], funnel["kept"]) == (40, 29)
     assert funnel["dropped"] == {"status_500": 1, "wrong": 10}
-    rows = read_rows(stage / "samples.jsonl")
-    assert sorted({row["drop"] for row in rows}, key=str) == [None, "wrong"]
     card = (stage / "dataset/README.md").read_text()
-    head = yaml.safe_load(card.split("---")[1])
-    assert head["configs"][0]["data_files"] == "train.parquet"
     assert "| `wrong` | 10 |" in card
     assert "distillation" in card
     manifest = json.loads((stage / "manifest.json").read_text())

@@ -21,12 +21,14 @@ FORM = "<reasoning_process>{}</reasoning_process>\n<summary>{}</summary>"
 
 
 def examples(count=6):
+    turns = [[{"role": "user", "content": f"{n} + 1 ="}] for n in range(count)]
     return [
-        example(
-            [{"role": "user", "content": f"{n} + 1 ="}], str(n + 1), task="sums", verifier="exact"
-        )
-        for n in range(count)
+        example(turn, str(n + 1), task="sums", verifier="exact") for n, turn in enumerate(turns)
     ]
+
+
+def key(row):
+    return row["id"], row["sample"]
 
 
 @pytest.fixture(scope="module")
@@ -34,36 +36,42 @@ def model(tiny_model):
     return open_policy(tiny_model)
 
 
-def run(model, tokenizer, path, rows=None, name="policy", settings=None, **changes):
+def run(model, tokenizer, path, settings=None, **changes):
     sampling = SamplingArgs(
         **{"num_samples": 3, "max_new_tokens": 6, "generation_batch_size": 4} | (settings or {})
     )
-    rows = rows or examples()
+    rows = examples()
     rewards = load_rewards(RewardArgs(), set(rows[0]))
-    options = {
-        "score": lambda rows: score_samples(rows, "r1-cold-start", rewards, tokenizer),
-        "seed": 1,
-        "provenance": {"model": name, "stage": "s"},
-    }
-    options |= {"path": path} | changes
-    return roll_out(lambda: LocalEngine(model, tokenizer, sampling), rows, sampling, **options)
+    return roll_out(
+        lambda: LocalEngine(model, tokenizer, sampling),
+        rows,
+        sampling,
+        path=path,
+        seed=1,
+        provenance={"model": "policy", "stage": "s"},
+        score=lambda rows: score_samples(rows, "r1-cold-start", rewards, tokenizer),
+        **changes,
+    )
 
 
-def test_every_sample_is_judged_and_on_disk(model, tokenizer, tmp_path):
-    told = []
-    samples = run(
-        model, tokenizer, tmp_path / "s.jsonl", progress=lambda *word: told.append(word)
-    ).samples
-    assert [(row["id"], row["sample"]) for row in samples] == [
+def test_every_sample_is_judged_on_disk_and_has_its_seed(model, tokenizer, tmp_path):
+    path, told = tmp_path / "s.jsonl", []
+    samples = run(model, tokenizer, path, progress=lambda *word: told.append(word)).samples
+    assert list(map(key, samples)) == [
         (row["id"], index) for row in examples() for index in range(3)
     ]
     assert {row["source"] for row in samples} == {"policy"}
     assert all(set(row["rewards"]) == {"accuracy_reward", "format_reward"} for row in samples)
     assert all(row["sampling"]["temperature"] == 1.0 and row["tokens"] <= 6 for row in samples)
-    key = lambda row: (row["id"], row["sample"])  # noqa: E731
-    there = read_rows(tmp_path / "s.jsonl")
-    assert sorted(there, key=key) == sorted(samples, key=key)
+    seeds = [row["sampling"]["seed"] for row in samples]
+    assert seeds == [seed_of(1, row["id"], row["sample"]) for row in samples]
+    assert len(set(seeds)) == 18
+    assert sorted(read_rows(path), key=key) == sorted(samples, key=key)
     assert told[-1][:3] == (18, 18, "samples")
+    # A second run opens no policy for nothing.
+    again = roll_out(None, examples(), SamplingArgs(num_samples=3, max_new_tokens=6), path=path,
+                     seed=1, provenance={"model": "policy", "stage": "s"})  # fmt: skip
+    assert again.samples == samples
 
 
 @pytest.mark.parametrize("kept", [0, 5, 11, 18])
@@ -74,23 +82,12 @@ def test_a_cut_run_samples_nothing_twice_and_ends_the_same(model, tokenizer, tmp
     assert run(model, tokenizer, tmp_path / "cut.jsonl").samples == whole
     again = read_rows(tmp_path / "cut.jsonl")
     assert len(again) == 18
-    assert len({(row["id"], row["sample"]) for row in again}) == 18
-
-
-def test_seeds_stand_in_the_rows_and_no_policy_is_opened_for_nothing(model, tokenizer, tmp_path):
-    rows = run(model, tokenizer, tmp_path / "s.jsonl").samples
-    seeds = {row["sampling"]["seed"] for row in rows}
-    assert seeds == {seed_of(1, row["id"], row["sample"]) for row in rows}
-    assert len(seeds) == len(rows)
-    sampling = SamplingArgs(num_samples=3, max_new_tokens=6)
-    again = roll_out(None, examples(), sampling, path=tmp_path / "s.jsonl", seed=1,
-                      provenance={"model": "policy", "stage": "s"})  # fmt: skip
-    assert again.samples == rows
+    assert len(set(map(key, again))) == 18
 
 
 def as_rank(monkeypatch, rank, world):
-    monkeypatch.setenv("RANK", str(rank))
-    monkeypatch.setenv("WORLD_SIZE", str(world))
+    for name, value in (("RANK", rank), ("WORLD_SIZE", world)):
+        monkeypatch.setenv(name, str(value))
 
 
 def test_processes_share_the_prompts(model, tokenizer, tmp_path, monkeypatch):
@@ -120,21 +117,14 @@ def test_a_cut_run_continues_with_another_number_of_processes(
     as_rank(monkeypatch, 0, 1)
     assert run(model, tokenizer, path).samples == alone
     there = [*read_rows(shard, torn_tail=True), *read_rows(path)]
-    assert sorted((row["id"], row["sample"]) for row in there) == sorted(
-        (row["id"], row["sample"]) for row in alone
-    )
+    assert sorted(map(key, there)) == sorted(map(key, alone))
 
 
 def adaptive(model, tokenizer, path, **settings):
     """Half of all completions are accepted, by their seed."""
-    return run(
-        model,
-        tokenizer,
-        path,
-        settings={"max_samples": 8, "round_size": 2} | settings,
-        accept=lambda row: row["sampling"]["seed"] % 2 == 0,
-        keep=2,
-    )
+    settings = {"max_samples": 8, "round_size": 2} | settings
+    accept = lambda row: row["sampling"]["seed"] % 2 == 0  # noqa: E731
+    return run(model, tokenizer, path, settings, accept=accept, keep=2)
 
 
 def test_a_prompt_is_sampled_until_it_has_enough(model, tokenizer, tmp_path):
@@ -174,13 +164,13 @@ def test_verdicts_strict_and_lenient():
     assert (wrong["correct"], wrong["lenient_correct"], wrong["reward"]) == (False, False, 0.2)
 
 
-@pytest.mark.parametrize(("end", "mark"), [("", None), ("[END]", "[END]"), ("</s>", "</s>")])
-def test_a_completion_with_a_special_token_is_marked(tokenizer, end, mark):
+def test_a_completion_with_a_special_token_is_marked(tokenizer):
     made = copy.deepcopy(tokenizer)
     made.add_tokens(["[END]"], special_tokens=True)
-    row = examples(1)[0] | {"completion": FORM.format("0 + 1 = 1", "1") + end}
-    (verdict,) = score_samples([row], "r1-cold-start", tokenizer=made)
-    assert verdict.get("chat_token") == mark
+    for end, mark in (("", None), ("[END]", "[END]"), ("</s>", "</s>")):
+        row = examples(1)[0] | {"completion": FORM.format("0 + 1 = 1", "1") + end}
+        (verdict,) = score_samples([row], "r1-cold-start", tokenizer=made)
+        assert verdict.get("chat_token") == mark
 
 
 def answer(row, number, correct, size=4, text=None):
@@ -188,11 +178,10 @@ def answer(row, number, correct, size=4, text=None):
                   round=number // size)  # fmt: skip
 
 
-def simulate(rates, rng, **settings):
-    """Sample prompts of known pass rates in rounds; return the rows and the rounds."""
+def simulate(rates, rng):
+    """Sample prompts of known pass rates in rounds until one sample of each is right."""
     rows = examples(len(rates))
-    args = SamplingArgs(**{"max_samples": 16, "round_size": 4} | settings)
-    rounds = Rounds(rows, args, keep=settings.pop("keep", 1))
+    rounds = Rounds(rows, SamplingArgs(max_samples=16, round_size=4), keep=1)
     chance = {row["id"]: rate for row, rate in zip(rows, rates, strict=True)}
     while draws := rounds.draws(rows, seed=0):
         rounds.note(
@@ -201,17 +190,13 @@ def simulate(rates, rng, **settings):
     return rounds
 
 
-def test_the_pass_rate_is_unbiased_though_rounds_stop_early():
-    for rate in (0.2, 0.5, 0.8):
-        rounds = simulate([rate] * 4000, random.Random(1))
-        measured = pass_rates(rounds.samples()).values()
-        mean = sum(measured) / 4000
-        assert mean == pytest.approx(rate, abs=0.015)
-        every = pass_rates([row | {"round": 0} for row in rounds.samples()]).values()
-        naive = sum(every) / 4000
-        if rate < 0.5:
-            assert naive > rate + 0.03  # what it would be otherwise
-        assert rounds.report()["samples_saved"] > 0
+@pytest.mark.parametrize("rate", [0.2, 0.5, 0.8])
+def test_the_pass_rate_is_unbiased_though_rounds_stop_early(rate):
+    rounds = simulate([rate] * 4000, random.Random(1))
+    assert sum(pass_rates(rounds.samples()).values()) / 4000 == pytest.approx(rate, abs=0.015)
+    naive = pass_rates([row | {"round": 0} for row in rounds.samples()]).values()
+    assert rate > 0.4 or sum(naive) / 4000 > rate + 0.03  # what it would be otherwise
+    assert rounds.report()["samples_saved"] > 0
 
 
 def test_equal_completions_count_once():
@@ -235,7 +220,11 @@ def test_accepted_is_what_no_filter_of_the_row_drops():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"max_samples": 0}, "max_samples: expected 1"),
+        ({"num_samples": 0}, "num_samples: expected 1"),
+        ({"num_samples": 4, "temperature": 0.0}, "same completion 4 times"),
+        ({"temperature": -1.0}, "temperature: expected 0"),
+        ({"top_p": 1.5}, "top_p: expected above 0"),
+        ({"top_k": -1}, "top_k: expected 0"),
         ({"max_samples": 4, "round_size": 0}, "round_size: expected 1"),
         ({"max_samples": 4, "temperature": 0.0}, "set `max_samples: 1`"),
         ({"engine": "api"}, "needs one"),

@@ -1,5 +1,6 @@
 """Collecting from a real server on the loopback, whose faults are chosen per request."""
 
+import itertools
 import json
 import logging
 import random
@@ -23,7 +24,7 @@ from chainforge.generate.api import MAX_USELESS
 from chainforge.generate.build import BuildArgs, build
 from chainforge.generate.rollouts import score_samples
 from chainforge.generate.settings import TeacherArgs
-from chainforge.generate.teacher import card_sections, collect, reduce_expression, solve
+from chainforge.generate.teacher import collect, reduce_expression, solve
 from chainforge.rewards.reward import RewardArgs, load_rewards
 
 KEY = "sk-secret-0123456789"
@@ -46,27 +47,8 @@ def sums():
 
 
 def asking(server, **settings):
-    common = {
-        "teacher": "deepseek",
-        "base_url": server.url,
-        "max_retries": 2,
-        "outage_timeout": 0.1,
-    }
-    return TeacherArgs(**common | settings)
-
-
-def test_prompts_without_an_answer_are_collected_and_kept(server, tmp_path):
-    rows = [example([{"role": "user", "content": "Why add?"}], None, task="chat")]
-    rewards = load_rewards(RewardArgs(), rows[0])
-    collected = collect(
-        asking(server), rows, tmp_path, score=lambda rows: score_samples(rows, DEFAULT, rewards)
-    )
-    kept, _ = select(collected.rows, SelectionArgs())
-    (row,) = kept
-    assert row["drop"] is None
-    assert (row["answer"], row["correct"], row["reward"]) == (None, None, 0.2)
-    assert row["rewards"] == {"accuracy_reward": None, "format_reward": 1.0}
-    assert len(save_dataset(kept, tmp_path / "dataset").read_bytes()) > 0
+    common = {"teacher": "deepseek", "base_url": server.url}
+    return TeacherArgs(**common | {"max_retries": 2, "outage_timeout": 0.1} | settings)
 
 
 def lines(path):
@@ -74,12 +56,7 @@ def lines(path):
 
 
 def failures(directory):
-    return [(row["class"], row["message"]) for row in lines(directory / "failures.jsonl")]
-
-
-def funnel(collected):
-    kept, lost = len(collected.rows), dict(collected.lost)
-    return {"in": kept + sum(lost.values()), "kept": kept, "dropped": lost}
+    return [row["class"] for row in lines(directory / "failures.jsonl")]
 
 
 def test_a_deepseek_row(server, sums, tmp_path):
@@ -87,7 +64,7 @@ def test_a_deepseek_row(server, sums, tmp_path):
     (row,) = collected.rows
     assert row["completion"] == write(REASONING, "4")
     (asked,) = server.asked
-    expected = {
+    expected = sums[0] | {
         "source": "deepseek-flash",
         "teacher": "deepseek",
         "model": "served-model",
@@ -105,18 +82,15 @@ def test_a_deepseek_row(server, sums, tmp_path):
         "sampling": {key: value for key, value in asked.body.items() if key != "messages"},
     }
     assert {key: row[key] for key in expected} == expected
-    assert row["usage"]["prompt_tokens"] == 40
     # 40 tokens in that missed the cache and 60 out, off-peak or at peak.
     assert row["cost"] in (pytest.approx(42e-6), pytest.approx(84e-6))
     assert row["time"].endswith("+00:00")
-    assert {key: row[key] for key in sums[0]} == sums[0]
     assert asked.body["model"] == "deepseek-flash"
     assert asked.body["thinking"] == {"type": "enabled"}
     # Our tags are ours to write: the teacher is not asked for them.
     assert [turn["role"] for turn in asked.body["messages"]] == ["system", "user"]
     assert "<summary>" not in json.dumps(asked.body["messages"])
-    assert funnel(collected) == {"in": 1, "kept": 1, "dropped": {}}
-    assert collected.sources == {"deepseek-flash": 1}
+    assert (collected.lost, collected.sources) == ({}, {"deepseek-flash": 1})
     assert collected.spending["usd"] == pytest.approx(row["cost"])
     assert read_rows(tmp_path / "samples.jsonl") == collected.rows
 
@@ -127,7 +101,6 @@ def test_a_deepseek_row(server, sums, tmp_path):
         ({"reasoning": REASONING}, "reasoning"),
         ({"reasoning_content": REASONING, "reasoning": "No."}, "reasoning_content"),
         ({"content": f"<think>\n{REASONING}\n</think>\n\n4"}, "tags"),
-        ({"content": f"{REASONING}</think>4"}, "tags"),
         ({"content": f"<think>{REASONING}</think>4", "reasoning": REASONING}, "reasoning"),
         ({"content": write(REASONING, "4")}, "transcript"),
     ],
@@ -141,80 +114,64 @@ def test_where_the_reasoning_is(server, sums, tmp_path, message, found):
 SAID = {"reasoning_content": REASONING}
 
 
-@pytest.mark.parametrize(
-    ("answer", "kind"),
-    [
-        (chat(), "no_reasoning"),
-        (chat(reasoning_content="\u200b"), "no_reasoning"),
-        (chat("\u200b\u3164", reasoning_content="So 4."), "no_answer"),
-        (chat(None, **SAID), "no_answer"),
-        (chat("<think>Two and"), "unfinished_reasoning"),
-        (chat("4", "content_filter", **SAID), "content_filter"),
-        (chat("<summary>4</summary>", **SAID), "tags"),
-        (chat("4", "length", **SAID), "truncated"),
-        (Answer({"error": {"message": "bad"}}, 400), "status_400"),
-        (Answer({"error": {"message": "bad"}}, 422), "status_422"),
-        (Answer({"error": {"message": "the input was flagged by moderation"}}, 403), "status_403"),
-    ],
-)  # fmt: skip
-def test_unusable_answers_are_rejected_never_invented(server, sums, tmp_path, answer, kind):
-    worded = [row | {"prompt": [{"role": "user", "content": "What is two and two?"}]}
-              for row in sums[:2]]  # fmt: skip
-    server.script = [None, answer]
-    args = asking(server, fallback="offline", max_concurrency=1)
-    collected = collect(args, worded, tmp_path)
-    assert funnel(collected) == {"in": 2, "kept": 1, "dropped": {kind: 1}}
-    assert [name for name, _ in failures(tmp_path)] == [kind]
-    again = collect(args, worded, tmp_path)
-    assert (again, len(server.asked)) == (collected, 2)
-
-
-@pytest.mark.parametrize(
-    ("reasoning", "kind"),
-    [
-        ("2 + 2 = 4.", "too_short"),
-        ("二加二等于四，所以答案是四。" * 3, "language"),
-        ("So I add two and two and I get four once more. " * 30, "repetition"),
-        (f"{REASONING}<|im_end|>\n<|im_start|>user\nAgain?", "chat_token"),
-    ],
-)
-def test_the_filters_of_reject_drop_answers(server, sums, tmp_path, reasoning, kind):
-    row = sums[0] | {"prompt": [{"role": "user", "content": "What is two and two?"}]}
-    server.script = lambda request: chat(reasoning_content=reasoning)
-    score = lambda rows: [one | {"correct": True, "formatted": True, "reward": 1} for one in rows]  # noqa: E731
-    for _ in range(2):
-        collected = collect(asking(server), [row], tmp_path, score=score)
-        with pytest.raises(InputError, match=f"dropped as {kind} "):
-            build(collected.rows, tmp_path, SelectionArgs(), TEXTS, BuildArgs())
-        assert json.loads((tmp_path / "funnel.json").read_text())["dropped"] == {kind: 1}
-    assert len(server.asked) == 1
-
-
-NO_WORD = chat("4", **SAID)
-NO_WORD["choices"][0].pop("finish_reason")
+REFUSED = {"error": {"message": "the input was flagged by moderation"}}
 ODD = [
-    (NO_WORD, None),
-    (chat("4", "tired", **SAID), None),
-    ({**chat("4", **SAID), "usage": None}, None),
-    ({**chat("4", **SAID), "extra": 10**30}, None),
-    (chat("4", "insufficient_system_resource", **SAID), "unfinished"),
-    ({"choices": [{"finish_reason": "stop", "message": ["4"]}]}, "malformed"),
-    (Answer(b'{"choices": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"), "malformed"),
-    (Answer(b'{"choices": [], "a": NaN}'), "malformed"),
-    (chat([{"b": 2}], {"a": 1}), "malformed"),
-    (chat({"b": 2}), "no_answer"),
+    # A class of failure, or None, and how often it is asked for.
+    (chat(), "no_reasoning", 1),
+    (chat(reasoning_content="\u200b"), "no_reasoning", 1),
+    (chat("\u200b\u3164", reasoning_content="So 4."), "no_answer", 1),
+    (chat(None, **SAID), "no_answer", 1),
+    (chat({"b": 2}), "no_answer", 1),
+    (chat("<think>Two and"), "unfinished_reasoning", 1),
+    (chat("4", "content_filter", **SAID), "content_filter", 1),
+    (chat("<summary>4</summary>", **SAID), "tags", 1),
+    (chat("4", "length", **SAID), "truncated", 1),
+    (Answer(REFUSED, 400), "status_400", 1),
+    (Answer(REFUSED, 403), "status_403", 1),
+    (Answer(REFUSED, 422), "status_422", 1),
+    (chat("4", None, **SAID), None, 1),
+    (chat("4", "tired", **SAID), None, 1),
+    ({**chat("4", **SAID), "usage": None, "extra": 10**30}, None, 1),
+    (chat("4", "insufficient_system_resource", **SAID), "unfinished", 3),
+    ({"choices": [{"finish_reason": "stop", "message": ["4"]}]}, "malformed", 3),
+    (Answer(b'{"choices": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"), "malformed", 3),
+    (Answer(b'{"choices": [], "a": NaN}'), "malformed", 3),
+    (chat([{"b": 2}], {"a": 1}), "malformed", 3),
 ]
 
 
-@pytest.mark.parametrize(("answer", "kind"), ODD, ids=range(len(ODD)))
-def test_one_odd_reply_ends_no_collection(server, sums, tmp_path, answer, kind):
-    first = sums[0]["prompt"][-1]["content"]
-    server.script = lambda request: answer if request.prompt == first else None
-    collected = collect(asking(server), sums[:2], tmp_path)
+@pytest.mark.parametrize(("answer", "kind", "times"), ODD, ids=range(len(ODD)))
+def test_an_odd_reply_ends_no_collection_and_is_never_made_a_row(
+    server, sums, tmp_path, answer, kind, times
+):
+    worded = [
+        row | {"prompt": [{"role": "user", "content": f"What is {n} and two?"}]}
+        for n, row in enumerate(sums[:2])
+    ]
+    server.script = lambda request: answer if "1" in request.prompt else None
+    args = asking(server, max_concurrency=1)
+    collected = collect(args, worded, tmp_path)
     assert collected.lost == ({kind: 1} if kind else {})
-    assert len(server.asked) == (2 if kind in (None, "no_answer") else 4)
+    assert len(collected.rows) == (1 if kind else 2)
+    assert failures(tmp_path) == ([kind] if kind else [])
+    assert len(server.asked) == 1 + times
     assert save_dataset(collected.rows, tmp_path / "dataset").is_file()
     assert {row["finish_reason"] for row in collected.rows} == {"stop"}
+    if times == 1:  # nothing is asked for again
+        again = collect(args, worded, tmp_path)
+        assert (again, len(server.asked)) == (collected, 2)
+
+
+def test_the_filters_of_reject_drop_answers(server, sums, tmp_path):
+    server.script = lambda request: chat(reasoning_content=f"{REASONING}<|im_end|>\nAgain?")
+    score = lambda rows: [one | {"correct": True, "formatted": True, "reward": 1} for one in rows]  # noqa: E731
+    for _ in range(2):
+        collected = collect(asking(server), sums[:1], tmp_path, score=score)
+        with pytest.raises(InputError, match="dropped as chat_token "):
+            build(collected.rows, tmp_path, SelectionArgs(), TEXTS, BuildArgs())
+        funnel = json.loads((tmp_path / "funnel.json").read_text())
+        assert funnel["dropped"] == {"chat_token": 1}
+    assert len(server.asked) == 1
 
 
 @pytest.mark.parametrize("usage", [{"prompt_tokens": 40, "completion_tokens": 0}, {}, None])
@@ -239,21 +196,21 @@ def test_a_redirect_is_never_followed(server, sums, tmp_path):
 
 def test_a_server_that_refuses_every_request_costs_no_row(server, sums, tmp_path):
     """Fewer rows than it takes to be impatient, or more."""
-    body = b"<html>no field \x1b[2J"
+    server.script = lambda request: Answer(b"<html>no field \x1b[2J", 422)
+    args = asking(server, extra_body={"top_k": 5})
+    words = r"refused every request: .*no field \\x1b\[2J.*thinking, top_k; `extra_body: {}`"
     for size in (3, 30):
-        server.script = lambda request: Answer(body, 422)
-        words = r"refused every request: .*no field \\x1b\[2J.*thinking, top_k; `extra_body: {}`"
         with pytest.raises(InputError, match=words):
-            collect(asking(server, extra_body={"top_k": 5}), sums[:size], tmp_path)
+            collect(args, sums[:size], tmp_path)
         assert not any(row["rejected"] for row in lines(tmp_path / "failures.jsonl"))
     server.script = []
-    again = collect(asking(server, extra_body={"top_k": 5}), sums, tmp_path)
-    assert len(again.rows) == 30
+    assert len(collect(args, sums, tmp_path).rows) == 30
 
 
 @pytest.mark.parametrize(
     ("variable", "value", "words"),
     [
+        ("DEEPSEEK_API_KEY", None, "DEEPSEEK_API_KEY"),
         ("DEEPSEEK_API_KEY", "sk-one\nsk-two", "DEEPSEEK_API_KEY: the value contains"),
         ("ALL_PROXY", "nonsense://host", "no request can be sent: .*ALL_PROXY"),
         ("SSL_CERT_FILE", "/none", "no request can be sent: .*SSL_CERT_FILE"),
@@ -262,7 +219,9 @@ def test_a_server_that_refuses_every_request_costs_no_row(server, sums, tmp_path
 def test_an_environment_that_is_wrong_costs_no_row(
     server, sums, tmp_path, monkeypatch, variable, value, words
 ):
-    monkeypatch.setenv(variable, value)
+    monkeypatch.delenv(variable, raising=False)
+    if value:
+        monkeypatch.setenv(variable, value)
     with pytest.raises(InputError, match=words) as error:
         collect(asking(server), sums, tmp_path)
     assert "sk-one" not in str(error.value)
@@ -298,13 +257,12 @@ def test_used_up_retries_are_a_recorded_failure_and_asked_again(server, sums, tm
     first = sums[0]["prompt"][-1]["content"]
     server.script = lambda request: FAULTS["500"] if request.prompt == first else None
     collected = collect(asking(server), sums[:2], tmp_path)
-    assert funnel(collected) == {"in": 2, "kept": 1, "dropped": {"status_500": 1}}
-    assert [kind for kind, _ in failures(tmp_path)] == ["status_500"]
+    assert (len(collected.rows), collected.lost) == (1, {"status_500": 1})
+    assert failures(tmp_path) == ["status_500"]
     assert len(server.asked) == 3 + 1
     server.script = []
     again = collect(asking(server), sums[:2], tmp_path)
-    assert funnel(again) == {"in": 2, "kept": 2, "dropped": {}}
-    assert len(server.asked) == 5
+    assert (len(again.rows), again.lost, len(server.asked)) == (2, {}, 5)
 
 
 @pytest.mark.parametrize(
@@ -327,13 +285,6 @@ def test_fatal_statuses_stop_the_run_and_keep_the_rows(server, sums, tmp_path, s
     assert len({row["id"] for row in read_rows(tmp_path / "samples.jsonl")}) == 30
 
 
-def test_an_outage_that_does_not_end_stops_the_run(server, sums, tmp_path):
-    server.script = lambda request: FAULTS["500"]
-    with pytest.raises(InputError, match="requests in a row failed.*status 500"):
-        collect(asking(server, max_retries=50), sums, tmp_path)
-    assert not (tmp_path / "samples.jsonl").exists()
-
-
 def test_an_outage_is_waited_for_one_request_at_a_time(server, sums, tmp_path):
     server.script = lambda request: FAULTS["503"] if 5 <= request.number < 32 else None
     args = asking(server, outage_timeout=20, max_retries=20, max_concurrency=4)
@@ -343,41 +294,38 @@ def test_an_outage_is_waited_for_one_request_at_a_time(server, sums, tmp_path):
     assert max(request.under_way for request in server.asked[29:32]) == 1
 
 
-def test_nothing_but_useless_answers_stops_the_run(server, sums, tmp_path):
-    server.script = lambda request: chat()
-    with pytest.raises(InputError, match=f"{MAX_USELESS} answers in a row were of no use"):
-        collect(asking(server), sums, tmp_path)
-    assert len(server.asked) < 30
-
-
-def test_nothing_but_answers_that_the_filters_drop_stops_the_run(server, sums, tmp_path):
-    server.seconds = 0.03  # the thread that scores must keep up
-    server.script = lambda request: chat("4", reasoning_content="2 + 2 = 4.")
-    wanted = f"{MAX_USELESS} answers in a row were of no use.*too_short"
-    with pytest.raises(InputError, match=wanted):
-        collect(asking(server, max_concurrency=1), sums, tmp_path, texts=TEXTS)
-    assert MAX_USELESS <= len(server.asked) < 30
-    rows = read_rows(tmp_path / "samples.jsonl")
-    assert MAX_USELESS <= len(rows) <= len(server.asked)  # what was paid for stays
-    server.script = None
-    assert len(collect(asking(server), sums, tmp_path, texts=TEXTS).rows) == 30
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (Answer(chat()), f"{MAX_USELESS} answers in a row were of no use"),
+        (Answer(chat("4", reasoning_content="2 + 2 = 4."), seconds=0.03),
+         "answers in a row were of no use.*too_short"),
+        (FAULTS["500"], "requests in a row failed.*status 500"),
+    ],
+)  # fmt: skip
+def test_nothing_of_use_stops_the_run(server, sums, tmp_path, answer, words):
+    """Unusable answers, rows that the filters drop, an outage that does not end."""
+    server.script = lambda request: answer
+    most = 1 if answer.seconds else 200  # the thread that scores must keep up
+    with pytest.raises(InputError, match=words):
+        collect(asking(server, max_retries=50, max_concurrency=most), sums, tmp_path, texts=TEXTS)
+    assert len(server.asked) < 30 or "failed" in words
+    # What was paid for stays.
+    paid = len(lines(tmp_path / "samples.jsonl"))
+    assert (MAX_USELESS <= paid <= len(server.asked)) == ("too_short" in words)
 
 
 def test_fallback_rows_say_that_they_are(server, sums, tmp_path):
     second = sums[1]["prompt"][-1]["content"]
     server.script = lambda request: FAULTS["500"] if request.prompt == second else None
     collected = collect(asking(server, fallback="offline"), sums[:3], tmp_path)
-    assert [row["source"] for row in collected.rows] == [
-        "deepseek-flash",
-        "offline-fallback",
-        "deepseek-flash",
+    assert [(row["source"], row["teacher"]) for row in collected.rows] == [
+        ("deepseek-flash", "deepseek"),
+        ("offline-fallback", "offline"),
+        ("deepseek-flash", "deepseek"),
     ]
     assert collected.sources == {"deepseek-flash": 2, "offline-fallback": 1}
-    assert [row["teacher"] for row in collected.rows] == ["deepseek", "offline", "deepseek"]
-    told = card_sections(TeacherArgs(teacher="deepseek"), collected.rows, collected.spending)
-    assert "1 rows: `offline-fallback`. Worked solutions" in told["Teacher"]
-    assert funnel(collected) == {"in": 3, "kept": 3, "dropped": {}}
-    assert [kind for kind, _ in failures(tmp_path)] == ["status_500"]
+    assert failures(tmp_path) == ["status_500"]
 
 
 def test_the_key_is_nowhere(server, sums, tmp_path, caplog):
@@ -397,29 +345,24 @@ def test_the_key_is_nowhere(server, sums, tmp_path, caplog):
     assert caught.value.__cause__ is None
 
 
-@pytest.mark.parametrize("teacher", ["deepseek", "openai"])
-def test_a_missing_key_is_said_before_any_work(monkeypatch, sums, tmp_path, teacher):
-    name = f"{teacher.upper()}_API_KEY"
-    monkeypatch.delenv(name, raising=False)
-    with pytest.raises(InputError, match=name):
-        collect(TeacherArgs(teacher=teacher, model="m"), sums, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_server_of_ones_own_needs_no_key_and_has_no_price(server, sums, tmp_path, monkeypatch):
+def test_a_server_of_ones_own_needs_no_key_and_has_no_price(server, tmp_path, monkeypatch):
+    """Its prompts may have no answer."""
     monkeypatch.delenv("OPENAI_API_KEY")
     extra = {"reasoning": {"enabled": True}}
     args = asking(server, teacher="openai", model="qwen", temperature=0.6, extra_body=extra)
-    collected = collect(args, sums[:1], tmp_path)
-    (row,) = collected.rows
-    (asked,) = server.asked
-    sent = asked.body
+    rows = [example([{"role": "user", "content": "Why add?"}], None, task="chat")]
+    rewards = load_rewards(RewardArgs(), rows[0])
+    score = lambda rows: score_samples(rows, DEFAULT, rewards)  # noqa: E731
+    collected = collect(args, rows, tmp_path, score=score)
+    (row,), _ = select(collected.rows, SelectionArgs())
+    assert (row["drop"], row["answer"], row["correct"]) == (None, None, None)
+    assert row["rewards"] == {"accuracy_reward": None, "format_reward": 1.0}
+    sent = server.asked[0].body
     assert (sent["model"], sent["temperature"], sent["max_tokens"]) == ("qwen", 0.6, 32768)
-    assert sent["reasoning"] == {"enabled": True}
-    assert "thinking" not in sent
-    assert row["source"] == "qwen"
+    assert (sent["reasoning"], "thinking" in sent) == ({"enabled": True}, False)
     # Unknown is not nothing.
-    assert (row["cost"], row["price_date"], collected.spending["usd"]) == (None, None, None)
+    costs = (row["cost"], row["price_date"], collected.spending["usd"])
+    assert (row["source"], costs) == ("qwen", (None, None, None))
 
 
 @pytest.mark.parametrize(
@@ -428,9 +371,7 @@ def test_a_server_of_ones_own_needs_no_key_and_has_no_price(server, sums, tmp_pa
         ({"teacher": "openai"}, "set `model`"),
         ({"base_url": "http://me:secret@host/v1"}, "leave user, password"),
         ({"base_url": "localhost:8000"}, "expected an address such as"),
-        ({"base_url": "http://h/v1?key=secret"}, "leave user, password"),
         ({"base_url": "me:secret@host/v1"}, "leave user, password"),
-        ({"extra_body": {"max_tokens": 100_000}}, "'max_tokens' changes .*max_new_tokens"),
         ({"teacher": "openai", "model": "m", "max_usd": 1.0}, "price of 'm' .* is not known"),
         ({"max_usd": 0.0}, "max_usd: expected"),
         ({"timeout": float("nan")}, "timeout: expected"),
@@ -443,48 +384,36 @@ def test_bad_settings_of_an_api_teacher(server, sums, tmp_path, settings, messag
     assert not server.asked
 
 
-def test_the_retired_reasoner_is_an_alias(server, sums, tmp_path, caplog):
-    (row,) = collect(asking(server, model="deepseek-reasoner"), sums[:1], tmp_path).rows
-    assert server.asked[0].body["model"] == row["source"] == "deepseek-flash"
-    assert "deepseek-reasoner is retired" in caplog.text
-
-
 def test_offline_rows(sums, tmp_path):
-    args = TeacherArgs(num_samples=4)
-    collected = collect(args, sums, tmp_path / "a", seed=3)
+    def made(name, seed=3, **settings):
+        return collect(TeacherArgs(num_samples=4, **settings), sums, tmp_path / name, seed=seed)
+
+    collected = made("a")
     assert collected.sources == {"offline": 120}
-    for row in collected.rows:
-        assert read(row["completion"]).answer == row["answer"]
+    assert all(read(row["completion"]).answer == row["answer"] for row in collected.rows)
     styles = [row["sampling"]["style"] for row in collected.rows]
     assert 30 < styles.count("careful") < 90
-    again = collect(args, sums, tmp_path / "b", seed=3)
-    assert again == collected
-    assert collect(args, sums, tmp_path / "c", seed=4) != collected
-    careful = collect(TeacherArgs(styles={"careful": 1.0}), sums, tmp_path / "d")
+    assert made("b") == collected != made("c", seed=4)
+    careful = made("d", styles={"careful": 1.0})
     assert {row["sampling"]["style"] for row in careful.rows} == {"careful"}
     (row,) = collect(TeacherArgs(), sums[:1], tmp_path / "e", transcript="think").rows
     assert row["completion"].startswith("<think>\n")
 
 
-def test_offline_names_the_task_that_it_cannot_solve(sums, tmp_path):
-    riddle = example([{"role": "user", "content": "Why?"}], "Because", task="riddles")
-    with pytest.raises(InputError, match="no solver for the task 'riddles'"):
-        collect(TeacherArgs(), [*sums, riddle], tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({}, "no solver for the task 'riddles'"),
         ({"styles": {"carefull": 1.0}}, "did you mean 'careful'"),
         ({"styles": {"careful": 2, "hasty": -1}}, "expected shares"),
         ({"styles": {"careful": 0}}, "one of them above"),
-        ({"num_samples": 0}, "num_samples: expected 1"),
     ],
 )
-def test_bad_settings(sums, tmp_path, settings, message):
+def test_what_the_offline_teacher_refuses(sums, tmp_path, settings, message):
+    riddle = example([{"role": "user", "content": "Why?"}], "Because", task="riddles")
     with pytest.raises(InputError, match=message):
-        collect(TeacherArgs(**settings), sums, tmp_path)
+        collect(TeacherArgs(**settings), [*sums, riddle], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 KINDS = {
@@ -496,65 +425,37 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("style", ["careful", "hasty"])
-def test_every_entry_is_solved_with_the_gold_answer(kind: str, style: str) -> None:
+def test_every_entry_is_solved_with_true_equations_and_the_gold_answer(kind: str) -> None:
     rng = random.Random(0)
+    lengths, texts = {"careful": 0, "hasty": 0}, set()
     data = reasoning_gym.create_dataset(kind, size=200, seed=3, **KINDS[kind])
-    for entry in data:
+    for entry, style in itertools.product(data, lengths):
         worked = solve(kind, entry, style, rng)
         assert worked is not None
         reasoning, answer = worked
-        assert reasoning.strip()
         assert answer == str(entry["answer"])
+        lengths[style] += len(reasoning)
+        texts.add(re.sub(r"[-\d]+", "", reasoning))
         if kind != "gsm_symbolic":  # its scorer refuses negative answers, its own included
             assert data.score_answer(answer, entry) == 1.0
+            equations = re.findall(r"(-?\d+)([-+*])(-?\d+)=(-?\d+)", reasoning)
+            for left, operator, right, value in equations:
+                x, y = int(left), int(right)
+                assert {"+": x + y, "-": x - y, "*": x * y}[operator] == int(value)
+            assert style == "hasty" or equations[-1][3] == answer
+    assert lengths["careful"] > lengths["hasty"]
+    assert len(texts) > 4  # several phrasings
 
 
-@pytest.mark.parametrize("kind", ["chain_sum", "basic_arithmetic", "leg_counting"])
-def test_every_written_equation_holds_and_the_last_one_is_the_answer(kind: str) -> None:
-    rng = random.Random(1)
-    for entry in reasoning_gym.create_dataset(kind, size=200, seed=5, **KINDS[kind]):
-        worked = solve(kind, entry, "careful", rng)
-        assert worked is not None
-        equations = re.findall(r"(-?\d+)([-+*])(-?\d+)=(-?\d+)", worked[0])
-        for left, operator, right, value in equations:
-            x, y = int(left), int(right)
-            assert {"+": x + y, "-": x - y, "*": x * y}[operator] == int(value)
-        assert equations[-1][3] == worked[1]
-
-
-def test_styles_differ_in_length_and_come_in_several_phrasings() -> None:
-    entry = reasoning_gym.create_dataset("chain_sum", size=1, seed=0, min_terms=4, max_terms=4)[0]
-    rng = random.Random(2)
-    careful = {solve("chain_sum", entry, "careful", rng) for _ in range(40)}
-    hasty = {solve("chain_sum", entry, "hasty", rng) for _ in range(40)}
-    assert len(careful) > 1
-    assert len(hasty) > 1
-    assert min(len(s[0]) for s in careful if s) > max(len(s[0]) for s in hasty if s)
-
-
-@pytest.mark.parametrize(
-    ("expression", "steps", "value"),
-    [
-        ("4 - 1 - 7", ["4-1=3", "3-7=-4"], -4),
+def test_expressions_are_reduced_one_operation_at_a_time_and_no_wrong_answer_is_worked() -> None:
+    for expression, steps, value in (
         ("( 2 + -8 ) + 4", ["2+-8=-6", "-6+4=-2"], -2),
         ("3 - ( 7 - 9 ) * 2", ["7-9=-2", "-2*2=-4", "3--4=7"], 7),
         ("8 - -( -4 + -8 )", ["-4+-8=-12", "0--12=12", "8-12=-4"], -4),
-        ("-( 5 )", [], -5),
-        ("7", [], 7),
-    ],
-)
-def test_expressions_are_reduced_one_operation_at_a_time(
-    expression: str, steps: list[str], value: int
-) -> None:
-    assert reduce_expression(expression) == (steps, value)
+    ):
+        assert reduce_expression(expression) == (steps, value)
     for wrong in ("", "1 +", "( 1 + 2", "8 / 2", "2 ** 3", "x"):
         assert reduce_expression(wrong) is None
-
-
-def test_what_has_no_solver_and_what_is_an_error() -> None:
-    rng = random.Random(0)
     entry = {"question": "1 + 1 =", "answer": "3", "metadata": {"expression": "1 + 1"}}
-    assert solve("sudoku", entry, "careful", rng) is None
     with pytest.raises(ValueError, match="worked '2'"):
-        solve("chain_sum", entry, "careful", rng)
+        solve("chain_sum", entry, "careful", random.Random(0))

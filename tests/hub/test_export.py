@@ -158,36 +158,25 @@ def test_the_cards_show_base_lineage_results_and_terms(journey):
     folder, hub, _, _ = journey
     card = hub.files("me/adapter")["README.md"].decode()
     head = yaml.safe_load(card.split("---")[1])
-    assert head["base_model"] == "me/tiny"
-    assert head["base_model_relation"] == "adapter"
-    assert head["library_name"] == "peft"
-    assert head["license"] == "apache-2.0"  # the base's own card says so
+    expected = {"base_model": "me/tiny", "base_model_relation": "adapter", "library_name": "peft"}
+    assert head.items() >= (expected | {"license": "apache-2.0"}).items()  # as in the base's card
     for text in ("AutoPeftModelForCausalLM", "| `traces` |", "24 of 24 samples kept", "| `cold` |",
                  "model: [me/tiny](https://huggingface.co/me/tiny); data: `traces`", "2 steps", "Versions: chainforge",
                  "no language model wrote them", "learning_rate: 0.01"):  # fmt: skip
         assert text in card, text
     assert str(folder) not in card
-    assert "hub_model_id" not in card
     # Trained and sent before anything was measured; the merged model went out later.
     assert "Nothing was measured" in card
     merged = hub.files("me/merged")["README.md"].decode()
     assert "Evaluation `scores`: 8 held-out rows of `chain_sum`" in merged
-    assert "| `base` | 0.0 (0.0 to 32.4) |" in merged
     assert "| **`cold`** | 0.0 (0.0 to 32.4) |" in merged
-    assert yaml.safe_load(merged.split("---")[1])["base_model_relation"] == "finetune"
-    rows = hub.files("me/traces", "datasets")["README.md"].decode()
-    assert "## How it was made" in rows
-    assert rows.count("## Terms") == 1
     picks = hub.files("me/picks", "datasets")["README.md"].decode()
     assert "| `picks` | rejection sampling | data: `traces` | 24 of 24 samples kept" in picks
-    assert "no language model wrote them" in picks
-
-
-def test_push_to_hub_leaves_no_trace_in_the_fingerprint(journey):
-    folder, _, _, _ = journey
-    manifest = read_manifest(folder / "runs/c/cold")
-    assert not [key for key in manifest.given if "hub" in key]
-    assert not list((folder / "runs/c/cold").rglob("training_args.bin"))
+    # What is sent is not how it was made.
+    cold = folder / "runs/c/cold"
+    assert not [key for key in read_manifest(cold).given if "hub" in key]
+    assert "hub_model_id" not in card
+    assert not list(cold.rglob("training_args.bin"))
 
 
 @pytest.fixture
@@ -198,6 +187,7 @@ def run(journey, tmp_path):
 
 
 def refused(path, to="./out", what=None, **options):
+    """Return the message, on one line."""
     with pytest.raises(InputError) as error:
         export(path, to, what, **options)
     return str(error.value)
@@ -231,7 +221,7 @@ def test_a_changed_or_lost_file_is_not_exported(run):
     assert "model.safetensors is missing" in refused(run / "cold", what="model")
 
 
-def test_files_that_no_loader_reads_are_left_out(run, tmp_path):
+def test_files_that_no_loader_reads_are_left_out_and_a_folder_appears_whole(run, tmp_path):
     adapter = run / "cold/adapter"
     (adapter / "training_args.bin").write_bytes(b"pickle")
     (adapter / "ref").mkdir()
@@ -239,12 +229,9 @@ def test_files_that_no_loader_reads_are_left_out(run, tmp_path):
     lines = export(run / "cold", str(tmp_path / "out"))
     assert "left out: ref/adapter_model.safetensors, training_args.bin" in lines
     assert not list((tmp_path / "out").rglob("*.bin")) + list((tmp_path / "out").rglob("ref"))
-
-
-def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     with pytest.raises(FileNotFoundError):
-        write_folder({"a": b"a", "lost.json": tmp_path / "lost.json"}, tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
+        write_folder({"a": b"a", "lost.json": tmp_path / "lost.json"}, tmp_path / "two")
+    assert {path.name for path in tmp_path.iterdir()} == {"runs", "out"}
 
 
 def test_a_secret_in_any_file_stops_the_export(run, tmp_path, monkeypatch):
@@ -258,8 +245,7 @@ def test_a_secret_in_any_file_stops_the_export(run, tmp_path, monkeypatch):
 
 
 def test_an_adapter_on_a_local_base_needs_to_know_it_on_the_hub(run, tiny_model, tmp_path):
-    adapter = tmp_path / "adapter"
-    shutil.copytree(run / "cold/adapter", adapter)
+    adapter, out = shutil.copytree(run / "cold/adapter", tmp_path / "adapter"), tmp_path / "out"
     config = adapter / "adapter_config.json"
     write_json(config, read_json(config) | {"base_model_name_or_path": tiny_model})
     message = refused(adapter, "me/adapter", dry_run=True)
@@ -268,11 +254,10 @@ def test_an_adapter_on_a_local_base_needs_to_know_it_on_the_hub(run, tiny_model,
     assert "expected a Hub id" in refused(adapter, base="../tiny")
     lines = export(adapter, "me/adapter", base="me/tiny", dry_run=True)
     assert "base: me/tiny" in lines
-    assert any("base_model: me/tiny" in line for line in lines)
-    lines = export(adapter, str(tmp_path / "out"))
+    lines = export(adapter, str(out))
     assert any(f"its base is a folder here, {tiny_model}" in line for line in lines)
-    assert f"convert_lora_to_gguf.py {tmp_path}/out --base {tiny_model}" in lines[-1]
-    assert read_json(tmp_path / "out/adapter_config.json")["base_model_name_or_path"] == "tiny"
+    assert f"convert_lora_to_gguf.py {out} --base {tiny_model}" in lines[-1]
+    assert read_json(out / "adapter_config.json")["base_model_name_or_path"] == "tiny"
 
 
 def test_an_existing_repository_is_never_mixed_nor_made_public(journey, run, monkeypatch):
@@ -307,10 +292,7 @@ def test_an_adapter_is_merged_where_a_model_is_wanted(given, run, tiny_model, tm
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    path, adapter = tmp_path / "bare", run / "cold/adapter"
-    shutil.copytree(adapter, path)
-    config = path / "adapter_config.json"
-    write_json(config, read_json(config) | {"base_model_name_or_path": "/gone"})
+    path = adapter = run / "cold/adapter"
     if given == "stage without a model":
         path = run / "cold"
         shutil.rmtree(path / "model")
@@ -326,15 +308,3 @@ def test_an_adapter_is_merged_where_a_model_is_wanted(given, run, tiny_model, tm
     adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), adapter)
     torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, atol=1e-4, rtol=0)
     assert (out / "tokenizer.json").exists()
-    assert {p.name for p in tmp_path.iterdir()} == {"out", "runs", "bare"}
-
-
-def test_a_plain_model_can_be_made_of_an_adapter(run):
-    from chainforge.train.model_source import check_model
-
-    adapter = run / "cold/adapter"
-    with pytest.raises(InputError, match=f"give {run / 'cold/model'}"):
-        check_model(str(adapter))
-    shutil.rmtree(run / "cold/model")
-    with pytest.raises(InputError, match=f"chainforge export {adapter} --what model --to DIR"):
-        check_model(str(adapter))

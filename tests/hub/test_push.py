@@ -22,15 +22,16 @@ def start(base="Qwen/Qwen2.5-0.5B", adapter=None):
     [
         ({"hub_token": "hf_some-token"}, start(), "set HF_TOKEN in the environment"),
         ({"push_to_hub": True}, start(), "as `hub_model_id: me/my-name`"),
-        ({"push_to_hub": True, "hub_model_id": "mine"}, start(), "hub_model_id: expected owner/name"),
-        ({"push_to_hub": True, "hub_model_id": "me/mine"}, start("."), "--what model --to me/mine"),
-        ({"push_to_hub": True, "hub_model_id": "me/mine"}, start(adapter="a"), "--what model"),
+        ({"hub_model_id": "mine"}, start(), "hub_model_id: expected owner/name"),
+        ({"hub_model_id": "me/mine"}, start("."), "--what model --to me/mine"),
+        ({"hub_model_id": "me/mine"}, start(adapter="a"), "--what model"),
     ],
-)  # fmt: skip
+)
 def test_a_push_that_would_fail_is_refused_first(tmp_path, monkeypatch, settings, begin, message):
     from trl import SFTConfig
 
     monkeypatch.setenv("HF_TOKEN", "hf_some-token")
+    settings = settings | {"push_to_hub": "hub_token" not in settings}
     training = SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **settings)
     with pytest.raises(InputError, match=message) as error:
         check_push(training, begin)

@@ -77,9 +77,6 @@ def test_a_permanent_failure_is_one_clear_message(hub, what, message, times, cap
     assert hub.secret not in str(error.value) + capfd.readouterr().err
     assert hub.files("me/mine") == {}
     assert hub.faults[0][3] == 99 - times
-    hub.faults.clear()
-    assert push()[1]
-    assert hub.files("me/mine") == FILES
 
 
 def test_a_secret_stops_an_upload_before_the_first_request(hub):
@@ -88,27 +85,23 @@ def test_a_secret_stops_an_upload_before_the_first_request(hub):
     assert hub.requests == []
 
 
-def test_secrets_are_found_in_texts_weights_and_compressed_rows(tmp_path, monkeypatch):
+def test_secrets_and_paths_are_found_in_texts_weights_and_compressed_rows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DEEPSEEK_API_KEY", VALUE)
     monkeypatch.setenv("OPENAI_API_KEY", "EMPTY")  # too short to be one
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false-false")
-    rows, weights = tmp_path / "train.parquet", tmp_path / "weights.safetensors"
-    pq.write_table(pa.table({"a": [["x", f"so {VALUE}!"]] * 100}), rows, compression="zstd")
-    weights.write_bytes(b"\0" * 100_000 + VALUE.encode())
+    rows, weights = Path("train.parquet"), Path("weights.safetensors")
+    values = [["x", f"so {VALUE}!", f"{tmp_path}/runs/rl_final"]] * 100
+    pq.write_table(pa.table({"a": values}), rows, compression="zstd")
+    weights.write_bytes(b"\0" * 100_000 + f"{VALUE} {tmp_path}/x".encode())
     for content in (rows, weights, f"key: {VALUE}\n".encode()):
         with pytest.raises(InputError, match="card holds the value of DEEPSEEK_API_KEY") as error:
             check_secrets({"card": content})
         assert VALUE not in str(error.value)
-    (tmp_path / "empty.json").touch()
-    check_secrets({"empty.json": tmp_path / "empty.json", "card": b"EMPTY, false-false"})
+    noted = local_paths({"train.parquet": rows, "README.md": b"nothing", weights.name: b"weights"})
+    assert noted == [f"train.parquet names {tmp_path}, a folder of this machine"]
+    Path("empty.json").touch()
+    check_secrets({"empty.json": Path("empty.json"), "card": b"EMPTY, false-false"})
     rows.write_bytes(b"torn")
     with pytest.raises(InputError, match=r"train.parquet is not a parquet file"):
         check_secrets({"card": rows})
-
-
-def test_files_that_name_a_path_of_this_machine_are_noted(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    pq.write_table(pa.table({"model": [f"{tmp_path}/runs/rl_final"]}), "train.parquet")
-    files = {"train.parquet": Path("train.parquet"), "README.md": b"nothing",
-             "model.safetensors": f"{tmp_path}/x".encode()}  # fmt: skip
-    assert local_paths(files) == [f"train.parquet names {tmp_path}, a folder of this machine"]
