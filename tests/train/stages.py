@@ -4,6 +4,7 @@ import copy
 import json
 import sys
 from types import SimpleNamespace
+from unittest import mock
 
 import torch
 from transformers import TrainerCallback
@@ -17,11 +18,14 @@ from chainforge.train.templates import load_tokenizer
 TEXT = "<reasoning_process>1 + 1 = 2</reasoning_process>\n<summary>2</summary>"
 PROMPT = [{"role": "user", "content": "1 + 1 ="}]
 ROW = {"prompt": PROMPT, "completion": TEXT}
-COMMON = ["--use_cpu", "--max_steps", "2", "--report_to", "none", "--bf16", "false"]
-COMMON += ["--learning_rate", "0.01", "--gradient_checkpointing", "false", "--logging_steps", "1"]
-SFT = [*COMMON, "--per_device_train_batch_size", "4", "--save_strategy", "no"]
-GRPO = [*COMMON, "--per_device_train_batch_size", "8", "--num_generations", "4", "--beta", "0.1"]
-GRPO += ["--max_completion_length", "8", "--save_strategy", "no"]
+CPU = ["--use_cpu", "--max_steps", "2", "--report_to", "none", "--bf16", "false"]
+CPU += ["--learning_rate", "0.01", "--gradient_checkpointing", "false", "--logging_steps", "1"]
+CPU += ["--save_strategy", "no"]
+GROUPS = ["--num_generations", "4", "--beta", "0.1", "--max_completion_length", "8"]
+COMMON = {
+    "sft": [*CPU, "--per_device_train_batch_size", "4"],
+    "grpo": [*CPU, "--per_device_train_batch_size", "8", *GROUPS],
+}
 METHODS = {
     "full": [],
     "lora": ["--use_peft", "true", "--lora_r", "4"],
@@ -33,7 +37,7 @@ def rows(count=16):
     from datasets import Dataset
 
     done = [{"role": "assistant", "content": TEXT}]
-    return Dataset.from_dict({"prompt": [PROMPT] * count, "completion": [done] * count})
+    return Dataset.from_list([{"prompt": PROMPT, "completion": done}] * count)
 
 
 def opened(path):
@@ -77,18 +81,25 @@ class First(TrainerCallback):
         self.logits = logits(model)
 
 
-def stage_of(monkeypatch, kind, model, directory, *flags):
+def distance(one, two):
+    return float((one - two).norm() / two.norm())
+
+
+def stage_of(kind, model, directory, *flags):
     """Train a stage as `recipes/sft.py` or `recipes/grpo.py` does; return it with its trainer."""
+    argv = [*COMMON[kind], "--model_name_or_path", model, "--output_dir", directory, *flags]
+    with mock.patch.object(sys, "argv", [f"{kind}.py", *map(str, argv)]):
+        return _train(kind)
+
+
+def _train(kind):
     from trl import GRPOConfig, GRPOTrainer, ModelConfig, SFTConfig, SFTTrainer
 
-    config, common = (SFTConfig, SFT) if kind == "sft" else (GRPOConfig, GRPO)
-    argv = [*common, "--model_name_or_path", str(model), "--output_dir", str(directory), *flags]
-    monkeypatch.setattr(sys, "argv", [f"{kind}.py", *map(str, argv)])
+    config, make = (SFTConfig, SFTTrainer) if kind == "sft" else (GRPOConfig, GRPOTrainer)
     policy, training, model_args = parse(PolicyArgs, config, ModelConfig)
     start = check_policy(policy, training, model_args)
     with open_stage(kind, training.output_dir, policy, training, model_args) as stage:
         tokenizer = load_tokenizer(start.source.tokenizer, **start.tokenizer_options)
-        make = SFTTrainer if kind == "sft" else GRPOTrainer
         data = rows() if kind == "sft" else rows().select_columns(["prompt"])
         trainer = make(
             model=open_policy(start, stage),

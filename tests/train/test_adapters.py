@@ -8,8 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
-from stages import METHODS, adapted, edit, logits, opened, same, stage_of
+from stages import METHODS, adapted, distance, edit, logits, opened, same
 
 from chainforge.core.artifacts import read_json
 from chainforge.core.errors import InputError
@@ -17,45 +16,15 @@ from chainforge.train.loop import NothingTrained
 
 COMBINATIONS = [("full", "merge")]
 COMBINATIONS += [(method, how) for method in ("lora", "qlora") for how in ("merge", "continue")]
-
-
-@pytest.fixture(scope="module")
-def made(wide_model, tmp_path_factory):
-    """Return the stage that others start from, trained once: `made("sft", "lora")`."""
-    folder, stages = tmp_path_factory.mktemp("runs"), {}
-
-    def make(kind, method):
-        if (kind, method) not in stages:
-            directory = folder / f"{kind}-{method}"
-            with pytest.MonkeyPatch.context() as patch:
-                stages[kind, method] = stage_of(
-                    patch, kind, wide_model, directory, *METHODS[method]
-                )
-        return stages[kind, method]
-
-    return make
-
-
-@pytest.fixture
-def bare(made, tmp_path):
-    """An adapter alone, away from the stage that left it."""
-    return Path(shutil.copytree(made("sft", "lora").path("adapter"), tmp_path / "bare"))
-
-
-def distance(one, two):
-    return float((one - two).norm() / two.norm())
+CONTINUED = [*METHODS["lora"], "--adapter", "continue"]
 
 
 @pytest.mark.parametrize(("method", "how"), COMBINATIONS)
 @pytest.mark.parametrize("giver", ["sft", "grpo"])
-def test_every_way_from_one_stage_to_the_next(
-    giver, method, how, made, wide_model, tmp_path, monkeypatch
-):
+def test_every_way_from_one_stage_to_the_next(giver, method, how, made, wide_model, train):
     before = made(giver, method)
-    part = "model" if how == "merge" else "adapter"
-    flags = [*METHODS[method], "--adapter", how]
-    stage = stage_of(monkeypatch, "grpo", before.path(part), tmp_path / "rl", *flags)
     start = before.path("adapter" if how == "continue" else "model")
+    stage = train("grpo", start, *METHODS[method], "--adapter", how)
     assert stage.notes["starts_from"] == str(start)
     assert stage.kl[0] == 0
     assert stage.kl[1] > 0.01
@@ -106,153 +75,86 @@ def test_after_qlora_only_the_bases_rounding_is_missing(made, wide_model):
     same(logits(PeftModel.from_pretrained(rounded, stage.path("adapter"))), stage.ended)
 
 
-@pytest.mark.parametrize("method", ["lora", "qlora"])
-def test_the_merged_model_has_its_bases_own_precision(method, wide_model, tmp_path, monkeypatch):
-    base = Path(shutil.copytree(wide_model, tmp_path / "base"))
-    opened(wide_model).bfloat16().save_pretrained(base)
-    stage = stage_of(monkeypatch, "sft", base, tmp_path / "cold", *METHODS[method])
-    left = opened(stage.path("model"))
-    assert {weight.dtype for weight in left.parameters()} == {torch.bfloat16}
-    if method == "lora":
-        assert distance(logits(left), stage.ended) < 0.03
-
-
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_a_stage_from_an_adapter_that_no_stage_left(method, bare, made, tmp_path, monkeypatch):
+def test_a_stage_from_an_adapter_that_no_stage_left(method, bare, made, train, tmp_path):
     """It is merged on disk: merged in memory, TRL's reference would be the base below it."""
-    stage = stage_of(monkeypatch, "grpo", bare, tmp_path / "rl", *METHODS[method])
+    stage = train("grpo", bare, *METHODS[method])
     assert stage.kl[0] == 0
-    assert stage.notes["starts_from"] == str(tmp_path / "rl/start")
+    assert stage.notes["starts_from"] == str(tmp_path / "out/start")
     same(stage.begun, made("sft", "lora").ended)
     same(logits(opened(stage.path("model"))), stage.ended)
     needed = method == "lora"  # as the base of adapter/
     assert stage.path("start/model.safetensors").exists() == needed
-    if method == "lora":
-        monkeypatch.chdir(tmp_path)
+    if needed:
         same(logits(adapted(stage.path("adapter"))), stage.ended)
 
 
-def test_an_adapter_is_opened_from_the_hubs_cache(bare, made, tmp_path, monkeypatch):
-    snapshot = tmp_path / "hub/models--me--cold/snapshots" / ("0" * 40)
-    shutil.copytree(bare, snapshot)
-    (tmp_path / "hub/models--me--cold/refs").mkdir()
-    (tmp_path / "hub/models--me--cold/refs/main").write_text("0" * 40)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    flags = [*METHODS["lora"], "--adapter", "continue"]
-    stage = stage_of(monkeypatch, "grpo", "me/cold", tmp_path / "rl", *flags)
-    assert stage.kl[0] == 0
-    same(stage.begun, made("sft", "lora").ended)
-
-
-def test_dropout_is_off_where_there_is_a_reference(bare, made, tmp_path, monkeypatch):
+def test_dropout_is_off_where_there_is_a_reference(bare, train):
     edit(bare / "adapter_config.json", lora_dropout=0.3)
-    flags = [*METHODS["lora"], "--adapter", "continue"]
-    stage = stage_of(monkeypatch, "grpo", bare, tmp_path / "rl", *flags)
-    assert stage.kl[0] == 0
-    on = [*flags, "--disable_dropout", "false"]
+    assert train("grpo", bare, *CONTINUED).kl[0] == 0
     with pytest.raises(InputError, match="disable_dropout: false with beta"):
-        stage_of(monkeypatch, "grpo", bare, tmp_path / "other", *on)
+        train("grpo", bare, *CONTINUED, "--disable_dropout", "false")
 
 
 @pytest.mark.filterwarnings("ignore:Found missing adapter keys")
-def test_an_adapter_of_another_model_is_refused(bare, tmp_path, monkeypatch):
+def test_an_adapter_of_another_model_is_refused(bare, train):
     """PEFT warns, and trains a fresh adapter under the given one's name."""
     from safetensors.torch import load_file, save_file
 
     weights = load_file(bare / "adapter_model.safetensors")
     other = {name.replace("q_proj", "query"): value for name, value in weights.items()}
     save_file(other, bare / "adapter_model.safetensors", metadata={"format": "pt"})
-    flags = [*METHODS["lora"], "--adapter", "continue"]
     with pytest.raises(InputError, match="was made for another model"):
-        stage_of(monkeypatch, "grpo", bare, tmp_path / "rl", *flags)
+        train("grpo", bare, *CONTINUED)
 
 
-REFUSED = {
-    "no adapter to continue": ("model", "lora --adapter continue", "is a plain model; give its"),
-    "all weights of an adapter": ("adapter", "full --adapter continue", "set use_peft: true"),
-    "4 bits without LoRA": ("model", "full --load_in_4bit true", "cannot be trained"),
-    "another rank": ("adapter", "lora --adapter continue --lora_r 8", "lora_r: .* has 4"),
-    "LoRA's settings without LoRA": ("model", "full --lora_alpha 8", "but not use_peft"),
-    "an adapter on the head": (
-        "model",
-        "lora --lora_target_modules q_proj lm_head",
-        "lora_target_modules: lm_head",
-    ),
-    "other weights": (
-        "model",
-        'full --model_init_kwargs {"gguf_file":"x.gguf"}',
-        "model_init_kwargs: gguf_file",
-    ),
-    "an unknown part": ("model", "full --save model optimizer", "'optimizer' is not one of"),
-    "nothing kept": ("model", "full --save adapter checkpoints", "save model"),
-}
+REFUSED = [
+    ("model", "lora --adapter continue", "is a plain model; give its"),
+    ("adapter", "full --adapter continue", "set use_peft: true"),
+    ("model", "full --load_in_4bit true", "cannot be trained"),
+    ("adapter", "lora --adapter continue --lora_r 8", "lora_r: .* has 4"),
+    ("model", "full --lora_alpha 8", "but not use_peft"),
+    ("model", "lora --lora_target_modules q_proj lm_head", "lora_target_modules: lm_head"),
+    ("model", 'full --model_init_kwargs {"gguf_file":"x.gguf"}', "model_init_kwargs: gguf_file"),
+    ("model", "full --save model optimizer", "'optimizer' is not one of"),
+    ("model", "full --save adapter checkpoints", "save model"),
+]
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize(("part", "words", "message"), REFUSED)
 def test_what_makes_no_sense_is_refused_before_anything_is_opened(
-    case, made, tmp_path, monkeypatch
+    part, words, message, made, train, tmp_path
 ):
-    part, words, message = REFUSED[case]
     method, *flags = words.split()
-    given = made("sft", "lora").path(part)
     with pytest.raises(InputError, match=message):
-        stage_of(monkeypatch, "grpo", given, tmp_path / "rl", *METHODS[method], *flags)
-    assert not (tmp_path / "rl").exists()
+        train("grpo", made("sft", "lora").path(part), *METHODS[method], *flags)
+    assert not (tmp_path / "out").exists()
 
 
-def test_a_quantised_checkpoint_is_refused(wide_model, tmp_path, monkeypatch):
-    model = Path(shutil.copytree(wide_model, tmp_path / "model"))
-    edit(model / "config.json", quantization_config={"quant_method": "bitsandbytes"})
-    with pytest.raises(InputError, match="quantised already"):
-        stage_of(monkeypatch, "grpo", model, tmp_path / "rl")
+KEPT = [("lora", ["adapter"]), ("lora", ["model", "checkpoints"]), ("full", ["model"])]
 
 
-@pytest.mark.parametrize(
-    ("method", "keep", "left"),
-    [
-        ("lora", ["adapter"], {"adapter"}),
-        ("lora", ["model", "checkpoints"], {"model", "checkpoints"}),
-        ("full", ["model"], {"model"}),
-    ],
-)
-def test_only_what_is_kept_stays(method, keep, left, wide_model, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("method", "keep"), KEPT)
+def test_only_what_is_kept_stays(method, keep, wide_model, train):
     saving = ["--save_strategy", "steps", "--save_steps", "1", "--max_steps", "1"]
-    flags = [*METHODS[method], *saving, "--save", *keep]
-    stage = stage_of(monkeypatch, "sft", wide_model, tmp_path / "cold", *flags)
-    assert {path.name for path in stage.path("").iterdir() if path.is_dir()} == left
+    stage = train("sft", wide_model, *METHODS[method], *saving, "--save", *keep)
+    assert {path.name for path in stage.path("").iterdir() if path.is_dir()} == set(keep)
     signed = {Path(name).parts[0] for name in read_json(stage.path("manifest.json"))["outputs"]}
-    assert signed & {"model", "adapter"} == left - {"checkpoints"}
+    assert signed & {"model", "adapter"} == set(keep) - {"checkpoints"}
 
 
-def test_training_that_changes_nothing_is_an_error(wide_model, tmp_path, monkeypatch):
+def test_training_that_changes_nothing_is_an_error(wide_model, train, tmp_path):
     with pytest.raises(NothingTrained, match="no weight changed in 2 steps"):
-        stage_of(monkeypatch, "sft", wide_model, tmp_path / "cold", "--learning_rate", "0")
-    assert not (tmp_path / "cold/model").exists()
+        train("sft", wide_model, "--learning_rate", "0")
+    assert not (tmp_path / "out/model").exists()
 
 
-def test_a_policy_that_cannot_train_is_an_error(bare, tmp_path, monkeypatch):
-    def open_frozen(start, stage):
-        stage.policy = start
-        return adapted(bare)
-
-    monkeypatch.setattr("stages.open_policy", open_frozen)
-    flags = [*METHODS["lora"], "--adapter", "continue", "--beta", "0"]
-    with pytest.raises(NothingTrained, match="no parameter of the model requires a gradient"):
-        stage_of(monkeypatch, "grpo", bare, tmp_path / "rl", *flags)
-
-
-def test_a_qlora_run_that_was_cut_ends_the_same(made, tmp_path, monkeypatch):
-    from safetensors.torch import load_file
-
-    flags = [*METHODS["qlora"], "--adapter", "continue", "--max_steps", "3"]
-    flags += ["--save_strategy", "steps", "--save_steps", "1"]
-    given = made("sft", "qlora").path("adapter")
-    whole = stage_of(monkeypatch, "grpo", given, tmp_path / "whole", *flags)
-    cut = Path(shutil.copytree(tmp_path / "whole", tmp_path / "cut"))
-    (cut / "manifest.json").unlink()
-    for step in (2, 3):
-        shutil.rmtree(cut / f"checkpoints/checkpoint-{step}")
-    again = stage_of(monkeypatch, "grpo", given, cut, *flags)
-    one, two = (load_file(s.path("adapter/adapter_model.safetensors")) for s in (whole, again))
-    assert one.keys() == two.keys()
-    assert all(torch.equal(one[name], two[name]) for name in one)
+def test_an_adapter_is_opened_from_the_hubs_cache(bare, made, train, tmp_path, monkeypatch):
+    repository = tmp_path / "hub/models--me--cold"
+    shutil.copytree(bare, repository / "snapshots" / ("0" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text("0" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    stage = train("grpo", "me/cold", *CONTINUED)
+    assert stage.kl[0] == 0
+    same(stage.begun, made("sft", "lora").ended)

@@ -1,23 +1,19 @@
-"""What may be opened, and what is refused before anything of it is loaded."""
+"""What may be opened, what is refused before it is loaded, and what a library cannot load."""
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from stages import edit, opened
 
+from chainforge.core import process
 from chainforge.core.errors import InputError
 from chainforge.generate.local import open_policy
 from chainforge.train.model_source import check_model, find_source
+from chainforge.train.templates import load_tokenizer
 
 INDEX = "model.safetensors.index.json"
-
-
-@pytest.fixture
-def model(tiny_model, tmp_path):
-    """A copy of the tiny model that may be spoilt."""
-    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
 
 
 @pytest.fixture
@@ -64,9 +60,6 @@ def test_a_relative_base_is_found_and_made_absolute(tiny_model, adapter, monkeyp
     monkeypatch.chdir(Path(tiny_model).parent)
     edit(adapter / "adapter_config.json", base_model_name_or_path=Path(tiny_model).name)
     assert find_source(str(adapter)).model == tiny_model
-    monkeypatch.chdir(adapter)
-    with pytest.raises(InputError, match="base_model_name_or_path: tiny: not found locally"):
-        find_source(str(adapter))
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
@@ -83,7 +76,7 @@ def test_a_models_own_code_runs_only_when_it_is_trusted(model, file):
     [
         ({"base_model_name_or_path": None}, "name a model"),
         ({"base_model_name_or_path": "/no/such"}, "no such model directory"),
-        ({"base_model_name_or_path": "."}, "it has no config.json"),
+        ({"base_model_name_or_path": "gone"}, "base_model_name_or_path: gone: not found locally"),
         ({"base_model_name_or_path": "adapter"}, "is a LoRA adapter"),
         ({"peft_type": "IA3"}, "of type IA3; only LoRA"),
         ({"bias": "all"}, "with bias: all cannot be merged exactly"),
@@ -106,21 +99,21 @@ def test_pickles_are_refused(model, adapter):
         find_source(str(adapter))
 
 
-HOSTILE = {
-    "one pickle": {"a": "dummy.safetensors", "b": "pytorch_model-00002-of-00002.bin"},
-    "a file elsewhere": {"a": "../other/model.safetensors"},
-    "a part that is missing": {"a": "model-00001-of-00002.safetensors"},
-    "a part that is no name": {"a": 3},
-    "nothing": {},
-}
+HOSTILE = [
+    {"a": "dummy.safetensors", "b": "pytorch_model-00002-of-00002.bin"},
+    {"a": "../other/model.safetensors"},
+    {"a": "model-00001-of-00002.safetensors"},  # a part that is missing
+    {"a": 3},
+    {},
+]
 
 
-@pytest.mark.parametrize("case", HOSTILE)
-def test_an_index_may_name_only_safetensors_beside_it(case, model):
+@pytest.mark.parametrize("parts", HOSTILE, ids=str)
+def test_an_index_may_name_only_safetensors_beside_it(parts, model):
     """transformers opens each file by the ending of its name: pickles with torch.load."""
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
     (model / "dummy.safetensors").write_bytes(b"")
-    (model / INDEX).write_text(json.dumps({"weight_map": HOSTILE[case]}))
+    edit(model / INDEX, weight_map=parts)
     refused(model, INDEX)
 
 
@@ -137,13 +130,67 @@ def test_a_sharded_model_is_opened_and_pickles_beside_it_are_left_alone(model, t
 
 
 def test_an_index_in_the_hubs_cache_is_checked_too(model, tmp_path, monkeypatch):
-    snapshot = tmp_path / "hub/models--me--evil/snapshots" / ("0" * 40)
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
-    (model / INDEX).write_text(json.dumps({"weight_map": {"a": "pytorch_model.bin"}}))
-    shutil.copytree(model, snapshot)
-    (tmp_path / "hub/models--me--evil/refs").mkdir()
-    (tmp_path / "hub/models--me--evil/refs/main").write_text("0" * 40)
+    edit(model / INDEX, weight_map={"a": "pytorch_model.bin"})
+    repository = tmp_path / "hub/models--me--evil"
+    shutil.copytree(model, repository / "snapshots" / ("0" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text("0" * 40)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     for find in (find_source, open_policy):
         with pytest.raises(InputError, match="pytorch_model.bin"):
             find("me/evil")
+
+
+def cannot_load(capsys, act):
+    """Return the one message for what a library cannot load."""
+    with pytest.raises(SystemExit) as end:
+        process.run(act)
+    told = capsys.readouterr().err
+    assert (end.value.code, "failed: " in told) == (2, False), told
+    return next(line for line in told.splitlines() if line.startswith("error: "))
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "words"),
+    [
+        ("model.safetensors", lambda old: old[:1000], "cannot be loaded"),
+        ("generation_config.json", lambda old: b"[]", "cannot be loaded"),
+        ("config.json", lambda old: b'{"model_type": "nope"}', "model type `nope`"),
+        ("config.json", lambda old: old.replace(b'size": 32', b'size": 8'), "cannot be loaded"),
+    ],
+)
+def test_a_damaged_model_is_named(model, capsys, file, change, words):
+    (model / file).write_bytes(change((model / file).read_bytes()))
+    said = cannot_load(capsys, lambda: opened(model))
+    assert str(model) in said
+    assert words in said
+
+
+@pytest.mark.parametrize("content", ["{", '{"model": 3}'])
+def test_a_damaged_tokenizer_is_named(model, capsys, content):
+    (model / "tokenizer.json").write_text(content)
+    assert str(model) in cannot_load(capsys, lambda: load_tokenizer(str(model)))
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("content", ["[]", "{"])
+def test_a_configuration_that_is_no_object_is_named(model, file, content):
+    (model / file).write_text(content)
+    with pytest.raises(InputError, match=f"{file}.*JSON"):
+        find_source(str(model))
+
+
+def test_an_adapter_that_does_not_fit_is_named(model, tmp_path, capsys):
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from safetensors.torch import load_file, save_file
+
+    get_peft_model(opened(model), LoraConfig()).save_pretrained(tmp_path / "adapter")
+    file = tmp_path / "adapter/adapter_model.safetensors"
+    more = {"base_model.model.model.embed_tokens.weight": torch.zeros(999, 32)}
+    save_file(load_file(file) | more, file)
+    base, lacking = opened(model), LoraConfig(target_modules=["zzz"])
+    said = cannot_load(capsys, lambda: PeftModel.from_pretrained(base, tmp_path / "adapter"))
+    assert "adapter: cannot be loaded" in said
+    said = cannot_load(capsys, lambda: get_peft_model(opened(model), lacking))
+    assert all(word in said for word in ("lora_target_modules", "zzz", "all-linear"))

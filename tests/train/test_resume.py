@@ -19,35 +19,24 @@ from chainforge.train.checkpoints import SEAL, last_good
 STEPS = 12
 FIXED = {"use_cpu": True, "bf16": False, "report_to": "none", "gradient_checkpointing": False}
 FIXED |= {"max_steps": STEPS, "learning_rate": 0.01, "save_steps": 2, "logging_steps": 5}
+LORA = {"beta": 0.1, "use_peft": True}
+QLORA = LORA | {"load_in_4bit": True}
+# in an order that transformers draws from what training itself draws from
+GROUPED = {"train_sampling_strategy": "group_by_length"}
+# the best of several checkpoints becomes the policy, and only the newest is kept beside it
+BEST = {"keep_best": True, "save_total_limit": 1}
 # Each goes through its data more than once, and so through several orders of them.
 KINDS = {
     "sft": ("sft", {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}),
     "packed": ("sft", {"per_device_train_batch_size": 1, "packing": True, "max_length": 128}),
     "grpo": ("grpo", {"per_device_train_batch_size": 8, "steps_per_generation": 2, "beta": 0.1}),
-    "lora": (
-        "grpo",
-        {"per_device_train_batch_size": 16, "num_iterations": 2, "beta": 0.1, "use_peft": True},
-    ),
+    "lora": ("grpo", {"per_device_train_batch_size": 16, "num_iterations": 2} | LORA),
     "distill": ("distill", {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}),
-    # by epochs, and in an order that transformers draws from what training itself draws from
-    "grouped": (
-        "sft",
-        {"per_device_train_batch_size": 4, "train_sampling_strategy": "group_by_length"}
-        | {"save_strategy": "epoch"},
-    ),
+    "grouped": ("sft", {"per_device_train_batch_size": 4, "save_strategy": "epoch"} | GROUPED),
     "two": ("grpo", {"per_device_train_batch_size": 4, "steps_per_generation": 2}),
-    # the best of several checkpoints becomes the policy, and only the newest is kept beside it
-    "best": (
-        "grpo",
-        {"per_device_train_batch_size": 8, "heldout_size": 4, "keep_best": True}
-        | {"save_total_limit": 1},
-    ),
-    # an adapter that an earlier stage left, trained on over a base in four bits
-    "qlora": (
-        "grpo",
-        {"per_device_train_batch_size": 8, "beta": 0.1, "use_peft": True}
-        | {"load_in_4bit": True, "adapter": "continue"},
-    ),
+    "best": ("grpo", {"per_device_train_batch_size": 8, "heldout_size": 4} | BEST),
+    # an adapter that an earlier stage left, trained further over a base in four bits
+    "qlora": ("grpo", {"per_device_train_batch_size": 8, "adapter": "continue"} | QLORA),
 }
 # Killed when so many steps are taken; after 12 only the policy is left to save.
 FEW = {"sft": [0], "packed": [7], "grpo": [5, 12], "lora": [3], "distill": [9]}
@@ -74,7 +63,7 @@ class Runs:
     def __init__(self, folder, model, teacher):
         self.folder, self.warm, self.model, self.done = folder, Warm(), model, set()
         questions = [
-            {"question": f"{n} + {n + 1} =", "answer": str(2 * n + 1), "verifier": "exact"}
+            {"question": f"{n} + 1 =", "answer": str(n + 1), "verifier": "exact"}
             for n in range(100)
         ]
         traces = [
@@ -86,16 +75,15 @@ class Runs:
         write_rows(folder / "traces.jsonl", traces)
         (folder / "reward.py").write_text("def short(completion):\n    return -len(completion)\n")
         task = {"fn": "jsonl", "params": {"path": str(folder / "questions.jsonl")}, "size": 14}
+        asked = {"tasks": [task], "max_completion_length": 8}
         own = {
             "sft": {"data": [str(folder / "traces.jsonl")]},
-            "grpo": {"tasks": [task], "rewards": [{"fn": f"{folder}/reward.py:short"}]}
-            | {"num_generations": 4, "max_completion_length": 8},
-            "distill": {"tasks": [task], "teacher_model_name_or_path": teacher}
-            | {"max_completion_length": 8},
+            "grpo": asked
+            | {"rewards": [{"fn": f"{folder}/reward.py:short"}], "num_generations": 4},
+            "distill": asked | {"teacher_model_name_or_path": teacher},
         }
         for kind, (recipe, settings) in KINDS.items():
-            text = yaml.safe_dump(FIXED | own[recipe] | settings)
-            (folder / f"{kind}.yaml").write_text(text)
+            (folder / f"{kind}.yaml").write_text(yaml.safe_dump(FIXED | own[recipe] | settings))
 
     def place(self, kind, name):
         return self.folder / kind / name / "stage"
@@ -111,13 +99,13 @@ class Runs:
         log = place.with_name("log.txt")
         return self.warm.run(KINDS[kind][0], *words, log=log, fault=fault, ranks=ranks)
 
-    def finish(self, kind, name, *flags):
+    def finish(self, kind, name, *flags, fault=None):
         """Run a stage to its end and compare it with an undisturbed one; return what it said."""
-        code, text = self.run(kind, name, *flags)
+        code, text = self.run(kind, name, *flags, fault=fault)
         assert code == 0, text
         found, whole = self.left(kind, name), self.left(kind, self.whole(kind))
-        for key, value in whole.items():
-            assert found[key] == value, key
+        for key in whole if "no" not in flags else ("model", "rollouts"):
+            assert found[key] == whole[key], key
         return text
 
     def whole(self, kind):
@@ -146,21 +134,16 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, tiny_model):
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    folder = tmp_path_factory.mktemp("runs")
-    teacher = AutoModelForCausalLM.from_pretrained(tiny_model)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for weight in teacher.parameters():
-            weight += 0.1 * torch.randn_like(weight)
-    shutil.copytree(tiny_model, folder / "teacher")
-    teacher.save_pretrained(folder / "teacher")
-    found = Runs(folder, tiny_model, str(folder / "teacher"))
+def runs(tmp_path_factory, tiny_model, padded_models):
+    found = Runs(tmp_path_factory.mktemp("runs"), tiny_model, padded_models["teacher", 320])
     yield found
     found.warm.close()
+
+
+def resumed(text):
+    """Return the checkpoint that a run resumed from; None if it began."""
+    found = re.search(r"resuming from \S+/(checkpoint-\d+)", text)
+    return found and found[1]
 
 
 def test_a_killed_run_ends_as_an_undisturbed_one(runs, kind, killed_at):
@@ -169,7 +152,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one(runs, kind, killed_at):
     assert not (runs.place(kind, name) / "manifest.json").exists()
     before = runs.checkpoints(kind, name)
     text = runs.finish(kind, name)
-    assert ("resuming from" in text) == bool(before)
+    assert bool(resumed(text)) == bool(before)
     assert "not whole" not in text
 
 
@@ -182,7 +165,7 @@ def test_a_run_killed_while_it_saves_resumes_from_the_checkpoint_before(runs, ki
     assert runs.checkpoints(kind, name) == ["checkpoint-4", "checkpoint-6"]
     text = runs.finish(kind, name, "--save_total_limit", 1)
     assert "checkpoint-6 is not whole (it was not written to its end" in text
-    assert "checkpoints/checkpoint-4" in text.partition("resuming from ")[2].splitlines()[0]
+    assert resumed(text) == "checkpoint-4"
     assert runs.checkpoints(kind, name) == ["checkpoint-12"]
 
 
@@ -220,11 +203,11 @@ def test_damage_to_any_file_of_the_newest_is_found(runs, tmp_path, caplog, kind,
 
 def test_a_flipped_bit_costs_the_steps_since_the_checkpoint_before(runs):
     runs.run("lora", "flipped", fault={"step": 7})
-    path = runs.place("lora", "flipped") / "checkpoints/checkpoint-6/optimizer.pt"
-    FAULTS["flipped"](path)
+    checkpoints = runs.place("lora", "flipped") / "checkpoints"
+    FAULTS["flipped"](checkpoints / "checkpoint-6/optimizer.pt")
     text = runs.finish("lora", "flipped")
     assert "checkpoint-6 is not whole (optimizer.pt has changed since it was written)" in text
-    assert "checkpoints/checkpoint-4" in text.partition("resuming from ")[2].splitlines()[0]
+    assert resumed(text) == "checkpoint-4"
     assert "damaged-checkpoint-6" not in runs.checkpoints("lora", "flipped")  # once all is well
 
 
@@ -248,18 +231,11 @@ def test_a_signal_stops_a_run_where_it_can_resume(runs, kind, number, at):
     waits = f"{number.name}: stopping after step 6, the end of this generation window"
     assert (waits in text) == (kind != "sft")
     assert runs.checkpoints(kind, "stopped") == ["checkpoint-6"]
-    code, text = runs.run(kind, "stopped", *flags)
-    assert code == 0, text
-    assert f"resuming from {runs.place(kind, 'stopped')}/checkpoints/checkpoint-6" in text
-    found, whole = runs.left(kind, "stopped"), runs.left(kind, runs.whole(kind))
-    assert found["model"] == whole["model"]
-    assert found["rollouts"] == whole["rollouts"]
+    assert resumed(runs.finish(kind, "stopped", *flags)) == "checkpoint-6"
 
 
 def test_a_signal_after_the_last_step_is_too_late(runs):
-    code, text = runs.run("sft", "late", fault={"step": STEPS, "signal": signal.SIGTERM})
-    assert code == 0, text
-    assert runs.left("sft", "late") == runs.left("sft", runs.whole("sft"))
+    runs.finish("sft", "late", fault={"step": STEPS, "signal": signal.SIGTERM})
 
 
 def test_a_full_disk_is_named_and_leaves_the_last_good_state(runs):
@@ -272,7 +248,7 @@ def test_a_full_disk_is_named_and_leaves_the_last_good_state(runs):
     assert "save_total_limit: 1" in text
     assert "Traceback" not in text
     assert runs.checkpoints("sft", "full") == ["checkpoint-2", "checkpoint-4"]
-    assert "checkpoint-4" in runs.finish("sft", "full").partition("resuming from")[2]
+    assert resumed(runs.finish("sft", "full")) == "checkpoint-4"
 
 
 def test_a_full_disk_names_the_file_where_it_can(runs):
@@ -280,6 +256,5 @@ def test_a_full_disk_names_the_file_where_it_can(runs):
     code, text = runs.run("grpo", "rows", *flags, fault={"file_size": 30_000})
     assert code == 1
     assert f"failed: no room to write {runs.place('grpo', 'rows')}/rollouts.jsonl: " in text
-    assert runs.run("grpo", "rows", *flags)[0] == 0
-    assert runs.left("grpo", "rows")["model"] == runs.left("grpo", runs.whole("grpo"))["model"]
+    runs.finish("grpo", "rows", *flags)
     assert len(runs.left("grpo", "rows")["rollouts"]) == STEPS * 8

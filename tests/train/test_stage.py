@@ -17,8 +17,8 @@ def argv(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["recipe.py", "--max_steps", "3", "--output_dir", "out"])
 
 
-def work(directory, recipe="sft", **options):
-    with open_stage(recipe, str(directory), **options) as stage:
+def work(directory, **options):
+    with open_stage("sft", str(directory), **options) as stage:
         stage.path("samples.jsonl").write_text("{}\n")
         stage.metrics["rows"] = 1
     return stage
@@ -29,17 +29,20 @@ def fail(directory):
         raise RuntimeError
 
 
-def test_a_stage_signs_what_it_leaves_and_the_chain_knows_its_fingerprint_before(tmp_path):
+def test_a_stage_signs_what_it_leaves_and_no_secret(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_CANARY")
+    monkeypatch.setenv("DEEPSEEK_API_KEY", "sk-CANARY")
     directory = tmp_path / "runs/cold"
     stage = work(directory, seed=7, inputs={"model": "Qwen/Qwen2.5-0.5B"})
     manifest = artifacts.read_manifest(directory)
-    assert manifest.fingerprint == stage.fingerprint
     assert (manifest.seed, manifest.metrics, manifest.given) == (7, {"rows": 1}, {"max_steps": 3})
     assert manifest.outputs["samples.jsonl"] == artifacts.sha256(directory / "samples.jsonl")
     assert set(manifest.outputs) == {"samples.jsonl", "config.yaml"}
     assert {"torch", "trl", "chainforge"} <= set(manifest.versions)
     inputs = {"model": artifacts.input_fingerprint("Qwen/Qwen2.5-0.5B")}
-    assert stage.fingerprint == artifacts.fingerprint("sft", {"max_steps": 3}, inputs)
+    known = artifacts.fingerprint("sft", {"max_steps": 3}, inputs)  # to the chain, before
+    assert manifest.fingerprint == stage.fingerprint == known
+    assert not any("CANARY" in path.read_text() for path in directory.iterdir())
 
 
 def test_a_stage_that_fails_is_not_signed_and_resumes_and_done_is_done(tmp_path):
@@ -78,23 +81,14 @@ def test_a_second_run_in_one_directory_is_refused(tmp_path):
         "from chainforge.train.stage import open_stage\n"
         f"with open_stage('sft', {str(tmp_path / 'a')!r}): print('open', flush=True); time.sleep(60)"
     )
-    first = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert first.stdout.readline() == "open\n"
-    try:
-        with pytest.raises(InputError, match=f"in use by process {first.pid}"):
-            work(tmp_path / "a")
-    finally:
-        first.kill()
-        first.wait()
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == "open\n"
+        try:
+            with pytest.raises(InputError, match=f"in use by process {first.pid}"):
+                work(tmp_path / "a")
+        finally:
+            first.kill()
     work(tmp_path / "a")
-
-
-def test_secrets_are_in_no_file(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "hf_CANARY")
-    monkeypatch.setenv("DEEPSEEK_API_KEY", "sk-CANARY")
-    work(tmp_path / "a")
-    texts = [path.read_text() for path in (tmp_path / "a").iterdir()]
-    assert not any("CANARY" in text for text in texts)
 
 
 def test_only_the_first_process_writes(tmp_path, monkeypatch):
