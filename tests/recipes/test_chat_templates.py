@@ -6,31 +6,27 @@ from pathlib import Path
 
 import pytest
 import trl
-from small import CPU, TASK
+from small import TASK, TRAIN
 
 from chainforge.core.artifacts import read_manifest
 from chainforge.core.transcript import write
 
-TRAIN = CPU | {"max_steps": 1, "per_device_train_batch_size": 4, "learning_rate": 0.01,
-               "save_strategy": "no"}  # fmt: skip
-ASKED = TRAIN | {"tasks": [TASK], "max_completion_length": 8}
+ASKED = TRAIN | {"tasks": [TASK], "max_completion_length": 8, "max_steps": 1}
 SAMPLED = {"tasks": [TASK | {"size": 8}], "num_samples": 1, "max_new_tokens": 8}
-LOOSE = {"require_correct": False, "require_format": False, "max_repetition": None,
-         "min_language": None}  # fmt: skip
+LOOSE = {"require_correct": False, "require_format": False}
+LOOSE |= {"max_repetition": None, "min_language": None}
 RECIPES = {
-    "sft": TRAIN | {"data": ["rows.jsonl"]},
+    "sft": TRAIN | {"data": ["rows.jsonl"], "max_steps": 1},
     "grpo": ASKED | {"num_generations": 2, "random_rewards": True},
     "distill": ASKED | {"teacher_model_name_or_path": "bare"},
     "reject": SAMPLED | LOOSE,
     "evaluate": SAMPLED | {"models": ["one=bare"]},
 }
-ROW = {
-    "messages": [
-        {"role": "system", "content": "Reason, then answer."},
-        {"role": "user", "content": "1 + 1?"},
-        {"role": "assistant", "content": write("1 + 1 is 2.", "2")},
-    ]
-}
+TURNS = [
+    {"role": "system", "content": "Reason, then answer."},
+    {"role": "user", "content": "1 + 1?"},
+    {"role": "assistant", "content": write("1 + 1 is 2.", "2")},
+]
 
 
 @pytest.fixture
@@ -43,7 +39,7 @@ def run(tmp_path, tiny_model, tokenizer, stage, monkeypatch):
     for name in ("gemma", "qwen3"):
         shutil.copy(Path(trl.__file__).parent / f"chat_templates/{name}.jinja", ".")
     Path("fails.jinja").write_text("{% for m in messages %}{{ m.content + 1 }}{% endfor %}")
-    Path("rows.jsonl").write_text(f"{json.dumps(ROW)}\n" * 8)
+    Path("rows.jsonl").write_text(f"{json.dumps({'messages': TURNS})}\n" * 8)
 
     def call(name, output="out", **settings):
         model = {} if name == "evaluate" else {"model_name_or_path": "bare"}
@@ -65,14 +61,17 @@ def test_a_template_can_be_given_to_a_model_without_one(run, tokenizer, name):
         assert Path("out/model/chat_template.jinja").read_text() == tokenizer.chat_template
 
 
+WRONG = {
+    "gemma.jinja": 'System role not supported; set `system_prompt: ""`',
+    "qwen3.jinja": "set `transcript: think`",
+    "fails.jinja": "fails.jinja: the chat template fails after system and user: can only",
+    "none.jinja": "chat_template_path: none.jinja: [Errno 2] No such file",
+}
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_prompts_that_the_template_refuses_are_found_before_a_model_is_loaded(run, name):
-    for file, words in (
-        ("gemma.jinja", 'System role not supported; set `system_prompt: ""`'),
-        ("qwen3.jinja", "set `transcript: think`"),
-        ("fails.jinja", "fails.jinja: the chat template fails after system and user: can only"),
-        ("none.jinja", "chat_template_path: none.jinja: [Errno 2] No such file"),
-    ):
+    for file, words in WRONG.items():
         code, error = run(name, file.partition(".")[0], chat_template_path=file)
         assert code == 2, error
         assert words in error

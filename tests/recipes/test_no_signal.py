@@ -37,14 +37,14 @@ def grpo(tmp_path, tiny_model, tokenizer, stage, caplog):
     """Run GRPO with one reward; return the exit code, stderr, and what was logged."""
     caplog.set_level(logging.INFO, logger="chainforge")
     (tmp_path / "rewards.py").write_text(REWARDS)
+    # A random model seldom ends its turn.
+    settings = GRPO | {"generation_kwargs": {"forced_eos_token_id": tokenizer.eos_token_id}}
 
-    def run(reward, *flags, model=tiny_model, **params):
-        values = GRPO | SIX | {"max_zero_advantage_steps": 2}
-        values |= {"rewards": [{"fn": f"{tmp_path}/rewards.py:{reward}", "params": params}]}
-        # A random model seldom ends its turn.
-        values["generation_kwargs"] = {"forced_eos_token_id": tokenizer.eos_token_id}
+    def run(reward, model=tiny_model, **params):
+        rewards = [{"fn": f"{tmp_path}/rewards.py:{reward}", "params": params}]
+        values = settings | SIX | {"max_zero_advantage_steps": 2, "rewards": rewards}
         caplog.clear()
-        code, error = stage("grpo", "out", values, "--model_name_or_path", model, *flags)
+        code, error = stage("grpo", "out", values, "--model_name_or_path", model)
         return code, error, caplog.text
 
     return run
@@ -57,8 +57,10 @@ def steps(folder):
 def test_rewards_that_never_differ_end_the_run_early(tmp_path, grpo):
     code, error, _ = grpo("same")
     assert code == 1
-    assert "failed: in 2 steps the completions of every group had the same reward" in error
-    assert "(1.200 on average)" in error
+    words = (
+        "failed: in 2 steps the completions of every group had the same reward (1.200 on average)"
+    )
+    assert words in error
     assert "Traceback" not in error
     assert steps(tmp_path) == [1, 2]
     assert read_manifest(tmp_path / "out") is None
@@ -82,22 +84,16 @@ def test_a_stage_that_has_learnt_all_is_done(tmp_path, grpo):
     assert (tmp_path / "out/model/model.safetensors").read_bytes() == before
 
 
-def test_a_collapsed_policy_is_an_error_and_a_larger_limit_resumes(tmp_path, grpo):
+def test_a_collapsed_policy_is_an_error(tmp_path, grpo):
     code, error, _ = grpo("later", level=-1000.0)
-    assert code == 1
-    assert "the policy has collapsed" in error
+    assert (code, "the policy has collapsed" in error) == (1, True), error
     assert steps(tmp_path) == [1, 2, 3, 4]
-    code, error, log = grpo("later", "--max_zero_advantage_steps", "0", level=-1000.0)
-    assert code == 0, error
-    assert f"resuming from {tmp_path}/out/checkpoints/checkpoint-3" in log
-    assert steps(tmp_path) == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_reward_that_is_no_number_is_named(tmp_path, grpo):
     code, error, _ = grpo("one_is_inf")
-    assert code == 1
     row = read_rows(tmp_path / "out/rollouts.jsonl")[16 + 5]
-    assert row["rewards"]["one_is_inf"] is None
+    assert (code, row["rewards"]["one_is_inf"]) == (1, None)
     words = f"reward one_is_inf returned inf for a completion of row {row['id']}, at step 3"
     assert words in error
     assert "let it return None where it does not apply" in error
@@ -113,12 +109,11 @@ def test_weights_that_are_no_numbers_stop_sampling_and_saving(tmp_path, tiny_mod
     code, error, _ = grpo("short", model=broken)
     assert code == 1
     assert "failed: the policy's probabilities are not finite after step 0" in error
-    row = {"prompt": [{"role": "user", "content": "1 + 1 ="}],
-           "completion": transcript("1 + 1 = 2", "2")}  # fmt: skip
+    row = {"prompt": [{"role": "user", "content": "1 + 1 ="}]}
+    row |= {"completion": transcript("1 + 1 = 2", "2")}
     write_rows(tmp_path / "traces.jsonl", [row] * 16)
-    settings = CPU | SIX | {"logging_steps": 100}
     flags = ["--model_name_or_path", broken, "--data", tmp_path / "traces.jsonl"]
-    code, error = stage("sft", "sft", settings, *flags)
+    code, error = stage("sft", "sft", CPU | SIX | {"logging_steps": 100}, *flags)
     assert code == 1
     assert "failed: loss is nan at step 1. Training has diverged: lower learning_rate" in error
     assert not list(tmp_path.glob("sft/checkpoints/checkpoint-*"))

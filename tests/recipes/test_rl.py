@@ -13,8 +13,9 @@ import pytest
 import torch
 from small import CPU
 
-from chainforge.core.artifacts import read_manifest
+from chainforge.core.artifacts import read_manifest, sha256
 from chainforge.core.jsonl import read_rows, write_rows
+from chainforge.core.transcript import write
 from chainforge.train import health
 
 ROWS = [
@@ -41,12 +42,11 @@ def writer(tiny_model, tokenizer, tmp_path_factory):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     texts = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": row["question"]}], tokenize=False,
-            add_generation_prompt=True,
-        ) + f"<reasoning_process>a</reasoning_process>\n<summary>{digit}</summary><|im_end|>"
-        for row in ROWS[::12] for digit in "01"
-    ]  # fmt: skip
+        f"<|im_start|>user\n{row['question']}<|im_end|>\n<|im_start|>assistant\n"
+        f"{write('a', digit)}<|im_end|>"
+        for row in ROWS[::12]
+        for digit in "01"
+    ]
     batch = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -73,88 +73,74 @@ def rl(stage, writer, tmp_path):
     return run
 
 
-def weights(stage):
-    from safetensors.torch import load_file
-
-    return load_file(stage / "model/model.safetensors")
+def weights(folder):
+    return sha256(folder / "model.safetensors")
 
 
-def same(one, other):
-    one, other = weights(one), weights(other)
-    return all(torch.equal(one[name], other[name]) for name in one)
-
-
-def logs(stage, key):
-    return [row for row in read_rows(stage / "metrics.jsonl") if key in row]
+def accuracies(stage):
+    """Return what was measured on the held-out rows, by step."""
+    logs = read_rows(stage / "metrics.jsonl")
+    return {log["step"]: log["eval_accuracy"] for log in logs if "eval_accuracy" in log}
 
 
 def test_held_out_rows_change_nothing_and_the_best_is_kept(rl, tmp_path, caplog):
     held_out = {"heldout_size": 8, "eval_steps": 2}
     assert rl("plain")[0] == 0
     assert rl("watched", **held_out)[0] == 0
-    assert same(tmp_path / "plain", tmp_path / "watched")
+    trained = weights(tmp_path / "plain/model")
+    assert weights(tmp_path / "watched/model") == trained
     rows = read_rows(tmp_path / "watched/rollouts.jsonl")
     assert len(rows) == 4 * 16  # an evaluation's completions are no rollouts
-    measured = logs(tmp_path / "watched", "eval_accuracy")
-    assert [log["step"] for log in measured] == [0, 2, 4]
-    assert all(0 <= log["eval_accuracy"] <= 1 for log in measured)
+    measured = accuracies(tmp_path / "watched")
+    assert list(measured) == [0, 2, 4]
+    assert all(0 <= accuracy <= 1 for accuracy in measured.values())
     # As a kill after the checkpoint of step 2 leaves it.
     shutil.copytree(tmp_path / "watched", tmp_path / "cut")
     (tmp_path / "cut/manifest.json").unlink()
     for name in ("model", "checkpoints/checkpoint-4"):
         shutil.rmtree(tmp_path / "cut" / name)
     assert rl("cut", **held_out)[0] == 0
-    assert same(tmp_path / "plain", tmp_path / "cut")
-    again = logs(tmp_path / "cut", "eval_accuracy")
-    assert [(log["step"], log["eval_accuracy"]) for log in again] == [
-        (log["step"], log["eval_accuracy"]) for log in measured
-    ]
+    assert weights(tmp_path / "cut/model") == trained
+    assert accuracies(tmp_path / "cut") == measured
     assert rl("best", **held_out, keep_best=True, learning_rate=0.1)[0] == 0
     notes = read_manifest(tmp_path / "best").notes
-    by_step = {
-        log["step"]: log["eval_accuracy"] for log in logs(tmp_path / "best", "eval_accuracy")
-    }
+    by_step = accuracies(tmp_path / "best")
     best = max((2, 4), key=by_step.get)
     assert (notes["model_step"], notes["best_accuracy"]) == (best, by_step[best])
     assert notes["start_accuracy"] == by_step[0]
     assert ("no checkpoint (best" in caplog.text) == (by_step[best] <= by_step[0])
     assert read_manifest(tmp_path / "watched").notes["model_step"] == 4
     saved = tmp_path / f"best/checkpoints/checkpoint-{best}"
-    shutil.copytree(saved, tmp_path / "kept/model")
-    assert same(tmp_path / "kept", tmp_path / "best")
+    assert weights(saved) == weights(tmp_path / "best/model")
 
 
 def test_rules_warn_once_or_stop(rl, tmp_path, caplog, monkeypatch):
     rule = dataclasses.replace(health.RULES["zero_advantage"], limit=0.0)
     monkeypatch.setattr(health, "RULES", {"zero_advantage": rule})
     monkeypatch.setattr(health, "WINDOW", 2)
-    code, error = rl("warned")
-    assert code == 0, error
+    assert rl("warned")[0] == 0
     assert caplog.text.count("health, step 2, zero_advantage: frac_zero_advantage is") == 1
     (found,) = read_rows(tmp_path / "warned/health.jsonl")
-    assert (found["step"], found["rule"], found["action"]) == (2, "zero_advantage", "warn")
     assert read_manifest(tmp_path / "warned").notes["health"] == [found]
     code, error = rl("stopped", health="stop")
-    assert code == 1
-    assert "stopped: step 2, zero_advantage" in error
+    assert (code, "stopped: step 2, zero_advantage" in error) == (1, True), error
     assert read_manifest(tmp_path / "stopped") is None
     # Health rules are not part of the fingerprint: the same stage resumes without the rule.
-    assert "To continue: `health: warn`" in error
-    code, error = rl("stopped", "--health", "off")
-    assert code == 0, error
-    assert same(tmp_path / "warned", tmp_path / "stopped")
+    assert rl("stopped", "--health", "off")[0] == 0
+    assert weights(tmp_path / "warned/model") == weights(tmp_path / "stopped/model")
 
 
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"keep_best": True}, "needs heldout_size"),
-        ({"heldout_size": 8, "eval_steps": 3, "keep_best": True}, "multiple of save_steps .2"),
-        ({"heldout_size": 500}, "heldout_size: .*lower `size`"),
-        ({"heldout_size": 4, "tasks": [{"fn": "jsonl", "split": "all"}]}, "tasks.0. trains on split"),
-        ({"preset": "modern", "save_steps": 16}, "max_completion_len is 20480, but max_completion"),
-    ],
-)  # fmt: skip
+ALL = {"heldout_size": 4, "tasks": [{"fn": "jsonl", "split": "all"}]}
+CONFLICTS = [
+    ({"keep_best": True}, "needs heldout_size"),
+    ({"heldout_size": 8, "eval_steps": 3, "keep_best": True}, "multiple of save_steps .2"),
+    ({"heldout_size": 500}, "heldout_size: .*lower `size`"),
+    (ALL, "tasks.0. trains on split"),
+    ({"preset": "modern", "save_steps": 16}, "max_completion_len is 20480, but max_completion"),
+]
+
+
+@pytest.mark.parametrize(("settings", "words"), CONFLICTS)
 def test_settings_that_conflict_are_refused_before_a_model_is_loaded(rl, tmp_path, settings, words):
     for task in settings.get("tasks", ()):
         task["params"] = {"path": str(tmp_path / "rows.jsonl")}
@@ -164,7 +150,7 @@ def test_settings_that_conflict_are_refused_before_a_model_is_loaded(rl, tmp_pat
     assert not (tmp_path / "wrong").exists()
 
 
-def test_a_rollout_that_ends_at_one_of_several_tokens_has_ended(recipe, rl, writer, tmp_path):
+def test_a_rollout_that_ends_at_one_of_several_tokens_has_ended(stage, rl, writer, tmp_path):
     """Gemma's tokenizer names one end token, its generation config that of a turn as well."""
     from transformers import AutoTokenizer
 
@@ -179,6 +165,7 @@ def test_a_rollout_that_ends_at_one_of_several_tokens_has_ended(recipe, rl, writ
     ended = [row["finish_reason"] == "stop" for row in rows]
     assert ended == [row["formatted"] for row in rows]
     assert sum(ended) > len(rows) / 2
-    flags = ["--pool", tmp_path / "several", "--output_dir", tmp_path / "picks"]
-    assert recipe("reject", *flags, "--min_reasoning_chars", "0")[0] == 0
+    assert (
+        stage("reject", "picks", {"min_reasoning_chars": 0}, "--pool", tmp_path / "several")[0] == 0
+    )
     assert json.loads((tmp_path / "picks/funnel.json").read_text())["kept"] > 0

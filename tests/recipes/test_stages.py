@@ -1,8 +1,6 @@
 """Every recipe runs alone, on a tiny model, and leaves what the next one opens."""
 
 import json
-import re
-from pathlib import Path
 
 import pytest
 from server import Answer, Server, chat
@@ -38,17 +36,20 @@ def test_collect_leaves_labelled_rows_and_sft_trains_on_them(tmp_path, tiny_mode
     assert (tmp_path / "cold/model/model.safetensors").exists()
 
 
-@pytest.mark.parametrize("peft", [False, True])
-def test_grpo_trains_and_its_reference_is_where_it_starts(tmp_path, tiny_model, stage, peft):
-    settings = GRPO | {"rewards": by_length(tmp_path), "use_peft": peft, "beta": 0.1}
-    code, error = stage("grpo", "reason", settings, "--model_name_or_path", tiny_model)
+QLORA = {"use_peft": True, "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+
+
+@pytest.mark.parametrize("method", [{}, {"use_peft": True}, QLORA])
+def test_grpo_trains_and_its_reference_is_where_it_starts(tmp_path, wide_model, stage, method):
+    settings = GRPO | {"rewards": by_length(tmp_path), "beta": 0.1} | method
+    code, error = stage("grpo", "reason", settings, "--model_name_or_path", wide_model)
     assert code == 0, error
     logs = [row for row in read_rows(tmp_path / "reason/metrics.jsonl") if "reward" in row]
     assert [row["step"] for row in logs] == [1, 2]
     assert logs[0]["rewards/short/mean"] < 0
     assert logs[0]["kl"] == pytest.approx(0, abs=1e-6)
-    assert read_manifest(tmp_path / "reason").notes["kl_reference"] == tiny_model
-    assert (tmp_path / "reason/adapter").exists() == peft
+    assert read_manifest(tmp_path / "reason").notes["kl_reference"] == wide_model
+    assert (tmp_path / "reason/adapter").exists() == bool(method)
     assert (tmp_path / "reason/model/model.safetensors").exists()
 
 
@@ -89,8 +90,8 @@ def test_evaluate_compares_models_on_the_same_rows(tmp_path, tiny_model, stage):
     assert (pair["from"], pair["to"], pair["difference"], pair["p"]) == ("first", "second", 0, 1)
     assert len(read_rows(tmp_path / "scores/samples.jsonl")) == 40
     settings = results["settings"]
-    assert settings["sampling"] == {"engine": "transformers", "temperature": 1.0, "top_p": 1.0,
-                                    "top_k": 0, "max_new_tokens": 6, "num_samples": 2}  # fmt: skip
+    drawn = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 6, "num_samples": 2}
+    assert settings["sampling"] == drawn | {"engine": "transformers"}
     assert settings["tasks"] == [held_out]
     assert "<summary>" in settings["system_prompt"]
 
@@ -100,46 +101,21 @@ def test_evaluate_by_api_signs_nothing_until_every_row_is_answered(tmp_path, tin
     settings = {"tasks": [held_out], "num_samples": 1, "engine": "api"}
     answer = "<reasoning_process>two and two</reasoning_process>\n<summary>4</summary>"
     refuses = Answer({"detail": "Unexpected keys in the request: {'min_p'}"}, 422)
-    folder = tmp_path / "scores"
 
     def evaluate():
         models = ["--models", f"a={tiny_model}", "--base_url", server.url]
         return stage("evaluate", "scores", settings, *models)
 
-    with Server(lambda request: refuses if len(server.asked) < 6 else chat(answer)) as server:
+    folder = tmp_path / "scores"
+    with Server(lambda request: refuses if len(server.asked) < 2 else chat(answer)) as server:
         code, error = evaluate()
-        assert code == 2
-        assert re.search("the server refused every request: status 422: .*Unexpected keys", error)
-        assert not {"results.json", "manifest.json"} & {path.name for path in folder.iterdir()}
-        code, error = evaluate()  # of four rows one is refused
         assert (code, "1 of 4 completions" in error) == (2, True), error
-        assert not (folder / "results.json").exists()
+        assert not {"results.json", "manifest.json"} & {path.name for path in folder.iterdir()}
         code, error = evaluate()
         assert code == 0, error
-        assert len(server.asked) == 4 + 4 + 1
+        assert len(server.asked) == 4 + 1
     (result,) = json.loads((folder / "results.json").read_text())["models"]
     assert (result["n"], result["format"]) == (4, 1)
-    assert not Path("requests.rank-0.jsonl").exists()
-
-
-@pytest.mark.parametrize(
-    ("kind", "settings", "words"),
-    [
-        ("evaluate", {"engine": "api", "extra_body": {"n": 8}}, "extra_body: 'n' .*num_samples"),
-        ("evaluate", {"engine": "api", "served_model": "m"}, "served_model: names one model"),
-        ("collect", {"extra_body": {"max_tokens": 9}}, "extra_body: .*max_new_tokens"),
-        ("collect", {"num_samples": 0}, "expected"),
-    ],
-)
-def test_bad_settings_are_refused_before_a_stage_is_opened(
-    tmp_path, tiny_model, stage, kind, settings, words
-):
-    flags = ["--models", f"a={tiny_model}", f"b={tiny_model}"] if kind == "evaluate" else []
-    flags += ["--base_url", "http://127.0.0.1:9/v1"] if kind == "evaluate" else []
-    code, error = stage(kind, "out", {"tasks": [TASK]} | settings, *flags)
-    assert code == 2
-    assert re.search(words, error), error
-    assert not (tmp_path / "out").exists()
 
 
 def test_collect_that_keeps_nothing_shows_an_answer_escaped(tmp_path, stage, monkeypatch):

@@ -7,6 +7,7 @@ transformers' own callback.
 import json
 import os
 import sys
+from unittest import mock
 
 import pytest
 import yaml
@@ -15,8 +16,7 @@ from small import TRAIN
 from chainforge.chain.plan import plan_chain
 from chainforge.chain.spec import load_chain
 from chainforge.core.artifacts import read_manifest, write_json
-from chainforge.core.jsonl import example, sample, write_rows
-from chainforge.core.transcript import write
+from chainforge.core.jsonl import write_rows
 
 TRACKIO = """
 import contextvars, json, pathlib, types
@@ -41,46 +41,38 @@ def finish():
 
 @pytest.fixture
 def sft(tmp_path, tiny_model, recipe, monkeypatch):
-    """Run SFT beside a tracker that only records; return the exit code and the tracker's calls."""
-    (tmp_path / "trackers").mkdir()
-    (tmp_path / "trackers/trackio.py").write_text(TRACKIO)
-    monkeypatch.syspath_prepend(tmp_path / "trackers")
-    for name in ("WANDB_PROJECT", "TRACKIO_PROJECT"):
-        monkeypatch.setenv(name, "")  # so that it is restored afterwards
-        monkeypatch.delenv(name)
-    rows = [
-        sample(example([{"role": "user", "content": f"{i} + {i} ="}], str(2 * i), task="sums"),
-               write("add", str(2 * i)), 0, source="policy")
-        for i in range(8)
-    ]  # fmt: skip
-    write_rows(tmp_path / "rows.jsonl", rows)
-    (tmp_path / "sft.yaml").write_text(yaml.safe_dump(TRAIN | {"max_length": 256}))
+    """Run SFT beside a tracker that only records; return the tracker's calls."""
+    (tmp_path / "trackio.py").write_text(TRACKIO)
+    monkeypatch.syspath_prepend(tmp_path)
+    row = {"prompt": [{"role": "user", "content": "1 + 1 ="}], "completion": "2"}
+    write_rows(tmp_path / "rows.jsonl", [row] * 8)
+    (tmp_path / "sft.yaml").write_text(yaml.safe_dump(TRAIN))
+    flags = ["--config", tmp_path / "sft.yaml", "--data", tmp_path / "rows.jsonl"]
 
-    def run(output, *flags):
-        code, error = recipe(
-            "sft", "--config", tmp_path / "sft.yaml", "--model_name_or_path", tiny_model,
-            "--data", tmp_path / "rows.jsonl", "--output_dir", output, *flags,
-        )  # fmt: skip
+    def run(output, *more):
+        given = ["--model_name_or_path", tiny_model, "--output_dir", output]
+        code, error = recipe("sft", *flags, *given, *more)
         assert code == 0, error
-        calls = (tmp_path / "trackers/trackio.jsonl").read_text().splitlines()
-        return [json.loads(line) for line in calls]
+        return [json.loads(line) for line in open(tmp_path / "trackio.jsonl")]
 
-    yield run
+    with mock.patch.dict(os.environ):
+        for name in ("WANDB_PROJECT", "TRACKIO_PROJECT"):
+            os.environ.pop(name, None)
+        yield run
     sys.modules.pop("trackio", None)  # else later tests would find it imported
 
 
-def test_the_stages_of_a_chain_are_runs_of_one_project(tmp_path, sft, monkeypatch):
+def test_the_stages_of_a_chain_are_runs_of_one_project(tmp_path, sft):
     write_json(tmp_path / "runs/sums/chain.json", {"name": "sums", "stages": []})
     calls = sft(tmp_path / "runs/sums/cold", "--report_to", "trackio")
     assert calls[0] == ["init", "sums", "sums/cold"]
     assert [call[1] for call in calls if call[0] == "log"][:2] == [1, 2]
     assert "train/loss" in calls[1][2]
     assert calls[-1] == ["finish"]
-    assert os.environ["WANDB_PROJECT"] == "sums"
     # A tracker is not part of the fingerprint.
     assert "report_to" not in read_manifest(tmp_path / "runs/sums/cold").given
     assert sft(tmp_path / "runs/sums/cold", "--report_to", "none") == calls
-    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    os.environ["WANDB_PROJECT"] = "mine"
     calls = sft(tmp_path / "alone", "--report_to", "trackio", "--run_name", "first")
     assert "first" in [call[2] for call in calls if call[0] == "init"]
     assert os.environ["WANDB_PROJECT"] == "mine"
@@ -88,18 +80,18 @@ def test_the_stages_of_a_chain_are_runs_of_one_project(tmp_path, sft, monkeypatc
 
 def test_one_line_of_the_chain_tracks_every_training_stage(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "base").mkdir()
-    (tmp_path / "base/config.json").write_text("{}")
+    write_json(tmp_path / "base/config.json", {})
     stages = [
         {"name": "traces", "recipe": "collect"},
         {"name": "cold", "recipe": "sft", "model": "base", "data": "traces"},
         {"name": "reason", "recipe": "grpo", "model": "cold", "set": {"report_to": "none"}},
         {"name": "scores", "recipe": "evaluate", "models": ["cold", "reason"]},
     ]
-    chain = {"name": "sums", "base": "base", "stages": stages}
 
     def planned(**more):
-        (tmp_path / "chain.yaml").write_text(yaml.safe_dump(chain | more))
+        write_json(
+            tmp_path / "chain.yaml", {"name": "sums", "base": "base", "stages": stages} | more
+        )
         return plan_chain(load_chain("chain.yaml"), "runs")
 
     tracked = planned(report_to=["trackio", "tensorboard"])

@@ -28,8 +28,8 @@ def is_refused(tokenizer, preset, prompt):
     try:
         check_template(tokenizer, preset, "it", [prompt])
     except InputError as error:
-        assert any(key in str(error) for key in KEYS)
-        return True
+        words = str(error)
+        return any(key in words for key in KEYS) or pytest.fail(words)
     return False
 
 
