@@ -109,6 +109,13 @@ def test_every_preset_is_one_of_grpo_and_explained(file):
         assert "#" in line or line[0] == " " or line == "rewards:", f"no reason: {line}"
 
 
+def test_every_launch_file_is_one_of_accelerate():
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    for file in ROOT.glob("accelerate_configs/*.yaml"):
+        assert load_config_from_file(str(file)).num_processes >= 1
+
+
 def test_every_evaluation_asks_all_test_rows_of_a_benchmark():
     readme = (ROOT / "recipes/evals/README.md").read_text()
     benchmarks = set()
