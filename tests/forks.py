@@ -32,13 +32,9 @@ class Warm:
     """The warm process, from the outside."""
 
     def __init__(self):
-        self._process = subprocess.Popen(
-            [sys.executable, __file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        env = os.environ | {"OMP_NUM_THREADS": "1"}
+        self._process = subprocess.Popen([sys.executable, __file__], env=env, **pipes)
 
     def run(self, recipe, *argv, log, fault=None, ranks=1):
         """Run a recipe to its end; return its exit code, as `Popen` would, and its words."""

@@ -42,7 +42,6 @@ KINDS = {
 FEW = {"sft": [0], "packed": [7], "grpo": [5, 12], "lora": [3], "distill": [9]}
 FEW |= {"grouped": [7], "two": [7], "best": [1, 12], "qlora": [7]}
 TIMES = re.compile("_(time|runtime|per_second)$")
-FILES_SAVED_BY_TORCH = 3  # optimizer, scheduler, random numbers
 
 
 def pytest_generate_tests(metafunc):
@@ -52,8 +51,8 @@ def pytest_generate_tests(metafunc):
         cases = [(kind, step) for kind in KINDS for step in steps[kind]]
         metafunc.parametrize(("kind", "killed_at"), cases)
     if "torn" in metafunc.fixturenames:
-        numbers = range(1, FILES_SAVED_BY_TORCH + 1)
-        cases = [(kind, n) for kind in ("sft", "lora") for n in numbers]
+        files = (1, 2, 3)  # that torch saves: optimizer, scheduler, random numbers
+        cases = [(kind, n) for kind in ("sft", "lora") for n in files]
         metafunc.parametrize(("kind", "torn"), cases if every else cases[:1])
 
 
@@ -62,24 +61,19 @@ class Runs:
 
     def __init__(self, folder, model, teacher):
         self.folder, self.warm, self.model, self.done = folder, Warm(), model, set()
-        questions = [
-            {"question": f"{n} + 1 =", "answer": str(n + 1), "verifier": "exact"}
-            for n in range(100)
-        ]
-        traces = [
-            {"prompt": [{"role": "user", "content": f"{n} + 1 ="}]}
-            | {"completion": write(f"{n} + 1 = {n + 1}", str(n + 1))}
-            for n in range(22)
-        ]
-        write_rows(folder / "questions.jsonl", questions)
-        write_rows(folder / "traces.jsonl", traces)
+        sums = [(f"{n} + 1 =", str(n + 1)) for n in range(100)]
+        asks = [{"question": q, "answer": a, "verifier": "exact"} for q, a in sums]
+        write_rows(folder / "questions.jsonl", asks)
+        said = [(q, write(f"{q} {a}", a)) for q, a in sums[:22]]
+        turns = [{"prompt": [{"role": "user", "content": q}], "completion": a} for q, a in said]
+        write_rows(folder / "traces.jsonl", turns)
         (folder / "reward.py").write_text("def short(completion):\n    return -len(completion)\n")
         task = {"fn": "jsonl", "params": {"path": str(folder / "questions.jsonl")}, "size": 14}
         asked = {"tasks": [task], "max_completion_length": 8}
+        reward = [{"fn": f"{folder}/reward.py:short"}]
         own = {
             "sft": {"data": [str(folder / "traces.jsonl")]},
-            "grpo": asked
-            | {"rewards": [{"fn": f"{folder}/reward.py:short"}], "num_generations": 4},
+            "grpo": asked | {"rewards": reward, "num_generations": 4},
             "distill": asked | {"teacher_model_name_or_path": teacher},
         }
         for kind, (recipe, settings) in KINDS.items():
@@ -201,16 +195,6 @@ def test_damage_to_any_file_of_the_newest_is_found(runs, tmp_path, caplog, kind,
         assert "renamed to damaged-checkpoint-12" in caplog.messages[-1]
 
 
-def test_a_flipped_bit_costs_the_steps_since_the_checkpoint_before(runs):
-    runs.run("lora", "flipped", fault={"step": 7})
-    checkpoints = runs.place("lora", "flipped") / "checkpoints"
-    FAULTS["flipped"](checkpoints / "checkpoint-6/optimizer.pt")
-    text = runs.finish("lora", "flipped")
-    assert "checkpoint-6 is not whole (optimizer.pt has changed since it was written)" in text
-    assert resumed(text) == "checkpoint-4"
-    assert "damaged-checkpoint-6" not in runs.checkpoints("lora", "flipped")  # once all is well
-
-
 def test_without_a_whole_checkpoint_a_run_starts_from_the_beginning(runs):
     runs.run("sft", "again", fault={"step": 5})
     for checkpoint in runs.place("sft", "again").glob("checkpoints/checkpoint-*"):
@@ -249,12 +233,3 @@ def test_a_full_disk_is_named_and_leaves_the_last_good_state(runs):
     assert "Traceback" not in text
     assert runs.checkpoints("sft", "full") == ["checkpoint-2", "checkpoint-4"]
     assert resumed(runs.finish("sft", "full")) == "checkpoint-4"
-
-
-def test_a_full_disk_names_the_file_where_it_can(runs):
-    flags = ["--save_strategy", "no"]
-    code, text = runs.run("grpo", "rows", *flags, fault={"file_size": 30_000})
-    assert code == 1
-    assert f"failed: no room to write {runs.place('grpo', 'rows')}/rollouts.jsonl: " in text
-    runs.finish("grpo", "rows", *flags)
-    assert len(runs.left("grpo", "rows")["rollouts"]) == STEPS * 8
