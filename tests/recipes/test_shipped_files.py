@@ -14,7 +14,6 @@ from chainforge.chain.spec import load_chain
 from chainforge.core.config import parse, read_yaml
 from chainforge.core.transcript import system_prompt
 from chainforge.data.sources import PRESETS as QUESTIONS
-from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.report.gates import METRICS, read_gates
 from chainforge.rewards.reward import check_overlong, load_rewards
 from chainforge.train.checkpoints import check_save_steps
@@ -132,17 +131,3 @@ def test_every_evaluation_asks_all_test_rows_of_a_benchmark():
     assert [gate.model for gate in gates] == ["cold_start", "cold_start"]
     named = readme.split("Metrics: ")[1].split("with `min`")[0]
     assert {metric for metric in METRICS if f"`{metric}`" in named} == METRICS.keys() - {"strict"}
-
-
-def test_two_years_are_two_tasks(tmp_path):
-    """With copies on disk, as the README of the evaluations says."""
-    config = yaml.safe_load((ROOT / "recipes/evals/aime.yaml").read_text())
-    for task in config["tasks"]:
-        preset = task["params"]["dataset"]
-        folder = tmp_path / preset
-        folder.mkdir()
-        lines = [f'{{"problem": "{preset} {i}?", "answer": "{i}"}}' for i in range(30)]
-        (folder / "train.jsonl").write_text("\n".join(lines))
-        task["params"] = {"dataset": str(folder), "preset": preset}
-    rows = load_examples(TaskArgs(tasks=config["tasks"]))
-    assert [row["task"] for row in rows] == ["aime24"] * 30 + ["aime25"] * 30

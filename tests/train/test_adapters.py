@@ -4,7 +4,6 @@ A stage's KL is measured against the policy that it starts from, so it is 0 at t
 weights move; and what is left on disk computes what the policy computed at the end.
 """
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -33,7 +32,9 @@ def test_every_way_from_one_stage_to_the_next(giver, method, how, made, wide_mod
         same(stage.begun, before.ended)
     left = logits(opened(stage.path("model")))
     if method == "qlora":
-        assert distance(left, stage.ended) < 0.6  # 0.42 to 0.46; the next test says why
+        assert (
+            distance(left, stage.ended) < 0.6
+        )  # 0.42 to 0.46: the base in 4 bits is as far from itself
     else:
         same(left, stage.ended)
     if method == "full":
@@ -45,34 +46,6 @@ def test_every_way_from_one_stage_to_the_next(giver, method, how, made, wide_mod
     base = before.path("model").resolve() if how == "merge" else wide_model
     assert config["base_model_name_or_path"] == str(base)
     assert not stage.path("start").exists()
-
-
-def test_after_qlora_only_the_bases_rounding_is_missing(made, wide_model):
-    """`model/` holds the base as it was, and the policy was trained on the base in 4 bits.
-
-    With the rounded weights in their places the two agree; so the difference is that of the base
-    from itself in 4 bits, and no adapter's.
-    """
-    from bitsandbytes.functional import dequantize_4bit
-    from bitsandbytes.nn import Linear4bit
-    from peft import PeftModel
-
-    stage = made("sft", "qlora")
-    base, rounded = opened(wide_model), opened(wide_model)
-    errors = []
-    for name, module in stage.trainer.model.get_base_model().named_modules():
-        if isinstance(module, Linear4bit):
-            target = rounded.get_submodule(name.removesuffix(".base_layer")).weight
-            exact, weight = target.data, module.weight
-            target.data = dequantize_4bit(weight.data, weight.quant_state).float()
-            errors.append(distance(target.data, exact))
-    assert len(errors) == 14
-    # 16 levels for a normal distribution, in blocks of 64: 9.2 % of the norm for every matrix.
-    assert 0.08 < min(errors) < max(errors) < 0.1
-    apart = distance(logits(base), logits(rounded))
-    left = distance(logits(opened(stage.path("model"))), stage.ended)
-    assert left < 1.2 * apart  # 0.45 and 0.46 here, on a network of random weights
-    same(logits(PeftModel.from_pretrained(rounded, stage.path("adapter"))), stage.ended)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
@@ -147,14 +120,3 @@ def test_training_that_changes_nothing_is_an_error(wide_model, train, tmp_path):
     with pytest.raises(NothingTrained, match="no weight changed in 2 steps"):
         train("sft", wide_model, "--learning_rate", "0")
     assert not (tmp_path / "out/model").exists()
-
-
-def test_an_adapter_is_opened_from_the_hubs_cache(bare, made, train, tmp_path, monkeypatch):
-    repository = tmp_path / "hub/models--me--cold"
-    shutil.copytree(bare, repository / "snapshots" / ("0" * 40))
-    (repository / "refs").mkdir()
-    (repository / "refs/main").write_text("0" * 40)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    stage = train("grpo", "me/cold", *CONTINUED)
-    assert stage.kl[0] == 0
-    same(stage.begun, made("sft", "lora").ended)

@@ -129,17 +129,19 @@ def test_a_sharded_model_is_opened_and_pickles_beside_it_are_left_alone(model, t
     assert find_source(str(model)).model == check_model(str(model)) == str(model)
 
 
-def test_an_index_in_the_hubs_cache_is_checked_too(model, tmp_path, monkeypatch):
+def test_what_is_in_the_hubs_cache_is_checked_too(model, adapter, tmp_path, monkeypatch):
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
     edit(model / INDEX, weight_map={"a": "pytorch_model.bin"})
-    repository = tmp_path / "hub/models--me--evil"
-    shutil.copytree(model, repository / "snapshots" / ("0" * 40))
-    (repository / "refs").mkdir()
-    (repository / "refs/main").write_text("0" * 40)
+    for name, folder in (("evil", model), ("cold", adapter)):
+        repository = tmp_path / f"hub/models--me--{name}"
+        shutil.copytree(folder, repository / "snapshots" / ("0" * 40))
+        (repository / "refs").mkdir()
+        (repository / "refs/main").write_text("0" * 40)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     for find in (find_source, open_policy):
         with pytest.raises(InputError, match="pytorch_model.bin"):
             find("me/evil")
+    assert find_source("me/cold").adapter.name == "0" * 40
 
 
 def cannot_load(capsys, act):

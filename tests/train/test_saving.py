@@ -1,5 +1,6 @@
 """What is saved is what was trained, whatever the adapter is, and in the precision of the base."""
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -162,19 +163,17 @@ def test_the_saved_model_has_its_bases_own_precision(method, half, train):
 
 
 class Shards:
-    """A trainer's accelerator and model: split over processes by ZeRO-3 or FSDP 2."""
+    """A trainer and its accelerator, with a model that ZeRO-3 or FSDP 2 split over processes."""
 
-    def __init__(self, model, kind, main):
+    def __init__(self, model, kind, tokenizer):
         self.is_deepspeed_enabled, self.is_fsdp_enabled = kind == "zero", kind == "fsdp"
         self.model = self.deepspeed = model
-        self.main, self.accelerator = main, self
+        self.accelerator, self.processing_class = self, tokenizer
+        self.unwrap_model = lambda model, keep_torch_compile: model
 
     def get_state_dict(self, model):
         copies = {name: weight.clone() for name, weight in model.state_dict().items()}
-        return copies if self.main else None  # only the first process gets them
-
-    def unwrap_model(self, model, keep_torch_compile):
-        return model
+        return copies if os.environ["RANK"] == "0" else None  # only the first gets them
 
     def wait_for_everyone(self):
         self.waited = True
@@ -188,8 +187,7 @@ def test_split_weights_are_saved_by_the_first_process_alone(
     from safetensors.torch import load_file
 
     monkeypatch.setenv("RANK", "0" if main else "1")
-    trainer = Shards(opened(tiny_model), kind, main)
-    trainer.processing_class = tokenizer
+    trainer = Shards(opened(tiny_model), kind, tokenizer)
     policy = SimpleNamespace(source=SimpleNamespace(config={}))
     saving.save(trainer, SimpleNamespace(path=lambda name: tmp_path / name, policy=policy))
     assert trainer.waited

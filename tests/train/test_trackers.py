@@ -8,6 +8,9 @@ from unittest import mock
 import pytest
 from trl import SFTConfig
 
+from chainforge.chain.plan import plan_chain
+from chainforge.chain.spec import load_chain
+from chainforge.core.artifacts import write_json
 from chainforge.core.errors import InputError
 from chainforge.train.trackers import check_trackers, name_run
 
@@ -69,6 +72,30 @@ def test_a_resumed_stage_resumes_its_run(tmp_path):
         assert os.environ["WANDB_RESUME"] == "allow"
         seen.append(os.environ["WANDB_RUN_ID"])
     assert seen[0] == seen[1] != seen[2]
-    os.environ["WANDB_RUN_ID"] = "given"
+    os.environ |= {"WANDB_RUN_ID": "given", "WANDB_PROJECT": "own"}
+    training.run_name = "first"
     name_run(training, tmp_path / "one")
-    assert os.environ["WANDB_RUN_ID"] == "given"
+    assert (os.environ["WANDB_RUN_ID"], os.environ["WANDB_PROJECT"]) == ("given", "own")
+    assert training.run_name == "first"
+
+
+def test_one_line_of_the_chain_tracks_every_training_stage(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_json(tmp_path / "base/config.json", {})
+    stages = [
+        {"name": "traces", "recipe": "collect"},
+        {"name": "cold", "recipe": "sft", "model": "base", "data": "traces"},
+        {"name": "reason", "recipe": "grpo", "model": "cold", "set": {"report_to": "none"}},
+    ]
+
+    def planned(**more):
+        chain = {"name": "sums", "base": "base", "stages": stages} | more
+        write_json(tmp_path / "chain.yaml", chain)
+        return plan_chain(load_chain("chain.yaml"), "runs")
+
+    tracked = planned(report_to=["trackio", "tensorboard"])
+    found = ["--report_to trackio tensorboard" in step.shell for step in tracked]
+    assert found == [False, True, False]
+    assert "--report_to none" in tracked[2].shell
+    # A tracker is not part of the fingerprint.
+    assert [step.fingerprint for step in planned()] == [step.fingerprint for step in tracked]
