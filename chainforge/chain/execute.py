@@ -23,7 +23,7 @@ import psutil
 from chainforge.chain.plan import executable
 from chainforge.core.errors import PAUSED
 from chainforge.core.process import CHAIN, leave_terminal, stop_signals
-from chainforge.core.secrets import redact, redact_file
+from chainforge.core.secrets import redact
 
 POLL_SECONDS = 0.1
 # How long what is left of a group may take to end, after its leader ended by itself, and when it
@@ -147,3 +147,15 @@ def _signals(asked: list[int]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def redact_file(path: Path, start: int = 0) -> None:
+    """Redact what a file holds from `start` on; it is rewritten only if it holds a secret."""
+    with open(path, "rb+") as file:
+        file.seek(start)
+        text = file.read().decode("utf-8", "surrogateescape")
+        clean = redact(text)
+        if clean != text:
+            file.seek(start)
+            file.write(clean.encode("utf-8", "surrogateescape"))
+            file.truncate()

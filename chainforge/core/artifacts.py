@@ -78,15 +78,6 @@ def read_manifest(directory: str | Path, name: str = MANIFEST) -> Manifest | Non
     return shaped(path, read_json(path), Manifest) if path.is_file() else None
 
 
-def finished_in(folder: Path) -> Iterator[tuple[Path, Manifest]]:
-    """Yield the finished stages in a folder, which may hold other things too."""
-    for path in sorted(folder.iterdir()):
-        # A manifest.json of some other program, or a folder that is not ours to read.
-        with contextlib.suppress(InputError, OSError):
-            if manifest := read_manifest(path):
-                yield path.resolve(), manifest
-
-
 def sign_for(directory: Path, names: Iterable[str]) -> tuple[dict[str, str], dict[str, list[int]]]:
     """Force files and their folders to disk; return a manifest's `outputs` and `states` of them."""
     outputs, states = {}, {}

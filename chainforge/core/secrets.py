@@ -50,9 +50,6 @@ _LOOKS = re.compile(
     r"\b(?:sk-[\w-]{20,}|hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{30,}"
     r"|://[^/@\s:\[]*:(?!\d+/)[^@\s]+@)"  # the password in an address
 )
-_USER_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
-_STAGE_PARTS = ("model", "adapter", "dataset")
-_SIGNS = ("manifest.json", "stage.json")  # files of a stage's directory
 
 
 @lru_cache(maxsize=4096)
@@ -187,53 +184,12 @@ def _in_base64(data: bytes) -> Iterator[str]:
                 yield part
 
 
-def public(path: str) -> str:
-    """Return a path as others may read it: of an absolute one only the end.
-
-    A stage's `model/` keeps the stage's name.
-    """
-    outside = path.startswith(("/", "~")) or ".." in Path(path).parts
-    if not outside:
-        return path
-    place = Path(os.path.normpath(path))
-    name = place.name if place.name not in ("", "..", "~") else "elsewhere"
-    stage = place.expanduser().parent
-    if name in _STAGE_PARTS and any((stage / file).is_file() for file in _SIGNS):
-        return f"{stage.name}/{name}"
-    return name
-
-
-def public_settings(value: Any) -> Any:
-    """Return settings as others may read them: no key or token, and paths as `public` has them."""
-    if isinstance(value, Mapping):
-        return {key: public_settings(one) for key, one in value.items() if not is_secret_key(key)}
-    if isinstance(value, list | tuple):
-        return [public_settings(one) for one in value]
-    if not isinstance(value, str):
-        return value
-    if "\n" not in value and (value.count("/") > 1 or value.startswith(("../", "~/"))):
-        value = public(value)
-    return _USER_IN_URL.sub("", value).replace(f"{Path.home()}/", "~/")
-
-
 def redact(text: str) -> str:
     """Return a text with the names of secret variables where their values were."""
     for name, value in secrets().items():
         for form in forms(value):
             text = text.replace(form, f"[{name}]")
     return text
-
-
-def redact_file(path: Path, start: int = 0) -> None:
-    """Redact what a file holds from `start` on; it is rewritten only if it holds a secret."""
-    with open(path, "rb+") as file:
-        file.seek(start)
-        text = file.read().decode("utf-8", "surrogateescape")
-        clean = redact(text)
-        if clean != text:
-            file.seek(start)
-            file.write(clean.encode("utf-8", "surrogateescape"))
-            file.truncate()
 
 
 class Redacted:

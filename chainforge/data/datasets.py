@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chainforge.core.errors import InputError
-from chainforge.core.jsonl import Message, Row, replacing
-from chainforge.core.secrets import public
+from chainforge.core.jsonl import Message, Row
 from chainforge.core.transcript import DEFAULT, is_blank, write
 from chainforge.data.rows import FoundRows, read_file, wrong_turns
 
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FALLBACK = "offline-fallback"
-FILE = "train.parquet"
 # The columns that SFT looks at.
 _TRAINED_ON = ("prompt", "completion", "messages", "source", "drop")
 # Where servers and data sets keep the reasoning of an assistant's message.
@@ -87,7 +85,7 @@ def _source(path: str, args: DataArgs) -> tuple[list[Pair], int]:
             f"{FALLBACK}: worked solutions in place of a teacher that failed; collect again, or "
             "set `allow_offline_rows: true`"
         )
-    pairs = found.each(lambda row: _pair(row, args.transcript))
+    pairs = found.each(lambda row: pair_of(row, args.transcript))
     if not pairs:
         raise InputError(f"{path}: no rows to train on ({dropped} are marked `drop`, or wrong)")
     if dropped:
@@ -124,7 +122,7 @@ def _parquet(files: list[Path]) -> list[Row]:
     return rows
 
 
-def _pair(row: Row, transcript: str = DEFAULT) -> Pair:
+def pair_of(row: Row, transcript: str = DEFAULT) -> Pair:
     """Return a row's prompt and completion as messages; raise `InputError` for what is neither."""
     turns, said = row.get("prompt"), row.get("completion")
     if turns is None and isinstance(row.get("messages"), list):
@@ -171,7 +169,7 @@ def grpo_dataset(rows: Sequence[Row]) -> Dataset:
     for number, row in enumerate(rows, start=1):
         if wrong := wrong_turns(row.get("prompt")):
             raise InputError(f"row {number}: {wrong}")
-    return Dataset.from_dict(_columns(rows))
+    return Dataset.from_dict(columns_of(rows))
 
 
 def check_batch(rows: Sequence[Row], generation_batch_size: int, num_generations: int) -> None:
@@ -188,29 +186,7 @@ def check_batch(rows: Sequence[Row], generation_batch_size: int, num_generations
         )
 
 
-def save_dataset(rows: Sequence[Row], path: str | Path) -> Path:
-    """Write kept Samples to `path`/train.parquet, ready for SFT and `datasets.load_dataset`.
-
-    The file appears whole or not at all. Text completions become messages, as for SFT; the model
-    that wrote a row is named without this machine's paths.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if not rows:
-        raise InputError(f"{path}: no row was kept; funnel.json says where the rows went")
-    whole = [row | dict(zip(("prompt", "completion"), _pair(row), strict=True)) for row in rows]
-    for row in whole:
-        if isinstance(row.get("model"), str):
-            row["model"] = public(row["model"])
-    file = Path(path) / FILE
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as temporary:
-        pq.write_table(pa.table(_columns(whole)), temporary)
-    return file
-
-
-def _columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
+def columns_of(rows: Sequence[Row]) -> dict[str, list[Any]]:
     """Return rows as columns of one type each; what a row lacks is None."""
     names = dict.fromkeys(name for row in rows for name in row)
     columns = {name: [row.get(name) for row in rows] for name in names}

@@ -6,6 +6,8 @@ rows with their card) and `funnel.json`.
 
 from __future__ import annotations
 
+import os
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,8 +22,8 @@ from chainforge.core import artifacts
 from chainforge.core.config import resolved
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Row, replacing
-from chainforge.core.secrets import public, public_settings
-from chainforge.data.datasets import save_dataset
+from chainforge.core.secrets import is_secret_key
+from chainforge.data.datasets import columns_of, pair_of
 from chainforge.data.decontaminate import COVERAGE, N
 from chainforge.data.filters import FilterArgs, SelectionArgs
 from chainforge.data.select import many_rows, read_pool, select
@@ -103,6 +105,28 @@ def build(
         card = _card(kept, funnel, settings, args.dataset_license, sections(kept))
         temporary.write_text(card, encoding="utf-8")
     return funnel
+
+
+def save_dataset(rows: Sequence[Row], path: str | Path) -> Path:
+    """Write kept Samples to `path`/train.parquet, ready for SFT and `datasets.load_dataset`.
+
+    The file appears whole or not at all. Text completions become messages, as for SFT; the model
+    that wrote a row is named without this machine's paths.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not rows:
+        raise InputError(f"{path}: no row was kept; funnel.json says where the rows went")
+    whole = [row | dict(zip(("prompt", "completion"), pair_of(row), strict=True)) for row in rows]
+    for row in whole:
+        if isinstance(row.get("model"), str):
+            row["model"] = public(row["model"])
+    file = Path(path) / "train.parquet"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as temporary:
+        pq.write_table(pa.table(columns_of(whole)), temporary)
+    return file
 
 
 def _why_none(funnel: Row, marked: list[Row]) -> str:
@@ -212,3 +236,37 @@ def _decontamination(funnel: Mapping[str, Any], settings: Mapping[str, Any]) -> 
         f"and at least {COVERAGE:.0%} of its rare runs of {N} words) and were dropped with all "
         "their samples."
     )
+
+
+_USER_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
+_STAGE_PARTS = ("model", "adapter", "dataset")
+_SIGNS = ("manifest.json", "stage.json")  # files of a stage's directory
+
+
+def public(path: str) -> str:
+    """Return a path as others may read it: of an absolute one only the end.
+
+    A stage's `model/` keeps the stage's name.
+    """
+    outside = path.startswith(("/", "~")) or ".." in Path(path).parts
+    if not outside:
+        return path
+    place = Path(os.path.normpath(path))
+    name = place.name if place.name not in ("", "..", "~") else "elsewhere"
+    stage = place.expanduser().parent
+    if name in _STAGE_PARTS and any((stage / file).is_file() for file in _SIGNS):
+        return f"{stage.name}/{name}"
+    return name
+
+
+def public_settings(value: Any) -> Any:
+    """Return settings as others may read them: no key or token, and paths as `public` has them."""
+    if isinstance(value, Mapping):
+        return {key: public_settings(one) for key, one in value.items() if not is_secret_key(key)}
+    if isinstance(value, list | tuple):
+        return [public_settings(one) for one in value]
+    if not isinstance(value, str):
+        return value
+    if "\n" not in value and (value.count("/") > 1 or value.startswith(("../", "~/"))):
+        value = public(value)
+    return _USER_IN_URL.sub("", value).replace(f"{Path.home()}/", "~/")

@@ -18,13 +18,11 @@ from urllib.parse import urlsplit
 import yaml
 
 from chainforge import __version__
-from chainforge.core.artifacts import finished_in
-from chainforge.core.secrets import public, public_settings
 from chainforge.core.transcript import DEFAULT, system_prompt, tags_of
 from chainforge.data.sources import PRESETS
-from chainforge.generate.build import code, funnel_table
+from chainforge.generate.build import code, funnel_table, public, public_settings
 from chainforge.hub.upload import HUB_ID
-from chainforge.train.lineage import Ancestor, Origin, base_of, roots, signed_json
+from chainforge.train.lineage import Ancestor, Origin, base_of, finished_in, roots, signed_json
 
 TEMPLATE = str(Path(__file__).with_name("card.md.jinja"))
 VERBS = {

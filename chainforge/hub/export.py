@@ -18,8 +18,8 @@ from rich.filesize import decimal
 from chainforge.core import paths
 from chainforge.core.artifacts import STARTED, damage, read_json, read_manifest
 from chainforge.core.errors import InputError, hint
-from chainforge.core.secrets import public as public_name
 from chainforge.core.weights import INDEX, check_weights, hub_failures
+from chainforge.generate.build import public as public_name
 from chainforge.hub.cards import data_card, head_of, model_card
 from chainforge.hub.upload import HUB_ID, Files, check_secrets, local_paths, push, token
 from chainforge.train.lineage import Ancestor, Origin, base_of, lineage

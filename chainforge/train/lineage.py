@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from chainforge.core.artifacts import Manifest, finished_in, read_json, read_manifest, sha256
+from chainforge.core.artifacts import Manifest, read_json, read_manifest, sha256
 from chainforge.core.errors import InputError
 
 ON_HUB = "hub:"
@@ -133,3 +135,12 @@ def signed_json(directory: Path, manifest: Manifest, name: str) -> Any:
     if not path.is_file() or sha256(path) != manifest.outputs[name]:
         raise InputError(f"{path} is not what the stage signed; run {directory.name} again")
     return read_json(path)
+
+
+def finished_in(folder: Path) -> Iterator[tuple[Path, Manifest]]:
+    """Yield the finished stages in a folder, which may hold other things too."""
+    for path in sorted(folder.iterdir()):
+        # A manifest.json of some other program, or a folder that is not ours to read.
+        with contextlib.suppress(InputError, OSError):
+            if manifest := read_manifest(path):
+                yield path.resolve(), manifest

@@ -14,7 +14,6 @@ from typing import Any
 
 from chainforge.core.artifacts import read_json
 from chainforge.core.errors import InputError, first_line
-from chainforge.core.weights import check_weights, no_safetensors
 
 ADAPTER = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -98,6 +97,8 @@ def _check_directory(path: Path, trust_remote_code: bool) -> None:
         inside = [part for part in ("model", "adapter") if (path / part).is_dir()]
         hint = f"; give its {inside[0]}/" if inside else ""
         raise InputError(f"{path} is not a model directory: it has no config.json{hint}")
+    from chainforge.core.weights import check_weights
+
     check_weights(str(path))
     for file in (path / "config.json", path / "tokenizer_config.json"):
         if file.exists():
@@ -119,6 +120,8 @@ def _adapter(
     lora, names = read_json(path / ADAPTER), [file.name for file in path.iterdir()]
     _check_exact(lora, path)
     if ADAPTER_WEIGHTS not in names:
+        from chainforge.core.weights import no_safetensors
+
         raise no_safetensors(f"{path}: {ADAPTER_WEIGHTS} is missing", names)
     named = lora.get("base_model_name_or_path")
     base = str(base or named or "")
@@ -171,6 +174,8 @@ def _config_on_hub(reference: str, revision: str | None, trust_remote_code: bool
             f"{first_line(error)}"
         ) from None
     _check_code(config, f"{reference}: its config.json", trust_remote_code)
+    from chainforge.core.weights import check_weights
+
     check_weights(reference, revision)
     return dict(config)
 

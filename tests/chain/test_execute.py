@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from chainforge.chain.execute import Interrupted, execute
+from chainforge.chain.execute import Interrupted, execute, redact_file
 
 # Dies of a signal at once, as `accelerate launch` does, while what it launched saves its work.
 LAUNCHER = """
@@ -87,3 +87,11 @@ Root Cause (first observed failure):
 def test_the_recipes_exit_code_is_seen_through_its_launcher(tmp_path, words, code, expected):
     command = ["python", "-c", f"import sys; print({words!r}); sys.exit({code})"]
     assert execute(command, tmp_path / "log.txt", lambda: None) == expected
+
+
+def test_what_a_launcher_wrote_is_redacted(tmp_path, monkeypatch):
+    monkeypatch.setenv("SOME_TOKEN", "c0f'fee\"c0f")
+    log = tmp_path / "log.txt"
+    log.write_bytes(b"\xff kept " + b"c0f'fee\"c0f" + b"\nof a launcher " + b"c0f'fee\"c0f" + b"\n")
+    redact_file(log, start=7)
+    assert log.read_bytes() == b"\xff kept [SOME_TOKEN]\nof a launcher [SOME_TOKEN]\n"

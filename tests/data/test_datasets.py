@@ -5,8 +5,9 @@ import pytest
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import JsonLines, example, sample
 from chainforge.core.transcript import write
-from chainforge.data.datasets import DataArgs, check_batch, grpo_dataset, save_dataset, sft_dataset
+from chainforge.data.datasets import DataArgs, check_batch, grpo_dataset, sft_dataset
 from chainforge.data.rows import rejects_in
+from chainforge.generate.build import save_dataset
 
 
 def rows_of(paths, **settings):

@@ -15,7 +15,7 @@ from chainforge.core.jsonl import read_rows, write_rows
 from chainforge.data.datasets import DataArgs, sft_dataset
 from chainforge.data.filters import FilterArgs, SelectionArgs
 from chainforge.data.select import read_pool, select
-from chainforge.generate.build import BuildArgs, build, preview
+from chainforge.generate.build import BuildArgs, build, preview, public, public_settings
 
 
 def pool(prompts=30, samples=6, seed=0):
@@ -145,3 +145,48 @@ def test_an_empty_completion_is_a_dropped_row(tmp_path):
     marked = read_rows(tmp_path / "samples.jsonl")
     assert [row["drop"] for row in marked[:4]] == ["empty", "empty", "empty", None]
     assert len(sft_dataset(DataArgs([str(tmp_path)]))[0]) == funnel["kept"] > 0
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B"),
+        ("runs/quickstart/rl_final/model", "runs/quickstart/rl_final/model"),
+        ("/home/alice/models/qwen", "qwen"),
+        ("/home/alice/model", "model"),
+        ("../../alice/base", "base"),
+        ("~/base/", "base"),
+        ("~", "elsewhere"),
+        ("/", "elsewhere"),
+        ("/home/alice/mine.py:good", "mine.py:good"),
+    ],
+)
+def test_of_a_path_from_elsewhere_only_the_end_is_public(path, shown):
+    assert public(path) == shown
+
+
+def test_a_part_of_a_stage_keeps_the_name_of_the_stage(tmp_path):
+    (tmp_path / "cold_start/model").mkdir(parents=True)
+    (tmp_path / "cold_start/manifest.json").touch()
+    assert public(str(tmp_path / "cold_start/model")) == "cold_start/model"
+
+
+def test_settings_are_shown_without_keys_and_places():
+    settings = {
+        "rewards": [{"fn": "/home/alice/mine.py:good", "params": {"judge_api_key": "k", "n": 2}}],
+        "base_url": "https://alice:word@server/v1",
+        "model_init_kwargs": {"token": "t", "dtype": "float32"},
+        "pad_token": "<pad>",
+        "max_tokens": 5,
+        "system_prompt": "/no_think Say it.",
+        "notes": f"in {Path.home()}/x",
+    }
+    assert public_settings(settings) == {
+        "rewards": [{"fn": "mine.py:good", "params": {"n": 2}}],
+        "base_url": "https://server/v1",
+        "model_init_kwargs": {"dtype": "float32"},
+        "pad_token": "<pad>",
+        "max_tokens": 5,
+        "system_prompt": "/no_think Say it.",
+        "notes": "in ~/x",
+    }

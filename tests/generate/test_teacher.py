@@ -15,13 +15,12 @@ from server import FAULTS, GOOD, REASONING, Answer, Server, chat
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import example, read_rows
 from chainforge.core.transcript import DEFAULT, read, write
-from chainforge.data.datasets import save_dataset
 from chainforge.data.filters import FilterArgs, SelectionArgs
 from chainforge.data.select import select
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.generate import api
 from chainforge.generate.api import MAX_USELESS
-from chainforge.generate.build import BuildArgs, build
+from chainforge.generate.build import BuildArgs, build, save_dataset
 from chainforge.generate.rollouts import score_samples
 from chainforge.generate.settings import TeacherArgs
 from chainforge.generate.teacher import collect, reduce_expression, solve
