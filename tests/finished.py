@@ -67,24 +67,18 @@ def rows(path):
 
 def scores(measured):
     """What an evaluation writes of some models: the later the better."""
-    shares = [
-        {"mean": 0.1 * place, "low": 0.1 * place - 0.05, "high": 0.1 * place + 0.05}
-        for place in range(1, len(measured) + 1)
-    ]
-    rows = [
-        {"name": name, "n": 100, "strict": share, "lenient": share, "format": 0.9,
-         "tokens_mean": 20.0, "samples_per_prompt": 4, "pass_at_k": {"1": 0.1, "4": 0.75},
-         "maj_at_k": {"1": 0.1, "4": 0.25},
-         "tasks": {task: {"n": 50, "strict": share, "lenient": share} for task in ("sums", "legs")}}
-        for name, share in zip(measured, shares, strict=True)
-    ]  # fmt: skip
-    names = list(measured)
-    pairs = [
-        {"from": one, "to": two, "difference": 0.1, "low": 0.05, "high": 0.15, "p": 1e-9}
-        for one, two in itertools.pairwise(names)
-    ]
+    models = []
+    for place, name in enumerate(measured, 1):
+        share = {"mean": 0.1 * place, "low": 0.1 * place - 0.05, "high": 0.1 * place + 0.05}
+        both = {"strict": share, "lenient": share}
+        tasks = {task: {"n": 50} | both for task in ("sums", "legs")}
+        made = {"name": name, "n": 100, "format": 0.9, "tokens_mean": 20.0, "samples_per_prompt": 4}
+        made |= {"pass_at_k": {"1": 0.1, "4": 0.75}, "maj_at_k": {"1": 0.1, "4": 0.25}}
+        models.append(made | both | {"tasks": tasks})
+    figures = {"difference": 0.1, "low": 0.05, "high": 0.15, "p": 1e-9}
+    pairs = [{"from": one, "to": two} | figures for one, two in itertools.pairwise(measured)]
     sampling = {"temperature": 0.6, "top_p": 0.95, "max_new_tokens": 2048}
-    return {"models": rows, "pairs": pairs, "settings": {"sampling": sampling}}
+    return {"models": models, "pairs": pairs, "settings": {"sampling": sampling}}
 
 
 def chain(folder, begin):

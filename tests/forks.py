@@ -13,7 +13,6 @@ of a launch, is one of
 """
 
 import importlib
-import importlib.util
 import json
 import os
 import resource
@@ -22,6 +21,8 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+
+import configs
 
 ROOT = Path(__file__).parents[1]
 TRAINERS = ("sft", "grpo", "distillation")
@@ -101,9 +102,7 @@ def _work(recipe, argv, log, fault):
         os.dup2(out, 2)
         from chainforge.core import process
 
-        spec = importlib.util.spec_from_file_location(recipe, ROOT / f"recipes/{recipe}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = configs.recipe(recipe)
         sys.argv = [f"{recipe}.py", *argv]
         _arm(fault)
         process.run(module.main)

@@ -1,13 +1,10 @@
-import importlib.util
 import sys
-from pathlib import Path
 
+import configs
 import pytest
 import yaml
 
 from chainforge.core import process
-
-RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 @pytest.fixture
@@ -15,9 +12,7 @@ def recipe(monkeypatch, capsys):
     """Run a recipe in this process as its command line would; return its exit code and stderr."""
 
     def run(name, *argv):
-        spec = importlib.util.spec_from_file_location(f"recipe_{name}", RECIPES / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = configs.recipe(name)
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, argv)])
         try:
             process.run(module.main)

@@ -1,11 +1,10 @@
 """Everything that ships is read as strictly as a user's own files."""
 
 import dataclasses
-import importlib.util
 import re
-import sys
 from pathlib import Path
 
+import configs
 import pytest
 import yaml
 
@@ -25,22 +24,11 @@ OURS = [file for file in CHAINS if file.parent.name.startswith(("custom", "qwen"
 EVALS = sorted(ROOT.glob("recipes/evals/*.yaml"))
 
 
-def configs_of(recipe):
-    """Return the CONFIGS of a recipe."""
-    spec = importlib.util.spec_from_file_location(
-        f"shipped_{recipe}", ROOT / f"recipes/{recipe}.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module.CONFIGS
-
-
 def checked(recipe, words):
     """Parse settings as a recipe does, and check what needs no model."""
     on_cpu = ["--use_cpu", "true", "--bf16", "false"]
     trains = recipe in ("sft", "grpo", "distill")
-    parsed = parse(*configs_of(recipe), argv=[*words, *(on_cpu if trains else [])])
+    parsed = parse(*configs.recipe(recipe).CONFIGS, argv=[*words, *(on_cpu if trains else [])])
     by_type = {type(args).__name__: args for args in parsed}
     for task in by_type["TaskArgs"].tasks if "TaskArgs" in by_type else ():
         assert task["fn"] != "hub" or task["params"]["dataset"] in QUESTIONS
@@ -65,7 +53,7 @@ def test_every_chain_plans_and_every_stage_parses_as_planned(file, tmp_path, mon
         checked(step.stage.recipe, step.command[script + 1 :])
         if file in OURS:  # its settings differ from the defaults
             given = read_yaml(step.stage.config)
-            for kind in configs_of(step.stage.recipe) if "preset" not in given else ():
+            for kind in configs.recipe(step.stage.recipe).CONFIGS if "preset" not in given else ():
                 for one in dataclasses.fields(kind):
                     made = one.default_factory is not dataclasses.MISSING
                     default = one.default_factory() if made else one.default

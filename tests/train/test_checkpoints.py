@@ -87,7 +87,6 @@ def grpo(**changes):
 
 HALVES = {"steps_per_generation": 4, "gradient_accumulation_steps": 2}
 BETWEEN = [
-    (1, {}),
     (4, {"num_iterations": 4}),
     (2, HALVES),
     (4, {"steps_per_generation": 4, "save_strategy": "epoch", "save_steps": 3}),
@@ -99,7 +98,6 @@ REFUSED = [
     (r"gradient_accumulation_steps \(2\) and steps_per_generation x num_iterations \(3\)", UNEVEN),
     ("^save_strategy: best: use", {"save_strategy": "best", "metric_for_best_model": "reward"}),
     ("^save_only_model: ", {"save_only_model": True}),
-    ("^ignore_data_skip: ", {"ignore_data_skip": True}),
     ("^resume_from_checkpoint: ", {"resume_from_checkpoint": "x"}),
 ]
 

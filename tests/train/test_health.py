@@ -8,7 +8,7 @@ from transformers import TrainerControl, TrainerState
 from chainforge.core.errors import Stopped
 from chainforge.core.jsonl import read_rows
 from chainforge.train.callbacks import NothingTrained
-from chainforge.train.health import RULES, ZERO_ADVANTAGE, HealthCallback, RLArgs, idle_steps
+from chainforge.train.health import RULES, ZERO_ADVANTAGE, HealthCallback, RLArgs
 
 # Values of a sick run, and of a sound one.
 FIRES = {
@@ -20,9 +20,8 @@ FIRES = {
 TRUNCATED = RULES["truncated"].metric
 
 
-def logs(values, key=ZERO_ADVANTAGE, every=1, rewards=None):
-    """Make a history: a log every so many steps."""
-    history = [{"step": every * (n + 1), key: value} for n, value in enumerate(values)]
+def logs(values, key=ZERO_ADVANTAGE, rewards=None):
+    history = [{"step": n, key: value} for n, value in enumerate(values, 1)]
     return [
         log | {"reward": reward} for log, reward in zip(history, rewards or values, strict=True)
     ]
@@ -85,12 +84,6 @@ def test_a_rule_may_stop_the_stage_or_be_off(tmp_path):
         Run(tmp_path, health="stop").log(logs([0.9] * 9, TRUNCATED))
     assert stopped.value.code == 1
     assert [row["step"] for row in read_rows(tmp_path / "health.jsonl")] == [8]
-
-
-def test_steps_without_a_signal_are_counted_from_the_logs_alone():
-    assert idle_steps(logs([1, 0.5, 1, 1])) == 2
-    assert idle_steps(logs([1, 0.9, 1], every=10)) == 10
-    assert idle_steps([{"step": 7}]) == 0
 
 
 FELL = logs([0.5, 0.2, 0.1, 1, 1, 1], rewards=[0.4, 0.8, 0.9, 0, 0, 0])

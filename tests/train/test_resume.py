@@ -6,12 +6,14 @@ By default a few steps of each kind of stage are tried; `--every-step` tries all
 import re
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import yaml
 from forks import Warm
+from stages import adapted, logits, opened, same
 
-from chainforge.core.artifacts import read_manifest, sha256
+from chainforge.core.artifacts import read_json, read_manifest, sha256
 from chainforge.core.jsonl import read_rows, write_rows
 from chainforge.core.transcript import write
 from chainforge.train.checkpoints import SEAL, last_good
@@ -33,7 +35,8 @@ KINDS = {
     "lora": ("grpo", {"per_device_train_batch_size": 16, "num_iterations": 2} | LORA),
     "distill": ("distill", {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}),
     "grouped": ("sft", {"per_device_train_batch_size": 4, "save_strategy": "epoch"} | GROUPED),
-    "two": ("grpo", {"per_device_train_batch_size": 4, "steps_per_generation": 2}),
+    # an adapter that no stage left, merged and trained by two processes
+    "two": ("grpo", {"per_device_train_batch_size": 4, "steps_per_generation": 2} | LORA),
     "best": ("grpo", {"per_device_train_batch_size": 8, "heldout_size": 4} | BEST),
     # an adapter that an earlier stage left, trained further over a base in four bits
     "qlora": ("grpo", {"per_device_train_batch_size": 8, "adapter": "continue"} | QLORA),
@@ -87,11 +90,19 @@ class Runs:
         place = self.place(kind, name)
         place.parent.mkdir(parents=True, exist_ok=True)
         words = ["--config", self.folder / f"{kind}.yaml", "--output_dir", place, *flags]
-        given = kind == "qlora" and self.place("lora", self.whole("lora")) / "adapter"
-        words += ["--model_name_or_path", given or self.model]
+        words += ["--model_name_or_path", self.begin(kind)]
         ranks = 2 if kind == "two" else 1
         log = place.with_name("log.txt")
         return self.warm.run(KINDS[kind][0], *words, log=log, fault=fault, ranks=ranks)
+
+    def begin(self, kind):
+        """Return what a kind of stage starts from."""
+        if kind not in ("two", "qlora"):
+            return self.model
+        adapter = self.place("lora", self.whole("lora")) / "adapter"
+        if kind == "two":
+            adapter = shutil.copytree(adapter, self.folder / "bare", dirs_exist_ok=True)
+        return adapter
 
     def finish(self, kind, name, *flags, fault=None):
         """Run a stage to its end and compare it with an undisturbed one; return what it said."""
@@ -161,6 +172,16 @@ def test_a_run_killed_while_it_saves_resumes_from_the_checkpoint_before(runs, ki
     assert "checkpoint-6 is not whole (it was not written to its end" in text
     assert resumed(text) == "checkpoint-4"
     assert runs.checkpoints(kind, name) == ["checkpoint-12"]
+
+
+def test_two_processes_merge_an_adapter_once_and_save_what_they_trained(runs):
+    stage = runs.place("two", runs.whole("two"))
+    manifest = read_manifest(stage)
+    assert manifest.notes["starts_from"] == str(stage / "start")
+    assert {"start", "adapter", "model"} <= {Path(name).parts[0] for name in manifest.outputs}
+    config = read_json(stage / "adapter/adapter_config.json")
+    assert config["base_model_name_or_path"] == str(stage / "start")
+    same(logits(opened(stage / "model")), logits(adapted(stage / "adapter")))
 
 
 FAULTS = {

@@ -130,8 +130,11 @@ def test_what_is_not_what_was_trained_is_not_signed(
     assert not {"model", "adapter", "manifest.json"} & left
 
 
-@pytest.mark.parametrize("method", ["lora", "qlora"])
-def test_the_end_token_of_training_is_the_one_of_the_saved_model(method, half, train):
+@pytest.mark.parametrize("method", METHODS)
+def test_the_saved_model_has_its_bases_own_precision_and_the_end_token_of_training(
+    method, half, train
+):
+    from safetensors.torch import load_file
     from transformers import AutoTokenizer, GenerationConfig
 
     tokenizer = AutoTokenizer.from_pretrained(half)
@@ -139,24 +142,16 @@ def test_the_end_token_of_training_is_the_one_of_the_saved_model(method, half, t
     tokenizer.save_pretrained(half)
     for name in ("config.json", "generation_config.json"):
         edit(half / name, eos_token_id=tokenizer.eos_token_id)
-    model = train("sft", half, *METHODS[method], "--eos_token", "<|im_end|>").path("model")
-    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    stage = train("sft", half, *METHODS[method], "--eos_token", "<|im_end|>")
+    model, end = stage.path("model"), tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert GenerationConfig.from_pretrained(model).eos_token_id == [end, tokenizer.eos_token_id]
     config = read_json(model / "config.json")
-    assert config["eos_token_id"] == end
+    assert config["eos_token_id"] == AutoTokenizer.from_pretrained(model).eos_token_id == end
     assert "quantization_config" not in config
-    assert AutoTokenizer.from_pretrained(model).eos_token_id == end
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_the_saved_model_has_its_bases_own_precision(method, half, train):
-    from safetensors.torch import load_file
-
-    stage = train("sft", half, *METHODS[method])
-    weights = load_file(stage.path("model/model.safetensors"))
+    weights = load_file(model / "model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
     assert "lm_head.weight" not in weights  # it is the embeddings'
-    left = opened(stage.path("model"))
+    left = opened(model)
     assert left.dtype == torch.bfloat16
     if method != "qlora":
         assert distance(logits(left.float()), stage.ended) < 0.03
