@@ -18,10 +18,10 @@ from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.generate.build import BuildArgs, build
 from chainforge.generate.rollouts import score_samples
 from chainforge.generate.sampling import accepted_by
-from chainforge.generate.settings import TeacherArgs
+from chainforge.generate.settings import RunArgs, TeacherArgs
 from chainforge.generate.teacher import card_sections, collect, endpoint_of, estimate, key_of
 from chainforge.rewards.reward import RewardArgs, load_rewards
-from chainforge.train.stage import RunArgs, open_stage
+from chainforge.train.stage import open_stage
 
 CONFIGS = (RunArgs, TaskArgs, RewardArgs, TeacherArgs, SelectionArgs, FilterArgs)
 

@@ -21,8 +21,7 @@ from trl import DistillationConfig, DistillationTrainer, ModelConfig
 from chainforge.core import process
 from chainforge.core.config import parse
 from chainforge.core.transcript import DEFAULT
-from chainforge.data.datasets import grpo_dataset
-from chainforge.data.tasks import TaskArgs, load_examples
+from chainforge.data.tasks import TaskArgs, grpo_dataset, load_examples
 from chainforge.generate.settings import TemplateArgs
 from chainforge.hub.push import check_push, push_signed
 from chainforge.train.checkpoints import check_saving

@@ -26,11 +26,11 @@ from chainforge.data.tasks import TaskArgs, check_answers, load_examples
 from chainforge.generate import shards
 from chainforge.generate.rollouts import score_samples
 from chainforge.generate.sampling import open_engine, roll_out
-from chainforge.generate.settings import SamplingArgs
+from chainforge.generate.settings import RunArgs, SamplingArgs
 from chainforge.report.formatting import show_results
 from chainforge.rewards.functions import scripts_of
 from chainforge.train.model_source import check_model
-from chainforge.train.stage import RunArgs, is_main_process, open_stage
+from chainforge.train.stage import is_main_process, open_stage
 from chainforge.train.templates import check_prompts, load_tokenizer
 
 

@@ -20,8 +20,7 @@ from trl import GRPOConfig, GRPOTrainer, ModelConfig
 
 from chainforge.core import process
 from chainforge.core.config import parse
-from chainforge.data.datasets import check_batch, grpo_dataset
-from chainforge.data.tasks import TaskArgs, load_examples
+from chainforge.data.tasks import TaskArgs, check_batch, grpo_dataset, load_examples
 from chainforge.generate.rollouts import Recorder, gate
 from chainforge.hub.push import check_push, push_signed
 from chainforge.rewards.reward import RewardArgs, check_applicable, check_overlong, load_rewards

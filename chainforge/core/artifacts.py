@@ -164,15 +164,6 @@ def shaped(path: Path, value: Any, shape: Any) -> Any:
         raise InputError(f"{path} is damaged, or not of this version: {error}") from None
 
 
-def report_progress(
-    directory: str | Path, done: int, total: int, unit: str, note: str = ""
-) -> None:
-    """Write how far a stage is, for whoever watches: `{done, total, unit, note}`."""
-    value = {"done": done, "total": total, "unit": unit, "note": note}
-    with replacing(Path(directory) / PROGRESS, durable=False) as temporary:
-        temporary.write_text(json.dumps(value), encoding="utf-8")
-
-
 @contextlib.contextmanager
 def lock(directory: str | Path) -> Iterator[None]:
     """Hold a directory alone; a second holder gets an `InputError` that names the first.

@@ -116,11 +116,6 @@ def _parse(line: bytes) -> tuple[Row, str | None]:
     return row, None if row else "an empty object"
 
 
-def same_question(text: str) -> str:
-    """Return what equal questions share: case and white space do not count."""
-    return " ".join(text.lower().split())
-
-
 def wrong_turns(turns: Any) -> str | None:
     """Return why a value is not a prompt; None when it is one."""
     if turns is None:

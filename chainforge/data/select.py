@@ -31,7 +31,8 @@ from chainforge.data.filters import (
     runs,
     tokens,
 )
-from chainforge.data.rows import read_file, same_question
+from chainforge.data.rows import read_file
+from chainforge.data.sources import same_question
 
 NAMES = ("rollouts.jsonl", "samples.jsonl")
 MARKS = frozenset({"drop", "drop_detail", "pass_rate"})  # of an earlier selection

@@ -19,7 +19,7 @@ import yaml
 from chainforge.core.errors import InputError, hint, refuse_unknown
 from chainforge.core.jsonl import Row, question
 from chainforge.core.transcript import is_blank
-from chainforge.data.rows import MAX_BAD, FoundRows, read_file, same_question, wrong_turns
+from chainforge.data.rows import MAX_BAD, FoundRows, read_file, wrong_turns
 from chainforge.rewards.answers import boxed_answers
 
 EXTRACTS = ("text", "hashes", "boxed")
@@ -34,6 +34,11 @@ SPLIT_NAMES |= dict.fromkeys(("valid", "val", "dev"), "validation")
 # Of a published data set some rows have no answer that can be read; more than this is a mistake.
 UNREADABLE = 0.1
 TEST_PERCENT, VALIDATION_PERCENT = 20, 5
+
+
+def same_question(text: str) -> str:
+    """Return what equal questions share: case and white space do not count."""
+    return " ".join(text.lower().split())
 
 
 def split_of(question: str) -> str:

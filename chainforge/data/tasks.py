@@ -13,10 +13,10 @@ import hashlib
 import inspect
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
@@ -25,9 +25,12 @@ from chainforge.core.jsonl import Row, example, has_answer, question
 from chainforge.core.paths import unplaced
 from chainforge.core.plugins import resolve, user_code, where
 from chainforge.core.transcript import DEFAULT, is_blank, system_prompt
-from chainforge.data.rows import same_question, wrong_turns
-from chainforge.data.sources import hub, jsonl, reasoning_gym, split_of
+from chainforge.data.rows import wrong_turns
+from chainforge.data.sources import hub, jsonl, reasoning_gym, same_question, split_of
 from chainforge.rewards.verify import VERIFIERS
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
@@ -238,3 +241,60 @@ def _select(task: Task, rows: Iterator[tuple[Row, bool]], owners: dict[str, Task
         )
     if repeated and task.size is None:
         logger.warning("%s: left out %d repeated questions", task.where, repeated)
+
+
+def grpo_dataset(rows: Sequence[Row]) -> Dataset:
+    """Return Examples as a data set for GRPO: every column, so that rewards find theirs by name.
+
+    A column that Arrow cannot hold as it is (mappings, mixed types) becomes JSON text.
+    """
+    from datasets import Dataset
+
+    if not rows:
+        raise InputError("no rows to train on")
+    for number, row in enumerate(rows, start=1):
+        if wrong := wrong_turns(row.get("prompt")):
+            raise InputError(f"row {number}: {wrong}")
+    return Dataset.from_dict(columns_of(rows))
+
+
+def check_batch(rows: Sequence[Row], generation_batch_size: int, num_generations: int) -> None:
+    """Raise `InputError` unless the rows fill one generation batch.
+
+    With fewer, TRL ends after 0 steps without an error; the last incomplete batch is left out.
+    """
+    prompts = generation_batch_size // num_generations
+    if len(rows) < prompts:
+        raise InputError(
+            f"{len(rows)} rows are fewer than the {prompts} prompts of one generation batch "
+            f"({generation_batch_size} completions, {num_generations} a prompt): raise the tasks' "
+            "`size`, or lower per_device_train_batch_size or gradient_accumulation_steps"
+        )
+
+
+def columns_of(rows: Sequence[Row]) -> dict[str, list[Any]]:
+    """Return rows as columns of one type each; what a row lacks is None."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    return {
+        name: values if name in ("prompt", "completion") else _one_type(values)
+        for name, values in columns.items()
+    }
+
+
+def _one_type(values: list[Any]) -> list[Any]:
+    """Return a column that Arrow holds without changing a value, else its values as JSON text."""
+    import pyarrow as pa
+
+    kinds = {type(value) for value in values if value is not None}
+    if kinds == {int, float}:
+        return [None if value is None else float(value) for value in values]
+    # Arrow would give every mapping the keys of all, so mappings are text too.
+    items = [one for value in values for one in (value if isinstance(value, list) else [value])]
+    if len(kinds) <= 1 and not any(isinstance(item, dict) for item in items):
+        try:
+            pa.array(values)
+            return values
+        except (pa.ArrowException, OverflowError, UnicodeEncodeError):
+            pass
+    return [None if value is None else json.dumps(value, default=str) for value in values]

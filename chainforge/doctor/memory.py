@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from chainforge.core.errors import InputError, hint
-from chainforge.train.distributed import FSDP2, SINGLE, ZERO2, ZERO3, Layout, method_of, refusals
+from chainforge.train.distributed import FSDP2, SINGLE, ZERO2, ZERO3, Layout, refusals
 
 GIB = 1024**3
 DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -387,3 +387,10 @@ def memory_advice(
     advice = f"{'; '.join(changes) or 'no change'} would need {then.peak / GIB:.1f} GiB"
     advice += ": use a smaller model or larger GPUs" if then.peak > limit else ""
     return ("error" if needed.peak > device_bytes else "warning"), f"{text}: {advice}"
+
+
+def method_of(settings: Mapping[str, Any]) -> str:
+    """Return the way of training that a stage's settings ask for: full, LoRA or QLoRA."""
+    if settings["load_in_4bit"] or settings["load_in_8bit"]:
+        return "QLoRA"
+    return "LoRA" if settings["use_peft"] else "full"

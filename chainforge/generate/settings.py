@@ -15,6 +15,23 @@ KEYS = {"deepseek": "DEEPSEEK_API_KEY", "openai": "OPENAI_API_KEY"}
 
 
 @dataclass
+class RunArgs:
+    """The settings of a stage that does not train, and so has no TRL configuration."""
+
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Directory of the stage; everything it writes is in it."}
+    )
+    seed: int = field(default=42, metadata={"help": "Seed of all random numbers."})
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "The policy: a directory or a Hub id."}
+    )
+    dtype: str = field(
+        default="auto",
+        metadata={"help": "Precision of the policy: auto (as saved), float32, bfloat16, float16."},
+    )
+
+
+@dataclass
 class TemplateArgs:
     """How messages become text."""
 

@@ -72,13 +72,6 @@ _VLLM_4BIT = (
 )
 
 
-def method_of(settings: Mapping[str, Any]) -> str:
-    """Return the way of training that a stage's settings ask for: full, LoRA or QLoRA."""
-    if settings["load_in_4bit"] or settings["load_in_8bit"]:
-        return "QLoRA"
-    return "LoRA" if settings["use_peft"] else "full"
-
-
 def refusals(settings: Mapping[str, Any], layout: Layout) -> Iterator[str]:
     """Yield why a stage cannot work, and what would; nothing when it can."""
     four, eight, vllm = (settings.get(key) for key in ("load_in_4bit", "load_in_8bit", "use_vllm"))

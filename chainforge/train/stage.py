@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.metadata
+import json
 import logging
 import os
 import platform
@@ -15,7 +16,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from chainforge.core import artifacts, process
 from chainforge.core.artifacts import LOCK, MANIFEST, PROGRESS, STARTED, UPLOAD, Manifest
 from chainforge.core.config import given, resolved
 from chainforge.core.errors import InputError
-from chainforge.core.jsonl import writing
+from chainforge.core.jsonl import replacing, writing
 from chainforge.core.paths import written_for
 from chainforge.core.secrets import redact
 from chainforge.data.rows import rejects_in
@@ -37,23 +38,6 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "b
 WORKING_FILES = {"log.txt", LOCK, PROGRESS, STARTED, MANIFEST, UPLOAD}
 RUN_ID, TENSORBOARD = "wandb-run-id.txt", "tensorboard"  # of trackers
 UNSIGNED = WORKING_FILES | {"checkpoints", TENSORBOARD, RUN_ID}
-
-
-@dataclass
-class RunArgs:
-    """The settings of a stage that does not train, and so has no TRL configuration."""
-
-    output_dir: str | None = field(
-        default=None, metadata={"help": "Directory of the stage; everything it writes is in it."}
-    )
-    seed: int = field(default=42, metadata={"help": "Seed of all random numbers."})
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "The policy: a directory or a Hub id."}
-    )
-    dtype: str = field(
-        default="auto",
-        metadata={"help": "Precision of the policy: auto (as saved), float32, bfloat16, float16."},
-    )
 
 
 def is_main_process() -> bool:
@@ -75,7 +59,9 @@ class Stage(Manifest):
     def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
         """Write the progress for whoever watches."""
         if is_main_process():
-            artifacts.report_progress(self.directory, done, total, unit, note)
+            value = {"done": done, "total": total, "unit": unit, "note": note}
+            with replacing(self.path(PROGRESS), durable=False) as temporary:
+                temporary.write_text(json.dumps(value), encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ import pytest
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import JsonLines, example, sample
 from chainforge.core.transcript import write
-from chainforge.data.datasets import DataArgs, check_batch, grpo_dataset, sft_dataset
+from chainforge.data.datasets import DataArgs, sft_dataset
 from chainforge.data.rows import rejects_in
 from chainforge.generate.build import save_dataset
 
@@ -155,34 +155,3 @@ def test_a_saved_data_set_opens_anywhere(tmp_path):
     assert len(rows_of([tmp_path])) == 2
     with pytest.raises(InputError, match="no row was kept"):
         save_dataset([], tmp_path / "dataset")
-
-
-def test_grpo_rows_keep_every_column():
-    more = [
-        {"words": 3, "share": 1, "mixed": "a", "choices": ["a", "b"], "meta": {"x": 1}},
-        {"words": None, "share": 0.5, "mixed": 2, "choices": [], "meta": {"y": 2}},
-        {"entry": '{"answer": "2"}', "big": 2**70, "turns": [{"role": "user"}]},
-    ]
-    made = grpo_dataset([row | extra for row, extra in zip(samples(3), more, strict=True)])
-    assert made[0]["prompt"] == [{"role": "user", "content": "0 + 1?"}]
-    expected = {
-        "words": [3, None, None],
-        "share": [1.0, 0.5, None],
-        "mixed": ['"a"', "2", None],
-        "choices": [["a", "b"], [], None],
-        "meta": ['{"x": 1}', '{"y": 2}', None],
-        "entry": [None, None, '{"answer": "2"}'],
-        "big": [None, None, str(2**70)],
-        "turns": [None, None, '[{"role": "user"}]'],
-    }
-    assert {name: made[name][:] for name in expected} == expected
-
-
-def test_grpo_rows_need_a_prompt_and_fill_a_generation_batch():
-    with pytest.raises(InputError, match="no rows"):
-        grpo_dataset([])
-    with pytest.raises(InputError, match="row 2: the prompt must be a list"):
-        grpo_dataset([*samples(1), {"prompt": "text"}])
-    check_batch(samples(4), generation_batch_size=32, num_generations=8)
-    with pytest.raises(InputError, match="4 rows are fewer than the 5 prompts"):
-        check_batch(samples(4), 40, 8)

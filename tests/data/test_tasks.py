@@ -10,7 +10,7 @@ from chainforge.core.errors import InputError
 from chainforge.core.jsonl import question
 from chainforge.core.transcript import system_prompt
 from chainforge.data.sources import Columns, same_question, split_of
-from chainforge.data.tasks import TaskArgs, load_examples
+from chainforge.data.tasks import TaskArgs, check_batch, grpo_dataset, load_examples
 from chainforge.rewards.verify import verify
 
 SPLITS = ("train", "validation", "test")
@@ -269,3 +269,36 @@ def test_an_answer_is_read_or_the_row_says_why_not(value, extract, answer):
             Columns(extract=extract).row(raw)
     else:
         assert Columns(extract=extract).row(raw)["answer"] == answer
+
+
+def test_grpo_rows_keep_every_column():
+    more = [
+        {"words": 3, "share": 1, "mixed": "a", "choices": ["a", "b"], "meta": {"x": 1}},
+        {"words": None, "share": 0.5, "mixed": 2, "choices": [], "meta": {"y": 2}},
+        {"entry": '{"answer": "2"}', "big": 2**70, "turns": [{"role": "user"}]},
+    ]
+    prompt = [{"role": "user", "content": "1 + 1?"}]
+    made = grpo_dataset([{"prompt": prompt} | extra for extra in more])
+    assert made[0]["prompt"] == prompt
+    expected = {
+        "words": [3, None, None],
+        "share": [1.0, 0.5, None],
+        "mixed": ['"a"', "2", None],
+        "choices": [["a", "b"], [], None],
+        "meta": ['{"x": 1}', '{"y": 2}', None],
+        "entry": [None, None, '{"answer": "2"}'],
+        "big": [None, None, str(2**70)],
+        "turns": [None, None, '[{"role": "user"}]'],
+    }
+    assert {name: made[name][:] for name in expected} == expected
+
+
+def test_grpo_rows_need_a_prompt_and_fill_a_generation_batch():
+    prompt = [{"role": "user", "content": "1"}]
+    with pytest.raises(InputError, match="no rows"):
+        grpo_dataset([])
+    with pytest.raises(InputError, match="row 2: the prompt must be a list"):
+        grpo_dataset([{"prompt": prompt}, {"prompt": "text"}])
+    check_batch([{"prompt": prompt}] * 4, generation_batch_size=32, num_generations=8)
+    with pytest.raises(InputError, match="4 rows are fewer than the 5 prompts"):
+        check_batch([{"prompt": prompt}] * 4, 40, 8)
