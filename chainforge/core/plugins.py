@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import re
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -126,7 +127,8 @@ def sources(reference: str) -> dict[str, Path]:
     if file.suffix != ".py":
         file = _file(folder, place) if MODULE.fullmatch(place) else folder
     found: dict[str, Path] = {}
-    waiting = [file]
+    installed = file.resolve().is_relative_to(Path(sysconfig.get_path("purelib")).resolve())
+    waiting = [] if installed else [file]
     while waiting:
         file = waiting.pop()
         if file not in found.values() and file.is_file():
