@@ -40,11 +40,11 @@ def grpo(tmp_path, tiny_model, tokenizer, stage, caplog):
     # A random model seldom ends its turn.
     settings = GRPO | {"generation_kwargs": {"forced_eos_token_id": tokenizer.eos_token_id}}
 
-    def run(reward, model=tiny_model, **params):
+    def run(reward, *flags, model=tiny_model, **params):
         rewards = [{"fn": f"{tmp_path}/rewards.py:{reward}", "params": params}]
         values = settings | SIX | {"max_zero_advantage_steps": 2, "rewards": rewards}
         caplog.clear()
-        code, error = stage("grpo", "out", values, "--model_name_or_path", model)
+        code, error = stage("grpo", "out", values, "--model_name_or_path", model, *flags)
         return code, error, caplog.text
 
     return run
@@ -84,10 +84,15 @@ def test_a_stage_that_has_learnt_all_is_done(tmp_path, grpo):
     assert (tmp_path / "out/model/model.safetensors").read_bytes() == before
 
 
-def test_a_collapsed_policy_is_an_error(tmp_path, grpo):
+def test_a_collapsed_policy_is_an_error_and_a_larger_limit_resumes(tmp_path, grpo):
     code, error, _ = grpo("later", level=-1000.0)
     assert (code, "the policy has collapsed" in error) == (1, True), error
     assert steps(tmp_path) == [1, 2, 3, 4]
+    more = ["--max_zero_advantage_steps", "0", "--health", "off"]  # not of the fingerprint
+    code, error, log = grpo("later", *more, level=-1000.0)
+    assert code == 0, error
+    assert f"resuming from {tmp_path}/out/checkpoints/checkpoint-3" in log
+    assert steps(tmp_path) == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_reward_that_is_no_number_is_named(tmp_path, grpo):

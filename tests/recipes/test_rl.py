@@ -1,10 +1,9 @@
-"""GRPO with held-out rows and health rules, on a model that is half right.
+"""GRPO with held-out rows, on a model that is half right.
 
 The tiny writer answers every question in the right format with a random 0 or 1, so the rewards of a
 group differ nearly always where the answer is one of these, and never where it is 7.
 """
 
-import dataclasses
 import json
 import re
 import shutil
@@ -16,7 +15,6 @@ from small import CPU
 from chainforge.core.artifacts import read_manifest, sha256
 from chainforge.core.jsonl import read_rows, write_rows
 from chainforge.core.transcript import write
-from chainforge.train import health
 
 ROWS = [
     {"question": f"{n}?", "answer": "7" if n % 3 == 0 else str(n % 2), "verifier": "exact"}
@@ -112,22 +110,6 @@ def test_held_out_rows_change_nothing_and_the_best_is_kept(rl, tmp_path, caplog)
     assert read_manifest(tmp_path / "watched").notes["model_step"] == 4
     saved = tmp_path / f"best/checkpoints/checkpoint-{best}"
     assert weights(saved) == weights(tmp_path / "best/model")
-
-
-def test_rules_warn_once_or_stop(rl, tmp_path, caplog, monkeypatch):
-    rule = dataclasses.replace(health.RULES["zero_advantage"], limit=0.0)
-    monkeypatch.setattr(health, "RULES", {"zero_advantage": rule})
-    monkeypatch.setattr(health, "WINDOW", 2)
-    assert rl("warned")[0] == 0
-    assert caplog.text.count("health, step 2, zero_advantage: frac_zero_advantage is") == 1
-    (found,) = read_rows(tmp_path / "warned/health.jsonl")
-    assert read_manifest(tmp_path / "warned").notes["health"] == [found]
-    code, error = rl("stopped", health="stop")
-    assert (code, "stopped: step 2, zero_advantage" in error) == (1, True), error
-    assert read_manifest(tmp_path / "stopped") is None
-    # Health rules are not part of the fingerprint: the same stage resumes without the rule.
-    assert rl("stopped", "--health", "off")[0] == 0
-    assert weights(tmp_path / "warned/model") == weights(tmp_path / "stopped/model")
 
 
 ALL = {"heldout_size": 4, "tasks": [{"fn": "jsonl", "split": "all"}]}
