@@ -23,7 +23,8 @@ from typing import Any
 import openai
 from measuring import ROOT, results, save, turns
 
-from chainforge.core.jsonl import Row, example
+from chainforge.core.jsonl import Row
+from chainforge.data.sources import example
 from chainforge.generate.settings import TeacherArgs
 from chainforge.generate.teacher import collect
 

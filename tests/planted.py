@@ -3,8 +3,9 @@
 import random
 import re
 
-from chainforge.core.jsonl import example, sample
 from chainforge.core.transcript import write
+from chainforge.data.sources import example
+from chainforge.generate.sampling import sample
 
 NAMES = re.findall(
     r"\w+", "Ana Ben Chloé Dmitri Emma Farid Grace Hugo Ines Jonas Kira Liam Mei Noor Olaf Priya"

@@ -15,8 +15,9 @@ from rich.table import Table
 
 from chainforge.core.config import read_settings
 from chainforge.core.errors import InputError
-from chainforge.core.jsonl import Row, question
+from chainforge.core.jsonl import Row
 from chainforge.core.transcript import DEFAULT
+from chainforge.data.sources import question
 
 if TYPE_CHECKING:
     from chainforge.rewards.audit import Attempt, Audit

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import re
@@ -32,32 +31,6 @@ _WORDS = re.compile(
     r"No space left on device|Disk quota exceeded|File too large|\(os error (28|122|27)\)"
     r"|inline_container\.cc.*(unexpected pos|file write failed)|iostream error"
 )
-
-
-def example(
-    prompt: list[Message], answer: str | None, *, task: str, verifier: str = "math", **extra: Any
-) -> Row:
-    """Make an Example; its id is a hash of task and prompt, so equal content has an equal id."""
-    content = json.dumps([task, prompt], sort_keys=True, ensure_ascii=False)
-    identity = hashlib.sha256(content.encode()).hexdigest()[:16]
-    row = {"id": identity, "prompt": prompt, "answer": answer, "task": task, "verifier": verifier}
-    return row | extra
-
-
-def sample(row: Row, completion: str, index: int, *, source: str, **provenance: Any) -> Row:
-    """Make a Sample: the Example, its `index`-th completion, and where that came from."""
-    return row | {"completion": completion, "sample": index, "source": source} | provenance
-
-
-def has_answer(row: Row) -> bool:
-    """Return whether a row has a gold answer, an entry that is scored without one, or no column."""
-    return row.get("answer", "") is not None or bool(row.get("entry"))
-
-
-def question(row: Row) -> str:
-    """Return the text of the last user turn of a row's prompt."""
-    turns = [turn["content"] for turn in row["prompt"] if turn["role"] == "user"]
-    return turns[-1] if turns else ""
 
 
 class JsonLines:

@@ -19,9 +19,8 @@ from typing import Any
 
 from chainforge.core.config import read_settings, yaml_value
 from chainforge.core.errors import InputError
-from chainforge.core.jsonl import question
 from chainforge.data.filters import Run, runs
-from chainforge.data.sources import PRESETS
+from chainforge.data.sources import PRESETS, question
 from chainforge.data.tasks import TaskArgs, load_examples
 
 N = 5  # Short questions have few runs of 8 words: there 8 of 10 leaks were found, 10 of 10 with 5.

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from chainforge.core.errors import InputError
-from chainforge.core.jsonl import Row, has_answer, question
+from chainforge.core.jsonl import Row
 from chainforge.core.transcript import PRESETS, Transcript, chat_mark, is_blank
+from chainforge.data.sources import has_answer, question
 from chainforge.rewards.functions import count_words
 
 

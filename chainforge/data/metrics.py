@@ -13,8 +13,9 @@ from typing import Any
 
 from chainforge.core import statistics
 from chainforge.core.errors import InputError
-from chainforge.core.jsonl import Row, has_answer
+from chainforge.core.jsonl import Row
 from chainforge.core.transcript import DEFAULT, read
+from chainforge.data.sources import has_answer
 from chainforge.rewards.functions import share
 
 # What an accuracy is called, and the column of a Sample that it counts.

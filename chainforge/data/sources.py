@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from chainforge.core.errors import InputError, hint, refuse_unknown
-from chainforge.core.jsonl import Row, question
+from chainforge.core.jsonl import Message, Row
 from chainforge.core.transcript import is_blank
 from chainforge.data.rows import MAX_BAD, FoundRows, read_file, wrong_turns
 from chainforge.rewards.answers import boxed_answers
@@ -34,6 +34,27 @@ SPLIT_NAMES |= dict.fromkeys(("valid", "val", "dev"), "validation")
 # Of a published data set some rows have no answer that can be read; more than this is a mistake.
 UNREADABLE = 0.1
 TEST_PERCENT, VALIDATION_PERCENT = 20, 5
+
+
+def example(
+    prompt: list[Message], answer: str | None, *, task: str, verifier: str = "math", **extra: Any
+) -> Row:
+    """Make an Example; its id is a hash of task and prompt, so equal content has an equal id."""
+    content = json.dumps([task, prompt], sort_keys=True, ensure_ascii=False)
+    identity = hashlib.sha256(content.encode()).hexdigest()[:16]
+    row = {"id": identity, "prompt": prompt, "answer": answer, "task": task, "verifier": verifier}
+    return row | extra
+
+
+def has_answer(row: Row) -> bool:
+    """Return whether a row has a gold answer, an entry that is scored without one, or no column."""
+    return row.get("answer", "") is not None or bool(row.get("entry"))
+
+
+def question(row: Row) -> str:
+    """Return the text of the last user turn of a row's prompt."""
+    turns = [turn["content"] for turn in row["prompt"] if turn["role"] == "user"]
+    return turns[-1] if turns else ""
 
 
 def same_question(text: str) -> str:

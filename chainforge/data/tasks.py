@@ -21,12 +21,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from chainforge.core.errors import Failed, InputError, Stopped, hint, refuse_unknown
-from chainforge.core.jsonl import Row, example, has_answer, question
+from chainforge.core.jsonl import Row
 from chainforge.core.paths import unplaced
 from chainforge.core.plugins import resolve, user_code, where
 from chainforge.core.transcript import DEFAULT, is_blank, system_prompt
 from chainforge.data.rows import wrong_turns
-from chainforge.data.sources import hub, jsonl, reasoning_gym, same_question, split_of
+from chainforge.data.sources import (
+    example,
+    has_answer,
+    hub,
+    jsonl,
+    question,
+    reasoning_gym,
+    same_question,
+    split_of,
+)
 from chainforge.rewards.verify import VERIFIERS
 
 if TYPE_CHECKING:

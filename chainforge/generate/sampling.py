@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from chainforge.core.jsonl import Row, sample
+from chainforge.core.jsonl import Row
 from chainforge.data.filters import FilterArgs, SelectionArgs, fault
 from chainforge.generate.settings import Draw, Drawn, RequestArgs, SamplingArgs, Take, seed_of
 from chainforge.generate.shards import Shards, rank, world_size
@@ -266,3 +266,8 @@ class Rounds:
 def accepted_by(selection: SelectionArgs, texts: FilterArgs | None = None) -> Accept:
     """Accept the samples that no filter drops, whatever else is sampled."""
     return lambda row: fault(row, selection, texts) is None
+
+
+def sample(row: Row, completion: str, index: int, *, source: str, **provenance: Any) -> Row:
+    """Make a Sample: the Example, its `index`-th completion, and where that came from."""
+    return row | {"completion": completion, "sample": index, "source": source} | provenance

@@ -18,7 +18,8 @@ import torch
 from transformers import TrainerCallback, TrainerState, set_seed
 
 from chainforge.core.errors import InputError
-from chainforge.core.jsonl import Row, has_answer
+from chainforge.core.jsonl import Row
+from chainforge.data.sources import has_answer
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.generate.rollouts import Recorder
 from chainforge.train.health import RLArgs

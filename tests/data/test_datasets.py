@@ -3,11 +3,13 @@ import json
 import pytest
 
 from chainforge.core.errors import InputError
-from chainforge.core.jsonl import JsonLines, example, sample
+from chainforge.core.jsonl import JsonLines
 from chainforge.core.transcript import write
 from chainforge.data.datasets import DataArgs, sft_dataset
 from chainforge.data.rows import rejects_in
+from chainforge.data.sources import example
 from chainforge.generate.build import save_dataset
+from chainforge.generate.sampling import sample
 
 
 def rows_of(paths, **settings):

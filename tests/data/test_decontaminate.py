@@ -8,8 +8,8 @@ import pytest
 from planted import Maker
 
 from chainforge.core.errors import InputError
-from chainforge.core.jsonl import question
 from chainforge.data.decontaminate import Screen, evaluation_questions
+from chainforge.data.sources import question
 from chainforge.data.tasks import TaskArgs, load_examples
 
 # Problems as competitions set them: short and long, with formulas and units.

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from chainforge.core.errors import InputError
-from chainforge.core.jsonl import question
 from chainforge.core.transcript import system_prompt
-from chainforge.data.sources import Columns, same_question, split_of
+from chainforge.data.sources import Columns, example, question, same_question, split_of
 from chainforge.data.tasks import TaskArgs, check_batch, grpo_dataset, load_examples
 from chainforge.rewards.verify import verify
 
@@ -302,3 +301,11 @@ def test_grpo_rows_need_a_prompt_and_fill_a_generation_batch():
     check_batch([{"prompt": prompt}] * 4, generation_batch_size=32, num_generations=8)
     with pytest.raises(InputError, match="4 rows are fewer than the 5 prompts"):
         check_batch([{"prompt": prompt}] * 4, 40, 8)
+
+
+def test_equal_content_has_an_equal_id():
+    prompt = [{"role": "user", "content": "1 + 1 ="}]
+    one = example(prompt, "2", task="sums")
+    assert one["id"] == example(prompt, "3", task="sums", level=1)["id"]
+    assert one["id"] != example(prompt, "2", task="other")["id"]
+    assert one["verifier"] == "math"

@@ -7,7 +7,8 @@ import pytest
 from server import FAULTS, Answer, Server, chat
 
 from chainforge.core.errors import InputError
-from chainforge.core.jsonl import example, read_rows
+from chainforge.core.jsonl import read_rows
+from chainforge.data.sources import example
 from chainforge.generate import api
 from chainforge.generate.api import Limiter
 from chainforge.generate.rollouts import score_samples

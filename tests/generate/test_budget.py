@@ -5,7 +5,8 @@ from datetime import UTC, datetime
 import pytest
 
 from chainforge.core.errors import InputError
-from chainforge.core.jsonl import example, read_rows
+from chainforge.core.jsonl import read_rows
+from chainforge.data.sources import example
 from chainforge.generate.budget import Amount, Ledger, find_price
 from chainforge.generate.settings import TeacherArgs
 from chainforge.generate.teacher import card_sections, estimate

@@ -15,7 +15,8 @@ import yaml
 from server import FAULTS, REASONING, Answer, Server, chat
 
 from chainforge.core.errors import Stopped
-from chainforge.core.jsonl import example, read_rows
+from chainforge.core.jsonl import read_rows
+from chainforge.data.sources import example
 from chainforge.generate import api
 from chainforge.generate.settings import TeacherArgs
 from chainforge.generate.teacher import collect

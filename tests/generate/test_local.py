@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from chainforge.core.errors import InputError
-from chainforge.core.jsonl import example
+from chainforge.data.sources import example
 from chainforge.generate.local import LocalEngine, choose, encode
 from chainforge.generate.sampling import open_engine
 from chainforge.generate.settings import Draw, SamplingArgs, seed_of

@@ -6,9 +6,11 @@ from types import SimpleNamespace
 import pytest
 
 from chainforge.core.errors import InputError
-from chainforge.core.jsonl import example, read_rows, sample, write_rows
+from chainforge.core.jsonl import read_rows, write_rows
 from chainforge.data.select import read_pool
+from chainforge.data.sources import example
 from chainforge.generate.rollouts import GateArgs, Recorder, gate
+from chainforge.generate.sampling import sample
 from chainforge.rewards.reward import RewardArgs, load_rewards
 
 END = 2

@@ -7,12 +7,13 @@ from collections import Counter
 import pytest
 
 from chainforge.core.errors import InputError
-from chainforge.core.jsonl import example, read_rows, sample
+from chainforge.core.jsonl import read_rows
 from chainforge.data.filters import SelectionArgs
 from chainforge.data.select import pass_rates
+from chainforge.data.sources import example
 from chainforge.generate.local import LocalEngine, open_policy
 from chainforge.generate.rollouts import score_samples
-from chainforge.generate.sampling import Rounds, accepted_by, roll_out
+from chainforge.generate.sampling import Rounds, accepted_by, roll_out, sample
 from chainforge.generate.settings import SamplingArgs, seed_of
 from chainforge.generate.shards import merge, shards_of
 from chainforge.rewards.reward import RewardArgs, load_rewards

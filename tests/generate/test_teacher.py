@@ -13,10 +13,11 @@ import reasoning_gym
 from server import FAULTS, GOOD, REASONING, Answer, Server, chat
 
 from chainforge.core.errors import InputError
-from chainforge.core.jsonl import example, read_rows
+from chainforge.core.jsonl import read_rows
 from chainforge.core.transcript import DEFAULT, read, write
 from chainforge.data.filters import FilterArgs, SelectionArgs
 from chainforge.data.select import select
+from chainforge.data.sources import example
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.generate import api
 from chainforge.generate.api import MAX_USELESS

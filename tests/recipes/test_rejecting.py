@@ -11,8 +11,9 @@ import yaml
 from small import GRPO, TASK, by_length
 
 from chainforge.core.artifacts import read_manifest
-from chainforge.core.jsonl import read_rows, sample, write_rows
+from chainforge.core.jsonl import read_rows, write_rows
 from chainforge.data.tasks import TaskArgs, load_examples
+from chainforge.generate.sampling import sample
 
 ROOT = Path(__file__).parents[2]
 FORTY = TASK | {"size": 40}

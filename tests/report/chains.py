@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from chainforge.core.artifacts import Manifest, write_json
-from chainforge.core.jsonl import JsonLines, Row, example, sample
+from chainforge.core.jsonl import JsonLines, Row
 from chainforge.core.transcript import write
 from chainforge.data.metrics import summarize
+from chainforge.data.sources import example
+from chainforge.generate.sampling import sample
 
 # Each of these would set `hacked` if the page took it for more than text.
 HOSTILE = (

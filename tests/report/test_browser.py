@@ -11,7 +11,7 @@ from chains import HOSTILE, answered, hostile, question, rows, sign
 from chromium import Chromium
 
 from chainforge.core.artifacts import write_json
-from chainforge.core.jsonl import sample
+from chainforge.generate.sampling import sample
 from chainforge.report.html import write_report
 
 COUNT = "document.querySelector('#filter output').value"

@@ -14,7 +14,8 @@ from chains import answered, question, rows, tiny
 
 from chainforge.core.artifacts import write_json
 from chainforge.core.errors import InputError
-from chainforge.core.jsonl import sample, write_rows
+from chainforge.core.jsonl import write_rows
+from chainforge.generate.sampling import sample
 from chainforge.report.html import write_report
 from chainforge.report.transcripts import fetch, index
 

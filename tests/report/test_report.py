@@ -15,7 +15,7 @@ from pages import Page, assert_harmless
 from chainforge.core import artifacts
 from chainforge.core.artifacts import write_json
 from chainforge.core.errors import InputError
-from chainforge.core.jsonl import sample
+from chainforge.generate.sampling import sample
 from chainforge.report import formatting as wording
 from chainforge.report.html import watch, write_report
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from chainforge.core.errors import InputError
-from chainforge.core.jsonl import example
+from chainforge.data.sources import example
 from chainforge.rewards.audit import KINDS, audit
 from chainforge.rewards.functions import accuracy_reward
 from chainforge.rewards.reward import Reward, RewardArgs, load_rewards

@@ -6,8 +6,8 @@ import math
 import pytest
 
 from chainforge.core.errors import InputError
-from chainforge.core.jsonl import example
 from chainforge.core.transcript import write
+from chainforge.data.sources import example
 from chainforge.rewards.reward import (
     RewardArgs,
     RewardFailed,
