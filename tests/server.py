@@ -98,7 +98,6 @@ class Server:
     ) -> None:
         self.script, self.limit, self.seconds, self.drip = script or [], limit, seconds, drip
         self.asked: list[Request] = []
-        self.sent = Counter()  # answers by status, or by how they were not sent
         self.most = self.under_way = 0
         self._tries: Counter[str] = Counter()
         self._ready = threading.Event()
@@ -149,7 +148,6 @@ class Server:
             await asyncio.sleep(60 if answer.how == "hang" else answer.seconds)
         finally:
             self.under_way -= 1  # before the answer: the client may ask again at once
-        self.sent[answer.how or str(answer.status)] += 1
         return await self._send(writer, answer)
 
     def _answer(self, request: Request) -> Answer:

@@ -131,9 +131,7 @@ def test_jsonl_maps_columns_and_keeps_others(tmp_path):
     ("lines", "message"),
     [
         ("", "is empty"),
-        ('{"question": "a", "answer": "b"}\n{"question": "c"', "line 2"),
         ('\n{"question": "a", "answer": "b"}\n\n{"question": "c"}\n', "line 4: no column 'answer'"),
-        ('{"question": "a", "answer": ""}\n', "line 1: column 'answer'"),
         ('{"question": "a", "answers": "b"}\n', "no column 'answer', but question, answers; name"),
         ('{"prompt": [{"role": "assistant", "content": "x"}], "answer": "b"}\n', "be the user"),
         ('{"question": "a", "answer": "b", "verifier": "reasoning_gym"}\n', "the column `entry`"),

@@ -76,11 +76,6 @@ FAULTS = {
     "a misspelt key": (
         lambda c: c.change("rl", learning_rat=1e-4),
         "error", "settings", "rl", "did you mean 'learning_rate'?"),
-    "a number in words": (
-        lambda c: c.change("rl", num_generations="eight"),
-        "error", "settings", "rl", "num_generations"),
-    "sampling that cannot be": (
-        lambda c: c.change("rejection", top_p=1.5), "error", "settings", "rejection", "expected a finite number above 0"),
     "QLoRA without an adapter": (
         lambda c: c.change("cold_start", load_in_4bit=True),
         "error", "preflight", "cold_start", "use_peft: true"),
@@ -147,9 +142,6 @@ FAULTS = {
         "warning", "lengths", "rl", "which will be cut"),
     "a verifier that refuses its golds": (
         golds_that_are_none, "error", "rewards", "rl", "as much as the gold answer"),
-    "no such reward": (
-        lambda c: c.change("rl_final", rewards=[{"fn": "acuracy_reward"}]),
-        "error", "preflight", "rl_final", "did you mean 'accuracy_reward'?"),
     "a reward of a column that no row has": (
         lambda c: reward(c, "def pay(completion, colour):\n    return 1.0\n"),
         "error", "preflight", "rl", "colour"),
@@ -166,10 +158,6 @@ FAULTS = {
         lambda c: (c.change("cold_start", load_in_4bit=True, use_peft=True, use_cpu=False),
                    c.stage("cold_start", launch="fsdp2")),
         "error", "preflight", "cold_start", "cannot shard 4-bit weights"),
-    "ZeRO-3 that cannot save": (
-        lambda c: c.launch("rl_final", "distributed_type: DEEPSPEED\nnum_processes: 2\n"
-                           "deepspeed_config: {zero_stage: 3}\n"),
-        "error", "launch", "rl_final", "zero3_save_16bit_model: only with true"),
     "two processes that are one": (
         lambda c: c.launch("cold_start", "distributed_type: MULTI_CPU\nnum_processes: 2\nuse_cpu: true\n"),
         "error", "launch", "cold_start", "starts one process and says nothing"),

@@ -116,22 +116,17 @@ def test_what_the_shipped_table_says():
     assert price.cost(USAGE, OFF_PEAK, PEAK) == pytest.approx(1.50)
     assert find_price(HOST, "deepseek-v4-pro").cost(USAGE, OFF_PEAK) == pytest.approx(2.64)
     assert price.worst(1_000_000, 1_000_000) == pytest.approx(1.50)
+    # The 16th is a Monday, the 21st a Saturday.
+    for day, hour, peak in ((16, 0, False), (16, 1, True), (20, 9, True), (20, 10, False),
+                            (21, 2, False)):  # fmt: skip
+        moment = datetime(2026, 11, day, hour, tzinfo=UTC)
+        assert price.at(moment) == (price.peak if peak else price.off_peak)
     for cached in (
         {"prompt_cache_hit_tokens": 600_000, "prompt_cache_miss_tokens": 400_000},
         {"prompt_tokens_details": {"cached_tokens": 600_000}},
     ):
         cost = price.cost(USAGE | cached, OFF_PEAK)
         assert cost == pytest.approx(0.6 * 0.003 + 0.4 * 0.15 + 0.6)
-
-
-def test_peak_hours():
-    price = find_price(HOST, "deepseek-flash")
-    # The 16th is a Monday, the 21st a Saturday.
-    for day, hour, minute, peak in (
-        (16, 0, 59, False), (16, 1, 0, True), (20, 9, 59, True), (20, 10, 0, False), (21, 2, 0, False),
-    ):  # fmt: skip
-        moment = datetime(2026, 11, day, hour, minute, tzinfo=UTC)
-        assert price.at(moment) == (price.peak if peak else price.off_peak)
 
 
 def test_a_usage_that_says_too_little_has_no_cost():

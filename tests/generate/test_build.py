@@ -1,5 +1,6 @@
 """From scored samples to a data set that opens, trains and says where its rows are from."""
 
+import itertools
 import runpy
 from pathlib import Path
 
@@ -18,31 +19,20 @@ from chainforge.data.select import read_pool, select
 from chainforge.generate.build import BuildArgs, build, preview, public, public_settings
 
 
-def pool(prompts=30, samples=6, seed=0):
+def pool(prompts=30, samples=6):
     """Return samples of which some are wrong, truncated, repeated or loop."""
-    make = Maker(seed)
-    rng = make.rng
-    rows = []
-    for prompt in range(prompts):
-        question, answer = make.question() + f" ({prompt})", str(prompt)
-        for index in range(samples):
-            right = rng.random() < 0.6
-            rows.append(
-                make.row(
-                    make.looping() if rng.random() < 0.1 else make.reasoning(1),
-                    question,
-                    answer,
-                    index,
-                    task=f"task {prompt % 3}",
-                    correct=right,
-                    reward=right + 0.2,
-                    extracted=answer if right else "?",
-                    finish_reason="length" if rng.random() < 0.1 else "stop",
-                    model="policy",
-                    stage="picks",
-                    sampling={"temperature": 1.0, "seed": rng.randrange(9)},
-                )
-            )
+    make, rows = Maker(0), []
+    chance = make.rng.random
+    for prompt, index in itertools.product(range(prompts), range(samples)):
+        if not index:
+            question = make.question() + f" ({prompt})"
+        text = make.looping() if chance() < 0.1 else make.reasoning(1)
+        row = make.row(text, question, str(prompt), index, task=f"task {prompt % 3}")
+        right = chance() < 0.6
+        row |= {"correct": right, "reward": right + 0.2, "extracted": str(prompt) if right else "?"}
+        row |= {"finish_reason": "length" if chance() < 0.1 else "stop", "model": "policy"}
+        row["sampling"] = {"temperature": 1.0, "seed": make.rng.randrange(9)}
+        rows.append(row)
     return rows
 
 

@@ -69,25 +69,6 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def check_uncut(prompts, samples=2):
-    rows = read_rows("out/samples.jsonl")
-    assert len(rows) == prompts * samples
-    assert len({(row["id"], row["sample"]) for row in rows}) == prompts * samples
-    assert {row["completion"].count(REASONING) for row in rows} == {1}
-
-
-def test_a_thousand_rows_through_faults_of_every_kind(folder):
-    faulty = Faulty(0.15)
-    with Server(faulty, seconds=0.02, drip=0.005) as server:
-        args = TeacherArgs(**QUICK, base_url=server.url, num_samples=2, max_concurrency=32)
-        collected = collect(args, examples(500), "out")
-    assert (len(collected.rows), collected.lost) == (1000, {})
-    check_uncut(500)
-    assert faulty.faults > 100
-    assert len(server.asked) <= faulty.faults + 1000
-    assert not Path("out/failures.jsonl").exists()
-
-
 def start(server, count, **settings):
     Path("examples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in examples(count)))
     Path("driver.py").write_text(DRIVER)
@@ -118,14 +99,19 @@ def unheard():
     return sum(line["request"] not in ended for line in lines if "sent" in line)
 
 
-def test_killed_three_times_it_asks_only_for_what_is_missing(folder):
+def test_killed_three_times_a_thousand_rows_come_through_faults_of_every_kind(folder):
+    """And the last run asks only for what is missing."""
     faulty, settings = Faulty(0.15), {"num_samples": 2, "max_concurrency": 32}
     with Server(faulty, seconds=0.02, drip=0.005) as server:
         kill_after(server, (150, 400, 800), 500, **settings)
         cut = unheard()
         process = start(server, 500, **settings)
         assert process.wait(60) == 0, process.stderr.read()
-    check_uncut(500)
+    rows = read_rows("out/samples.jsonl")
+    assert len(rows) == len({(row["id"], row["sample"]) for row in rows}) == 1000
+    assert {row["completion"].count(REASONING) for row in rows} == {1}
+    assert not Path("out/failures.jsonl").exists()
+    assert faulty.faults > 100
     assert 0 < cut <= 3 * 32
     assert len(server.asked) <= faulty.faults + 1000 + cut
 

@@ -260,31 +260,16 @@ def test_an_adapter_on_a_local_base_needs_to_know_it_on_the_hub(run, tiny_model,
     assert read_json(out / "adapter_config.json")["base_model_name_or_path"] == "tiny"
 
 
-def test_an_existing_repository_is_never_mixed_nor_made_public(journey, run, monkeypatch):
+def test_an_existing_repository_is_never_mixed_nor_made_public(journey, run, hub, monkeypatch):
     """A public repository of that name, one with other files, and a wrong token."""
-    wishes = [("me/merged", False), ("me/adapter", False), ("me/merged", True)]
-    code = (
-        "import sys; from pathlib import Path; from chainforge.hub.export import export\n"
-        f"for to, public in {wishes}:\n"
-        "    try: print(export(Path(sys.argv[1]), to, 'model', public=public)[-1])\n"
-        "    except ValueError as error: print('refused:', error)\n"
-    )
-    with HubServer() as hub:
-        hub.repositories = journey[1].repositories
-        environment = os.environ | hub.environment(run / "home")
-        said = [
-            subprocess.run(
-                [sys.executable, "-c", code, run / "cold"], env=environment | {"HF_TOKEN": key},
-                capture_output=True, text=True,
-            )
-            for key in (hub.secret, "hf_wrong-token")
-        ]  # fmt: skip
-    lines = said[0].stdout.splitlines()
-    assert "exists and is public: add --public" in lines[0], said[0].stderr
-    assert "adapter_config.json of another upload" in lines[1]
-    assert "(public)" in lines[2]
-    assert "the Hub refused: " in said[1].stdout
-    assert "hf_wrong-token" not in said[1].stdout + said[1].stderr
+    hub.repositories, cold = journey[1].repositories, run / "cold"
+    assert "exists and is public: add --public" in refused(cold, "me/merged", "model")
+    assert "adapter_config.json of another upload" in refused(cold, "me/adapter", "model")
+    assert "(public)" in export(cold, "me/merged", "model", public=True)[-1]
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong-token")
+    said = refused(cold, "me/merged", "model", public=True)
+    assert "the Hub refused: " in said
+    assert "hf_wrong-token" not in said
 
 
 @pytest.mark.parametrize("given", ["adapter", "stage without a model"])

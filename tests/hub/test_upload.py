@@ -5,8 +5,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hubserver import HubServer
-from huggingface_hub import constants
 
 from chainforge.core.errors import InputError
 from chainforge.hub import upload
@@ -14,19 +12,6 @@ from chainforge.hub.upload import check_secrets, local_paths
 
 FILES = {"README.md": b"# Mine\n", "config.json": b"{}"}
 VALUE = "c0ffee-c0ffee"
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """A Hub that this very process takes for the Hub."""
-    with HubServer() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(upload, "WAITS", (0.01, 0.01))
-        monkeypatch.setenv("HF_TOKEN", server.secret)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        yield server
 
 
 def push(files=FILES, private=True):
