@@ -148,18 +148,15 @@ def test_malformed_lines_are_named(tmp_path, lines, message):
 TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "a"}]
 
 
-@pytest.mark.parametrize(
-    ("lines", "answers"),
-    [
+def test_prompts_need_no_answer_and_may_be_messages(tmp_path):
+    for lines, answers in (
         ([{"question": "a"}, {"question": "b", "level": 3}], [None, None]),
         ([{"prompt": TURNS}], [None]),
         ([{"question": "a", "answer": None}, {"question": "b", "answer": "4"}], [None, "4"]),
-    ],
-)
-def test_prompts_need_no_answer_and_may_be_messages(tmp_path, lines, answers):
-    rows = load(jsonl(write_jsonl(tmp_path / "prompts.jsonl", lines)))
-    assert [row["answer"] for row in rows] == answers
-    assert rows[0]["prompt"][-1] == TURNS[1]
+    ):
+        rows = load(jsonl(write_jsonl(tmp_path / "prompts.jsonl", lines)))
+        assert [row["answer"] for row in rows] == answers
+        assert rows[0]["prompt"][-1] == TURNS[1]
 
 
 OWN = """

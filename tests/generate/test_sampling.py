@@ -212,10 +212,10 @@ def test_equal_completions_count_once():
 def test_accepted_is_what_no_filter_of_the_row_drops():
     (row,) = examples(1)
     good = answer(row, 0, True) | {"formatted": True, "finish_reason": "stop", "reward": 1.0}
-    rows = [good, good | {"finish_reason": "length"}, good | {"correct": False},
-            good | {"formatted": False}, good]  # fmt: skip
     accept = accepted_by(SelectionArgs(near_duplicates=0.8))
-    assert list(map(accept, rows)) == [True, False, False, False, True]
+    assert accept(good)
+    for bad in ({"finish_reason": "length"}, {"correct": False}, {"formatted": False}):
+        assert not accept(good | bad)
 
 
 @pytest.mark.parametrize(
