@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import functools
 import logging
+import multiprocessing
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 _LONGEST = 256  # prompts that are tokenised: the longest in characters
 _OVERHEAD = 256  # bytes that a template may add to a short conversation
+# A chat template is a program from the Hub: what it may use of this machine to write a few turns.
+_CPU_SECONDS, _WALL_SECONDS, _MEMORY = 10, 300, 2 << 30
 
 # What a template may change is found in it: line breaks, HTML, JSON, Jinja, LaTeX, other scripts.
 _REASONING = 'Let $x^2 = 4$ & y < 3:\n\n1. "\u03a9" \u2192 x = 2\n\n  2. {{x}} isn\'t \\frac{1}{2}'
@@ -112,14 +115,19 @@ def check_template(
         flaws = (_flaw(tokenizer, turns, text, options or {}) for turns in prompts)
         return next((found for found in flaws if found), None)
 
-    if found := flaw(transcript):
+    def advice() -> str | None:
+        if (found := flaw(transcript)) is None:
+            return None
         alone = [[turn for turn in turns if turn["role"] != "system"] for turns in tried]
         if flaw(transcript, alone) is None:
-            advice = 'set `system_prompt: ""` (of an SFT, where its rows are made)'
-        else:
-            fitting = (f"set `transcript: {preset}`" for preset in readable if not flaw(preset))
-            advice = next(fitting, f"no other preset of the transcript fits it; {_BY_FILE}")
-        raise InputError(f"{name}: the chat template {found}; {advice}")
+            return f'{found}; set `system_prompt: ""` (of an SFT, where its rows are made)'
+        fitting = (
+            f"{found}; set `transcript: {preset}`" for preset in readable if not flaw(preset)
+        )
+        return next(fitting, f"{found}; no other preset of the transcript fits it; {_BY_FILE}")
+
+    if found := _bounded(advice, name):
+        raise InputError(f"{name}: the chat template {found}")
 
 
 def _survives(tokenizer: Any, preset: str) -> bool:
@@ -157,6 +165,44 @@ def _flaw(tokenizer: Any, prompt: list[Message], text: str, options: dict[str, A
     if _END.sub("", end) or any(tag in end for tag in _TAGS):
         return f"adds {end!r:.60} to the assistant's text"
     return None if end else "writes nothing that ends the assistant's turn"
+
+
+def _bounded(work: Callable[[], str | None], name: str) -> str | None:
+    """Return what `work` returns, from a child process with limits of time and memory.
+
+    A template may loop without end or ask for all memory, and only a process can be stopped.
+    """
+    import transformers.utils.chat_template_utils  # noqa: F401  # not on the template's account
+
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_limited, args=(work, sender), daemon=True)
+    child.start()
+    sender.close()
+    try:
+        if receiver.poll(_WALL_SECONDS):
+            return receiver.recv()  # type: ignore[no-any-return]
+    except EOFError:
+        pass
+    finally:
+        child.kill()
+        child.join()
+    raise InputError(
+        f"{name}: the chat template was stopped: it took more than {_CPU_SECONDS} s or "
+        f"{_MEMORY >> 30} GiB to write one conversation"
+    )
+
+
+def _limited(work: Callable[[], str | None], sender: Any) -> None:
+    """Send what `work` returns, within limits that a template cannot lift."""
+    import resource
+
+    import psutil
+
+    resource.setrlimit(resource.RLIMIT_CPU, (_CPU_SECONDS, _CPU_SECONDS))
+    most = psutil.Process().memory_info().vms + _MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    sender.send(work())
 
 
 def check_prompts(

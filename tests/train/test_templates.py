@@ -98,6 +98,17 @@ def test_a_template_that_changes_the_conversation_is_found(tokenizer, old, new, 
         check_template(changed(tokenizer, chat_template=template), "think", "tiny", [SYSTEM])
 
 
+LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize("costly", [LOOP, "{{ 7 ** (7 ** 9) }}", "{{ 'x' * 10 ** 11 }}"])
+def test_a_template_cannot_take_all_time_or_memory(tokenizer, costly, monkeypatch):
+    monkeypatch.setattr("chainforge.train.templates._CPU_SECONDS", 1)
+    template = costly + tokenizer.chat_template
+    with pytest.raises(InputError, match="tiny: the chat template (was stopped|fails)"):
+        check_template(changed(tokenizer, chat_template=template), "think", "tiny")
+
+
 def test_tags_that_are_special_tokens_are_found(tokenizer):
     broken = changed(tokenizer)
     broken.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
