@@ -22,7 +22,7 @@ from chainforge.core import process
 from chainforge.core.config import parse
 from chainforge.core.transcript import DEFAULT
 from chainforge.data.tasks import TaskArgs, grpo_dataset, load_examples
-from chainforge.generate.settings import TemplateArgs
+from chainforge.generate.settings import TemplateArgs, check_prompts
 from chainforge.hub.push import check_push, push_signed
 from chainforge.train.checkpoints import check_saving
 from chainforge.train.distill import check_teacher, open_teacher
@@ -30,7 +30,7 @@ from chainforge.train.loop import train
 from chainforge.train.model_source import check_model
 from chainforge.train.policy import PolicyArgs, check_policy, open_policy, prepare
 from chainforge.train.stage import open_stage
-from chainforge.train.templates import check_prompts, load_tokenizer
+from chainforge.train.templates import load_tokenizer
 
 
 @dataclass

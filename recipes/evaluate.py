@@ -20,18 +20,18 @@ from chainforge.core import artifacts, process
 from chainforge.core.config import parse
 from chainforge.core.errors import InputError, hint
 from chainforge.core.paths import unplaced
-from chainforge.core.transcript import DEFAULT, system_prompt
+from chainforge.core.transcript import DEFAULT, tags_of
 from chainforge.data.metrics import summarize
 from chainforge.data.tasks import TaskArgs, check_answers, load_examples
 from chainforge.generate import shards
 from chainforge.generate.rollouts import score_samples
 from chainforge.generate.sampling import open_engine, roll_out
-from chainforge.generate.settings import RunArgs, SamplingArgs
+from chainforge.generate.settings import RunArgs, SamplingArgs, check_prompts
 from chainforge.report.formatting import show_results
 from chainforge.rewards.functions import scripts_of
 from chainforge.train.model_source import check_model
 from chainforge.train.stage import is_main_process, open_stage
-from chainforge.train.templates import check_prompts, load_tokenizer
+from chainforge.train.templates import load_tokenizer
 
 
 @dataclass
@@ -80,7 +80,9 @@ def settings(
     run: RunArgs, tasks: TaskArgs, args: EvaluateArgs, sampling: SamplingArgs
 ) -> dict[str, Any]:
     """Return what every number hangs on, for the result file."""
-    asked = system_prompt(args.transcript) if tasks.system_prompt is None else tasks.system_prompt
+    asked = tasks.system_prompt
+    if asked is None:
+        asked = tags_of(args.transcript).system_prompt
     return {
         "sampling": sampling.parameters() | {"num_samples": sampling.num_samples},
         "extra_body": sampling.extra_body,

@@ -22,6 +22,7 @@ from chainforge.core import process
 from chainforge.core.config import parse
 from chainforge.data.tasks import TaskArgs, check_batch, grpo_dataset, load_examples
 from chainforge.generate.rollouts import Recorder, gate
+from chainforge.generate.settings import check_prompts
 from chainforge.hub.push import check_push, push_signed
 from chainforge.rewards.reward import RewardArgs, check_applicable, check_overlong, load_rewards
 from chainforge.rewards.verify import start_pool
@@ -31,7 +32,7 @@ from chainforge.train.heldout import RolloutCallback, chosen_step, hold_out
 from chainforge.train.loop import train
 from chainforge.train.policy import PolicyArgs, check_policy, open_policy, prepare
 from chainforge.train.stage import is_main_process, open_stage
-from chainforge.train.templates import check_prompts, load_tokenizer
+from chainforge.train.templates import load_tokenizer
 
 CONFIGS = (TaskArgs, RewardArgs, RLArgs, PolicyArgs, GRPOConfig, ModelConfig)
 

@@ -25,12 +25,12 @@ from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.generate.build import BuildArgs, build, open_pool, preview
 from chainforge.generate.rollouts import PoolArgs, score_samples
 from chainforge.generate.sampling import accepted_by, open_engine, roll_out
-from chainforge.generate.settings import RunArgs, SamplingArgs
+from chainforge.generate.settings import RunArgs, SamplingArgs, check_prompts
 from chainforge.hub.push import check_push, push_signed
 from chainforge.rewards.reward import RewardArgs, load_rewards
 from chainforge.train.model_source import check_model
 from chainforge.train.stage import is_main_process, open_stage
-from chainforge.train.templates import check_prompts, load_tokenizer
+from chainforge.train.templates import load_tokenizer
 
 CONFIGS = (RunArgs, TaskArgs, RewardArgs, SamplingArgs, PoolArgs, SelectionArgs, FilterArgs,
            BuildArgs)  # fmt: skip

@@ -47,12 +47,8 @@ ALIASES = {
     "gradient_accumulation_steps": "grad_accum gradient_accumulation accumulation_steps",
     "max_length": "max_seq_length max_seq_len cutoff_len sequence_len model_max_length",
     "max_completion_length": "max_new_tokens max_response_length max_completion_len max_tokens",
-    "max_new_tokens": "max_completion_length max_response_length max_tokens",
-    "num_samples": "num_generations group_size samples_per_prompt n_samples n",
     "model_name_or_path": "model model_name model_id model_path base_model",
     "data": "dataset dataset_name train_file data_path datasets",
-    "tasks": "task dataset dataset_name",
-    "rewards": "reward_funcs reward_functions reward_fn reward",
 }
 CLOSE = 0.85  # of difflib's ratio: one letter in six; local_rank is no lora_rank
 

@@ -81,11 +81,6 @@ def is_blank(text: str) -> bool:
     return not _VISIBLE.search(text)
 
 
-def system_prompt(preset: str = DEFAULT) -> str:
-    """Return the instruction that asks for this preset's form."""
-    return tags_of(preset).system_prompt
-
-
 def write(reasoning: str, answer: str, preset: str = DEFAULT) -> str:
     """Write a transcript that `read` takes back; surrounding white space is not kept.
 

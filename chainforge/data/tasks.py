@@ -24,7 +24,7 @@ from chainforge.core.errors import Failed, InputError, Stopped, hint, refuse_unk
 from chainforge.core.jsonl import Row
 from chainforge.core.paths import unplaced
 from chainforge.core.plugins import resolve, user_code, where
-from chainforge.core.transcript import DEFAULT, is_blank, system_prompt
+from chainforge.core.transcript import DEFAULT, is_blank, tags_of
 from chainforge.data.rows import wrong_turns
 from chainforge.data.sources import (
     example,
@@ -128,7 +128,7 @@ def load_examples(args: TaskArgs, transcript: str = DEFAULT, seed: int = 0) -> l
             "tasks: none given; for instance [{fn: reasoning_gym, params: {dataset: chain_sum}, "
             "size: 500}]"
         )
-    asked = system_prompt(transcript) if args.system_prompt is None else args.system_prompt
+    asked = tags_of(transcript).system_prompt if args.system_prompt is None else args.system_prompt
     tasks = [Task.read(raw, f"tasks[{index}]") for index, raw in enumerate(args.tasks)]
     owners: dict[str, Task] = {}
     rows: list[Row] = []

@@ -35,10 +35,10 @@ from chainforge.core.weights import hub_failures
 from chainforge.doctor import environment
 from chainforge.doctor.environment import Finding, Machine
 from chainforge.doctor.memory import memory_advice, read_shape
+from chainforge.generate.settings import config_of
 from chainforge.generate.teacher import key_of
 from chainforge.rewards.audit import audit, completion_of, gold_answer
 from chainforge.train.distributed import Layout
-from chainforge.train.model_source import config_of
 
 STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 AUDITED, CONSTANTS_TRIED = 2, 50  # rows of each task: for all attacks, and for constant answers

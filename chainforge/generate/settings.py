@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -11,6 +12,9 @@ from urllib.parse import urlsplit
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Row
 
+logger = logging.getLogger(__name__)
+
+_LONGEST = 256  # prompts that are tokenised: the longest in characters
 KEYS = {"deepseek": "DEEPSEEK_API_KEY", "openai": "OPENAI_API_KEY"}
 
 
@@ -297,3 +301,37 @@ def ends_of(reference: str, **options: Any) -> set[int]:
     except OSError:
         return set()
     return set(ends) if isinstance(ends, list) else set() if ends is None else {ends}
+
+
+def config_of(model: str) -> dict[str, Any]:
+    """Return the configuration of a local or cached model; empty if there is none here."""
+    from transformers import PretrainedConfig
+
+    try:
+        return dict(PretrainedConfig.get_config_dict(model, local_files_only=True)[0])
+    except (OSError, ValueError):
+        return {}
+
+
+def check_prompts(
+    tokenizer: Any, rows: Sequence[Row], model: str, limit: int | None, key: str
+) -> int:
+    """Return the tokens of the longest prompt; raise `InputError` if it fills the model's context.
+
+    `limit` is the longest completion, as the setting `key` has it. A completion that may not fit
+    after the longest prompt is a warning.
+    """
+    prompts = sorted((row["prompt"] for row in rows), key=lambda turns: len(str(turns)))
+    prompts = prompts[-_LONGEST:]
+    made = tokenizer.apply_chat_template(prompts, add_generation_prompt=True, return_dict=True)
+    tokens = max(len(ids) for ids in made["input_ids"])
+    context = config_of(model).get("max_position_embeddings")
+    if context and tokens >= context:
+        raise InputError(
+            f"prompts have up to {tokens} tokens, and the context of {model} is {context}: there "
+            "is no room for a completion, and TRL cuts no prompt; leave them out"
+        )
+    if context and tokens + (limit or 0) > context:
+        logger.warning("%s: %s tokens do not fit after the longest prompt (%d): write %s: %d",
+                       key, limit, tokens, key, context - tokens)  # fmt: skip
+    return tokens

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from chainforge import __version__
-from chainforge.core.transcript import DEFAULT, system_prompt, tags_of
+from chainforge.core.transcript import DEFAULT, tags_of
 from chainforge.data.sources import PRESETS
 from chainforge.generate.build import code, funnel_table, public, public_settings
 from chainforge.hub.upload import HUB_ID
@@ -224,7 +224,7 @@ def _prompt(stages: Sequence[Ancestor]) -> dict[str, Any]:
         longest = stage.setting("max_completion_length", stage.setting("max_new_tokens", longest))
         if stage.setting("tasks"):
             own = stage.setting("system_prompt")
-            system = system_prompt(preset) if own is None else str(own)
+            system = tags_of(preset).system_prompt if own is None else str(own)
     return {"tags": tags_of(preset), "system": system, "max_new_tokens": int(longest)}
 
 

@@ -129,15 +129,8 @@ def check_saving(args: Any) -> None:
             raise InputError(f"{name}: {why}")
     if args.save_strategy == "best":
         raise InputError("save_strategy: best: use heldout_size with keep_best: true instead")
-    check_save_steps(args)
-
-
-def check_save_steps(args: Any) -> None:
-    """Refuse checkpoints inside a generation window of GRPO, where a resume is not exact.
-
-    A checkpoint does not have the completions that are still to be trained on.
-    """
     steps = window(args)
+    # A checkpoint does not have the completions that are still to be trained on.
     if steps > 1 and args.save_strategy == "steps" and args.save_steps % steps:
         raise InputError(
             f"save_steps: {args.save_steps} falls inside a generation window of {steps} steps "

@@ -152,16 +152,6 @@ def _check_exact(lora: dict[str, Any], path: Path) -> None:
         )
 
 
-def config_of(model: str) -> dict[str, Any]:
-    """Return the configuration of a local or cached model; empty if there is none here."""
-    from transformers import PretrainedConfig
-
-    try:
-        return dict(PretrainedConfig.get_config_dict(model, local_files_only=True)[0])
-    except (OSError, ValueError):
-        return {}
-
-
 def _config_on_hub(reference: str, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:
     """Fetch a model's configuration from the Hub, or from the cache."""
     from transformers import PretrainedConfig

@@ -11,18 +11,16 @@ import logging
 import multiprocessing
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from chainforge.core.errors import InputError, first_line
 from chainforge.core.jsonl import Message, Row
 from chainforge.core.transcript import DEFAULT, PRESETS, read, special_ids, tags_of, write
-from chainforge.train.model_source import config_of
 
 logger = logging.getLogger(__name__)
 
-_LONGEST = 256  # prompts that are tokenised: the longest in characters
 _OVERHEAD = 256  # bytes that a template may add to a short conversation
 # A chat template is a program from the Hub: what it may use of this machine to write a few turns.
 _CPU_SECONDS, _WALL_SECONDS, _MEMORY = 10, 300, 2 << 30
@@ -203,29 +201,6 @@ def _limited(work: Callable[[], str | None], sender: Any) -> None:
     most = psutil.Process().memory_info().vms + _MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
     sender.send(work())
-
-
-def check_prompts(
-    tokenizer: Any, rows: Sequence[Row], model: str, limit: int | None, key: str
-) -> int:
-    """Return the tokens of the longest prompt; raise `InputError` if it fills the model's context.
-
-    `limit` is the longest completion, as the setting `key` has it. A completion that may not fit
-    after the longest prompt is a warning.
-    """
-    prompts = sorted((row["prompt"] for row in rows), key=_size)[-_LONGEST:]
-    made = tokenizer.apply_chat_template(prompts, add_generation_prompt=True, return_dict=True)
-    tokens = max(len(ids) for ids in made["input_ids"])
-    context = config_of(model).get("max_position_embeddings")
-    if context and tokens >= context:
-        raise InputError(
-            f"prompts have up to {tokens} tokens, and the context of {model} is {context}: there "
-            "is no room for a completion, and TRL cuts no prompt; leave them out"
-        )
-    if context and tokens + (limit or 0) > context:
-        logger.warning("%s: %s tokens do not fit after the longest prompt (%d): write %s: %d",
-                       key, limit, tokens, key, context - tokens)  # fmt: skip
-    return tokens
 
 
 def check_end(tokenizer: Any, row: Row, model: str, eos_token: str | None = None) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from chainforge.core.errors import InputError
-from chainforge.core.transcript import system_prompt
+from chainforge.core.transcript import DEFAULT, tags_of
 from chainforge.data.sources import Columns, example, question, same_question, split_of
 from chainforge.data.tasks import TaskArgs, check_batch, grpo_dataset, load_examples
 from chainforge.rewards.verify import verify
@@ -44,7 +44,7 @@ def write_jsonl(path, rows):
 def test_rows_of_a_procedural_data_set():
     rows = load(gym())
     assert [turn["role"] for turn in rows[0]["prompt"]] == ["system", "user"]
-    assert rows[0]["prompt"][0]["content"] == system_prompt()
+    assert rows[0]["prompt"][0]["content"] == tags_of(DEFAULT).system_prompt
     assert (rows[0]["task"], rows[0]["verifier"]) == ("chain_sum", "reasoning_gym")
     entry = json.loads(rows[0]["entry"])
     assert entry["metadata"]["source_dataset"] == "chain_sum"

@@ -8,8 +8,8 @@ from configs import settings_of
 
 from chainforge.core.errors import InputError
 from chainforge.doctor.memory import GIB, PROMPT_TOKENS, estimate, read_shape, suggest
+from chainforge.generate.settings import config_of
 from chainforge.train.distributed import Layout
-from chainforge.train.model_source import config_of
 
 SHAPE = {"model_type": "qwen2", "vocab_size": 152064, "hidden_size": 3584, "num_hidden_layers": 28,
          "intermediate_size": 18944, "num_attention_heads": 28, "num_key_value_heads": 4}  # fmt: skip

@@ -11,11 +11,11 @@ import yaml
 from chainforge.chain.plan import plan_chain
 from chainforge.chain.spec import load_chain
 from chainforge.core.config import parse, read_yaml
-from chainforge.core.transcript import system_prompt
+from chainforge.core.transcript import DEFAULT, tags_of
 from chainforge.data.sources import PRESETS as QUESTIONS
 from chainforge.report.gates import METRICS, read_gates
 from chainforge.rewards.reward import check_overlong, load_rewards
-from chainforge.train.checkpoints import check_save_steps
+from chainforge.train.checkpoints import check_saving
 
 ROOT = Path(__file__).parents[2]
 CHAINS = sorted(ROOT.glob("recipes/*/chain.yaml"))
@@ -36,7 +36,7 @@ def checked(recipe, words):
         rewards = load_rewards(by_type["RewardArgs"], {"answer", "verifier", "entry", "task", "id"})
     if "GRPOConfig" in by_type:
         check_overlong(rewards, by_type["GRPOConfig"].max_completion_length)
-        check_save_steps(by_type["GRPOConfig"])
+        check_saving(by_type["GRPOConfig"])
     for name in ("SamplingArgs", "SelectionArgs", "TeacherArgs", "FilterArgs"):
         if name in by_type:
             by_type[name].check()
@@ -113,7 +113,7 @@ def test_every_evaluation_asks_all_test_rows_of_a_benchmark():
             assert "size" not in task
         assert f"`{file.name}`" in readme
     assert benchmarks == {"gsm8k", "math-500", "aime24", "aime25"}
-    assert readme.count(system_prompt()) == 2  # once for each harness
+    assert readme.count(tags_of(DEFAULT).system_prompt) == 2  # once for each harness
     stage = yaml.safe_load(readme.split("```yaml")[1].split("```")[0])[0]
     gates = read_gates(stage["gate"], stage["models"])
     assert [gate.model for gate in gates] == ["cold_start", "cold_start"]
