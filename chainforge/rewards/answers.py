@@ -566,7 +566,7 @@ def balanced(text: str) -> bool:
 
 
 _OPENED = re.compile(r"\\boxed\s*\{")
-_SAID = re.compile(r"\banswer(?:\s+is\b|\s*[:=])[ \t:]*", re.IGNORECASE)
+_ANSWER_IS = re.compile(r"\banswer(?:\s+is\b|\s*[:=])[ \t:]*", re.IGNORECASE)
 _NUMBER = re.compile(r"-?\d+(?:[.,/]\d+)*")
 
 
@@ -601,7 +601,7 @@ def lenient_answer(text: str, preset: str = DEFAULT) -> str | None:
         text = text.replace(tag, " ")
     if boxed := _last_boxed(text):
         return boxed
-    said = _SAID.split(text)[1:]
+    said = _ANSWER_IS.split(text)[1:]
     if said and (line := said[-1].partition("\n")[0].partition(". ")[0].strip().rstrip(".")):
         return line
     if numbers := _NUMBER.findall(text):
