@@ -241,12 +241,7 @@ def _after(text: str, place: int) -> int | None:
     while text[place : place + 1] == " ":
         place += 1
     if text.startswith("{", place):
-        depth = 0
-        for brace in _BRACE.finditer(text, place):
-            depth += {"{": 1, "}": -1}.get(brace[0], 0)
-            if depth == 0:
-                return brace.end()
-        return None
+        return _closing(text, place)
     if command := _NAME.match(text, place):
         end: int | None = command.end()
         for _ in range(_ARGUMENTS.get(command[0][1:], -1)):
@@ -255,6 +250,16 @@ def _after(text: str, place: int) -> int | None:
         return end if command[0][1:] in _ARGUMENTS else None
     bare = _BARE.match(text, place)
     return bare.end() if bare else None
+
+
+def _closing(text: str, place: int) -> int | None:
+    """Return the end of the group whose brace opens at a place; None where it does not close."""
+    level = 0
+    for brace in _BRACE.finditer(text, place):
+        level += {"{": 1, "}": -1}.get(brace[0], 0)
+        if level == 0:
+            return brace.end()
+    return None
 
 
 # Words around an answer. What retracts or hedges is looked for where an answer is marked; elsewhere
@@ -573,11 +578,8 @@ _NUMBER = re.compile(r"-?\d+(?:[.,/]\d+)*")
 def _last_boxed(text: str) -> str | None:
     r"""Return the content of the last `\\boxed{...}` that closes, of the last 20 that open."""
     for start in reversed([box.end() for box in _OPENED.finditer(text)][-20:]):
-        depth = 1
-        for brace in _BRACE.finditer(text, start):
-            depth += {"{": 1, "}": -1}.get(brace[0], 0)
-            if depth == 0:
-                return text[start : brace.start()].strip() or None
+        if end := _closing(text, start - 1):
+            return text[start : end - 1].strip() or None
     return None
 
 
