@@ -30,7 +30,6 @@ from urllib.parse import urlsplit
 
 import httpx2
 import msgspec
-import openai
 
 from chainforge.core import process
 from chainforge.core.errors import InputError, Stopped
@@ -205,6 +204,8 @@ class Client:
     """Send requests, each to the server where the fewest are under way."""
 
     def __init__(self, endpoint: Endpoint, read: Reader, timeout: float) -> None:
+        import openai  # 0.6 s, which the offline teacher, the doctor and cards need not wait for
+
         self.endpoint, self.read, self.timeout = endpoint, read, timeout
         self.busy, self.faults = Counter[str](), Counter[str]()  # by address; faults in a row
         self.connected = False
@@ -274,6 +275,8 @@ class Client:
 
     async def _post(self, url: str, draw: Draw) -> str:
         """Send one request; return the body without secrets, raise a `Failure` if it fails."""
+        import openai
+
         turns = {"messages": self.endpoint.messages(draw.row)}
         try:
             async with asyncio.timeout(self.timeout):  # in all; httpx counts each read alone
