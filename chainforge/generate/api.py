@@ -1,16 +1,16 @@
 """The engine for OpenAI-compatible servers: requests, replies, and what each failure means.
 
-Every outcome is one of three: ask again later, leave this row out, or stop the run. An answer is in
-the ledger before anything else happens to it, and on disk once a thread has scored it. A redirect
-is never followed: key and prompt go to the configured address only. Nothing is made up: a reply
-without an answer is rejected with its reason.
+Every outcome is one of three: ask again later, leave this sample out, or stop the run. An answer
+is in the ledger before anything else happens to it, and on disk once a thread has scored it. A
+redirect is never followed: key and prompt go to the configured address only. Nothing is made up: a
+reply without an answer is rejected with its reason.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
+import heapq
 import json
 import logging
 import math
@@ -20,12 +20,11 @@ import signal
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 import httpx2
@@ -38,7 +37,7 @@ from chainforge.core.secrets import read_secret, redact
 from chainforge.core.transcript import is_blank
 from chainforge.data.datasets import REASONING_FIELDS
 from chainforge.generate.budget import NOTHING, Amount, Ledger, Price, token_counts, usd
-from chainforge.generate.settings import KEYS, Draw, Drawn, RequestArgs, SamplingArgs, Take
+from chainforge.generate.settings import KEYS, Draw, Drawn, RequestArgs, SamplingArgs, Take, digest
 from chainforge.generate.shards import rank
 
 logger = logging.getLogger(__name__)
@@ -60,26 +59,27 @@ CONNECT_SECONDS = 60.0
 RETRY_SECONDS = 1.0  # before the first retry, then doubled up to the longest pause
 LONGEST_PAUSE, LONGEST_RETRY_AFTER = 60.0, 600.0
 SHUTDOWN_SECONDS = 120.0  # for pending answers, after a signal or an error
-MAX_USELESS = 20  # unusable answers, or failures, in a row that stop the run
+OUTAGE = 20  # failures in a row after which the server is only probed
 SCORED_AT_ONCE = 64
+MAX_REPLY_MIB = 8  # the longest answers of any model have 2
 # A tokenizer makes at most one token of a byte; a chat template adds its own around each turn.
 TURN_TOKENS, TEMPLATE_TOKENS = 16, 256
 # vLLM and SGLang else fill these from the model's generation config.
 NEUTRAL = {"min_p": 0.0, "repetition_penalty": 1.0}
-# The client adds headers about itself, and those of OPENAI_CUSTOM_HEADERS, to every server.
-HEADERS = {"host", "authorization", "content-type", "content-length", "accept", "accept-encoding"}
+
+Act = Literal["retry", "skip", "stop"]
 
 
 @dataclass(eq=False)
 class Failure(Exception):
     """A request without a usable answer, and what to do about it.
 
-    `retry` it later, after `wait` seconds where the server said so; `skip` the row, since asking
+    `retry` it later, after `wait` seconds where the server said so; `skip` the sample, since asking
     again would buy the same; or `stop` the run. `said` is what the failure's row keeps of the
     reply, `paid` what it cost, None if unknown.
     """
 
-    act: Literal["retry", "skip", "stop"]
+    act: Act
     kind: str
     message: str
     said: Row = field(default_factory=dict)
@@ -94,11 +94,6 @@ def plain(text: str) -> str:
     """Return a foreign message on one line, cut, printable, and without secrets."""
     words = " ".join(redact(text).split())
     return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in words)[:600]
-
-
-def digest(value: Any) -> str:
-    """Return the hash of a JSON value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:24]
 
 
 class _Choice(msgspec.Struct):
@@ -125,6 +120,14 @@ class Reply(msgspec.Struct):
         """Return the message's text."""
         text = self.message.get("content")
         return text if isinstance(text, str) else ""
+
+    @property
+    def reasoning(self) -> tuple[str, str] | None:
+        """Return a reasoning that has a field of its own, and the name of the field."""
+        fields = ((self.message.get(name), name) for name in REASONING_FIELDS)
+        return next(
+            ((t, name) for t, name in fields if isinstance(t, str) and not is_blank(t)), None
+        )
 
     @property
     def end(self) -> str:
@@ -204,41 +207,32 @@ class Client:
     """Send requests, each to the server where the fewest are under way."""
 
     def __init__(self, endpoint: Endpoint, read: Reader, timeout: float) -> None:
-        import openai  # 0.6 s, which the offline teacher, the doctor and cards need not wait for
-
         self.endpoint, self.read, self.timeout = endpoint, read, timeout
         self.busy, self.faults = Counter[str](), Counter[str]()  # by address; faults in a row
         self.connected = False
         for name in ("httpx2", "httpcore2"):  # a line for every request
             logging.getLogger(name).setLevel(logging.WARNING)
         try:
+            self.urls = {one: httpx2.URL(f"{one}/chat/completions") for one in endpoint.urls}
             self.http = httpx2.AsyncClient(
                 timeout=httpx2.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS)),
                 limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
-                event_hooks={"request": [self._keep_headers]},
             )
         except (ValueError, ImportError, OSError, httpx2.InvalidURL) as error:
             raise InputError(
-                f"no request can be sent: {plain(str(error))}. Check the environment variables "
-                "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE and SSL_CERT_DIR"
+                f"no request can be sent: {plain(str(error))}. Check base_url, and the environment "
+                "variables HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE and SSL_CERT_DIR"
             ) from None
-        self.key = read_secret(endpoint.variable)
-        self.servers = {
-            url: openai.AsyncOpenAI(
-                api_key=self.key or "none", base_url=url, max_retries=0, http_client=self.http
-            )
-            for url in endpoint.urls
-        }
-
-    async def _keep_headers(self, request: httpx2.Request) -> None:
-        for name in set(request.headers) - (HEADERS if self.key else HEADERS - {"authorization"}):
-            del request.headers[name]
+        # A compressed reply might be any size once it is unpacked.
+        self.headers = {"content-type": "application/json", "accept-encoding": "identity"}
+        if key := read_secret(endpoint.variable):
+            self.headers["authorization"] = f"Bearer {key}"
 
     async def ask(self, draw: Draw) -> tuple[Row, Amount | None]:
         """Send one request; return the answer's columns and what it cost, None if unknown."""
-        url = min(self.endpoint.urls, key=lambda one: self.busy[one] + 2 ** self.faults[one])
+        endpoint, sent = self.endpoint, datetime.now(UTC)
+        url = min(endpoint.urls, key=lambda one: self.busy[one] + 2 ** self.faults[one])
         self.busy[url] += 1
-        sent = datetime.now(UTC)
         try:
             reply = read_reply(await self._post(url, draw))
         except Failure as error:
@@ -248,7 +242,7 @@ class Client:
             self.busy[url] -= 1
         # A server that is passed over must be tried again some day.
         self.faults = Counter({one: n - 1 for one, n in self.faults.items() if n and one != url})
-        counts, price = token_counts(reply.usage), self.endpoint.price
+        counts, price = token_counts(reply.usage), endpoint.price
         cost = price.cost(reply.usage, sent, datetime.now(UTC)) if price else None
         paid = Amount(cost, sum(counts)) if counts else None
         try:
@@ -257,15 +251,15 @@ class Client:
             error.paid = paid
             raise
         columns |= {"tokens": counts[2] if counts else None, "finish_reason": reply.end}
-        if self.endpoint.instruction is None:
+        if endpoint.instruction is None:
             return columns | {"served": reply.model}, paid
         columns |= {
-            "source": self.endpoint.model,
+            "source": endpoint.model,
             "model": reply.model,
             "system_fingerprint": reply.system_fingerprint,
             "response_id": reply.id,
             "host": urlsplit(url).netloc,
-            "sampling": self.endpoint.parameters(draw),
+            "sampling": endpoint.parameters(draw),
             "usage": reply.usage,
             "cost": cost,
             "price_date": price.date if price else None,
@@ -275,137 +269,140 @@ class Client:
 
     async def _post(self, url: str, draw: Draw) -> str:
         """Send one request; return the body without secrets, raise a `Failure` if it fails."""
-        import openai
-
-        turns = {"messages": self.endpoint.messages(draw.row)}
+        endpoint = self.endpoint
+        body = {"messages": endpoint.messages(draw.row)} | endpoint.parameters(draw)
+        # Built here, not by the client, which would add headers about itself and cookies.
+        request = httpx2.Request(
+            "POST", self.urls[url], headers=self.headers, content=json.dumps(body).encode()
+        )
         try:
             async with asyncio.timeout(self.timeout):  # in all; httpx counts each read alone
-                response = await self.servers[url].post(
-                    "/chat/completions",
-                    body=turns | self.endpoint.parameters(draw),
-                    cast_to=httpx2.Response,
-                )
-        except openai.APIStatusError as error:
-            self.connected = True
-            raise self._refusal(url, error.response) from None
-        except (openai.APIError, httpx2.HTTPError, OSError) as error:
-            raise self._not_answered(url, error.__cause__ or error) from None
-        self.connected = True
-        return redact(response.text)
+                response = await self.http.send(request, stream=True)
+                self.connected = True
+                try:
+                    text = await _read(response)
+                finally:
+                    await response.aclose()
+        except (httpx2.HTTPError, OSError) as error:
+            raise self._not_answered(url, error) from None
+        if response.is_success:
+            return redact(text)
+        raise self._refusal(url, response, text[:400])
 
-    def _not_answered(self, url: str, error: BaseException) -> Failure:
-        """Return what it means that no status came back."""
-        if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.ProxyError):
-            words = (
-                f"{url}: {type(error).__name__}: {error}; check that a server is running at "
-                "`base_url`, http or https, and HTTPS_PROXY and SSL_CERT_FILE in the environment"
-            )
-            # Before the first connection the settings are at fault.
-            act: Literal["retry", "stop"] = "retry" if self.connected else "stop"
-            return Failure(act, "connection", words, paid=NOTHING)
-        if isinstance(error, TimeoutError | httpx2.TimeoutException):
+    def _not_answered(self, url: str, error: Exception) -> Failure:
+        """Return what it means that no whole reply came."""
+        if isinstance(error, TimeoutError | httpx2.ReadTimeout | httpx2.WriteTimeout):
             return Failure("retry", "timeout", f"{url}: no answer within {self.timeout:g} s")
-        return Failure("retry", "connection", f"{url}: {type(error).__name__}: {error}")
+        words = f"{url}: {type(error).__name__}: {error}"
+        if not isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.ProxyError):
+            return Failure("retry", "connection", words)
+        # Before the first connection the settings are at fault.
+        act: Act = "retry" if self.connected else "stop"
+        words += (
+            "; check that a server is running at `base_url`, http or https, and HTTPS_PROXY and "
+            "SSL_CERT_FILE in the environment"
+        )
+        return Failure(act, "connection", words, paid=NOTHING)
 
-    def _refusal(self, url: str, response: httpx2.Response) -> Failure:
-        """Return what an error status means: the run, this row, or only this try is lost."""
-        status, words = response.status_code, response.text[:400]
-        kind, said = f"status_{status}", f"status {status}: {words}"
-        # Refused before any work; of other errors one cannot know whether they are billed.
-        paid = NOTHING if status == 503 or (status < 500 and status != 408) else None
-        if response.is_redirect:
+    def _refusal(self, url: str, response: httpx2.Response, words: str) -> Failure:
+        """Return what an error status means: the run, this sample, or only this try is lost."""
+        status, advice = response.status_code, ""
+        act: Act = "skip"
+        if status < 400:
             place = response.headers.get("location", "elsewhere")
-            said = f"{url}: status {status}: redirects are not followed; set `base_url` to {place}"
-            return Failure("stop", kind, said, paid=paid)
-        if status in STOP and not (status == 403 and _FLAGGED.search(words)):
-            advice = STOP[status].format(variable=self.endpoint.variable)
-            return Failure("stop", kind, f"{url}: {said}; {advice}", paid=paid)
-        if status in RETRY or status >= 500:
-            wait = response.headers.get("retry-after", "")
-            seconds = min(float(wait), LONGEST_RETRY_AFTER) if wait.isdigit() else None
-            return Failure("retry", kind, said, wait=seconds, paid=paid)
-        return Failure("skip", kind, said, paid=paid)
+            act, advice = "stop", f"redirects are not followed; set `base_url` to {place}"
+        elif status in STOP and not (status == 403 and _FLAGGED.search(words)):
+            act, advice = "stop", STOP[status].format(variable=self.endpoint.variable)
+        elif status in RETRY or status >= 500:
+            act = "retry"
+        elif status in (400, 422):
+            names = ", ".join(name for name in self.endpoint.further if name != "n")
+            advice = f"if it refuses every request, it may not know one of these fields: {names}; "
+            advice += "`extra_body: {}` leaves out what it may"
+        wait = response.headers.get("retry-after", "")
+        return Failure(
+            act,
+            f"status_{status}",
+            f"{url}: status {status}: {words}" + (advice and f"; {advice}"),
+            wait=min(float(wait), LONGEST_RETRY_AFTER) if wait.isdecimal() else None,
+            # Refused before any work; of other errors one cannot know whether they are billed.
+            paid=NOTHING if status == 503 or (status < 500 and status != 408) else None,
+        )
+
+
+async def _read(response: httpx2.Response) -> str:
+    """Return the body of a reply; raise a `Failure` when it has no end."""
+    data = bytearray()
+    async for part in response.aiter_raw():
+        data += part
+        if len(data) > MAX_REPLY_MIB * 2**20:
+            raise Failure("skip", "too_large", f"the reply has more than {MAX_REPLY_MIB} MiB")
+    return data.decode("utf-8", "replace")
 
 
 class Limiter:
     """Allow `level` requests at a time, from `start` up to `ceiling`; times are in seconds.
 
-    Additive increase, multiplicative decrease. The level rises by one with each answer until the
-    first refusal (429), as TCP's slow start does, and then by one for as many answers as it has. A
-    refusal cuts it, once for all that were sent before the cut. When the lower level is refused
-    too, all requests wait. After many failures in a row, an outage, one request at a time probes
-    the server.
+    Additive increase, multiplicative decrease, as in TCP. The level rises by one with each answer
+    up to where it was refused last (429), and from there by one for as many answers as it has. A
+    refusal cuts it, once for all that were sent before the cut, and to what the server still works
+    on. In an outage one request at a time probes the server.
     """
 
-    def __init__(self, ceiling: int, start: int = 10, pause: float | None = None) -> None:
-        self.ceiling, self.level = ceiling, min(start, ceiling)
-        self.pause = RETRY_SECONDS if pause is None else pause
+    def __init__(self, ceiling: int, start: int = 10) -> None:
+        self.ceiling, self.level = ceiling, float(min(start, ceiling))
         self.under_way = self.in_a_row = 0  # failures in a row
         self.outage_since: float | None = None
-        self._cuts = self._cuts_in_a_row = self._clean = self._probes = 0
-        self._used = 0  # most that were under way since the last cut
-        self._doubling = True
-        self._held_until = 0.0
+        self._refused_at = float(ceiling)  # the level
+        self._cut_at = self._held_until = -math.inf
+        self._probes = self._used = 0  # most that were under way since the last cut
 
-    def wait(self, now: float) -> float | None:
-        """Return None when one more may be sent, else in how many seconds to look again."""
-        if now < self._held_until:
-            return self._held_until - now
-        return None if self.under_way < self.level else math.inf
+    def wait(self, now: float) -> float:
+        """Return in how many seconds one more may be sent; infinity: not before an outcome."""
+        return max(0.0, self._held_until - now) if self.under_way < int(self.level) else math.inf
 
-    def send(self) -> int:
-        """Count a request as under way; return a ticket, to be given back with its outcome."""
+    def send(self) -> None:
+        """Count a request as under way."""
         self.under_way += 1
         self._used = max(self._used, self.under_way)
-        return self._cuts
 
-    def answered(self, ticket: int) -> None:
+    def answered(self) -> None:
         """Count an answer; rise when the level was in use."""
+        if self._used >= self.level / 2:
+            step = 1.0 if self.level < self._refused_at else 1 / max(self.level, 10)
+            self.level = min(self.level + step, self.ceiling)
         self.under_way -= 1
         self.in_a_row, self.outage_since = 0, None
-        if ticket != self._cuts:
-            return
-        self._cuts_in_a_row = 0
-        self._clean += self._used >= self.level / 2
-        if self._clean >= (1 if self._doubling else max(self.level, 10)):
-            self._clean, self.level = 0, min(self.level + 1, self.ceiling)
 
-    def refused(self, ticket: int, now: float, asked: float | None) -> None:
-        """Count a 429; `asked` is the server's Retry-After."""
-        self.under_way -= 1
-        if ticket != self._cuts:  # of the burst that was answered by a cut
-            self.level = max(1, min(self.level, self.under_way))
+    def refused(self, sent: float, now: float, asked: float | None) -> None:
+        """Count a 429 for what was sent at `sent`; `asked` is the server's Retry-After."""
+        if self.under_way == 1:  # it works on nothing else, so it is not their number
+            self._failed(now, asked, outage=True)
             return
-        if self.level == 1:  # fewer is not possible, so it is not their number
-            self._count_failure(now)
-        self._cuts += 1
-        self._cuts_in_a_row += 1
-        self._clean, self._doubling = 0, False
-        self._used = self.under_way
-        self.level = max(1, math.floor((0.9 if self._cuts_in_a_row == 1 else 0.7) * self.level))
-        if self._cuts_in_a_row > 1:
-            pause = self.pause * 2 ** min(self._cuts_in_a_row - 2, 10)
-            self._hold(now, min(pause, LONGEST_PAUSE) if asked is None else asked)
+        self.under_way -= 1
+        if sent > self._cut_at:
+            self._cut_at, self._used = now, self.under_way
+            self.level *= 0.9
+            self._refused_at = min(self.level, self.under_way)
+        self.level = max(1.0, min(self.level, self.under_way))
 
     def failed(self, now: float) -> None:
         """Count a failure that is not the level's fault: nothing is cut but in an outage."""
-        self.under_way -= 1
-        self._count_failure(now)
+        self._failed(now, None, outage=self.in_a_row + 1 >= OUTAGE)
 
-    def _count_failure(self, now: float) -> None:
+    def _failed(self, now: float, asked: float | None, outage: bool) -> None:
+        self.under_way -= 1
         self.in_a_row += 1
-        if self.in_a_row < MAX_USELESS:
+        if not outage:
             return
         if self.outage_since is None:
             logger.warning("the server is failing: probing it with one request at a time")
             self.outage_since, self._probes = now, 0
         elif now >= self._held_until:
             self._probes += 1
-        self.level, self._doubling = 1, True
-        self._hold(now, min(self.pause * 2 ** min(self._probes, 10), LONGEST_PAUSE))
-
-    def _hold(self, now: float, seconds: float) -> None:
-        self._held_until = max(self._held_until, now + seconds)
+        self.level = 1.0
+        pause = min(RETRY_SECONDS * 2 ** min(self._probes, 10), LONGEST_PAUSE)
+        self._held_until = max(self._held_until, now + (pause if asked is None else asked))
 
     def gone(self, now: float, timeout: float) -> bool:
         """Return whether the server has failed, probes included, for longer than `timeout`."""
@@ -413,12 +410,18 @@ class Limiter:
         return since is not None and self._probes > 0 and now - since >= timeout
 
 
-class ApiEngine:
-    """A model behind one or several servers.
+@dataclass
+class _Job:
+    """A completion that is wanted from a server."""
 
-    `strict`: a completion that is missing at the end is an error, and asked for in the next run.
-    `fallback` answers where the server does not.
-    """
+    draw: Draw
+    key: str
+    attempts: int = 0
+    faults: int = 0  # attempts that failed, refusals for the number of requests left out
+
+
+class ApiEngine:
+    """A model behind one or several servers; `fallback` answers where they do not."""
 
     def __init__(
         self,
@@ -427,256 +430,193 @@ class ApiEngine:
         read: Reader,
         ledger: Path,
         ceiling: int,
-        *,
-        strict: bool = True,
         fallback: Callable[[Draw], Row] | None = None,
     ) -> None:
-        self.args, self.endpoint, self.read, self.ledger_path = args, endpoint, read, ledger
-        self.strict, self.fallback = strict, fallback
+        self.args, self.endpoint, self.read, self.path = args, endpoint, read, ledger
+        self.key, self.fallback = endpoint.key, fallback
         names = ("max_usd", "max_tokens_total", "max_requests")
         self.limits = {name: getattr(args, name, None) for name in names}
         self.limiter = Limiter(args.max_concurrency or ceiling)
-        self._run: _Run | None = None
-        Client(endpoint, read, args.timeout)  # refuses wrong settings before any work
+        self.ledger: Ledger | None = None
+        self.faults = self.tokens = 0  # failed requests, those asked again included
+        self.started = time.monotonic()
 
     def spending(self) -> Row:
         """Return what all runs have spent."""
-        with Ledger(self.ledger_path) as ledger:
+        with Ledger(self.path) as ledger:
             return ledger.summary()
-
-    def sample(self, draws: Sequence[Draw], take: Take) -> None:
-        """Sample every draw; answers that an interrupted run paid for are used first."""
-        with Ledger(self.ledger_path, self.limits) as ledger:
-            self._run = run = _Run(self, ledger, take)
-            asyncio.run(run.run(draws))
-            ledger.forget_answers()  # `take` has them on disk
-        if run.lost and self.strict:
-            raise InputError(
-                f"{len(run.lost)} of {len(draws)} completions are missing. {last_words(run.lost)} "
-                "Run the same command again to ask for these alone"
-            )
 
     def describe(self, share: float) -> str:
         """Return cost so far and as foreseen, requests at once, speed, and failures."""
-        if (run := self._run) is None:
+        if self.ledger is None:
             return ""
-        speed = run.tokens / max(time.monotonic() - run.started, 0.1)
-        spent = (run.ledger.told + run.ledger.unsure).usd
-        money = "" if not spent else f"{usd(spent)} of ~{usd(spent / max(share, 0.01))}, "
+        speed = self.tokens / max(time.monotonic() - self.started, 0.1)
+        spent = self.ledger.spent.usd
+        money = f"{usd(spent)} of ~{usd(spent / max(share, 0.01))}, " if spent else ""
         return (
-            f"{money}{self.limiter.under_way}/{self.limiter.level} at once, {speed:,.0f} tok/s, "
-            f"{run.faults.total():,} faults"
+            f"{money}{self.limiter.under_way}/{int(self.limiter.level)} at once, "
+            f"{speed:,.0f} tok/s, {self.faults:,} faults"
         )
+
+    def sample(self, draws: Sequence[Draw], take: Take) -> None:
+        """Sample every draw; answers that an interrupted run paid for are used first."""
+        client = Client(self.endpoint, self.read, self.args.timeout)
+        with Ledger(self.path, self.limits) as ledger:
+            self.ledger = ledger
+            asyncio.run(_Run(self, client, ledger).run(draws, take))
+            ledger.forget_answers()  # `take` has them on disk
 
 
 class _Run:
-    """The requests of one call of an engine."""
+    """The requests of one call of an engine, in one event loop."""
 
-    def __init__(self, engine: ApiEngine, ledger: Ledger, take: Take) -> None:
-        self.engine, self.ledger, self.take = engine, ledger, take
-        self.args, self.limiter = engine.args, engine.limiter
-        self.lost: list[Row] = []
-        self.faults = Counter[str]()  # failed requests, those asked again included
-        self.tokens, self.started = 0, time.monotonic()
-        self.stop: Exception | None = None
-        # Whether a refused request is the row's fault shows once the server answers another.
-        self._heard = ledger.told.tokens > 0
-        self._useless = self._signals = 0
-        self._arrived: deque[Drawn] = deque()
-        self._scoring: set[asyncio.Future[None]] = set()
-        self._scorer = ThreadPoolExecutor(1)
+    def __init__(self, engine: ApiEngine, client: Client, ledger: Ledger) -> None:
+        self.engine, self.client, self.ledger = engine, client, ledger
+        self.limiter = engine.limiter
+        self.jobs = deque[_Job]()
+        self.later: list[tuple[float, int, _Job]] = []  # a heap: when to ask again
+        self.tasks = set[asyncio.Task[None]]()
+        self.arrived = asyncio.Queue[Drawn | None]()
+        self.news = asyncio.Event()
+        self.stop: BaseException | None = None
+        self.signals = 0
 
-    async def run(self, draws: Sequence[Draw]) -> None:
+    async def run(self, draws: Sequence[Draw], take: Take) -> None:
         """Work until everything is answered, a limit or a signal ends it, or nothing works."""
-        endpoint, args = self.engine.endpoint, self.args
-        self._news, self._turn = asyncio.Event(), asyncio.Lock()
-        self._stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.client = Client(endpoint, self.engine.read, args.timeout)  # of this event loop
-        jobs: deque[tuple[Draw, str]] = deque()
         for draw in sorted(draws, key=lambda one: one.sample):  # prompts in order
-            if (key := endpoint.key(draw)) in self.ledger.answers:
-                self._arrive(draw, self.ledger.answers[key])
+            key = self.engine.key(draw)
+            if key in self.ledger.answers:
+                self.arrived.put_nowait((draw, self.ledger.answers[key]))
             else:
-                jobs.append((draw, key))
-        count = min(len(jobs), self.limiter.ceiling)
-        self._workers = [asyncio.create_task(self._work(jobs)) for _ in range(count)]
-        working = asyncio.gather(*self._workers, return_exceptions=True)
-        either: set[asyncio.Future[Any]] = {working, self._stopping}
-        with self._scorer, _on_signals(self._on_signal):
-            try:
-                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-                await asyncio.wait({working}, timeout=SHUTDOWN_SECONDS)
-            finally:
-                for task in self._workers:
-                    task.cancel()
-                await working
-                while self._scoring:
-                    await asyncio.wait(self._scoring)
-                await self.client.http.aclose()
-        if self.stop is None and self.lost and not self._heard:
-            self.stop = self._refused_all()
+                self.jobs.append(_Job(draw, key))
+        if threading.current_thread() is threading.main_thread():
+            for number in process.stop_signals():  # until the loop closes
+                asyncio.get_running_loop().add_signal_handler(number, self._on_signal, number)
+        scoring = asyncio.create_task(self._score(take))
+        scoring.add_done_callback(self._done)
+        async with self.client.http:
+            while self.stop is None and (self.jobs or self.later or self.tasks):
+                self.news.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._send_what_may()):
+                        await self.news.wait()
+            if self.tasks:
+                await asyncio.wait(self.tasks, timeout=SHUTDOWN_SECONDS)
+            for task in self.tasks:
+                task.cancel()
+            await asyncio.gather(*self.tasks, return_exceptions=True)
+        self.arrived.put_nowait(None)
+        await asyncio.wait({scoring})
         if self.stop is not None:
             raise self.stop
 
-    def _end(self, error: Exception) -> None:
-        """Let no further request begin."""
-        if self.stop is None:
-            self.stop = error
-            self._stopping.set_result(None)
-            self._news.set()
-
-    def _on_signal(self, number: int) -> None:
-        self._signals += 1
-        name = signal.Signals(number).name
-        words = f"by {name}; every answer so far is kept, run the same command again to continue"
-        self._end(Stopped(words, 128 + number))
-        for task in self._workers if self._signals > 1 else ():
+    def _on_signal(self, number: signal.Signals) -> None:
+        process.leave_terminal()
+        self.signals += 1
+        words = f"by {number.name}; every answer so far is kept, run the same command again to "
+        self._end(Stopped(f"{words}continue", 128 + number))
+        for task in self.tasks if self.signals > 1 else ():
             task.cancel()
 
-    async def _work(self, jobs: deque[tuple[Draw, str]]) -> None:
-        """Take jobs one after the other, and ask for each until it is answered or lost."""
-        try:
-            while jobs and self.stop is None:
-                await self._obtain(*jobs.popleft())
-        except Exception as error:  # a full disk, say
+    def _end(self, error: BaseException) -> None:
+        """Let no further request begin."""
+        self.stop = self.stop or error
+        self.news.set()
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        """Note that a task ended; an error in it, such as a full disk, ends the run."""
+        self.tasks.discard(task)
+        self.news.set()
+        if not task.cancelled() and (error := task.exception()):
             self._end(error)
 
-    async def _obtain(self, draw: Draw, key: str) -> None:
-        worst, faults, attempts = self.engine.endpoint.worst(draw.row), 0, 0
-        while await self._permit(worst):
-            attempts += 1
-            number, ticket = self.ledger.send(key, worst), self.limiter.send()
-            try:
-                answer, paid = await self.client.ask(draw)
-            except asyncio.CancelledError:
-                self.ledger.settle(number, key, "interrupted", None)
-                raise
-            except Failure as error:
-                self.ledger.settle(number, key, error.kind, error.paid)
-                faults += error.kind != "status_429"
-                again = self._failed(error, ticket, faults)
-                self._news.set()
-                if not again:
-                    self._lose(draw, key, error, attempts)
-                    return
-                await asyncio.wait({self._stopping}, timeout=error.wait or _pause(faults))
-            else:
-                answer |= {"attempts": attempts, "request": key}
-                self.ledger.settle(number, key, "answered", paid, answer)
-                self.limiter.answered(ticket)
-                self._heard, self._useless = True, 0
-                self.tokens += answer["tokens"] or 0
-                self._news.set()
-                self._arrive(draw, answer)
-                return
-
-    async def _permit(self, worst: Amount) -> bool:
-        """Wait until one more request may be sent; return False if none may any more."""
-        async with self._turn:
-            while self.stop is None:
-                self._news.clear()
-                wait = self.limiter.wait(time.monotonic())
-                limit = self.ledger.forbids(worst) if wait is None else None
-                if wait is None and limit is None:
-                    return True
-                if limit is not None and not self.limiter.under_way:
+    def _send_what_may(self) -> float | None:
+        """Send what may be sent; return the seconds until more may, None: after an outcome."""
+        while self.stop is None:
+            now = time.monotonic()
+            again = bool(self.later) and self.later[0][0] <= now
+            if not (again or self.jobs):
+                return self.later[0][0] - now if self.later else None
+            if wait := self.limiter.wait(now):
+                return None if wait == math.inf else wait
+            job = self.later[0][2] if again else self.jobs[0]
+            worst = self.engine.endpoint.worst(job.draw.row)
+            if limit := self.ledger.forbids(worst):
+                if not self.tasks:  # which may cost less than was reserved for them
                     self._end(Stopped(self.ledger.stop_message(limit)))
-                # Those under way may cost less than was reserved for them.
-                seconds = None if wait in (None, math.inf) else wait
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(seconds):
-                        await self._news.wait()
-        return False
+                return None
+            _ = heapq.heappop(self.later) if again else self.jobs.popleft()
+            self.limiter.send()
+            number = self.ledger.send(job.key, worst)
+            task = asyncio.create_task(self._ask(job, number))
+            self.tasks.add(task)
+            task.add_done_callback(self._done)
+        return None
 
-    def _failed(self, error: Failure, ticket: int, faults: int) -> bool:
-        """Count a failure; return whether to ask again."""
-        now = time.monotonic()
-        self.faults[error.kind] += 1
-        if error.act != "retry":
-            self.limiter.answered(ticket)
-        elif error.kind == "status_429":
-            self.limiter.refused(ticket, now, error.wait)
-        else:
+    async def _ask(self, job: _Job, number: int) -> None:
+        """Send one request and record its outcome."""
+        sent = time.monotonic()
+        job.attempts += 1
+        try:
+            answer, paid = await self.client.ask(job.draw)
+        except asyncio.CancelledError:
+            self.ledger.settle(number, job.key, "interrupted", None)
+            raise
+        except Failure as error:
+            self.ledger.settle(number, job.key, error.kind, error.paid)
+            self._failed(job, number, error, sent)
+            return
+        answer |= {"attempts": job.attempts, "request": job.key}
+        self.ledger.settle(number, job.key, "answered", paid, answer)
+        self.limiter.answered()
+        self.engine.tokens += answer["tokens"] or 0
+        self.arrived.put_nowait((job.draw, answer))
+
+    def _failed(self, job: _Job, number: int, error: Failure, sent: float) -> None:
+        """Ask again later, leave the sample out, or end the run."""
+        now, args = time.monotonic(), self.engine.args
+        self.engine.faults += 1
+        if error.kind == "status_429":
+            self.limiter.refused(sent, now, error.wait)
+        elif error.act == "retry":
+            job.faults += 1
             self.limiter.failed(now)
+        else:
+            self.limiter.answered()
         if error.act == "stop":
             self._end(InputError(f"{error}. Rows so far are kept"))
-        if self.limiter.gone(now, self.args.outage_timeout):
-            self._end(
-                InputError(
-                    f"{self.limiter.in_a_row} requests in a row failed, the last: {error} "
-                    f"({error.kind}). Run the same command again to continue"
-                )
-            )
-        return error.act == "retry" and faults <= self.args.max_retries
+        elif error.act == "retry" and job.faults <= args.max_retries:
+            pause = min(LONGEST_PAUSE, RETRY_SECONDS * 2.0 ** max(job.faults - 1, 0))
+            wait = error.wait or pause * random.uniform(0.5, 1.0)
+            heapq.heappush(self.later, (now + wait, number, job))
+        else:
+            self._lose(job, error)
+        if self.limiter.gone(now, args.outage_timeout):
+            words = f"{self.limiter.in_a_row} requests in a row failed, the last: {error}"
+            self._end(InputError(f"{words} ({error.kind}). Run the same command again to continue"))
 
-    def _lose(self, draw: Draw, key: str, error: Failure, attempts: int) -> None:
-        """Record that there is no answer, and let the fallback give one."""
-        if error.act == "stop":
-            return
-        refused = error.kind.startswith("status_")
-        self._heard = self._heard or (error.act == "skip" and not refused)
-        rejected = error.act == "skip" and self._heard and not self.engine.strict
+    def _lose(self, job: _Job, error: Failure) -> None:
+        """Hand over that there is no answer, and the fallback's."""
+        # What a server refused costs nothing to ask for in the next run.
+        rejected = error.act == "skip" and not error.kind.startswith("status_")
         row = error.said | {
-            "request": key, "class": error.kind, "message": str(error), "attempts": attempts,
-            "rejected": rejected, "completion": None,
+            "request": job.key, "class": error.kind, "message": str(error),
+            "attempts": job.attempts, "rejected": rejected, "completion": None,
         }  # fmt: skip
-        self.lost.append(row)
-        self._arrive(draw, row)
-        if error.act == "retry":
-            if self.engine.fallback is not None:
-                self._arrive(draw, self.engine.fallback(draw) | {"request": key})
-            return
-        self._useless += 1
-        if self._useless >= MAX_USELESS:
-            words = f"{MAX_USELESS} answers in a row were of no use. {last_words(self.lost)}"
-            again = InputError(f"{words} Run the same command again to continue")
-            self._end(again if self._heard else self._refused_all() or again)
+        self.arrived.put_nowait((job.draw, row))
+        if error.act == "retry" and self.engine.fallback is not None:
+            answer = self.engine.fallback(job.draw) | {"request": job.key}
+            self.arrived.put_nowait((job.draw, answer))
 
-    def _refused_all(self) -> InputError | None:
-        """Return the error for settings that the server does not take, as no answer came."""
-        refused = [row for row in self.lost if row["class"] in ("status_400", "status_422")]
-        if not refused:
-            return None
-        fields = ", ".join(name for name in self.engine.endpoint.further if name != "n")
-        return InputError(
-            f"the server refused every request: {refused[-1]['message']}. It may not know one of "
-            f"these fields: {fields}; `extra_body: {{}}` leaves out what it may"
-        )
-
-    def _arrive(self, draw: Draw, columns: Row) -> None:
-        """Let a thread score and write an answer, or a failure; an error there ends the run."""
-        self._arrived.append((draw, columns))
-        future = asyncio.get_running_loop().run_in_executor(self._scorer, self._score)
-        self._scoring.add(future)
-        future.add_done_callback(self._scored)
-
-    def _score(self) -> None:
-        """Score what has arrived; the calls for the rest of a batch find nothing."""
-        count = min(len(self._arrived), SCORED_AT_ONCE)
-        if batch := [self._arrived.popleft() for _ in range(count)]:
-            self.take(batch)
-
-    def _scored(self, future: asyncio.Future[None]) -> None:
-        self._scoring.discard(future)
-        if not future.cancelled() and isinstance(error := future.exception(), Exception):
-            self._end(error)
-
-
-def _pause(faults: int) -> float:
-    """Return the seconds before a retry."""
-    pause = min(LONGEST_PAUSE, RETRY_SECONDS * 2.0 ** max(faults - 1, 0))
-    return pause * random.uniform(0.5, 1.0)
-
-
-def last_words(lost: Sequence[Row]) -> str:
-    """Return the commonest reason for having no answer, with a reply that shows it."""
-    if not lost:
-        return "See failures.jsonl."
-    kind = Counter(row["class"] for row in lost).most_common(1)[0][0]
-    row = [row for row in lost if row["class"] == kind][-1]
-    said = (row.get("reply") or {}).get("content")
-    shown = f" One answer: {said[:200]!r}." if said and isinstance(said, str) else ""
-    return f"{kind}: {row['message']}.{shown} See failures.jsonl."
+    async def _score(self, take: Take) -> None:
+        """Let a thread score and write what arrives, until the end of it."""
+        while True:
+            batch = [await self.arrived.get()]
+            while len(batch) < SCORED_AT_ONCE and not self.arrived.empty():
+                batch.append(self.arrived.get_nowait())
+            await asyncio.to_thread(take, [one for one in batch if one is not None])
+            if batch[-1] is None:
+                return
 
 
 def policy_engine(args: SamplingArgs, policy: str, directory: Path) -> ApiEngine:
@@ -691,44 +631,11 @@ def policy_engine(args: SamplingArgs, policy: str, directory: Path) -> ApiEngine
 
 def read_completion(reply: Reply) -> Row:
     """Return a policy's completion, cut off or not; raise a `Failure` if there is none."""
-    if reasoning := reasoning_of(reply.message):
-        raise Failure(
-            "stop",
-            "reasoning_parser",
-            f"the server took the reasoning out of the completion ({reasoning[0]!r:.60}): start it "
-            "without a reasoning parser",
-        )
+    if found := reply.reasoning:
+        words = f"the server took the reasoning out of the completion ({found[0]!r:.60}): start it "
+        raise Failure("stop", "reasoning_parser", f"{words}without a reasoning parser")
     # A model may end its turn at once: that is an empty text. No text at all is no completion.
     if reply.message.get("content") is None or (not reply.content and reply.end == FILTERED):
         end = reply.choices[0].finish_reason
         raise reply.skip("no_answer", f"the reply contains no answer (finish_reason {end!r})")
     return {"completion": reply.content}
-
-
-def reasoning_of(message: Row) -> tuple[str, str] | None:
-    """Return a reasoning that has a field of its own, and the name of the field."""
-    for name in REASONING_FIELDS:
-        text = message.get(name)
-        if isinstance(text, str) and not is_blank(text):
-            return text, name
-    return None
-
-
-@contextlib.contextmanager
-def _on_signals(call: Callable[[int], None]) -> Iterator[None]:
-    """Give the stop signals to a function, while an event loop runs in the main thread."""
-    loop = asyncio.get_running_loop()
-
-    def note(number: int) -> None:
-        process.leave_terminal()
-        call(number)
-
-    main = threading.current_thread() is threading.main_thread()
-    numbers = process.stop_signals() if main else []
-    for number in numbers:
-        loop.add_signal_handler(number, note, int(number))
-    try:
-        yield
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)

@@ -103,7 +103,8 @@ def token_counts(usage: Any) -> tuple[int, int, int] | None:
     if not isinstance(usage, dict):
         return None
     prompt, output = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
+    details = usage.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else None
     hit = usage.get("prompt_cache_hit_tokens", cached) or 0
     if not (type(prompt) is type(output) is type(hit) is int and prompt > 0 and output > 0):
         return None
@@ -173,22 +174,27 @@ class Ledger:
         for number, worst in list(self.reserved.items()):  # a killed run never heard of these
             self._book(number, worst, told=False)
 
+    @property
+    def spent(self) -> Amount:
+        """Return what all requests cost at most, those under way left out."""
+        return self.told + self.unsure
+
     def forbids(self, worst: Amount) -> str | None:
-        """Name the limit that one more request might break; None when there is none."""
-        spent = self._spent(sum(self.reserved.values(), self.told + self.unsure) + worst, 1)
+        """Return the limit that one more request might break; None when there is none."""
+        spent = self._by_limit(sum(self.reserved.values(), self.spent) + worst, 1)
         for name, most in self.limits.items():
             if most is not None and spent[name] > most + ROUNDING:
                 return name
         return None
 
-    def _spent(self, total: Amount, more: int = 0) -> dict[str, float]:
+    def _by_limit(self, total: Amount, more: int = 0) -> dict[str, float]:
         money = math.inf if total.usd is None else total.usd
-        return {"max_usd": money, "max_tokens_total": total.tokens,
-                "max_requests": self.requests + more}  # fmt: skip
+        requests = self.requests + more
+        return {"max_usd": money, "max_tokens_total": total.tokens, "max_requests": requests}
 
     def stop_message(self, limit: str) -> str:
         """Return which limit ended the run, what was spent, and how to continue."""
-        spent = self._spent(self.told + self.unsure)[limit]
+        spent = self._by_limit(self.spent)[limit]
         return (
             f"by {limit} ({self.limits[limit]:,}): {usd(spent) if limit == 'max_usd' else spent} "
             "spent, and one more request could exceed it. Every answer so far is kept; raise "

@@ -13,8 +13,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
+from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Row
 from chainforge.data.filters import FilterArgs, SelectionArgs, fault
 from chainforge.generate.settings import Draw, Drawn, RequestArgs, SamplingArgs, Take, seed_of
@@ -23,8 +24,8 @@ from chainforge.rewards.verify import start_pool
 
 Accept = Callable[[Row], bool]
 Progress = Callable[[int, int, str, str], None]
-State = Literal["open", "enough", "exhausted"]
 POLL_SECONDS = 0.2
+MAX_USELESS = 20  # samples in a row that end a run
 FAILURES = "failures.jsonl"
 
 
@@ -79,7 +80,7 @@ def roll_out(
     mine: Callable[[Row], bool] | None = None,
     accept: Accept | None = None,
     keep: int = 1,
-    written: Callable[[list[Row]], None] = lambda rows: None,
+    useless: Callable[[Row], str | None] = lambda row: None,
     progress: Progress = lambda done, total, unit, note: None,
 ) -> Rolled:
     """Return scored samples of each Example: `num_samples`, or as many as it needs.
@@ -87,58 +88,91 @@ def roll_out(
     They are appended to `path`, and answers that failed to `failures.jsonl`; rows there that `mine`
     accepts (by default those of the model in `provenance`) are not sampled again. `engine` opens
     the policy, only if there is something to sample. With `max_samples` a prompt is done once
-    `keep` different completions are accepted, by default those that are correct. `written` gets
-    the rows that are on disk, and may raise to end the run. Of several processes the first waits
-    for the others and returns everything, the others return nothing.
+    `keep` different completions are accepted, by default those that are correct. Many samples in a
+    row that failed, or that `useless` names a fault of, end the run. Of several processes the first
+    waits for the others and returns everything, the others return nothing.
     """
     args.check()
     start_pool(examples)
     mine = mine or (lambda row: row.get("model") == provenance.get("model"))
     rounds = Rounds(examples, args, accept, keep)
-    files = Shards(path, mine)
-    failures = Shards(path.with_name(FAILURES), lambda row: bool(row["rejected"]) and mine(row))
-    rounds.note(list(files.rows.values()))
-    rounds.lose(failures.rows.values())
-    opened: Engine | None = None
-    told = 0.0
-
-    def tell(every: float = 0.0) -> None:
-        nonlocal told
-        if rank() == 0 and time.monotonic() - told >= every:
-            rounds.note(files.refresh())
-            done, total, unit = rounds.progress()
-            describe = getattr(opened, "describe", lambda share: "")
-            words = [describe(done / max(total, 1)), rounds.describe()]
-            progress(done, total, unit, ", ".join(filter(None, words)))
-            told = time.monotonic()
-
-    def take(batch: list[Drawn]) -> None:
-        good = [one for one in batch if one[1]["completion"] is not None]
-        lost = [_failure(*one) for one in batch if one[1]["completion"] is None]
-        rows = score([_sample(*one, args) | provenance for one in good]) if good else []
-        files.extend(rows)
-        rounds.note(rows)
-        failures.extend(lost)
-        rounds.lose(lost)
-        written(rows)
-        tell(POLL_SECONDS)
-
-    try:
-        tell()
+    with _Intake(rounds, path, mine, provenance, score, useless, progress) as intake:
         own = examples[rank() :: world_size()]
         while draws := rounds.draws(own, seed):
-            opened = opened or engine()
-            opened.sample(draws, take)
-        tell()
+            intake.engine = intake.engine or engine()
+            intake.engine.sample(draws, intake.take)
+        intake.tell()
+        if rounds.lost and rounds.strict:
+            raise InputError(
+                f"{len(rounds.lost):,} completions are missing. "
+                f"{last_words([*rounds.lost.values()])} Run the same command again to ask for "
+                "these alone"
+            )
         if rank() > 0:
             return Rolled([])
         while rounds.draws(examples, seed):  # what the other processes have not done yet
             time.sleep(POLL_SECONDS)
-            tell()
-    finally:
-        files.close()
-        failures.close()
+            intake.tell()
     return Rolled(rounds.samples(), list(rounds.lost.values()), rounds.report())
+
+
+@dataclass
+class _Intake:
+    """Score and write what an engine hands over."""
+
+    rounds: Rounds
+    path: Path
+    mine: Callable[[Row], bool]
+    provenance: Row
+    score: Callable[[list[Row]], list[Row]]
+    useless: Callable[[Row], str | None]
+    progress: Progress
+    engine: Engine | None = None
+
+    def __post_init__(self) -> None:
+        # A policy's samples are all needed: what failed is asked for again in the next run.
+        final = lambda row: not self.rounds.strict and row["rejected"] and self.mine(row)  # noqa: E731
+        self._files = Shards(self.path, self.mine)
+        self._failures = Shards(self.path.with_name(FAILURES), final)
+        self.rounds.note(self._files.rows.values())
+        self.rounds.lose(self._failures.rows.values())
+        self._told, self._in_a_row = 0.0, 0
+
+    def take(self, batch: list[Drawn]) -> None:
+        """Score, write and count samples and failures; raise `InputError` if all are useless."""
+        good = [one for one in batch if one[1]["completion"] is not None]
+        lost = [_failure(*one) for one in batch if one[1]["completion"] is None]
+        rows = [_sample(*one, self.rounds.args) | self.provenance for one in good]
+        rows = self.score(rows) if rows else []
+        self._files.extend(rows)
+        self.rounds.note(rows)
+        self._failures.extend(lost)
+        self.rounds.lose(lost)
+        for why in [last_words([row]) for row in lost] + [self.useless(row) for row in rows]:
+            self._in_a_row = self._in_a_row + 1 if why else 0
+            if self._in_a_row >= MAX_USELESS:
+                words = f"{MAX_USELESS} answers in a row were of no use, the last: {why}"
+                raise InputError(f"{words} Run the same command again to continue")
+        self.tell(POLL_SECONDS)
+
+    def tell(self, every: float = 0.0) -> None:
+        """Report the progress of all processes, unless that was done just now."""
+        if rank() > 0 or time.monotonic() - self._told < every:
+            return
+        self.rounds.note(self._files.refresh())
+        done, total, unit = self.rounds.progress()
+        describe = getattr(self.engine, "describe", lambda share: "")
+        words = [describe(done / max(total, 1)), self.rounds.describe()]
+        self.progress(done, total, unit, ", ".join(filter(None, words)))
+        self._told = time.monotonic()
+
+    def __enter__(self) -> _Intake:
+        self.tell()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._files.close()
+        self._failures.close()
 
 
 def _sample(draw: Draw, answer: Row, args: RequestArgs) -> Row:
@@ -158,6 +192,15 @@ def _failure(draw: Draw, why: Row) -> Row:
     return known | {key: value for key, value in why.items() if key != "completion"}
 
 
+def last_words(lost: Sequence[Row]) -> str:
+    """Return the commonest reason of some failures, with a reply that shows it."""
+    ((kind, _),) = Counter(row["class"] for row in lost).most_common(1)
+    row = [row for row in lost if row["class"] == kind][-1]
+    said = (row.get("reply") or {}).get("content")
+    shown = f" One answer: {said[:200]!r}." if said and isinstance(said, str) else ""
+    return f"{kind}: {row['message']}.{shown} See {FAILURES}."
+
+
 class Rounds:
     """The samples of every prompt so far, and which are wanted next."""
 
@@ -169,21 +212,24 @@ class Rounds:
         keep: int = 1,
     ) -> None:
         self.examples, self.args, self.keep = examples, args, keep
+        self.strict = isinstance(args, SamplingArgs)  # whether no sample may be missing
         self.accept = accept or (lambda row: bool(row.get("correct")))
         self.rows: dict[str, dict[int, Row]] = {row["id"]: {} for row in examples}
         self.lost: dict[tuple[str, int], Row] = {}
+        self.enough: dict[str, bool] = {}  # of the prompts that are done
         self.verdicts = Counter[bool | None]()
         self._accepted: set[tuple[str, int]] = set()
-        self._settled: dict[str, State] = {}
+        size = args.round_size if args.adaptive else args.most
+        self._ends = [*range(size, args.most, size), args.most]
 
-    def note(self, rows: Sequence[Row]) -> None:
+    def note(self, rows: Iterable[Row]) -> None:
         """Add scored samples."""
         for row in rows:
-            key = row["id"], row["sample"]
-            if row["id"] not in self.rows or row["sample"] >= self.args.most:
+            key = identity, number = row["id"], row["sample"]
+            if identity not in self.rows or number >= self.args.most:
                 continue
-            self.verdicts[row.get("correct")] += row["sample"] not in self.rows[row["id"]]
-            self.rows[row["id"]][row["sample"]] = row
+            self.verdicts[row.get("correct")] += number not in self.rows[identity]
+            self.rows[identity][number] = row
             self.lost.pop(key, None)  # a fallback replaced it
             if self.args.adaptive and self.accept(row):
                 self._accepted.add(key)
@@ -197,36 +243,30 @@ class Rounds:
 
     def draws(self, examples: Iterable[Row], seed: int) -> list[Draw]:
         """Return what to sample next for these Examples; nothing when all have enough."""
-        wanted = []
-        for row in examples:
-            state, end = self.state(row["id"])
-            if state == "open":
-                missing = [one for one in range(end) if not self._there(row["id"], one)]
-                wanted += [Draw(row, one, seed_of(seed, row["id"], one)) for one in missing]
-        return wanted
+        return [
+            Draw(row, number, seed_of(seed, row["id"], number))
+            for row in examples
+            for number in self.missing(row["id"])
+        ]
 
-    def _there(self, identity: str, number: int) -> bool:
-        return number in self.rows[identity] or (identity, number) in self.lost
-
-    def state(self, identity: str) -> tuple[State, int]:
-        """Return whether a prompt has enough, and up to which sample it is wanted.
+    def missing(self, identity: str) -> list[int]:
+        """Return the samples that a prompt needs next; none once it has enough, or all.
 
         A round counts once it is complete, so an interrupted run decides as an undisturbed one.
         """
-        if identity in self._settled:
-            return self._settled[identity], len(self.rows[identity])
-        size, most = self.args.round_size if self.args.adaptive else self.args.most, self.args.most
-        for end in [*range(size, most, size), most]:
-            if not all(self._there(identity, number) for number in range(end)):
-                return "open", end
-            good = [n for n in range(end) if (identity, n) in self._accepted]
+        if identity in self.enough:
+            return []
+        rows = self.rows[identity]
+        for end in self._ends:
+            if need := [n for n in range(end) if n not in rows and (identity, n) not in self.lost]:
+                return need
+            good = [number for number in range(end) if (identity, number) in self._accepted]
             # Of equal completions only one can be kept.
-            found = {self.rows[identity][number]["completion"] for number in good}
-            enough = self.args.adaptive and len(found) >= self.keep
-            if enough or end == most:
-                self._settled[identity] = "enough" if enough else "exhausted"
-                return self._settled[identity], end
-        raise AssertionError("the last round settles a prompt")
+            if self.args.adaptive and len({rows[one]["completion"] for one in good}) >= self.keep:
+                self.enough[identity] = True
+                return []
+        self.enough[identity] = False
+        return []
 
     def samples(self) -> list[Row]:
         """Return all samples, in the order of the Examples."""
@@ -235,7 +275,7 @@ class Rounds:
     def progress(self) -> tuple[int, int, str]:
         """Return what is done, of how many, in which unit."""
         if self.args.adaptive:
-            done = sum(self.state(row["id"])[0] != "open" for row in self.examples)
+            done = sum(not self.missing(row["id"]) for row in self.examples)
             return done, len(self.examples), "prompts"
         count = sum(map(len, self.rows.values()))
         return count + len(self.lost), len(self.examples) * self.args.most, "samples"
@@ -257,8 +297,8 @@ class Rounds:
             "tokens": sum(row.get("tokens") or 0 for row in rows),
         }
         if self.args.adaptive:
-            states = Counter(self.state(row["id"])[0] for row in self.examples)
-            found |= {name: states[name] for name in ("enough", "exhausted")}
+            enough = sum(self.enough.values())
+            found |= {"enough": enough, "exhausted": len(self.enough) - enough}
             found["samples_saved"] = len(self.examples) * self.args.most - len(rows)
         return found
 

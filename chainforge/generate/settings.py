@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -280,6 +281,11 @@ class Draw:
 Drawn = tuple[Draw, Row]
 # Called from one thread at a time; what it was given is on disk once it returns.
 Take = Callable[[list[Drawn]], None]
+
+
+def digest(value: Any) -> str:
+    """Return the hash of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def seed_of(seed: int, identity: str, sample: int) -> int:

@@ -26,7 +26,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config,
 
 from chainforge.core.transcript import tags_of
 from chainforge.data.sources import split_of
-from chainforge.generate.teacher import solve
+from chainforge.generate.offline import solve
 
 HERE = Path(__file__).parent
 WORLD = {  # how the share of worked problems falls, and each data set's own configuration

@@ -20,11 +20,13 @@ from chainforge.data.select import select
 from chainforge.data.sources import example
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.generate import api
-from chainforge.generate.api import MAX_USELESS
+from chainforge.generate.api import MAX_REPLY_MIB
 from chainforge.generate.build import BuildArgs, build, save_dataset
+from chainforge.generate.offline import reduce_expression, solve
 from chainforge.generate.rollouts import score_samples
+from chainforge.generate.sampling import MAX_USELESS
 from chainforge.generate.settings import TeacherArgs
-from chainforge.generate.teacher import collect, reduce_expression, solve
+from chainforge.generate.teacher import collect
 from chainforge.rewards.reward import RewardArgs, load_rewards
 
 KEY = "sk-secret-0123456789"
@@ -137,6 +139,8 @@ ODD = [
     (Answer(b'{"choices": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"), "malformed", 3),
     (Answer(b'{"choices": [], "a": NaN}'), "malformed", 3),
     (chat([{"b": 2}], {"a": 1}), "malformed", 3),
+    (chat("4", **SAID, usage={"prompt_tokens_details": [1], "prompt_tokens": 10**30}), None, 1),
+    (Answer(b" " * (MAX_REPLY_MIB * 2**20 + 1)), "too_large", 1),
 ]
 
 
@@ -157,9 +161,10 @@ def test_an_odd_reply_ends_no_collection_and_is_never_made_a_row(
     assert len(server.asked) == 1 + times
     assert save_dataset(collected.rows, tmp_path / "dataset").is_file()
     assert {row["finish_reason"] for row in collected.rows} == {"stop"}
-    if times == 1:  # nothing is asked for again
+    if times == 1:  # what was paid for is not asked for again
         again = collect(args, worded, tmp_path)
-        assert (again, len(server.asked)) == (collected, 2)
+        assert again.rows == collected.rows
+        assert len(server.asked) == 2 + str(kind).startswith("status")
 
 
 def test_the_filters_of_reject_drop_answers(server, sums, tmp_path):
@@ -198,7 +203,7 @@ def test_a_server_that_refuses_every_request_costs_no_row(server, sums, tmp_path
     """Fewer rows than it takes to be impatient, or more."""
     server.script = lambda request: Answer(b"<html>no field \x1b[2J", 422)
     args = asking(server, extra_body={"top_k": 5})
-    words = r"refused every request: .*no field \\x1b\[2J.*thinking, top_k; `extra_body: {}`"
+    words = r"status 422: .*no field \\x1b\[2J.*thinking, top_k; `extra_body: {}`"
     for size in (3, 30):
         with pytest.raises(InputError, match=words):
             collect(args, sums[:size], tmp_path)
@@ -297,7 +302,7 @@ def test_an_outage_is_waited_for_one_request_at_a_time(server, sums, tmp_path):
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (Answer(chat()), f"{MAX_USELESS} answers in a row were of no use"),
+        (Answer(chat(), seconds=0.03), f"{MAX_USELESS} answers in a row were of no use"),
         (Answer(chat("4", reasoning_content="2 + 2 = 4."), seconds=0.03),
          "answers in a row were of no use.*too_short"),
         (FAULTS["500"], "requests in a row failed.*status 500"),
