@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,6 +22,19 @@ Columns = dict[str, Callable[[Model], str]]
 def percent(share: float | None, digits: int = 1) -> str:
     """Format a share of 0.8723 as 87.2 %; a dash for None."""
     return "–" if share is None else f"{100 * share:.{digits}f} %"
+
+
+def number(value: float) -> str:
+    """Format a number in at most four digits or so: 12,000, 0.25, −0.003, 2e-05."""
+    text = f"{value:,.0f}" if 100 <= abs(value) < 1e6 else f"{value:.3g}"
+    return text.replace("-", MINUS)
+
+
+def finite(value: Any) -> float | None:
+    """Return a value as a number where it is one, and finite."""
+    if not isinstance(value, int | float):
+        return None
+    return float(value) if abs(value) <= sys.float_info.max else None
 
 
 def points(difference: float, sign: bool = True) -> str:
@@ -123,9 +137,27 @@ def headline(stage: StageDir) -> str:
 
 def show_results(results: dict[str, Any], console: Console) -> None:
     """Print the tables of one results.json."""
-    models: list[Model] = results["models"]
+    models, pairs = results["models"], results["pairs"]
+    if models:
+        for title, columns in _tables(models).items():
+            console.print(_table(title, {"model": lambda model: model["name"]}, columns, models))
+    if pairs:
+        ends: Columns = {"from": lambda pair: pair["from"], "to": lambda pair: pair["to"]}
+        numbers: Columns = {
+            "difference": lambda pair: points(pair["difference"]),
+            "95 % interval": lambda pair: f"{points(pair['low'])} to {points(pair['high'])}",
+            "p": lambda pair: p_value(pair["p"]),
+        }
+        title = "paired differences in strict accuracy, in points"
+        console.print(_table(title, ends, numbers, pairs))
+    if how := sampled(results.get("settings") or {}):
+        console.print(f"sampled with {how}", markup=False)
+
+
+def _tables(models: list[Model]) -> dict[str, Columns]:
+    """Return the columns of the tables of models, by title."""
     rows = sorted({model["n"] for model in models})
-    seeds = len(models[0]["strict"].get("seeds") or {}) if models else 0
+    seeds = len(models[0]["strict"].get("seeds") or {})
     title = f"accuracy on {' to '.join(f'{n:,}' for n in rows)} held-out rows (95 % interval)"
     title += f", mean of {seeds} seeds" if seeds else ""
     tables: dict[str, Columns] = {
@@ -154,19 +186,7 @@ def show_results(results: dict[str, Any], console: Console) -> None:
         by_task: Columns = {_broken(task): _of_task(task) for task in tasks}
         mean: Columns = {"mean": lambda model: _interval(model.get("macro", {}).get("strict"))}
         tables["strict accuracy by task, in %"] = by_task | mean
-    for title, columns in tables.items():
-        console.print(_table(title, {"model": lambda model: model["name"]}, columns, models))
-    if pairs := results["pairs"]:
-        ends: Columns = {"from": lambda pair: pair["from"], "to": lambda pair: pair["to"]}
-        numbers: Columns = {
-            "difference": lambda pair: points(pair["difference"]),
-            "95 % interval": lambda pair: f"{points(pair['low'])} to {points(pair['high'])}",
-            "p": lambda pair: p_value(pair["p"]),
-        }
-        title = "paired differences in strict accuracy, in points"
-        console.print(_table(title, ends, numbers, pairs))
-    if how := sampled(results.get("settings") or {}):
-        console.print(f"sampled with {how}", markup=False)
+    return tables
 
 
 def _table(title: str, names: Columns, numbers: Columns, rows: list[Model]) -> Table:

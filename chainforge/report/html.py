@@ -72,11 +72,15 @@ def watch(directory: Path, tell: Callable[[str], None], every: float = 5.0) -> N
 
 def _states(run: RunDir) -> str:
     """Return how far a chain is: `4 of 9 stages done, rl_final running 12 of 40 steps`."""
-    words = [f"{sum(stage.state == DONE for stage in run.stages)} of {len(run.stages)} stages done"]
+    words = [f"{_done(run)} of {len(run.stages)} stages done"]
     for stage in run.stages:
         if stage.state not in (DONE, PENDING):
             words.append(f"{stage.name} {stage.state} {stage.how_far}".rstrip())
     return ", ".join(words)
+
+
+def _done(run: RunDir) -> int:
+    return sum(stage.state == DONE for stage in run.stages)
 
 
 def _write(directory: Path, run: RunDir) -> Path:
@@ -89,6 +93,37 @@ def _write(directory: Path, run: RunDir) -> Path:
 
 
 def _render(directory: Path, run: RunDir) -> str:
+    found = evaluation_of(run)
+    ends = (found["before"], found["after"]["name"]) if found else ("", "")
+    cases, kinds = transcripts.cases_of(run.stages, found["stage"] if found else None, *ends)
+    gates = {stage.name: _gate(directory, stage) for stage in run.stages}
+    data = [_data_stage(stage) for stage in run.stages if stage.funnel]
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            **_own("css", "page.css"),
+            **_own("js", "page.js"),
+            version=__version__,
+            run=run,
+            done=_done(run),
+            seconds=sum(stage.seconds or 0 for stage in run.stages) or None,
+            spending=_spending(run),
+            gates={name: gate for name, gate in gates.items() if gate.passed or gate.failed},
+            evaluation=found and found | {"kinds": kinds},
+            models={model["name"]: model for model in found["models"]} if found else {},
+            training=list(_training(run)),
+            data=data,
+            cases=cases,
+            filters=transcripts.filters_of(cases, [stage.name for stage in run.stages]),
+            notices=[*(text for stage in run.stages for text in _notices(stage)), *_offline(data)],
+            plot_size=(plots.WIDTH, plots.HEIGHT),
+            verdicts=transcripts.VERDICTS,
+        )
+    )
+
+
+def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(HERE),
         autoescape=True,
@@ -99,29 +134,7 @@ def _render(directory: Path, run: RunDir) -> str:
     environment.filters |= {name: getattr(formatting, name) for name in FORMATS}
     environment.filters |= {"code": _code, "brief": transcripts.brief}
     environment.filters["json"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False)
-    found = evaluation_of(run)
-    ends = (found["before"], found["after"]["name"]) if found else ("", "")
-    cases, kinds = transcripts.cases_of(run.stages, found["stage"] if found else None, *ends)
-    gates = {stage.name: _gate(directory, stage) for stage in run.stages}
-    models = {model["name"]: model for model in found["models"]} if found else {}
-    return environment.get_template("page.html.j2").render(
-        **_own("css", "page.css"),
-        **_own("js", "page.js"),
-        version=__version__,
-        run=run,
-        done=sum(stage.state == DONE for stage in run.stages),
-        seconds=sum(stage.seconds or 0 for stage in run.stages) or None,
-        spending=_spending(run),
-        gates={name: gate for name, gate in gates.items() if gate.passed or gate.failed},
-        evaluation=found and found | {"kinds": kinds},
-        models=models,
-        training=list(_training(run, models)),
-        data=[_data_stage(stage) for stage in run.stages if stage.funnel],
-        cases=cases,
-        filters=transcripts.filters_of(cases, [stage.name for stage in run.stages]),
-        notices=[text for stage in run.stages for text in _notices(stage)],
-        plot_size=(plots.WIDTH, plots.HEIGHT),
-    )
+    return environment
 
 
 def _own(name: str, file: str) -> dict[str, Any]:
@@ -138,32 +151,23 @@ def _code(text: str) -> Markup:
 
 
 def evaluation_of(run: RunDir) -> dict[str, Any] | None:
-    """Return what the last evaluation found; None where nothing has been measured.
-
-    `before` and `after` are the first SFT and the last RL stage, or else the first and the last
-    model that was measured.
-    """
+    """Return what the last evaluation found; None where nothing has been measured."""
     stage = run.last_results()
     if stage is None or not stage.results or not stage.results["models"]:
         return None
     models, pairs = stage.results["models"], stage.results["pairs"]
     named = {model["name"]: model for model in models}
-    sft, rl = ([s.name for s in run.stages if s.recipe == recipe and s.name in named]
-               for recipe in ("sft", "grpo"))  # fmt: skip
-    names = list(named)
-    before, after = (sft or names)[0], (rl or names)[-1]
-    before = names[0] if before == after else before
+    before, after = _compared(run, list(named))
     to_after = [pair for pair in pairs if pair["to"] == after]
     main = next((p for p in to_after if p["from"] == before), to_after[-1] if to_after else None)
     gain = f", {formatting.gained(main)}." if main else "."
-    ends = [abs(pair[key]) for pair in pairs for key in ("low", "high")]
+    widest = max((abs(pair[key]) for pair in pairs for key in ("low", "high")), default=0.1)
     settings = stage.results.get("settings") or {}
-    asked = {key: v if isinstance(v, str) else json.dumps(v) for key, v in settings.items()}
     return {
         "stage": stage,
         "models": models,
         "pairs": pairs,
-        "reach": min(1.0, math.ceil(10 * max(ends, default=0.1) - 1e-9) / 10) or 0.1,
+        "reach": min(1.0, max(0.1, math.ceil(10 * widest - 1e-9) / 10)),  # of the axis of pairs
         "before": before,
         "after": named[after],
         "main": main,
@@ -173,8 +177,18 @@ def evaluation_of(run: RunDir) -> dict[str, Any] | None:
         "seeds": settings.get("seeds") or [],
         "language": settings.get("language", "en"),
         "sampled": formatting.sampled(settings),
-        "asked": asked,
+        "asked": {k: v if isinstance(v, str) else json.dumps(v) for k, v in settings.items()},
     }
+
+
+def _compared(run: RunDir, names: list[str]) -> tuple[str, str]:
+    """Return the first SFT and the last RL stage that were measured, or else the ends of names."""
+    sft, rl = (
+        [s.name for s in run.stages if s.recipe == recipe and s.name in names]
+        for recipe in ("sft", "grpo")
+    )
+    before, after = (sft or names)[0], (rl or names)[-1]
+    return (names[0] if before == after else before), after
 
 
 def _gate(directory: Path, stage: StageDir) -> Verdict:
@@ -197,7 +211,7 @@ def _spending(run: RunDir) -> dict[str, Any] | None:
 
 
 def _notices(stage: StageDir) -> Iterator[str]:
-    """Yield what a reader must know before believing the numbers."""
+    """Yield what a reader must know of a stage before believing the numbers."""
     name = stage.name
     if stage.manifest and stage.manifest.config.get("random_rewards"):
         yield f"{name} was trained on random rewards: it is a control."
@@ -208,20 +222,23 @@ def _notices(stage: StageDir) -> Iterator[str]:
         yield f"Not finished yet: {name}{why}."
     if stage.health:
         yield f"{name}: warnings of RL's health ({len(stage.health)}), below."
-    found = transcripts.sources(stage.samples) if stage.funnel else []
-    rows = sum(row["rows"] for row in found)
-    for row in found:
-        if row["source"].startswith("offline"):
-            yield f"{name}: {row['rows']:,} of {rows:,} rows {formatting.source(row['source'])}."
 
 
-def _training(run: RunDir, models: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _offline(data: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield which rows no language model wrote."""
+    for entry in data:
+        rows = sum(one["rows"] for one in entry["sources"])
+        for one in entry["sources"]:
+            if one["source"].startswith("offline"):
+                words = f"{one['rows']:,} of {rows:,} rows {formatting.source(one['source'])}."
+                yield f"{entry['stage'].name}: {words}"
+
+
+def _training(run: RunDir) -> Iterator[dict[str, Any]]:
     """Yield the curves of every stage that trained, with what its health rules found."""
     for stage in run.stages:
         alarms = plots.alarms_of(stage.health)
-        start, end = models.get(stage.inputs.get("model", "")), models.get(stage.name)
-        ends = (start["strict"]["mean"], end["strict"]["mean"]) if start and end else None
-        drawn = plots.training_plots(stage.metrics, alarms, ends)
+        drawn = plots.training_plots(stage.metrics, alarms)
         if drawn or alarms:
             yield {"stage": stage, "plots": drawn, "alarms": alarms}
 

@@ -1,37 +1,56 @@
-"""Plot training curves with matplotlib, as SVG that follows the page's light and dark colours.
+"""Plot training curves with matplotlib, each as an SVG image for a light and for a dark page.
 
 Only numbers are drawn: every text that a user or a model may have written is left to the template,
-which escapes it. Colours are written as placeholders and replaced by the page's CSS variables.
+which escapes it.
 """
 
 from __future__ import annotations
 
+import base64
 import io
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from markupsafe import Markup
-
 from chainforge.core.jsonl import Row
-from chainforge.report.formatting import MINUS
-from chainforge.report.transcripts import finite
+from chainforge.report.formatting import finite, number, percent
 
-WIDTH, HEIGHT = 340, 190  # in points, which are the units of the SVG
+WIDTH, HEIGHT = 340, 190  # in points
 MOST_POINTS = 240  # more than a plot of this width can show
-COLOURS = {f"#a0b0c{number}": f"var(--c{number})" for number in range(6)} | {
-    "#a0b0d0": "var(--soft)", "#a0b0d1": "var(--line)", "#a0b0d2": "var(--warn)",
-    "#a0b0d3": "var(--bad)", "#a0b0d4": "var(--card)",
-}  # fmt: skip
-LINES, SOFT, GRID, WARN, STOP, CARD = list(COLOURS)[:6], *list(COLOURS)[6:]
-DASHES = ["-", (0, (6, 3)), (0, (2, 3)), (0, (9, 3, 2, 3)), (0, (4, 2)), (0, (1, 4))]
+STYLES = Path(__file__).with_name("page.css")
+SCHEMES = ("light", "dark")
+COLOURS = 6
+DASHES = ("-", (0, (6, 3)), (0, (2, 3)), (0, (9, 3, 2, 3)), (0, (4, 2)), (0, (1, 4)))
 RL = ("reward", "eval_reward", "eval_accuracy")
-ENDS = "evaluated"  # no logged name
+REWARDS = re.compile(r"rewards/(.+)/mean")
 
-Series = dict[str, tuple[list[float], list[float]]]  # by logged name: steps, values
-Format = Callable[[float], str]
+# Title, note, whether values are shares, and the labels of logged names.
+Wanted = tuple[str, str, bool, dict[str, str]]
+LOSS = {"loss": "training", "eval_loss": "held out"}
+TOKEN_ACCURACY = {"mean_token_accuracy": "training", "eval_mean_token_accuracy": "held out"}
+OF_LOSSES: list[Wanted] = [
+    ("Loss", "mean over tokens", False, LOSS),
+    ("Token accuracy", "next tokens that were right", True, TOKEN_ACCURACY),
+]
+REWARD = {"reward": "training", "eval_reward": "held out"}
+ACCURACY = {"accuracy": "rollouts", "eval_accuracy": "held out"}
+NO_SPREAD = {"frac_zero_advantage": ""}  # our own count: rounding makes TRL's miss groups
+OF_RL: list[Wanted] = [
+    ("Reward", "weighted sum", False, REWARD),
+    ("Accuracy", "strict", True, ACCURACY),
+    ("Reward by function", "before weights", False, {}),
+    ("Completion length", "tokens", False, {"completions/mean_length": ""}),
+    ("Entropy", "nats a token", False, {"entropy": ""}),
+    ("KL to the reference", "nats a token", False, {"kl": ""}),
+    ("Groups without spread", "prompts whose completions scored alike", True, NO_SPREAD),
+    ("Truncated", "completions cut at the length limit", True, {"completions/clipped_ratio": ""}),
+]
+
+Line = tuple[list[float], list[float]]  # steps, values
 
 
 @dataclass(frozen=True)
@@ -49,74 +68,34 @@ class Alarm:
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot to put into a page: the inside of an SVG, and each line's label, colour and course."""
+    """A plot to put into a page: its images by colour scheme, and each line's label and course."""
 
     title: str
     note: str
-    drawing: Markup
-    lines: list[tuple[str, int, str]]
+    images: dict[str, str]
+    lines: list[tuple[str, str]]
     alarms: list[Alarm]
 
 
-def percent(value: float) -> str:
-    """Format a share in as few digits as an axis needs: 25 %, 0.5 %."""
-    return f"{100 * value:.2g} %" if 0 < abs(value) < 0.1 else f"{100 * value:.0f} %"
-
-
-def number(value: float) -> str:
-    """Format a number in at most four digits or so: 12,000, 0.25, −0.003, 2e-05."""
-    text = f"{value:,.0f}" if 100 <= abs(value) < 1e6 else f"{value:.3g}"
-    return text.replace("-", MINUS)
-
-
-# Title, note, how to write a value, and logged names with labels.
-PLOTS_OF_RL: list[tuple[str, str, Format, dict[str, str]]] = [
-    ("Reward", "weighted sum", number, {"reward": "training", "eval_reward": "held out"}),
-    ("Accuracy", "strict", percent, {"accuracy": "rollouts", "eval_accuracy": "held out",
-                                     ENDS: "held out, as evaluated"}),
-    ("Reward by function", "before weights", number, {}),
-    ("Completion length", "tokens", number, {"completions/mean_length": ""}),
-    ("Entropy", "nats a token", number, {"entropy": ""}),
-    ("KL to the reference", "nats a token", number, {"kl": ""}),
-    ("Groups without spread", "prompts whose completions scored alike", percent,
-     {"frac_reward_zero_std": ""}),
-    ("Truncated", "completions cut at the length limit", percent,
-     {"completions/clipped_ratio": ""}),
-]  # fmt: skip
-PLOTS_OF_LOSSES: list[tuple[str, str, Format, dict[str, str]]] = [
-    ("Loss", "mean over tokens", number, {"loss": "training", "eval_loss": "held out"}),
-    ("Token accuracy", "next tokens that were right", percent,
-     {"mean_token_accuracy": "training", "eval_mean_token_accuracy": "held out"}),
-]  # fmt: skip
-
-
-def training_plots(
-    metrics: list[Row], alarms: Sequence[Alarm] = (), ends: tuple[float, float] | None = None
-) -> list[Plot]:
+def training_plots(metrics: list[Row], alarms: Sequence[Alarm] = ()) -> list[Plot]:
     """Plot what a trainer logged: rewards and their health for RL, losses otherwise.
 
     An alarm is marked in the plots of the numbers that it names, or in all if it names none.
-    `ends` is the accuracy of the models before and after, as an evaluation found it.
     """
-    series = _collect(metrics)
-    if "frac_zero_advantage" in series:  # our own count: rounding makes TRL's miss groups
-        series["frac_reward_zero_std"] = series["frac_zero_advantage"]
-    if ends and "accuracy" in series:
-        series[ENDS] = ([0.0, max(series["accuracy"][0])], list(ends))
-    rl = any(key in series for key in RL)
-    rewards = {k: m[1] for k in sorted(series) if (m := re.fullmatch(r"rewards/(.+)/mean", k))}
-    plots = []
-    wanted = PLOTS_OF_RL if rl else PLOTS_OF_LOSSES
+    series = _series(metrics)
+    rewards = {key: m[1] for key in sorted(series) if (m := REWARDS.fullmatch(key))}
+    wanted = OF_RL if any(key in series for key in RL) else OF_LOSSES
     drawn = series.keys() & (rewards.keys() | {key for entry in wanted for key in entry[3]})
-    for title, note, write, names in wanted:
-        labels = names or rewards
-        keys = [key for key in labels if key in series]
-        if not keys:
+    plots = []
+    for title, note, shares, names in wanted:
+        labels = {key: label for key, label in (names or rewards).items() if key in series}
+        if not labels:
             continue
-        shown = [a for a in alarms if not (named := _named(a, drawn)) or named & set(keys)]
-        lines = [(labels[k], i % 6, _course(series[k][1], write)) for i, k in enumerate(keys)]
-        drawing = _draw([series[key] for key in keys], write, shown)
-        plots.append(Plot(title, note, drawing, lines, shown))
+        shown = [a for a in alarms if not (named := _named(a, drawn)) or named & labels.keys()]
+        lines = [series[key] for key in labels]
+        images = {scheme: _draw(lines, shares, shown, scheme) for scheme in SCHEMES}
+        courses = [(label, _course(series[key][1], shares)) for key, label in labels.items()]
+        plots.append(Plot(title, note, images, courses, shown))
     return plots
 
 
@@ -136,9 +115,9 @@ def _named(alarm: Alarm, keys: set[str]) -> set[str]:
     return {k for k in keys if re.search(rf"(?<![\w/]){re.escape(k)}(?![\w/])", alarm.seen)}
 
 
-def _collect(metrics: list[Row]) -> Series:
-    """Gather each logged name's steps and values; what is not a finite number is left out."""
-    series: Series = {}
+def _series(metrics: list[Row]) -> dict[str, Line]:
+    """Return each logged name's steps and values, without what is not a finite number."""
+    series: dict[str, Line] = {}
     for row in metrics:
         if (step := finite(row.get("step"))) is None:
             continue
@@ -151,88 +130,71 @@ def _collect(metrics: list[Row]) -> Series:
     return series
 
 
-def _course(values: list[float], write: Format) -> str:
+def _course(values: list[float], shares: bool) -> str:
     """Return a number at the start and at the end, each the mean of a tenth of the run."""
     tenth = max(1, len(values) // 10)
-    return f"{write(_mean(values[:tenth]))} → {write(_mean(values[-tenth:]))}"
+    write = percent if shares else number
+    return f"{write(fmean(values[:tenth]))} → {write(fmean(values[-tenth:]))}"
 
 
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(value / len(values) for value in values)
-
-
-def _draw(
-    lines: list[tuple[list[float], list[float]]], write: Format, alarms: list[Alarm]
-) -> Markup:
-    """Draw lines, and a numbered mark for each alarm; return the inside of the SVG."""
+def _draw(lines: list[Line], shares: bool, alarms: list[Alarm], scheme: str) -> str:
+    """Draw lines, and a numbered mark for each alarm; return a `data:` address of the image."""
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-    figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
+    colours = _colours(scheme)
+    figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72), facecolor="none")
     axes = figure.add_axes((46 / WIDTH, 24 / HEIGHT, (WIDTH - 64) / WIDTH, (HEIGHT - 46) / HEIGHT))
     axes.set_frame_on(False)
-    axes.grid(axis="y", color=GRID, linewidth=1)
-    axes.tick_params(length=0, labelsize=9, labelcolor=SOFT)
-    for axis, form in ((axes.xaxis, number), (axes.yaxis, write)):
+    axes.grid(axis="y", color=colours["line"], linewidth=1)
+    axes.tick_params(length=0, labelsize=10, labelcolor=colours["soft"])
+    for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(5))
-        axis.set_major_formatter(FuncFormatter(lambda value, _, form=form: form(value)))
-    for place, (xs, ys) in enumerate(lines):
-        size = math.ceil(len(xs) / MOST_POINTS)
-        xs, ys = ([_mean(v[i : i + size]) for i in range(0, len(v), size)] for v in (xs, ys))
-        half = len(ys) // 24 + 1 if len(ys) >= 20 else 0
-        smooth = [_mean(ys[max(0, i - half) : i + half + 1]) for i in range(len(ys))]
-        style: dict[str, Any] = {"color": LINES[place % 6], "clip_on": False}
-        if len(lines) == 1 and half:  # several noisy lines over one another hide each other
-            axes.plot(xs, ys, linewidth=1, alpha=0.3, **style)
-        if len(xs) == 1:  # a line of no length draws its round ends: a dot
-            axes.plot(xs * 2, ys * 2, linewidth=6, solid_capstyle="round", **style)
-        else:
-            axes.plot(xs, smooth, linewidth=1.8, linestyle=DASHES[place % 6], **style)
-    if write is percent:
+        axis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+    for place, line in enumerate(lines):
+        _draw_line(axes, line, colours[f"c{place % COLOURS}"], DASHES[place % COLOURS], len(lines))
+    if shares:
+        axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
         low, high = axes.get_ylim()
         axes.set_ylim(max(low, -0.02), min(high, 1.02))
+    _draw_alarms(axes, alarms, colours)
+    out = io.BytesIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": ""}):
+        figure.savefig(out, format="svg", metadata=nothing)
+    return f"data:image/svg+xml;base64,{base64.b64encode(out.getvalue()).decode()}"
+
+
+def _draw_line(axes: Any, line: Line, colour: str, dash: Any, of: int) -> None:
+    """Draw one line: its moving mean and, if it is alone, what was logged."""
+    size = math.ceil(len(line[0]) / MOST_POINTS)
+    xs, ys = ([fmean(v[i : i + size]) for i in range(0, len(v), size)] for v in line)
+    half = len(ys) // 24 + 1 if len(ys) >= 20 else 0
+    smooth = [fmean(ys[max(0, i - half) : i + half + 1]) for i in range(len(ys))]
+    style: dict[str, Any] = {"color": colour, "clip_on": False}
+    if of == 1 and half:  # several noisy lines over one another hide each other
+        axes.plot(xs, ys, linewidth=1, alpha=0.3, **style)
+    if len(xs) == 1:
+        axes.plot(xs, ys, "o", **style)
+    else:
+        axes.plot(xs, smooth, linewidth=1.8, linestyle=dash, **style)
+
+
+def _draw_alarms(axes: Any, alarms: list[Alarm], colours: dict[str, str]) -> None:
     low, high = axes.get_xlim()
     top = axes.get_xaxis_transform()
     for alarm in alarms:
-        colour, at = STOP if alarm.level == "stop" else WARN, min(max(alarm.step, low), high)
-        axes.plot([at, at], [0, 1.03], transform=top, color=colour, linewidth=1.2, linestyle=":",
-                  clip_on=False, scalex=False, scaley=False)  # fmt: skip
-        axes.text(at, 1.07, str(alarm.number), transform=top, color=CARD, size=8, weight="bold",
-                  ha="center", va="center", parse_math=False,
-                  bbox={"boxstyle": "circle,pad=0.25", "color": colour})  # fmt: skip
-    return _svg(figure)
+        at = min(max(alarm.step, low), high)
+        colour = colours["bad" if alarm.level == "stop" else "warn"]
+        mark = {"boxstyle": "circle,pad=0.25", "color": colour}
+        dotted: dict[str, Any] = {"linewidth": 1.2, "linestyle": ":", "clip_on": False}
+        axes.plot([at, at], [0, 1.03], color=colour, transform=top, scaley=False, **dotted)
+        text = axes.text(at, 1.07, str(alarm.number), transform=top, color=colours["card"], size=8)
+        text.set(weight="bold", ha="center", va="center", parse_math=False, bbox=mark)
 
 
-def _svg(figure: Any) -> Markup:
-    """Return the inside of a figure's SVG, with presentation attributes and the page's colours.
-
-    The page's security policy allows no `style` attributes.
-    """
-    from matplotlib import rc_context
-
-    out = io.StringIO()
-    figure.patch.set_visible(False)
-    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "", "font.family": "sans-serif"}):
-        figure.savefig(out, format="svg", metadata=nothing)
-    inside = re.sub(r"(?s)^.*?<svg[^>]*>|</svg>\s*$|<metadata>.*?</metadata>|<!--.*?-->"
-                    r"|<defs>.*?</defs>|<g/>", "", out.getvalue())  # fmt: skip
-    inside = re.sub(r' (?:id|clip-path|xmlns\S*)="[^"]*"', "", inside)
-    inside = re.sub(r' style="([^"]*)"', lambda match: _attributes(match[1]), inside)
-    for placeholder, colour in COLOURS.items():
-        inside = inside.replace(placeholder, colour)
-    return Markup(inside)
-
-
-def _attributes(style: str) -> str:
-    """Return CSS declarations as presentation attributes."""
-    found = []
-    for declaration in style.replace("&quot;", "'").split(";"):
-        name, colon, value = declaration.strip().partition(": ")
-        if name == "font":  # a shorthand has no attribute: `bold 8px 'DejaVu Sans', ...`
-            size = re.search(r"([\d.]+)px", value)
-            found.append(f'font-size="{size[1] if size else 9}"')
-            found += ['font-weight="700"'] if value.startswith("bold") else []
-        elif colon and name != "font-family":  # the page's own
-            found.append(f'{name}="{value}"')
-    return " " + " ".join(found)
+def _colours(scheme: str) -> dict[str, str]:
+    """Return the page's colours by name: its style has those of each scheme in turn."""
+    parts = re.findall(r":root \{(.*?)\}", STYLES.read_text(encoding="utf-8"), re.DOTALL)
+    return dict(re.findall(r"--(\w+): (#\w+)", parts[SCHEMES.index(scheme)]))

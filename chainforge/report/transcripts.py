@@ -1,33 +1,34 @@
 """Choose which transcripts the report shows: as many as fit, by a fixed rule, failures among them.
 
-Files of rows may be larger than memory: each is indexed once, and the rows that are shown are read
-by their place. Ids are hashes, so taking prompts by id is taking them at random.
+Files of rows may be larger than memory: each is read twice, row by row, once to choose prompts and
+once for their texts. Ids are hashes, so the first prompts by id are random ones.
 """
 
 from __future__ import annotations
 
+import heapq
 import json
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import zip_longest
+from itertools import accumulate, islice, zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Row
 from chainforge.core.run_dir import StageDir
 from chainforge.core.transcript import PRESETS, read
+from chainforge.report.formatting import finite
 
-SAMPLES = 4  # of one prompt and one stage
-GROUPS = 6  # of rollouts, from the start and from the end of each RL stage
+PROMPTS = 300  # of one file at most
+SAMPLES = 8  # of one prompt, stage and fate at most
 LONGEST = 4000  # characters of one text before its middle is left out
 MARKUP = 420  # bytes that the page needs around each text
 # Bytes of the page for each kind of prompt; with everything else it stays well under 5 MB.
 HELD_OUT, DATA, ROLLOUTS = "held-out problems", "data stages", "rollouts"
 BUDGET = {HELD_OUT: 1_200_000, DATA: 700_000, ROLLOUTS: 500_000}
+LABELS = {HELD_OUT: "{stage}", DATA: "{stage}, sample {sample}", ROLLOUTS: "{stage}, step {step}"}
 # Held-out prompts, by how two models did; together they show gains and losses.
 KINDS = {
     (False, True): "wrong before, right after",
@@ -35,38 +36,26 @@ KINDS = {
     (False, False): "wrong before and after",
     (True, True): "right before and after",
 }
+# By verdict, a mark and words.
 VERDICTS = {
-    "right": "right",
-    "wrong": "wrong",
-    "form": "right, wrong form",
-    "unknown": "not judged",
+    "right": ("✓", "right"),
+    "wrong": ("✗", "wrong"),
+    "form": ("✓", "right, wrong form"),
+    "unknown": ("?", "not judged"),
 }
 # Characters that turn the direction of the text around them are shown, not obeyed.
 TURNS = {code: f"[U+{code:04X}]" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 T = TypeVar("T")
+Key = tuple[int, str]  # of a prompt: the step, for rollouts, and the id
 Filter = tuple[str, str, list[tuple[str, str]]]  # name, label, options as value and label
-
-
-class Entry(NamedTuple):
-    """What must be known of a row to choose it; `place` is the byte in its file at which it starts.
-
-    `fate` is `kept`, `dropped: <reason>`, or empty where nothing has been decided.
-    """
-
-    place: int
-    id: str
-    model: str
-    sample: int
-    correct: bool
-    task: str
-    source: str
-    fate: str
-    step: int
 
 
 @dataclass(frozen=True)
 class Text:
-    """One completion as the page shows it; `stage` wrote it, `label` tells it from others."""
+    """One completion as the page shows it; `stage` wrote it, `label` tells it from others.
+
+    `fate` is `kept`, `dropped: <reason>`, or empty where nothing has been decided.
+    """
 
     label: str
     stage: str
@@ -95,92 +84,17 @@ class Case:
         return sum(MARKUP + len(text.encode("utf-8", "replace")) for text in texts)
 
 
-# Reading rows -------------------------------------------------------------------------------------
-
-
-def index(path: Path) -> list[Entry]:
-    """Return what is in a file of Samples. A file that has not changed is not read again."""
-    if not path.is_file():
-        return []
-    state = path.stat()
-    return _index(path, state.st_size, state.st_mtime_ns)
-
-
-@lru_cache(maxsize=64)
-def _index(path: Path, *state: int) -> list[Entry]:
-    entries, place = [], 0
-    with open(path, "rb") as file:
-        for line in file:
-            if line.endswith(b"\n"):  # a last line without is being written
-                try:
-                    row = json.loads(line)
-                    if not isinstance(row, dict):
-                        raise TypeError("not a JSON object")
-                    if "completion" in row:
-                        entries.append(_entry(place, row))
-                except (ValueError, TypeError, RecursionError) as error:
-                    raise InputError(f"{path}: the row at byte {place}: {error}") from None
-            place += len(line)
-    return entries
-
-
-def _entry(place: int, row: Row) -> Entry:
-    fate = f"dropped: {row['drop']}" if row.get("drop") else "kept" if "drop" in row else ""
-    name, model, task = (str(row.get(key) or "") for key in ("id", "model", "task"))
-    sample, step = (int(finite(row.get(key)) or 0) for key in ("sample", "step"))
-    source, correct = str(row.get("source") or "not recorded"), bool(row.get("correct"))
-    return Entry(place, name, model, sample, correct, task, source, fate, step)
-
-
-def finite(value: Any) -> float | None:
-    """Return a value as a number where it is one, and finite."""
-    if not isinstance(value, int | float):
-        return None
-    return float(value) if abs(value) <= sys.float_info.max else None
-
-
-def fetch(path: Path, entries: Iterable[Entry]) -> list[tuple[Entry, Row]]:
-    """Read the rows of some entries, in their order.
-
-    A row that is no longer at its place, because a stage replaced the file, is left out.
-    """
-    rows: list[tuple[Entry, Row]] = []
-    if not path.is_file():
-        return rows
-    with open(path, "rb") as file:
-        for entry in entries:
-            file.seek(entry.place)
-            try:
-                row = json.loads(file.readline())
-                if _entry(entry.place, row) == entry:
-                    rows.append((entry, row))
-            except (ValueError, TypeError, AttributeError):
-                continue
-    return rows
-
-
-def sources(path: Path) -> list[dict[str, Any]]:
-    """Count who wrote the rows: `{"source", "rows", "kept"}`, most rows first."""
-    entries = index(path)
-    written = Counter(entry.source for entry in entries)
-    kept = Counter(entry.source for entry in entries if not entry.fate.startswith("dropped"))
-    return [{"source": s, "rows": n, "kept": kept[s]} for s, n in written.most_common()]
-
-
-# Choosing prompts ---------------------------------------------------------------------------------
-
-
 def cases_of(
     stages: Sequence[StageDir], results: StageDir | None, before: str, after: str
 ) -> tuple[list[Case], dict[str, int]]:
     """Return the prompts that the report shows, and how many held-out ones there are by kind."""
     cases: list[Case] = []
     kinds: dict[str, int] = {}
-    if results is not None and results.results:
-        models = [str(model["name"]) for model in results.results["models"]]
-        cases, kinds = held_out(results.samples, models, before, after, BUDGET[HELD_OUT])
-    data = [(s.name, s.samples) for s in stages if not s.results and s.recipe != "evaluate"]
-    cases += of_data(data, BUDGET[DATA])
+    if results is not None:
+        cases, kinds = held_out(results.samples, before, after, BUDGET[HELD_OUT])
+    data = [s for s in stages if s.samples.is_file() and not s.results and s.recipe != "evaluate"]
+    for stage in data:
+        cases += of_data(stage.name, stage.samples, BUDGET[DATA] // len(data))
     rolled = [(stage.name, stage.directory / "rollouts.jsonl") for stage in stages]
     rolled = [(name, path) for name, path in rolled if path.is_file()]
     for name, path in rolled:
@@ -188,84 +102,61 @@ def cases_of(
     return cases, kinds
 
 
-def held_out(
-    path: Path, models: Sequence[str], before: str, after: str, budget: int
-) -> tuple[list[Case], dict[str, int]]:
-    """Show all models on held-out prompts, each kind in turn; also count the prompts of each kind.
+def held_out(path: Path, before: str, after: str, budget: int) -> tuple[list[Case], dict[str, int]]:
+    """Show all models on held-out prompts, each kind and task in turn; also count each kind.
 
-    `budget` is in bytes of the page.
+    Only first samples are shown. `budget` is in bytes of the page.
     """
-    first: dict[str, dict[str, Entry]] = {name: {} for name in models}
-    for entry in sorted(index(path), key=lambda entry: entry.sample):
-        first.get(entry.model, {}).setdefault(entry.id, entry)
-    was, now = first.get(before, {}), first.get(after, {})
+    verdicts: dict[str, dict[Key, bool]] = {before: {}, after: {}}
+    tasks: dict[Key, str] = {}
+    for row in _first_samples(path):
+        if row["model"] in verdicts:
+            verdicts[row["model"]][_key(row)] = bool(row.get("correct"))
+            tasks[_key(row)] = row["task"]
     words = KINDS if before != after else {(False, False): "wrong", (True, True): "right"}
-    both = sorted(was.keys() & now.keys())
-    kinds = {key: words[was[key].correct, now[key].correct] for key in both}
-
-    def show(key: str) -> Case | None:
-        rows = fetch(path, [mine[key] for mine in first.values() if key in mine])
-        return _case(HELD_OUT, kinds[key], [(entry.model, entry.model, row) for entry, row in rows])
-
-    in_turns = _turns(_turns(kinds, lambda key: now[key].task), lambda key: kinds[key])
-    order = list(words.values())
-    cases = sorted(_within(budget, map(show, in_turns)), key=lambda case: order.index(case.kind))
-    counts = Counter(kinds.values())
+    both = sorted(verdicts[before].keys() & verdicts[after].keys())
+    kinds = {key: words[verdicts[before][key], verdicts[after][key]] for key in both}
+    wanted = {key: kinds[key] for key in _turns(both, lambda key: (kinds[key], tasks[key]))}
+    cases = _cases(_first_samples(path), HELD_OUT, wanted, budget)
+    counts, order = Counter(kinds.values()), list(words.values())
+    cases.sort(key=lambda case: order.index(case.kind))
     return cases, {word: counts[word] for word in order} if kinds else {}
 
 
-def of_data(stages: Sequence[tuple[str, Path]], budget: int) -> list[Case]:
-    """Show prompts with all that data stages wrote for them; each stage and fate has its turn."""
-    written: dict[str, list[tuple[str, Path, Entry]]] = {}
-    for stage, path in stages:
-        for entry in sorted(index(path), key=lambda entry: (entry.id, entry.sample)):
-            written.setdefault(entry.id, []).append((stage, path, entry))
-    seen = {(key, stage, e.fate, e.task) for key, mine in written.items() for stage, _, e in mine}
-    wanted: dict[str, tuple[str, str]] = {}
-    for key, stage, fate, _ in _turns(_turns(sorted(seen), lambda s: s[3]), lambda s: s[1:3]):
-        wanted.setdefault(key, (stage, fate))
-
-    def show(key: str) -> Case | None:
-        texts: list[tuple[str, str, Row]] = []
-        # What the prompt is shown for comes first, so that it is not left out.
-        mine = sorted(written[key], key=lambda one: (one[0], one[2].fate) != wanted[key])
-        for stage, path, entry in mine:
-            if sum(of == stage for _, of, _ in texts) < SAMPLES:
-                label = f"{stage}, sample {entry.sample + 1}"
-                texts += [(label, stage, row) for _, row in fetch(path, [entry])]
-        order = [stage for stage, _ in stages]
-        return _case(DATA, "", sorted(texts, key=lambda text: order.index(text[1])))
-
-    return list(_within(budget, map(show, wanted)))
+def of_data(stage: str, path: Path, budget: int) -> list[Case]:
+    """Show prompts with what a data stage wrote for them; each fate and task has its turn."""
+    first: dict[tuple[str, str], set[Key]] = {}
+    for row in _samples(path):
+        keys = first.setdefault((row["fate"], row["task"]), set())
+        keys.add(_key(row))
+        if len(keys) > 4 * PROMPTS:
+            keys.intersection_update(heapq.nsmallest(PROMPTS, keys))
+    pairs = [(key, kind) for kind, keys in first.items() for key in sorted(keys)]
+    wanted = dict.fromkeys((key for key, _ in _turns(pairs, lambda pair: pair[1])), "")
+    return _cases(_samples(path), DATA, wanted, budget, stage)
 
 
 def of_rollouts(stage: str, path: Path, budget: int) -> list[Case]:
     """Show groups of completions that RL scored against one another, early ones and late ones."""
-    groups: dict[tuple[int, str], list[Entry]] = {}
-    for entry in index(path):
-        groups.setdefault((entry.step, entry.id), []).append(entry)
-    whole = max(map(len, groups.values()), default=0)
-    keys = [key for key, group in sorted(groups.items()) if len(group) == whole]  # none is torn
-    early = [key for key in keys if key[0] == keys[0][0]]
-    late = [key for key in keys if key[0] == keys[-1][0] and key not in early]
-    chosen = [key for pair in zip_longest(early[:GROUPS], late[:GROUPS]) for key in pair if key]
-
-    def show(key: tuple[int, str]) -> Case | None:
-        label = f"step {key[0]}"
-        rows = fetch(path, groups[key])
-        return _case(ROLLOUTS, label, [(f"{stage}, {label}", stage, row) for _, row in rows])
-
-    return sorted(_within(budget, map(show, chosen)), key=lambda case: int(case.kind[5:]))
+    groups = Counter(map(_key, _samples(path)))
+    whole = max(groups.values(), default=0)
+    keys = sorted(key for key, size in groups.items() if size == whole)  # none is torn
+    ends = [key for key in keys if key[0] in (keys[0][0], keys[-1][0])]
+    wanted = {key: f"step {key[0]}" for key in _turns(ends, lambda key: key[0])}
+    return sorted(
+        _cases(_samples(path), ROLLOUTS, wanted, budget, stage),
+        key=lambda case: int(case.kind.removeprefix("step ")),
+    )
 
 
-def _within(budget: int, cases: Iterable[Case | None]) -> Iterator[Case]:
-    """Yield the cases that fit into so many bytes, and at least one."""
-    spent = 0
-    for case in filter(None, cases):
-        spent += case.size
-        if spent > budget and spent > case.size:
-            return
-        yield case
+def sources(path: Path) -> list[dict[str, Any]]:
+    """Count who wrote the rows: `{"source", "rows", "kept"}`, most rows first."""
+    written: Counter[str] = Counter()
+    kept: Counter[str] = Counter()
+    for row in _samples(path):
+        written[row["source"]] += 1
+        kept[row["source"]] += not row["fate"].startswith("dropped")
+    return [{"source": s, "rows": n, "kept": kept[s]} for s, n in written.most_common()]
 
 
 def _turns(items: Iterable[T], kind: Callable[[T], Any]) -> list[T]:
@@ -277,48 +168,71 @@ def _turns(items: Iterable[T], kind: Callable[[T], Any]) -> list[T]:
     return [item for turn in zip_longest(*parts) for item in turn if item is not None]
 
 
-def filters_of(cases: Sequence[Case], stages: Sequence[str]) -> list[Filter]:
-    """Return each filter; one with a single option is left out."""
-    texts = [text for case in cases for text in case.texts]
-    names = {text.stage for text in texts}
-    verdicts = {text.verdict for text in texts}
-    fates = sorted({text.fate for text in texts} - {""}, key=lambda fate: (fate != "kept", fate))
-    if sum(fate.startswith("dropped") for fate in fates) > 1:
-        fates.insert(int(fates[0] == "kept"), "dropped")
-    options = {
-        ("where", "prompts"): dict.fromkeys(case.where for case in cases),
-        ("stage", "stage"): [*sorted(names - set(stages)), *(s for s in stages if s in names)],
-        ("verdict", "verdict"): [verdict for verdict in VERDICTS if verdict in verdicts],
-        ("fate", "kept or dropped"): fates,
-        ("kind", "change"): dict.fromkeys(case.kind for case in cases if case.where == HELD_OUT),
-        ("task", "task"): sorted({case.task for case in cases} - {""}),
-    }
-    words = VERDICTS | {"dropped": "dropped, any reason"}
-    return [
-        (name, label, [(value, words.get(value, value)) for value in values])
-        for (name, label), values in options.items()
-        if len(values) > 1 or name in ("where", "stage")
-    ]
+def _samples(path: Path) -> Iterator[Row]:
+    """Yield the rows of a file of Samples, with `fate`, and with types that can be relied on."""
+    if not path.is_file():
+        return
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):  # it is being written
+                return
+            try:
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise ValueError("not a JSON object")
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{path}: line {number}: {error}") from None
+            if "completion" in row:
+                fate = f"dropped: {row['drop']}" if row.get("drop") else "kept"
+                row["fate"] = fate if "drop" in row else ""
+                row["source"] = str(row.get("source") or "not recorded")
+                row |= {key: str(row.get(key) or "") for key in ("id", "model", "task")}
+                row |= {key: int(finite(row.get(key)) or 0) for key in ("sample", "step")}
+                yield row
 
 
-# Texts as they are shown --------------------------------------------------------------------------
+def _first_samples(path: Path) -> Iterator[Row]:
+    return (row for row in _samples(path) if row["sample"] == 0)
 
 
-def _case(where: str, kind: str, written: list[tuple[str, str, Row]]) -> Case | None:
-    """Return a prompt with its texts, each given by label, stage and row; None without any."""
-    if not written:
-        return None
-    row = written[-1][2]
+def _key(row: Row) -> Key:
+    return row["step"], row["id"]
+
+
+def _cases(
+    rows: Iterable[Row], where: str, wanted: Mapping[Key, str], budget: int, stage: str = ""
+) -> list[Case]:
+    """Return the first of the wanted prompts, given with their kinds, that fit into the budget.
+
+    There is at least one. Without `stage`, each row's model wrote it.
+    """
+    kinds = dict(islice(wanted.items(), PROMPTS))
+    found: dict[Key, Case] = {}
+    for row in rows:
+        key = _key(row)
+        if key not in kinds:
+            continue
+        if key not in found:
+            found[key] = _case(row, where, kinds[key])
+        text, texts = _text(row, stage or row["model"], where), found[key].texts
+        if sum((t.stage, t.fate) == (text.stage, text.fate) for t in texts) < SAMPLES:
+            texts.append(text)
+    cases = [found[key] for key in kinds if key in found]
+    sizes = accumulate(case.size for case in cases)
+    return [case for case, size in zip(cases, sizes, strict=True) if size <= budget] or cases[:1]
+
+
+def _case(row: Row, where: str, kind: str) -> Case:
+    """Return the prompt of a row, without texts."""
     prompt = row.get("prompt")
     last = prompt[-1] if isinstance(prompt, list) and prompt else None
     asked = last.get("content", "") if isinstance(last, dict) else prompt
-    gold = _shorten(str(row.get("answer") or ""))
-    texts = [_text(label, stage, row) for label, stage, row in written]
-    return Case(where, kind, _shorten(str(asked)), gold, str(row.get("task") or ""), texts)
+    gold = str(row.get("answer") or "")
+    return Case(where, kind, _shorten(str(asked)), _shorten(gold), row["task"], [])
 
 
-def _text(label: str, stage: str, row: Row) -> Text:
-    completion = str(row.get("completion") or "")
+def _text(row: Row, stage: str, where: str) -> Text:
+    completion = str(row["completion"] or "")
     transcript = next((t for preset in PRESETS if (t := read(completion, preset))), None)
     reward = finite(row.get("reward"))
     notes = {
@@ -326,25 +240,19 @@ def _text(label: str, stage: str, row: Row) -> Text:
         f"reward {reward or 0:.3g}": reward is not None,
         "cut at the length limit": row.get("finish_reason") == "length",
         "not in the transcript form": transcript is None,
-        f"by {row.get('source')}": row.get("source") not in (None, "policy"),
+        f"by {row['source']}": row["source"] not in ("not recorded", "policy"),
     }
     wrong = "form" if row.get("lenient_correct") else "wrong"
     judged = "unknown" if row.get("correct") is None else "right" if row["correct"] else wrong
     return Text(
-        label=label,
+        label=LABELS[where].format(stage=stage, sample=row["sample"], step=row["step"]),
         stage=stage,
         reasoning=_shorten(transcript.reasoning) if transcript else "",
         answer=_shorten(transcript.answer if transcript else completion),
         verdict=judged if "correct" in row else "none",
-        fate=_entry(0, row).fate,
+        fate=row["fate"],
         note=", ".join(note for note, holds in notes.items() if holds),
     )
-
-
-def brief(text: str, most: int = 110) -> str:
-    """Put a text on one short line: its start and its end, since prompts of a task start alike."""
-    line = " ".join(text.split())
-    return line if len(line) <= most else f"{line[: most // 2 - 1]}…{line[-most // 2 :]}"
 
 
 def _shorten(text: str) -> str:
@@ -356,3 +264,34 @@ def _shorten(text: str) -> str:
     head, tail = LONGEST * 3 // 4, LONGEST // 4
     left_out = f"[… {len(clean) - head - tail:,} characters left out …]"
     return f"{clean[:head]}\n{left_out}\n{clean[-tail:]}"
+
+
+def filters_of(cases: Sequence[Case], stages: Sequence[str]) -> list[Filter]:
+    """Return each filter; one with a single option is left out."""
+    texts = [text for case in cases for text in case.texts]
+    names = {text.stage for text in texts}
+    verdicts = {text.verdict for text in texts}
+    fates = sorted({text.fate for text in texts} - {""}, key=lambda fate: (fate != "kept", fate))
+    if sum(fate.startswith("dropped") for fate in fates) > 1:
+        fates.insert(int(fates[0] == "kept"), "dropped")
+    options: dict[tuple[str, str], Collection[str]] = {
+        ("where", "prompts"): dict.fromkeys(case.where for case in cases),
+        ("stage", "stage"): [*sorted(names - set(stages)), *(s for s in stages if s in names)],
+        ("verdict", "verdict"): [verdict for verdict in VERDICTS if verdict in verdicts],
+        ("fate", "kept or dropped"): fates,
+        ("kind", "change"): dict.fromkeys(case.kind for case in cases if case.where == HELD_OUT),
+        ("task", "task"): sorted({case.task for case in cases} - {""}),
+    }
+    words = {name: words for name, (_, words) in VERDICTS.items()}
+    words["dropped"] = "dropped, any reason"
+    return [
+        (name, label, [(value, words.get(value, value)) for value in values])
+        for (name, label), values in options.items()
+        if len(values) > 1 or name in ("where", "stage")
+    ]
+
+
+def brief(text: str, most: int = 110) -> str:
+    """Put a text on one short line: its start and its end, since prompts of a task start alike."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most // 2 - 1]}…{line[-most // 2 :]}"

@@ -93,7 +93,7 @@ def grpo(directory: Path, steps: int = 40) -> None:
                 "completions/clipped_ratio": 0.25,
                 "entropy": 0.3,
                 "kl": 0.001 * step,
-                "frac_reward_zero_std": 0.5,
+                "frac_zero_advantage": 0.5,
                 "loss": None,
             }
             for step in range(1, steps + 1)

@@ -14,7 +14,8 @@ OWN = Path(chainforge.report.html.__file__).parent
 TAGS = """html head meta title style body header main footer section nav article h1 h2 h3 h4 p
 small strong bdi ul ol li a dl dt dd div span table thead tbody tr th td details summary pre code
 bdi kbd form label select option input output button script
-figure figcaption svg g path line circle rect text"""
+figure figcaption picture source img svg line circle rect text"""
+IMAGE = "data:image/svg+xml;base64,"
 
 
 class Page(HTMLParser):
@@ -32,7 +33,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
-        if tag not in ("meta", "line", "circle", "rect", "polyline", "path", "input"):
+        if tag not in ("meta", "input", "img", "source"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -67,13 +68,15 @@ def assert_harmless(page: Page) -> None:
     for tag, attributes in page.elements:
         for name, value in attributes.items():
             assert not name.startswith("on")
-            assert name not in ("src", "style", "srcdoc", "xlink:href", "action")
+            assert name not in ("style", "srcdoc", "xlink:href", "action")
+            if name in ("src", "srcset"):
+                assert re.fullmatch(f"{re.escape(IMAGE)}[A-Za-z0-9+/=]+", value or ""), value
             if name == "href":
                 assert re.fullmatch("#[a-z]+", value or ""), value
         if tag == "meta" and "http-equiv" in attributes:
             assert attributes["http-equiv"] == "Content-Security-Policy"
             assert attributes["content"] == (
-                f"default-src 'none'; style-src '{digest(page.own['style'])}'; "
+                f"default-src 'none'; img-src data:; style-src '{digest(page.own['style'])}'; "
                 f"script-src '{digest(page.own['script'])}'; base-uri 'none'; form-action 'none'"
             )
 
