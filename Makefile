@@ -1,13 +1,15 @@
 # make demo   trains the whole chain on this machine's CPU and leaves a report
 # make bench  runs the benchmarks of the CPU at small sizes, 15 minutes, and prints the table
 # make test   runs the tests        make lint   ruff and the type checker
+# make test-distributed   trains in every layout on two processes, with DeepSpeed in an environment
+#                         of its own (20 minutes); RECEIPTS=benchmarks/receipts records the runs
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo bench test lint setup clean
+.PHONY: demo bench test test-distributed lint setup clean
 
 demo: setup
 	$(BIN)/chainforge run recipes/quickstart/chain.yaml
@@ -28,6 +30,9 @@ bench: setup
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
+test-distributed: .venv-distributed/ready
+	.venv-distributed/bin/python -m pytest tests/distributed
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -40,5 +45,11 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+.venv-distributed/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-distributed
+	.venv-distributed/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable '.[dev,deepspeed]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) .venv-distributed runs

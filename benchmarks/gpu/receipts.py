@@ -11,13 +11,8 @@ does not fit into the remaining time is not started, and a job that is cut says 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import os
-import platform
-import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,12 +20,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from random_models import SHAPES  # noqa: E402
+from receipt import record, run  # noqa: E402
 
-PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes")
 TASKS = [
     {
         "fn": "reasoning_gym",
@@ -55,7 +52,8 @@ def main() -> None:
         small, large = ("toy", "toy") if args.toy else ("Qwen2.5-0.5B", "Qwen2.5-1.5B")
         for name in {small, large}:
             write_model(name, work / name)
-        run(recipe("collect", teacher="offline", tasks=TASKS, output_dir=work / "traces"))
+        traces = recipe("collect", teacher="offline", tasks=TASKS, output_dir=work / "traces")
+        run(traces, work / "traces.log", 60)
         many = side_by_side(work, small, large, args.toy)
         with ThreadPoolExecutor(2 if args.toy else len(many)) as pool:
             for name, command in many.items():
@@ -181,61 +179,15 @@ def timings(work: Path, small: str, toy: bool) -> dict[str, list[str]]:
 
 def write_receipt(name: str, command: list[str], out: Path, work: Path, seconds: float) -> None:
     """Run a job and append what came of it to the receipts, also where it failed or was cut."""
-    log = work / f"{name}.log"
-    started = time.monotonic()
-    found = run(command, log, seconds)
-    places = {str(work) + "/": "", str(ROOT) + "/": "", sys.executable: "python"}
-    text = shlex.join(command)
-    for place, short in places.items():
-        text = text.replace(place, short)
-    receipt: dict[str, Any] = {
-        "name": name,
-        "date": time.strftime("%Y-%m-%d"),
-        "hardware": hardware(),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in PACKAGES},
-        "command": text,
-        "exit": found,
-        "seconds": round(time.monotonic() - started, 1),
-    }
-    metrics = Path(command[-1]) / "metrics.jsonl"
+    receipt = record(name, command, work / f"{name}.log", seconds)
     results = sorted((work / "runs").glob("*/eval/results.json"))
-    if "--output_dir" in command and metrics.exists():
-        receipt["last_log"] = json.loads(metrics.read_text().splitlines()[-1])
-    elif "--out" in command and Path(command[-1]).exists():
-        receipt["result"] = json.loads(Path(command[-1]).read_text())
+    if "--out" in command and Path(command[-1]).exists():
+        receipt.result = json.loads(Path(command[-1]).read_text())
     elif name == "quickstart-chain" and results:
-        receipt["results"] = json.loads(results[0].read_text())
-    if found != 0 or "--output_dir" not in command:
-        lines = log.read_text(errors="replace").splitlines()
-        receipt["output"] = [line for line in lines if "it/s]" not in line][-12:]
-    with open(out, "a") as sink:  # one short write, so that jobs side by side do not mix
-        sink.write(json.dumps(receipt) + "\n")
-    print(name, found, receipt["seconds"], flush=True)
-
-
-def run(command: list[str], log: Path | None = None, seconds: float = 60) -> int | str:
-    """Run a command with its output in a file; return its exit code, or "cut"."""
-    with open(log or os.devnull, "w") as sink:
-        try:
-            return subprocess.run(
-                command, stdout=sink, stderr=subprocess.STDOUT, timeout=seconds, check=False
-            ).returncode
-        except subprocess.TimeoutExpired:
-            return "cut"
-
-
-def hardware() -> str:
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-
-
-def version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+        receipt.results = json.loads(results[0].read_text())
+    with open(out, "ab") as sink:  # one short write, so that jobs side by side do not mix
+        sink.write(msgspec.json.encode(receipt) + b"\n")
+    print(name, receipt.exit, receipt.seconds, flush=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from configs import settings_of
 
 from chainforge.core.errors import InputError
 from chainforge.train.distributed import (
-    LAYOUTS,
     Layout,
     check_supported,
     refusals,
@@ -50,19 +49,6 @@ VLLM = {"use_vllm": True}
 
 def refused(settings, kind, **layout):
     return list(refusals(settings_of("grpo", settings), Layout(kind, 8, **layout)))
-
-
-METHODS = {"full": {}, "LoRA": LORA, "QLoRA": QLORA | {"bnb_4bit_quant_storage": "bfloat16"}}
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_the_documented_table_refuses_what_is_refused(method):
-    lines = (ROOT / "docs/distributed.md").read_text().splitlines()
-    for engine, served in (("transformers", {}), ("vLLM", VLLM)):
-        (line,) = (line for line in lines if line.startswith(f"| {method}, {engine} |"))
-        for layout, cell in zip(LAYOUTS, line.split("|")[2:-1], strict=True):
-            found = refused(METHODS[method] | served, layout)
-            assert bool(found) == cell.strip().startswith("refused"), (layout, engine, found)
 
 
 @pytest.mark.parametrize(
