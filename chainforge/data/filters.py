@@ -110,9 +110,6 @@ class SelectionArgs:
 
 Finding = tuple[str, str]  # the reason, and what was measured
 
-# In the order in which the texts' filters run.
-REASONS = ("too_short", "too_long", "repetition", "language", "long_paragraph", "code")
-
 _PARTS = [(tags.reasoning_open, tags.reasoning_close) for tags in PRESETS.values()]
 _TAGS = re.compile("|".join(re.escape(tag) for tags in PRESETS.values() for tag in tags.all))
 _PARAGRAPH = re.compile(r"\n[ \t]*\n")
@@ -130,11 +127,9 @@ def parts(completion: str) -> Transcript:
 
 def fault(row: Row, args: SelectionArgs, texts: FilterArgs | None = None) -> Finding | None:
     """Return the first reason to drop a sample, for its scores or its text; None without any."""
-    if not isinstance(row.get("completion"), str) or "id" not in row:
-        raise InputError(f"a sample needs `id` and `completion` (text), found {str(row)[:120]}")
-    ended, correct, reward = row.get("finish_reason"), row.get("correct"), row.get("reward")
-    if ended not in ("stop", None):
-        return "truncated", f"ended by {ended}"
+    correct, reward = row.get("correct"), row.get("reward")
+    if row.get("finish_reason") not in ("stop", None):
+        return "truncated", f"ended by {row['finish_reason']}"
     if mark := row.get("chat_token") or chat_mark(row["completion"]):
         return "chat_token", f"contains {str(mark)[:60]}"
     if is_blank(row["completion"]):
@@ -143,7 +138,7 @@ def fault(row: Row, args: SelectionArgs, texts: FilterArgs | None = None) -> Fin
         return "format", "not a strict transcript"
     if args.require_correct and correct is None and has_answer(row):
         return "unverified", "the answer could not be checked"
-    if args.require_correct and correct is not None and not correct:
+    if args.require_correct and correct not in (None, True):
         return "wrong", f"answered {str(row.get('extracted'))[:60]!r}"
     if args.min_reward is not None and (reward is None or reward < args.min_reward):
         return "below_min_reward", f"reward {reward}"
@@ -182,6 +177,7 @@ Run = tuple[str, ...]
 _MARKS = re.escape(".,;:!?'\"`()[]{}$\\…“”‘’„«»*_#|~–—、。，：；？！")
 _TOKENS = re.compile(rf"[\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f]|[^\W_]+|[^\w\s{_MARKS}]")
 RUN = 20  # a run of so many tokens occurs twice by accident in hardly any text
+SHINGLE = 5  # as for the near duplicates of most corpora
 
 
 def tokens(text: str) -> list[str]:
@@ -192,6 +188,13 @@ def tokens(text: str) -> list[str]:
 def runs(words: Sequence[str], size: int) -> list[Run]:
     """Return each `size` words that follow one another."""
     return list(zip(*(words[start:] for start in range(size)), strict=False))
+
+
+def shingles(completion: str) -> frozenset[Run]:
+    """Return the runs of five tokens of a completion without its tags; a shorter one is one run."""
+    said = parts(completion)
+    words = tokens(f"{said.reasoning}\n{said.answer}")
+    return frozenset(runs(words, min(SHINGLE, len(words))))
 
 
 def repetition(text: str) -> float:

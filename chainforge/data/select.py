@@ -11,7 +11,7 @@ import contextlib
 import gc
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,42 +19,21 @@ import msgspec
 
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Row
-from chainforge.data import filters
 from chainforge.data.decontaminate import Screen, evaluation_questions
-from chainforge.data.filters import (
-    FilterArgs,
-    Finding,
-    Run,
-    SelectionArgs,
-    fault,
-    parts,
-    runs,
-    tokens,
-)
+from chainforge.data.filters import FilterArgs, Finding, Run, SelectionArgs, fault, shingles
 from chainforge.data.rows import read_file
 from chainforge.data.sources import same_question
 
 NAMES = ("rollouts.jsonl", "samples.jsonl")
 MARKS = frozenset({"drop", "drop_detail", "pass_rate"})  # of an earlier selection
-WORDS = 5  # in a run, as for the near duplicates of most corpora
 
-# In order: the reason of a sample is the first that applies.
-REASONS = (
-    "truncated",
-    "chat_token",
-    "empty",
-    "format",
-    "unverified",
-    "wrong",
-    "below_min_reward",
-    *filters.REASONS,
-    "contaminated",
-    "duplicate_prompt",
-    "duplicate",
-    "near_duplicate",
-    "not_selected",
-    "over_quota",
-)
+# The reason of a sample is the first that applies.
+_REASONS = """
+    truncated chat_token empty format unverified wrong below_min_reward
+    too_short too_long repetition language long_paragraph code
+    contaminated duplicate_prompt duplicate near_duplicate not_selected over_quota
+"""
+REASONS = _REASONS.split()
 
 
 class _Turn(msgspec.Struct):
@@ -96,8 +75,7 @@ def read_pool(paths: Sequence[str]) -> list[Row]:
     pool: list[Row] = []
     for path in map(_file, paths):
         for row in read_file(path).each(_checked):
-            left = {key: value for key, value in row.items() if key not in MARKS}
-            pool.append(left | {"sample": numbers[row["id"]], "pooled_from": path.parent.name})
+            pool.append(row | {"sample": numbers[row["id"]], "pooled_from": path.parent.name})
             numbers[row["id"]] += 1
     if not pool:
         raise InputError(f"pool: {', '.join(map(str, paths))}: no samples in it")
@@ -105,22 +83,22 @@ def read_pool(paths: Sequence[str]) -> list[Row]:
 
 
 def _file(path: str) -> Path:
-    names = [Path(path), *(Path(path, name) for name in NAMES)]
-    file = next((file for file in names if file.is_file()), None)
-    if file is None:
-        raise InputError(
-            f"pool: {path}: no samples: expected a .jsonl file, or the directory of a stage with "
-            f"{' or '.join(NAMES)}"
-        )
-    return file
+    for file in (Path(path), *(Path(path, name) for name in NAMES)):
+        if file.is_file():
+            return file
+    raise InputError(
+        f"pool: {path}: no samples: expected a .jsonl file, or the directory of a stage with "
+        f"{' or '.join(NAMES)}"
+    )
 
 
 def _checked(row: Row) -> Row:
+    """Return a sample without the marks of an earlier selection."""
     try:
         msgspec.convert(row, _Sample)
     except msgspec.ValidationError as error:
         raise InputError(str(error)) from None
-    return row
+    return {key: value for key, value in row.items() if key not in MARKS}
 
 
 def select(
@@ -136,151 +114,144 @@ def select(
         texts.check()
     if not rows:
         raise InputError("no samples to select from")
-    choice = _Choice(rows, args, texts, seed)
-    questions = evaluation_questions(args.decontaminate, seed)
-    screened = choice.screen(questions) if questions else {}
-    choice.drop_duplicates()
+    drops = {place: why for place, row in enumerate(rows) if (why := fault(row, args, texts))}
+    report: dict[str, Any] = {}
+    if args.decontaminate:
+        questions, prompts = evaluation_questions(args.decontaminate, seed), _left(rows, drops)
+        drops.update(_contaminated(rows, prompts, questions))
+        dropped = sum(positions[0] in drops for positions in prompts.values())
+        counts = {"questions": len(questions), "prompts": len(prompts), "prompts_dropped": dropped}
+        report = {"decontamination": counts}
+    drops.update(_duplicates(rows, _left(rows, drops)))
     if args.near_duplicates:
-        choice.drop_near_duplicates(args.near_duplicates)
+        drops.update(_near_duplicates(rows, _left(rows, drops), args.near_duplicates))
     if args.select != "all":
-        choice.rank()
+        drops.update(_not_selected(rows, _left(rows, drops), args, seed))
     if args.max_rows is not None:
-        choice.limit_rows(args.max_rows)
-    marked = choice.marked()
-    counts = Counter(row["drop"] for row in marked)
-    funnel: dict[str, Any] = {
+        drops.update(_over_quota(rows, _left(rows, drops, "task"), args.max_rows, seed))
+    reasons = Counter(reason for reason, _ in drops.values())
+    prompts_in = len({row["id"] for row in rows})
+    funnel = {
         "in": len(rows),
-        "kept": counts[None],
-        "dropped": {reason: counts[reason] for reason in REASONS if reason in counts},
-        "prompts": {"in": len({row["id"] for row in rows}), "kept": len(choice.left())},
+        "kept": len(rows) - len(drops),
+        "dropped": {reason: reasons[reason] for reason in REASONS if reason in reasons},
+        "prompts": {"in": prompts_in, "kept": len(_left(rows, drops))},
     }
-    return marked, funnel | ({"decontamination": screened} if screened else {})
+    return _marked(rows, drops), funnel | report
 
 
-class _Choice:
-    """Samples by their position, of which each step drops some."""
+Groups = dict[str, list[int]]  # positions of samples, by prompt or by task
+Drops = Iterator[tuple[int, Finding]]
 
-    def __init__(
-        self, rows: Sequence[Row], args: SelectionArgs, texts: FilterArgs | None, seed: int
-    ) -> None:
-        self.rows, self.args, self.seed = rows, args, seed
-        self.findings = [fault(row, args, texts) for row in rows]
 
-    def marked(self) -> list[Row]:
-        """Return the samples with their marks."""
-        rates, made = pass_rates(self.rows), []
-        for row, finding in zip(self.rows, self.findings, strict=True):
-            reason, detail = finding or (None, None)
-            left = {key: value for key, value in row.items() if key != "drop_detail"}
-            left |= {"pass_rate": rates.get(row["id"]), "drop": reason}
-            made.append(left | ({"drop_detail": detail} if reason else {}))
-        return made
+def _left(rows: Sequence[Row], drops: Container[int], column: str = "id") -> Groups:
+    """Return the positions of the samples that are not dropped so far, by a column."""
+    groups = defaultdict(list)
+    for position, row in enumerate(rows):
+        if position not in drops:
+            groups[row.get(column, "")].append(position)
+    return groups
 
-    def left(self, column: str = "id") -> dict[str, list[int]]:
-        """Return the positions of the samples that are not dropped so far, by prompt."""
-        groups = defaultdict(list)
-        for position, (row, finding) in enumerate(zip(self.rows, self.findings, strict=True)):
-            if finding is None:
-                groups[row.get(column, "")].append(position)
-        return groups
 
-    def drop(self, positions: Iterable[int], finding: Finding) -> None:
+def _marked(rows: Sequence[Row], drops: Mapping[int, Finding]) -> list[Row]:
+    """Return the samples with their marks."""
+    rates, marked = pass_rates(rows), []
+    for position, row in enumerate(rows):
+        reason, detail = drops.get(position, (None, None))
+        marks = {"pass_rate": rates.get(row["id"]), "drop": reason}
+        marked.append(row | marks | ({"drop_detail": detail} if reason else {}))
+    return marked
+
+
+def _asked(row: Row) -> str:
+    """Return what the user said in a prompt; an empty text where there is no prompt."""
+    turns = row.get("prompt") or ()
+    return "\n".join(turn["content"] for turn in turns if turn.get("role") == "user")
+
+
+def _contaminated(
+    rows: Sequence[Row], prompts: Groups, questions: Iterable[tuple[str, str]]
+) -> Drops:
+    """Yield the samples of prompts that contain evaluation questions."""
+    first = [rows[positions[0]] for positions in prompts.values()]
+    hits = Screen(questions).screen([(row.get("task", ""), _asked(row)) for row in first])
+    for positions, hit in zip(prompts.values(), hits, strict=True):
+        if hit:
+            yield from ((position, ("contaminated", hit)) for position in positions)
+
+
+def _duplicates(rows: Sequence[Row], prompts: Groups) -> Drops:
+    """Yield prompts that were asked before, and completions that their prompt had before."""
+    asked_by: dict[int, str] = {}
+    for prompt, positions in prompts.items():
+        asked = _asked(rows[positions[0]])
+        first = asked_by.setdefault(text_key(asked), prompt) if asked else prompt
+        seen: set[int] = set()
         for position in positions:
-            self.findings[position] = finding
-
-    def asked(self, positions: list[int]) -> str:
-        """Return what the user said in a prompt; an empty text where there is no prompt."""
-        turns = self.rows[positions[0]].get("prompt") or ()
-        return "\n".join(turn["content"] for turn in turns if turn.get("role") == "user")
-
-    def screen(self, questions: list[tuple[str, str]]) -> dict[str, int]:
-        """Drop prompts that contain evaluation questions; return how many were checked."""
-        prompts = list(self.left().values())
-        asked = [(self.rows[of[0]].get("task", ""), self.asked(of)) for of in prompts]
-        hits = Screen(questions).screen(asked)
-        found = {place: hit for place, hit in enumerate(hits) if hit}
-        for place, hit in found.items():
-            self.drop(prompts[place], ("contaminated", hit))
-        return {
-            "questions": len(questions),
-            "prompts": len(prompts),
-            "prompts_dropped": len(found),
-        }
-
-    def drop_duplicates(self) -> None:
-        """Drop prompts that were asked before, and completions that their prompt had before."""
-        asked_by: dict[int, str] = {}
-        for prompt, positions in self.left().items():
-            asked = self.asked(positions)
-            first = asked_by.setdefault(text_key(asked), prompt) if asked else prompt
+            key = text_key(rows[position]["completion"])
             if first != prompt:
-                self.drop(positions, ("duplicate_prompt", f"asks the same as {first}"))
-                continue
-            seen: set[int] = set()
-            for position in positions:
-                key = text_key(self.rows[position]["completion"])
-                if key in seen:
-                    finding = ("duplicate", "the same text as another sample of the prompt")
-                    self.drop([position], finding)
-                seen.add(key)
+                yield position, ("duplicate_prompt", f"asks the same as {first}")
+            elif key in seen:
+                yield position, ("duplicate", "the same text as another sample of the prompt")
+            seen.add(key)
 
-    def drop_near_duplicates(self, threshold: float) -> None:
-        """Drop completions that nearly say what another one of their prompt does."""
-        for positions in self.left().values():
-            found = near_duplicates(self._shingles(positions), threshold)
-            for place, alike in found.items():
-                finding = ("near_duplicate", f"about {alike:.0%} as another sample")
-                self.drop([positions[place]], finding)
 
-    def rank(self) -> None:
-        """Drop what is beyond the best `max_per_prompt` samples of each prompt."""
-        most, how = self.args.max_per_prompt, self.args.select
-        for positions in self.left().values():
-            if len(positions) <= most:
-                continue
-            ranked = self._ranked(positions, "best" if how == "diverse" else how)
-            kept = ranked[:most]
-            if how == "diverse":
-                places = most_different(self._shingles(ranked), 0, most)
-                kept = [ranked[place] for place in places]
-            self.drop(set(ranked) - set(kept), ("not_selected", f"{how}, {most} kept"))
+def _near_duplicates(rows: Sequence[Row], prompts: Groups, threshold: float) -> Drops:
+    """Yield completions that nearly say what an earlier one of their prompt does that stays."""
+    for positions in prompts.values():
+        kept: list[frozenset[Run]] = []
+        for position in positions:
+            said = shingles(rows[position]["completion"])
+            nearest = max((similarity(said, other) for other in kept), default=0.0)
+            if kept and nearest >= threshold:
+                yield position, ("near_duplicate", f"about {nearest:.0%} as another sample")
+            else:
+                kept.append(said)
 
-    def _ranked(self, positions: list[int], how: str) -> list[int]:
-        """Sort samples by what `how` prefers; equals are in random order.
 
-        By length, the best would be those that reason least.
-        """
+def _not_selected(rows: Sequence[Row], prompts: Groups, args: SelectionArgs, seed: int) -> Drops:
+    """Yield what is beyond the best `max_per_prompt` samples of each prompt.
 
-        def place(position: int) -> tuple[float, int]:
-            row, by = self.rows[position], 0.0
-            if how == "best":
-                by = float("inf") if row.get("reward") is None else -row["reward"]
-            elif how == "shortest":
-                by = len(row["completion"]) if row.get("tokens") is None else row["tokens"]
-            return by, self._lot(row, "rank")
+    Equals are in random order: by length, the best would be those that reason least.
+    """
 
-        return sorted(positions, key=place)
+    def place(position: int) -> tuple[float, int]:
+        row, by = rows[position], 0.0
+        if args.select == "shortest":
+            by = len(row["completion"]) if row.get("tokens") is None else row["tokens"]
+        elif args.select != "random":
+            by = float("inf") if row.get("reward") is None else -row["reward"]
+        return by, _lot(row, seed, "rank")
 
-    def _shingles(self, positions: list[int]) -> list[frozenset[Run]]:
-        said = (parts(self.rows[position]["completion"]) for position in positions)
-        return [shingles(f"{one.reasoning}\n{one.answer}") for one in said]
+    most = args.max_per_prompt
+    for positions in prompts.values():
+        if len(positions) <= most:
+            continue
+        ranked = sorted(positions, key=place)
+        kept = ranked[:most]
+        if args.select == "diverse":
+            kept = most_different({one: shingles(rows[one]["completion"]) for one in ranked}, most)
+        for position in set(positions) - set(kept):
+            yield position, ("not_selected", f"{args.select}, {most} kept")
 
-    def limit_rows(self, most: int) -> None:
-        """Drop rows so that `most` stay, spread evenly over the tasks, those of a task by lot.
 
-        What a small task leaves of its share goes to the others.
-        """
-        tasks = sorted(self.left("task").values(), key=len)
-        for others, positions in zip(range(len(tasks), 0, -1), tasks, strict=True):
-            share = min(len(positions), most // others)
-            most -= share
-            by_lot = sorted(positions, key=lambda one: self._lot(self.rows[one], "quota"))
-            self.drop(by_lot[share:], ("over_quota", f"max_rows: {self.args.max_rows}"))
+def _over_quota(rows: Sequence[Row], tasks: Groups, most: int, seed: int) -> Drops:
+    """Yield rows so that `most` stay, spread evenly over the tasks, those of a task by lot.
 
-    def _lot(self, row: Row, purpose: str) -> int:
-        """Draw a random number for a sample, which depends on its content alone."""
-        key = text_key(row["completion"]) >> 1
-        return text_key(f"{self.seed}/{purpose}/{row['id']}/{key}") >> 1
+    What a small task leaves of its share goes to the others.
+    """
+    finding = ("over_quota", f"max_rows: {most}")
+    for number, positions in enumerate(sorted(tasks.values(), key=len)):
+        share = min(len(positions), most // (len(tasks) - number))
+        most -= share
+        by_lot = sorted(positions, key=lambda position: _lot(rows[position], seed, "quota"))
+        yield from ((position, finding) for position in by_lot[share:])
+
+
+def _lot(row: Row, seed: int, purpose: str) -> int:
+    """Draw a random number for a sample, which depends on its content alone."""
+    key = text_key(row["completion"]) >> 1
+    return text_key(f"{seed}/{purpose}/{row['id']}/{key}")
 
 
 def pass_rates(rows: Iterable[Row]) -> dict[str, float]:
@@ -302,37 +273,21 @@ def text_key(text: str) -> int:
     return int.from_bytes(digest.digest(), "little")
 
 
-def shingles(text: str) -> frozenset[Run]:
-    """Return the runs of five words of a text; a shorter one is one run."""
-    words = tokens(text)
-    return frozenset(runs(words, min(WORDS, len(words))))
-
-
 def similarity(one: frozenset[Run], other: frozenset[Run]) -> float:
     """Return the share of runs that two texts have in common (Jaccard's)."""
     return len(one & other) / len(one | other) if one or other else 1.0
 
 
-def near_duplicates(sets: Sequence[frozenset[Run]], threshold: float) -> dict[int, float]:
-    """Map each text that is near an earlier one that stays to their similarity."""
-    kept: list[frozenset[Run]] = []
-    found: dict[int, float] = {}
-    for number, one in enumerate(sets):
-        nearest = max((similarity(one, other) for other in kept), default=0.0)
-        if kept and nearest >= threshold:
-            found[number] = nearest
-        else:
-            kept.append(one)
-    return found
+def most_different(sets: Mapping[int, frozenset[Run]], count: int) -> list[int]:
+    """Return `count` texts by max-min: each next one differs most from its nearest chosen one.
 
-
-def most_different(sets: Sequence[frozenset[Run]], first: int, count: int) -> list[int]:
-    """Return `count` texts by max-min: each next one differs most from its nearest chosen one."""
-    chosen = [first]
-    left = {number: 0.0 for number in range(len(sets)) if number != first}
-    while left and len(chosen) < count:
-        last = sets[chosen[-1]]
-        left = {number: max(near, similarity(sets[number], last)) for number, near in left.items()}
-        chosen.append(min(left, key=lambda number: (left[number], number)))
-        del left[chosen[-1]]
+    The first of `sets` is chosen first; of equals the earlier one is.
+    """
+    left = dict.fromkeys(sets, 0.0)
+    chosen = [next(iter(sets))]
+    while len(chosen) < count:
+        last = chosen[-1]
+        del left[last]
+        left = {key: max(near, similarity(sets[key], sets[last])) for key, near in left.items()}
+        chosen.append(min(left, key=left.__getitem__))
     return chosen
