@@ -12,6 +12,7 @@ from measuring import CHAINFORGE, QUICKSTART, ROOT, run
 from chainforge.chain.plan import plan_chain
 from chainforge.chain.spec import load_chain
 from chainforge.core.config import read_settings
+from chainforge.core.errors import as_struct
 from chainforge.data.tasks import Task, TaskArgs
 
 RAW = ROOT / "benchmarks/raw"
@@ -47,7 +48,7 @@ def tasks_of(config: str, output: Path) -> Path:
     settings = TaskArgs(tasks=asked(config))
     listed = []
     for number, given in enumerate(settings.tasks):
-        task = Task.read(given, f"tasks[{number}]")
+        task = as_struct(given, Task, f"tasks[{number}]")
         params = {key: value for key, value in task.params.items() if key != "dataset"}
         listed.append({"dataset": task.params["dataset"], "params": params, "size": task.size,
                        "seed": task.own_seed(SEED), "split": task.split})  # fmt: skip

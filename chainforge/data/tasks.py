@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
-from chainforge.core.errors import Failed, InputError, Stopped, hint, refuse_unknown
+from chainforge.core.errors import (
+    Failed,
+    InputError,
+    Stopped,
+    as_struct,
+    hint,
+    refuse_unknown,
+)
 from chainforge.core.jsonl import Row
 from chainforge.core.paths import unplaced
 from chainforge.core.plugins import resolve, user_code, where
@@ -44,11 +51,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test", "all")
-BUILTINS: dict[str, Callable[..., Iterable[Row]]] = {
-    "reasoning_gym": reasoning_gym,
-    "jsonl": jsonl,
-    "hub": hub,
-}
+Source = Callable[..., Iterable[Row]]
+BUILTINS: dict[str, Source] = {"reasoning_gym": reasoning_gym, "jsonl": jsonl, "hub": hub}
 # A source has no more to give when this many items, and ten times as many as it gave distinct
 # ones, brought nothing new: of D equally likely rows the last is then missed once in e^10.
 PATIENCE = 2_000
@@ -78,32 +82,14 @@ class TaskArgs:
 
 
 class Task(msgspec.Struct, frozen=True):
-    """One entry of `tasks`, checked."""
+    """One entry of `tasks`."""
 
-    where: str
     fn: str
     params: dict[str, Any] = {}
     size: Annotated[int, msgspec.Meta(ge=1)] | None = None
     split: str = "train"
     seed: Annotated[int, msgspec.Meta(ge=0)] = 0
     name: str | None = None
-
-    @classmethod
-    def read(cls, raw: Any, where: str) -> Task:
-        """Check one entry of `tasks`; `where` is its name in messages."""
-        if not isinstance(raw, dict) or not isinstance(raw.get("fn"), str):
-            raise InputError(f"{where}: expected a mapping with `fn`, found {raw!r}")
-        keys = [name for name in cls.__struct_fields__ if name != "where"]
-        refuse_unknown(raw, keys, f"{where}: ")
-        given = {key: value for key, value in raw.items() if value is not None}
-        try:
-            task = msgspec.convert(given | {"where": f"{where} ({raw['fn']})"}, cls)
-        except msgspec.ValidationError as error:
-            what, _, key = str(error).partition(" - at `$")
-            raise InputError(f"{where}{key.rstrip('`')}: {what}") from None
-        if task.split not in SPLITS:
-            raise InputError(f"{where}.split: {task.split!r}; {hint(task.split, SPLITS)}")
-        return task
 
     def own_seed(self, seed: int) -> int:
         """Derive a task's seed, far from that of any other task or run.
@@ -129,17 +115,19 @@ def load_examples(args: TaskArgs, transcript: str = DEFAULT, seed: int = 0) -> l
             "size: 500}]"
         )
     asked = tags_of(transcript).system_prompt if args.system_prompt is None else args.system_prompt
-    tasks = [Task.read(raw, f"tasks[{index}]") for index, raw in enumerate(args.tasks)]
-    owners: dict[str, Task] = {}
-    rows: list[Row] = []
-    for task in tasks:
-        for row in _select(task, _ask(task, seed), owners):
-            turns = row["prompt"]
-            if asked and turns[0]["role"] != "system":
-                turns = [{"role": "system", "content": asked}, *turns]
-            extra = {key: value for key, value in row.items() if key not in ("id", "prompt")}
-            rows.append(example(turns, **extra))
-    return rows
+    tasks = {}
+    for index, raw in enumerate(args.tasks):
+        task = as_struct(raw, Task, f"tasks[{index}]")
+        if task.split not in SPLITS:
+            raise InputError(f"tasks[{index}].split: {task.split!r}; {hint(task.split, SPLITS)}")
+        tasks[f"tasks[{index}] ({task.fn})"] = task
+    owners: dict[str, tuple[str, Task]] = {}
+    rows = [row for place, task in tasks.items() for row in _select(place, task, seed, owners)]
+    for row in rows:
+        if asked and row["prompt"][0]["role"] != "system":
+            row["prompt"] = [{"role": "system", "content": asked}, *row["prompt"]]
+        row.pop("id", None)
+    return [example(**row) for row in rows]
 
 
 def check_answers(rows: list[Row]) -> None:
@@ -148,47 +136,34 @@ def check_answers(rows: list[Row]) -> None:
         raise InputError("tasks: no row has an `answer`, so there is no accuracy to measure")
 
 
-def _ask(task: Task, seed: int) -> Iterator[tuple[Row, bool]]:
-    """Call the task's function; yield rows, each with whether it is of the split for certain."""
-    function = resolve(task.fn, BUILTINS)
+def _arguments(task: Task, function: Source, seed: int) -> dict[str, Any]:
+    """Return what a task's function is called with; raise `InputError` for a wrong name."""
+    offered = {"size": task.size, "split": task.split, "seed": task.own_seed(seed)}
+    for key in offered.keys() & task.params.keys():
+        raise InputError(f"give `{key}` beside `params`, not in it")
     signature = inspect.signature(function)
     names = signature.parameters
-    offered = {"size": task.size, "split": task.split, "seed": task.own_seed(seed)}
-    for key in task.params:
-        if key in offered:
-            raise InputError(f"{task.where}: give `{key}` beside `params`, not in it")
     if not any(item.kind is item.VAR_KEYWORD for item in names.values()):
-        refuse_unknown(task.params, names.keys() - offered.keys(), f"{task.where}.params: ")
+        refuse_unknown(task.params, names.keys() - offered.keys(), "params: ")
     given = task.params | {key: value for key, value in offered.items() if key in names}
-    certain = "split" in names or task.split == "all"
-    try:
-        signature.bind(**given)
-        for number, row in enumerate(_rows_of(function, given), start=1):
-            yield _as_example(row, task, f"row {number}"), certain
-    except (Failed, Stopped):
-        raise
-    except InputError as error:
-        raise InputError(f"{task.where}: {error}") from None
-    except Exception as error:
-        code = getattr(function, "__code__", None)
-        place = where(error, Path(code.co_filename) if code else None)
-        raise InputError(f"{task.where}: {place}") from error
+    signature.bind(**given)
+    return given
 
 
-def _rows_of(function: Callable[..., Any], arguments: dict[str, Any]) -> Iterator[Any]:
-    """Yield what a task's function gives; its `sys.exit` is an error as any other."""
-    end = object()
+def _yielded(function: Source, arguments: dict[str, Any]) -> Iterator[Any]:
+    """Call the user's code, and once more for each row; its `sys.exit` is an error as any other."""
     with user_code():
         rows = function(**arguments)
-    if not isinstance(rows, Iterable) or isinstance(rows, str | dict):
-        raise InputError(f"must give rows, it gave a {type(rows).__name__}")
-    with user_code():
+        if not isinstance(rows, Iterable) or isinstance(rows, str | dict):
+            raise InputError(f"must give rows, it gave a {type(rows).__name__}")
         rows = iter(rows)
-        row = next(rows, end)
-    while row is not end:
-        yield row
+    end = object()
+    while True:
         with user_code():
             row = next(rows, end)
+        if row is end:
+            return
+        yield row
 
 
 def _as_example(raw: Any, task: Task, where: str) -> Row:
@@ -215,11 +190,34 @@ def _as_example(raw: Any, task: Task, where: str) -> Row:
     return row | {"answer": answer, "task": name, "verifier": verifier, "prompt": turns}
 
 
-def _select(task: Task, rows: Iterator[tuple[Row, bool]], owners: dict[str, Task]) -> Iterator[Row]:
+def _rows(place: str, task: Task, seed: int) -> Iterator[tuple[Row, bool]]:
+    """Yield Examples, each with whether it is of the task's split for certain.
+
+    Raises `InputError`, which names the task's place, for whatever its function raises.
+    """
+    function = resolve(task.fn, BUILTINS)
+    try:
+        given = _arguments(task, function, seed)
+        certain = "split" in given or task.split == "all"
+        for number, row in enumerate(_yielded(function, given), start=1):
+            yield _as_example(row, task, f"row {number}"), certain
+    except (Failed, Stopped):
+        raise
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from None
+    except Exception as error:
+        code = getattr(function, "__code__", None)
+        line = where(error, Path(code.co_filename) if code else None)
+        raise InputError(f"{place}: {line}") from error
+
+
+def _select(
+    place: str, task: Task, seed: int, owners: dict[str, tuple[str, Task]]
+) -> Iterator[Row]:
     """Yield rows of the task's split, each question once, until `size` are found."""
     seen: set[str] = set()
     found = repeated = idle = 0
-    for row, certain in rows:
+    for row, certain in _rows(place, task, seed):
         if found == task.size or idle > PATIENCE + 10 * len(seen):
             break
         key = same_question(question(row))
@@ -231,25 +229,25 @@ def _select(task: Task, rows: Iterator[tuple[Row, bool]], owners: dict[str, Task
         idle = 0
         if not certain and split_of(key) != task.split:
             continue
-        owner = owners.setdefault(key, task)
+        other, owner = owners.setdefault(key, (place, task))
         if owner.split != task.split:
             raise InputError(
-                f"{owner.where} (split {owner.split}) and {task.where} (split {task.split}) share "
+                f"{other} (split {owner.split}) and {place} (split {task.split}) share "
                 f"a question: {key:.80}; take both from disjoint splits"
             )
-        if owner is not task:
+        if owner is task:
+            found += 1
+            yield row
+        else:
             repeated += 1
-            continue
-        found += 1
-        yield row
     if found < (task.size or 1):
         asked = f"{task.size} were asked for" if task.size else "there must be at least one"
         raise InputError(
-            f"{task.where}: only {found} distinct rows of split {task.split!r} exist "
+            f"{place}: only {found} distinct rows of split {task.split!r} exist "
             f"({len(seen)} in all splits), {asked}; lower `size`, or widen the task by its `params`"
         )
     if repeated and task.size is None:
-        logger.warning("%s: left out %d repeated questions", task.where, repeated)
+        logger.warning("%s: left out %d repeated questions", place, repeated)
 
 
 def grpo_dataset(rows: Sequence[Row]) -> Dataset:
@@ -283,12 +281,11 @@ def check_batch(rows: Sequence[Row], generation_batch_size: int, num_generations
 
 def columns_of(rows: Sequence[Row]) -> dict[str, list[Any]]:
     """Return rows as columns of one type each; what a row lacks is None."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    columns = {name: [row.get(name) for row in rows] for name in names}
-    return {
-        name: values if name in ("prompt", "completion") else _one_type(values)
-        for name, values in columns.items()
-    }
+    columns = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [row.get(name) for row in rows]
+        columns[name] = values if name in ("prompt", "completion") else _one_type(values)
+    return columns
 
 
 def _one_type(values: list[Any]) -> list[Any]:
@@ -296,14 +293,11 @@ def _one_type(values: list[Any]) -> list[Any]:
     import pyarrow as pa
 
     kinds = {type(value) for value in values if value is not None}
-    if kinds == {int, float}:
-        return [None if value is None else float(value) for value in values]
-    # Arrow would give every mapping the keys of all, so mappings are text too.
-    items = [one for value in values for one in (value if isinstance(value, list) else [value])]
-    if len(kinds) <= 1 and not any(isinstance(item, dict) for item in items):
+    if len(kinds) <= 1 or kinds == {int, float}:
         try:
-            pa.array(values)
-            return values
+            # Arrow would give every mapping the keys of all, so mappings are text too.
+            if "struct" not in str(pa.array(values).type):
+                return values
         except (pa.ArrowException, OverflowError, UnicodeEncodeError):
             pass
     return [None if value is None else json.dumps(value, default=str) for value in values]

@@ -86,7 +86,8 @@ def test_no_question_comes_twice_and_an_exhausted_space_says_how_many_there_are(
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        ({}, "mapping with `fn`"),
+        ({}, r"tasks\[0\]: .*missing required field `fn`"),
+        ("jsonl", r"tasks\[0\]: expected a mapping, found 'jsonl'"),
         ({"fn": "reasoning_gim"}, "did you mean 'reasoning_gym'"),
         ({"fn": "jsonl", "parms": {}}, "unknown key 'parms'; did you mean 'params'"),
         ({"fn": "jsonl"}, "missing a required argument: 'path'"),
