@@ -81,8 +81,7 @@ def accuracy_reward(
     a second summary, earns nothing. `lenient` also looks for an answer in an ill-formed one.
     DeepSeek-R1, section 2.2.2 ("accuracy rewards").
     """
-    call = dict(locals())
-    return accuracy_rewards([call])[0]
+    return accuracy_rewards([dict(locals())])[0]
 
 
 def accuracy_rewards(calls: Sequence[Mapping[str, Any]]) -> list[float | None]:
@@ -166,7 +165,7 @@ def get_cosine_scaled_reward(
     max_value_wrong: float = -0.5,
     min_value_correct: float = 0.5,
     max_value_correct: float = 1.0,
-) -> Callable[..., list[float | None]]:
+) -> Callable[..., float | None]:
     """Scale correctness by length along a cosine, as TRL's function of this name does.
 
     The same curve and arguments; the correctness is `accuracy_reward`'s, since TRL's runs
@@ -180,33 +179,26 @@ def get_cosine_scaled_reward(
         if correct is None:
             return None
         # A wrong answer's bounds are swapped: a short one is penalised more, so exploring pays.
-        low, high = (min_value_correct, max_value_correct)
-        if not correct:
-            low, high = max_value_wrong, min_value_wrong
-        progress = min(length / max_len, 1.0)
-        return low + 0.5 * (high - low) * (1.0 + math.cos(progress * math.pi))
+        right, wrong = (min_value_correct, max_value_correct), (max_value_wrong, min_value_wrong)
+        low, high = right if correct else wrong
+        return low + (high - low) * (1.0 + math.cos(math.pi * min(length / max_len, 1.0))) / 2
 
     def cosine_scaled_reward(
-        completions: list[list[dict[str, str]]],
-        completion_ids: list[list[int]],
-        answer: list[str],
-        verifier: list[str] | None = None,
-        entry: list[str | None] | None = None,
+        completion: str,
+        completion_ids: Sequence[int],
+        answer: str | None,
+        verifier: str = "math",
+        entry: str | dict[str, Any] | None = None,
         transcript: str = DEFAULT,
-    ) -> list[float | None]:
-        calls = [
-            {
-                "completion": completion[0]["content"],
-                "answer": answer[index],
-                "verifier": (verifier[index] if verifier else None) or "math",
-                "entry": entry[index] if entry else None,
-                "transcript": transcript,
-            }
-            for index, completion in enumerate(completions)
-        ]
-        lengths = map(len, completion_ids)
+    ) -> float | None:
+        correct = accuracy_reward(completion, answer, verifier, entry, transcript)
+        return scale(correct, len(completion_ids))
+
+    def batch(calls: Sequence[Mapping[str, Any]]) -> list[float | None]:
+        lengths = [len(call["completion_ids"]) for call in calls]
         return [scale(*pair) for pair in zip(accuracy_rewards(calls), lengths, strict=True)]
 
+    cosine_scaled_reward.batch = batch  # type: ignore[attr-defined]
     return cosine_scaled_reward
 
 

@@ -16,7 +16,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from chainforge.core.errors import Failed, InputError, hint, refuse_unknown
+import msgspec
+
+from chainforge.core.errors import Failed, InputError, as_struct, hint, refuse_unknown
 from chainforge.core.jsonl import Row
 from chainforge.core.plugins import described, resolve, user_code
 from chainforge.core.transcript import DEFAULT, tags_of
@@ -24,7 +26,6 @@ from chainforge.rewards.functions import BUILTINS, accuracy_reward
 
 logger = logging.getLogger(__name__)
 
-KEYS = ("fn", "weight", "params", "task", "name")
 # What a trainer passes beside the columns of the row: to one call each, and to a batch function.
 ROW_NAMES = {"prompt", "completion_ids"}
 TRAINER_NAMES = {"trainer_state", "log_metric", "log_extra"}
@@ -74,6 +75,16 @@ class RewardArgs:
     )
 
 
+class Entry(msgspec.Struct, frozen=True):
+    """One entry of `rewards`."""
+
+    fn: str
+    weight: float = 1.0
+    params: dict[str, Any] = {}
+    task: str | None = None
+    name: str | None = None
+
+
 class Reward:
     """A reward function in TRL's batch form, named for TRL's metrics by `__name__`.
 
@@ -90,38 +101,46 @@ class Reward:
         builtins: Mapping[str, str | Callable[..., Any]] = BUILTINS,
     ) -> None:
         args = args or RewardArgs()
-        _check_spec(spec)
-        self.weight, self.task = float(spec.get("weight", 1.0)), spec.get("task")
-        where, params = f"reward {spec['fn']}: ", dict(spec.get("params") or {})
-        if self.task is not None and "task" not in columns:
-            raise InputError(f"{where}limited to task {self.task!r}, but rows have no `task`")
-        function, params = _resolve(where, resolve(spec["fn"], builtins), params)
-        taken = _parameters(where, function)
-        self._batch = taken[0].name in BATCH_NAMES
-        taken = taken[0 if self._batch else 1 :]
-        self._everything = any(item.kind is item.VAR_KEYWORD for item in taken)
-        taken = [item for item in taken if item.kind is not item.VAR_KEYWORD]
-        names = [item.name for item in taken]
-        if "transcript" in names:
-            params = {"transcript": args.transcript} | params
+        named = isinstance(spec, Mapping) and "fn" in spec
+        entry = as_struct(spec, Entry, f"reward {spec['fn']}" if named else "rewards")
+        where = f"reward {entry.fn}: "
+        if not math.isfinite(entry.weight):
+            raise InputError(f"{where}weight is {entry.weight}, it must be finite")
+        if entry.task is not None and "task" not in columns:
+            raise InputError(f"{where}limited to task {entry.task!r}, but rows have no `task`")
+        self.function, params = _resolve(where, resolve(entry.fn, builtins), entry.params)
+        self._bind(where, params, columns, args.transcript)
+        own_name = getattr(self.function, "__name__", type(self.function).__name__)
+        self.__name__ = entry.name or str(own_name)
+        self.weight, self.task = entry.weight, entry.task
+        self.failed = self.seen = 0
+        self.nonfinite: str | None = None
+        self._max_failures, self._random = args.max_reward_failures, args.random_rewards
+        self._recent: deque[bool] = deque(maxlen=_WINDOW)
+
+    def _bind(
+        self, where: str, params: dict[str, Any], columns: Collection[str], transcript: str
+    ) -> None:
+        """Find out which columns the function takes; raise `InputError` for what it lacks."""
+        first, *others = _parameters(where, self.function)
+        self._batch = first.name in BATCH_NAMES
+        taken = [first, *others] if self._batch else others
+        named = {item.name: item for item in taken if item.kind is not item.VAR_KEYWORD}
+        self._everything = len(named) < len(taken)
+        if "transcript" in named:
+            params = {"transcript": transcript} | params
         if not self._everything:
-            refuse_unknown(params, names, where)
-        if check := getattr(function, "check", None):
+            refuse_unknown(params, named, where)
+        if check := getattr(self.function, "check", None):
             _called(where, check, params)
-        self._required = {item.name for item in taken if item.default is item.empty} - {*params}
+        required = {name for name, item in named.items() if item.default is item.empty}
         known = {*columns, *(BATCH_NAMES if self._batch else ROW_NAMES)}
         if "answer" in columns:
             known.add("solution")  # what TRL's own rewards call the gold answer
+        self._params, self._required = params, required - params.keys()
+        self._taken = named.keys() & known - params.keys()
         for name in sorted(self._required - known):
             raise InputError(f"{where}needs {name!r} from a column or params; {hint(name, known)}")
-        self._taken = [name for name in names if name in known and name not in params]
-        own_name = getattr(function, "__name__", type(function).__name__)
-        self.__name__ = str(spec.get("name") or own_name)
-        self.failed = self.seen = 0
-        self.nonfinite: str | None = None
-        self.function, self._params = function, params
-        self._max_failures, self._random = args.max_reward_failures, args.random_rewards
-        self._recent: deque[bool] = deque(maxlen=_WINDOW)
 
     @property
     def measures_correctness(self) -> bool:
@@ -158,25 +177,19 @@ class Reward:
         columns |= {"prompt": prompts, "prompts": prompts, "completion_ids": completion_ids}
         if "answer" in columns:
             columns.setdefault("solution", columns["answer"])
-        sized = {name for name, v in columns.items() if isinstance(v, list | tuple)}
-        lists = {name: columns[name] for name in sized if len(columns[name]) == size}
-        rows = [{name: values[i] for name, values in lists.items()} for i in range(size)]
-        chosen = [i for i, row in enumerate(rows) if self.applies(row)]
-        rows = [rows[i] for i in chosen]
-        texts = [text_of(completions[i]) for i in chosen]
+        lists = {name: given for name, given in columns.items() if isinstance(given, list | tuple)}
+        every = [{name: given[i] for name, given in lists.items()} for i in range(size)]
+        chosen = {i: row for i, row in enumerate(every) if self.applies(row)}
+        rows, texts = list(chosen.values()), [text_of(completions[i]) for i in chosen]
         if self._random:
             values: list[Any] = [self._flip(*pair) for pair in zip(rows, texts, strict=True)]
         elif self._batch:
-            others = {name: value for name, value in columns.items() if name not in lists}
-            others = dict.fromkeys(BATCH_NAMES - {*lists}) | others | {"log_metric": log_metric}
-            values = self._call_batch(rows, texts, others)
+            values = self._call_batch(rows, texts, columns | {"log_metric": log_metric})
         else:
             values = self._call_rows(rows, texts)
-        rewards: list[float | None] = [None] * size
-        names = [row.get("id", f"number {i + 1}") for i, row in zip(chosen, rows, strict=True)]
-        for i, value in zip(chosen, self._check(values, names, log_metric), strict=True):
-            rewards[i] = value
-        return rewards
+        names = [row.get("id", f"number {i + 1}") for i, row in chosen.items()]
+        rewards = dict(zip(chosen, self._check(values, names, log_metric), strict=True))
+        return [rewards.get(i) for i in range(size)]
 
     def _flip(self, row: Row, text: str) -> float:
         """Flip a coin: the same for the same row and text, in a resumed run too."""
@@ -184,52 +197,38 @@ class Reward:
         content = f"{self.__name__}\0{name}\0{text}".encode("utf-8", "surrogatepass")
         return float(hashlib.blake2b(content, digest_size=1).digest()[0] & 1)
 
-    def _call_batch(self, rows: list[Row], texts: list[str], others: Row) -> list[Any]:
+    def _call_batch(self, rows: list[Row], texts: list[str], columns: Row) -> list[Any]:
         """Call a function of TRL's form once; texts become messages, as its own rewards expect."""
-        names = {*self._taken, *(rows[0] if rows and self._everything else ())} - {*self._params}
-        given = {
-            name: [row.get(name) for row in rows] if name not in others else others[name]
-            for name in names
-        }
+        given: Row = {}
+        for name in columns.keys() - self._params.keys() if self._everything else self._taken:
+            given[name] = columns.get(name)
+            if isinstance(given[name], list | tuple):
+                given[name] = [row[name] for row in rows]
         given["completions"] = [[{"role": "assistant", "content": text}] for text in texts]
-        values = self._guarded(lambda: list(self.function(**given, **self._params)))
+        values = _guarded(lambda: list(self.function(**given, **self._params)))
         if not isinstance(values, Exception) and len(values) != len(rows):
             values = ValueError(f"it returned {len(values)} rewards for {len(rows)} completions")
         return [values] * len(rows) if isinstance(values, Exception) else values
 
     def _call_rows(self, rows: list[Row], texts: list[str]) -> list[Any]:
         """Call a function once per row; a function with a `batch` attribute gets them all."""
-        calls: list[dict[str, Any]] = [
+        calls = []
+        for row in rows:
+            given = {name: row.get(name) for name in self._taken}
             # A row without a value for an optional argument leaves it at its default.
-            {
-                name: row.get(name)
-                for name in self._taken
-                if row.get(name) is not None or name in self._required
-            }
-            | self._params
-            for row in rows
-        ]
-        pairs = list(zip(texts, calls, strict=True))
+            named = {k: v for k, v in given.items() if v is not None or k in self._required}
+            calls.append(named | self._params)
+        pairs = zip(texts, calls, strict=True)
         if batch := getattr(self.function, "batch", None):
             with user_code():
                 return list(batch([call | {"completion": text} for text, call in pairs]))
-        return [self._guarded(self.function, text, **call) for text, call in pairs]
-
-    def _guarded(self, function: Callable[..., Any], *given: Any, **named: Any) -> Any:
-        """Return what the user's code returns, or the exception that it raises."""
-        try:
-            with user_code():
-                return function(*given, **named)
-        except InputError:
-            raise
-        except Exception as error:
-            return error
+        return [_guarded(self.function, text, **call) for text, call in pairs]
 
     def _finite(self, value: Any, name: Any) -> float | Exception | None:
         """Return a reward as a float, None as it is, or why it is no reward."""
         if value is None or isinstance(value, Exception):
             return value
-        number = None if isinstance(value, str) else self._guarded(float, value)
+        number = None if isinstance(value, str) else _guarded(float, value)
         if not isinstance(number, float):
             return ValueError(f"it returned {type(value).__name__}, which is no finite number")
         if abs(number) * max(1.0, abs(self.weight)) <= _LARGEST:
@@ -269,19 +268,6 @@ def text_of(completion: Any) -> str:
     return "".join(str(turn.get("content") or "") for turn in completion)
 
 
-def _check_spec(spec: Any) -> None:
-    """Raise `InputError` for an entry of `rewards:` that is not well formed."""
-    if not isinstance(spec, Mapping) or "fn" not in spec:
-        raise InputError(f"rewards: an entry is like {{fn: format_reward, weight: 0.2}}: {spec!r}")
-    refuse_unknown(spec, KEYS, f"reward {spec['fn']}: ")
-    for key, kind in (("weight", int | float), ("params", Mapping), ("task", str), ("name", str)):
-        value = spec.get(key)
-        wrong = isinstance(value, bool) or (isinstance(value, float) and not math.isfinite(value))
-        if wrong or (value is not None and not isinstance(value, kind)):
-            words = {"weight": "a number", "params": "a mapping"}.get(key, "text")
-            raise InputError(f"reward {spec['fn']}: {key} is {value!r}, it must be {words}")
-
-
 def _resolve(
     where: str, function: Callable[..., Any], params: dict[str, Any]
 ) -> tuple[Callable[..., Any], dict[str, Any]]:
@@ -292,15 +278,23 @@ def _resolve(
     return function, params
 
 
-def _called(where: str, function: Callable[..., Any], params: dict[str, Any]) -> Any:
-    """Call the user's code while it is bound; raise `InputError` for whatever it raises."""
+def _guarded(function: Callable[..., Any], *given: Any, **named: Any) -> Any:
+    """Return what the user's code returns, or the exception that it raises."""
     try:
         with user_code():
-            return function(**params)
+            return function(*given, **named)
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{where}{described(error)}") from error
+        return error
+
+
+def _called(where: str, function: Callable[..., Any], params: dict[str, Any]) -> Any:
+    """Call the user's code while it is bound; raise `InputError` for whatever it raises."""
+    made = _guarded(function, **params)
+    if isinstance(made, Exception):
+        raise InputError(f"{where}{described(made)}") from made
+    return made
 
 
 def _parameters(where: str, function: Callable[..., Any]) -> list[inspect.Parameter]:

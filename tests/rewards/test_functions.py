@@ -1,6 +1,5 @@
 """Accuracy, format, language and the cosine: what they pay for."""
 
-import math
 import subprocess
 import sys
 
@@ -132,24 +131,18 @@ def test_language_is_linear_in_hostile_text(text):
     assert 0.0 <= language_consistency_reward(write(text + "a", "4"), "en") <= 1.0
 
 
-def test_the_cosine_is_trls_curve():
+def test_the_cosine_is_trls_curve_where_the_answer_can_be_verified():
     from trl.rewards import get_cosine_scaled_reward as trls
 
-    answers = ["4", "5", "4", "5", "4"]
-    ids = [[1] * n for n in (0, 10, 50, 100, 900)]
-    ours = [[{"role": "assistant", "content": write("Well.", a)}] for a in answers]
+    answers, lengths = ["4", "5", "4", "5", "4"], (0, 10, 50, 100, 900)
+    ids = [[1] * length for length in lengths]
     theirs = [[{"role": "assistant", "content": f"\\boxed{{{a}}}"}] for a in answers]
     settings = {"max_len": 100, "min_value_wrong": -2.0}
     expected = trls(**settings)(completions=theirs, solution=["4"] * 5, completion_ids=ids)
-    given = get_cosine_scaled_reward(**settings)(ours, ids, ["4"] * 5)
-    assert given == pytest.approx(expected)
-
-
-def test_the_cosine_leaves_out_what_cannot_be_verified():
-    completions = [[{"role": "assistant", "content": write("Well.", "4")}]] * 2
-    rewards = get_cosine_scaled_reward(10)(completions, [[1], [1]], ["", "4"])
-    assert rewards[0] is None
-    assert math.isfinite(rewards[1])
+    ours = get_cosine_scaled_reward(**settings)
+    texts = [write("Well.", answer) for answer in answers]
+    assert [ours(*pair, "4") for pair in zip(texts, ids, strict=True)] == pytest.approx(expected)
+    assert ours(texts[0], [1], "") is None
     with pytest.raises(InputError, match="max_len"):
         get_cosine_scaled_reward(0)
 
