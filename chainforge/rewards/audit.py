@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 import zlib
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -127,12 +128,10 @@ def audit(
     if not rows:
         raise InputError("audit: no rows to try the rewards on")
     report, golds = Audit(len(rows)), {}
-    tries = [
-        (row, *one) for row in rows for one in attempts(row, wrong_answer(row, rows), transcript)
-    ]
+    tries = [(row, attempts(row, wrong_answer(row, rows), transcript)) for row in rows]
     try:
         for kind in KINDS:
-            trials = [(row, text) for row, its_kind, text in tries if its_kind == kind]
+            trials = [(row, text) for row, texts in tries for text in texts[kind]]
             started = time.perf_counter()
             totals = _totals(rewards, trials)
             report.milliseconds[kind] = 1000 * (time.perf_counter() - started) / len(trials)
@@ -140,65 +139,49 @@ def audit(
                 if kind == "gold":
                     golds[id(row)] = total if gold_answer(row) else None
                 report.attempts.append(Attempt(row, kind, text, total, golds[id(row)]))
-        for reward in rewards:
-            if reward.failed:
-                failed = f"{reward.failed} of {reward.seen} completions"
-                report.errors.append(f"reward {reward.__name__} failed on {failed}")
+        report.errors += [
+            f"reward {reward.__name__} failed on {reward.failed} of {reward.seen} completions"
+            for reward in rewards
+            if reward.failed
+        ]
         if not report.errors:
-            _try_constants(report, rewards, many or rows, transcript)
+            report.constants += _constants(rewards, many or rows, transcript)
     except RewardFailed as error:
         report.errors.append(str(error))
     return report
 
 
 def _totals(rewards: Sequence[Reward], trials: Sequence[tuple[Row, str]]) -> list[float | None]:
-    texts = [text for _, text in trials]
-    ids = [
-        [zlib.crc32(word.encode("utf-8", "surrogatepass")) for word in text.split()]
-        for text in texts
-    ]
-    return [one.total for one in score(rewards, [row for row, _ in trials], texts, ids)]
+    rows, texts = [row for row, _ in trials], [text for _, text in trials]
+    words = [text.encode("utf-8", "surrogatepass").split() for text in texts]
+    ids = [[*map(zlib.crc32, of)] for of in words]
+    return [one.total for one in score(rewards, rows, texts, ids)]
 
 
-def _try_constants(
-    report: Audit, rewards: Sequence[Reward], rows: Sequence[Row], transcript: str
-) -> None:
-    """Note the answers that are paid on many rows of a task whose gold answer is another."""
-    tasks: dict[str, list[Row]] = {}
-    for row in rows:
-        if gold_answer(row):
-            tasks.setdefault(str(row.get("task", "")), []).append(row)
+def _constants(rewards: Sequence[Reward], rows: Sequence[Row], form: str) -> list[Constant]:
+    """Return the answers that are paid on many rows of a task whose gold answer is another."""
+    found = []
+    golds = [(row, gold) for row in rows if (gold := gold_answer(row))]
+    totals = _totals(rewards, [(row, completion_of(gold, form)) for row, gold in golds])
+    tasks: dict[str, list[tuple[Row, str, float]]] = defaultdict(list)
+    for (row, gold), total in zip(golds, totals, strict=True):
+        if total is not None:
+            tasks[str(row.get("task", ""))].append((row, gold, total))
     for task, members in tasks.items():
-        answers = {same(gold_answer(row)): gold_answer(row) for row in members}
-        tried: dict[str, list[bool]] = {}
-        golds = _said(rewards, [(row, gold_answer(row)) for row in members], transcript)
-        for answer in (*CONSTANTS, *list(answers.values())[:COPIED]):
-            pairs = [
-                (row, gold)
-                for row, gold in zip(members, golds, strict=True)
-                if gold is not None and same(answer) != same(gold_answer(row))
-            ]
-            totals = _said(rewards, [(row, answer) for row, _ in pairs], transcript)
-            tried[answer] = [
-                total is not None and total >= gold
-                for (_, gold), total in zip(pairs, totals, strict=True)
-            ]
-        report.constants.extend(
-            Constant(task, answer, len(paid), sum(paid))
-            for answer, paid in sorted(tried.items(), key=lambda item: -sum(item[1]))
-            if sum(paid) >= max(LEAST, OFTEN * len(paid))
-        )
-
-
-def _said(
-    rewards: Sequence[Reward], asked: Sequence[tuple[Row, str]], transcript: str
-) -> list[float | None]:
-    return _totals(rewards, [(row, completion_of(text, transcript)) for row, text in asked])
+        answers = {same(gold): gold for _, gold, _ in members}
+        for answer in dict.fromkeys((*CONSTANTS, *list(answers.values())[:COPIED])):
+            others = [(row, best) for row, gold, best in members if same(gold) != same(answer)]
+            said = _totals(rewards, [(row, completion_of(answer, form)) for row, _ in others])
+            earned = zip(said, others, strict=True)
+            paid = sum(total is not None and total >= best for total, (_, best) in earned)
+            if paid >= max(LEAST, OFTEN * len(others)):
+                found.append(Constant(task, answer, len(others), paid))
+    return sorted(found, key=lambda constant: -constant.paid)
 
 
 def gold_answer(row: Row) -> str:
     """Return a row's gold answer, empty where it has none."""
-    gold = str(row.get("answer") if row.get("answer") is not None else "")
+    gold = "" if row.get("answer") is None else str(row["answer"])
     return "" if is_blank(gold) else gold
 
 
@@ -235,12 +218,13 @@ def same(answer: str) -> Any:
     return squeeze(text).casefold() if value is None else value
 
 
-def attempts(row: Row, wrong: str, transcript: str) -> list[tuple[str, str]]:
-    """Return the gold answer's completion, and those that must lose, each with its kind."""
-    gold = gold_answer(row)
-    tags = tags_of(transcript)
+def attempts(row: Row, wrong: str, transcript: str) -> dict[str, list[str]]:
+    """Return the gold answer's completion, and those that must lose, by kind."""
+    gold, tags = gold_answer(row), tags_of(transcript)
     right, false = completion_of(gold, transcript), completion_of(wrong, transcript)
     reasoning = _REASONING.format(answer=gold)
+    boxed = f"{reasoning} \\boxed{{{gold}}}"
+    second = f"{tags.answer_open}{gold}{tags.answer_close}" if tags.answer_open else right
     stuffed = [
         f"{wrong} or {gold}",
         f"{gold}, {wrong}",
@@ -252,19 +236,16 @@ def attempts(row: Row, wrong: str, transcript: str) -> list[tuple[str, str]]:
         stuffed += [f"x={wrong}={gold}", f"{gold}\\%", f"{wrong}={gold}", f"{wrong} or x = {gold}"]
         if row.get("verifier") == "arithmetic":
             stuffed += [f"{gold}+0", f"{gold}*1"]
-    second = f"{tags.answer_open}{gold}{tags.answer_close}" if tags.answer_open else right
-    return [
-        ("gold", right),
-        ("wrong", false),
-        ("wrong", write(_STUFFING + wrong, wrong, transcript)),
-        ("empty", ""),
-        ("empty", _tags_around(reasoning, "", transcript)),
-        *(("stuffed", completion_of(text, transcript)) for text in stuffed),
-        ("stuffed", f"{false}\n{second}"),
-        ("stuffed", f"{false}\n{right}"),
-        ("tags", "".join(tags.all)),
-        ("tags", "".join(tags.all) * 20),
-        ("misplaced", _tags_around(f"{reasoning} \\boxed{{{gold}}}", "I do not know.", transcript)),
-        ("misplaced", f"{tags.reasoning_open}{reasoning} \\boxed{{{gold}}}"),
-        *(("hostile", _tags_around("A trick.", text, transcript)) for text in HOSTILE),
-    ]
+    return {
+        "gold": [right],
+        "wrong": [false, write(_STUFFING + wrong, wrong, transcript)],
+        "empty": ["", _tags_around(reasoning, "", transcript)],
+        "stuffed": [completion_of(text, transcript) for text in stuffed]
+        + [f"{false}\n{second}", f"{false}\n{right}"],
+        "tags": ["".join(tags.all), "".join(tags.all) * 20],
+        "misplaced": [
+            _tags_around(boxed, "I do not know.", transcript),
+            f"{tags.reasoning_open}{boxed}",
+        ],
+        "hostile": [_tags_around("A trick.", text, transcript) for text in HOSTILE],
+    }
