@@ -12,7 +12,7 @@ from measuring import CHAINFORGE, QUICKSTART, ROOT, run
 from chainforge.chain.plan import plan_chain
 from chainforge.chain.spec import load_chain
 from chainforge.core.config import read_settings
-from chainforge.core.errors import as_struct
+from chainforge.core.plugins import as_struct
 from chainforge.data.tasks import Task, TaskArgs
 
 RAW = ROOT / "benchmarks/raw"

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
-
-import msgspec
-
-T = TypeVar("T", bound=msgspec.Struct)
+from collections.abc import Iterable
+from typing import Any
 
 # A stage that its own limit ended: not done, not failed, and the same command resumes it.
 PAUSED = 3
@@ -51,18 +47,3 @@ def hint(word: str, words: Iterable[str]) -> str:
     words = sorted(words)
     near = difflib.get_close_matches(word, words, n=1)
     return f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(words)}"
-
-
-def as_struct(given: Any, kind: type[T], where: str) -> T:
-    """Return a mapping of a configuration as a struct; a key whose value is null counts as absent.
-
-    Raises `InputError`, beginning with `where`, for an unknown or missing key or a wrong value.
-    """
-    if not isinstance(given, Mapping):
-        raise InputError(f"{where}: expected a mapping, found {given!r}")
-    refuse_unknown(given, kind.__struct_fields__, f"{where}: ")
-    try:
-        return msgspec.convert({key: one for key, one in given.items() if one is not None}, kind)
-    except msgspec.ValidationError as error:
-        what, _, key = str(error).partition(" - at `$")
-        raise InputError(f"{where}{key.rstrip('`')}: {what}") from None

@@ -1,4 +1,4 @@
-"""Load functions of the user's own, and find the source files that they come from.
+"""Read entries that name functions of the user's own, load them, and find their source files.
 
 A function is named by a built-in name, `pkg.mod:fn` or `path/file.py:fn`. To find its files nothing
 is imported or run.
@@ -17,11 +17,31 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
-from chainforge.core.errors import InputError, hint
+import msgspec
+
+from chainforge.core.errors import InputError, hint, refuse_unknown
 
 MODULE = re.compile(r"(?!\d)\w+(?:\.(?!\d)\w+)*", re.ASCII)
+
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+def as_struct(given: Any, kind: type[T], where: str) -> T:
+    """Return an entry of a configuration as a struct; a key whose value is null counts as absent.
+
+    Raises `InputError`, beginning with `where`, for an unknown or missing key or a wrong value.
+    """
+    if not isinstance(given, Mapping):
+        raise InputError(f"{where}: expected a mapping, found {given!r}")
+    refuse_unknown(given, kind.__struct_fields__, f"{where}: ")
+    try:
+        return msgspec.convert({key: one for key, one in given.items() if one is not None}, kind)
+    except msgspec.ValidationError as error:
+        what, _, key = str(error).partition(" - at `$")
+        raise InputError(f"{where}{key.rstrip('`')}: {what}") from None
 
 
 class UserCodeEnded(RuntimeError):

@@ -24,13 +24,12 @@ from chainforge.core.errors import (
     Failed,
     InputError,
     Stopped,
-    as_struct,
     hint,
     refuse_unknown,
 )
 from chainforge.core.jsonl import Row
 from chainforge.core.paths import unplaced
-from chainforge.core.plugins import resolve, user_code, where
+from chainforge.core.plugins import as_struct, resolve, user_code, where
 from chainforge.core.transcript import DEFAULT, is_blank, tags_of
 from chainforge.data.rows import wrong_turns
 from chainforge.data.sources import (

@@ -18,9 +18,9 @@ from typing import Any
 
 import msgspec
 
-from chainforge.core.errors import Failed, InputError, as_struct, hint, refuse_unknown
+from chainforge.core.errors import Failed, InputError, hint, refuse_unknown
 from chainforge.core.jsonl import Row
-from chainforge.core.plugins import described, resolve, user_code
+from chainforge.core.plugins import as_struct, described, resolve, user_code
 from chainforge.core.transcript import DEFAULT, tags_of
 from chainforge.rewards.functions import BUILTINS, accuracy_reward
 
