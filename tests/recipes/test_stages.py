@@ -36,6 +36,25 @@ def test_collect_leaves_labelled_rows_and_sft_trains_on_them(tmp_path, tiny_mode
     assert (tmp_path / "cold/model/model.safetensors").exists()
 
 
+def test_every_loss_reaches_tensorboard(tmp_path, tiny_model, stage):
+    events = pytest.importorskip("tensorboardX.proto.event_pb2", reason="of the extra `dev`")
+    assert stage("collect", "traces", {"tasks": [TASK], "system_prompt": ""}) == (0, "")
+    settings = TRAIN | {"max_length": 256, "report_to": "tensorboard"}
+    flags = ["--model_name_or_path", tiny_model, "--data", tmp_path / "traces"]
+    code, error = stage("sft", "cold", settings, *flags)
+    assert code == 0, error
+    (file,) = (tmp_path / "cold/tensorboard").glob("events.*")
+    data, losses = file.read_bytes(), []
+    while data:  # records of a length, 4 bytes of checksum, an event, and 4 bytes of checksum
+        end = 12 + int.from_bytes(data[:8], "little")
+        values = events.Event.FromString(data[12:end]).summary.value
+        losses += [value.simple_value for value in values if value.tag == "train/loss"]
+        data = data[end + 4 :]
+    logged = [row["loss"] for row in read_rows(tmp_path / "cold/metrics.jsonl") if "loss" in row]
+    assert losses == pytest.approx(logged)
+    assert len(losses) == 2
+
+
 QLORA = {"use_peft": True, "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 
 
