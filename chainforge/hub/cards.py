@@ -6,7 +6,6 @@ goes into it, and no setting that is called a key or a token. The text is in `ca
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -21,8 +20,8 @@ from chainforge import __version__
 from chainforge.core.transcript import DEFAULT, tags_of
 from chainforge.data.sources import PRESETS
 from chainforge.generate.build import code, funnel_table, public, public_settings
+from chainforge.hub.lineage import Ancestor, Origin, base_of, finished_in, roots
 from chainforge.hub.upload import HUB_ID
-from chainforge.train.lineage import Ancestor, Origin, base_of, finished_in, roots, signed_json
 
 TEMPLATE = str(Path(__file__).with_name("card.md.jinja"))
 VERBS = {
@@ -52,7 +51,7 @@ class Measurement:
     row: dict[str, Any]
     rows: list[dict[str, Any]]
     pairs: list[dict[str, Any]]
-    settings: dict[str, Any]
+    sampling: dict[str, Any]
 
 
 def measurements(stages: Sequence[Ancestor]) -> list[Measurement]:
@@ -64,20 +63,19 @@ def measurements(stages: Sequence[Ancestor]) -> list[Measurement]:
     stage = stages[-1]
     known = {one.manifest.fingerprint for one in stages}
     known |= {origin.fingerprint for one in stages for origin in one.took.values()}
-    beside = [found for n in (0, 1) for found in finished_in(stage.directory.parents[n])]
     found = []
-    for directory, manifest in beside:
-        inputs = manifest.inputs.items()
+    for one in (one for n in (0, 1) for one in finished_in(stage.directory.parents[n])):
+        inputs = one.manifest.inputs.items()
         prints = {r.partition(".")[2]: p for r, p in inputs if r.startswith("models.")}
-        own = {name for name, one in prints.items() if one == stage.manifest.fingerprint}
-        results = own and signed_json(directory, manifest, "results.json")
-        if not results or manifest.finished < stage.manifest.finished:
+        own = {name for name, mine in prints.items() if mine == stage.manifest.fingerprint}
+        results = own and one.signed("results.json")
+        if not results or one.manifest.finished < stage.manifest.finished:
             continue
         rows = [row for row in results["models"] if prints.get(row["name"]) in known]
         pairs = [pair for pair in results["pairs"] if own & {pair["from"], pair["to"]}]
         row = next(row for row in rows if row["name"] in own)
-        settings = results.get("settings") or {}
-        found.append(Measurement(directory.name, own, row, rows, pairs, settings))
+        sampling = (results.get("settings") or {}).get("sampling") or {}
+        found.append(Measurement(one.name, own, row, rows, pairs, sampling))
     return found
 
 
@@ -106,18 +104,12 @@ def model_card(
         datasets=data_sets(stages) or None,
         tags=["chainforge", "trl", "reasoning", *(["lora"] if adapter else [])],
     )
-    name = licence.get("license_name") or licence.get("license")
-    text = f"Licence: `{code(name)}`." if name else ""
-    text += f" The licence of {linked(base)} applies to this too." if base else ""
-    values = _prompt(stages) | {"settings": _settings(stages[-1]) if stages else ""}
-    values |= {"adapter": adapter, "title": title, "base": base}
-    # On one line, with nothing that Markdown would interpret.
-    values["heading"] = re.sub(r"([\\`*_\[\]<>#|!&])", r"\\\1", " ".join(title.split()))
-    # Nothing in a block of code can end it.
-    runs = re.findall(r"`{3,}", f"{values['system']}{values['settings']}{title}")
-    values["fence"] = max([3, *(len(run) + 1 for run in runs)]) * "`"
+    values = _prompt(stages) | {"adapter": adapter, "title": title, "base": base}
+    values["licence"] = licence.get("license_name") or licence.get("license")
     values["measurements"] = measurements(stages) if stages else []
-    return _filled(head, stages, stages, [text.strip(), terms(stages, what)], **values)
+    values["settings"] = _settings(stages[-1]) if stages else ""
+    values["terms"] = terms(stages, base_of(stages))
+    return _filled(head, stages, stages, **values)
 
 
 def data_card(own: str, stages: Sequence[Ancestor], licence: Mapping[str, str]) -> str:
@@ -125,41 +117,28 @@ def data_card(own: str, stages: Sequence[Ancestor], licence: Mapping[str, str]) 
     from huggingface_hub import DatasetCardData
 
     head, text = head_of(own)
+    values: dict[str, Any] = {"own": text.strip(), "base": None, "licence": None, "settings": ""}
     # The card of collected traces has its terms already, as each data card has its own funnel.
-    last = [] if "## Terms" in own else [terms(stages, "dataset")]
-    data = DatasetCardData(**head | dict(licence))
-    return _filled(data, stages, stages[:-1], last, own=text.strip() or "# Rows")
+    values["terms"] = [] if "## Terms" in own else terms(stages)
+    return _filled(DatasetCardData(**head | dict(licence)), stages, stages[:-1], **values)
 
 
 def _filled(
-    head: Any,
-    stages: Sequence[Ancestor],
-    with_funnels: Sequence[Ancestor],
-    terms: Sequence[str],
-    **values: Any,
+    head: Any, stages: Sequence[Ancestor], with_funnels: Sequence[Ancestor], **values: Any
 ) -> str:
-    """Return the template with the lineage, the funnels, the terms and further values."""
+    """Return the template with the lineage, the funnels and further values."""
     from huggingface_hub import ModelCard
 
-    funnels = [(stage.name, found) for stage in with_funnels if (found := stage.funnel())]
-    card = ModelCard.from_template(
-        head,
-        TEMPLATE,
-        version=__version__,
-        stages=stages,
-        funnels=[(n, funnel_table(f)) for n, f in funnels if f["dropped"]],
-        terms="\n\n".join(text for text in terms if text),
-        code=code,
-        linked=linked,
-        public=public,
-        quoted=functools.partial(json.dumps, ensure_ascii=False),
-        interval=_interval,
-        verb=lambda stage: VERBS.get(stage.manifest.recipe, code(stage.manifest.recipe)),
-        inputs=_inputs,
-        result=_result,
-        **values,
-    )
-    return f"{card.content.rstrip()}\n"
+    found = {stage.name: stage.signed("funnel.json") for stage in with_funnels}
+    funnels = {name: funnel_table(one) for name, one in found.items() if one and one["dropped"]}
+    values |= {"stages": stages, "funnels": funnels, "version": __version__, "verbs": VERBS}
+    values |= {"code": code, "linked": linked, "public": public, "quoted": _quoted}
+    values |= {"inputs": _inputs, "result": _result}
+    return f"{ModelCard.from_template(head, TEMPLATE, **values).content.rstrip()}\n"
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
 
 
 def head_of(card: str) -> tuple[dict[str, Any], str]:
@@ -181,7 +160,7 @@ def linked(origin: Origin) -> str:
     return f"`{code(public(origin.name))}`"
 
 
-def terms(stages: Sequence[Ancestor], what: str) -> str:
+def terms(stages: Sequence[Ancestor], base: Origin | None = None) -> list[str]:
     """Return the terms of everybody whose work is in it: teachers, other models and data sets."""
     from chainforge.generate.teacher import OFFLINE, TERMS
 
@@ -190,9 +169,8 @@ def terms(stages: Sequence[Ancestor], what: str) -> str:
         text = TERMS.get(kind, "").format(hosts=f"`{code(host)}`" if host else "the server")
         offline = kind == "offline"
         lines.append(OFFLINE if offline else f"Traces were written by `{code(model)}`. {text}")
-    base = None if what == "dataset" else base_of(list(stages))
     own = base.fingerprint if base else None
-    if others := [linked(one) for one in roots(list(stages)) if one.fingerprint != own]:
+    if others := [linked(one) for one in roots(stages) if one.fingerprint != own]:
         lines.append(
             f"Rows were written, or targets given, by models that began as {', '.join(others)}. "
             "Their licences may restrict what is trained on them."
@@ -200,7 +178,7 @@ def terms(stages: Sequence[Ancestor], what: str) -> str:
     if sets := data_sets(stages):
         links = ", ".join(f"[{name}](https://huggingface.co/datasets/{name})" for name in sets)
         lines.append(f"The questions of {links} have licences of their own.")
-    return "\n".join(f"- {line}" for line in lines)
+    return lines
 
 
 def data_sets(stages: Sequence[Ancestor]) -> list[str]:
@@ -244,29 +222,24 @@ def _inputs(stage: Ancestor) -> str:
     return "; ".join(f"{code(role)}: {', '.join(names)}" for role, names in by_role.items())
 
 
-def _interval(share: Mapping[str, float]) -> str:
-    mean, low, high = (100 * share[key] for key in ("mean", "low", "high"))
-    return f"{mean:.1f} ({low:.1f} to {high:.1f})"
-
-
 def _result(stage: Ancestor) -> str:
     """Return what a stage reached, and how long it took."""
     metrics = stage.manifest.metrics
     skipped = "train_loss" if "reward" in metrics else ""  # of GRPO, where it says nothing
-    keys = [key for key in RESULTS if key in metrics and key != skipped]
-    shown = [RESULTS[key].format_map(metrics) for key in keys]
+    shown = [
+        words.format_map(metrics)
+        for key, words in RESULTS.items()
+        if key in metrics and key != skipped
+    ]
     return ", ".join([*shown, f"{stage.manifest.seconds:,.0f} s on {code(stage.manifest.device)}"])
 
 
 def _teachers(stages: Sequence[Ancestor]) -> list[tuple[str, str, str]]:
     """Return each teacher of the traces once: its kind, its model or kind, and its server."""
-    found = [
-        (
-            kind := str(stage.setting("teacher", "offline")),
-            public(str(stage.setting("model") or kind)),
-            urlsplit(str(stage.setting("base_url") or "")).hostname or "",
-        )
-        for stage in stages
-        if stage.manifest.recipe == "collect"
-    ]
-    return list(dict.fromkeys(found))
+    found: dict[tuple[str, str, str], None] = {}
+    for stage in stages:
+        if stage.manifest.recipe == "collect":
+            kind = str(stage.setting("teacher", "offline"))
+            host = urlsplit(str(stage.setting("base_url") or "")).hostname or ""
+            found[kind, public(str(stage.setting("model") or kind)), host] = None
+    return list(found)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -21,8 +20,8 @@ from chainforge.core.errors import InputError, hint
 from chainforge.core.weights import INDEX, check_weights, hub_failures
 from chainforge.generate.build import public as public_name
 from chainforge.hub.cards import data_card, head_of, model_card
-from chainforge.hub.upload import HUB_ID, Files, check_secrets, local_paths, push, token
-from chainforge.train.lineage import Ancestor, Origin, base_of, lineage
+from chainforge.hub.lineage import Ancestor, Origin, base_of, lineage
+from chainforge.hub.upload import HUB_ID, Files, check_secrets, push, token
 
 ADAPTER, CONFIG, CARD = "adapter_config.json", "config.json", "README.md"
 MARKS = {"adapter": ADAPTER, "model": CONFIG, "dataset": "*.parquet"}  # what each part has
@@ -41,17 +40,16 @@ LOADED = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class Package:
     """What is sent: contents by name, with the base of the model and the stages that made it."""
 
     what: str
     folder: Path
-    files: Files
+    files: dict[str, Path | bytes]
     left_out: list[str]
-    base: Origin | None
     stages: list[Ancestor]
-    notes: list[str]
+    base: Origin | None = None
 
     @property
     def kind(self) -> str:
@@ -73,35 +71,46 @@ def export(
 
     `to` is a repository as `owner/name`, or a folder, as `./name`.
     """
-    identity = to if HUB_ID.fullmatch(to) else None
+    on_hub = bool(HUB_ID.fullmatch(to))
     target = Path(to).expanduser().absolute()
-    if identity is None:
+    if not on_hub:
         check_folder(target)
     elif not dry_run:
         token()  # before gigabytes are read
-    with _merged(path, what, base) as (source, adapter):
-        package = pack(
-            source,
-            what,
-            title=identity or target.name,
-            base=None if adapter else base,
-            licence=licence,
-            upload=identity is not None,
-            merged_from=adapter,
-        )
-        check_secrets(package.files)
+    title = to if on_hub else target.name
+    with _packed(path, what, title, base=base, licence=licence, upload=on_hub) as package:
         lines = _listed(package)
+        if dry_run or not on_hub:  # `push` looks for them, too
+            check_secrets(package.files)
         if dry_run:
-            card = package.files[CARD]
-            assert isinstance(card, bytes)
-            return [*lines, f"dry run: nothing was sent to {to}; its card:", "", card.decode()]
-        if identity is None:
+            card = bytes(package.files[CARD]).decode()
+            return [*lines, f"dry run: nothing was sent to {to}; its card:", "", card]
+        if not on_hub:
             write_folder(package.files, target)
-            return [*lines, f"written: {paths.short(target)}", *_gguf_command(package, target)]
-        address, private = push(
-            package.files, identity, package.kind, private=not public, what=package.what
-        )
-    return [*lines, f"uploaded: {address} ({'private' if private else 'public'})"]
+            return [*lines, f"written: {paths.short(target)}"]
+        sent = push(package.files, to, package.kind, private=not public, what=package.what)
+    return [*lines, f"uploaded: {sent[0]} ({'private' if sent[1] else 'public'})"]
+
+
+@contextlib.contextmanager
+def _packed(
+    path: Path, what: str | None, title: str, *, base: str | None, **options: Any
+) -> Iterator[Package]:
+    """Yield what `pack` makes; if a model is wanted of an adapter, merge it first."""
+    stage = (path / "adapter" / ADAPTER).exists() and not (path / "model").exists()
+    if what != "model" or not (stage or (path / ADAPTER).exists()):
+        yield pack(path, what, title=title, base=base, **options)
+        return
+    from chainforge.train.model_source import find_source
+    from chainforge.train.saving import merge
+
+    adapter = pack(path, "adapter", base=base)
+    assert adapter.base is not None
+    source = find_source(str(adapter.folder), base=adapter.base.name)
+    # Beside the adapter, because the disk of temporary files may be small.
+    with tempfile.TemporaryDirectory(prefix=".merged-", dir=path.absolute().parent) as folder:
+        merge(source, {"revision": source.revision}, Path(folder, "model"))
+        yield pack(Path(folder, "model"), what, title=title, merged_from=adapter, **options)
 
 
 def pack(
@@ -121,37 +130,51 @@ def pack(
     does not exist, is not finished or was changed.
     """
     what, folder = _part(path, what)
-    stages = merged_from.stages if merged_from else _signed(folder)
-    files, left_out = _choose(what, folder, [] if merged_from else stages)
-    notes: list[str] = []
-    origin = base_of(stages) if what == "model" else None
-    if what == "adapter":
-        config = read_json(folder / ADAPTER)
-        origin = _find_base(config, base, upload)
-        name = origin.name if origin.on_hub or base else public_name(origin.name)
-        if not origin.on_hub:
-            notes.append(f"its base is a folder here, {origin.name}; {ADAPTER} says {name!r}")
-        files[ADAPTER] = _json(config | {"base_model_name_or_path": name})
-    elif base is not None:
+    if base is not None and what != "adapter":
         raise InputError(f"base: goes with an adapter, and this is a {what}")
+    package = _choose(what, folder)
+    if merged_from:
+        package.stages = merged_from.stages
+    if what == "adapter":
+        _pack_adapter(package, base, upload)
     elif what == "model":
-        origin = origin or (merged_from.base if merged_from else None)
-        if (folder / INDEX).exists():
-            check_weights(str(folder))
-        config = {k: v for k, v in read_json(folder / CONFIG).items() if k != "_name_or_path"}
-        # Generation without a cache is for training only, and slow.
-        files[CONFIG] = _json({k: v for k, v in config.items() if (k, v) != ("use_cache", False)})
+        package.base = base_of(package.stages) or (merged_from.base if merged_from else None)
+        _pack_model(package)
+    package.files[CARD] = _card(package, title or path.resolve().name, licence).encode()
+    return package
+
+
+def _pack_adapter(package: Package, base: str | None, upload: bool) -> None:
+    """Find an adapter's base, and name it in the adapter's configuration."""
+    config = read_json(package.folder / ADAPTER)
+    origin = package.base = _find_base(config, base, upload)
+    name = origin.name if origin.on_hub or base else public_name(origin.name)
+    package.files[ADAPTER] = _json(config | {"base_model_name_or_path": name})
+
+
+def _pack_model(package: Package) -> None:
+    """Check a model's weights, and leave out of its configuration what is of this machine only."""
+    if (package.folder / INDEX).exists():
+        check_weights(str(package.folder))
+    config = read_json(package.folder / CONFIG)
+    config.pop("_name_or_path", None)
+    if config.get("use_cache") is False:  # for training only; generation would be slow
+        del config["use_cache"]
+    package.files[CONFIG] = _json(config)
+
+
+def _card(package: Package, title: str, licence: str | None) -> str:
+    """Return the card; somebody's model keeps its own."""
+    file = package.folder / CARD
+    own = file.read_text(encoding="utf-8") if file.is_file() else ""
     known = {"license": licence} if licence else {}
-    if not known and what != "dataset":
-        known = _licence([str(folder), *(one.name for one in (origin, base_of(stages)) if one)])
-    own = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else ""
-    title = title or path.resolve().name
-    if what == "dataset":
-        own = data_card(own or f"# {title}\n", stages, known)
-    elif not own or stages:  # somebody's model keeps its own card
-        own = model_card(what, title, origin, stages, known)
-    files[CARD] = own.encode()
-    return Package(what, folder, files, left_out, origin, stages, [*notes, *local_paths(files)])
+    if package.what == "dataset":
+        return data_card(own or f"# {title}\n", package.stages, known)
+    if own and not package.stages:
+        return own
+    origins = [origin.name for origin in (package.base, base_of(package.stages)) if origin]
+    known = known or _licence([str(package.folder), *origins])
+    return model_card(package.what, title, package.base, package.stages, known)
 
 
 def write_folder(files: Files, folder: Path) -> None:
@@ -177,25 +200,6 @@ def check_folder(folder: Path) -> None:
         raise InputError(f"{folder} is the current folder; name a new folder")
 
 
-@contextlib.contextmanager
-def _merged(path: Path, what: str | None, base: str | None) -> Iterator[tuple[Path, Any]]:
-    """Yield the path to export; if a model is wanted of an adapter, merge it first."""
-    stage = (path / "adapter" / ADAPTER).exists() and not (path / "model").exists()
-    if what != "model" or not (stage or (path / ADAPTER).exists()):
-        yield path, None
-        return
-    from chainforge.train.model_source import find_source
-    from chainforge.train.saving import merge
-
-    adapter = pack(path, "adapter", base=base)
-    assert adapter.base is not None
-    source = find_source(str(adapter.folder), base=adapter.base.name)
-    # Beside the adapter, because the disk of temporary files may be small.
-    with tempfile.TemporaryDirectory(prefix=".merged-", dir=path.absolute().parent) as folder:
-        merge(source, {"revision": source.revision}, Path(folder, "model"))
-        yield Path(folder, "model"), adapter
-
-
 def _listed(package: Package) -> list[str]:
     """Return what is sent, and what is not."""
     lines = [f"{package.what} from {paths.short(package.folder)}"]
@@ -206,19 +210,8 @@ def _listed(package: Package) -> list[str]:
     if package.left_out:
         lines.append(f"left out: {', '.join(package.left_out)}")
     if package.what == "adapter" and package.base:
-        lines.append(f"base: {package.base.name}")
-    return [*lines, *(f"note: {note}" for note in package.notes)]
-
-
-def _gguf_command(package: Package, folder: Path) -> list[str]:
-    """Return how llama.cpp's own scripts convert an exported folder, for Ollama and LM Studio."""
-    if package.what == "dataset":
-        return []
-    script = "convert_hf_to_gguf.py" if package.what == "model" else "convert_lora_to_gguf.py"
-    words = ["python", f"llama.cpp/{script}", str(folder)]
-    if package.what == "adapter" and package.base and not package.base.on_hub:
-        words += ["--base", package.base.name]
-    return [f"as GGUF: {shlex.join(words)}"]
+        lines.append(f"base: {package.base.name}{'' if package.base.on_hub else ', a folder here'}")
+    return lines
 
 
 def _part(path: Path, what: str | None) -> tuple[str, Path]:
@@ -241,31 +234,23 @@ def _part(path: Path, what: str | None) -> tuple[str, Path]:
     return part, folders[part]
 
 
-def _signed(folder: Path) -> list[Ancestor]:
-    """Return the lineage of the finished stage that a folder is a part of; empty without one."""
-    folder = folder.resolve()
-    stages = lineage(folder.parent)
-    signed = stages[-1].manifest.outputs if stages else ()
-    return stages if any(name.startswith(f"{folder.name}/") for name in signed) else []
-
-
-def _choose(
-    what: str, folder: Path, stages: list[Ancestor]
-) -> tuple[dict[str, Path | bytes], list[str]]:
+def _choose(what: str, folder: Path) -> Package:
     """Return the files that a loader reads, as the stage signed them, and the other names."""
-    names = sorted(
-        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
-    )
-    loaded = [name for name in names if LOADED[what].fullmatch(name)]
+    files = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
+    part = folder.resolve().name
+    stages = lineage(folder.resolve().parent)
+    signed = stages[-1].manifest.outputs if stages else {}
+    if not any(name.startswith(f"{part}/") for name in signed):
+        stages = []  # the folder is no part of that stage
+    loaded = {name: path for name, path in files.items() if LOADED[what].fullmatch(name)}
     if stages:
-        part, manifest = folder.resolve().name, stages[-1].manifest
-        damaged = damage(stages[-1].directory, manifest, part, thorough=True)
+        damaged = damage(stages[-1].directory, stages[-1].manifest, part, thorough=True)
         damaged = [words for words in damaged if not words.startswith(f"{part}/{CARD} ")]
         if damaged:
             raise InputError(f"{stages[-1].directory}: {damaged[0]}; run the stage again")
-        loaded = [name for name in loaded if f"{part}/{name}" in manifest.outputs]
-    left_out = [name for name in names if name not in (*loaded, CARD)]
-    return {name: folder / name for name in loaded}, left_out
+        loaded = {name: path for name, path in loaded.items() if f"{part}/{name}" in signed}
+    left_out = [name for name in files if name not in (*loaded, CARD)]
+    return Package(what, folder, dict(loaded), left_out, stages)
 
 
 def _find_base(config: dict[str, Any], asked: str | None, upload: bool) -> Origin:

@@ -69,6 +69,4 @@ def push_signed(directory: Path) -> None:
             f"{directory} --what {what} --to {identity}{'' if private else ' --public'}"
         ) from None
     order.unlink()
-    for note in package.notes:
-        logger.warning("%s", note)
     logger.info("uploaded to %s (%s)", address, "private" if seen else "public")

@@ -25,7 +25,6 @@ TRANSIENT = (None, 409, 412, 429, 500, 502, 503, 504)  # no answer, conflict, to
 _LOADED = re.compile(
     r"(?:adapter_|generation_)?config\.json|.*\.(?:safetensors|bin|pt|gguf|parquet)"
 )
-_TEXTS = (".json", ".jsonl", ".jinja", ".md", ".parquet", ".txt")
 
 
 def check_id(identity: str, where: str) -> None:
@@ -132,17 +131,6 @@ def check_secrets(files: Files) -> None:
                         f"{name} holds the value of {variable}, so nothing was sent: revoke that "
                         f"secret and make the file without it, or unset {variable} if it is none"
                     )
-
-
-def local_paths(files: Files) -> list[str]:
-    """Return a note for each file of text or rows that holds a path of this machine."""
-    return [
-        f"{name} names {place}, a folder of this machine"
-        for name, content in files.items()
-        if Path(name).suffix in _TEXTS
-        for place in dict.fromkeys((Path.home(), Path.cwd()))
-        if place.name and any(part.find(f"{place}/".encode()) >= 0 for part in _contents(content))
-    ]
 
 
 def _contents(content: Path | bytes) -> Iterator[Any]:

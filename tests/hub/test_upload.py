@@ -8,7 +8,7 @@ import pytest
 
 from chainforge.core.errors import InputError
 from chainforge.hub import upload
-from chainforge.hub.upload import check_secrets, local_paths
+from chainforge.hub.upload import check_secrets
 
 FILES = {"README.md": b"# Mine\n", "config.json": b"{}"}
 VALUE = "c0ffee-c0ffee"
@@ -70,21 +70,19 @@ def test_a_secret_stops_an_upload_before_the_first_request(hub):
     assert hub.requests == []
 
 
-def test_secrets_and_paths_are_found_in_texts_weights_and_compressed_rows(tmp_path, monkeypatch):
+def test_secrets_are_found_in_texts_weights_and_compressed_rows(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DEEPSEEK_API_KEY", VALUE)
     monkeypatch.setenv("OPENAI_API_KEY", "EMPTY")  # too short to be one
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false-false")
     rows, weights = Path("train.parquet"), Path("weights.safetensors")
-    values = [["x", f"so {VALUE}!", f"{tmp_path}/runs/rl_final"]] * 100
+    values = [["x", f"so {VALUE}!"]] * 100
     pq.write_table(pa.table({"a": values}), rows, compression="zstd")
-    weights.write_bytes(b"\0" * 100_000 + f"{VALUE} {tmp_path}/x".encode())
+    weights.write_bytes(b"\0" * 100_000 + VALUE.encode())
     for content in (rows, weights, f"key: {VALUE}\n".encode()):
         with pytest.raises(InputError, match="card holds the value of DEEPSEEK_API_KEY") as error:
             check_secrets({"card": content})
         assert VALUE not in str(error.value)
-    noted = local_paths({"train.parquet": rows, "README.md": b"nothing", weights.name: b"weights"})
-    assert noted == [f"train.parquet names {tmp_path}, a folder of this machine"]
     Path("empty.json").touch()
     check_secrets({"empty.json": Path("empty.json"), "card": b"EMPTY, false-false"})
     rows.write_bytes(b"torn")

@@ -37,20 +37,10 @@ SETTINGS: dict[str, Any] = {
 
 
 def sign(directory: Path, recipe: str, finished: str = "2026-01-01T00:00:00Z", **more: Any) -> None:
-    values: dict[str, Any] = {
-        "recipe": recipe,
-        "fingerprint": "ab" * 32,
-        "given": {"learning_rate": 1e-4},
-        "inputs": {"model": "cd" * 32},
-        "outputs": {},
-        "config": {},
-        "metrics": {},
-        "versions": {"trl": "1.16.0"},
-        "device": "cpu (2 cores)",
-        "seed": 7,
-        "seconds": 61.2,
-        "finished": finished,
-    }
+    values: dict[str, Any] = {"recipe": recipe, "fingerprint": "ab" * 32, "finished": finished}
+    values |= {"given": {"learning_rate": 1e-4}, "inputs": {"model": "cd" * 32}, "outputs": {}}
+    values |= {"config": {}, "metrics": {}, "versions": {"trl": "1.16.0"}, "seconds": 61.2}
+    values |= {"device": "cpu (2 cores)", "seed": 7}
     write_json(directory / "manifest.json", Manifest(**(values | more)).__dict__)
 
 
@@ -66,39 +56,26 @@ def question(number: int, task: str = "sums", text: str = "") -> Row:
 
 def answered(row: Row, model: str, right: bool, index: int = 0, **more: Any) -> Row:
     answer = row["answer"] if right else "wrong"
-    values = {
-        "model": model,
-        "correct": right,
-        "lenient_correct": right,
-        "formatted": True,
-        "tokens": 12,
-        "finish_reason": "stop",
-        "extracted": answer,
-    }
+    values = {"model": model, "correct": right, "lenient_correct": right, "formatted": True}
+    values |= {"tokens": 12, "finish_reason": "stop", "extracted": answer}
     text = write(f"{model} thinks", answer)
     return sample(row, text, index, source="policy", **(values | more))
 
 
 def grpo(directory: Path, steps: int = 40) -> None:
-    rows(
-        directory,
-        "metrics.jsonl",
-        [
-            {
-                "step": step,
-                "reward": 0.5 + step / 100,
-                "rewards/accuracy_reward/mean": 0.4 + step / 100,
-                "rewards/format_reward/mean": 1.0,
-                "completions/mean_length": 40.0 + step,
-                "completions/clipped_ratio": 0.25,
-                "entropy": 0.3,
-                "kl": 0.001 * step,
-                "frac_zero_advantage": 0.5,
-                "loss": None,
-            }
-            for step in range(1, steps + 1)
-        ],
-    )
+    same = {"rewards/format_reward/mean": 1.0, "completions/clipped_ratio": 0.25, "entropy": 0.3}
+    same |= {"frac_zero_advantage": 0.5, "loss": None}
+    logged = [
+        {
+            "step": step,
+            "reward": 0.5 + step / 100,
+            "rewards/accuracy_reward/mean": 0.4 + step / 100,
+            "completions/mean_length": 40.0 + step,
+            "kl": 0.001 * step,
+        }
+        for step in range(1, steps + 1)
+    ]
+    rows(directory, "metrics.jsonl", [row | same for row in logged])
 
 
 def evaluation(directory: Path, right: dict[str, int], n: int = 40) -> dict[str, list[Row]]:
@@ -119,40 +96,25 @@ def evaluation(directory: Path, right: dict[str, int], n: int = 40) -> dict[str,
 
 def tiny(root: Path) -> Path:
     """A finished chain of five stages."""
-    traces = [
-        sample(
-            question(i),
-            write("add", str(2 * i)),
-            0,
-            source="offline" if i % 4 else "some-teacher",
-            drop="duplicate" if i % 5 == 0 else None,
-            reward=1.2,
-        )
-        for i in range(20)
-    ]
+    recipes = {"traces": "collect", "cold_start": "sft", "rl": "grpo", "rl_final": "grpo"}
+    for hour, (name, recipe) in enumerate(recipes.items()):
+        sign(root / name, recipe, finished=f"2026-01-01T0{hour}:00:00Z")
+    traces = []
+    for i in range(20):
+        source, drop = "offline" if i % 4 else "some-teacher", None if i % 5 else "duplicate"
+        text = write("add", str(2 * i))
+        traces.append(sample(question(i), text, 0, source=source, drop=drop, reward=1.2))
     rows(root / "traces", "samples.jsonl", traces)
-    write_json(root / "traces" / "funnel.json", {"in": 20, "kept": 16, "dropped": {"duplicate": 4}})
-    sign(root / "traces", "collect", finished="2026-01-01T01:00:00Z")
+    write_json(root / "traces/funnel.json", {"in": 20, "kept": 16, "dropped": {"duplicate": 4}})
     losses = [{"step": i, "loss": 2 / i, "eval_loss": 3 / i} for i in range(1, 30)]
     rows(root / "cold_start", "metrics.jsonl", losses)
-    sign(root / "cold_start", "sft", finished="2026-01-01T02:00:00Z")
-    (root / "cold_start" / "config.yaml").write_text("max_steps: 29\n")
+    (root / "cold_start/config.yaml").write_text("max_steps: 29\n")
     grpo(root / "rl")
-    sign(root / "rl", "grpo", finished="2026-01-01T03:00:00Z")
     grpo(root / "rl_final")
-    sign(root / "rl_final", "grpo", finished="2026-01-01T04:00:00Z")
     evaluation(root / "eval", {"base": 2, "cold_start": 10, "rl": 25, "rl_final": 34})
-    stages = [
-        {"name": name, "recipe": recipe}
-        for name, recipe in [
-            ("traces", "collect"),
-            ("cold_start", "sft"),
-            ("rl", "grpo"),
-            ("rl_final", "grpo"),
-            ("eval", "evaluate"),
-        ]
-    ]
-    write_json(root / "chain.json", {"name": "tiny chain", "stages": stages})
+    stages = (recipes | {"eval": "evaluate"}).items()
+    listed = [{"name": name, "recipe": recipe} for name, recipe in stages]
+    write_json(root / "chain.json", {"name": "tiny chain", "stages": listed})
     return root
 
 

@@ -8,7 +8,7 @@ import pytest
 from chainforge.core.artifacts import read_json, write_json
 from chainforge.core.errors import InputError
 from chainforge.hub.cards import measurements
-from chainforge.train.lineage import base_of, lineage, roots
+from chainforge.hub.lineage import base_of, lineage, roots
 
 
 @pytest.fixture(scope="module")
@@ -80,4 +80,4 @@ def test_figures_that_nobody_signed_are_not_told(run):
         measurements(lineage(run / "final"))
     write_json(run / "picks/funnel.json", {"in": 1, "kept": 1, "dropped": {}})
     with pytest.raises(InputError, match="run picks again"):
-        lineage(run / "picks")[-1].funnel()
+        lineage(run / "picks")[-1].signed("funnel.json")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -45,10 +45,17 @@ class Ancestor:
         """Return a setting of the stage; the default where it was not given."""
         return self.manifest.given.get(key, self.manifest.config.get(key, default))
 
-    def funnel(self) -> dict[str, Any] | None:
-        """Return where the rows of a data stage went."""
-        found = signed_json(self.directory, self.manifest, "funnel.json")
-        return dict(found) if found else None
+    def signed(self, name: str) -> Any:
+        """Read a JSON file that the stage signed; None when it signed none of that name.
+
+        Raises `InputError` when the file is another one by now: what it says would be a claim.
+        """
+        if name not in self.manifest.outputs:
+            return None
+        path = self.directory / name
+        if not path.is_file() or sha256(path) != self.manifest.outputs[name]:
+            raise InputError(f"{path} is not what the stage signed; run {self.name} again")
+        return read_json(path)
 
 
 def lineage(stage: Path) -> list[Ancestor]:
@@ -64,29 +71,38 @@ def lineage(stage: Path) -> list[Ancestor]:
         manifest = read_manifest(directory)
         if manifest is None or manifest.fingerprint in found:
             return
-        beside = {other.fingerprint: path for path, other in finished_in(directory.parent)}
+        beside = {other.manifest.fingerprint: other for other in finished_in(directory.parent)}
         took: dict[str, Origin] = {}
-        for role, fingerprint in manifest.inputs.items():
+        for role, print_ in manifest.inputs.items():
             if role.startswith("models."):
                 continue  # an evaluation is not made from the models that it measured
             reference = _reference(role, manifest.config)
-            maker = beside.get(fingerprint) or _maker(Path(reference), fingerprint)
+            maker = beside[print_].directory if print_ in beside else _maker(reference, print_)
             if maker and maker != directory:
                 collect(maker)
-                took[role] = Origin("stage", maker.name, fingerprint)
-            elif fingerprint.startswith(ON_HUB):
-                took[role] = Origin("hub", fingerprint.removeprefix(ON_HUB), fingerprint)
+                took[role] = Origin("stage", maker.name, print_)
+            elif print_.startswith(ON_HUB):
+                took[role] = Origin("hub", print_.removeprefix(ON_HUB), print_)
             else:
-                took[role] = Origin("path", reference, fingerprint)
+                took[role] = Origin("path", reference, print_)
         found[manifest.fingerprint] = Ancestor(directory, manifest, took)
 
     collect(stage.resolve())
     return list(found.values())
 
 
-def _maker(path: Path, fingerprint: str) -> Path | None:
+def finished_in(folder: Path) -> Iterator[Ancestor]:
+    """Yield the finished stages in a folder, which may hold other things too."""
+    for path in sorted(folder.iterdir()):
+        # A manifest.json of some other program, or a folder that is not ours to read.
+        with contextlib.suppress(InputError, OSError):
+            if manifest := read_manifest(path):
+                yield Ancestor(path.resolve(), manifest)
+
+
+def _maker(reference: str, fingerprint: str) -> Path | None:
     """Return the stage of another run that made an input, where its path still leads to it."""
-    for directory in (path, path.parent):
+    for directory in (Path(reference), Path(reference).parent):
         manifest = read_manifest(directory)
         if manifest is not None and manifest.fingerprint == fingerprint:
             return directory.resolve()
@@ -97,14 +113,13 @@ def _reference(role: str, config: dict[str, Any]) -> str:
     """Return what an input was called in the stage's settings."""
     kind, _, number = role.partition(".")
     if kind != "data":
-        prefix = "teacher_" if kind == "teacher" else ""
-        return str(config.get(f"{prefix}model_name_or_path", ""))
-    value = config.get("data") or config.get("pool") or config.get("gate_pool") or []
-    values = value if isinstance(value, list) else [value]
+        return str(config.get(f"{'teacher_' * (kind == 'teacher')}model_name_or_path", ""))
+    values = config.get("data") or config.get("pool") or config.get("gate_pool") or []
+    values = values if isinstance(values, list) else [values]
     return str(values[int(number)]) if int(number) < len(values) else role
 
 
-def base_of(stages: list[Ancestor]) -> Origin | None:
+def base_of(stages: Sequence[Ancestor]) -> Origin | None:
     """Return the model that the chain of models began with; None for what began with none."""
     by_print = {stage.manifest.fingerprint: stage for stage in stages}
     origin = stages[-1].took.get("model") if stages else None
@@ -113,7 +128,7 @@ def base_of(stages: list[Ancestor]) -> Origin | None:
     return origin
 
 
-def roots(stages: list[Ancestor]) -> list[Origin]:
+def roots(stages: Sequence[Ancestor]) -> list[Origin]:
     """Return the models that no stage made: what trained, wrote rows or gave its probabilities."""
     found = {
         origin.fingerprint: origin
@@ -122,25 +137,3 @@ def roots(stages: list[Ancestor]) -> list[Origin]:
         if role in ("model", "teacher") and origin.kind != "stage"
     }
     return list(found.values())
-
-
-def signed_json(directory: Path, manifest: Manifest, name: str) -> Any:
-    """Read a file that a stage signed; None when it signed none of that name.
-
-    Raises `InputError` when the file is another one by now: what it says would be a claim.
-    """
-    if name not in manifest.outputs:
-        return None
-    path = directory / name
-    if not path.is_file() or sha256(path) != manifest.outputs[name]:
-        raise InputError(f"{path} is not what the stage signed; run {directory.name} again")
-    return read_json(path)
-
-
-def finished_in(folder: Path) -> Iterator[tuple[Path, Manifest]]:
-    """Yield the finished stages in a folder, which may hold other things too."""
-    for path in sorted(folder.iterdir()):
-        # A manifest.json of some other program, or a folder that is not ours to read.
-        with contextlib.suppress(InputError, OSError):
-            if manifest := read_manifest(path):
-                yield path.resolve(), manifest
