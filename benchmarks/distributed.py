@@ -20,7 +20,7 @@ from typing import Any
 
 from receipt import ROOT, Receipt, record, write_receipt
 
-BASE = "recipes/quickstart/base"
+BASE, STUDENT = "recipes/quickstart/base", "recipes/quickstart/student_base"
 NOTE = "a model of 0.7 million parameters on a shared CPU: the speed only says that it runs"
 SUMS = {"dataset": "chain_sum", "max_digits": 1}
 TASKS = [{"fn": "reasoning_gym", "params": SUMS, "size": 100, "split": "train"}]
@@ -39,7 +39,7 @@ SAMPLED = {"tasks": TASKS, "system_prompt": "", "max_completion_length": 16}
 RECIPES: dict[str, dict[str, Any]] = {
     "sft": {"max_length": 192},
     "grpo": SAMPLED | {"num_generations": 4, "random_rewards": True, "beta": 0.01},
-    "distill": SAMPLED | {"teacher_model_name_or_path": BASE},
+    "distill": SAMPLED | {"teacher_model_name_or_path": BASE, "model_name_or_path": STUDENT},
 }
 LORA = {"use_peft": True, "lora_r": 4, "lora_dropout": 0.0}  # each process drops other values
 QLORA = LORA | {"load_in_4bit": True, "bnb_4bit_quant_storage": "bfloat16"}

@@ -23,9 +23,9 @@ def test_a_page_has_the_table_of_the_receipts(page):
 @pytest.mark.parametrize("name", RECEIPTS)
 def test_a_receipt_is_of_what_its_command_trains(name):
     receipt = RECEIPTS[name]
-    assert receipt.cell == cell_of(shlex.split(receipt.command))
     assert receipt.exit == 0
     if receipt.cell:
+        assert receipt.cell == cell_of(shlex.split(receipt.command))
         assert receipt.steps
         assert receipt.loss is not None
     assert {"torch", "transformers", "trl"} <= receipt.versions.keys()

@@ -22,7 +22,8 @@ from receipt import write_receipt
 
 SPLIT = ("fsdp2", "zero2", "zero3")
 # In bfloat16 two processes round other sums than one, and ZeRO keeps the adapter in it, too.
-CLOSE = {"full": 1e-4, "lora": 1e-4, "qlora": 0.05}
+CLOSE = {"full": 1e-4, "lora": 1e-4, "qlora": 0.05}  # losses
+APART = {"full": 1e-3, "lora": 1e-3, "qlora": 0.2}  # what training changed, relative
 TIMES = re.compile("time$|per_second$")
 RESUMED = [(layout, *kind) for layout in SPLIT for kind in (("sft", "full"), ("grpo", "lora"))]
 
@@ -57,10 +58,18 @@ def logs(stage):
     return [{key: value for key, value in row.items() if not TIMES.search(key)} for row in rows]
 
 
-def weights(stage, part):
+def weights(folder):
     from safetensors.torch import load_file
 
-    return load_file(next((stage / part).glob("*.safetensors")))
+    return load_file(next(folder.glob("*.safetensors")))
+
+
+def change(stage):
+    """Return by how much each weight of what a stage saved differs from its base, in one vector."""
+    base = distributed.STUDENT if "distill" in stage.name else distributed.BASE
+    left, base = weights(stage / "model"), weights(distributed.ROOT / base)
+    assert left.keys() == base.keys()
+    return torch.cat([(left[name] - weight).flatten() for name, weight in base.items()])
 
 
 @pytest.mark.parametrize("job", distributed.JOBS, ids=lambda job: job.name)
@@ -69,14 +78,11 @@ def test_a_layout_trains_and_saves_what_plain_training_does(jobs, job):
     wanted, found = (jobs.run(kind, job.recipe, job.method) for kind in (plain, job.layout))
     losses = [[row["loss"] for row in logs(stage)] for stage in (found, wanted)]
     assert losses[0] == pytest.approx(losses[1], abs=CLOSE[job.method])
-    base = weights(distributed.ROOT / distributed.BASE, ".")
-    for part in ("model",) if job.method == "full" else ("model", "adapter"):
-        mine, theirs = weights(found, part), weights(wanted, part)
-        assert mine.keys() == theirs.keys()
-        for name, weight in mine.items():
-            torch.testing.assert_close(weight, theirs[name], atol=2e-3, rtol=0, msg=name)
-    moved = weights(found, "model")
-    assert max(float((moved[name] - base[name]).abs().max()) for name in moved) > 1e-3
+    mine, theirs = change(found), change(wanted)
+    assert float(theirs.norm()) > 0.1
+    assert float((mine - theirs).norm() / theirs.norm()) < APART[job.method]
+    if job.method != "full":
+        assert weights(found / "adapter").keys() == weights(wanted / "adapter").keys()
     assert read_manifest(found).metrics["steps"] == distributed.STEPS
     assert not list(found.glob("*rank*"))
 
