@@ -6,23 +6,19 @@
 Leaves every scored sample (`samples.jsonl`), the kept rows ready for `sft.py` (`dataset/`), and
 what became of the others (`funnel.json`). An interrupted run continues where it stopped; under
 `accelerate launch` several processes share the prompts. `--pool runs/quickstart/rl` selects
-from the rollouts of a GRPO stage instead, and samples nothing; with `--dry_run` it prints the
-funnel that the settings give, and leaves nothing.
+from the rollouts of a GRPO stage instead, and samples nothing.
 """
 
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
-from rich.console import Console
-
 from chainforge.core import process
 from chainforge.core.config import parse
 from chainforge.core.errors import InputError
 from chainforge.data.filters import FilterArgs, SelectionArgs
-from chainforge.data.select import read_pool
 from chainforge.data.tasks import TaskArgs, load_examples
-from chainforge.generate.build import BuildArgs, build, open_pool, preview
+from chainforge.generate.build import BuildArgs, build, open_pool
 from chainforge.generate.rollouts import PoolArgs, score_samples
 from chainforge.generate.sampling import accepted_by, open_engine, roll_out
 from chainforge.generate.settings import RunArgs, SamplingArgs, check_prompts
@@ -61,9 +57,6 @@ def preflight(configs: tuple[Any, ...]) -> SimpleNamespace:
 
 def main() -> None:
     run, _, rewarding, sampling, pool, selection, texts, output = configs = parse(*CONFIGS)
-    if output.dry_run:
-        Console().print(preview(read_pool(pool.paths()), selection, texts, run.seed))
-        return
     ready = preflight(configs)
     policy = run.model_name_or_path
     inputs = {f"data.{number}": path for number, path in enumerate(pool.paths())}

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.table import Table
 
 from chainforge import __version__
 from chainforge.core import artifacts
@@ -40,10 +39,6 @@ SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "1
 class BuildArgs:
     """What is made of the samples besides the data set itself."""
 
-    dry_run: bool = field(
-        default=False,
-        metadata={"help": "Print the funnel that these settings give on `pool`; write nothing."},
-    )
     rescore: bool = field(
         default=True,
         metadata={
@@ -99,11 +94,10 @@ def build(
     artifacts.write_json(directory / "funnel.json", funnel)
     if not kept:
         raise InputError(_why_none(funnel, marked))
-    folder = save_dataset(kept, directory / "dataset").parent
     settings = resolved(selection, texts)
     settings |= {"max_per_prompt": selection.max_per_prompt, "select": selection.select}
-    with replacing(folder / "README.md") as temporary:
-        card = _card(kept, funnel, settings, args.dataset_license, sections(kept))
+    card = _card(kept, funnel, settings, args.dataset_license, sections(kept))
+    with replacing(save_dataset(kept, directory / "dataset").with_name("README.md")) as temporary:
         temporary.write_text(card, encoding="utf-8")
     return funnel
 
@@ -141,19 +135,6 @@ def _why_none(funnel: Row, marked: list[Row]) -> str:
     )
 
 
-def preview(rows: list[Row], selection: SelectionArgs, texts: FilterArgs, seed: int = 0) -> Table:
-    """Return the funnel that selection would give, as a table; nothing is written."""
-    _, funnel = select(rows, selection, texts, seed)
-    title = f"{funnel['in']:,} samples of {funnel['prompts']['in']:,} prompts"
-    table = Table("filter", "dropped", "share", title=title)
-    for reason, count in funnel["dropped"].items():
-        table.add_row(reason, f"{count:,}", f"{count / funnel['in']:.1%}")
-    table.add_section()
-    words = f"kept, of {funnel['prompts']['kept']:,} prompts"
-    table.add_row(words, f"{funnel['kept']:,}", f"{funnel['kept'] / funnel['in']:.1%}")
-    return table
-
-
 def _card(
     rows: Sequence[Row], funnel: Row, settings: Row, license: str, sections: Mapping[str, str]
 ) -> str:
@@ -171,22 +152,28 @@ def _card(
         configs=[{"config_name": "default", "data_files": "train.parquet", "default": True}],
     )
     shown = yaml.safe_dump(public_settings(settings), sort_keys=False, allow_unicode=True)
-    lengths = sorted(row["tokens"] for row in rows if row.get("tokens") is not None)
+    given = [row["sampling"] for row in rows if isinstance(row.get("sampling"), dict)]
+    # Without what differs from row to row.
+    common = Counter(code({k: v for k, v in one.items() if k != "seed"}) for one in given)
     card = DatasetCard.from_template(
         head,
         template_path=str(TEMPLATE),
         version=__version__,
         rows=len(rows),
         funnel=funnel,
-        origin=_origin(rows),
+        writers=counted(rows, "source", "model", "stage"),
+        sampled=common.most_common(5),
         sections=sections,
         funnel_table=funnel_table(funnel),
         settings=shown.replace("```", "'''"),
-        decontamination=_decontamination(funnel, settings),
-        tasks=[(name, count) for (name,), count in counted(rows, "task")],
-        right=sum(row.get("correct") is True for row in rows),
-        unknown=sum(row.get("correct") is None for row in rows),
-        lengths=lengths,
+        checked=funnel.get("decontamination"),
+        evaluations=[code(public(str(one))) for one in settings.get("decontaminate") or ()],
+        coverage=COVERAGE,
+        run=N,
+        tasks=counted(rows, "task"),
+        verdicts=Counter(row.get("correct") for row in rows),
+        lengths=sorted(row["tokens"] for row in rows if row.get("tokens") is not None),
+        public=public,
     )
     return str(card)
 
@@ -210,33 +197,6 @@ def code(value: Any) -> str:
 def counted(rows: Sequence[Row], *columns: str) -> list[tuple[tuple[str, ...], int]]:
     """Return each combination of values in some columns, with its number of rows."""
     return Counter(tuple(code(row.get(name)) for name in columns) for row in rows).most_common()
-
-
-def _origin(rows: Sequence[Row]) -> str:
-    """Return who wrote the rows, with which sampling parameters."""
-    lines = [
-        f"- {count:,} rows by `{public(model)}` (source `{source}`, stage `{stage}`)"
-        for (source, model, stage), count in counted(rows, "source", "model", "stage")
-    ]
-    given = [row["sampling"] for row in rows if isinstance(row.get("sampling"), dict)]
-    # Without what differs from row to row.
-    common = Counter(code({k: v for k, v in one.items() if k != "seed"}) for one in given)
-    lines += [f"- {count:,} rows sampled with `{how}`" for how, count in common.most_common(5)]
-    return "\n".join(lines)
-
-
-def _decontamination(funnel: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    found = funnel.get("decontamination")
-    if not found:
-        return "The prompts were **not** checked against any evaluation (`decontaminate`)."
-    entries = settings.get("decontaminate") or ()
-    return (
-        f"{found['prompts']:,} prompts were checked against {found['questions']:,} questions of "
-        f"{', '.join(f'`{code(public(str(entry)))}`' for entry in entries)}; "
-        f"{found['prompts_dropped']:,} contained one (all of its words in a row, or its numbers "
-        f"and at least {COVERAGE:.0%} of its rare runs of {N} words) and were dropped with all "
-        "their samples."
-    )
 
 
 _USER_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
-from transformers.cache_utils import DynamicLayer
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from chainforge.core.errors import InputError, first_line
 from chainforge.core.jsonl import Row
@@ -23,20 +27,19 @@ from chainforge.core.weights import check_weights
 from chainforge.generate.settings import Draw, SamplingArgs, Take, ends_of
 from chainforge.generate.shards import world_size
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 # Columns by which a cache grows. transformers' own copies all of it for every token.
 BLOCK = 64
 # Share of unfinished lines at which the finished ones leave and new ones come: moving costs too.
 SHRINK = 0.75
 # Batches that may wait for their scores; more would only cost memory.
 BEHIND = 4
+# Completions handed to vLLM at once: many, so that its scheduler is never idle, and not all, so
+# that a kill costs little.
+AT_ONCE = 4096
 
 
 def open_policy(reference: str, **options: Any) -> Any:
     """Load a policy for inference, on the GPU of this process where there is one."""
-    import torch
     from transformers import AutoModelForCausalLM
 
     try:
@@ -65,70 +68,37 @@ class LocalEngine:
 
     def sample(self, draws: Sequence[Draw], take: Take) -> None:
         """Sample every draw; a thread scores completions while the next tokens are computed."""
-        import torch
-
         rows = {draw.row["id"]: draw.row for draw in draws}
         prompts = dict(zip(rows, encode(self.tokenizer, [*rows.values()], self.context)))
         # The longest first: what does not fit into memory fails at once, and short ones end it.
-        place = {identity: number for number, identity in enumerate(rows)}
+        place = {name: number for number, name in enumerate(rows)}
         order = sorted(
             draws, key=lambda d: (-len(prompts[d.row["id"]]), place[d.row["id"]], d.sample)
         )
+        lines = [Line(draw, prompts[draw.row["id"]], draw.seed) for draw in order]
         training = self.model.training
         self.model.eval()
+        handed: deque[Future[None]] = deque()
         try:
-            with ThreadPoolExecutor(1) as scorer, torch.inference_mode():
-                self._run(deque(order), prompts, take, scorer)
+            with ThreadPoolExecutor(1) as scorer:
+                for done in generate(self.model, lines, self.args, self.ends, self.context):
+                    handed.append(scorer.submit(self._hand_over, done, take))
+                    while len(handed) > BEHIND or (handed and handed[0].done()):
+                        handed.popleft().result()
+                while handed:
+                    handed.popleft().result()
         finally:
             self.model.train(training)
 
-    def _run(
-        self,
-        waiting: deque[Draw],
-        prompts: dict[str, list[int]],
-        take: Take,
-        scorer: ThreadPoolExecutor,
-    ) -> None:
-        handed: deque[Future[None]] = deque()
-        size = self.args.generation_batch_size
-        batch: Batch | None = None
-        while waiting or batch is not None:
-            if waiting and (batch is None or (batch.joinable and len(batch) <= SHRINK * size)):
-                room = size - (len(batch) if batch else 0)
-                fresh = [waiting.popleft() for _ in range(min(room, len(waiting)))]
-                new = prefill(self.model, fresh, prompts, self.args, self.context)
-                batch = new if batch is None else batch.join(new)
-            assert batch is not None
-            token = choose(batch.logits, batch.uniform(), self.args)
-            left = batch.write(token, self.ends)
-            if left <= SHRINK * len(batch):
-                done, batch = batch.leave()
-                handed.append(scorer.submit(self._hand_over, done, take))
-                while len(handed) > BEHIND or (handed and handed[0].done()):
-                    handed.popleft().result()
-            if batch is not None:
-                batch.forward(self.model)
-        while handed:
-            handed.popleft().result()
-
-    def _hand_over(self, done: list[tuple[Draw, list[int]]], take: Take) -> None:
+    def _hand_over(self, done: list[Line], take: Take) -> None:
         """Decode completions, each cut at its end token; the tags are no special tokens."""
-        stopped = [ids[-1] in self.ends for _, ids in done]
-        cut = [ids[:-1] if end else ids for (_, ids), end in zip(done, stopped, strict=True)]
+        ends = ["stop" if line.ids[-1] in self.ends else "length" for line in done]
+        cut = [line.ids[:-1] if end == "stop" else line.ids for line, end in zip(done, ends)]
         texts = self.tokenizer.batch_decode(
             cut, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
-        take(
-            [
-                (draw, drawn(self.special, text, ids, "stop" if end else "length"))
-                for (draw, ids), text, end in zip(done, texts, stopped, strict=True)
-            ]
-        )
-
-
-# Completions handed to vLLM at once: many, so that its scheduler is never idle, and not all, so
-# that a kill costs little.
-AT_ONCE = 4096
+        made = zip(done, texts, ends, strict=True)
+        take([(one.key, drawn(self.special, text, one.ids, end)) for one, text, end in made])
 
 
 class VllmEngine:
@@ -151,9 +121,12 @@ class VllmEngine:
         self.args, self.tokenizer, self._vllm = args, tokenizer, vllm
         self.special = special_ids(tokenizer)
         self._ends = sorted(ends_of(policy))
-        # `generation_config="vllm"`: nothing comes from the model's own generation config.
-        options = {"generation_config": "vllm", "enable_prefix_caching": True, "dtype": dtype}
-        options["load_format"] = "safetensors"
+        options: dict[str, Any] = {
+            "generation_config": "vllm",  # nothing comes from the model's own
+            "enable_prefix_caching": True,
+            "dtype": dtype,
+            "load_format": "safetensors",
+        }
         self.model = vllm.LLM(model=policy, **(options | (args.engine_options or {})))
 
     def sample(self, draws: Sequence[Draw], take: Take) -> None:
@@ -167,14 +140,9 @@ class VllmEngine:
                 [self._parameters(draw) for draw in part],
                 use_tqdm=False,
             )
-            # In the order of the prompts.
-            said = [output.outputs[0] for output in outputs]
-            take(
-                [
-                    (draw, drawn(self.special, one.text, one.token_ids, one.finish_reason))
-                    for draw, one in zip(part, said, strict=True)
-                ]
-            )
+            said = [output.outputs[0] for output in outputs]  # in the order of the prompts
+            made = [drawn(self.special, o.text, o.token_ids, o.finish_reason) for o in said]
+            take(list(zip(part, made, strict=True)))
 
     def _parameters(self, draw: Draw) -> Any:
         args = self.args
@@ -233,6 +201,125 @@ def end_tokens(model: Any, tokenizer: Any) -> list[int]:
     return list(dict.fromkeys(token for token in tokens if token is not None))
 
 
+@dataclass(eq=False)
+class Line:
+    """A completion that is being generated: whose it is, its prompt, and its tokens so far."""
+
+    key: Any
+    prompt: list[int]
+    seed: int
+    ids: list[int] = field(default_factory=list)
+    going: bool = True
+    most: int = 0  # tokens
+    uniforms: Any = None  # a random number in [0, 1) for each of them
+
+    def start(self, args: SamplingArgs, context: int | None) -> None:
+        """Draw the random numbers, from this line's own seed."""
+        room = args.max_new_tokens if context is None else context - len(self.prompt)
+        self.most = min(args.max_new_tokens, room)
+        generator = torch.Generator().manual_seed(self.seed)
+        self.uniforms = torch.rand(args.max_new_tokens, generator=generator).numpy()
+
+
+@torch.inference_mode()
+def generate(
+    model: Any, lines: Sequence[Line], args: SamplingArgs, ends: Sequence[int], context: int | None
+) -> Iterator[list[Line]]:
+    """Generate lines, begun in this order; yield those that ended, some at a time.
+
+    A completion may have `max_new_tokens`, or as many as the `context` leaves.
+    """
+    waiting, size = deque(lines), args.generation_batch_size
+    batch: Batch | None = None
+    while waiting or batch is not None:
+        if waiting and (batch is None or (batch.joinable and len(batch.lines) <= SHRINK * size)):
+            room = size - (len(batch.lines) if batch else 0)
+            fresh = [waiting.popleft() for _ in range(min(room, len(waiting)))]
+            for line in fresh:
+                line.start(args, context)
+            new = prefill(model, fresh)
+            batch = new if batch is None else batch.join(new)
+        assert batch is not None
+        batch.write(choose(batch.logits, batch.uniform(), args), ends)
+        if sum(line.going for line in batch.lines) <= SHRINK * len(batch.lines):
+            yield [line for line in batch.lines if not line.going]
+            batch = batch.left()
+        if batch is not None:
+            batch.forward(model, context)
+
+
+@dataclass(eq=False)
+class Batch:
+    """Lines that are generated together. The first dimension of every tensor is the line.
+
+    `mask` has a column for each column of the cache; prompts are padded on the left, so that all
+    lines grow together, each with its own positions. `logits` are those of the next token, `latest`
+    are the tokens that the model has not seen yet.
+    """
+
+    lines: list[Line]
+    cache: Any
+    mask: Tensor
+    logits: Tensor
+    latest: Any = None
+
+    @property
+    def joinable(self) -> bool:
+        """Return whether another batch can join these lines: the cache holds all their tokens."""
+        return all(isinstance(one, Columns) and one.is_initialized for one in self.cache.layers)
+
+    def uniform(self) -> Tensor:
+        """Return each line's random number for its next token, shape (lines, 1)."""
+        last = len(self.lines[0].uniforms) - 1
+        numbers = [line.uniforms[min(len(line.ids), last)] for line in self.lines]
+        return torch.from_numpy(np.array(numbers)).to(self.logits.device)[:, None]
+
+    def write(self, tokens: Tensor, ends: Sequence[int]) -> None:
+        """Append a token to each unfinished line."""
+        self.latest = tokens[:, None]
+        for line, token in zip(self.lines, tokens.tolist(), strict=True):
+            if line.going:
+                line.ids.append(token)
+                line.going = token not in ends and len(line.ids) < line.most
+
+    def forward(self, model: Any, context: int | None) -> None:
+        """Run the latest tokens through the model."""
+        self.mask = pad(self.mask, (0, 1), value=1)
+        # Lines that ended may be beyond the last position that the model knows.
+        positions = (self.mask.sum(1, keepdim=True) - 1).clamp(max=(context or 2**31) - 1)
+        self.logits = _logits(model, self.latest, self.mask, positions, self.cache)
+
+    def left(self) -> Batch | None:
+        """Take out the lines that ended; return None if none is left."""
+        stay = [place for place, line in enumerate(self.lines) if line.going]
+        if not stay:
+            return None
+        index = torch.tensor(stay, device=self.mask.device)
+        self.lines = [self.lines[place] for place in stay]
+        self.mask, self.latest = self.mask[index], self.latest[index]
+        self.cache.batch_select_indices(index)
+        if self.joinable and (unused := int(self.mask.argmax(1).min())):
+            self.mask = self.mask[:, unused:]
+            for layer in self.cache.layers:
+                layer.keys, layer.values = layer.keys[:, :, unused:], layer.values[:, :, unused:]
+        return self
+
+    def join(self, other: Batch) -> Batch:
+        """Put another batch's lines, which are about to get their first token, beside these."""
+        width = max(self.mask.shape[1], other.mask.shape[1])
+        new = [width - batch.mask.shape[1] for batch in (self, other)]  # columns before the first
+        for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
+            for name in ("keys", "values"):
+                both = (getattr(layer, name) for layer in (mine, theirs))
+                wide = [pad(states, (0, 0, columns, 0)) for states, columns in zip(both, new)]
+                setattr(mine, name, torch.cat(wide))
+        masks = (pad(one.mask, (columns, 0)) for one, columns in zip((self, other), new))
+        self.mask = torch.cat([*masks])
+        self.logits = torch.cat([self.logits, other.logits])
+        self.lines = self.lines + other.lines
+        return self
+
+
 class Columns(DynamicLayer):
     """A layer of the cache that has room for further tokens."""
 
@@ -252,7 +339,8 @@ class Columns(DynamicLayer):
         old, new = self.keys.shape[-2], key_states.shape[-2]
         # Lines that left or came have made other tensors of these.
         if self.view is not self.keys or old + new > self.whole[0].shape[-2]:
-            self.whole = [_with_room(states, new + BLOCK) for states in (self.keys, self.values)]
+            more = (0, 0, 0, new + BLOCK)
+            self.whole = [pad(states, more) for states in (self.keys, self.values)]
         for whole, states in zip(self.whole, (key_states, value_states), strict=True):
             whole[:, :, old : old + new] = states
         self.keys, self.values = (whole[:, :, : old + new] for whole in self.whole)
@@ -260,114 +348,29 @@ class Columns(DynamicLayer):
         return self.keys, self.values
 
 
-def _with_room(states: Tensor, columns: int) -> Tensor:
-    lines, heads, length, size = states.shape
-    whole = states.new_empty(lines, heads, length + columns, size)
-    whole[:, :, :length] = states
-    return whole
+def prefill(model: Any, lines: list[Line]) -> Batch:
+    """Run the prompts of some lines through the model, each prompt once."""
+    places: dict[tuple[int, ...], int] = {}  # of the different prompts
+    of_line = [places.setdefault(tuple(line.prompt), len(places)) for line in lines]
+    width = max(map(len, places))
+    ids = torch.zeros((len(places), width), dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for prompt, place in places.items():
+        ids[place, width - len(prompt) :] = torch.tensor(prompt)
+        mask[place, width - len(prompt) :] = 1
+    ids, mask = ids.to(model.device), mask.to(model.device)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    cache = DynamicCache(config=model.config)
+    cache.layers = [Columns() if type(one) is DynamicLayer else one for one in cache.layers]
+    logits = _logits(model, ids, mask, positions, cache)
+    if len(places) < len(lines):
+        index = torch.tensor(of_line, device=model.device)
+        cache.batch_select_indices(index)
+        mask, logits = mask[index], logits[index]
+    return Batch(lines, cache, mask, logits)
 
 
-@dataclass(eq=False)
-class Batch:
-    """Lines that are being generated. The first dimension of every tensor is the line.
-
-    `mask` has a column for each column of the cache; prompts are padded on the left, so that all
-    lines grow together, each with its own positions. `logits` are those of the next token.
-    """
-
-    draws: list[Draw]
-    cache: Any
-    mask: Tensor
-    positions: Tensor
-    logits: Tensor
-    written: Tensor  # (lines, most tokens)
-    uniforms: Tensor  # likewise: a random number for each token
-    counts: Tensor
-    limits: Tensor
-    going: Tensor
-    last: int  # the last position that the model knows
-
-    def __len__(self) -> int:
-        return len(self.draws)
-
-    @property
-    def joinable(self) -> bool:
-        """Return whether another batch can join these lines: the cache holds all their tokens."""
-        return all(isinstance(one, Columns) and one.is_initialized for one in self.cache.layers)
-
-    def uniform(self) -> Tensor:
-        """Return each line's random number for its next token."""
-        return self.uniforms.gather(1, self._next())
-
-    def _next(self) -> Tensor:
-        return self.counts.clamp(max=self.written.shape[1] - 1)[:, None]
-
-    def write(self, tokens: Tensor, ends: list[int]) -> int:
-        """Append a token to each unfinished line; return how many are unfinished after it."""
-        import torch
-
-        old = self.written.gather(1, self._next())[:, 0]
-        self.written.scatter_(1, self._next(), torch.where(self.going, tokens, old)[:, None])
-        self.counts += self.going
-        ended = torch.isin(tokens, tokens.new_tensor(ends)) | (self.counts >= self.limits)
-        self.going &= ~ended
-        return int(self.going.sum())
-
-    def forward(self, model: Any) -> None:
-        """Run the last tokens through the model."""
-        import torch
-
-        latest = self.written.gather(1, (self.counts - 1)[:, None])
-        self.positions = (self.positions + 1).clamp(max=self.last)
-        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self), 1)], dim=1)
-        self.logits = _logits(model, latest, self.mask, self.positions, self.cache)
-
-    def leave(self) -> tuple[list[tuple[Draw, list[int]]], Batch | None]:
-        """Take out the lines that ended; return them with their tokens, and what is left."""
-        going, counts = self.going.tolist(), self.counts.tolist()
-        out = [line for line, goes in enumerate(going) if not goes]
-        tokens = self.written[~self.going].tolist()
-        done = [
-            (self.draws[line], ids[: counts[line]]) for line, ids in zip(out, tokens, strict=True)
-        ]
-        if len(out) == len(self):
-            return done, None
-        stay = self.going.nonzero()[:, 0]
-        self.draws = [draw for draw, goes in zip(self.draws, going, strict=True) if goes]
-        for name in LINES[1:]:
-            setattr(self, name, getattr(self, name)[stay])
-        self.cache.batch_select_indices(stay)
-        if self.joinable and (unused := int(self.mask.argmax(1).min())):
-            self.mask = self.mask[:, unused:]
-            for layer in self.cache.layers:
-                layer.keys, layer.values = layer.keys[:, :, unused:], layer.values[:, :, unused:]
-        return done, self
-
-    def join(self, other: Batch) -> Batch:
-        """Put another batch's lines, which are about to get their first token, beside these."""
-        import torch
-        from torch.nn.functional import pad
-
-        width = max(self.mask.shape[1], other.mask.shape[1])
-        new = [width - batch.mask.shape[1] for batch in (self, other)]  # columns before the first
-        for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
-            for name in ("keys", "values"):
-                both = (getattr(layer, name) for layer in (mine, theirs))
-                wide = [pad(states, (0, 0, columns, 0)) for states, columns in zip(both, new)]
-                setattr(mine, name, torch.cat(wide))
-        for batch, columns in zip((self, other), new):
-            batch.mask = pad(batch.mask, (columns, 0))
-        self.draws = self.draws + other.draws
-        for name in LINES:
-            setattr(self, name, torch.cat([getattr(self, name), getattr(other, name)]))
-        return self
-
-
-# The tensors of a batch, a line each; the logits are new with each token.
-LINES = ("logits", "mask", "positions", "written", "uniforms", "counts", "limits", "going")
-
-
-def _logits(model: Any, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
+def _logits(model: Any, ids: Any, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
     """Run tokens through the model; return the logits after each line's last."""
     logits: Tensor = model(
         input_ids=ids,
@@ -380,73 +383,12 @@ def _logits(model: Any, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any
     return logits[:, -1]
 
 
-def prefill(
-    model: Any,
-    draws: list[Draw],
-    prompts: dict[str, list[int]],
-    args: SamplingArgs,
-    context: int | None,
-) -> Batch:
-    """Run the prompts of draws through the model, each prompt once.
-
-    A completion may have `max_new_tokens`, or as many as the `context` leaves.
-    """
-    import torch
-    from transformers import DynamicCache
-
-    lines = {name: line for line, name in enumerate(dict.fromkeys(d.row["id"] for d in draws))}
-    chosen = [prompts[name] for name in lines]
-    width = max(map(len, chosen))
-    ids = torch.zeros((len(chosen), width), dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for line, prompt in enumerate(chosen):
-        ids[line, width - len(prompt) :] = torch.tensor(prompt)
-        mask[line, width - len(prompt) :] = 1
-    ids, mask = ids.to(model.device), mask.to(model.device)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    cache = DynamicCache(config=model.config)
-    cache.layers = [Columns() if type(one) is DynamicLayer else one for one in cache.layers]
-    logits = _logits(model, ids, mask, positions, cache)
-    if len(lines) < len(draws):
-        of_draw = torch.tensor([lines[draw.row["id"]] for draw in draws], device=model.device)
-        cache.batch_select_indices(of_draw)
-        mask, positions, logits = mask[of_draw], positions[of_draw], logits[of_draw]
-    last = 2**31 if context is None else context - 1
-    room = [last + 1 - len(prompts[draw.row["id"]]) for draw in draws]
-    return Batch(
-        draws=list(draws),
-        cache=cache,
-        mask=mask,
-        positions=positions[:, -1:],
-        logits=logits,
-        written=torch.zeros((len(draws), args.max_new_tokens), dtype=torch.long, device=ids.device),
-        uniforms=_uniforms(draws, args).to(ids.device),
-        counts=torch.zeros(len(draws), dtype=torch.long, device=ids.device),
-        limits=torch.tensor(room, device=ids.device).clamp(max=args.max_new_tokens),
-        going=torch.ones(len(draws), dtype=torch.bool, device=ids.device),
-        last=last,
-    )
-
-
-def _uniforms(draws: list[Draw], args: SamplingArgs) -> Tensor:
-    """Return a random number in [0, 1) for every token, from each sample's own seed."""
-    import torch
-
-    if args.temperature == 0:
-        return torch.zeros(len(draws), args.max_new_tokens)
-    generator = torch.Generator()
-    return torch.stack(
-        [torch.rand(args.max_new_tokens, generator=generator.manual_seed(d.seed)) for d in draws]
-    )
-
-
 def choose(logits: Tensor, uniform: Tensor, args: SamplingArgs) -> Tensor:
     """Return the next token of each line: where its random number falls in the distribution.
 
     `logits` have shape (lines, vocabulary), `uniform` (lines, 1). One number decides a token, so
     that a sample depends on its own seed alone, whatever is sampled beside it.
     """
-    import torch
     from transformers import TopKLogitsWarper, TopPLogitsWarper
 
     if args.temperature == 0:

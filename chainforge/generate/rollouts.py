@@ -16,7 +16,15 @@ from chainforge.core.errors import InputError
 from chainforge.core.jsonl import JsonLines, Row, read_rows, write_rows
 from chainforge.core.transcript import chat_mark, read, special_ids
 from chainforge.data.select import pass_rates, read_pool
-from chainforge.generate.shards import gathered, merge, own_file, rank, shards_of, world_size
+from chainforge.generate.shards import (
+    gathered,
+    merge,
+    own_file,
+    rank,
+    shard_of,
+    shards_of,
+    world_size,
+)
 from chainforge.rewards.answers import lenient_answer
 from chainforge.rewards.functions import accuracy_rewards
 from chainforge.rewards.reward import Reward, score, text_of
@@ -113,17 +121,10 @@ class Recorder:
         self.rewards = [Recorded(reward, self, last=reward is rewards[-1]) for reward in rewards]
         self.ends = {end}  # a trainer may end at others too: its model's own
         self._group, self._transcript = training.num_generations, transcript
-        self._common = {
-            "source": "policy",
-            "model": model,
-            "stage": directory.name,
-            "sampling": {
-                "temperature": training.temperature,
-                "top_p": training.top_p,
-                "top_k": training.top_k,
-                "max_new_tokens": training.max_completion_length,
-            },
-        }
+        sampling = {name: getattr(training, name) for name in ("temperature", "top_p", "top_k")}
+        sampling["max_new_tokens"] = training.max_completion_length
+        self._common: Row = {"source": "policy", "model": model, "stage": directory.name}
+        self._common["sampling"] = sampling
         self._weights = {reward.__name__: reward.weight for reward in rewards}
         self._verdicts = [reward.__name__ for reward in rewards if reward.measures_correctness]
         self._lines: JsonLines | None = None
@@ -132,10 +133,9 @@ class Recorder:
         """Forget the rollouts of steps that a resumed run will take again."""
         files = [own_file(self.path)]
         if rank() == 0:  # and those of processes that no longer exist
-            ours = {self.path.with_name(f"{self.path.stem}.rank-{n}.jsonl")
-                    for n in range(1, world_size())}  # fmt: skip
-            files += [path for path in (self.path, *shards_of(self.path)) if path not in ours]
-        for path in dict.fromkeys(files):
+            others = {shard_of(self.path, number) for number in range(1, world_size())}
+            files = [path for path in (self.path, *shards_of(self.path)) if path not in others]
+        for path in files:
             if path.exists():
                 rows = read_rows(path, torn_tail=True)
                 write_rows(path, [row for row in rows if row["step"] <= step])
@@ -146,49 +146,47 @@ class Recorder:
         completions: Sequence[Any],
         completion_ids: Sequence[Sequence[int]],
         trainer_state: Any = None,
+        log_metric: Callable[[str, float], None] = lambda name, value: None,
         **given: Any,
     ) -> None:
         """Write one generation of this process, every completion with all its rewards."""
-        updates = int(getattr(trainer_state, "global_step", 0) or 0)
         lists = {key: value for key, value in given.items() if isinstance(value, list)}
         columns = [dict(zip(lists, values)) for values in zip(*lists.values(), strict=True)]
-        log = given.get("log_metric") or (lambda name, value: None)
         texts = [text_of(completion) for completion in completions]
         values, self.values = self.values, {}
         if self.held_out:
             calls = [_call(row, text, self._transcript) for row, text in zip(columns, texts)]
             for verdict in accuracy_rewards(calls):
                 if verdict is not None:
-                    log("accuracy", verdict)
+                    log_metric("accuracy", verdict)
             return
+        updates = int(getattr(trainer_state, "global_step", 0) or 0)
+        step = {"step": updates + 1, "policy": f"{self._common['stage']}@{updates}"}
         rows = []
         for place, (text, ids) in enumerate(zip(texts, completion_ids, strict=True)):
-            scores = {name: of[place] for name, of in values.items()}
-            parts = [self._weights[name] * value for name, value in scores.items()
-                     if value is not None]  # fmt: skip
-            verdict = next((v for name in self._verdicts if (v := scores[name]) is not None), None)
+            row = columns[place] | self._common | {"prompt": prompts[place], "completion": text}
+            # A group may be spread over processes: count its places in the whole batch.
+            row |= step | {"sample": (rank() * len(texts) + place) % self._group}
             rows.append(
-                columns[place]
-                | self._common
-                | {
-                    "prompt": prompts[place],
-                    "completion": text,
-                    # A group may be spread over processes: count its places in the whole batch.
-                    "sample": (rank() * len(texts) + place) % self._group,
-                    "step": updates + 1,
-                    "policy": f"{self._common['stage']}@{updates}",
-                    "rewards": scores,
-                    "reward": sum(parts) if parts else None,
-                    "correct": _verdict(verdict),
-                    "formatted": read(text, self._transcript) is not None,
-                    "tokens": len(ids),
-                    "finish_reason": "stop" if len(ids) and ids[-1] in self.ends else "length",
-                }
+                row | self._scored(text, ids, {name: v[place] for name, v in values.items()})
             )
         if self.keep:
             self._lines = self._lines or JsonLines(own_file(self.path))
             self._lines.extend(rows)
-        self._log_groups(rows, log)
+        self._log_groups(rows, log_metric)
+
+    def _scored(self, text: str, ids: Sequence[int], scores: dict[str, float | None]) -> Row:
+        """Return the columns that say how good a completion is, and how it ended."""
+        parts = [self._weights[name] * value for name, value in scores.items() if value is not None]
+        verdicts = (scores[name] for name in self._verdicts)
+        return {
+            "rewards": scores,
+            "reward": sum(parts) if parts else None,
+            "correct": _verdict(next((one for one in verdicts if one is not None), None)),
+            "formatted": read(text, self._transcript) is not None,
+            "tokens": len(ids),
+            "finish_reason": "stop" if len(ids) and ids[-1] in self.ends else "length",
+        }
 
     def _log_groups(self, rows: list[Row], log: Callable[[str, float], None]) -> None:
         """Log the shares of right and of well-formed completions, and of groups without a signal.

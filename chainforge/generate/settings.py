@@ -58,9 +58,7 @@ class RequestArgs:
         default=None,
         metadata={"help": "Sample in rounds up to this, until max_per_prompt are accepted."},
     )
-    round_size: int = field(
-        default=4, metadata={"help": "Completions of a prompt in one round, with max_samples."}
-    )
+    round_size: int = field(default=4, metadata={"help": "Completions of a prompt in one round."})
     max_new_tokens: int = field(default=512, metadata={"help": "Longest completion, in tokens."})
     temperature: float | None = field(default=None, metadata={"help": "Sampling temperature."})
     base_url: list[str] | str = field(
@@ -99,16 +97,11 @@ class RequestArgs:
 
     def check(self) -> None:
         """Raise `InputError` for values out of their bounds."""
-        counts = ("num_samples", "max_samples", "round_size", "max_new_tokens", "max_concurrency",
-                  "generation_batch_size", "max_usd", "max_tokens_total", "max_requests",
-                  "expected_tokens")  # fmt: skip
-        least = dict.fromkeys(counts, 1) | {"temperature": 0, "max_retries": 0, "max_usd": 1e-6}
-        least |= {"timeout": 1e-3, "outage_timeout": 0, "top_k": 0}
-        for name, bound in least.items():
+        for name, least in LEAST.items():
             value = getattr(self, name, None)
-            if value is not None and not bound <= value < float("inf"):
-                raise InputError(f"{name}: expected {bound} or more, found {value}")
-        for name in RESERVED.intersection(self.extra_body or ()):
+            if value is not None and not least <= value < float("inf"):
+                raise InputError(f"{name}: expected {least:g} or more, found {value}")
+        for name in sorted(RESERVED.intersection(self.extra_body or ())):
             raise InputError(
                 f"extra_body: {name!r} changes what is asked for or what it may cost; use "
                 "ChainForge's own setting for it, such as max_new_tokens or num_samples"
@@ -116,12 +109,18 @@ class RequestArgs:
         _ = self.urls
 
 
+_COUNTS = (
+    "num_samples max_samples round_size max_new_tokens max_concurrency generation_batch_size "
+    "max_tokens_total max_requests expected_tokens"
+)
+LEAST = dict.fromkeys(_COUNTS.split(), 1.0) | {"max_usd": 1e-6, "timeout": 1e-3}
+LEAST |= dict.fromkeys(("temperature", "max_retries", "outage_timeout", "top_k"), 0)
 # Fields of a request that a setting sets, or that make it cost more than is counted.
-RESERVED = frozenset(
-    {"model", "models", "messages", "prompt", "max_tokens", "max_completion_tokens", "n",
-     "max_output_tokens", "best_of", "temperature", "seed", "stream", "stream_options", "tools",
-     "web_search_options", "plugins", "service_tier"}
-)  # fmt: skip
+_RESERVED = (
+    "model models messages prompt max_tokens max_completion_tokens n max_output_tokens best_of "
+    "temperature seed stream stream_options tools web_search_options plugins service_tier"
+)
+RESERVED = frozenset(_RESERVED.split())
 
 
 @dataclass
@@ -131,8 +130,8 @@ class SamplingArgs(TemplateArgs, RequestArgs):
     engine: Literal["transformers", "vllm", "api"] = field(
         default="transformers",
         metadata={
-            "help": "transformers: in this process, with continuous batching. vllm: in this "
-            "process, if installed. api: OpenAI-compatible servers, see base_url."
+            "help": "transformers or vllm, in this process; api: the OpenAI-compatible servers at "
+            "base_url."
         },
     )
     num_samples: int = field(default=8, metadata={"help": "Completions of each prompt."})
@@ -151,9 +150,8 @@ class SamplingArgs(TemplateArgs, RequestArgs):
     extra_body: dict[str, Any] | None = field(
         default=None,
         metadata={
-            "help": "api: further fields of a request. Default: min_p 0, repetition_penalty 1 and "
-            "top_k, so that vLLM and SGLang take nothing from the model's generation config; "
-            "{} for a server that does not know these."
+            "help": "api: further fields of a request; default: min_p, repetition_penalty and "
+            "top_k, so that the model's generation config changes nothing; {}: none of them."
         },
     )
 
@@ -186,8 +184,8 @@ class TeacherArgs(RequestArgs):
     teacher: Literal["offline", "deepseek", "openai"] = field(
         default="offline",
         metadata={
-            "help": "offline: worked solutions from the data set's own metadata. deepseek: the "
-            "DeepSeek API. openai: any OpenAI-compatible server, see base_url."
+            "help": "offline: solutions made from the data set's own metadata. deepseek: its API. "
+            "openai: any OpenAI-compatible server, see base_url."
         },
     )
     model: str | None = field(
@@ -215,8 +213,7 @@ class TeacherArgs(RequestArgs):
         metadata={"help": "Share of each style among the offline teacher's solutions."},
     )
     max_usd: float | None = field(
-        default=None,
-        metadata={"help": "Stop, resumably, before spending more; all runs count together."},
+        default=None, metadata={"help": "Stop, resumably, before all runs spend more."}
     )
     max_tokens_total: int | None = field(
         default=None, metadata={"help": "The same for tokens, prompts and answers."}
@@ -227,10 +224,8 @@ class TeacherArgs(RequestArgs):
     prices: str | None = field(
         default=None, metadata={"help": "Your own price table, like generate/prices.yaml."}
     )
-    expected_tokens: int = field(
-        default=6000,  # DeepSeek-R1, table 5: 6,094 on average for mathematics
-        metadata={"help": "Tokens of an answer, for the estimate of dry_run."},
-    )
+    # DeepSeek-R1, table 5: 6,094 on average for mathematics.
+    expected_tokens: int = field(default=6000, metadata={"help": "dry_run: tokens of an answer."})
     dry_run: bool = field(
         default=False, metadata={"help": "Print the estimated cost, and send nothing."}
     )

@@ -41,10 +41,14 @@ def gathered(items: list[T]) -> list[T]:
     return list(gather_object(items))
 
 
+def shard_of(path: Path, number: int) -> Path:
+    """Return the file that a process of several appends to."""
+    return path.with_name(f"{path.stem}.rank-{number}{path.suffix}")
+
+
 def own_file(path: Path) -> Path:
     """Return the file that this process appends to."""
-    name = f"{path.stem}.rank-{rank()}{path.suffix}"
-    return path if world_size() == 1 else path.with_name(name)
+    return path if world_size() == 1 else shard_of(path, rank())
 
 
 def shards_of(path: Path) -> list[Path]:

@@ -256,32 +256,28 @@ def estimate(args: TeacherArgs, examples: list[Row]) -> str:
 
 def card_sections(args: TeacherArgs, rows: list[Row], spending: Row) -> dict[str, str]:
     """Return what a data card says of the teacher of the kept `rows`: who, terms, and cost."""
-    asked = [row for row in rows if row.get("teacher") != "offline"]
+    asked = [row for row in rows if row["teacher"] != "offline"]
     lines = [
         f"- {count:,} rows: asked for `{source}` at `{host}`, answered by `{model}`"
         for (source, model, host), count in counted(asked, "source", "model", "host")
     ]
-    own = Counter(row["source"] for row in rows if row.get("teacher") == "offline")
+    own = Counter(row["source"] for row in rows if row["teacher"] == "offline")
     for source, count in own.items():
         why = " They replace answers of a teacher that failed." if source == FALLBACK else ""
         lines.append(f"- {count:,} rows: `{source}`. {OFFLINE}{why}")
     if asked:
         days = sorted(row["time"][:10] for row in asked)
         lines.append(f"- collected from {days[0]} to {days[-1]}")
-        if args.instruction:
-            lines.append(f"- under the instruction: `{code(args.instruction)}`")
-    hosts = ", ".join(sorted({f"`{code(row['host'])}`" for row in rows if row.get("host")}))
+        lines.append(f"- under the instruction: `{code(args.instruction)}`")
+    hosts = ", ".join(sorted({f"`{code(row['host'])}`" for row in asked}))
     terms = TERMS[args.teacher].format(hosts=hosts or "the server")
     sections = {"Teacher": "\n".join(lines), "Terms": terms}
-    if spending:
-        sections["Cost"] = _cost(spending)
-    return sections
-
-
-def _cost(spending: Row) -> str:
+    if not spending:
+        return sections
     money = "price unknown" if spending["usd"] is None else usd(spending["usd"])
-    text = f"{money} for {spending['requests']:,} requests and {spending['tokens']:,} tokens"
-    if spending["untold_usd_at_most"]:
-        most = usd(spending["untold_usd_at_most"])
-        text += f", and at most {most} for {spending['untold_requests']:,} requests of unknown cost"
-    return f"{text}."
+    text = f"{money} for {spending['requests']:,} requests and {spending['tokens']:,} tokens."
+    if most := spending["untold_usd_at_most"]:
+        text += (
+            f" {spending['untold_requests']:,} requests have no known cost: {usd(most)} at most."
+        )
+    return sections | {"Cost": text}
