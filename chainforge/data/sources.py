@@ -14,10 +14,12 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import yaml
 
 from chainforge.core.errors import InputError, hint, refuse_unknown
 from chainforge.core.jsonl import Message, Row
+from chainforge.core.plugins import as_struct
 from chainforge.core.transcript import is_blank
 from chainforge.data.rows import MAX_BAD, FoundRows, read_file, wrong_turns
 from chainforge.rewards.answers import boxed_answers
@@ -75,8 +77,7 @@ def split_of(question: str) -> str:
     return "validation" if bucket < TEST_PERCENT + VALIDATION_PERCENT else "train"
 
 
-@dataclasses.dataclass(frozen=True)
-class Columns:
+class Columns(msgspec.Struct, frozen=True):
     """Where a table keeps what an Example needs."""
 
     question: str = "question"
@@ -88,10 +89,10 @@ class Columns:
     @classmethod
     def named(cls, given: Mapping[str, Any]) -> Columns:
         """Return the columns that a task names; raise `InputError` for what is no column's name."""
-        refuse_unknown(given, [item.name for item in dataclasses.fields(cls)])
-        if given.get("extract", "text") not in EXTRACTS:
-            raise InputError(f"extract: {given['extract']!r}; {hint(given['extract'], EXTRACTS)}")
-        return cls(**given)
+        columns = as_struct(given, cls, "params")
+        if columns.extract not in EXTRACTS:
+            raise InputError(f"extract: {columns.extract!r}; {hint(columns.extract, EXTRACTS)}")
+        return columns
 
     def read(self, found: FoundRows, most: float = MAX_BAD) -> list[Row]:
         """Return a table's rows as those of a task; raise `InputError` if too many are malformed.
@@ -109,12 +110,12 @@ class Columns:
         # Rows that are Examples already have messages as their prompt and no question.
         asked = "prompt" if self.question not in raw and "prompt" in raw else self.question
         needed = {asked: "question"} | ({} if prompts_only else {self.answer: "answer"})
-        for name, key in (needed | dict.fromkeys(self.keep or (), "keep")).items():
-            if name not in raw:
-                there = ", ".join(map(str, raw))
-                raise InputError(
-                    f"no column {name!r}, but {there}; name yours in params, as `{key}:`"
-                )
+        needed |= dict.fromkeys(self.keep or (), "keep")
+        if lacking := next((name for name in needed if name not in raw), None):
+            there, key = ", ".join(map(str, raw)), needed[lacking]
+            raise InputError(
+                f"no column {lacking!r}, but {there}; name yours in params, as `{key}:`"
+            )
         turns = raw[asked]
         turns = turns if isinstance(turns, list) else [{"role": "user", "content": turns}]
         if wrong := wrong_turns(turns):
@@ -124,27 +125,27 @@ class Columns:
         extra = {key: raw[key] for key in keep if key not in (asked, self.answer)}
         if "id" in extra:  # an Example's id is the hash of its content
             extra["source_id"] = extra.pop("id")
-        answer = raw.get(self.answer)
-        try:
-            answer = None if answer is None else self._gold(answer)
-        except ValueError as error:
-            raise InputError(f"column {self.answer!r}: {error}") from None
+        answer = None if raw.get(self.answer) is None else self._gold(raw[self.answer])
         verifier = self.verifier or raw.get("verifier") or "math"
         return extra | {"prompt": turns, "answer": answer, "verifier": verifier}
 
     def _gold(self, value: Any) -> str:
         """Return the gold answer as text; a number as people write it: 0.00001, not 1e-05."""
+        where = f"column {self.answer!r}: "
         if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise InputError(f"expected text or a number, found {value!r}")
-        number = isinstance(value, float) and math.isfinite(value)
-        text = format(Decimal(repr(value)), "f") if number else str(value).strip()
+            raise InputError(f"{where}expected text or a number, found {value!r}")
+        is_number = isinstance(value, float) and math.isfinite(value)
+        text = format(Decimal(repr(value)), "f") if is_number else str(value).strip()
         if self.extract == "hashes":  # gsm8k: the solution, then #### and the number
             text = text.rpartition("####")[2].strip() if "####" in text else ""
             text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
         elif self.extract == "boxed":  # MATH: the box of the solution, or several
-            text = ", ".join(boxed_answers(text))
+            try:
+                text = ", ".join(boxed_answers(text))
+            except ValueError as error:
+                raise InputError(f"{where}{error}") from None
         if is_blank(text) or text in ("nan", "inf", "-inf"):
-            raise InputError(f"no answer ({self.extract}) in {str(value)[-50:]!r}")
+            raise InputError(f"{where}no answer ({self.extract}) in {str(value)[-50:]!r}")
         return text
 
 
@@ -190,25 +191,25 @@ def hub(
     preset = dataset if preset is None and dataset in PRESETS else preset
     if preset is not None and preset not in PRESETS:
         raise InputError(f"preset: {preset!r}; {hint(str(preset), PRESETS)}")
-    chosen = {"keep": []} | PRESETS.get(preset or "", {})
-    source, own_config = chosen.pop("dataset", None), chosen.pop("config", None)
-    benchmark = chosen.pop("benchmark", False)
+    known = {"keep": []} | PRESETS.get(preset or "", {})
+    source, own_config = known.pop("dataset", None), known.pop("config", None)
+    benchmark = known.pop("benchmark", False)
     if dataset == preset:
         dataset, config = source, config or own_config
-    mapping = Columns.named(chosen | columns)
+    mapping = Columns.named(known | columns)
     parts = _load(dataset, config)
     if benchmark and "test" not in parts:
         parts = {"test": next(iter(parts.values()))}
     whole = split == "all" or (split in parts and split != "train")
     if not whole and "train" not in parts:
         raise InputError(f"{dataset} has no train rows, only {', '.join(parts)}; set `split: all`")
-    rows: dict[str, list[Row]] = {}
-    for part, raws in parts.items():
-        if split in (part, "all") or not whole:
-            found = FoundRows(Path(dataset, part), list(enumerate(raws, start=1)))
-            rows[part] = mapping.read(found, UNREADABLE)
-    chosen_rows = list(itertools.chain(*rows.values())) if whole else _set_aside(rows, split)
-    return _draw(chosen_rows, preset or Path(dataset).name, size, seed)
+    found = {
+        part: mapping.read(FoundRows(Path(dataset, part), [*enumerate(raws, start=1)]), UNREADABLE)
+        for part, raws in parts.items()
+        if split in (part, "all") or not whole
+    }
+    rows = list(itertools.chain(*found.values())) if whole else _set_aside(found, split)
+    return _draw(rows, preset or Path(dataset).name, size, seed)
 
 
 def _load(dataset: str, config: str | None) -> dict[str, Iterable[Row]]:
@@ -236,9 +237,10 @@ def _set_aside(parts: dict[str, list[Row]], split: str) -> list[Row]:
     elsewhere = {same_question(question(row)) for row in others}
     found = []
     for row in parts["train"]:
-        member = split_of(question(row))
+        asked = question(row)
+        member = split_of(asked)
         own = "train" if member in parts else member
-        if own == split and same_question(question(row)) not in elsewhere:
+        if own == split and same_question(asked) not in elsewhere:
             found.append(row)
     return found
 
