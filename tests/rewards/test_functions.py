@@ -17,10 +17,14 @@ from chainforge.rewards.functions import (
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_the_answer_part_is_scored(preset):
-    assert accuracy_reward(write("2 and 2 make 4.", "4", preset), "4", transcript=preset) == 1.0
+def test_the_answer_part_is_scored_and_format_is_that_of_its_preset(preset):
+    right = write("2 and 2 make 4.", "4", preset)
+    assert accuracy_reward(right, "4", transcript=preset) == 1.0
     assert accuracy_reward(write("2 and 2 make 4.", "5", preset), "4", transcript=preset) == 0.0
     assert accuracy_reward(write("It is 5.", "4", preset), 4, transcript=preset) == 1.0
+    assert [format_reward(text, preset) for text in (right, "4", "")] == [1.0, 0.0, 0.0]
+    others = [name for name in PRESETS if PRESETS[name] != PRESETS[preset]]
+    assert not any(format_reward(right, other) for other in others)
 
 
 R, S = "<reasoning_process>{}</reasoning_process>", "<summary>{}</summary>"
@@ -44,18 +48,7 @@ UNREAD = [
 @pytest.mark.parametrize("completion", UNREAD)
 def test_what_is_no_transcript_earns_nothing(completion):
     assert accuracy_reward(completion, "4") == 0.0
-
-
-def test_format_is_that_of_its_preset():
-    assert format_reward(write("Well.", "4", "think")) == 0.0
-    assert [format_reward(text) for text in UNREAD[4:]] == [0.0] * len(UNREAD[4:])
-
-
-@pytest.mark.parametrize("completion", ["4", r"\boxed{4}", "So the answer is 4.", "<summary>4"])
-def test_lenient_finds_an_answer_outside_of_a_transcript(completion):
-    assert accuracy_reward(completion, "4") == 0.0
-    assert accuracy_reward(completion, "4", lenient=True) == 1.0
-    assert accuracy_reward(completion, "5", lenient=True) == 0.0
+    assert format_reward(completion) == float("I do not know." in completion)
 
 
 def test_no_gold_answer_is_no_verdict_and_an_unknown_verifier_an_error():
@@ -72,13 +65,6 @@ def test_nothing_of_trl_or_a_parser_is_imported():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_format(preset):
-    assert format_reward(write("Well.", "4", preset), preset) == 1.0
-    assert format_reward("4", preset) == 0.0
-    assert format_reward("", preset) == 0.0
 
 
 LANGUAGES = [
@@ -115,13 +101,10 @@ def test_language_is_the_share_of_its_words(reasoning, language, share):
     assert language_consistency_reward(completion, language) == pytest.approx(share)
 
 
-def test_only_the_reasoning_counts_for_language():
+def test_only_the_reasoning_counts_for_language_and_an_unknown_one_is_named_with_the_nearest():
     assert language_consistency_reward(write("We add.", "四"), "en") == 1.0
     assert language_consistency_reward("We add.", "en") == 0.0
     assert language_consistency_reward(write("We add.", "4", "think"), transcript="think") == 1.0
-
-
-def test_an_unknown_language_is_named_with_the_nearest():
     with pytest.raises(InputError, match="no language 'eng'; did you mean 'en'"):
         language_consistency_reward(write("We add.", "4"), "eng")
 
@@ -162,9 +145,13 @@ def test_the_cosine_is_trls_curve_where_the_answer_can_be_verified():
         ("Answer: -3", "-3"),
         ("3 + 4 = 7 and 7 - 9 = -2", "-2"),
         ("no idea\nParis", "Paris"),
+        ("4", "4"),
         ("", None),
         ("<summary></summary>", None),
     ],
 )
-def test_lenient_answer(text, answer):
+def test_lenient_finds_an_answer_outside_of_a_transcript(text, answer):
     assert lenient_answer(text) == answer
+    if answer is not None:
+        assert accuracy_reward(text, answer, "exact", lenient=True) == 1.0
+        assert accuracy_reward(text, f"{answer}5", "exact", lenient=True) == 0.0

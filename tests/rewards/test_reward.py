@@ -89,31 +89,24 @@ def spec(function, **rest):
     return {"fn": f"reward.py:{function}", **rest}
 
 
-def test_the_default_is_correctness_and_format():
-    accuracy, form = load_rewards(RewardArgs(), COLUMNS)
-    assert [(r.__name__, r.weight) for r in (accuracy, form)] == [
+def test_the_default_is_correctness_and_format_in_trls_form():
+    rewards = accuracy, form = load_rewards(RewardArgs(), COLUMNS)
+    assert [(r.__name__, r.weight) for r in rewards] == [
         ("accuracy_reward", 1.0),
         ("format_reward", 0.2),
     ]
     rows = [make("a"), make("b"), make("c"), make("d", "")]
-    scores = score([accuracy, form], rows, [GOOD, write("Well.", "5"), "4", GOOD])
+    scores = score(rewards, rows, [GOOD, write("Well.", "5"), "4", GOOD])
     assert [s.rewards["accuracy_reward"] for s in scores] == [1.0, 0.0, 0.0, None]
     assert [s.total for s in scores] == pytest.approx([1.2, 0.2, 0.0, 0.2])
-
-
-def test_the_form_is_trls():
-    accuracy, form = load_rewards(RewardArgs(), COLUMNS)
-    metrics = []
+    metrics = {}
+    texts = [[{"role": "assistant", "content": text}] for text in (GOOD, "4")]
     batch = {
         "prompts": [[{"role": "user", "content": "?"}]] * 3,
-        "completions": [
-            [{"role": "assistant", "content": GOOD}],
-            [{"role": "assistant", "content": "4"}],
-            write("Plain text.", "4"),
-        ],
+        "completions": [*texts, write("Plain text.", "4")],
         "completion_ids": [[1], [2], [3]],
         "trainer_state": object(),
-        "log_metric": lambda name, value: metrics.append((name, value)),
+        "log_metric": metrics.__setitem__,
         "log_extra": lambda name, values: None,
         "environments": None,
         "answer": ["4", "4", "5"],
@@ -122,22 +115,16 @@ def test_the_form_is_trls():
     }
     assert accuracy(**batch) == [1.0, 0.0, 0.0]
     assert form(**batch) == [1.0, 0.0, 1.0]
-    assert metrics == [("rewards/accuracy_reward/failed", 0), ("rewards/format_reward/failed", 0)]
+    assert metrics == {"rewards/accuracy_reward/failed": 0, "rewards/format_reward/failed": 0}
 
 
 def test_arguments_come_from_columns_and_params_by_name(own):
-    concise, half = own(spec("concise", params={"max_words": 2}), "half")
-    scores = score([concise, half], [make("a"), make("b")], ["one two three", "4"])
-    assert [s.rewards for s in scores] == [
-        {"concise": 0.5, "half": 0.0},
-        {"concise": 1.0, "half": 0.5},
-    ]
-
-
-def test_params_win_over_columns_and_absent_values_leave_the_default(own):
-    (accuracy,) = load_rewards(
-        RewardArgs([{"fn": "accuracy_reward", "params": {"verifier": "arithmetic"}}]), COLUMNS
-    )
+    rewards = own(spec("concise", params={"max_words": 2}), "half")
+    scores = score(rewards, [make("a"), make("b")], ["one two three", "4"])
+    expected = [{"concise": 0.5, "half": 0.0}, {"concise": 1.0, "half": 0.5}]
+    assert [s.rewards for s in scores] == expected
+    # `params` win over columns, and absent values leave the default.
+    (accuracy,) = own({"fn": "accuracy_reward", "params": {"verifier": "arithmetic"}})
     assert score([accuracy], [make("a")], [write("Well.", "2+2")])[0].total == 0.0
     (half,) = own("half", columns=COLUMNS | {"weighting"})
     rows = [make("a", weighting=0.25), make("b", weighting=None), make("c")]
@@ -172,16 +159,13 @@ def test_a_reward_that_needs_an_answer_does_not_apply_without_one(own):
 
 
 def test_trls_own_rewards_by_name_with_params():
+    overlong = {"params": {"max_completion_len": 100, "soft_punish_cache": 20}}
     specs = [
-        {"fn": "soft_overlong", "params": {"max_completion_len": 100, "soft_punish_cache": 20}},
+        {"fn": "soft_overlong"} | overlong,
         {"fn": "repetition_penalty", "params": {"ngram_size": 2}},
         {"fn": "cosine_scaled", "params": {"max_len": 100}},
         {"fn": "think_format_reward"},
-        {
-            "fn": "trl.rewards:get_soft_overlong_punishment",
-            "name": "again",
-            "params": {"max_completion_len": 100, "soft_punish_cache": 20},
-        },
+        {"fn": "trl.rewards:get_soft_overlong_punishment", "name": "again"} | overlong,
         {"fn": "trl.rewards:accuracy_reward", "name": "trls"},
     ]
     rewards = load_rewards(RewardArgs(specs, transcript="think"), COLUMNS)
@@ -196,16 +180,10 @@ def test_trls_own_rewards_by_name_with_params():
 
 
 def test_a_factory_is_called_with_params_and_a_batch_function_gets_all_columns(own):
-    rewards = own(
-        spec("get_scaled", params={"scale": 3}),
-        spec("Length", params={"power": 2}, name="square"),
-        "everything",
-    )
-    assert score(rewards, [make("a", "x")], ["xx"])[0].rewards == {
-        "scaled": 6.0,
-        "square": 4.0,
-        "everything": 1.0,
-    }
+    square = spec("Length", params={"power": 2}, name="square")
+    rewards = own(spec("get_scaled", params={"scale": 3}), square, "everything")
+    expected = {"scaled": 6.0, "square": 4.0, "everything": 1.0}
+    assert score(rewards, [make("a", "x")], ["xx"])[0].rewards == expected
 
 
 def test_token_ids_are_asked_for_where_there_are_none(own):
@@ -238,19 +216,15 @@ REFUSED = [
     (spec("concize"), "did you mean 'concise'"),
     ({"fn": "absent.py:f"}, "no such file"),
     ({"fn": "absent.module:f"}, "does not import"),
+    ({"fn": "bad.py:f"}, r"bad.py does not import: line 3: ZeroDivisionError"),
 ]
 
 
 @pytest.mark.parametrize(("entry", "message"), REFUSED)
-def test_what_is_wrong_is_said_before_a_model_is_loaded(own, entry, message):
+def test_what_is_wrong_is_said_before_a_model_is_loaded(own, tmp_path, entry, message):
+    (tmp_path / "bad.py").write_text("import math\n\nx = 1 / 0\n")
     with pytest.raises(InputError, match=message):
         own(entry)
-
-
-def test_a_file_that_does_not_import_is_named_with_its_line(own, tmp_path):
-    (tmp_path / "bad.py").write_text("import math\n\nx = 1 / 0\n")
-    with pytest.raises(InputError, match=r"bad.py does not import: line 3: ZeroDivisionError"):
-        own({"fn": "bad.py:f"})
 
 
 @pytest.mark.parametrize(
@@ -292,9 +266,8 @@ def test_too_many_failures_stop_the_run(own):
     with pytest.raises(RewardFailed, match="sometimes failed on 38% .*broken on purpose"):
         reward([None] * 8, ["x"] * 8, **bad)
     (reward,) = own("sometimes", max_reward_failures=0.25)
-    for _ in range(20):
-        reward([None] * 8, ["x"] * 8, **good)
-        reward([None] * 8, ["x"] * 8, **bad)
+    for columns in [good, bad] * 20:
+        reward([None] * 8, ["x"] * 8, **columns)
 
 
 @pytest.mark.parametrize(
