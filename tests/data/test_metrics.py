@@ -1,25 +1,20 @@
 """Measures count the right rows: first samples for accuracy, all of them for pass@k and maj@k."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
 
 from chainforge.core.errors import InputError
-from chainforge.core.jsonl import Row
 from chainforge.core.statistics import mcnemar, wilson
 from chainforge.data.metrics import compare, measure, summarize
 
 
-def row(identity: str, sample: int, correct: bool | None, **extra: Any) -> Row:
+def row(identity, sample, correct, **extra):
     extracted = "right" if correct else f"wrong {sample}"
     verdict = {"correct": correct, "lenient_correct": bool(correct), "extracted": extracted}
-    values: Row = {"id": identity, "sample": sample, "formatted": True, "tokens": 10}
+    values = {"id": identity, "sample": sample, "formatted": True, "tokens": 10}
     return values | {"finish_reason": "stop", "task": "sums"} | verdict | extra
 
 
-def test_prompts_without_an_answer_have_no_accuracy() -> None:
+def test_prompts_without_an_answer_have_no_accuracy():
     answered = [row("a", 0, True, answer="4"), row("b", 0, False, answer="5")]
     open_ended = [row("c", 0, None, answer=None), row("d", 0, None, answer=None, task="chat")]
     result = measure("final", answered + open_ended)
@@ -32,7 +27,7 @@ def test_prompts_without_an_answer_have_no_accuracy() -> None:
         measure("final", open_ended)
 
 
-def test_accuracy_counts_the_first_sample_of_each_prompt() -> None:
+def test_accuracy_counts_the_first_sample_of_each_prompt():
     rows = [
         row("a", 1, False),
         row("a", 0, True, tokens=20),
@@ -60,19 +55,19 @@ def test_accuracy_counts_the_first_sample_of_each_prompt() -> None:
     assert (chains["pass_at_k"]["2"], sums["pass_at_k"]["2"]) == (1.0, pytest.approx(2 / 3))
 
 
-def interval(successes: int, n: int) -> dict[str, float]:
+def interval(successes, n):
     low, high = wilson(successes, n)
     return {"low": low, "high": high}
 
 
-def test_each_task_counts_alike_in_the_macro_average() -> None:
+def test_each_task_counts_alike_in_the_macro_average():
     rows = [row(f"s{i}", 0, i < 9) for i in range(9)] + [row("c", 0, False, task="chains")]
     result = measure("m", rows)
     assert (result["strict"]["mean"], result["macro"]["strict"]["mean"]) == (0.9, 0.5)
     assert measure("m", [row("a", 0, False)])["tokens_per_solved"] is None
 
 
-def test_language_is_that_of_readable_reasoning_alone() -> None:
+def test_language_is_that_of_readable_reasoning_alone():
     form = "<reasoning_process>{}</reasoning_process>\n<summary>4</summary>"
     texts = [form.format("two and two"), form.format("two and 二加二一"), "二加二"]
     rows = [row(str(i), 0, True, completion=text) for i, text in enumerate(texts)]
@@ -81,21 +76,21 @@ def test_language_is_that_of_readable_reasoning_alone() -> None:
     assert measure("m", rows, transcript="think")["language"] is None
 
 
-def test_k_doubles_up_to_the_samples_of_every_prompt() -> None:
+def test_k_doubles_up_to_the_samples_of_every_prompt():
     for samples, steps in (((1,), "1"), ((2,), "1 2"), ((6,), "1 2 4 6"), ((8, 2), "1 2")):
         rows = [row(str(p), i, i == 0) for p, count in enumerate(samples) for i in range(count)]
         result = measure("m", rows)
         assert list(result["pass_at_k"]) == list(result["maj_at_k"]) == steps.split()
 
 
-def test_the_vote_joins_equal_answers_of_well_formed_samples() -> None:
+def test_the_vote_joins_equal_answers_of_well_formed_samples():
     rows = [row("a", i, i > 0) for i in range(3)]
     assert measure("m", rows)["maj_at_k"] == {"1": 0.0, "2": 0.0, "3": 1.0}
     rows[0] |= {"formatted": False, "lenient_correct": True, "extracted": "right"}
     assert measure("m", rows)["maj_at_k"] == {"1": 0.0, "2": 1.0, "3": 1.0}
 
 
-def test_comparison_pairs_by_id_whatever_the_order() -> None:
+def test_comparison_pairs_by_id_whatever_the_order():
     a = [row("x", 0, False), row("y", 0, True), row("z", 0, False)]
     b = [row("z", 0, True), row("x", 0, True), row("y", 0, True)]
     pair = compare("cold", a, "final", b)
@@ -109,7 +104,7 @@ def test_comparison_pairs_by_id_whatever_the_order() -> None:
         measure("empty", [])
 
 
-def test_summary_compares_each_model_with_the_one_before() -> None:
+def test_summary_compares_each_model_with_the_one_before():
     models = {name: [row("x", 0, name != "base")] for name in ("base", "cold", "final")}
     result = summarize(models)
     assert [model["name"] for model in result["models"]] == ["base", "cold", "final"]

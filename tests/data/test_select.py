@@ -9,18 +9,14 @@ import pytest
 
 from chainforge.core.errors import InputError
 from chainforge.data.filters import SelectionArgs
-from chainforge.data.select import REASONS, select, text_key
+from chainforge.data.select import REASONS, select
+
+GOOD = {"reward": 1.2, "correct": True, "formatted": True, "finish_reason": "stop", "tokens": 10}
 
 
 def scored(prompt="p", index=0, **columns):
-    good = {
-        "reward": 1.2,
-        "correct": True,
-        "formatted": True,
-        "finish_reason": "stop",
-        "tokens": 10,
-    }
-    return {"id": prompt, "sample": index, "completion": f"completion {index}"} | good | columns
+    row = {"id": prompt, "sample": index, "completion": f"completion {index}"}
+    return row | GOOD | columns
 
 
 def why(rows, seed=0, **settings):
@@ -111,11 +107,9 @@ def test_near_duplicates_of_a_prompt_and_prompts_that_ask_the_same():
     rows = [scored(p) | {"prompt": [{"role": "user", "content": p}]} for p in asked]
     assert why(rows) == [None, "duplicate_prompt", None]
     assert why([rows[0] | {"correct": False}, *rows[1:]]) == ["wrong", None, None]
-
-
-def test_the_key_is_that_of_a_text_but_for_case_and_white_space() -> None:
-    assert text_key("Count  on.\n") == text_key("count on.") != text_key("count on")
-    assert text_key("half \ud83d a character") >= 0
+    texts = ("Count  on.\n", "count on.", "count on", "half \ud83d a character")
+    rows = [scored(index=i, completion=one) for i, one in enumerate(texts)]
+    assert why(rows, select="all") == [None, "duplicate", None, None]
 
 
 def test_pass_rate_counts_verified_samples_of_the_first_round():
@@ -128,17 +122,16 @@ def test_pass_rate_counts_verified_samples_of_the_first_round():
 
 
 def test_the_funnel_adds_up():
+    values = {
+        "completion": "abcdef",
+        "reward": [None, 0.2, 1.0, 1.2],
+        "correct": [True, True, False, None],
+        "formatted": [True, True, True, False],
+        "finish_reason": ["stop"] * 5 + ["length"],
+    }
     draw = random.Random(0).choice
     rows = [
-        scored(
-            str(p),
-            i,
-            completion=draw("abcdef"),
-            reward=draw([None, 0.2, 1.0, 1.2]),
-            correct=draw([True, True, False, None]),
-            formatted=draw([True, True, True, False]),
-            finish_reason=draw(["stop"] * 5 + ["length"]),
-        )
+        scored(str(p), i, **{name: draw(of) for name, of in values.items()})
         for p, i in itertools.product(range(300), range(8))
     ]
     before = copy.deepcopy(rows)

@@ -92,7 +92,8 @@ def test_no_question_comes_twice_and_an_exhausted_space_says_how_many_there_are(
         ({"fn": "jsonl", "parms": {}}, "unknown key 'parms'; did you mean 'params'"),
         ({"fn": "jsonl"}, "missing a required argument: 'path'"),
         (jsonl("none.jsonl"), "no such file"),
-        (jsonl("x", anwser="y"), "did you mean 'answer'"),
+        (jsonl("x", anwser="y"), r"tasks\[0\] \(jsonl\): params: .*did you mean 'answer'"),
+        (jsonl("x", keep="level"), "params.keep: Expected `array | null`, got `str`"),
         (jsonl("x", extract="last"), "extract: 'last'; there are"),
         (gym(split="dev"), r"tasks\[0\].split: 'dev'"),
         (gym(size=0), r"tasks\[0\].size: Expected `int` >= 1"),
@@ -266,30 +267,28 @@ def test_an_answer_is_read_or_the_row_says_why_not(value, extract, answer):
         assert Columns(extract=extract).row(raw)["answer"] == answer
 
 
-def test_grpo_rows_keep_every_column():
-    more = [
-        {"words": 3, "share": 1, "mixed": "a", "choices": ["a", "b"], "meta": {"x": 1}},
-        {"words": None, "share": 0.5, "mixed": 2, "choices": [], "meta": {"y": 2}},
-        {"entry": '{"answer": "2"}', "big": 2**70, "turns": [{"role": "user"}]},
-    ]
+def test_grpo_rows_keep_every_column_need_a_prompt_and_fill_a_generation_batch():
     prompt = [{"role": "user", "content": "1 + 1?"}]
-    made = grpo_dataset([{"prompt": prompt} | extra for extra in more])
-    assert made[0]["prompt"] == prompt
-    expected = {
-        "words": [3, None, None],
-        "share": [1.0, 0.5, None],
-        "mixed": ['"a"', "2", None],
-        "choices": [["a", "b"], [], None],
-        "meta": ['{"x": 1}', '{"y": 2}', None],
-        "entry": [None, None, '{"answer": "2"}'],
-        "big": [None, None, str(2**70)],
-        "turns": [None, None, '[{"role": "user"}]'],
+    columns = {  # what rows have, and what Arrow holds of it
+        "words": ([3, None], [3, None, None]),
+        "share": ([1, 0.5], [1.0, 0.5, None]),
+        "mixed": (["a", 2], ['"a"', "2", None]),
+        "flags": ([True, 0.5], ["true", "0.5", None]),
+        "choices": ([["a", "b"], []], [["a", "b"], [], None]),
+        "meta": ([{"x": 1}, {"y": 2}], ['{"x": 1}', '{"y": 2}', None]),
+        "entry": (['{"answer": "2"}'], ['{"answer": "2"}', None, None]),
+        "big": ([2**70], [str(2**70), None, None]),
+        "turns": ([[{"role": "user"}]], ['[{"role": "user"}]', None, None]),
     }
-    assert {name: made[name][:] for name in expected} == expected
-
-
-def test_grpo_rows_need_a_prompt_and_fill_a_generation_batch():
-    prompt = [{"role": "user", "content": "1"}]
+    rows = [{"prompt": prompt} for _ in range(3)]
+    for name, (given, _) in columns.items():
+        for row, value in zip(rows, given, strict=False):
+            row[name] = value
+    made = grpo_dataset(rows)
+    assert made[0]["prompt"] == prompt
+    assert {name: made[name][:] for name in columns} == {
+        n: held for n, (_, held) in columns.items()
+    }
     with pytest.raises(InputError, match="no rows"):
         grpo_dataset([])
     with pytest.raises(InputError, match="row 2: the prompt must be a list"):
