@@ -90,9 +90,10 @@ _TOKEN = re.compile(r"(?P<end>[.?!。？！…]+(?=\W|$))|\d+|[^\W\d_]+|[^\s\w.,
 
 
 class _Text:
-    """A question or a prompt, cut up."""
+    """A question or a prompt, cut up; `source` is a question's evaluation."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, source: str = "") -> None:
+        self.source, self.text = source, text
         text = _THOUSANDS.sub(r"\1", text)
         for common, names in _SAME.items():
             text = names.sub(common, text)
@@ -110,6 +111,11 @@ class _Text:
         return f" {' '.join(self.sentences)} "
 
     @cached_property
+    def ended(self) -> str:
+        """Return all words as if the text ended with a sentence."""
+        return self.whole.rstrip("¶ ") + " ¶ "
+
+    @cached_property
     def figures(self) -> Counter[str]:
         """Count numbers, operators and brackets, by which problems of one form differ."""
         return Counter(word for word in self.words if not word[0].isalpha())
@@ -122,16 +128,16 @@ class Screen:
     """
 
     def __init__(self, questions: Iterable[tuple[str, str]]) -> None:
-        distinct: dict[tuple[str, ...], tuple[str, str, _Text]] = {}
+        distinct: dict[tuple[str, ...], _Text] = {}
         for source, text in questions:
-            cut = _Text(text)
+            cut = _Text(text, source)
             if cut.words:
-                distinct.setdefault(tuple(cut.words), (source, text, cut))
-        self.items = list(distinct.values())
+                distinct.setdefault(tuple(cut.words), cut)
+        self.questions = list(distinct.values())
         self.exact = {words: number for number, words in enumerate(distinct)}
         # Questions shorter than a run are runs of their own length.
-        self.grams = [text.runs(min(N, len(text.words))) for _, _, text in self.items]
-        self.sizes = {min(N, len(text.words)) for _, _, text in self.items}
+        self.grams = [text.runs(min(N, len(text.words))) for text in self.questions]
+        self.sizes = {min(N, len(text.words)) for text in self.questions}
         self.known = set().union(*self.grams)
 
     def screen(self, prompts: Sequence[tuple[str, str]]) -> list[str | None]:
@@ -145,7 +151,7 @@ class Screen:
         for number, grams in enumerate(self.grams):
             for gram in grams - common:
                 rare[gram].append(number)
-            if len(self.items[number][2].words) >= SHORTEST:
+            if len(self.questions[number].words) >= SHORTEST:
                 rarest[min(grams, key=lambda gram: (counts[gram], gram))].append(number)
         totals = [len(grams - common) for grams in self.grams]
         hits: list[str | None] = []
@@ -153,7 +159,7 @@ class Screen:
             covered = Counter(n for gram in grams & rare.keys() for n in rare[gram])
             shares = {n: count / totals[n] for n, count in covered.items() if totals[n] >= FEW}
             near = (n for gram in grams & rarest.keys() for n in rarest[gram])
-            shares |= {n: 1.0 for n in near if self._inside(n, text)}
+            shares |= {n: 1.0 for n in near if self.questions[n].whole in text.ended}
             if (same := self.exact.get(tuple(text.words))) is not None:
                 shares[same] = 1.0
             hits.append(self._best(text, shares))
@@ -171,19 +177,11 @@ class Screen:
             common.update(gram for gram, count in counts.items() if count > most)
         return common
 
-    def _inside(self, number: int, text: _Text) -> bool:
-        """Return whether a prompt contains a question as a whole."""
-        return self.items[number][2].whole in text.whole.rstrip("¶ ") + " ¶ "
-
     def _best(self, text: _Text, shares: dict[int, float]) -> str | None:
         """Return the question with the largest share of those whose figures are all there."""
-        given = [
-            number
-            for number, share in shares.items()
-            if share >= COVERAGE and self.items[number][2].figures <= text.figures
-        ]
-        if not given:
-            return None
-        best = max(given, key=lambda number: (shares[number], -number))
-        source, asked, _ = self.items[best]
-        return f"{shares[best]:.0%} of {source}: {' '.join(asked.split())[:80]!r}"
+        for number in sorted(shares, key=lambda number: (-shares[number], number)):
+            asked = self.questions[number]
+            if shares[number] >= COVERAGE and asked.figures <= text.figures:
+                what = " ".join(asked.text.split())[:80]
+                return f"{shares[number]:.0%} of {asked.source}: {what!r}"
+        return None

@@ -7,6 +7,7 @@ McNemar need independent rows; pass@k and maj@k use all samples of each prompt. 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Any
@@ -49,19 +50,18 @@ def measure(
     tasks. A row without a verdict counts as wrong and in `unjudged`; a prompt without an answer is
     left out, and counted in `without_answer`.
     """
-    every, prompts = _by_prompt(name, rows)
+    prompts = _answered(name, rows)
     if not prompts:
         raise InputError(f"model {name}: no row has an answer, so there is no accuracy to measure")
-    by_task: dict[str, list[list[Row]]] = {}
+    by_task = defaultdict(list)
     for samples in prompts.values():
-        by_task.setdefault(str(samples[0].get("task", "")), []).append(samples)
+        by_task[str(samples[0].get("task", ""))].append(samples)
     result = {"name": name} | _numbers(list(prompts.values()), language, transcript)
-    if every > len(prompts):
-        result["without_answer"] = every - len(prompts)
+    if without := len({str(row["id"]) for row in rows}) - len(prompts):
+        result["without_answer"] = without
     result["samples_per_prompt"] = min(map(len, prompts.values()))
-    result["tasks"] = {
-        task: _numbers(part, language, transcript) for task, part in sorted(by_task.items())
-    }
+    tasks = sorted(by_task.items())
+    result["tasks"] = {task: _numbers(part, language, transcript) for task, part in tasks}
     result["macro"] = {
         kind: _interval(statistics.macro([_count(part, column) for part in by_task.values()]))
         for kind, column in ACCURACIES.items()
@@ -110,7 +110,7 @@ def compare(
     Returns {"from", "to", "difference", "low", "high", "p"}, first samples paired by id; raises
     `InputError` when the two did not answer the same prompts.
     """
-    (_, a), (_, b) = _by_prompt(name_a, rows_a), _by_prompt(name_b, rows_b)
+    a, b = _answered(name_a, rows_a), _answered(name_b, rows_b)
     if odd := sorted(a.keys() ^ b.keys()):
         raise InputError(
             f"{name_a} and {name_b} did not answer the same prompts ({len(odd)} differ, "
@@ -127,15 +127,14 @@ def steps_to(most: int) -> list[int]:
     return sorted({2**i for i in range(most.bit_length())} | {most})
 
 
-def _by_prompt(name: str, rows: list[Row]) -> tuple[int, dict[str, list[Row]]]:
-    """Return the number of prompts, and the samples of those with an answer, in order."""
+def _answered(name: str, rows: list[Row]) -> dict[str, list[Row]]:
+    """Return the samples of each prompt that has an answer, in order."""
     if not rows:
         raise InputError(f"model {name}: no rows to measure")
-    prompts: dict[str, list[Row]] = {}
+    prompts = defaultdict(list)
     for row in sorted(rows, key=lambda row: (str(row["id"]), row.get("sample") or 0)):
-        prompts.setdefault(str(row["id"]), []).append(row)
-    answered = {key: samples for key, samples in prompts.items() if has_answer(samples[0])}
-    return len(prompts), answered
+        prompts[str(row["id"])].append(row)
+    return {key: samples for key, samples in prompts.items() if has_answer(samples[0])}
 
 
 def _count(prompts: list[list[Row]], column: str) -> tuple[int, int]:
