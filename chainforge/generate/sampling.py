@@ -104,7 +104,7 @@ def roll_out(
         intake.tell()
         if rounds.lost and rounds.strict:
             raise InputError(
-                f"{len(rounds.lost):,} completions are missing. "
+                f"{len(rounds.lost)} of {len(own) * args.most} completions are missing. "
                 f"{last_words([*rounds.lost.values()])} Run the same command again to ask for "
                 "these alone"
             )

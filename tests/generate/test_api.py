@@ -92,7 +92,7 @@ def test_a_row_without_an_answer_ends_the_run_and_the_next_asks_for_it_alone(
     def script(request):
         return answer if request.prompt.startswith("0") else right(request)
 
-    lost = pytest.raises(InputError, match=f"(?s)3 completions are missing.*{words}")
+    lost = pytest.raises(InputError, match=f"(?s)3 of 9 completions are missing.*{words}")
     with Server(script) as server, lost:
         run(tmp_path, server.url, rows=prompts(3), max_retries=1)
     assert len(read_rows(tmp_path / "samples.jsonl")) == 6
