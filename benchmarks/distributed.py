@@ -1,24 +1,18 @@
-"""Train a tiny model in each layout on two processes of a CPU, and write a receipt for each.
-
-    python benchmarks/distributed.py --out benchmarks/receipts          # 25 minutes on two cores
-    python benchmarks/distributed.py --out out --only zero3-grpo-lora   # one of them
+"""The jobs of `make test-distributed`: a tiny model in each layout, on two processes of a CPU.
 
 The layouts are those of `accelerate_configs/`. FSDP2 and DeepSpeed are for GPUs only: `on_cpu.py`
-lets them run here. `make test-distributed` runs the same jobs and compares what they computed.
+lets them run here. `make test-distributed RECEIPTS=benchmarks/receipts` records the runs.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from receipt import ROOT, Receipt, record, write_receipt
+from receipt import Receipt, record
 
 BASE, STUDENT = "recipes/quickstart/base", "recipes/quickstart/student_base"
 NOTE = "a model of 0.7 million parameters on a shared CPU: the speed only says that it runs"
@@ -114,23 +108,3 @@ def write_traces(work: Path) -> None:
     found = record("traces", words, work / "traces.log")
     if found.exit != 0:
         raise RuntimeError("\n".join(found.output))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="Folder for the receipts.")
-    parser.add_argument("--only", nargs="+", default=[""], help="Jobs whose name contains one.")
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    os.environ["PYTHONPATH"] = str(ROOT)
-    with tempfile.TemporaryDirectory() as folder:
-        write_traces(Path(folder))
-        for job in JOBS:
-            if any(part in job.name for part in args.only):
-                receipt = job.run(Path(folder))
-                write_receipt(receipt, args.out / f"{receipt.name}.json")
-                print(job.name, receipt.exit, receipt.loss, f"{receipt.seconds} s", flush=True)
-
-
-if __name__ == "__main__":
-    main()

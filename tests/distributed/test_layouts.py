@@ -2,7 +2,7 @@
 
 `make test-distributed` runs this in an environment of its own, with DeepSpeed. One process and two
 see the same batches in SFT; in GRPO and distillation each process draws its own completions, so
-there plain DDP is what the other layouts must equal. With RECEIPTS=folder every run leaves a receipt.
+there plain DDP is what the other layouts must equal. RECEIPTS names a folder for their receipts.
 """
 
 import os
@@ -18,7 +18,7 @@ from chainforge.core.jsonl import read_rows
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import distributed
-from receipt import write_receipt
+from receipt import ROOT, write_receipt
 
 SPLIT = ("fsdp2", "zero2", "zero3")
 # In bfloat16 two processes round other sums than one, and ZeRO keeps the adapter in it, too.
@@ -48,7 +48,7 @@ class Jobs:
 
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory):
-    os.environ["PYTHONPATH"] = str(distributed.ROOT)
+    os.environ["PYTHONPATH"] = str(ROOT)
     return Jobs(tmp_path_factory.mktemp("jobs"))
 
 
@@ -67,7 +67,7 @@ def weights(folder):
 def change(stage):
     """Return by how much each weight of what a stage saved differs from its base, in one vector."""
     base = distributed.STUDENT if "distill" in stage.name else distributed.BASE
-    left, base = weights(stage / "model"), weights(distributed.ROOT / base)
+    left, base = weights(stage / "model"), weights(ROOT / base)
     assert left.keys() == base.keys()
     return torch.cat([(left[name] - weight).flatten() for name, weight in base.items()])
 
@@ -93,7 +93,7 @@ def test_a_killed_run_resumes_and_ends_bit_equal(jobs, layout, recipe, method):
     job, name = distributed.Job(layout, recipe, method), f"killed-{whole.name}"
     killed = jobs.work / name
     assert job.run(jobs.work, name, KILL_AT="3").exit != 0
-    assert [path.name for path in killed.glob("checkpoints/*")] == ["checkpoint-2"]
+    assert [path.name for path in killed.glob("checkpoints/checkpoint-*")] == ["checkpoint-2"]
     resumed = job.run(jobs.work, name)
     assert resumed.exit == 0, resumed.output
     assert "resuming from" in (jobs.work / f"{name}.log").read_text()
