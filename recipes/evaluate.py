@@ -115,7 +115,9 @@ def preflight(configs: tuple[Any, ...]) -> SimpleNamespace:
     tokenizers = {}
     for name, path in models.items():
         tokenizers[name] = load_tokenizer(path, args.transcript, rows=rows,
-                                          template=sampling.chat_template_path)  # fmt: skip
+                                          template=sampling.chat_template_path,
+                                          template_options=sampling.chat_template_kwargs,
+                                          served=sampling.engine == "api")  # fmt: skip
         check_prompts(tokenizers[name], rows, path, sampling.max_new_tokens, "max_new_tokens")
     return SimpleNamespace(models=models, pairs=pairs, rows=rows, tokenizers=tokenizers,
                            transcript=args.transcript)  # fmt: skip

@@ -48,8 +48,13 @@ def preflight(configs: tuple[Any, ...]) -> SimpleNamespace:
     ready.rows = load_examples(tasks, rewarding.transcript, run.seed)
     ready.rewards = load_rewards(rewarding, set().union(*ready.rows))
     if sampling.engine != "api":
-        ready.tokenizer = load_tokenizer(policy, rewarding.transcript, rows=ready.rows,
-                                         template=sampling.chat_template_path)  # fmt: skip
+        ready.tokenizer = load_tokenizer(
+            policy,
+            rewarding.transcript,
+            rows=ready.rows,
+            template=sampling.chat_template_path,
+            template_options=sampling.chat_template_kwargs,
+        )
         check_prompts(ready.tokenizer, ready.rows, policy, sampling.max_new_tokens,
                       "max_new_tokens")  # fmt: skip
     return ready

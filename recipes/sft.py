@@ -39,6 +39,7 @@ def preflight(configs: tuple[Any, ...]) -> SimpleNamespace:
         data.transcript,
         template=training.chat_template_path,
         rows=rows,
+        template_options=data.chat_template_kwargs,
         **start.tokenizer_options,
     )
     training.chat_template_path = None  # the tokenizer has it; TRL would resize the model

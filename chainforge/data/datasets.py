@@ -39,6 +39,10 @@ class DataArgs:
         metadata={"help": "Also train on worked solutions that replaced a failed teacher's."},
     )
     transcript: str = field(default=DEFAULT, metadata={"help": "Preset of the transcript's tags."})
+    chat_template_kwargs: dict[str, Any] | None = field(
+        default=None,
+        metadata={"help": "Arguments of the chat template, which the saved one has as defaults."},
+    )
 
 
 def sft_dataset(args: DataArgs) -> tuple[Dataset, dict[str, dict[str, int]]]:

@@ -194,8 +194,9 @@ class _Doctor:
             swap[item.path] = self._root(giver.stage.name)
             if item.path.endswith("adapter"):
                 more += ["--adapter", "merge"]
-            if (template := self._template(giver)) and "chat_template_path" not in step.given:
-                more += ["--chat_template_path", template]
+            for key in ("chat_template_path", "chat_template_kwargs"):
+                if (value := self._inherited(giver, key)) and key not in step.given:
+                    more += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
         words: list[str] = []
         for word in step.command[place + 1 :]:
             name, equals, path = word.rpartition("=")
@@ -224,11 +225,10 @@ class _Doctor:
             name = self.steps[name].stage.model or ""
         return self.chain.models.get(name, name)
 
-    def _template(self, step: Step) -> str:
-        """Return the `chat_template_path` that a stage, or one below it, sets."""
-        path = step.given.get("chat_template_path")
+    def _inherited(self, step: Step, key: str) -> Any:
+        """Return the value of `key` that a stage, or one below it, sets."""
         below = self.steps.get(step.stage.model or "")
-        return str(path) if path else self._template(below) if below else ""
+        return step.given.get(key) or (self._inherited(below, key) if below else None)
 
 
 def _check_golds(step: Step, ready: Any) -> Iterator[Finding]:

@@ -44,7 +44,7 @@ class TemplateArgs:
         default=None,
         metadata={
             "help": "A .jinja file, or a tokenizer's directory or Hub id, whose chat template is "
-            "used instead of the model's own."
+            "used instead of the model's own; or chatml, for a model without one."
         },
     )
 
@@ -133,6 +133,9 @@ class SamplingArgs(TemplateArgs, RequestArgs):
             "help": "transformers or vllm, in this process; api: the OpenAI-compatible servers at "
             "base_url."
         },
+    )
+    chat_template_kwargs: dict[str, Any] | None = field(
+        default=None, metadata={"help": "Arguments of the chat template, as enable_thinking."}
     )
     num_samples: int = field(default=8, metadata={"help": "Completions of each prompt."})
     temperature: float = field(default=1.0, metadata={"help": "0 takes the likeliest token."})

@@ -12,9 +12,6 @@ from quickcopy import Copy
 from chainforge import cli
 from chainforge.core.transcript import write
 
-SHORT = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '\n' }}{% endfor %}"
-BEGIN = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-
 FEW_SUMS = {"dataset": "chain_sum", "min_terms": 2, "max_terms": 2, "max_digits": 1}
 
 
@@ -96,19 +93,19 @@ FAULTS = {
     "a checkpoint inside a generation": (
         lambda c: c.change("rl_final", steps_per_generation=4, save_steps=6),
         "error", "preflight", "rl_final", "generation window"),
-    "a template that pre-fills a tag": (
-        lambda c: c.template("assistant\n'", "assistant\n<reasoning_process>'"),
-        "error", "preflight", "cold_start", "writes <reasoning_process> before the completion"),
-    "a template that eats the reasoning": (
-        lambda c: c.template("message['content']", "message['content'].split('</reasoning_process>')[-1]"),
-        "error", "preflight", "sft2", "changes the assistant's text"),
+    "a template that changes the question": (
+        lambda c: c.template("message['content']", "message['content'].upper()"),
+        "error", "preflight", "cold_start", "changes the user turn, or leaves it out"),
+    "a template that eats the answer": (
+        lambda c: c.template("message['content']", "message['content'].split('qx')[0]"),
+        "error", "preflight", "sft2", "leaves the assistant's text out"),
     "a template that takes no system turn": (
         lambda c: (c.template("{%", "{% if messages[0].role == 'system' %}{{ raise_exception('No "
                               "system') }}{% endif %}{%", 1), c.change("eval", system_prompt="S")),
         "error", "preflight", "eval", 'No system; set `system_prompt: ""`'),
-    "a template that ends no turn": (
-        lambda c: c.write("base/chat_template.jinja", SHORT + BEGIN),
-        "error", "preflight", "cold_start", "writes nothing that ends the assistant's turn"),
+    "a template that adds words": (
+        lambda c: c.template("'<|im_end|>", "' Goodbye!<|im_end|>"),
+        "error", "preflight", "cold_start", "adds ' Goodbye!<|im_end|>"),
     "an end that generation does not know": (
         lambda c: (c.edit("base/tokenizer_config.json", eos_token="<|endoftext|>"),
                    c.edit("base/generation_config.json", eos_token_id=0)),

@@ -1,4 +1,4 @@
-"""Each recipe takes `chat_template_path`, and refuses a chat template that its prompts do not fit."""
+"""Each recipe takes any chat template, also none, or refuses it before a model is loaded."""
 
 import json
 import shutil
@@ -9,7 +9,9 @@ import trl
 from small import TASK, TRAIN
 
 from chainforge.core.artifacts import read_manifest
-from chainforge.core.transcript import write
+from chainforge.core.jsonl import read_rows
+from chainforge.core.transcript import read, write
+from chainforge.train.templates import CHATML
 
 ASKED = TRAIN | {"tasks": [TASK], "max_completion_length": 8, "max_steps": 1}
 SAMPLED = {"tasks": [TASK | {"size": 8}], "num_samples": 1, "max_new_tokens": 8}
@@ -35,8 +37,7 @@ def run(tmp_path, tiny_model, tokenizer, stage, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny_model, "bare")
     Path("bare/chat_template.jinja").unlink()
-    Path("chatml.jinja").write_text(tokenizer.chat_template)
-    for name in ("gemma", "qwen3"):
+    for name in ("gemma", "idefics3", "qwen3", "qwen3_6"):
         shutil.copy(Path(trl.__file__).parent / f"chat_templates/{name}.jinja", ".")
     Path("fails.jinja").write_text("{% for m in messages %}{{ m.content + 1 }}{% endfor %}")
     Path("rows.jsonl").write_text(f"{json.dumps({'messages': TURNS})}\n" * 8)
@@ -49,31 +50,92 @@ def run(tmp_path, tiny_model, tokenizer, stage, monkeypatch):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_template_can_be_given_to_a_model_without_one(run, tokenizer, name):
+def test_a_template_can_be_given_to_a_model_without_one(run, name):
     code, error = run(name, "refused")
     assert code == 2
-    assert "bare: the tokenizer has no chat template; set chat_template_path" in error
-    code, error = run(name, chat_template_path="chatml.jinja")
+    assert "bare: the tokenizer has no chat template; set `chat_template_path: chatml`" in error
+    code, error = run(name, chat_template_path="chatml")
     assert code == (name == "distill"), error  # that teacher has nothing to teach
     assert "chat template" not in error
     assert (read_manifest("out") is None) == bool(code)
     if name == "sft":
-        assert Path("out/model/chat_template.jinja").read_text() == tokenizer.chat_template
+        assert Path("out/model/chat_template.jinja").read_text() == CHATML
 
 
 WRONG = {
     "gemma.jinja": 'System role not supported; set `system_prompt: ""`',
-    "qwen3.jinja": "set `transcript: think`",
+    "idefics3.jinja": "leaves it out; set `chat_template_path: chatml`",
     "fails.jinja": "fails.jinja: the chat template fails after system and user: can only",
     "none.jinja": "chat_template_path: none.jinja: [Errno 2] No such file",
+    "qwen3.jinja": "chat_template_kwargs: qwen3.jinja has no 'enable_thinkin'",
 }
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_prompts_that_the_template_refuses_are_found_before_a_model_is_loaded(run, name):
     for file, words in WRONG.items():
-        code, error = run(name, file.partition(".")[0], chat_template_path=file)
+        settings = {"chat_template_path": file}
+        if file == "qwen3.jinja":
+            settings["chat_template_kwargs"] = {"enable_thinkin": False}
+        code, error = run(name, file.partition(".")[0], **settings)
         assert code == 2, error
         assert words in error
         assert "Traceback" not in error
         assert "Loading weights" not in error
+
+
+@pytest.mark.parametrize(
+    ("template", "form", "options", "ending"),
+    [
+        ("qwen3", "r1-cold-start", {"enable_thinking": False}, "<think>\n\n</think>\n\n"),
+        ("qwen3", "think", {}, "assistant\n"),
+        ("qwen3_6", "think", {}, "assistant\n"),
+    ],
+)
+def test_a_transcript_is_the_same_from_the_labels_of_sft_to_the_rewards_of_grpo(
+    run, tokenizer, monkeypatch, template, form, options, ending
+):
+    """Qwen3 inserts and drops reasoning, Qwen3.6 opens it in the prompt."""
+    text, sets = write("1 + 1 is 2.", "2", form), []
+    turns = [*TURNS[:2], {"role": "assistant", "content": "2", "reasoning_content": "1 + 1 is 2."}]
+    Path("rows.jsonl").write_text(f"{json.dumps({'messages': turns})}\n" * 8)
+    Path("sums.jsonl").write_text(json.dumps({"question": "1 + 1?", "answer": "2"}) + "\n")
+
+    class Spy(trl.SFTTrainer):
+        def train(self, *args, **kwargs):
+            sets.append(self.train_dataset)
+            return super().train(*args, **kwargs)
+
+    monkeypatch.setattr(trl, "SFTTrainer", Spy)
+    given = {"transcript": form, "chat_template_kwargs": options or None}
+    file = {"chat_template_path": f"{template}.jinja"}
+    code, error = run("sft", "cold", **file, **given, max_steps=40)
+    assert code == 0, error
+    row = sets[0][0]
+    learnt = [one for one in row["labels"] if one != -100]
+    prompt = tokenizer.decode(row["input_ids"][: -len(learnt)])
+    assert tokenizer.decode(learnt) == f"{text}<|im_end|>\n"
+    assert prompt.endswith(ending)
+    saved = type(tokenizer).from_pretrained("cold/model")  # as a user's inference does
+    asked = saved.apply_chat_template(turns[:2], tokenize=False, add_generation_prompt=True)
+    assert asked == prompt
+    code, error = run(
+        "grpo",
+        "rl",
+        model_name_or_path="cold/model",
+        transcript=form,
+        system_prompt=turns[0]["content"],
+        tasks=[{"fn": "jsonl", "params": {"path": "sums.jsonl"}, "split": "all"}],
+        temperature=0.2,
+        max_completion_length=80,
+        num_generations=8,
+        random_rewards=False,
+    )
+    # Where all are right nothing is left to learn, which is a failure of that stage.
+    assert not code or "all completions of every group have the same reward" in error
+    rollouts = read_rows(Path("rl/rollouts.jsonl"))
+    right = [row for row in rollouts if read(row["completion"], form) == read(text, form)]
+    assert len(right) >= 4
+    for row in right:
+        assert row["rewards"] == {"accuracy_reward": 1, "format_reward": 1}
+        assert row["finish_reason"] == "stop"
