@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice, zip_longest
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Row
@@ -45,9 +45,9 @@ VERDICTS = {
 }
 # Characters that turn the direction of the text around them are shown, not obeyed.
 TURNS = {code: f"[U+{code:04X}]" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
-T = TypeVar("T")
 Key = tuple[int, str]  # of a prompt: the step, for rollouts, and the id
-Filter = tuple[str, str, list[tuple[str, str]]]  # name, label, options as value and label
+Groups = defaultdict[Any, set[Key]]
+Filter = tuple[str, str, list[str]]  # name, label, options
 
 
 @dataclass(frozen=True)
@@ -113,10 +113,13 @@ def held_out(path: Path, before: str, after: str, budget: int) -> tuple[list[Cas
         if row["model"] in verdicts:
             verdicts[row["model"]][_key(row)] = bool(row.get("correct"))
             tasks[_key(row)] = row["task"]
+    was, now = verdicts[before], verdicts[after]
     words = KINDS if before != after else {(False, False): "wrong", (True, True): "right"}
-    both = sorted(verdicts[before].keys() & verdicts[after].keys())
-    kinds = {key: words[verdicts[before][key], verdicts[after][key]] for key in both}
-    wanted = {key: kinds[key] for key in _turns(both, lambda key: (kinds[key], tasks[key]))}
+    kinds = {key: words[was[key], now[key]] for key in was.keys() & now.keys()}
+    groups: Groups = defaultdict(set)
+    for key, kind in kinds.items():
+        groups[kind, tasks[key]].add(key)
+    wanted = {key: kinds[key] for key in _turns(groups)}
     cases = _cases(_first_samples(path), HELD_OUT, wanted, budget)
     counts, order = Counter(kinds.values()), list(words.values())
     cases.sort(key=lambda case: order.index(case.kind))
@@ -125,28 +128,28 @@ def held_out(path: Path, before: str, after: str, budget: int) -> tuple[list[Cas
 
 def of_data(stage: str, path: Path, budget: int) -> list[Case]:
     """Show prompts with what a data stage wrote for them; each fate and task has its turn."""
-    first: dict[tuple[str, str], set[Key]] = {}
+    groups: Groups = defaultdict(set)
     for row in _samples(path):
-        keys = first.setdefault((row["fate"], row["task"]), set())
+        keys = groups[row["fate"], row["task"]]
         keys.add(_key(row))
         if len(keys) > 4 * PROMPTS:
             keys.intersection_update(heapq.nsmallest(PROMPTS, keys))
-    pairs = [(key, kind) for kind, keys in first.items() for key in sorted(keys)]
-    wanted = dict.fromkeys((key for key, _ in _turns(pairs, lambda pair: pair[1])), "")
+    wanted = dict.fromkeys(_turns(groups), "")
     return _cases(_samples(path), DATA, wanted, budget, stage)
 
 
 def of_rollouts(stage: str, path: Path, budget: int) -> list[Case]:
     """Show groups of completions that RL scored against one another, early ones and late ones."""
-    groups = Counter(map(_key, _samples(path)))
-    whole = max(groups.values(), default=0)
-    keys = sorted(key for key, size in groups.items() if size == whole)  # none is torn
-    ends = [key for key in keys if key[0] in (keys[0][0], keys[-1][0])]
-    wanted = {key: f"step {key[0]}" for key in _turns(ends, lambda key: key[0])}
-    return sorted(
-        _cases(_samples(path), ROLLOUTS, wanted, budget, stage),
-        key=lambda case: int(case.kind.removeprefix("step ")),
-    )
+    sizes = Counter(map(_key, _samples(path)))
+    whole = max(sizes.values(), default=0)
+    groups: Groups = defaultdict(set)
+    for key, size in sizes.items():
+        if size == whole:  # none is torn
+            groups[key[0]].add(key)
+    ends = {step: groups[step] for step in (min(groups), max(groups))} if groups else {}
+    wanted = {key: f"step {key[0]}" for key in _turns(ends)}
+    cases = _cases(_samples(path), ROLLOUTS, wanted, budget, stage)
+    return sorted(cases, key=lambda case: int(case.kind.removeprefix("step ")))
 
 
 def sources(path: Path) -> list[dict[str, Any]]:
@@ -159,13 +162,11 @@ def sources(path: Path) -> list[dict[str, Any]]:
     return [{"source": s, "rows": n, "kept": kept[s]} for s, n in written.most_common()]
 
 
-def _turns(items: Iterable[T], kind: Callable[[T], Any]) -> list[T]:
-    """Return the items so that their kinds take turns."""
-    groups: dict[Any, list[T]] = {}
-    for item in items:
-        groups.setdefault(kind(item), []).append(item)
-    parts = [groups[name] for name in sorted(groups)]
-    return [item for turn in zip_longest(*parts) for item in turn if item is not None]
+def _turns(groups: Mapping[Any, Collection[Key]]) -> list[Key]:
+    """Return the first prompts by id; the groups take turns."""
+    parts = [sorted(groups[name]) for name in sorted(groups)]
+    turns = (key for turn in zip_longest(*parts) for key in turn if key is not None)
+    return list(islice(dict.fromkeys(turns), PROMPTS))
 
 
 def _samples(path: Path) -> Iterator[Row]:
@@ -202,22 +203,21 @@ def _key(row: Row) -> Key:
 def _cases(
     rows: Iterable[Row], where: str, wanted: Mapping[Key, str], budget: int, stage: str = ""
 ) -> list[Case]:
-    """Return the first of the wanted prompts, given with their kinds, that fit into the budget.
+    """Return as many of the wanted prompts, given with their kinds, as fit into the budget.
 
     There is at least one. Without `stage`, each row's model wrote it.
     """
-    kinds = dict(islice(wanted.items(), PROMPTS))
     found: dict[Key, Case] = {}
     for row in rows:
         key = _key(row)
-        if key not in kinds:
+        if key not in wanted:
             continue
         if key not in found:
-            found[key] = _case(row, where, kinds[key])
+            found[key] = _case(row, where, wanted[key])
         text, texts = _text(row, stage or row["model"], where), found[key].texts
         if sum((t.stage, t.fate) == (text.stage, text.fate) for t in texts) < SAMPLES:
             texts.append(text)
-    cases = [found[key] for key in kinds if key in found]
+    cases = [found[key] for key in wanted if key in found]
     sizes = accumulate(case.size for case in cases)
     return [case for case, size in zip(cases, sizes, strict=True) if size <= budget] or cases[:1]
 
@@ -282,10 +282,8 @@ def filters_of(cases: Sequence[Case], stages: Sequence[str]) -> list[Filter]:
         ("kind", "change"): dict.fromkeys(case.kind for case in cases if case.where == HELD_OUT),
         ("task", "task"): sorted({case.task for case in cases} - {""}),
     }
-    words = {name: words for name, (_, words) in VERDICTS.items()}
-    words["dropped"] = "dropped, any reason"
     return [
-        (name, label, [(value, words.get(value, value)) for value in values])
+        (name, label, list(values))
         for (name, label), values in options.items()
         if len(values) > 1 or name in ("where", "stage")
     ]
