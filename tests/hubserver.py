@@ -9,7 +9,6 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
-LARGE = (".safetensors", ".parquet", ".bin")
 API = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(\w[\w-]*)(?:/([^/]+)(?:/(.*))?)?)?")
 FILE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 
@@ -28,12 +27,7 @@ class Repository:
         content = self.files[name]
         oid = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
         entry = {"type": "file", "path": name, "rfilename": name, "size": len(content)}
-        entry |= {"oid": oid, "blobId": oid}
-        if name.endswith(LARGE):
-            digest = hashlib.sha256(content).hexdigest()
-            size = {"size": len(content), "pointerSize": 134}
-            entry["lfs"] = size | {"oid": digest, "sha256": digest}
-        return entry
+        return entry | {"oid": oid, "blobId": oid}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -90,13 +84,6 @@ class Handler(BaseHTTPRequestHandler):
                 return True
         return False
 
-    def do_PUT(self):
-        if self.fails():
-            return
-        data = self.body()
-        self.hub.blobs[hashlib.sha256(data).hexdigest()] = data
-        self.reply({})
-
     def do_HEAD(self):
         self.do_GET()
 
@@ -131,8 +118,7 @@ class Handler(BaseHTTPRequestHandler):
         elif name not in repository.files:
             self.missing("EntryNotFound")
         else:
-            tag = repository.entry(name)
-            etag = tag["lfs"]["sha256"] if "lfs" in tag else tag["oid"]
+            etag = repository.entry(name)["oid"]
             headers = {"ETag": f'"{etag}"', "X_Repo_Commit": repository.sha}
             self.reply(repository.files[name], **headers, Accept_Ranges="none")
 
@@ -147,21 +133,15 @@ class Handler(BaseHTTPRequestHandler):
             self.reply({"error": "Invalid credentials"}, 401)
         elif path == "/api/repos/create":
             self.create(json.loads(data))
-        elif path.endswith("/objects/batch"):
-            objects = [one | {"actions": {
-                "upload": {"href": f"{self.hub.url}/put/{one['oid']}"}}}
-                for one in json.loads(data)["objects"]]  # fmt: skip
-            self.reply({"objects": objects, "transfer": "basic"})
         elif match := API.fullmatch(path):
             kind, identity, verb, _, _ = match.groups()
             repository = self.repository(kind, identity)
             if repository is None:
                 self.missing()
             elif verb == "preupload":
-                files = [{"path": file["path"], "shouldIgnore": False,
-                          "uploadMode": "lfs" if file["path"].endswith(LARGE) else "regular"}
-                         for file in json.loads(data)["files"]]  # fmt: skip
-                self.reply({"files": files})
+                asked = [file["path"] for file in json.loads(data)["files"]]
+                how = {"shouldIgnore": False, "uploadMode": "regular"}
+                self.reply({"files": [{"path": path} | how for path in asked]})
             else:
                 self.commit(repository, identity, data)
         else:
@@ -179,13 +159,10 @@ class Handler(BaseHTTPRequestHandler):
         self.reply({"url": f"{self.hub.url}/{prefix}{identity}"})
 
     def commit(self, repository, identity, data):
-        for line in data.splitlines():
-            entry = json.loads(line)
-            value = entry["value"]
+        for entry in map(json.loads, data.splitlines()):
             if entry["key"] == "file":
-                repository.files[value["path"]] = base64.b64decode(value["content"])
-            elif entry["key"] == "lfsFile":
-                repository.files[value["path"]] = self.hub.blobs[value["oid"]]
+                content = base64.b64decode(entry["value"]["content"])
+                repository.files[entry["value"]["path"]] = content
         repository.commits += 1
         url = f"{self.hub.url}/{identity}/commit/{repository.sha}"
         self.reply({"commitUrl": url, "commitOid": repository.sha, "success": True})
@@ -199,7 +176,7 @@ class HubServer:
 
     def __init__(self, token="hf_loopback-token"):
         self.secret, self.token = token, f"Bearer {token}"
-        self.repositories, self.blobs, self.requests, self.faults = {}, {}, [], []
+        self.repositories, self.requests, self.faults = {}, [], []
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.hub = self
         self.url = f"http://127.0.0.1:{self.server.server_port}"

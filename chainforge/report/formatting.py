@@ -17,6 +17,26 @@ MINUS = "\u2212"
 
 Model = dict[str, Any]
 Columns = dict[str, Callable[[Model], str]]
+# What tables of an evaluation show, by the heads of their columns.
+ACCURACY: Columns = {
+    "strict %": lambda model: _interval(model["strict"]),
+    "lenient %": lambda model: _interval(model["lenient"]),
+    "format %": lambda model: _percent(model["format"]),
+    "tokens": lambda model: count(model["tokens_mean"]),
+}
+LENGTHS: Columns = {
+    "reasoning tokens": lambda model: count(model.get("reasoning_tokens_mean")),
+    "tokens/solved": lambda model: count(model.get("tokens_per_solved")),
+    "cut %": lambda model: _percent(model["truncated"]),
+    "language %": lambda model: _percent(model.get("language")),
+}
+PAIRS: Columns = {
+    "from": lambda pair: str(pair["from"]),
+    "to": lambda pair: str(pair["to"]),
+    "difference": lambda pair: points(pair["difference"]),
+    "95 % interval": lambda pair: f"{points(pair['low'])} to {points(pair['high'])}",
+    "p": lambda pair: p_value(pair["p"]),
+}
 
 
 def percent(share: float | None, digits: int = 1) -> str:
@@ -140,16 +160,10 @@ def show_results(results: dict[str, Any], console: Console) -> None:
     models, pairs = results["models"], results["pairs"]
     if models:
         for title, columns in _tables(models).items():
-            console.print(_table(title, {"model": lambda model: model["name"]}, columns, models))
+            named: Columns = {"model": lambda model: model["name"]}
+            console.print(_table(title, named | columns, models))
     if pairs:
-        ends: Columns = {"from": lambda pair: pair["from"], "to": lambda pair: pair["to"]}
-        numbers: Columns = {
-            "difference": lambda pair: points(pair["difference"]),
-            "95 % interval": lambda pair: f"{points(pair['low'])} to {points(pair['high'])}",
-            "p": lambda pair: p_value(pair["p"]),
-        }
-        title = "paired differences in strict accuracy, in points"
-        console.print(_table(title, ends, numbers, pairs))
+        console.print(_table("paired differences in strict accuracy, in points", PAIRS, pairs))
     if how := sampled(results.get("settings") or {}):
         console.print(f"sampled with {how}", markup=False)
 
@@ -160,20 +174,7 @@ def _tables(models: list[Model]) -> dict[str, Columns]:
     seeds = len(models[0]["strict"].get("seeds") or {})
     title = f"accuracy on {' to '.join(f'{n:,}' for n in rows)} held-out rows (95 % interval)"
     title += f", mean of {seeds} seeds" if seeds else ""
-    tables: dict[str, Columns] = {
-        title: {
-            "strict %": lambda model: _interval(model["strict"]),
-            "lenient %": lambda model: _interval(model["lenient"]),
-            "format %": lambda model: _percent(model["format"]),
-            "tokens": lambda model: count(model["tokens_mean"]),
-        },
-        "length and language of the first sample": {
-            "reasoning tokens": lambda model: count(model.get("reasoning_tokens_mean")),
-            "tokens/solved": lambda model: count(model.get("tokens_per_solved")),
-            "cut %": lambda model: _percent(model["truncated"]),
-            "language %": lambda model: _percent(model.get("language")),
-        },
-    }
+    tables = {title: ACCURACY, "length and language of the first sample": LENGTHS}
     most = max((int(k) for model in models for k in model.get("pass_at_k") or {}), default=1)
     if most > 1:
         tables[f"{most} samples of each prompt"] = {
@@ -189,14 +190,13 @@ def _tables(models: list[Model]) -> dict[str, Columns]:
     return tables
 
 
-def _table(title: str, names: Columns, numbers: Columns, rows: list[Model]) -> Table:
+def _table(title: str, columns: Columns, rows: list[Model]) -> Table:
     table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold")
-    for name in names:
-        table.add_column(name, overflow="fold")
-    for number in numbers:
-        table.add_column(number, justify="right", no_wrap=number == "mean")
+    for name in columns:
+        side = "left" if name in ("model", "from", "to") else "right"
+        table.add_column(name, justify=side, no_wrap=name == "mean", overflow="fold")  # type: ignore[arg-type]
     for row in rows:
-        table.add_row(*(write(row) for write in (names | numbers).values()))
+        table.add_row(*(write(row) for write in columns.values()))
     return table
 
 

@@ -98,28 +98,25 @@ def _render(directory: Path, run: RunDir) -> str:
     cases, kinds = transcripts.cases_of(run.stages, found["stage"] if found else None, *ends)
     gates = {stage.name: _gate(directory, stage) for stage in run.stages}
     data = [_data_stage(stage) for stage in run.stages if stage.funnel]
-    return (
-        _environment()
-        .get_template("page.html.j2")
-        .render(
-            **_own("css", "page.css"),
-            **_own("js", "page.js"),
-            version=__version__,
-            run=run,
-            done=_done(run),
-            seconds=sum(stage.seconds or 0 for stage in run.stages) or None,
-            spending=_spending(run),
-            gates={name: gate for name, gate in gates.items() if gate.passed or gate.failed},
-            evaluation=found and found | {"kinds": kinds},
-            models={model["name"]: model for model in found["models"]} if found else {},
-            training=list(_training(run)),
-            data=data,
-            cases=cases,
-            filters=transcripts.filters_of(cases, [stage.name for stage in run.stages]),
-            notices=[*(text for stage in run.stages for text in _notices(stage)), *_offline(data)],
-            plot_size=(plots.WIDTH, plots.HEIGHT),
-            verdicts=transcripts.VERDICTS,
-        )
+    template = _environment().get_template("page.html.j2")
+    return template.render(
+        **_own("css", "page.css"),
+        **_own("js", "page.js"),
+        version=__version__,
+        run=run,
+        done=_done(run),
+        seconds=sum(stage.seconds or 0 for stage in run.stages) or None,
+        spending=_spending(run),
+        gates={name: gate for name, gate in gates.items() if gate.passed or gate.failed},
+        evaluation=found and found | {"kinds": kinds},
+        models={model["name"]: model for model in found["models"]} if found else {},
+        training=list(_training(run)),
+        data=data,
+        cases=cases,
+        filters=transcripts.filters_of(cases, [stage.name for stage in run.stages]),
+        notices=[*(text for stage in run.stages for text in _notices(stage)), *_offline(data)],
+        plot_size=(plots.WIDTH, plots.HEIGHT),
+        verdicts=transcripts.VERDICTS,
     )
 
 

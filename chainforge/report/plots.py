@@ -157,7 +157,7 @@ def _draw(lines: list[Line], shares: bool, alarms: list[Alarm], scheme: str) -> 
     if shares:
         axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
         low, high = axes.get_ylim()
-        axes.set_ylim(max(low, -0.02), min(high, 1.02))
+        axes.set_ylim(max(low, 0), min(high, 1))
     _draw_alarms(axes, alarms, colours)
     out = io.BytesIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))

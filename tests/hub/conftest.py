@@ -1,10 +1,19 @@
-"""A Hub on the loopback for tests of uploads."""
+"""A finished run, and a Hub on the loopback for tests of uploads."""
 
+import finished as runs
 import pytest
 from hubserver import HubServer
 from huggingface_hub import constants
 
 from chainforge.hub import upload
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    """A finished run, moved since: the paths in its manifests lead nowhere."""
+    folder = tmp_path_factory.mktemp("made")
+    runs.chain(folder / "runs/full", runs.base(folder / "models/begin", "apache-2.0"))
+    return (folder / "runs").rename(folder / "moved") / "full"
 
 
 @pytest.fixture

@@ -17,12 +17,6 @@ from chainforge.hub.export import pack
 HOSTILE = "x`](javascript:alert(1)) | <img src=x onerror=alert(1)>\n---\nlicense: mit\n```\n# Gone"
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cards")
-    return runs.chain(folder / "runs/full", runs.base(folder / "models/begin", "apache-2.0"))
-
-
 def card_of(*args, **options):
     package = pack(*args, **options)
     text = package.files["README.md"].decode()
@@ -30,8 +24,8 @@ def card_of(*args, **options):
     return text, yaml.safe_load(head), package
 
 
-def test_the_card_of_a_model_shows_its_origin_results_and_terms(run):
-    text, head, _ = card_of(run / "final", "model", title="me/final")
+def test_the_card_of_a_model_shows_its_origin_results_and_terms(made):
+    text, head, _ = card_of(made / "final", "model", title="me/final")
     assert head["license"] == "apache-2.0"  # as in the base's own card
     assert head["library_name"] == "transformers"
     assert "base_model" not in head  # it is on no Hub
@@ -48,8 +42,8 @@ def test_the_card_of_a_model_shows_its_origin_results_and_terms(run):
         assert words in text
 
 
-def test_the_card_of_a_student_names_its_base_and_its_teachers(run, tmp_path):
-    text, head, package = card_of(run / "student", "model")
+def test_the_card_of_a_student_names_its_base_and_its_teachers(made, tmp_path):
+    text, head, package = card_of(made / "student", "model")
     # Without its old path, and what is for training only.
     assert json.loads(package.files["config.json"]) == {"model_type": "qwen2"}
     assert head["base_model"] == "Qwen/Qwen2.5-0.5B"
@@ -65,12 +59,12 @@ def test_the_card_of_a_student_names_its_base_and_its_teachers(run, tmp_path):
     assert "began as [Qwen/Qwen2.5-7B]" in text
 
 
-def test_the_card_of_rows_names_their_authors(run):
-    text, head, package = card_of(run / "lessons", "dataset")
+def test_the_card_of_rows_names_their_authors(made):
+    text, head, package = card_of(made / "lessons", "dataset")
     assert (head["license"], text.count("# Rows")) == ("other", 1)
     assert "by models that began as `begin`" in text
     assert set(package.files) == {"README.md", "train.parquet"}
-    _, head, _ = card_of(run / "lessons", "dataset", licence="cc-by-4.0")
+    _, head, _ = card_of(made / "lessons", "dataset", licence="cc-by-4.0")
     assert head["license"] == "cc-by-4.0"
 
 
@@ -133,8 +127,8 @@ def test_hostile_names_and_settings_are_escaped(tmp_path):
     assert all(line.count("|") in (4, 5) for line in rows)
 
 
-def test_a_stage_that_is_not_finished_is_refused_with_all_its_parts(run, tmp_path):
-    cold = shutil.copytree(run / "cold", tmp_path / "cold")
+def test_a_stage_that_is_not_finished_is_refused_with_all_its_parts(made, tmp_path):
+    cold = shutil.copytree(made / "cold", tmp_path / "cold")
     (cold / "stage.json").write_text("{}")
     (cold / "manifest.json").unlink()
     checkpoint = shutil.copytree(cold / "model", cold / "checkpoints/checkpoint-9")

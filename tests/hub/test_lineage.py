@@ -11,14 +11,6 @@ from chainforge.hub.cards import measurements
 from chainforge.hub.lineage import base_of, lineage, roots
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A finished run, moved since: the paths in its manifests lead nowhere."""
-    folder = tmp_path_factory.mktemp("made")
-    runs.chain(folder / "runs/full", runs.base(folder / "models/begin"))
-    return (folder / "runs").rename(folder / "moved") / "full"
-
-
 @pytest.fixture
 def run(made, tmp_path):
     """The finished run, to be spoilt."""

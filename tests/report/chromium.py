@@ -109,15 +109,14 @@ class Chromium:
             "})()"
         )
         for kind in ("mousePressed", "mouseReleased"):
-            self.call(
-                "Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1
-            )  # fmt: skip
+            at = {"x": x, "y": y, "button": "left", "clickCount": 1}
+            self.call("Input.dispatchMouseEvent", type=kind, **at)
 
-    def press(self, key: str, text: str = "") -> None:
+    def press(self, key: str) -> None:
         """Press and release a key."""
-        codes = {"Enter": 13, "Home": 36, "ArrowDown": 40}
-        common = {"key": key, "windowsVirtualKeyCode": codes.get(key, ord(key[0].upper()))}
-        text = text or ("\r" if key == "Enter" else "" if key in codes else key)
+        enter = key == "Enter"
+        common = {"key": key, "windowsVirtualKeyCode": 13 if enter else ord(key.upper())}
+        text = "\r" if enter else key
         self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **common)
         self.call("Input.dispatchKeyEvent", type="keyUp", **common)
 
@@ -126,32 +125,19 @@ class Chromium:
         self.call("Input.insertText", text=text)
 
     def pick(self, name: str, value: str) -> None:
-        """Choose an option of a filter with the keyboard, from the first option down."""
-        number = self.js(
-            f"(() => {{ const s = document.querySelector('#filter [name={name}]'); s.focus();"
-            f"return [...s.options].findIndex((o) => o.value === {json.dumps(value)}); }})()"
-        )
-        assert number >= 0, f"{name} has no option {value!r}"
-        self.press("Home")
-        for _ in range(number):
-            self.press("ArrowDown")
-
-    def choose(self, name: str, value: str) -> None:
-        """Choose an option of a filter at once, however many there are; there must be one."""
+        """Choose an option of a filter; there must be one."""
         assert self.js(
             f"(() => {{ const s = document.querySelector('#filter [name={name}]');"
             f"s.value = {json.dumps(value)}; s.dispatchEvent(new Event('input', {{bubbles: true}}));"
             f"return s.value === {json.dumps(value)}; }})()"
         ), f"{name} has no option {value!r}"
 
-    def look(self, width: int, height: int, scheme: str = "light", media: str = "screen") -> None:
-        """Set the size of the window, and light, dark or paper."""
-        self.call(
-            "Emulation.setDeviceMetricsOverride",
-            width=width, height=height, deviceScaleFactor=1, mobile=False,
-        )  # fmt: skip
+    def look(self, width: int, height: int, scheme: str = "light") -> None:
+        """Set the size of the window, and light or dark."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
         features = [{"name": "prefers-color-scheme", "value": scheme}]
-        self.call("Emulation.setEmulatedMedia", media=media, features=features)
+        self.call("Emulation.setEmulatedMedia", media="screen", features=features)
 
     def close(self) -> None:
         """End the browser."""

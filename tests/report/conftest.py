@@ -1,4 +1,4 @@
-"""A finished chain, and a browser to look at its report with."""
+"""A finished chain, its report, and a browser to look at it with."""
 
 from pathlib import Path
 

@@ -53,6 +53,7 @@ def mutate(text, lines, rng):
 def whole(root):
     """Write a chain with a file of each kind; return the files."""
     tiny(root)
+    (root / "rl/metrics.jsonl").unlink()  # the plots of one RL stage are enough
     chain = json.loads((root / "chain.json").read_text())
     gates = [{"metric": "accuracy", "min": 0.2}, {"beats": "cold_start", "p": 0.5}]
     models = {f"models.{name}": name for name in ("base", "cold_start", "rl", "rl_final")}
