@@ -9,7 +9,6 @@ from server import FAULTS, Answer, Server, chat
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import read_rows
 from chainforge.data.sources import example
-from chainforge.generate import api
 from chainforge.generate.api import Limiter
 from chainforge.generate.rollouts import score_samples
 from chainforge.generate.sampling import open_engine, roll_out
@@ -19,17 +18,11 @@ FORM = "<reasoning_process>so</reasoning_process>\n<summary>{}</summary>"
 SYSTEM = {"role": "system", "content": "Reason, then answer."}
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(api, "RETRY_SECONDS", 0.01)
-
-
 def prompts(count=8):
+    turns = [[SYSTEM, {"role": "user", "content": f"{n} + 1 ="}] for n in range(count)]
     return [
-        example([SYSTEM, {"role": "user", "content": f"{n} + 1 ="}], str(n + 1), task="sums",
-                verifier="exact")
-        for n in range(count)
-    ]  # fmt: skip
+        example(turn, str(n + 1), task="sums", verifier="exact") for n, turn in enumerate(turns)
+    ]
 
 
 def right(request):
@@ -37,43 +30,47 @@ def right(request):
     return chat(FORM.format(int(request.prompt.split()[0]) + 1))
 
 
-def run(tmp_path, *urls, rows=None, **settings):
-    args = SamplingArgs(**{"engine": "api", "num_samples": 3, "base_url": list(urls)} | settings)
+def run(path, *servers, rows=None, **settings):
+    urls = [server.url for server in servers]
+    args = SamplingArgs(**{"engine": "api", "num_samples": 3, "base_url": urls} | settings)
     return roll_out(
-        lambda: open_engine(args, "policy", None, directory=tmp_path),
+        lambda: open_engine(args, "policy", None, directory=path),
         rows or prompts(),
         args,
-        path=tmp_path / "samples.jsonl",
+        path=path / "samples.jsonl",
         seed=4,
         provenance={"model": "policy", "stage": "picks"},
         score=lambda rows: score_samples(rows, "r1-cold-start"),
     ).samples
 
 
-def test_every_sample_is_asked_for_once_with_its_seed_and_nothing_left_to_the_server(tmp_path):
-    with Server(right) as server:
-        rows = run(tmp_path, server.url, temperature=0.7, top_k=5, max_new_tokens=99)
+def test_every_sample_is_asked_for_once_with_its_seed_and_nothing_left_to_the_server(
+    server, key, tmp_path
+):
+    server.script = right
+    rows = run(tmp_path, server, temperature=0.7, top_k=5, max_new_tokens=99)
     assert len(rows) == len(server.asked) == 24
     assert all(row["correct"] and row["finish_reason"] == "stop" for row in rows)
-    assert {row["tokens"] for row in rows} == {60}
-    assert {row["served"] for row in rows} == {"served-model"}
+    assert {(row["tokens"], row["served"]) for row in rows} == {(60, "served-model")}
     seeds = {seed_of(4, row["id"], row["sample"]) for row in rows}
     assert {request.body["seed"] for request in server.asked} == seeds
-    body = server.asked[0].body
-    assert body["messages"][0] == SYSTEM
-    assert {key: body[key] for key in body if key not in ("messages", "seed")} == {
+    asked = server.asked[0]
+    assert asked.body["messages"][0] == SYSTEM
+    assert {key: asked.body[key] for key in asked.body if key not in ("messages", "seed")} == {
         "model": "policy", "temperature": 0.7, "top_p": 1.0, "top_k": 5, "max_tokens": 99,
         "min_p": 0.0, "repetition_penalty": 1.0, "n": 1,
     }  # fmt: skip
+    assert asked.headers.pop("authorization") == f"Bearer {key}"
+    assert set(asked.headers) == {"host", "content-type", "content-length", "accept-encoding"}
 
 
-def test_several_servers_share_the_work_and_one_that_fails_is_passed_over(tmp_path):
-    with Server(right, seconds=0.01) as one, Server(right, seconds=0.01) as two:
-        assert len(run(tmp_path / "a", one.url, two.url)) == 24
-        assert len(one.asked) + len(two.asked) == 24
-        assert min(len(one.asked), len(two.asked)) >= 8
-        with Server([FAULTS["503"]] * 100) as bad:
-            assert len(run(tmp_path / "b", one.url, bad.url)) == 24
+def test_several_servers_share_the_work_and_one_that_fails_is_passed_over(server, tmp_path):
+    server.script, server.seconds = right, 0.01
+    with Server(right, seconds=0.01) as other, Server([FAULTS["503"]] * 100) as bad:
+        assert len(run(tmp_path / "a", server, other)) == 24
+        assert len(server.asked) + len(other.asked) == 24
+        assert min(len(server.asked), len(other.asked)) >= 8
+        assert len(run(tmp_path / "b", other, bad)) == 24
         assert len(bad.asked) < 24
 
 
@@ -87,43 +84,50 @@ def test_several_servers_share_the_work_and_one_that_fails_is_passed_over(tmp_pa
     ],
 )  # fmt: skip
 def test_a_row_without_an_answer_ends_the_run_and_the_next_asks_for_it_alone(
-    tmp_path, answer, words
+    server, tmp_path, answer, words
 ):
-    def script(request):
-        return answer if request.prompt.startswith("0") else right(request)
-
-    lost = pytest.raises(InputError, match=f"(?s)3 of 9 completions are missing.*{words}")
-    with Server(script) as server, lost:
-        run(tmp_path, server.url, rows=prompts(3), max_retries=1)
+    server.script = lambda one: answer if one.prompt.startswith("0") else right(one)
+    with pytest.raises(InputError, match=f"(?s)3 of 9 completions are missing.*{words}"):
+        run(tmp_path, server, rows=prompts(3), max_retries=1)
     assert len(read_rows(tmp_path / "samples.jsonl")) == 6
-    with Server(right) as server:
-        rows = run(tmp_path, server.url, rows=prompts(3))
-    assert len(rows) == 9
-    assert len(server.asked) == 3
+    asked = len(server.asked)
+    server.script = right
+    assert len(run(tmp_path, server, rows=prompts(3))) == 9
+    assert len(server.asked) == asked + 3
 
 
-def test_how_a_completion_ended(tmp_path):
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (chat("4", reasoning_content="two and two"), "without a reasoning parser"),
+        (Answer({"error": "who are you?"}, 403), "status 403: .*who are you"),
+    ],
+)
+def test_a_server_that_cannot_serve_ends_the_run(server, tmp_path, answer, words):
+    server.script = lambda request: answer
+    with pytest.raises(InputError, match=words):
+        run(tmp_path, server)
+    assert len(server.asked) <= 10
+    assert not (tmp_path / "samples.jsonl").exists()
+
+
+def test_how_a_completion_ended(server, tmp_path):
     """What was cut off is a sample, and an unknown end is a stop."""
-    script = [chat("4", "tired"), chat("4", None), chat("4", "MAX_TOKENS"), chat("", "stop"),
-              chat("<reasoning_process>so", "length")]  # fmt: skip
-    with Server(script) as server:
-        rows = run(tmp_path, server.url, rows=prompts(1), num_samples=5, max_concurrency=1)
+    server.script = [chat("4", "tired"), chat("4", None), chat("4", "MAX_TOKENS"), chat("", "stop"),
+                     chat("<reasoning_process>so", "length")]  # fmt: skip
+    rows = run(tmp_path, server, rows=prompts(1), num_samples=5, max_concurrency=1)
     ends = [row["finish_reason"] for row in rows]
     assert ends == ["stop", "stop", "length", "stop", "length"]
     assert not any(row["correct"] for row in rows)
 
 
-def test_fields_that_are_set_already_are_refused(tmp_path):
+def test_fields_that_are_set_already_are_refused(server, tmp_path):
     for field in ("max_tokens", "max_completion_tokens", "n", "model", "seed", "messages"):
         with pytest.raises(InputError, match=f"extra_body: '{field}' changes"):
-            run(tmp_path, "http://localhost:9/v1", extra_body={field: 1})
+            run(tmp_path, server, extra_body={field: 1})
 
 
-def draws():
-    return [Draw(row, 0, seed_of(4, row["id"], 0)) for row in prompts(3)]
-
-
-def sample(tmp_path, url, policy="a", fails=False, **settings):
+def sample(tmp_path, server, policy="a", fails=False, **settings):
     """Sample once; where judging fails, the answers stay in the account only."""
     taken = []
 
@@ -132,22 +136,30 @@ def sample(tmp_path, url, policy="a", fails=False, **settings):
             raise RuntimeError("killed")
         taken.extend(batch)
 
-    args = SamplingArgs(engine="api", base_url=url, **settings)
-    open_engine(args, policy, None, directory=tmp_path).sample(draws(), take)
-    return taken
+    args = SamplingArgs(engine="api", base_url=server.url, **settings)
+    draws = [Draw(row, 0, seed_of(4, row["id"], 0)) for row in prompts(3)]
+    open_engine(args, policy, None, directory=tmp_path).sample(draws, take)
+    return [answer["completion"] for _, answer in taken]
 
 
-def test_an_answer_that_came_before_a_kill_is_not_asked_for_again(tmp_path):
-    with Server(right) as server:
-        with pytest.raises(RuntimeError):
-            sample(tmp_path, server.url, fails=True)
-        assert len(server.asked) == 3
-        answers = [answer["completion"] for _, answer in sample(tmp_path, server.url)]
-        assert len(server.asked) == 3
-    assert sorted(answers) == [FORM.format(n) for n in (1, 2, 3)]
+@pytest.mark.parametrize(
+    ("other", "asked"),
+    [({}, 0), ({"policy": "b"}, 3), ({"temperature": 0.5}, 3), ({"extra_body": {}}, 3)],
+)
+def test_an_answer_that_came_before_a_kill_is_used_for_the_same_request_alone(
+    server, tmp_path, other, asked
+):
+    server.script = right
+    with pytest.raises(RuntimeError):
+        sample(tmp_path, server, fails=True)
+    assert sorted(sample(tmp_path, server, **other)) == [FORM.format(n) for n in (1, 2, 3)]
+    assert len(server.asked) == 3 + asked
+    with Server(right) as second:  # another address
+        sample(tmp_path, second, **other)
+    assert len(second.asked) == 3
 
 
-def test_no_answer_is_forgotten_before_its_sample_is_on_disk(tmp_path, monkeypatch):
+def test_no_answer_is_forgotten_before_its_sample_is_on_disk(server, tmp_path, monkeypatch):
     samples, on_disk = tmp_path / "samples.jsonl", []
     force, replace = os.fsync, os.replace
 
@@ -162,35 +174,9 @@ def test_no_answer_is_forgotten_before_its_sample_is_on_disk(tmp_path, monkeypat
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "replace", forget)
-    with Server(right) as server:
-        run(tmp_path, server.url)
+    server.script = right
+    run(tmp_path, server)
     assert len(on_disk) == 24
-
-
-@pytest.mark.parametrize("other", [{"policy": "b"}, {"temperature": 0.5}, {"extra_body": {}}])
-def test_no_model_and_no_settings_get_the_answers_of_others(tmp_path, other):
-    with Server(right) as server:
-        with pytest.raises(RuntimeError):
-            sample(tmp_path, server.url, fails=True)
-        sample(tmp_path, server.url, **other)
-        assert len(server.asked) == 6
-        with Server(right) as second:
-            sample(tmp_path, second.url, **other)
-        assert len(second.asked) == 3
-
-
-@pytest.mark.parametrize(
-    ("answer", "words"),
-    [
-        (chat("4", reasoning_content="two and two"), "without a reasoning parser"),
-        (Answer({"error": "who are you?"}, 403), "status 403: .*who are you"),
-    ],
-)
-def test_a_server_that_cannot_serve_ends_the_run(tmp_path, answer, words):
-    with Server(lambda request: answer) as server, pytest.raises(InputError, match=words):
-        run(tmp_path, server.url)
-    assert len(server.asked) <= 10
-    assert not (tmp_path / "samples.jsonl").exists()
 
 
 class World:
@@ -226,7 +212,7 @@ def test_the_limit_is_found_used_and_followed(limit):
     world = World(limit).run(10)
     before = world.answered
     world.run(60)
-    assert (world.answered - before) / (60 * limit) > (0.9 if limit > 5 else 0.6)
+    assert (world.answered - before) / (60 * limit) > 0.9
     assert world.refused < 45
     world.limit = 60
     world.run(400)

@@ -15,13 +15,11 @@ import yaml
 from server import FAULTS, REASONING, Answer, Server, chat
 
 from chainforge.core.errors import Stopped
-from chainforge.core.jsonl import read_rows
+from chainforge.core.jsonl import read_rows, write_rows
 from chainforge.data.sources import example
-from chainforge.generate import api
 from chainforge.generate.settings import TeacherArgs
 from chainforge.generate.teacher import collect
 
-KEY = "sk-CANARY-0123456789"
 QUICK = {"teacher": "deepseek", "timeout": 5.0}
 
 # A collection as a process of its own, which can be killed.
@@ -62,15 +60,13 @@ class Faulty:
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("DEEPSEEK_API_KEY", KEY)
+def folder(key, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(api, "RETRY_SECONDS", 0.02)
     return tmp_path
 
 
 def start(server, count, **settings):
-    Path("examples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in examples(count)))
+    write_rows("examples.jsonl", examples(count))
     Path("driver.py").write_text(DRIVER)
     args = json.dumps(QUICK | {"base_url": server.url} | settings)
     return subprocess.Popen([sys.executable, "driver.py", args], stderr=subprocess.PIPE, text=True)
@@ -94,7 +90,7 @@ def kill_after(server, counts, count, **settings):
 
 def unheard():
     """Count the requests of which a killed run never heard again."""
-    lines = [json.loads(line) for line in Path("out/requests.jsonl").read_text().splitlines()]
+    lines = read_rows("out/requests.jsonl", torn_tail=True)
     ended = {line["request"] for line in lines if "outcome" in line}
     return sum(line["request"] not in ended for line in lines if "sent" in line)
 
@@ -153,41 +149,34 @@ def as_long_as_allowed(request):
     return Answer(chat(reasoning_content=REASONING, usage=told(request)), seconds=0.005)
 
 
-PRICES = """
-api.deepseek.com:
-  date: 2026-11-01
-  models: {deepseek-flash: {cache_hit: 0.01, cache_miss: 0.30, output: 1.20}}
-"""
+RATES = {"cache_hit": 0.01, "cache_miss": 0.30, "output": 1.20}
+PRICES = {"api.deepseek.com": {"date": "2026-11-01", "models": {"deepseek-flash": RATES}}}
+PAID = {"max_new_tokens": 500, "prices": "prices.yaml"}
+
+
+@pytest.fixture
+def prices(folder):
+    (folder / "prices.yaml").write_text(json.dumps(PRICES))
 
 
 def bill(server):
     """Return what all that was asked costs, answered or not."""
-    tokens = [told(request) for request in server.asked]
-    prompt, completion = (
-        sum(one[f"{of}_tokens"] for one in tokens) for of in ("prompt", "completion")
-    )
-    return (0.30 * prompt + 1.20 * completion) / 1e6
+    usages = [told(request) for request in server.asked]
+    return sum(0.3 * u["prompt_tokens"] + 1.2 * u["completion_tokens"] for u in usages) / 1e6
 
 
 @pytest.mark.parametrize("concurrency", [1, 20, 200])
 @pytest.mark.parametrize("faults", [False, True])
-def test_max_usd_is_never_exceeded(folder, concurrency, faults):
+def test_max_usd_is_never_exceeded(prices, concurrency, faults):
     budget = 0.05
-    (folder / "prices.yaml").write_text(PRICES)
     silent = Faulty(0.3, ("hang", "cut body", "reset", "500", "cut JSON"))  # bills unseen
 
     def script(request):
         return (silent(request) if faults else None) or as_long_as_allowed(request)
 
     with Server(script) as server:
-        args = TeacherArgs(
-            **QUICK | {"timeout": 0.5 if faults else 20.0},
-            base_url=server.url,
-            max_new_tokens=500,
-            max_usd=budget,
-            prices="prices.yaml",
-            max_concurrency=concurrency,
-        )
+        settings = QUICK | PAID | {"timeout": 0.5 if faults else 20.0, "base_url": server.url}
+        args = TeacherArgs(**settings, max_usd=budget, max_concurrency=concurrency)
         for _ in range(2):  # a second run begins with what the first one spent
             with pytest.raises(Stopped, match=r"by max_usd \(0.05\): .*raise max_usd") as stopped:
                 collect(args, examples(300), "out")
@@ -198,10 +187,8 @@ def test_max_usd_is_never_exceeded(folder, concurrency, faults):
         assert sum(row["cost"] for row in rows) <= budget
 
 
-def test_max_usd_counts_the_requests_of_a_killed_run(folder):
-    (folder / "prices.yaml").write_text(PRICES)
-    settings = {"max_new_tokens": 500, "max_usd": 0.04, "max_concurrency": 20}
-    settings["prices"] = "prices.yaml"
+def test_max_usd_counts_the_requests_of_a_killed_run(prices):
+    settings = PAID | {"max_usd": 0.04, "max_concurrency": 8}
     with Server(as_long_as_allowed) as server:
         kill_after(server, (5, 15, 25), 300, **settings)
         process = start(server, 300, **settings)
@@ -218,43 +205,36 @@ def test_the_limit_of_a_server_is_found_and_kept_to(folder):
         assert len(server.asked) < 440
 
 
-def recipe(folder, server, *flags, **settings):
+def run_chain(server, **settings):
+    """Collect 40 rows, of which 10 have another answer, as the stage of a chain."""
+    answers = ["4" if n % 4 else "5" for n in range(40)]
     rows = [
-        {
-            "question": f"What is {n} and two?",
-            "answer": "4" if n % 4 else "5",
-            "verifier": "numeric",
-        }
-        for n in range(40)
+        {"question": f"What is {n} and two?", "answer": answer, "verifier": "numeric"}
+        for n, answer in enumerate(answers)
     ]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows("rows.jsonl", rows)
     tasks = [{"fn": "jsonl", "params": {"path": "rows.jsonl"}, "split": "all"}]
     config = QUICK | {"tasks": tasks, "base_url": server.url} | settings
-    (folder / "collect.yaml").write_text(yaml.safe_dump(config))
+    Path("collect.yaml").write_text(yaml.safe_dump(config))
     stages = [{"name": "traces", "recipe": "collect", "config": "collect.yaml"}]
-    (folder / "chain.yaml").write_text(yaml.safe_dump({"name": "c", "stages": stages}))
-    done = subprocess.run(
-        [sys.executable, "-m", "chainforge.cli", "run", "chain.yaml", *flags],
-        env=os.environ | {"NO_COLOR": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    Path("chain.yaml").write_text(yaml.safe_dump({"name": "c", "stages": stages}))
+    command = [sys.executable, "-m", "chainforge.cli", "run", "chain.yaml"]
+    env = os.environ | {"NO_COLOR": "1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     return done.returncode, done.stdout + done.stderr
 
 
-def test_a_chain_collects_stops_at_its_budget_and_continues(folder):
+def test_a_chain_collects_stops_at_its_budget_and_continues(folder, key):
     stage = folder / "runs/c/traces"
     fourth = "What is 3 and two?"
     with Server(lambda request: FAULTS["500"] if request.prompt == fourth else None) as server:
         settings = {"fallback": "none", "max_retries": 1, "max_concurrency": 4}
-        code, text = recipe(folder, server, max_requests=12, **settings)
+        code, text = run_chain(server, max_requests=12, **settings)
         assert code == 3, text
         assert "stopped: stage traces by max_requests (12): 12 spent" in text
         assert not (stage / "manifest.json").exists()
         assert len(server.asked) == 12
-        code, text = recipe(folder, server, **settings)  # the same stage: what is paid stays
+        code, text = run_chain(server, **settings)  # the same stage: what is paid stays
         assert code == 0, text
         # The failing prompt is asked twice a run, in the first run as far as its budget went.
         assert 39 + 2 <= len(server.asked) <= 39 + 4
@@ -268,4 +248,4 @@ def test_a_chain_collects_stops_at_its_budget_and_continues(folder):
     assert manifest["metrics"]["sources"] == {"deepseek-flash": 39}
     assert manifest["metrics"]["spending"]["requests"] == len(server.asked)
     for path in folder.rglob("*"):
-        assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
+        assert not path.is_file() or key.encode() not in path.read_bytes(), path

@@ -1,5 +1,6 @@
-"""The rollouts of GRPO, pools of samples, and pass rates that choose prompts."""
+"""Scores, the rollouts of GRPO, pools of samples, and pass rates that choose prompts."""
 
+import copy
 from collections import defaultdict
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ from chainforge.core.errors import InputError
 from chainforge.core.jsonl import read_rows, write_rows
 from chainforge.data.select import read_pool
 from chainforge.data.sources import example
-from chainforge.generate.rollouts import GateArgs, Recorder, gate
+from chainforge.generate.rollouts import GateArgs, Recorder, gate, score_samples
 from chainforge.generate.sampling import sample
 from chainforge.rewards.reward import RewardArgs, load_rewards
 
@@ -45,6 +46,31 @@ def roll(recorder, step, rows, texts, log_metric=lambda name, value: None):
         )
         for reward in recorder.rewards
     ]
+
+
+@pytest.mark.parametrize(
+    ("completion", "verdicts", "reward"),
+    [
+        (FORM.format(4), (True, True, True, "4"), 1.2),
+        (FORM.format(5), (False, False, True, "5"), 0.2),
+        ("3 + 1 = 4, so the answer is 4", (False, True, False, "4"), 0.0),
+    ],
+)
+def test_verdicts_strict_and_lenient(completion, verdicts, reward):
+    row = prompts(4)[3] | {"completion": completion}
+    (scored,) = score_samples([row], "r1-cold-start", load_rewards(RewardArgs(), set(row)))
+    names = ("correct", "lenient_correct", "formatted", "extracted")
+    assert tuple(scored[name] for name in names) == verdicts
+    assert scored["reward"] == pytest.approx(reward)
+
+
+def test_a_completion_with_a_special_token_is_marked(tokenizer):
+    made = copy.deepcopy(tokenizer)
+    made.add_tokens(["[END]"], special_tokens=True)
+    for end, mark in (("", None), ("[END]", "[END]"), ("</s>", "</s>")):
+        row = prompts(1)[0] | {"completion": FORM.format(1) + end}
+        (verdict,) = score_samples([row], "r1-cold-start", tokenizer=made)
+        assert verdict.get("chat_token") == mark
 
 
 @pytest.mark.parametrize("settings", [{}, {"random_rewards": True}])

@@ -1,6 +1,5 @@
 """The loop that samples, scores, writes and resumes, alone, in rounds and in several processes."""
 
-import copy
 import random
 from collections import Counter
 
@@ -17,8 +16,6 @@ from chainforge.generate.sampling import Rounds, accepted_by, roll_out, sample
 from chainforge.generate.settings import SamplingArgs, seed_of
 from chainforge.generate.shards import merge, shards_of
 from chainforge.rewards.reward import RewardArgs, load_rewards
-
-FORM = "<reasoning_process>{}</reasoning_process>\n<summary>{}</summary>"
 
 
 def examples(count=6):
@@ -91,7 +88,7 @@ def as_rank(monkeypatch, rank, world):
         monkeypatch.setenv(name, str(value))
 
 
-def test_processes_share_the_prompts(model, tokenizer, tmp_path, monkeypatch):
+def test_processes_share_the_prompts_also_after_a_kill(model, tokenizer, tmp_path, monkeypatch):
     alone = run(model, tokenizer, tmp_path / "alone.jsonl").samples
     path = tmp_path / "shared.jsonl"
     for rank in (2, 1):
@@ -100,25 +97,17 @@ def test_processes_share_the_prompts(model, tokenizer, tmp_path, monkeypatch):
     as_rank(monkeypatch, 0, 3)
     assert run(model, tokenizer, path).samples == alone
     assert not path.exists()
-    parts = [read_rows(shard) for shard in shards_of(path)]
-    assert [len(part) for part in parts] == [6, 6, 6]
-    merge(path, alone)
-    assert shards_of(path) == []
-
-
-def test_a_cut_run_continues_with_another_number_of_processes(
-    model, tokenizer, tmp_path, monkeypatch
-):
-    alone = run(model, tokenizer, tmp_path / "alone.jsonl").samples
-    path = tmp_path / "shared.jsonl"
-    as_rank(monkeypatch, 1, 2)
-    run(model, tokenizer, path)
-    (shard,) = shards_of(path)
-    shard.write_bytes(shard.read_bytes()[:-20])  # torn
+    shards = shards_of(path)
+    assert [len(read_rows(shard)) for shard in shards] == [6, 6, 6]
+    # Killed, and continued by one process.
+    shards[0].unlink()
+    shards[1].write_bytes(shards[1].read_bytes()[:-20])
     as_rank(monkeypatch, 0, 1)
     assert run(model, tokenizer, path).samples == alone
-    there = [*read_rows(shard, torn_tail=True), *read_rows(path)]
+    there = [row for file in (*shards[1:], path) for row in read_rows(file, torn_tail=True)]
     assert sorted(map(key, there)) == sorted(map(key, alone))
+    merge(path, alone)
+    assert shards_of(path) == []
 
 
 def adaptive(model, tokenizer, path, **settings):
@@ -146,32 +135,6 @@ def test_a_prompt_is_sampled_until_it_has_enough(model, tokenizer, tmp_path):
         lines = (tmp_path / "s.jsonl").read_bytes().splitlines(keepends=True)
         (tmp_path / "cut.jsonl").write_bytes(b"".join(lines[:kept]))
         assert adaptive(model, tokenizer, tmp_path / "cut.jsonl").samples == whole
-
-
-def judged(completion, **changes):
-    row = examples(4)[3] | {"completion": completion} | changes
-    rewards = load_rewards(RewardArgs(), set(row))
-    return score_samples([row], "r1-cold-start", rewards)[0]
-
-
-def test_verdicts_strict_and_lenient():
-    right = judged(FORM.format("3 + 1 = 4", "4"))
-    assert (right["correct"], right["lenient_correct"], right["formatted"]) == (True, True, True)
-    assert right["reward"] == pytest.approx(1.2)
-    bare = judged("3 + 1 = 4, so the answer is 4")
-    assert (bare["correct"], bare["lenient_correct"], bare["formatted"]) == (False, True, False)
-    assert (bare["reward"], bare["extracted"]) == (0.0, "4")
-    wrong = judged(FORM.format("3 + 1 = 4", "5"))
-    assert (wrong["correct"], wrong["lenient_correct"], wrong["reward"]) == (False, False, 0.2)
-
-
-def test_a_completion_with_a_special_token_is_marked(tokenizer):
-    made = copy.deepcopy(tokenizer)
-    made.add_tokens(["[END]"], special_tokens=True)
-    for end, mark in (("", None), ("[END]", "[END]"), ("</s>", "</s>")):
-        row = examples(1)[0] | {"completion": FORM.format("0 + 1 = 1", "1") + end}
-        (verdict,) = score_samples([row], "r1-cold-start", tokenizer=made)
-        assert verdict.get("chat_token") == mark
 
 
 def answer(row, number, correct, size=4, text=None):
