@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -181,58 +180,43 @@ def test_an_interrupted_batch_does_not_answer_the_next(quick):
     assert quick.score([("math", "2+2", "4"), ("math", "2+5", "4")]) == [True, False]
 
 
-def run(tmp_path, code):
-    """Run a script whose module must not be run again, and return what it printed."""
-    script = tmp_path / "train.py"
-    script.write_text(textwrap.dedent(code))
+# No `if __name__ == "__main__"`, which spawn and forkserver need; a fork as of a data loader's worker.
+TRAIN = """
+open("runs", "a").write("x")
+import os, sys
+from chainforge.rewards.verify import POOL, verify
+
+assert verify("math", "e+2.0", "2+e") is True
+assert verify("math", "e+3.0", "2+e") is False
+maps = open(f"/proc/{POOL._process.pid}/maps").read()
+assert "torch" not in maps and "sympy" not in sys.modules, "only the pool has the parser"
+print(POOL._process.pid, flush=True)
+child = os.fork()
+if child == 0:
+    assert verify("math", "e+5.0", "5+e") is True
+    print(POOL._process.pid, flush=True)
+    os.kill(os.getpid(), 9)
+os.waitpid(child, 0)
+assert verify("math", "e+6.0", "6+e") is True
+print(POOL._process.pid)
+"""
+
+
+def test_each_process_has_its_own_that_runs_no_script_again_and_ends_with_it(tmp_path):
+    """One process ends by itself, its fork is killed."""
+    (tmp_path / "train.py").write_text(TRAIN)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.run(
-        [sys.executable, str(script)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=tmp_path,
-        check=False,
-    )
-
-
-def test_the_main_module_is_not_run_again_nor_is_torch_there(tmp_path):
-    """No `if __name__ == "__main__"`, torch loaded: what breaks spawn and slows forkserver."""
-    done = run(
-        tmp_path,
-        """
-        open("runs", "a").write("x")
-        import sys
-        from chainforge.rewards.verify import POOL, verify
-        assert verify("math", "e+2.0", "2+e") is True
-        assert verify("math", "e+3.0", "2+e") is False
-        maps = open(f"/proc/{POOL._process.pid}/maps").read()
-        assert "sympy" not in sys.modules, "the parser is in the trainer"
-        print("torch" in maps, POOL._process.pid)
-        """,
-    )
+    command, given = [sys.executable, "train.py"], {"env": environment, "cwd": tmp_path}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **given)
     assert done.returncode == 0, done.stderr
-    loaded, pid = done.stdout.split()
+    parents, forks, again = map(int, done.stdout.split())
+    assert forks != parents == again
     assert (tmp_path / "runs").read_text() == "x"
-    assert loaded == "False"
-    assert not os.path.exists(f"/proc/{pid}")
-
-
-def test_a_killed_trainer_leaves_no_process_behind(tmp_path):
-    done = run(
-        tmp_path,
-        """
-        import os
-        from chainforge.rewards.verify import POOL, verify
-        verify("math", "e+2.0", "2+e")
-        print(POOL._process.pid, flush=True)
-        os.kill(os.getpid(), 9)
-        """,
-    )
     deadline = time.monotonic() + 10
-    while _alive(int(done.stdout)) and time.monotonic() < deadline:
+    while (_alive(parents) or _alive(forks)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not _alive(int(done.stdout))
+    assert not _alive(parents)
+    assert not _alive(forks)
 
 
 def _alive(pid):
@@ -243,36 +227,16 @@ def _alive(pid):
         return False
 
 
-def test_a_forked_process_starts_its_own(quick):
-    quick.score([("math", "2+2", "4")])
-    parent = quick._process.pid
-    child = os.fork()
-    if child == 0:
-        good = quick.score([("math", "2+3", "5")]) == [True] and quick._process.pid != parent
-        quick.close()
-        os._exit(0 if good else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert quick.score([("math", "2+4", "6")]) == [True]
-    assert quick._process.pid == parent
-
-
 def test_it_starts_beside_other_work_where_golds_are_more_than_numbers(monkeypatch):
-    pool = VerifierPool(workers=1)
+    """Then its verdicts do not depend on how busy the machine is."""
+    pool = VerifierPool(workers=1, limit=1.0)
     monkeypatch.setattr("chainforge.rewards.verify.POOL", pool)
     start_pool([{"answer": "4"}, {"answer": "1/2"}, {"answer": "x+1", "verifier": "exact"}])
     assert pool._process is None
     start_pool([{"answer": "4"}, {"answer": "x+1"}])
-    assert pool.score([("math", "1+x", "x+1")]) == [True]
-    pool.close()
-    monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(RuntimeError, match="does not start"):
-        pool.score([("math", "2+2", "4")])
-
-
-def test_a_verdict_does_not_depend_on_how_busy_the_machine_is():
-    pool = VerifierPool(workers=1, limit=1.0)
-    pool.score([("math", "2+2", "4")])
     program = pool._process.pid
+    assert pool.score([("math", "1+x", "x+1")]) == [True]
+    assert pool._process.pid == program
     with open(f"/proc/{program}/task/{program}/children") as file:
         [child] = map(int, file.read().split())
     with ThreadPoolExecutor(1) as threads:
@@ -283,3 +247,6 @@ def test_a_verdict_does_not_depend_on_how_busy_the_machine_is():
         os.kill(child, signal.SIGCONT)
         assert verdicts.result() == [False]
     pool.close()
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(RuntimeError, match="does not start"):
+        pool.score([("math", "2+2", "4")])
