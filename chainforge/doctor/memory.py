@@ -94,8 +94,8 @@ def read_shape(config: Mapping[str, Any]) -> Shape:
         with torch.device("meta"):
             full = AutoConfig.for_model(family, **given, num_hidden_layers=1)
             model = AutoModelForCausalLM.from_config(full)
-        block = model.model.layers[0]
-    except (ValueError, KeyError, AttributeError):
+        block, layers = model.model.layers[0], int(config["num_hidden_layers"])
+    except Exception:  # an architecture may raise anything
         raise unknown from None
     linears = {
         name.rpartition(".")[2]: (layer.in_features, layer.out_features)
@@ -105,7 +105,6 @@ def read_shape(config: Mapping[str, Any]) -> Shape:
     names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     if set(linears) != set(names):
         raise unknown
-    layers = int(config["num_hidden_layers"])
     size = sum(weight.numel() for weight in block.parameters())
     rest = sum(weight.numel() for weight in model.parameters()) - size
     dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")

@@ -61,7 +61,7 @@ class LocalEngine:
 
     def __init__(self, model: Any, tokenizer: Any, args: SamplingArgs) -> None:
         self.model, self.tokenizer, self.args = model, tokenizer, args
-        length = getattr(model.config, "max_position_embeddings", None)
+        length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.context = length if isinstance(length, int) else None
         self.ends = end_tokens(model, tokenizer)
         self.special = special_ids(tokenizer)
@@ -297,7 +297,7 @@ class Batch:
         index = torch.tensor(stay, device=self.mask.device)
         self.lines = [self.lines[place] for place in stay]
         self.mask, self.latest = self.mask[index], self.latest[index]
-        self.cache.batch_select_indices(index)
+        self.cache.reorder_cache(index)
         if self.joinable and (unused := int(self.mask.argmax(1).min())):
             self.mask = self.mask[:, unused:]
             for layer in self.cache.layers:
@@ -360,12 +360,12 @@ def prefill(model: Any, lines: list[Line]) -> Batch:
         mask[place, width - len(prompt) :] = 1
     ids, mask = ids.to(model.device), mask.to(model.device)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    cache = DynamicCache(config=model.config)
+    cache: Any = DynamicCache(config=model.config)
     cache.layers = [Columns() if type(one) is DynamicLayer else one for one in cache.layers]
     logits = _logits(model, ids, mask, positions, cache)
     if len(places) < len(lines):
         index = torch.tensor(of_line, device=model.device)
-        cache.batch_select_indices(index)
+        cache.reorder_cache(index)
         mask, logits = mask[index], logits[index]
     return Batch(lines, cache, mask, logits)
 

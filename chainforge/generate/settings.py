@@ -329,7 +329,8 @@ def check_prompts(
     prompts = prompts[-_LONGEST:]
     made = tokenizer.apply_chat_template(prompts, add_generation_prompt=True, return_dict=True)
     tokens = max(len(ids) for ids in made["input_ids"])
-    context = config_of(model).get("max_position_embeddings")
+    config = config_of(model)
+    context = config.get("text_config", config).get("max_position_embeddings")
     if context and tokens >= context:
         raise InputError(
             f"prompts have up to {tokens} tokens, and the context of {model} is {context}: there "
