@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,9 +19,8 @@ from typer import Argument, Option
 
 from chainforge import __version__
 from chainforge.core.config import SEEDS
-from chainforge.core.errors import Failed, InputError, Stopped
-from chainforge.core.jsonl import writing
-from chainforge.core.process import loading_fault
+from chainforge.core.errors import InputError
+from chainforge.core.process import ending
 from chainforge.core.secrets import redact_output
 
 if TYPE_CHECKING:
@@ -68,29 +66,9 @@ Results = Annotated[
 
 def main() -> None:
     """Run the command line; an error is one message, without a traceback."""
-    from chainforge.chain.execute import Interrupted, StageFailed
-
     redact_output()
-    try:
-        with writing(Path.cwd()):
-            app()
-    except InputError as error:
-        _end(f"error: {error}", 2)
-    except (StageFailed, Failed) as error:
-        _end(f"failed: {error}", 1)
-    except Stopped as error:
-        _end(f"stopped: {error}", error.code)
-    except Interrupted as error:
-        _end(f"stopped by {error}; run the same command again to resume", 128 + error.signal)
-    except Exception as error:
-        if (fault := loading_fault(error)) is None:
-            raise
-        _end(f"error: {fault}", 2)
-
-
-def _end(message: str, code: int) -> None:
-    print(message, file=sys.stderr)
-    sys.exit(code)
+    with ending():
+        app()
 
 
 def _version(wanted: bool) -> None:

@@ -21,7 +21,7 @@ from types import FrameType
 import psutil
 
 from chainforge.chain.plan import executable
-from chainforge.core.errors import PAUSED
+from chainforge.core.errors import PAUSED, Failed, Stopped
 from chainforge.core.process import CHAIN, leave_terminal, stop_signals
 from chainforge.core.secrets import redact
 
@@ -42,22 +42,14 @@ kill -s KILL -- "-$1"
 """
 
 
-class StageFailed(RuntimeError):
-    """A stage that did not end well; the message is for the person who ran it."""
-
-
-class Interrupted(Exception):
-    """Somebody asked the chain to stop; `signal` says how."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.signal = number
+class StageFailed(Failed):
+    """A stage that did not end well."""
 
 
 def execute(command: list[str], log: Path, watch: Callable[[], None]) -> int:
     """Run a printed command to its end; return the recipe's exit code.
 
-    Output goes to the end of `log`. `watch` is called some times a second. Raises `Interrupted`
+    Output goes to the end of `log`. `watch` is called some times a second. Raises `Stopped`
     once the stage has ended because of SIGINT, SIGTERM or SIGHUP.
     """
     asked: list[int] = []
@@ -87,7 +79,8 @@ def execute(command: list[str], log: Path, watch: Callable[[], None]) -> int:
             watchdog.communicate()
     redact_file(log, start)  # of what a launcher or a library wrote itself
     if asked:
-        raise Interrupted(asked[0])
+        name = signal.Signals(asked[0]).name
+        raise Stopped(f"by {name}; run the same command again to resume", 128 + asked[0])
     if process.returncode != 1:
         return process.returncode
     text = log.read_bytes()[start:].decode("utf-8", "replace")

@@ -19,12 +19,11 @@ from msgspec.structs import replace
 
 from chainforge.chain.spec import (
     NO_LAUNCHER,
-    OWN_RECIPE,
     Chain,
     Stage,
     at,
     check_setting,
-    data_path,
+    existing,
     launch_file,
     recipe_script,
 )
@@ -103,33 +102,26 @@ def plan_stage(
     with at(f"{paths.short(chain.file)}: stage {stage.name}"):
         if file := next((p for p in (directory, *directory.parents) if p.is_file()), None):
             raise InputError(f"{file} is a file where a folder belongs")
-        references = _references(stage, chain, directory.parent)
-        words = _words(stage, references, directory, settings_of(stage, chain))
+        options, inputs = [], {}
+        for key, name in stage.references:
+            path = _path(key, name, stage, chain, directory.parent)
+            if name not in known:
+                known[name] = artifacts.input_fingerprint(path, thorough=thorough)
+            inputs[_role(key, name, stage)] = Input(name, path, known[name])
+            option = f"--{OPTIONS.get(key, stage.kind.data_option)}"
+            options += [] if option in options else [option]
+            options.append(f"{name}={path}" if key == "models" else path)
+        options += ["--output_dir", paths.short(directory)]
+        words = _words(stage, options, settings_of(stage, chain))
         launcher = _launcher_words(stage, chain)
-    inputs = {}
-    for role, (_, name, path) in references.items():
-        if name not in known:
-            known[name] = artifacts.input_fingerprint(path, thorough=thorough)
-        inputs[role] = Input(name, path, known[name])
-    settled, there, own = given(words), StageDir(directory), stage.kind is OWN_RECIPE
-    script = paths.short(recipe_script(stage.recipe, chain.folder))
-    fingerprint = artifacts.fingerprint(
-        _signature(stage, there) if own else stage.recipe,
-        settled,
-        {role: item.fingerprint for role, item in inputs.items()},
-        script if own else None,
-    )
+    settled, script = given(words), paths.short(recipe_script(stage.recipe, chain.folder))
+    made_from = {role: item.fingerprint for role, item in inputs.items()}
+    fingerprint = artifacts.fingerprint(stage.recipe, settled, made_from, script)
     named = {role: (item.name, item.fingerprint) for role, item in inputs.items()}
+    there = StageDir(directory)
     state, why = run_dir.compare(there, fingerprint, settled, named, thorough=thorough)
     command = [*launcher, script, *words]
     return Step(stage, directory, command, inputs, settled, fingerprint, state, why)
-
-
-def _signature(stage: Stage, there: StageDir) -> str:
-    """Return the name with which a recipe of one's own signs, which only it knows."""
-    if there.manifest:
-        return there.manifest.recipe
-    return there.started.recipe if there.started else Path(stage.recipe).stem
 
 
 # The settings of a stage --------------------------------------------------------------------------
@@ -189,7 +181,7 @@ def _evaluated(chain: Chain) -> list[str]:
 
 def _settled(stage: Stage, chain: Chain) -> dict[str, Any]:
     """Return a stage's settings as its recipe will read them: its YAML, then the overrides."""
-    return given(_words(stage, {}, None, settings_of(stage, chain)))
+    return given(_words(stage, (), settings_of(stage, chain)))
 
 
 def override(
@@ -235,21 +227,23 @@ def launchable(stage: Stage) -> bool:
 # The inputs of a stage ----------------------------------------------------------------------------
 
 
-def _references(stage: Stage, chain: Chain, directory: Path) -> dict[str, tuple[str, str, str]]:
-    """Map each input's role (`model`, `data.0`, `models.base`) to its option, name and path."""
-    stages, found = [other.name for other in chain.stages], {}
-    for key, name in stage.references:
-        role = {"models": f"models.{name}", "teacher_model": "teacher"}.get(key, key)
-        if key == "data":
-            role = f"data.{stage.data.index(name)}"
-            own = name in stages
-            path = str(directory / name if own else data_path(name, chain.folder))
-        else:
-            path = _model_path(name, key, stage, chain, directory)
-        if Path(path).is_absolute() or Path(path).exists():
-            path = paths.short(path)  # a Hub id stays what it is
-        found[role] = (OPTIONS.get(key, stage.kind.data_option), name, path)
-    return found
+def _role(key: str, name: str, stage: Stage) -> str:
+    """Return what an input is to a stage: `model`, `teacher`, `data.0` or `models.base`."""
+    if key == "data":
+        return f"data.{stage.data.index(name)}"
+    return {"models": f"models.{name}", "teacher_model": "teacher"}.get(key, key)
+
+
+def _path(key: str, name: str, stage: Stage, chain: Chain, directory: Path) -> str:
+    """Return where an input is, or the Hub id of a model."""
+    if key != "data":
+        path = _model_path(name, key, stage, chain, directory)
+    elif any(other.name == name for other in chain.stages):
+        path = str(directory / name)
+    else:
+        path = str(existing(name, chain.folder, "data"))
+    is_file = Path(path).is_absolute() or Path(path).exists()
+    return paths.short(path) if is_file else path
 
 
 def _model_path(name: str, key: str, stage: Stage, chain: Chain, directory: Path) -> str:
@@ -284,18 +278,10 @@ def _model_path(name: str, key: str, stage: Stage, chain: Chain, directory: Path
 # The command of a stage ---------------------------------------------------------------------------
 
 
-def _words(
-    stage: Stage,
-    references: Mapping[str, tuple[str, str, str]],
-    output: Path | None,
-    settings: Settings,
-) -> list[str]:
+def _words(stage: Stage, options: Iterable[str], settings: Settings) -> list[str]:
     """Return what follows the recipe's script on its command line."""
     words = ["--config", paths.short(stage.config)] if stage.config else []
-    for option, name, path in references.values():
-        words += [f"--{option}"] if f"--{option}" not in words else []
-        words.append(f"{name}={path}" if option == "models" else path)
-    words += ["--output_dir", paths.short(output)] if output else []
+    words += options
     for key, value in settings.items():
         words += option_words(key, value)
     return words

@@ -49,7 +49,7 @@ def run_chain(
     """Bring the stages from `from_` to `until` up to date.
 
     Stages before `from_` are taken as they are. Raises `InputError` for wrong input, the chain's
-    or a stage's, `StageFailed`, `Interrupted`, `Stopped` when a stage reached its budget, or
+    or a stage's, `StageFailed`, `Stopped` at a signal or when a stage reached its budget, or
     `GateFailed` when a model does not pass a gate, unless `ignore_gates`.
     """
     names = [stage.name for stage in chain.stages]
@@ -232,26 +232,23 @@ class _Display:
         """Follow a stage; the function that this yields shows its progress once."""
         started = told_at = time.monotonic()
         terminal = self.console.is_terminal
-        status = self.console.status(escape(f"{name}  starting")) if terminal else None
         if not terminal:
             self.line(name, "running")
 
         def look() -> None:
             nonlocal told_at
             now = time.monotonic()
-            if not status and now - told_at < LINE_SECONDS:
+            if not terminal and now - told_at < LINE_SECONDS:
                 return
             told_at = now
-            try:
+            with contextlib.suppress(OSError, InputError):
                 there = StageDir(directory)
                 words = [there.how_far, there.progress["note"], duration(now - started)]
-            except (OSError, InputError):
-                return
-            text = "  ".join(filter(None, words))
-            if status:
-                status.update(escape(f"{name}  {text}"[: self.console.width - 4]))
-            else:
-                self.line(name, text)
+                text = "  ".join(filter(None, words))
+                if terminal:
+                    status.update(escape(f"{name}  {text}"[: self.console.width - 4]))
+                else:
+                    self.line(name, text)
 
-        with status or contextlib.nullcontext():
+        with self.console.status(escape(f"{name}  starting")) as status:  # on a terminal
             yield look

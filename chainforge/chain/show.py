@@ -13,8 +13,16 @@ from rich.text import Text
 
 from chainforge.chain.plan import Step, chain_directory
 from chainforge.chain.spec import Chain
-from chainforge.core import artifacts
-from chainforge.core.run_dir import DONE, FAILED, PENDING, RESUMABLE, RUNNING, STALE, StageDir
+from chainforge.core.run_dir import (
+    DONE,
+    FAILED,
+    PENDING,
+    RESUMABLE,
+    RUNNING,
+    STALE,
+    StageDir,
+    holder,
+)
 from chainforge.report.formatting import duration, headline
 from chainforge.report.gates import judge
 
@@ -35,7 +43,7 @@ def to_json(chain: Chain, runs: str | Path, steps: list[Step]) -> dict[str, Any]
         "file": chain.file,
         "directory": str(directory),
         "models": chain.models,
-        "running": artifacts.holder(directory),
+        "running": holder(directory),
         "stages": [_row(step) for step in steps],
     }
 

@@ -1,4 +1,4 @@
-"""Read a chain: which stages there are, what each takes, and in which order they run.
+"""Read a chain: which stages there are, and what each takes from those above it.
 
 A chain is data, so that all of it is checked before anything starts. Every mistake is an
 `InputError` that names the file, the stage and the key.
@@ -7,15 +7,15 @@ A chain is data, so that all of it is checked before anything starts. Every mist
 from __future__ import annotations
 
 import contextlib
-import graphlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
+from msgspec.structs import replace
 
 from chainforge.core import paths
 from chainforge.core.artifacts import PATH_KEYS
@@ -131,7 +131,7 @@ class Stage(msgspec.Struct, frozen=True):
 
 
 class Chain(msgspec.Struct, frozen=True):
-    """A checked chain, by the keys of its file; `stages` are in the order in which they run."""
+    """A checked chain, by the keys of its file; `stages` run in the order of the file."""
 
     name: str
     stages: tuple[Stage, ...]
@@ -171,15 +171,15 @@ def load_chain(reference: str | Path) -> Chain:
         stages = [_stage(entry, number, folder) for number, entry in enumerate(entries, start=1)]
         tasks, place = given.get("tasks"), folder
         if isinstance(tasks, str):
-            path = data_path(tasks, folder)
+            path = existing(tasks, folder, "data")
             tasks, place = read_yaml(path).get("tasks"), path.parent
         check_settings(tasks, "key 'tasks'")
         chain = _convert(given | {"stages": stages, "tasks": tasks, "file": str(file)}, Chain)
-        _check_chain(chain)
-        return msgspec.structs.replace(
+        models = ({"base": chain.base} if chain.base else {}) | chain.models
+        _check_chain(chain, list(models))
+        return replace(
             chain,
-            models=_models(chain),
-            stages=_in_order(chain.stages),
+            models={name: _model(name, value, folder) for name, value in models.items()},
             tasks=tuple(paths.anchored({"tasks": list(chain.tasks)}, place)["tasks"]),
             settings={kind: _settings(given, folder) for kind, given in chain.settings.items()},
         )
@@ -258,7 +258,7 @@ def _stage(given: Any, number: int, folder: Path) -> Stage:
         if stage.launch and kind.launched == "never":
             raise InputError(f"recipe {recipe} runs in one process; leave the key 'launch' out")
         read_gates(stage.gate, stage.models)
-        return msgspec.structs.replace(
+        return replace(
             stage,
             recipe=str(recipe_script(recipe, folder)) if kind is OWN_RECIPE else recipe,
             config=stage.config and str(folder / stage.config),
@@ -266,7 +266,7 @@ def _stage(given: Any, number: int, folder: Path) -> Stage:
         )
 
 
-def _check_chain(chain: Chain) -> None:
+def _check_chain(chain: Chain, models: Sequence[str]) -> None:
     """Check the chain's own keys, and what its stages take from one another."""
     safe_name(chain.name)
     if chain.transcript is not None and chain.transcript not in PRESETS:
@@ -275,52 +275,45 @@ def _check_chain(chain: Chain) -> None:
     known = {kind for stage in chain.stages for kind in (TRAINING, stage.recipe)}
     for kind in chain.settings.keys() - known:
         raise InputError(f"key 'set': no stage is of {kind!r}; {hint(kind, known)}")
+    names = [*models, *(stage.name for stage in chain.stages)]
     for stage in chain.stages:
         with at(f"stage {stage.name}"):
-            _check_stage(stage, chain)
+            if names.count(stage.name) > 1:
+                raise InputError("another stage or model has this name; rename one of them")
+            if len(stage.size) > 1 and len(stage.size) != len(chain.tasks):
+                raise InputError("key 'size': give one number, or one for each of `tasks`")
+            for key, name in stage.references:
+                _check_reference(key, name, stage, chain, models)
 
 
-def _check_stage(stage: Stage, chain: Chain) -> None:
-    """Check a stage's name, sizes and references against the rest of the chain."""
-    models = [*chain.models, *(["base"] if chain.base else [])]
-    stages = [other.name for other in chain.stages]
-    if [*models, *stages].count(stage.name) > 1:
-        raise InputError("another stage or model has this name; rename one of them")
-    if len(stage.size) > 1 and len(stage.size) != len(chain.tasks):
-        raise InputError("key 'size': give one number, or one for each of `tasks`")
-    for key, name in stage.references:
-        if key == "data" and name not in stages and ("/" in name or name.endswith(".jsonl")):
-            continue  # a path
-        wanted = set(stage.kind.reads if key == "data" else ("model",))
-        giving = [other.name for other in chain.stages if wanted & set(other.kind.leaves)]
-        giving += [] if key == "data" else models
-        if name not in giving:
-            what = "data" if key == "data" else "model"
-            raise InputError(f"key {key!r}: {name!r} leaves no {what}: {hint(name, giving)}")
+def _check_reference(
+    key: str, name: str, stage: Stage, chain: Chain, models: Sequence[str]
+) -> None:
+    """Check that what a stage takes is a model, a path of data, or left by a stage above it."""
+    what = "data" if key == "data" else "model"
+    wanted = set(stage.kind.reads if what == "data" else ("model",))
+    names = [other.name for other in chain.stages]
+    giving = [other.name for other in chain.stages if wanted & set(other.kind.leaves)]
+    giving += [] if what == "data" else models
+    is_path = what == "data" and ("/" in name or name.endswith(".jsonl"))
+    if name not in giving and not (is_path and name not in names):
+        raise InputError(f"key {key!r}: {name!r} leaves no {what}: {hint(name, giving)}")
+    if name in names[names.index(stage.name) :]:
+        raise InputError(f"key {key!r}: stage {name} is not above this one; move it there")
 
 
-def _models(chain: Chain) -> dict[str, str]:
-    """Return every model that the chain starts from: `base`, and those under `models`."""
-    found = {}
-    for name, value in (({"base": chain.base} if chain.base else {}) | chain.models).items():
-        with at(f"key {name!r}"):
-            found[safe_name(name)] = model_path(value, chain.folder)
-    return found
-
-
-def _in_order(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
-    """Return the stages with each after all that it takes from; else in the file's order."""
-    by_name = {stage.name: stage for stage in stages}
-    needs = {s.name: by_name.keys() & {name for _, name in s.references} for s in stages}
-    try:
-        graphlib.TopologicalSorter(needs).prepare()
-    except graphlib.CycleError as error:
-        raise InputError(f"stages wait for one another: {' -> '.join(error.args[1])}") from None
-    done: dict[str, Stage] = {}
-    while len(done) < len(stages):
-        name = next(n for n in by_name if n not in done and needs[n] <= done.keys())
-        done[name] = by_name[name]
-    return tuple(done.values())
+def _model(name: str, value: str, folder: Path) -> str:
+    """Return the directory or the Hub id of a model that the chain starts from."""
+    with at(f"key {name!r}"):
+        safe_name(name)
+        found = paths.beside(value, folder)
+        if any((found / file).is_file() for file in ("config.json", "adapter_config.json")):
+            return str(found)
+        if found.exists():
+            raise InputError(f"{found} is not a model directory: it has no config.json")
+        if not _HUB_ID.fullmatch(value):
+            raise InputError(f"{value!r} is neither a folder in {paths.short(folder)} nor a Hub id")
+        return value
 
 
 def find_chain(reference: str | Path) -> Path:
@@ -339,7 +332,7 @@ def find_chain(reference: str | Path) -> Path:
 def recipe_script(recipe: str, folder: Path) -> Path:
     """Return the script of a built-in recipe, or the user's own `.py` file."""
     own = recipe.endswith(".py")
-    return _existing(recipe, folder, "recipe") if own else paths.shipped("recipes") / f"{recipe}.py"
+    return existing(recipe, folder, "recipe") if own else paths.shipped("recipes") / f"{recipe}.py"
 
 
 def launch_file(name: str, folder: Path) -> Path | None:
@@ -348,29 +341,13 @@ def launch_file(name: str, folder: Path) -> Path | None:
     if name == NO_LAUNCHER or name in configs:
         return configs.get(name)
     if name.endswith((".yaml", ".yml")):
-        return _existing(name, folder, "launch file")
+        return existing(name, folder, "launch file")
     names = hint(name, [*configs, NO_LAUNCHER])
     raise InputError(f"no launch file {name!r} (or give a path to a .yaml): {names}")
 
 
-def model_path(name: str, folder: Path) -> str:
-    """Return a model's directory, relative to the chain file, or its Hub id."""
-    found = paths.beside(name, folder)
-    if any((found / file).is_file() for file in ("config.json", "adapter_config.json")):
-        return str(found)
-    if found.exists():
-        raise InputError(f"{found} is not a model directory: it has no config.json")
-    if _HUB_ID.fullmatch(name):
-        return name
-    raise InputError(f"{name!r} is neither a folder in {paths.short(folder)} nor a Hub id")
-
-
-def data_path(name: str, folder: Path) -> Path:
-    """Return a data file or folder that no stage of the chain made."""
-    return _existing(name, folder, "data")
-
-
-def _existing(name: str, folder: Path, what: str) -> Path:
+def existing(name: str, folder: Path, what: str) -> Path:
+    """Return where a path of a chain file leads; raise `InputError` where nothing is there."""
     found = paths.beside(name, folder)
     if not found.exists():
         raise InputError(

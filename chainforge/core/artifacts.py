@@ -173,7 +173,7 @@ def lock(directory: str | Path) -> Iterator[None]:
     Path(directory).resolve().mkdir(parents=True, exist_ok=True)
     with open(Path(directory) / LOCK, "a+", encoding="utf-8") as file:
         latest = time.monotonic() + LOCK_SECONDS
-        while not _locked(file.fileno()):
+        while not locked(file.fileno()):
             if time.monotonic() > latest:
                 file.seek(0)
                 name = file.read().strip() or "another process"
@@ -185,16 +185,7 @@ def lock(directory: str | Path) -> Iterator[None]:
         yield
 
 
-def holder(directory: str | Path) -> str | None:
-    """Return who holds a directory just now (`process 12 on host`); None when nobody does."""
-    try:
-        with open(Path(directory) / LOCK, encoding="utf-8") as file:
-            return None if _locked(file.fileno()) else file.read().strip() or "another process"
-    except OSError:
-        return None
-
-
-def _locked(descriptor: int) -> bool:
+def locked(descriptor: int) -> bool:
     """Take the lock of an open file until it is closed; return whether it was free."""
     with contextlib.suppress(BlockingIOError):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -238,47 +229,32 @@ def fingerprint(
     Files that the configuration names (a reward's .py, a task's .jsonl) count by their content, and
     so do a recipe `script` of one's own, functions of modules, and what these import of local code.
     """
+    from chainforge.core.plugins import sources
+
     counted = _counted(given)
-    files = paths_in(counted)
+    own = script is not None and Path(script).resolve().parent != shipped("recipes")
+    code = sources(str(script)) if own else {}
+    name = "" if code else recipe  # one's own script is known by its code
+    for function in _functions(counted):
+        code |= sources(function)
     content = {
-        "recipe": recipe,
+        "recipe": name,
         "given": canonical(given),
         "inputs": dict(inputs),
-        "files": [(path.name, sha256(path)) for path in files],
+        "files": [(path.name, sha256(path)) for path in paths_in(counted)],
+        "code": {name: sha256(path) for name, path in code.items()},
     }
-    functions = list(_functions(counted))
-    if script is not None and Path(script).resolve().parent != shipped("recipes"):
-        functions.append(str(script))
-    code: dict[str, Path] = {}
-    if functions:
-        from chainforge.core.plugins import sources
-
-        for reference in functions:
-            code |= sources(reference)
-    if other := {name: sha256(path) for name, path in code.items() if path not in files}:
-        content["code"] = other
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def canonical(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that count, without folders, with 1.0 as 1."""
+    text = json.dumps(unplaced(_counted(given)), default=str)
 
     def number(text: str) -> float:
-        value = float(text)
-        return int(value) if value.is_integer() else value
+        return int(value) if (value := float(text)).is_integer() else value
 
-    text = json.dumps(unplaced(_counted(given)), default=str)
     return dict(json.loads(text, parse_float=number))
-
-
-def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return which settings differ, in words: `learning_rate: 0.0001 -> 0.0002`."""
-    before, after = canonical(old), canonical(new)
-    return [
-        f"{key}: {before.get(key, 'not set')} -> {after.get(key, 'not set')}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
-    ]
 
 
 def _counted(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,20 +11,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
-import enum
+import json
 import math
 import re
 import sys
 import typing
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
-import yaml.cyaml
 from yaml.composer import Composer
-from yaml.constructor import SafeConstructor
-from yaml.resolver import Resolver
 
 from chainforge.core.errors import InputError
 from chainforge.core.paths import anchored, find_preset
@@ -75,10 +72,7 @@ WORDS = {
 }
 
 
-_CParser: Any = yaml.cyaml.CParser  # type: ignore[attr-defined]
-
-
-class _Loader(Composer, _CParser, SafeConstructor, Resolver):  # type: ignore[misc]
+class _Loader(Composer, yaml.CSafeLoader):
     """Read YAML 1.2, and refuse a key that is given twice.
 
     libyaml parses, eight times as fast as Python; its own composer has no limit of depth.
@@ -87,9 +81,8 @@ class _Loader(Composer, _CParser, SafeConstructor, Resolver):  # type: ignore[mi
     yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}  # type: ignore[misc]
 
     def __init__(self, text: str) -> None:
-        _CParser.__init__(self, text)
-        for part in (Composer, SafeConstructor, Resolver):
-            part.__init__(self)
+        yaml.CSafeLoader.__init__(self, text)
+        Composer.__init__(self)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Build a mapping; raise for a duplicate key."""
@@ -157,9 +150,7 @@ def given(argv: Sequence[str]) -> dict[str, Any]:
     Values of the command line are read as YAML; `--flag` alone is True and `--key a b` a list.
     """
     layers, flags = _layers(argv)
-    settings: dict[str, Any] = {}
-    for _, layer in layers:
-        settings |= layer
+    settings = {key: value for _, layer in layers for key, value in layer.items()}
     return settings | {name: _meaning([_word(word) for word in flags[name]]) for name in flags}
 
 
@@ -168,12 +159,12 @@ def parse(*kinds: Any, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
 
     Raises `InputError` naming the keys, where they were given, and which values are possible.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    if {"-h", "--help"} & set(words):
+    options = list(sys.argv[1:] if argv is None else argv)
+    if {"-h", "--help"} & set(options):
         from trl.scripts.utils import TrlParser
 
         TrlParser(kinds).parse_args(["--help"])
-    layers, flags = _layers(words)
+    layers, flags = _layers(options)
     values = _checked(_fields(kinds), layers, flags)
     try:
         return tuple(
@@ -183,12 +174,11 @@ def parse(*kinds: Any, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
     except InputError:
         raise
     except (ValueError, TypeError, ImportError, OSError) as error:
-        advice = (
-            "; per_device_train_batch_size x processes x gradient_accumulation_steps is a step's "
-            "completions: make that a multiple of num_generations"
-        )
-        known = advice if "divisible by num_generations" in str(error) else ""
-        raise InputError(f"{layers[-1][0]}: {error}{known}") from error
+        words = f"{layers[-1][0]}: {error}"
+        if "divisible by num_generations" in words:
+            words += "; per_device_train_batch_size x processes x gradient_accumulation_steps is a "
+            words += "step's completions: make that a multiple of num_generations"
+        raise InputError(words) from error
 
 
 def resolved(*configs: Any) -> dict[str, Any]:
@@ -205,13 +195,8 @@ def resolved(*configs: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, enum.Enum):
-        return value.value
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [_plain(item) for item in value]
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
+    """Return a value as YAML can write it."""
+    return json.loads(json.dumps(value, default=lambda other: getattr(other, "value", str(other))))
 
 
 def _layers(argv: Sequence[str]) -> tuple[list[Layer], dict[str, list[str]]]:
@@ -258,32 +243,23 @@ def _checked(
     fields: Fields, layers: Iterable[Layer], flags: Mapping[str, list[str]]
 ) -> dict[str, Any]:
     """Return the checked values of all layers; report all problems at once."""
+    given = [(f"{file}: ", key, value) for file, layer in layers for key, value in layer.items()]
+    for key, words in flags.items():
+        # A structure is written as YAML; any other text is what it says.
+        structured = key in fields and _is_structured(fields[key][1])
+        given.append(
+            ("--", key, _meaning([_word(word) for word in words] if structured else words))
+        )
     values: dict[str, Any] = {}
     problems: list[str] = []
-    for file, layer in layers:
-        for key, value in layer.items():
-            with _noting(problems):
-                if key not in fields:
-                    raise InputError(f"{file}: {_unknown(f'key {key!r}', key, fields)}")
-                values[key] = _value(key, value, f"{file}: {key}", fields)
-    for key, words in flags.items():
-        with _noting(problems):
-            if key not in fields:
-                raise InputError(_unknown(f"option --{key}", key, fields))
-            # A structure is written as YAML; any other text is what it says.
-            value = [_word(word) for word in words] if _is_structured(fields[key][1]) else words
-            values[key] = _value(key, _meaning(value), f"--{key}", fields)
+    for where, key, value in given:
+        try:
+            values[key] = _value(key, value, where, fields)
+        except InputError as error:
+            problems.append(str(error))
     if problems:
         raise InputError("\n  ".join(problems))
     return values
-
-
-@contextlib.contextmanager
-def _noting(problems: list[str]) -> Iterator[None]:
-    try:
-        yield
-    except InputError as error:
-        problems.append(str(error))
 
 
 def _fields(kinds: Iterable[Any]) -> Fields:
@@ -295,11 +271,6 @@ def _fields(kinds: Iterable[Any]) -> Fields:
     return found
 
 
-def _unknown(what: str, key: str, known: Collection[str]) -> str:
-    near = meant(key, known)
-    return f"unknown {what}" + (f"; did you mean {near!r}?" if near else "")
-
-
 def meant(key: str, known: Collection[str]) -> str | None:
     """Return the setting that was probably meant: another tool's name for it, or a typing error."""
     for name, others in ALIASES.items():
@@ -309,16 +280,23 @@ def meant(key: str, known: Collection[str]) -> str | None:
 
 
 def _value(key: str, value: Any, where: str, fields: Fields) -> Any:
-    """Return the value of a key as its type; raise `InputError` for one that is not possible."""
+    """Return the value of a key as its type; raise `InputError` for one that is not possible.
+
+    `where` is what the key follows in a message: `file: `, or the `--` of a command line.
+    """
+    if key not in fields:
+        unknown = f"unknown option --{key}" if where == "--" else f"{where}unknown key {key!r}"
+        near = meant(key, fields)
+        raise InputError(unknown + (f"; did you mean {near!r}?" if near else ""))
     item, kind = fields[key]
-    found = _as(value, kind, where)
+    found = _as(value, kind, f"{where}{key}")
     words = [str(choice) for choice in item.metadata.get("choices") or ()]
     if "importance_sampling_level" in fields and key in WORDS:
         words = WORDS[key].split()
     if words and found is not None and found not in words:
-        raise InputError(f"{where}: expected one of {', '.join(words)}, found {value!r}")
+        raise InputError(f"{where}{key}: expected one of {', '.join(words)}, found {value!r}")
     if wrong := _out_of_range(key, found, fields):
-        raise InputError(f"{where}: {wrong}")
+        raise InputError(f"{where}{key}: {wrong}")
     return found
 
 

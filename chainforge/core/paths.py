@@ -103,15 +103,12 @@ def shipped(folder: str) -> Path:
 def find_preset(reference: Any) -> Path:
     """Return the file of a preset: a shipped one's name, or a path."""
     presets = {path.stem: path for path in (shipped("recipes") / "presets").glob("*.yaml")}
-    if not isinstance(reference, str):
-        raise InputError(f"preset: expected one name or path, found {reference!r}")
-    if reference in presets:
-        return presets[reference]
-    if reference.endswith((".yaml", ".yml")) and Path(reference).is_file():
-        return Path(reference)
-    raise InputError(
-        f"preset: no {reference!r} (or give a path to a .yaml); {hint(reference, presets)}"
-    )
+    name = str(reference)
+    if name in presets:
+        return presets[name]
+    if name.endswith((".yaml", ".yml")) and Path(name).is_file():
+        return Path(name)
+    raise InputError(f"preset: no {name!r} (or give a path to a .yaml); {hint(name, presets)}")
 
 
 def beside(name: str, folder: Path) -> Path:

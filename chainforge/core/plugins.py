@@ -6,7 +6,6 @@ is imported or run.
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import importlib
 import importlib.util
@@ -23,7 +22,7 @@ import msgspec
 
 from chainforge.core.errors import InputError, hint, refuse_unknown
 
-MODULE = re.compile(r"(?!\d)\w+(?:\.(?!\d)\w+)*", re.ASCII)
+_IMPORT = re.compile(r"^\s*(?:from|import)\s+([^#\n]+)", re.MULTILINE)
 
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -79,7 +78,7 @@ def resolve(reference: str, builtins: Mapping[str, str | Callable[..., Any]]) ->
             f"no built-in function {reference!r}; {hint(reference, builtins)} "
             "Or name your own as pkg.mod:function or path/file.py:function."
         )
-    module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
+    module = load_file(Path(place)) if place.endswith(".py") else _load_module(place)
     function = getattr(module, name, None)
     if not callable(function):
         public = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
@@ -87,7 +86,7 @@ def resolve(reference: str, builtins: Mapping[str, str | Callable[..., Any]]) ->
     return function  # type: ignore[no-any-return]
 
 
-def _load_file(path: Path) -> ModuleType:
+def load_file(path: Path) -> ModuleType:
     """Import a Python file by its path, once per process."""
     if not path.is_file():
         raise InputError(f"{path}: no such file (looked from {Path.cwd()})")
@@ -138,40 +137,26 @@ def described(error: BaseException) -> str:
 def sources(reference: str) -> dict[str, Path]:
     """Return the local files that `file.py`, `file.py:fn` or `pkg.mod:fn` runs, by their names.
 
-    These are its own file and what it imports, and that imports, from the same folder or those in
-    it, by absolute names. Empty for text that names no local file.
+    These are its own file, and each module, or whole package, of the same folder that they import.
+    Empty for text that names no local file.
     """
     place, colon, _ = reference.rpartition(":")
     file = Path(place if colon else reference)
-    folder = file.parent if file.suffix == ".py" else Path()
+    folder = file.parent
     if file.suffix != ".py":
-        file = _file(folder, place) if MODULE.fullmatch(place) else folder
+        if not re.fullmatch(r"\w+(\.\w+)*", place):
+            return {}
+        file, folder = Path(*place.split(".")).with_suffix(".py"), Path()
+    installed = Path(sysconfig.get_path("purelib")).resolve()
     found: dict[str, Path] = {}
-    installed = file.resolve().is_relative_to(Path(sysconfig.get_path("purelib")).resolve())
-    waiting = [] if installed else [file]
+    waiting = [file]
     while waiting:
         file = waiting.pop()
-        if file not in found.values() and file.is_file():
-            found[str(file.relative_to(folder))] = file
-            waiting += [_file(folder, name) for name in _imported(file)]
+        name = str(file.relative_to(folder))
+        if name in found or not file.is_file() or file.resolve().is_relative_to(installed):
+            continue
+        found[name] = file
+        for names in _IMPORT.findall(file.read_text(encoding="utf-8", errors="replace")):
+            for top in re.findall(r"(?:^|,)\s*(\w+)", names.partition(" import ")[0]):
+                waiting += [folder / f"{top}.py", *sorted((folder / top).rglob("*.py"))]
     return found
-
-
-def _file(folder: Path, module: str) -> Path:
-    """Return where a module of a folder would be."""
-    return folder.joinpath(*module.split(".")).with_suffix(".py")
-
-
-def _imported(file: Path) -> set[str]:
-    """Return the dotted names of what a file imports."""
-    try:
-        tree = ast.parse(file.read_bytes())
-    except (SyntaxError, ValueError, RecursionError):
-        return set()
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return names

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from chainforge.core.errors import Failed, InputError, Stopped
@@ -23,20 +23,26 @@ LAUNCHERS = (CHAIN, "ACCELERATE_DYNAMO_MODE", "TORCHELASTIC_RUN_ID")
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a recipe: wrong input is one message and exit code 2, any other failure exit code 1.
-
-    A run that stopped early in good order exits with its own code. A failure whose reason is known,
-    such as a full disk, is one message too; any other shows its traceback. A model that a library
-    could not load is wrong input.
-    """
+    """Run a recipe as a process that ends as `ending` says, and when its launcher ends."""
     redact_output()
     _watch_launcher()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    try:
+    with ending():
         read_secret("HF_TOKEN")  # whatever asks the Hub sends it
+        main()
+
+
+@contextlib.contextmanager
+def ending() -> Iterator[None]:
+    """End this process with one message, and an exit code, when the block fails.
+
+    That is 2 for wrong input, also a model that a library could not load; its own code for what
+    stopped early; 1 for any other failure, with a traceback where the reason is not known.
+    """
+    try:
         with writing(Path.cwd()):
-            main()
+            yield
     except InputError as error:
         _end("error", error, 2)
     except Stopped as error:

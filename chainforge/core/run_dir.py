@@ -24,7 +24,7 @@ from typing import Annotated, Any, NotRequired, TypedDict
 from msgspec import Meta
 
 from chainforge.core import artifacts
-from chainforge.core.artifacts import MANIFEST, PROGRESS, STARTED, Manifest, changes, shaped
+from chainforge.core.artifacts import MANIFEST, PROGRESS, STARTED, Manifest, shaped
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Row, read_rows
 from chainforge.core.paths import short
@@ -76,13 +76,26 @@ RESULTS = _shape(
 
 def read_results(path: Path) -> dict[str, Any]:
     """Return an evaluation's results.json, with all that it has beside `RESULTS`."""
-    return _read(path, RESULTS)
+    return _checked(path, artifacts.read_json(path), RESULTS)
 
 
-def _read(path: Path, shape: Any) -> dict[str, Any]:
-    value = artifacts.read_json(path)
+def _checked(path: Path, value: dict[str, Any], shape: Any) -> dict[str, Any]:
+    """Return what a file holds, if it has the shape."""
     shaped(path, value, shape)
     return value
+
+
+def holder(directory: str | Path) -> str | None:
+    """Return who holds a directory just now (`process 12 on host`); None when nobody does."""
+    try:
+        with open(Path(directory) / artifacts.LOCK, encoding="utf-8") as file:
+            return (
+                None
+                if artifacts.locked(file.fileno())
+                else file.read().strip() or "another process"
+            )
+    except OSError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -171,11 +184,8 @@ class StageDir:
     def how_far(self) -> str:
         """Return how far an unfinished stage is: `12 of 40 steps`."""
         told = self.progress
-        return (
-            ""
-            if self.manifest or not told["total"]
-            else "{done:,} of {total:,} {unit}".format(**told)
-        )
+        unknown = self.manifest or not told["total"]
+        return "" if unknown else "{done:,} of {total:,} {unit}".format(**told)
 
     @property
     def share(self) -> float | None:
@@ -187,13 +197,11 @@ class StageDir:
     def spending(self) -> dict[str, Any]:
         """Return what a teacher cost, as the finished stage signed it."""
         spending = (self.manifest.metrics.get("spending") if self.manifest else None) or {}
-        if spending:
-            shaped(self.directory / MANIFEST, spending, SPENDING)
-        return dict(spending)
+        return spending and _checked(self.directory / MANIFEST, spending, SPENDING)
 
     def _json(self, name: str, shape: Any) -> dict[str, Any] | None:
         path = self.directory / name
-        return _read(path, shape) if path.is_file() else None
+        return _checked(path, artifacts.read_json(path), shape) if path.is_file() else None
 
     def _rows(self, name: str) -> list[Row]:
         path = self.directory / name
@@ -201,7 +209,7 @@ class StageDir:
 
     def unsigned_state(self) -> tuple[str, str]:
         """Return the state of a stage without a manifest, and what it would resume from."""
-        if artifacts.holder(self.directory):
+        if holder(self.directory):
             return RUNNING, ""
         resumes = self._resumes_from()
         if self.log.outcome == FAILED:
@@ -230,7 +238,7 @@ def compare(
     made; otherwise files of the same size and time count as unchanged.
     """
     made = stage.manifest or stage.started
-    if artifacts.holder(stage.directory):
+    if holder(stage.directory):
         return RUNNING, []
     if made is None:
         return PENDING, []
@@ -256,6 +264,16 @@ def _changes(
         if old != new:
             words.append(f"{role}: {name} changed ({old[:8]} -> {new[:8]})")
     return words or ["code or a file that the settings name changed"]
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return which settings differ, in words: `learning_rate: 0.0001 -> 0.0002`."""
+    before, after = artifacts.canonical(old), artifacts.canonical(new)
+    return [
+        f"{key}: {before.get(key, 'not set')} -> {after.get(key, 'not set')}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
 
 
 @dataclass
@@ -294,7 +312,7 @@ def read_run(directory: Path) -> RunDir:
         stage.state, stage.note = (DONE, "") if stage.manifest else stage.unsigned_state()
     _mark_stale(stages)
     name = str(chain.get("name") or directory.resolve().name)
-    return RunDir(name, stages, artifacts.holder(directory) is not None)
+    return RunDir(name, stages, holder(directory) is not None)
 
 
 def _listed(directory: Path, entry: Any) -> StageDir:

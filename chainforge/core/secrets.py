@@ -67,21 +67,18 @@ def is_secret_key(key: Any) -> bool:
     return bool(_KEY.search(name) and not _SPECIAL.fullmatch(name))
 
 
-def check_settings(value: Any, where: str) -> None:
+def check_settings(value: Any, where: str, known: Mapping[str, str] | None = None) -> None:
     """Raise `InputError` for a setting that is, or holds, a secret; its value is never repeated."""
-    _check(value, where, secrets())
-
-
-def _check(value: Any, where: str, known: Mapping[str, str]) -> None:
+    known = secrets() if known is None else known
     if isinstance(value, Mapping):
         for key, item in value.items():
             text = isinstance(item, str) and item.strip() and not _MARK.fullmatch(item)
             if is_secret_key(key) and text:
                 _refuse(f"{where}: {key}")
-            _check(item, f"{where}: {key}", known)
+            check_settings(item, f"{where}: {key}", known)
     elif isinstance(value, list | tuple):
         for item in value:
-            _check(item, where, known)
+            check_settings(item, where, known)
     elif isinstance(value, str):
         name = next((name for name, one in known.items() if one in value), None)
         if name or _LOOKS.search(value):

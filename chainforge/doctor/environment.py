@@ -12,7 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from packaging.version import Version
 
@@ -20,7 +20,7 @@ from chainforge.core import paths
 from chainforge.core.config import read_yaml
 from chainforge.core.errors import InputError
 from chainforge.rewards.confinement import gaps
-from chainforge.train.distributed import DDP, NO_MODEL, SINGLE, ZERO3, Layout, truth
+from chainforge.train.distributed import DDP, SINGLE, ZERO3, Layout, truth
 
 # Oldest supported, tested. Tests compare them with pyproject.toml and constraints.txt.
 PACKAGES = {
@@ -36,11 +36,14 @@ PYTHON = "3.11"
 SECONDS = 5.0  # for a server to answer
 
 
+Level = Literal["ok", "warning", "error"]
+
+
 @dataclass(frozen=True)
 class Finding:
     """One finding: its level, what was checked, the stage and the setting, and what to do."""
 
-    level: Literal["ok", "warning", "error"]
+    level: Level
     check: str
     text: str
     stage: str | None = None
@@ -104,12 +107,8 @@ def check_machine(machine: Machine) -> Iterator[Finding]:
         yield Finding("ok", "verifier", "without network, files, processes or others' secrets")
 
 
-_ONE_PROCESS = "accelerate starts one process and says nothing; write MULTI_GPU"
-
-
-def layout_of(file: str | Path | None) -> Layout:
-    """Return the layout that a launch file asks for; one process without a file."""
-    given = read_yaml(file) if file else {}
+def layout_of(given: dict[str, Any]) -> Layout:
+    """Return the layout that a launch file asks for."""
     launch = str(given.get("distributed_type", "NO")).upper()
     fsdp, zero = (dict(given.get(name) or {}) for name in ("fsdp_config", "deepspeed_config"))
     kinds = {
@@ -130,19 +129,30 @@ def layout_of(file: str | Path | None) -> Layout:
     )
 
 
-def faults(file: str | Path) -> Iterator[str]:
-    """Yield what is wrong with a launch file, and what to write instead."""
-    given = read_yaml(file)
-    launch = str(given.get("distributed_type", "")).upper()
+def faults(given: dict[str, Any], layout: Layout, gpus: int) -> Iterator[str]:
+    """Yield what is wrong with a launch file on this machine, and what to write instead.
+
+    What a stage's own settings decide, such as 4-bit weights, is `train.distributed.refusals`.
+    """
     processes, machines = given.get("num_processes", 1), given.get("num_machines", 1)
-    if processes != 1 and launch not in ("MULTI_GPU", "FSDP", "DEEPSPEED"):
-        yield f"num_processes: {processes} with distributed_type {launch or 'NO'}: {_ONE_PROCESS}"
+    if processes != layout.processes:
+        yield (
+            f"num_processes: {processes} with distributed_type "
+            f"{given.get('distributed_type', 'NO')}: accelerate starts one process and says "
+            "nothing; write MULTI_GPU"
+        )
     if processes % machines:
         yield f"num_processes: {processes} is not a multiple of num_machines, {machines}"
-    if launch in ("FSDP", "DEEPSPEED") and truth(given.get("use_cpu")):
-        yield f"use_cpu: {launch} runs as plain DDP on the CPU; write MULTI_GPU instead"
-    if not layout_of(file).whole_model:
-        yield NO_MODEL
+    if machines > 1:
+        yield (
+            "several machines: the launcher must be started on each, which a chain does not do; "
+            "use the stage's command in accelerate_configs/multi_node.slurm"
+        )
+    if layout.kind.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
+        yield "DeepSpeed is not installed: pip install '.[deepspeed]'"
+    wanted = layout.processes // layout.machines
+    if not layout.on_cpu and 0 < gpus < wanted:
+        yield f"{wanted} processes, but {gpus} GPUs: set num_processes: {gpus}"
 
 
 def check_launch(command: list[str], stage: str, machine: Machine) -> tuple[Layout, list[Finding]]:
@@ -152,22 +162,13 @@ def check_launch(command: list[str], stage: str, machine: Machine) -> tuple[Layo
         several = command[0] == "accelerate" and gpus > 1
         return (Layout(DDP, gpus) if several else Layout()), []
     file = Path(command[command.index("--config_file") + 1])
-    problems, layout = [], Layout()
+    layout = Layout()
     try:
-        layout = layout_of(file)
-        problems = list(faults(file))
+        given = read_yaml(file)
+        layout = layout_of(given)
+        problems = list(faults(given, layout, gpus))
     except (InputError, ValueError, TypeError) as error:
         problems = [str(error)]
-    if layout.machines > 1:
-        problems.append(
-            "several machines: the launcher must be started on each, which a chain does not do; "
-            "use the stage's command in accelerate_configs/multi_node.slurm"
-        )
-    if layout.kind.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
-        problems.append("DeepSpeed is not installed: pip install '.[deepspeed]'")
-    wanted = layout.processes // layout.machines
-    if not layout.on_cpu and 0 < gpus < wanted:
-        problems.append(f"{wanted} processes, but {gpus} GPUs: set num_processes: {gpus}")
     name = paths.short(file)
     found = [Finding("error", "launch", f"{name}: {text}", stage) for text in problems]
     fine = Finding("ok", "launch", f"{name}: {layout.kind}, {layout.processes} processes", stage)

@@ -9,12 +9,13 @@ block, counted on real models (`benchmarks/memory.py`, which also measures whole
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from chainforge.core.errors import InputError, hint
-from chainforge.train.distributed import FSDP2, SINGLE, ZERO2, ZERO3, Layout, refusals
+from chainforge.doctor.environment import Level
+from chainforge.train.distributed import LESS_MEMORY, ZERO3, Layout
 
 GIB = 1024**3
 DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -307,85 +308,19 @@ class _Plan:
         return found
 
 
-def suggest(
-    recipe: str, settings: Mapping[str, Any], shape: Shape, layout: Layout, device_bytes: int,
-    **known: Any,
-) -> tuple[list[str], Estimate]:  # fmt: skip
-    """Return the changes that make a stage fit, and the estimate with them.
-
-    The first change that is enough alone, with the least effect on the training; else all up to the
-    one that makes it fit, if any does. `known` are further arguments of `estimate`.
-    """
-
-    def tried(changed: Mapping[str, Any], where: Layout) -> Estimate:
-        return estimate(recipe, changed, shape, where, device_bytes=device_bytes, **known)
-
-    faults = set(refusals(settings, layout))  # an existing fault is not the change's
-    options = [
-        (words, changes, where)
-        for words, changes, where in _changes(recipe, settings, layout)
-        if faults.issuperset(refusals(dict(settings) | changes, where))
-    ]
-    for words, changes, where in options:
-        found = tried(dict(settings) | changes, where)
-        if found.peak <= device_bytes:
-            return [words], found
-    now, added, found = dict(settings), [], tried(settings, layout)
-    for words, changes, where in options:
-        then = tried(now | changes, where)
-        if found.peak > device_bytes and then.peak < found.peak:
-            now, found = now | changes, then
-            added.append(words)
-    return added, found
-
-
-def _changes(
-    recipe: str, settings: Mapping[str, Any], layout: Layout
-) -> Iterator[tuple[str, dict[str, Any], Layout]]:
-    """Yield changes of a stage: first those that do not change what is learnt."""
-    if not settings["gradient_checkpointing"]:
-        yield "gradient_checkpointing: true", {"gradient_checkpointing": True}, layout
-    batch = int(settings["per_device_train_batch_size"])
-    if batch > 1:  # with as many completions for one update, which TRL generates at once
-        steps = batch * int(settings["gradient_accumulation_steps"])
-        words = f"per_device_train_batch_size: 1 with gradient_accumulation_steps: {steps}"
-        sizes = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": steps}
-        yield words, sizes, layout
-    if _colocated(settings) and not settings["vllm_enable_sleep_mode"]:
-        yield "vllm_enable_sleep_mode: true", {"vllm_enable_sleep_mode": True}, layout
-    if method_of(settings) == "full":
-        if layout.processes > 1 and not layout.shards_weights:
-            yield "launch: fsdp2", {}, replace(layout, kind=FSDP2)
-        lora = {"use_peft": True, "dtype": "bfloat16"}
-        yield "use_peft: true, dtype: bfloat16 (LoRA)", lora, layout
-    if method_of(settings) != "QLoRA" and not settings["use_cpu"]:
-        where = layout if layout.kind in (SINGLE, ZERO2) else replace(layout, kind="ddp")
-        qlora = {"use_peft": True, "load_in_4bit": True, "dtype": "bfloat16", "use_vllm": False}
-        yield "use_peft: true, load_in_4bit: true, dtype: bfloat16 (QLoRA)", qlora, where
-    key = "max_length" if recipe == "sft" else "max_completion_length"
-    if (settings[key] or 0) > 256:
-        yield f"{key}: {settings[key] // 2}", {key: settings[key] // 2}, layout
-
-
 def _colocated(settings: Mapping[str, Any]) -> bool:
     return bool(settings.get("use_vllm")) and settings["vllm_mode"] == "colocate"
 
 
-def memory_advice(
-    recipe: str, settings: Mapping[str, Any], shape: Shape, layout: Layout,
-    device_bytes: int | None, **known: Any,
-) -> tuple[str, str]:  # fmt: skip
-    """Return `ok`, `warning` or `error`, and the estimate with what would make the stage fit."""
-    needed = estimate(recipe, settings, shape, layout, device_bytes=device_bytes, **known)
+def compare(needed: Estimate, device_bytes: int | None) -> tuple[Level, str, str]:
+    """Return the finding of an estimate against a device's memory: level, check and text."""
     if device_bytes is None:
-        return "ok", f"{needed}; no GPU here to compare it with"
-    text, limit = f"{needed}, of {device_bytes / GIB:.1f} GiB", int(TIGHT * device_bytes)
-    if needed.peak <= limit:
-        return "ok", text
-    changes, then = suggest(recipe, settings, shape, layout, limit, **known)
-    advice = f"{'; '.join(changes) or 'no change'} would need {then.peak / GIB:.1f} GiB"
-    advice += ": use a smaller model or larger GPUs" if then.peak > limit else ""
-    return ("error" if needed.peak > device_bytes else "warning"), f"{text}: {advice}"
+        return "ok", "memory", f"{needed}; no GPU here to compare it with"
+    text = f"{needed}, of {device_bytes / GIB:.1f} GiB"
+    if needed.peak <= TIGHT * device_bytes:
+        return "ok", "memory", text
+    level: Level = "error" if needed.peak > device_bytes else "warning"
+    return level, "memory", f"{text}: {LESS_MEMORY}; or use a smaller model or larger GPUs"
 
 
 def method_of(settings: Mapping[str, Any]) -> str:

@@ -9,7 +9,6 @@ by the tasks' gold answers. No weights are loaded. The machine and memory are ch
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import logging
 import os
@@ -24,17 +23,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from chainforge.chain.plan import Step
+from chainforge.chain.plan import Step, option_words
 from chainforge.chain.spec import RECIPES, Chain
 from chainforge.core.config import parse
 from chainforge.core.errors import InputError, first_line
 from chainforge.core.jsonl import Row
+from chainforge.core.plugins import load_file
 from chainforge.core.run_dir import DONE
 from chainforge.core.transcript import DEFAULT, read, write
 from chainforge.core.weights import hub_failures
 from chainforge.doctor import environment
-from chainforge.doctor.environment import Finding, Machine
-from chainforge.doctor.memory import memory_advice, read_shape
+from chainforge.doctor.environment import Finding, Level, Machine
+from chainforge.doctor.memory import compare, estimate, read_shape
 from chainforge.generate.settings import config_of
 from chainforge.generate.teacher import key_of
 from chainforge.rewards.audit import audit, completion_of, gold_answer
@@ -78,37 +78,49 @@ class _Doctor:
 
     def check(self, step: Step) -> Iterator[Finding]:
         """Yield the findings of one stage."""
-        name = step.stage.name
+        from transformers import TrainingArguments
+
+        name, part = step.stage.name, "settings"
         layout, found = environment.check_launch(step.command, name, self.machine)
         yield from found
-        if step.stage.recipe not in RECIPES:
-            yield Finding("ok", "preflight", "a recipe of your own: it checks itself", name)
+        if unchecked := self._unchecked(step):
+            yield unchecked
             return
-        models = [self._root(m) for m in (step.stage.model, step.stage.teacher_model) if m]
-        missing = [model for model in models if not (Path(model).exists() or config_of(model))]
-        if missing and not self.online and step.given.get("engine") != "api":
-            text = f"{missing[0]} is not on this machine; --online fetches it, without weights"
-            yield Finding("warning", "preflight", text, name)
-            return
-        check = "settings"
         try:
-            with _as_launched(step, self._words(step), layout), _warnings() as warned:
-                recipe = _load(step)
+            words = self._words(step)
+            with (
+                mock.patch.object(sys, "argv", words),
+                mock.patch.object(TrainingArguments, "world_size", layout.processes),
+                _warnings() as warned,
+            ):
+                recipe = load_file(Path(words[0]))
                 configs = _parse(recipe, step)
-                check = "preflight"
+                part = "preflight"
                 with mock.patch.dict(os.environ, environment.launch_variables(layout)):
                     ready = self.ready[name] = recipe.preflight(configs)
                 found = list(self._examine(step, configs, ready, layout))
         except Exception as error:  # a task, a reward or a template of the user may raise anything
             own = isinstance(error, InputError)
             text = str(error) if own else f"{type(error).__name__}: {first_line(error)}"
-            yield Finding("error", check, text, name, _key(text))
+            yield Finding("error", part, text, name, _key(text))
             return
         for text in warned:
-            yield Finding("warning", "preflight", text, name, _key(text))
+            yield Finding("warning", part, text, name, _key(text))
         if not warned:
-            yield Finding("ok", "preflight", "settings, rows and tokenizers are fine", name)
+            yield Finding("ok", part, "settings, rows and tokenizers are fine", name)
         yield from found
+
+    def _unchecked(self, step: Step) -> Finding | None:
+        """Return why a stage cannot be checked, if it cannot."""
+        name, stage = step.stage.name, step.stage
+        if stage.recipe not in RECIPES:
+            return Finding("ok", "preflight", "a recipe of your own: it checks itself", name)
+        models = [self._root(model) for model in (stage.model, stage.teacher_model) if model]
+        missing = [model for model in models if not (Path(model).exists() or config_of(model))]
+        if not missing or self.online or step.given.get("engine") == "api":
+            return None
+        text = f"{missing[0]} is not on this machine; --online fetches it, without weights"
+        return Finding("warning", "preflight", text, name)
 
     def _examine(
         self, step: Step, configs: tuple[Any, ...], ready: Any, layout: Layout
@@ -120,21 +132,17 @@ class _Doctor:
             settings |= vars(config)
         if step.stage.recipe == "sft":
             yield from _check_forms(ready.rows, settings["transcript"], name)
-        else:
-            yield from self._check_room(step, settings)
-            if getattr(ready, "rewards", None):
-                yield from _check_golds(step, ready)
+        elif getattr(ready, "rewards", None):
+            yield from _check_golds(step, ready)
         if step.stage.kind.trains:
             yield from self._check_training(step, settings, ready, layout)
+        urls = [url for c in configs if getattr(c, "engine", "") == "api" for url in c.urls]
         for endpoint in getattr(ready, "endpoints", ()):
             args = next(config for config in configs if hasattr(config, "teacher"))
             key = f"{endpoint.variable} is {'set' if key_of(args) else 'not set'}"
             yield Finding("ok", "teacher", f"{endpoint.model} at {endpoint.host}, {key}", name)
-            if args.urls or self.online:
-                yield environment.check_server(endpoint.urls[0], name)
-        if settings.get("engine") == "api":
-            sampling = next(config for config in configs if hasattr(config, "engine"))
-            yield from (environment.check_server(url, name) for url in sampling.urls)
+            urls = endpoint.urls[:1] if args.urls or self.online else []
+        yield from (environment.check_server(url, name) for url in urls)
 
     def _check_training(
         self, step: Step, settings: dict[str, Any], ready: Any, layout: Layout
@@ -144,66 +152,45 @@ class _Doctor:
         if not settings["use_cpu"] and (layout.on_cpu or not gpus):
             text = "without `use_cpu: true` the stage asks for a GPU, and there is none"
             yield Finding("error" if layout.on_cpu else "warning", "machine", text, name, "use_cpu")
-        try:
-            shape = read_shape(ready.start.source.config)
-            known: dict[str, Any] = {"prompt_tokens": getattr(ready, "prompt_tokens", None)}
-            if teacher := settings.get("teacher_model_name_or_path"):
-                known["teacher"] = read_shape(config_of(teacher))
-        except InputError as error:
-            yield Finding("warning", "memory", f"not known: {error}", name)
-            return
         device = min(gpus, default=None)
         if settings["use_cpu"]:
             device = self.machine.memory // max(1, layout.processes // layout.machines)
-        level: Any
-        level, text = memory_advice(step.stage.recipe, settings, shape, layout, device, **known)
-        yield Finding(level, "memory", text, name)
-
-    def _check_room(self, step: Step, settings: dict[str, Any]) -> Iterator[Finding]:
-        """Warn when the answers that a policy was trained on are longer than it may generate."""
-        key = "max_new_tokens" if "max_new_tokens" in settings else "max_completion_length"
-        below = self.steps.get(step.stage.model or "")
-        while below is not None and below.stage.recipe != "sft":
-            below = self.steps.get(below.stage.model or "")
-        trained = self.ready.get(below.stage.name) if below is not None else None
-        if trained is None:
+        known: dict[str, Any] = {"prompt_tokens": getattr(ready, "prompt_tokens", None)}
+        known["device_bytes"] = device
+        teacher = settings.get("teacher_model_name_or_path")
+        try:
+            shape = read_shape(ready.start.source.config)
+            other = read_shape(config_of(teacher)) if teacher else None
+            needed = estimate(step.stage.recipe, settings, shape, layout, teacher=other, **known)
+        except InputError as error:
+            yield Finding("warning", "memory", f"not known: {error}", name)
             return
-        texts = sorted((row[0]["content"] for row in trained.rows["completion"]), key=len)
-        ids = trained.tokenizer(texts[-PLACEHOLDERS:], add_special_tokens=False)["input_ids"]
-        longest = max(map(len, ids)) + 1
-        if settings.get(key) and longest > settings[key]:
-            text = (
-                f"{key}: {settings[key]}, but the policy is trained on answers of up to {longest} "
-                f"tokens, which will be cut; write {key}: {longest}"
-            )
-            yield Finding("warning", "lengths", text, step.stage.name, key)
+        yield Finding(*compare(needed, device), stage=name)
 
     def _words(self, step: Step) -> list[str]:
-        """Return a stage's command line with what is not made yet replaced."""
-        place = next(number for number, word in enumerate(step.command) if word.endswith(".py"))
-        swap: dict[str, str] = {}
-        more: list[str] = []
+        """Return a stage's script and options, with what is not made yet replaced."""
+        first = next(number for number, word in enumerate(step.command) if word.endswith(".py"))
+        words, more = step.command[first:], []
         for role, item in step.inputs.items():
-            giver = self.steps.get(item.name)
+            giver, path = self.steps.get(item.name), item.path
             if giver is None or giver.state == DONE:
                 continue
-            if role.startswith("data."):  # a preflight reads rows, and no pool of rejection
-                rows, gate = step.stage.recipe == "sft", step.stage.recipe == "grpo"
-                swap[item.path] = self._placeholder(giver) if rows else "" if gate else item.path
+            is_data = role.startswith("data.")
+            if is_data and step.stage.recipe != "sft":
+                # A pool is read when the stage runs; RL without one takes all prompts.
+                if step.stage.recipe == "grpo":
+                    del words[words.index(path) - 1 : words.index(path) + 1]
                 continue
-            swap[item.path] = self._root(giver.stage.name)
-            if item.path.endswith("adapter"):
-                more += ["--adapter", "merge"]
-            for key in ("chat_template_path", "chat_template_kwargs"):
-                if (value := self._inherited(giver, key)) and key not in step.given:
-                    more += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
-        words: list[str] = []
-        for word in step.command[place + 1 :]:
-            name, equals, path = word.rpartition("=")
-            if swap.get(path) != "":
-                words.append(f"{name}{equals}{swap.get(path, path)}")
-            elif words[-1].startswith("--"):
-                words.pop()
+            new = self._placeholder(giver) if is_data else self._root(item.name)
+            if not is_data:
+                more += ["--adapter", "merge"] if path.endswith("adapter") else []
+                for key in ("chat_template_path", "chat_template_kwargs"):
+                    set_below = (below.given.get(key) for below in self._below(giver))
+                    value = next(filter(None, set_below), None)
+                    if value and key not in step.given:
+                        more += option_words(key, value)
+            swap = {path: new, f"{item.name}={path}": f"{item.name}={new}"}
+            words = [swap.get(word, word) for word in words]
         return words + more
 
     def _placeholder(self, giver: Step) -> str:
@@ -219,16 +206,17 @@ class _Doctor:
                 file.write(json.dumps({"prompt": prompt, "completion": text}) + "\n")
         return str(path)
 
-    def _root(self, name: str) -> str:
-        """Return the model that a stage's policy goes back to."""
-        while name in self.steps:
-            name = self.steps[name].stage.model or ""
-        return self.chain.models.get(name, name)
+    def _below(self, step: Step | None) -> Iterator[Step]:
+        """Yield a stage, and those that its policy goes back to."""
+        while step is not None:
+            yield step
+            step = self.steps.get(step.stage.model or "")
 
-    def _inherited(self, step: Step, key: str) -> Any:
-        """Return the value of `key` that a stage, or one below it, sets."""
-        below = self.steps.get(step.stage.model or "")
-        return step.given.get(key) or (self._inherited(below, key) if below else None)
+    def _root(self, name: str) -> str:
+        """Return the model that a stage's policy goes back to, or a model of the chain."""
+        for below in self._below(self.steps.get(name)):
+            name = below.stage.model or ""
+        return self.chain.models.get(name, name)
 
 
 def _check_golds(step: Step, ready: Any) -> Iterator[Finding]:
@@ -261,7 +249,7 @@ def _check_forms(rows: Any, form: str, stage: str) -> Iterator[Finding]:
             f"{len(odd):,} of {len(texts):,} completions are not transcripts of the form {form} "
             f"(the first is row {odd[0]}): correct them, or set `transcript`"
         )
-        level: Any = "error" if len(odd) == len(texts) else "warning"
+        level: Level = "error" if len(odd) == len(texts) else "warning"
         yield Finding(level, "rows", text, stage, "transcript")
 
 
@@ -272,22 +260,6 @@ def _first(rows: list[Row], each: int) -> list[Row]:
         if gold_answer(row).strip() and len(taken.setdefault(row["task"], [])) < each:
             taken[row["task"]].append(row)
     return [row for some in taken.values() for row in some]
-
-
-def _script(step: Step) -> str:
-    return next(word for word in step.command if word.endswith(".py"))
-
-
-def _load(step: Step) -> Any:
-    """Return the module of a stage's recipe."""
-    script = _script(step)
-    spec = importlib.util.spec_from_file_location(f"recipe_{Path(script).stem}", script)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 def _parse(recipe: Any, step: Step) -> tuple[Any, ...]:
@@ -301,19 +273,6 @@ def _parse(recipe: Any, step: Step) -> tuple[Any, ...]:
         if on_cpu and hasattr(config, "use_cpu"):
             config.use_cpu = bool(step.given.get("use_cpu"))
     return configs
-
-
-@contextlib.contextmanager
-def _as_launched(step: Step, words: list[str], layout: Layout) -> Iterator[None]:
-    """Give this process the command line, and the number of processes, of a stage."""
-    from transformers import TrainingArguments
-
-    processes = property(lambda self: layout.processes)
-    with (
-        mock.patch.object(sys, "argv", [_script(step), *words]),
-        mock.patch.object(TrainingArguments, "world_size", processes),
-    ):
-        yield
 
 
 @contextlib.contextmanager

@@ -6,10 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from chainforge.core.artifacts import changes
 from chainforge.core.errors import InputError
 from chainforge.core.paths import short
-from chainforge.core.run_dir import read_results, read_run
+from chainforge.core.run_dir import changes, read_results, read_run
 from chainforge.core.statistics import over_seeds
 
 RESULTS = "results.json"

@@ -12,6 +12,11 @@ from chainforge.core.errors import InputError
 
 SINGLE, DDP, FSDP2, ZERO2, ZERO3 = "single", "ddp", "fsdp2", "zero2", "zero3"
 LAYOUTS = {SINGLE: "single", DDP: "DDP", FSDP2: "FSDP2", ZERO2: "ZeRO-2", ZERO3: "ZeRO-3"}
+LESS_MEMORY = (
+    "change, in this order: `gradient_checkpointing: true`; half of per_device_train_batch_size "
+    "with twice gradient_accumulation_steps; a smaller max_length or max_completion_length; "
+    "`use_peft: true`; `load_in_4bit: true`"
+)
 NO_MODEL = "zero3_save_16bit_model: only with true can the weights be gathered to be saved"
 
 

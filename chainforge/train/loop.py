@@ -22,16 +22,11 @@ from chainforge.train.callbacks import (
     RunIsOver,
     StageCallback,
 )
+from chainforge.train.distributed import LESS_MEMORY
 from chainforge.train.policy import check_reference, upcast_adapter
 from chainforge.train.stage import Stage, is_main_process
 
 logger = logging.getLogger(__name__)
-
-OUT_OF_MEMORY = (
-    "Change, in this order: `gradient_checkpointing: true`; half of per_device_train_batch_size "
-    "with twice gradient_accumulation_steps; a smaller max_length or max_completion_length; "
-    "`use_peft: true`; `load_in_4bit: true`. `chainforge doctor` estimates the memory of a stage"
-)
 
 
 def train(trainer: Any, stage: Stage, *callbacks: TrainerCallback) -> None:
@@ -98,7 +93,8 @@ def _run(trainer: Any, checkpoint: Path | None) -> None:
         raise DiskFull(words) from error
     except torch.OutOfMemoryError as error:
         step = trainer.state.global_step
-        words = f"out of memory after step {step} ({first_line(error)}). {OUT_OF_MEMORY}"
+        words = f"out of memory after step {step} ({first_line(error)}): {LESS_MEMORY}; "
+        words += "`chainforge doctor` estimates the memory of a stage"
         raise Failed(words) from error
     except RuntimeError as error:
         if "probability tensor contains" not in str(error):  # torch.multinomial's words

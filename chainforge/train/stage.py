@@ -157,12 +157,14 @@ def _begin(stage: Stage) -> None:
 
 def _other_settings(stage: Stage, what: str, there: Manifest) -> InputError:
     """Return the error that names what differs from the stage in the directory."""
+    from chainforge.core.run_dir import changes
+
     old, new = there.inputs, stage.inputs
-    changes = artifacts.changes(there.given, stage.given)
-    changes += [f"the input {r} changed" for r in sorted(old | new) if old.get(r) != new.get(r)]
+    changed = changes(there.given, stage.given)
+    changed += [f"the input {r} changed" for r in sorted(old | new) if old.get(r) != new.get(r)]
     return InputError(
         f"{stage.directory} already contains {what} with different settings ("
-        f"{'; '.join(changes) or 'code or a file that the settings name changed'}); "
+        f"{'; '.join(changed) or 'code or a file that the settings name changed'}); "
         "give another --output_dir, or delete it"
     )
 

@@ -8,37 +8,10 @@ import chainforge
 from chainforge.chain.spec import find_chain
 from chainforge.core.paths import shipped
 
-EVALUATE = """
-import sys
-from chainforge.core import process
-from chainforge.core.artifacts import write_json
-from chainforge.core.config import given
-from chainforge.train.stage import open_stage
-
-def share(mean):
-    return {"mean": mean, "low": mean - 0.02, "high": mean + 0.02}
-
-def main():
-    settings = given(sys.argv[1:])
-    models = [word.partition("=") for word in settings["models"]]
-    inputs = {f"models.{name}": path for name, _, path in models}
-    with open_stage("scoring", settings["output_dir"], inputs=inputs) as stage:
-        rows = [
-            {"name": name, "n": 500, "strict": share(0.2 + 0.3 * i), "lenient": share(0.25 + 0.3 * i),
-             "format": 0.99, "tokens_mean": 83.42, "truncated": 0.0, "pass_at_k": {"1": 0.5}}
-            for i, (name, _, _) in enumerate(models)
-        ]
-        pair = {"from": models[0][0], "to": models[1][0], "difference": 0.3, "low": 0.25,
-                "high": 0.35, "p": 1e-9}
-        write_json(stage.path("results.json"), {"models": rows, "pairs": [pair]})
-
-process.run(main)
-"""
-
 
 def test_help_and_version(workplace):
     text = workplace.chainforge("--help")
-    for command in ("plan", "run", "show", "check", "report", "export", "new"):
+    for command in ("plan", "run", "show", "check", "doctor", "report", "merge", "export", "new"):
         assert command in text
     assert workplace.chainforge("--version").strip() == f"chainforge {chainforge.__version__}"
 
@@ -59,18 +32,16 @@ def test_wrong_input_is_one_message(workplace):
     assert not (workplace.folder / "runs").exists()
 
 
-def test_a_run_ends_with_the_table_and_the_report(workplace):
-    (workplace.folder / "judge.py").write_text(EVALUATE)
-    stage = {"name": "eval", "recipe": "judge.py", "models": ["cold_start", "rl"]}
-    workplace.chain["stages"].append(stage)
-    workplace.save()
+def test_a_run_ends_with_the_table_and_the_report(gated):
+    gated.chain["stages"][1].pop("gate")
+    gated.save()
     for _ in range(2):
-        text = workplace.chainforge("run", "chain.yaml")
-        assert "all 4 stages are done" in text
+        text = gated.chainforge("run", "chain.yaml")
+        assert "all 3 stages are done" in text
         flat = " ".join(text.replace("\u00a0", " ").split())
-        assert "500 held-out rows" in flat
-        assert "rl 50.0 (48.0 to 52.0) 55.0 (53.0 to 57.0) 99.0 83.4" in flat
-        assert "cold_start rl +30.0 +25.0 to +35.0 < 0.0001" in flat
+        assert "20 held-out rows" in flat
+        assert "cold_start 60.0 (38.7 to 78.1)" in flat
+        assert "base cold_start +50.0" in flat
         assert text.rstrip().endswith("report: runs/fake/report.html")
         assert all(len(line) <= 80 for line in text.splitlines())
 

@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from chainforge.chain.execute import Interrupted, execute, redact_file
+from chainforge.chain.execute import execute, redact_file
+from chainforge.core.errors import Stopped
 
 # Dies of a signal at once, as `accelerate launch` does, while what it launched saves its work.
 LAUNCHER = """
@@ -48,7 +49,7 @@ def launch(place, seconds):
 
 def test_a_stage_may_save_after_its_launcher_has_died(tmp_path):
     send_when(tmp_path / "began", signal.SIGTERM)
-    with pytest.raises(Interrupted, match="SIGTERM"):
+    with pytest.raises(Stopped, match="SIGTERM"):
         launch(tmp_path, 1)
     assert (tmp_path / "saved").exists()
 
@@ -56,7 +57,7 @@ def test_a_stage_may_save_after_its_launcher_has_died(tmp_path):
 def test_a_second_signal_does_not_wait(tmp_path):
     send_when(tmp_path / "began", signal.SIGTERM, signal.SIGTERM)
     started = time.monotonic()
-    with pytest.raises(Interrupted, match="SIGTERM"):
+    with pytest.raises(Stopped, match="SIGTERM"):
         launch(tmp_path, 60)
     assert time.monotonic() - started < 30
     assert not (tmp_path / "saved").exists()

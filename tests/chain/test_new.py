@@ -23,6 +23,7 @@ RECIPES = sorted(file.parent.name for file in shipped("recipes").glob("*/chain.y
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_becomes_a_project_that_plans(recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    Path("my-project").mkdir()  # empty: nothing to lose
     lines = make_project(Path("my-project"), recipe)
     assert lines[-1] == "  chainforge run my-project"
     chain = load_chain("my-project")
@@ -51,31 +52,29 @@ def test_the_rewards_and_tasks_of_a_project_are_its_own(where, tmp_path, monkeyp
     (folder / "reward.py").write_text("def concise(completion, max_words):\n    return 7.0\n")
     rewards = load_rewards(RewardArgs(rewards=settings["rewards"]), {"answer", "verifier", "id"})
     assert rewards[-1](["?"], ["some answer"]) == [7.0]
-    (folder / "problems.jsonl").write_text('{"question": "Who?", "answer": "I"}\n' * 1)
+    (folder / "problems.jsonl").write_text('{"question": "Who?", "answer": "I"}\n')
     settings["tasks"][0]["split"] = "all"
     (row,) = load_examples(TaskArgs(tasks=settings["tasks"], system_prompt=""))
     assert row["prompt"][-1]["content"] == "Who?"
 
 
-def test_what_is_there_is_not_written_over(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("folder", "recipe", "words"),
+    [
+        ("full", "custom", "not empty"),
+        ("full/file", "custom", "not empty"),
+        ("my project", "custom", "cannot name a folder"),
+        ("mine", "qwen2.5-0.5", "did you mean 'qwen2.5-0.5b'?"),
+    ],
+)
+def test_what_is_there_is_not_written_over(tmp_path, monkeypatch, folder, recipe, words):
     monkeypatch.chdir(tmp_path)
-    Path("my-project").mkdir()
-    make_project(Path("my-project"), "custom")  # empty: nothing to lose
-    with pytest.raises(InputError, match="not empty"):
-        make_project(Path("my-project"), "custom")
-    Path("file").touch()
-    with pytest.raises(InputError, match="not empty"):
-        make_project(Path("file"), "custom")
-    with pytest.raises(InputError, match="cannot name a folder"):
-        make_project(Path("my project"), "custom")
-
-
-def test_a_wrong_name_is_answered_with_what_there_is(tmp_path):
+    Path("full").mkdir()
+    Path("full/file").touch()
     with pytest.raises(InputError) as error:
-        make_project(tmp_path / "mine", "qwen2.5-0.5")
-    message = str(error.value)
-    assert "did you mean 'qwen2.5-0.5b'?" in message
-    assert not (tmp_path / "mine").exists()
+        make_project(Path(folder), recipe)
+    assert words in str(error.value)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "full"]
 
 
 def test_an_installed_package_has_its_recipes_too(tmp_path):

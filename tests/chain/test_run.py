@@ -50,12 +50,15 @@ def test_a_chain_runs_and_then_has_nothing_to_do(workplace):
 
 def test_what_is_stale_or_damaged_is_made_again_and_the_old_result_removed(workplace):
     workplace.run()
+    for name in ("cold_start.old-1", "cold_start.old-of-mine"):  # the first by a run that was cut
+        (workplace.folder / "runs/fake" / name).mkdir()
     untouched = workplace.rows("traces")
     workplace.configure("cold_start", steps=4)
     assert "steps: 3 -> 4" in workplace.chainforge("run", "chain.yaml")
     assert len(workplace.rows("cold_start")) == 4
     assert workplace.rows("traces") == untouched
-    assert not list((workplace.folder / "runs/fake").glob("*.old-*"))
+    left = [path.name for path in (workplace.folder / "runs/fake").glob("*.old-*")]
+    assert left == ["cold_start.old-of-mine"]
     (workplace.folder / "runs/fake/cold_start/model/config.json").unlink()
     assert "model/config.json is missing" in workplace.plan()["cold_start"].why[0]
     assert "is missing" in workplace.chainforge("run", "chain.yaml")
@@ -93,16 +96,9 @@ def test_a_flipped_bit_is_found_once_a_run_and_the_stage_is_rerun(workplace):
     model = workplace.folder / "runs/fake/cold_start/model/config.json"
     whole = model.read_bytes()
     flip_unseen(model)
-    script = [
-        "count.py",
-        "--output_dir",
-        "mine",
-        "--model_name_or_path",
-        "runs/fake/cold_start/model",
-    ]
-    by_hand = subprocess.run(
-        [sys.executable, *script], cwd=workplace.folder, capture_output=True, text=True
-    )
+    words = ["--output_dir", "mine", "--model_name_or_path", "runs/fake/cold_start/model"]
+    command = [sys.executable, "count.py", *words]
+    by_hand = subprocess.run(command, capture_output=True, text=True)
     assert by_hand.returncode == 2
     assert "model/config.json is not what was signed" in by_hand.stderr
     refused = workplace.chainforge("run", "chain.yaml", "--from", "rl", expect=2)
@@ -120,9 +116,8 @@ def test_a_stage_that_was_killed_resumes_and_ends_like_an_undisturbed_one(workpl
     _, err = chain.communicate(timeout=30)
     assert chain.returncode == 1
     assert "SIGKILL" in err
-    assert "failed: was ended by SIGKILL (out of memory?)" in workplace.chainforge(
-        "show", "chain.yaml"
-    )
+    shown = workplace.chainforge("show", "chain.yaml")
+    assert "failed: was ended by SIGKILL (out of memory?)" in shown
     assert "log.txt" in err
     assert workplace.states() == {"traces": "done", "cold_start": "failed", "rl": "pending"}
     assert workplace.plan()["cold_start"].why == ["from 2 rows"]
@@ -137,21 +132,14 @@ def test_a_stage_that_was_killed_resumes_and_ends_like_an_undisturbed_one(workpl
         assert fingerprint in manifest
 
 
-def start_and_kill(workplace):
-    """Kill a chain in its second stage, after two rows; return the process of the stage."""
+@pytest.mark.parametrize("steps", [3, 5])
+def test_killing_the_chain_leaves_nothing_running_and_other_settings_start_again(workplace, steps):
     chain = workplace.start("run", "chain.yaml", FAKE_STOP_AT="cold_start:2")
     recipe = workplace.wait_for_rows("cold_start", 2)
     text = workplace.chainforge("run", "chain.yaml", expect=2)  # refused while the first works
-    assert str(chain.pid) in text
-    assert f"process {chain.pid}" in workplace.chainforge("show", "chain.yaml")
+    assert f"in use by process {chain.pid} on" in text
     chain.kill()
     chain.communicate()
-    return recipe
-
-
-@pytest.mark.parametrize("steps", [3, 5])
-def test_killing_the_chain_leaves_nothing_running_and_other_settings_start_again(workplace, steps):
-    recipe = start_and_kill(workplace)
     assert gone(recipe)
     workplace.configure("cold_start", steps=steps)
     if steps != 3:
@@ -189,14 +177,11 @@ def test_a_stop_reaches_the_stage_and_says_how_to_resume(workplace, number, code
     workplace.run()
 
 
-def test_a_stage_that_a_signal_stopped_by_itself_has_not_failed(workplace):
-    """A scheduler may signal the processes of a job one by one, the stage before the chain."""
+def test_how_a_stage_ends_is_one_message_and_the_chains_exit_code(workplace):
+    # A scheduler may signal the processes of a job one by one, the stage before the chain.
     text = workplace.chainforge("run", "chain.yaml", expect=143, FAKE_SIGNAL="cold_start")
     assert "stopped: stage cold_start by SIGTERM after step 2 of 3" in text
     assert workplace.states()["cold_start"] == "resumable"
-
-
-def test_wrong_input_is_one_message_and_failure_shows_the_end_of_the_log(workplace):
     text = workplace.chainforge("run", "chain.yaml", expect=1, FAKE_FAIL="cold_start")
     assert "failed: RuntimeError: the loss is not a number" in text
     assert "runs/fake/cold_start/log.txt" in text
@@ -251,16 +236,13 @@ def test_a_secret_reaches_no_file_and_no_terminal(workplace):
         assert value not in text
     assert not list(workplace.folder.glob("runs/**/log.txt"))
     workplace.configure("cold_start", steps=3)
-    text = workplace.chainforge(
-        "run", "chain.yaml", "--set", f"cold_start.hub_token={value}", expect=2
-    )
-    assert value not in text
+    words = ("--set", f"cold_start.hub_token={value}")
+    assert value not in workplace.chainforge("run", "chain.yaml", *words, expect=2)
     script = workplace.folder / "count.py"
     spill = "print(repr(os.environ['DB_PASS']))\n    os.write(2, os.environb[b'DB_PASS'])\n"
     raising = "raise RuntimeError(os.environ['DB_PASS'])"
-    script.write_text(
-        script.read_text().replace("def main():", f"def main():\n    {spill}    {raising}")
-    )
+    text = script.read_text().replace("def main():", f"def main():\n    {spill}    {raising}")
+    script.write_text(text)
     text = workplace.chainforge("run", "chain.yaml", expect=1, DB_PASS=f"{value}\nand-more-of-it")
     assert "RuntimeError: [DB_PASS]" in text
     found = [path for path in workplace.folder.rglob("*") if path.is_file()]
@@ -319,15 +301,6 @@ def test_a_terminal_that_is_closed_stops_a_stage_in_good_order(workplace):
     assert workplace.states()["cold_start"] == "resumable"
 
 
-def test_what_a_cut_run_set_aside_is_removed_once_the_stage_is_done(workplace):
-    workplace.run(until="cold_start")
-    fake = workplace.folder / "runs/fake"
-    (fake / "cold_start.old-1").mkdir()
-    (fake / "cold_start.old-of-mine").mkdir()
-    workplace.run(until="cold_start")
-    assert {path.name for path in fake.glob("cold_start.*")} == {"cold_start.old-of-mine"}
-
-
 FULL = {
     "report": ("report", "runs/fake"),
     "new": ("new", "mine", "--from", "custom"),
@@ -350,9 +323,8 @@ def test_a_full_disk_is_one_message_and_leaves_no_half_files(workplace, words):
         "import resource, sys; import chainforge.cli as cli\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)); cli.main()"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words], cwd=workplace.folder, capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", code, *words]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "no room to write" in done.stderr
     assert "Traceback" not in done.stderr + done.stdout

@@ -8,6 +8,7 @@ import pytest
 from chainforge.core import artifacts
 from chainforge.core.artifacts import Manifest, fingerprint, input_fingerprint, lock
 from chainforge.core.errors import InputError
+from chainforge.core.run_dir import holder
 
 
 def manifest(mark="f" * 64):
@@ -15,22 +16,22 @@ def manifest(mark="f" * 64):
 
 
 def test_a_directory_is_held_by_one_who_is_named_while_it_lives(tmp_path):
-    assert artifacts.holder(tmp_path) is None
+    assert holder(tmp_path) is None
     code = (
         "import sys, time; from chainforge.core.artifacts import lock\n"
         f"with lock({str(tmp_path)!r}): print('held', flush=True); time.sleep(60)"
     )
-    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert holder.stdout.readline() == "held\n"
-    with pytest.raises(InputError, match=f"in use by process {holder.pid} on"), lock(tmp_path):
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(InputError, match=f"in use by process {other.pid} on"), lock(tmp_path):
         pass
-    assert artifacts.holder(tmp_path).startswith(f"process {holder.pid} on ")
-    os.kill(holder.pid, signal.SIGKILL)
-    holder.wait()
-    assert artifacts.holder(tmp_path) is None
+    assert holder(tmp_path).startswith(f"process {other.pid} on ")
+    os.kill(other.pid, signal.SIGKILL)
+    other.wait()
+    assert holder(tmp_path) is None
     with lock(tmp_path):
-        assert artifacts.holder(tmp_path).startswith(f"process {os.getpid()} on ")
-    assert artifacts.holder(tmp_path) is None
+        assert holder(tmp_path).startswith(f"process {os.getpid()} on ")
+    assert holder(tmp_path) is None
 
 
 def signed(folder, files):
@@ -97,14 +98,6 @@ def test_an_input_is_a_stage_a_folder_or_a_hub_id(tmp_path):
     (tmp_path / "manifest.json").write_text('{"version": 9}')
     with pytest.raises(InputError, match="manifest.json is damaged, or not of this version"):
         input_fingerprint(tmp_path)
-
-
-def test_changes_are_said_in_words():
-    assert artifacts.changes({"a": 1, "b": 1e-4}, {"b": 2e-4, "c": 1}) == [
-        "a: 1 -> not set",
-        "b: 0.0001 -> 0.0002",
-        "c: not set -> 1",
-    ]
 
 
 LAYOUT = {

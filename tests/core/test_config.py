@@ -158,7 +158,7 @@ def test_a_preset_is_below_the_yaml_and_the_yaml_below_the_command_line(tmp_path
     ("preset", "text", "words"),
     [
         ("modren", "", "preset: no 'modren' .*did you mean 'modern'"),
-        ("[modern]", "", "preset: expected one name or path"),
+        ("[modern]", "", "preset: no .*modern.* did you mean 'modern'"),
         ("mine.yaml", "batch: 8\nbath: 8\n", "mine.yaml: unknown key 'bath'; did you mean 'batch'"),
         ("mine.yaml", "preset: modern\n", "mine.yaml: unknown key 'preset'"),
         ("gspo", "", "gspo.yaml: unknown key 'importance_sampling_level'"),

@@ -2,6 +2,7 @@
 
 from chainforge.core.run_dir import LOG_LINES as LINES
 from chainforge.core.run_dir import LogEnd as Ending
+from chainforge.core.run_dir import changes
 from chainforge.core.run_dir import read_log as ending
 
 
@@ -34,3 +35,11 @@ def test_a_long_log_is_cut_and_a_missing_one_is_empty(tmp_path):
     assert len(lines) == LINES
     assert lines[-1] == "line 99999"
     assert ending(tmp_path / "none.txt") == Ending()
+
+
+def test_changes_are_said_in_words():
+    assert changes({"a": 1, "b": 1e-4}, {"b": 2e-4, "c": 1}) == [
+        "a: 1 -> not set",
+        "b: 0.0001 -> 0.0002",
+        "c: not set -> 1",
+    ]

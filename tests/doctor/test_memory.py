@@ -1,4 +1,4 @@
-"""Sizes of models, estimates against measurements, and suggestions that fit."""
+"""Sizes of models, estimates against measurements, and what a device can hold."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 from configs import settings_of
 
 from chainforge.core.errors import InputError
-from chainforge.doctor.memory import GIB, PROMPT_TOKENS, estimate, read_shape, suggest
+from chainforge.doctor.memory import GIB, PROMPT_TOKENS, compare, estimate, read_shape
 from chainforge.generate.settings import config_of
 from chainforge.train.distributed import Layout
 
@@ -111,24 +111,13 @@ def test_what_takes_memory_and_what_spares_it():
     assert need("grpo", **vllm, vllm_mode="server").peak < sleeps.peak
 
 
-def advised(gib, recipe="sft", kind="single", processes=1, **given):
-    settings = settings_of(recipe, given)
-    return suggest(recipe, settings, SEVEN, Layout(kind, processes), gib * GIB)
-
-
-def test_the_setting_that_costs_least_is_named():
-    words, found = advised(24, **LORA, gradient_checkpointing=False)
-    assert words == ["gradient_checkpointing: true"]
-    assert found.peak <= 24 * GIB
-    words, _ = advised(19, **LORA, max_length=8192, per_device_train_batch_size=16)
-    assert words[0] == "per_device_train_batch_size: 1 with gradient_accumulation_steps: 16"
-    assert advised(24)[0] == ["use_peft: true, dtype: bfloat16 (LoRA)"]
-    assert advised(11)[0] == ["use_peft: true, load_in_4bit: true, dtype: bfloat16 (QLoRA)"]
-    assert advised(80, kind="ddp", processes=8)[0] == ["launch: fsdp2"]
-
-
-def test_several_settings_where_one_is_not_enough():
-    words, found = advised(17, **LORA, gradient_checkpointing=False, max_length=16384)
-    assert len(words) > 1
-    assert found.peak <= 17 * GIB
-    assert advised(2)[1].peak > 2 * GIB  # not even all of them would do
+def test_an_estimate_is_compared_with_the_device():
+    needed = need(**LORA)
+    assert compare(needed, None)[0] == compare(needed, 80 * GIB)[0] == "ok"
+    level, check, text = compare(needed, int(needed.peak * 1.05))
+    assert (level, check) == ("warning", "memory")
+    assert "change, in this order: `gradient_checkpointing: true`" in text
+    level, _, text = compare(needed, 8 * GIB)
+    assert level == "error"
+    assert text.startswith(f"{needed.peak / GIB:.1f} GiB a device (weights ")
+    assert "of 8.0 GiB" in text

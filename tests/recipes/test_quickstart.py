@@ -18,8 +18,9 @@ import yaml
 from hubserver import HubServer
 from smallchain import STAGES, resized
 
-from chainforge.core.artifacts import holder, read_manifest
+from chainforge.core.artifacts import read_manifest
 from chainforge.core.jsonl import read_rows
+from chainforge.core.run_dir import holder
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
