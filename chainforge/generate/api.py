@@ -344,16 +344,16 @@ class Limiter:
     """Allow `level` requests at a time, from `start` up to `ceiling`; times are in seconds.
 
     Additive increase, multiplicative decrease, as in TCP. The level rises by one with each answer
-    up to where it was refused last (429), and from there by one for as many answers as it has. A
-    refusal cuts it, once for all that were sent before the cut, and to what the server still works
-    on. In an outage one request at a time probes the server.
+    up to half of where it was refused last (429), and from there by one for as many answers as it
+    has. A refusal cuts it, once for all that were sent before the cut, and to what the server still
+    works on. In an outage one request at a time probes the server.
     """
 
     def __init__(self, ceiling: int, start: int = 10) -> None:
         self.ceiling, self.level = ceiling, float(min(start, ceiling))
         self.under_way = self.in_a_row = 0  # failures in a row
         self.outage_since: float | None = None
-        self._refused_at = float(ceiling)  # the level
+        self._threshold = float(ceiling)
         self._cut_at = self._held_until = -math.inf
         self._probes = self._used = 0  # most that were under way since the last cut
 
@@ -366,10 +366,10 @@ class Limiter:
         self.under_way += 1
         self._used = max(self._used, self.under_way)
 
-    def answered(self) -> None:
-        """Count an answer; rise when the level was in use."""
-        if self._used >= self.level / 2:
-            step = 1.0 if self.level < self._refused_at else 1 / max(self.level, 10)
+    def answered(self, sent: float) -> None:
+        """Count an answer to what was sent at `sent`; rise when the level was in use."""
+        if sent > self._cut_at and self._used >= self.level / 2:
+            step = 1.0 if self.level < self._threshold else 1 / max(self.level, 10)
             self.level = min(self.level + step, self.ceiling)
         self.under_way -= 1
         self.in_a_row, self.outage_since = 0, None
@@ -382,8 +382,8 @@ class Limiter:
         self.under_way -= 1
         if sent > self._cut_at:
             self._cut_at, self._used = now, self.under_way
+            self._threshold = self.level / 2
             self.level *= 0.9
-            self._refused_at = min(self.level, self.under_way)
         self.level = max(1.0, min(self.level, self.under_way))
 
     def failed(self, now: float) -> None:
@@ -568,7 +568,7 @@ class _Run:
             return
         answer |= {"attempts": job.attempts, "request": job.key}
         self.ledger.settle(number, job.key, "answered", paid, answer)
-        self.limiter.answered()
+        self.limiter.answered(sent)
         self.engine.tokens += answer["tokens"] or 0
         self.arrived.put_nowait((job.draw, answer))
 
@@ -582,7 +582,7 @@ class _Run:
             job.faults += 1
             self.limiter.failed(now)
         else:
-            self.limiter.answered()
+            self.limiter.answered(sent)
         if error.act == "stop":
             self._end(InputError(f"{error}. Rows so far are kept"))
         elif error.act == "retry" and job.faults <= args.max_retries:

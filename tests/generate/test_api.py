@@ -195,14 +195,14 @@ class World:
                     self.limiter.refused(self.now, self.now, None)
                     self.refused += 1
                     break
-                self.under_way.append(self.now + 1.0)
+                self.under_way.append(self.now)
             self.now += 0.05
-            while self.under_way and self.under_way[0] <= self.now:
-                self.under_way.pop(0)
+            while self.under_way and self.under_way[0] + 1 <= self.now:
+                sent = self.under_way.pop(0)
                 if draw.random() < failing:
                     self.limiter.failed(self.now)
                 else:
-                    self.limiter.answered()
+                    self.limiter.answered(sent)
                     self.answered += 1
         return self
 
