@@ -51,11 +51,6 @@ class Package:
     stages: list[Ancestor]
     base: Origin | None = None
 
-    @property
-    def kind(self) -> str:
-        """Return the kind of repository."""
-        return "dataset" if self.what == "dataset" else "model"
-
 
 def export(
     path: Path,
@@ -88,8 +83,8 @@ def export(
         if not on_hub:
             write_folder(package.files, target)
             return [*lines, f"written: {paths.short(target)}"]
-        sent = push(package.files, to, package.kind, private=not public, what=package.what)
-    return [*lines, f"uploaded: {sent[0]} ({'private' if sent[1] else 'public'})"]
+        address, private = push(package.files, to, package.what, private=not public)
+    return [*lines, f"uploaded: {address} ({'private' if private else 'public'})"]
 
 
 @contextlib.contextmanager

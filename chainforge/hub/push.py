@@ -61,7 +61,7 @@ def push_signed(directory: Path) -> None:
     what = "dataset" if "hub_dataset_id" in asked else what
     try:
         package = pack(directory, what, title=identity, upload=True)
-        address, seen = push(package.files, identity, package.kind, private=private, what=what)
+        address, seen = push(package.files, identity, what, private=private)
     except InputError as error:
         order.unlink()
         raise InputError(

@@ -43,17 +43,18 @@ def token() -> str:
     return found
 
 
-def push(files: Files, identity: str, kind: str, *, private: bool, what: str) -> tuple[str, bool]:
+def push(files: Files, identity: str, what: str, *, private: bool) -> tuple[str, bool]:
     """Put files into a repository in one commit; return its address, and whether it is private.
 
-    The repository is created if it does not exist. Raises `InputError` when a file holds a secret,
-    when a private upload would go to a public repository, when files of another upload would be
-    loaded with these, and when the Hub refuses.
+    `what` is adapter, model or dataset. The repository is created if it does not exist. Raises
+    `InputError` when a file holds a secret, when a private upload would go to a public repository,
+    when files of another upload would be loaded with these, and when the Hub refuses.
     """
     from huggingface_hub import HfApi
 
     check_id(identity, "to")
     check_secrets(files)
+    kind = "dataset" if what == "dataset" else "model"  # of repository
     api = HfApi(token=token(), library_name="chainforge")
     for wait in (*WAITS, None):
         try:

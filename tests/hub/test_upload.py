@@ -15,7 +15,7 @@ VALUE = "c0ffee-c0ffee"
 
 
 def push(files=FILES, private=True):
-    return upload.push(files, "me/mine", "model", private=private, what="model")
+    return upload.push(files, "me/mine", "model", private=private)
 
 
 def test_files_go_out_in_one_commit(hub, tmp_path):
