@@ -3,13 +3,15 @@
 # make test   runs the tests        make lint   ruff and the type checker
 # make test-distributed   trains in every layout on two processes, with DeepSpeed in an environment
 #                         of its own (20 minutes); RECEIPTS=benchmarks/receipts records the runs
+# make test-engines   runs servers, vLLM, trackers, lm_eval, lighteval and llama.cpp, with 3 GB of
+#                     packages in an environment of their own (15 minutes); RECEIPTS likewise
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo bench test test-distributed lint setup clean
+.PHONY: demo bench test test-distributed test-engines lint setup clean
 
 demo: setup
 	$(BIN)/chainforge run recipes/quickstart/chain.yaml
@@ -33,6 +35,9 @@ test: setup
 test-distributed: .venv-distributed/ready
 	.venv-distributed/bin/python -m pytest tests/distributed
 
+test-engines: .venv-engines/ready
+	.venv-engines/bin/python -m pytest tests/engines
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -51,5 +56,18 @@ $(VENV)/ready: pyproject.toml constraints.txt
 		--constraint constraints.txt --editable '.[dev,deepspeed]'
 	touch $@
 
+# torchvision is built for CUDA, and beside a CPU's torch it breaks the import of transformers.
+# lighteval needs another latex2sympy2_extended than math-verify, so it has a folder of its own.
+.venv-engines/ready: pyproject.toml constraints.txt tests/engines/requirements.txt
+	$(PYTHON) -m venv .venv-engines
+	.venv-engines/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable '.[dev]' --requirement tests/engines/requirements.txt
+	.venv-engines/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	.venv-engines/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		--target .venv-engines/lighteval lighteval==0.13.0 latex2sympy2_extended==1.0.6
+	.venv-engines/bin/python -m pip install --quiet --disable-pip-version-check \
+		aenum==3.1.15 colorlog GitPython inspect-ai==0.3.285 langcodes pycountry termcolor==2.3.0
+	touch $@
+
 clean:
-	rm -rf $(VENV) .venv-distributed runs
+	rm -rf $(VENV) .venv-distributed .venv-engines runs

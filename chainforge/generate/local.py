@@ -127,6 +127,9 @@ class VllmEngine:
             "dtype": dtype,
             "load_format": "safetensors",
         }
+        if vllm.platforms.current_platform.is_cpu():
+            # After each part but a prompt's last it sets seeds back, which fails on the CPU.
+            options["enable_chunked_prefill"] = False
         self.model = vllm.LLM(model=policy, **(options | (args.engine_options or {})))
 
     def sample(self, draws: Sequence[Draw], take: Take) -> None:
