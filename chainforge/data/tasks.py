@@ -20,13 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
-from chainforge.core.errors import (
-    Failed,
-    InputError,
-    Stopped,
-    hint,
-    refuse_unknown,
-)
+from chainforge.core.errors import Failed, InputError, Stopped, hint, refuse_unknown
 from chainforge.core.jsonl import Row
 from chainforge.core.paths import unplaced
 from chainforge.core.plugins import as_struct, resolve, user_code, where

@@ -200,7 +200,8 @@ class Reward:
     def _call_batch(self, rows: list[Row], texts: list[str], columns: Row) -> list[Any]:
         """Call a function of TRL's form once; texts become messages, as its own rewards expect."""
         given: Row = {}
-        for name in columns.keys() - self._params.keys() if self._everything else self._taken:
+        offered = columns.keys() - self._params.keys() if self._everything else set()
+        for name in self._taken | offered:
             given[name] = columns.get(name)
             if isinstance(given[name], list | tuple):
                 given[name] = [row[name] for row in rows]

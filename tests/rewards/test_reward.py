@@ -50,7 +50,7 @@ def sometimes(text, answer):
 def declared(completions, answer, prompts, trainer_state):
     return [len(c[0]["content"]) + len(a) for c, a in zip(completions, answer)]
 
-def everything(completions, **kwargs):
+def everything(completions, trainer_state, **kwargs):
     return [float(gold in c[0]["content"]) for c, gold in zip(completions, kwargs["solution"])]
 
 def short(completions, **kwargs):
