@@ -42,27 +42,20 @@ def stage(path, rows, dataset=False):
 
 
 @pytest.mark.parametrize("dataset", [True, False])
-def test_sft_rows_of_stages(tmp_path, dataset):
+def test_rows_of_stages_and_files(tmp_path, caplog, dataset):
     rows = samples(4) + samples(2, drop="wrong")
     one = stage(tmp_path / "traces", rows, dataset)
     two = stage(tmp_path / "picks", samples(3, "policy"), dataset)
     made = rows_of([one, two])
-    assert made.column_names == ["prompt", "completion"]
-    assert len(made) == 7
-    assert made[3] == {
-        "prompt": [{"role": "user", "content": "3 + 1?"}],
-        "completion": [{"role": "assistant", "content": write("Count on.", "4")}],
-    }
-
-
-def test_sft_rows_of_files(tmp_path, caplog):
+    assert (made.column_names, len(made)) == (["prompt", "completion"], 7)
+    answer = {"role": "assistant", "content": write("Count on.", "4")}
+    assert made[3] == {"prompt": [{"role": "user", "content": "3 + 1?"}], "completion": [answer]}
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
     parquet = save_dataset(samples(2), tmp_path / "saved")
     made = rows_of([written(tmp_path, {"messages": turns}), parquet, tmp_path / "saved"])
-    assert len(made) == 5
-    assert made[0] == {"prompt": turns[:1], "completion": turns[1:]}
+    assert (len(made), made[0]) == (5, {"prompt": turns[:1], "completion": turns[1:]})
     rows = samples(2) + samples(1, drop=None, correct=False) + samples(3, drop="wrong")
-    path = stage(tmp_path / "picks", rows) + "/samples.jsonl"
+    path = stage(tmp_path / "final", rows) + "/samples.jsonl"
     made, counts = sft_dataset(DataArgs([path]))
     assert (len(made), counts) == (3, {path: {"rows": 3, "dropped": 3}})
     assert "left out 3 rows that are marked `drop`" in caplog.text
@@ -117,11 +110,10 @@ def test_few_bad_rows_are_left_out_and_written_down(tmp_path):
 
 
 def test_fallback_rows_are_refused_unless_allowed(tmp_path):
-    rows = samples(3) + samples(2, "offline-fallback")
-    path = stage(tmp_path / "traces", rows)
-    with pytest.raises(InputError, match=r"traces: 2 of 5 rows \(the first: row 4\)") as caught:
+    path = stage(tmp_path / "traces", samples(3) + samples(2, "offline-fallback"))
+    message = r"(?s)traces: 2 of 5 rows \(the first: row 4\).*allow_offline_rows: true"
+    with pytest.raises(InputError, match=message):
         rows_of([path])
-    assert "allow_offline_rows: true" in str(caught.value)
     assert len(rows_of([path], allow_offline_rows=True)) == 5
 
 
@@ -144,13 +136,11 @@ def test_places_without_rows(tmp_path, name, message):
 def test_a_saved_data_set_opens_anywhere(tmp_path):
     from datasets import load_dataset
 
-    rows = samples(5, tokens=3, stage="traces", drop=None)
-    assert save_dataset(rows, tmp_path / "dataset") == tmp_path / "dataset" / "train.parquet"
-    assert [path.name for path in (tmp_path / "dataset").iterdir()] == ["train.parquet"]
-    made = load_dataset(str(tmp_path / "dataset"), split="train", cache_dir=str(tmp_path / "cache"))
-    assert len(made) == 5
+    file = save_dataset(samples(5, tokens=3, stage="traces", drop=None), tmp_path / "dataset")
+    assert list((tmp_path / "dataset").iterdir()) == [file]
+    made = load_dataset(str(file.parent), split="train", cache_dir=str(tmp_path / "cache"))
+    assert (file.name, len(made), made[1]["n"]) == ("train.parquet", 5, 1)
     assert made[1]["completion"][0]["role"] == "assistant"
-    assert made[1]["n"] == 1
     # A mapping would come back with every other row's keys, set to None.
     assert json.loads(made[1]["rewards"]) == {"accuracy_reward": 1.0}
     save_dataset(samples(2), tmp_path / "dataset")

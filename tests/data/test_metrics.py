@@ -50,6 +50,8 @@ def test_accuracy_counts_the_first_sample_of_each_prompt():
     assert result["maj_at_k"]["1"] == 0.5
     assert result["tokens_per_solved"] == pytest.approx(40 / 3 / 0.5)
     chains, sums = result["tasks"]["chains"], result["tasks"]["sums"]
+    assert result["macro"]["strict"]["mean"] == pytest.approx((1 + 1 / 3) / 2)  # tasks count alike
+    assert measure("m", [row("a", 0, False)])["tokens_per_solved"] is None
     assert chains["strict"] == {"mean": 1.0, **interval(1, 1)}
     assert (chains["n"], sums["n"]) == (1, 3)
     assert (chains["pass_at_k"]["2"], sums["pass_at_k"]["2"]) == (1.0, pytest.approx(2 / 3))
@@ -58,13 +60,6 @@ def test_accuracy_counts_the_first_sample_of_each_prompt():
 def interval(successes, n):
     low, high = wilson(successes, n)
     return {"low": low, "high": high}
-
-
-def test_each_task_counts_alike_in_the_macro_average():
-    rows = [row(f"s{i}", 0, i < 9) for i in range(9)] + [row("c", 0, False, task="chains")]
-    result = measure("m", rows)
-    assert (result["strict"]["mean"], result["macro"]["strict"]["mean"]) == (0.9, 0.5)
-    assert measure("m", [row("a", 0, False)])["tokens_per_solved"] is None
 
 
 def test_language_is_that_of_readable_reasoning_alone():
@@ -76,16 +71,14 @@ def test_language_is_that_of_readable_reasoning_alone():
     assert measure("m", rows, transcript="think")["language"] is None
 
 
-def test_k_doubles_up_to_the_samples_of_every_prompt():
+def test_k_doubles_up_to_the_samples_of_every_prompt_and_equal_answers_vote_as_one():
     for samples, steps in (((1,), "1"), ((2,), "1 2"), ((6,), "1 2 4 6"), ((8, 2), "1 2")):
         rows = [row(str(p), i, i == 0) for p, count in enumerate(samples) for i in range(count)]
         result = measure("m", rows)
         assert list(result["pass_at_k"]) == list(result["maj_at_k"]) == steps.split()
-
-
-def test_the_vote_joins_equal_answers_of_well_formed_samples():
     rows = [row("a", i, i > 0) for i in range(3)]
     assert measure("m", rows)["maj_at_k"] == {"1": 0.0, "2": 0.0, "3": 1.0}
+    # Only well-formed samples vote.
     rows[0] |= {"formatted": False, "lenient_correct": True, "extracted": "right"}
     assert measure("m", rows)["maj_at_k"] == {"1": 0.0, "2": 1.0, "3": 1.0}
 
@@ -102,12 +95,9 @@ def test_comparison_pairs_by_id_whatever_the_order():
         compare("cold", a[:1], "final", b[1:])
     with pytest.raises(InputError, match="model empty"):
         measure("empty", [])
-
-
-def test_summary_compares_each_model_with_the_one_before():
     models = {name: [row("x", 0, name != "base")] for name in ("base", "cold", "final")}
     result = summarize(models)
-    assert [model["name"] for model in result["models"]] == ["base", "cold", "final"]
+    assert [model["name"] for model in result["models"]] == list(models)
     pairs = [(pair["from"], pair["to"]) for pair in result["pairs"]]
-    assert pairs == [("base", "cold"), ("cold", "final")]
+    assert pairs == [("base", "cold"), ("cold", "final")]  # each with the one before it
     assert summarize({"base": models["base"]})["pairs"] == []
