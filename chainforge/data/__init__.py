@@ -1,1 +1,1 @@
-"""Where rows come from: tasks, teacher, sampling, selection, data sets."""
+"""Where rows come from, and which are trained on: tasks, filters, selection, data sets."""

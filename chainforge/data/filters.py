@@ -17,7 +17,7 @@ from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Row
 from chainforge.core.transcript import PRESETS, Transcript, chat_mark, is_blank
 from chainforge.data.sources import has_answer, question
-from chainforge.rewards.functions import count_words
+from chainforge.rewards.functions import count_words, share
 
 
 def _range(args: object, least: float, most: float, *names: str) -> None:
@@ -210,8 +210,5 @@ def language_share(text: str, asked: str) -> float:
     """Return the share of a text's words in a script of what was asked."""
     if text.isascii() and asked.isascii():
         return 1.0  # nearly every text: counting its words would cost ten times as much
-    scripts, counts = count_words(asked), count_words(text)
-    total = sum(counts.values())
-    if not scripts or not total:
-        return 1.0
-    return sum(count for script, count in counts.items() if script in scripts) / total
+    scripts = count_words(asked)
+    return share(text, scripts) if scripts else 1.0

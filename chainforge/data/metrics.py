@@ -17,7 +17,7 @@ from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Row
 from chainforge.core.transcript import DEFAULT, read
 from chainforge.data.sources import has_answer
-from chainforge.rewards.functions import share
+from chainforge.rewards.functions import scripts_of, share
 
 # What an accuracy is called, and the column of a Sample that it counts.
 ACCURACIES = {"strict": "correct", "lenient": "lenient_correct"}
@@ -154,7 +154,7 @@ def _mean(values: Iterable[Any]) -> float | None:
 def _consistency(row: Row, language: str, transcript: str) -> float | None:
     """Return the share of a reasoning's words in the language's script; None without any."""
     parts = read(str(row.get("completion", "")), transcript)
-    return share(parts.reasoning, language) if parts else None
+    return share(parts.reasoning, scripts_of(language)) if parts else None
 
 
 def _pass(samples: list[Row], k: int) -> float:

@@ -117,16 +117,21 @@ def _restrict_calls(library: Any) -> None:
     library.seccomp_load(context)
 
 
+def program(module: str, *arguments: Any) -> list[str]:
+    """Return the command that calls `main` of one of our modules with arguments that are literals.
+
+    -P: a file named sympy.py in the working directory is not sympy.
+    """
+    root = str(Path(__file__).resolve().parents[2])
+    code = f"import sys; sys.path.insert(0, {root!r}); from {module} import main; main{arguments}"
+    return [sys.executable, "-P", "-c", code]
+
+
 @cache
 def gaps() -> list[str]:
     """Return what this machine's kernel does not take from a verifying process."""
-    root = Path(__file__).resolve().parents[2]
-    code = (
-        f"import sys; sys.path.insert(0, {str(root)!r}); "
-        "from chainforge.rewards.confinement import main; main(sys.argv[1])"
-    )
     with tempfile.TemporaryDirectory() as directory:
-        command = [sys.executable, "-P", "-c", code, directory]
+        command = program(__name__, directory)
         run = subprocess.run(command, capture_output=True, text=True, check=True)
     return list(json.loads(run.stdout))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import regex
@@ -137,12 +137,11 @@ def count_words(text: str) -> Counter[str]:
     return counts
 
 
-def share(text: str, language: str) -> float:
-    """Return the share of words in the language's script; 1.0 where no words are.
+def share(text: str, scripts: Collection[str]) -> float:
+    """Return the share of words in these scripts; 1.0 where no words are.
 
     Reasoning in mathematics alone mixes no languages.
     """
-    scripts = scripts_of(language)
     counts = count_words(text)
     total = sum(counts.values())
     return sum(counts[script] for script in scripts) / total if total else 1.0
@@ -156,7 +155,7 @@ def language_consistency_reward(
     Mathematics, code and digits do not count as words. DeepSeek-R1, section 2.3.2.
     """
     parts = read(completion, transcript)
-    return share(parts.reasoning, language) if parts else 0.0
+    return share(parts.reasoning, scripts_of(language)) if parts else 0.0
 
 
 def get_cosine_scaled_reward(

@@ -29,10 +29,9 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
-from chainforge.rewards.confinement import confine
+from chainforge.rewards.confinement import confine, program
 from chainforge.rewards.scorers import scorer_of
 
 logger = logging.getLogger(__name__)
@@ -43,7 +42,6 @@ Verdict = bool | str
 """True, False, or why there is neither: `gold` (the gold answer cannot be read), `lost`,
 `timeout`, `memory`, `crash`."""
 
-_ROOT = Path(__file__).resolve().parents[2]
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "PYTHONPATH", "PYTHONHOME",
                 "PYTHONUSERBASE", "LD_LIBRARY_PATH")  # fmt: skip
 _PATIENCE = 15  # times the limit: a busy machine takes longer for a second of a processor
@@ -96,17 +94,11 @@ class VerifierPool:
         """Start the program, unless it runs, and do not wait: it imports while others work."""
         with self._lock:
             if self._process is None or self._process.poll() is not None:
-                code = (
-                    f"import sys; sys.path.insert(0, {str(_ROOT)!r}); "
-                    f"from chainforge.rewards.verifier_pool import main; "
-                    f"main{(*self.settings, tuple(kinds))}"
-                )
                 kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
                 self._is_ready = False
-                # -P: a file named sympy.py in the working directory is not sympy. A session of its
-                # own: Ctrl-C reaches the trainer only, which then closes the pipe.
+                # A session of its own: Ctrl-C reaches the trainer only, which then closes the pipe.
                 self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-c", code],
+                    program(__name__, *self.settings, tuple(kinds)),
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,
