@@ -40,28 +40,25 @@ def runs(tmp_path):
 
 def test_the_mean_over_seeds_has_an_interval_that_knows_of_rows_and_seeds(runs):
     merged = merge_results(runs / f"seed-{seed}/fake/eval" for seed in RIGHT)
-    cold_start, rl_final = merged["models"]
-    assert (cold_start["name"], rl_final["name"], cold_start["n"]) == (
-        "cold_start",
-        "rl_final",
-        100,
-    )
-    assert cold_start["strict"]["mean"] == pytest.approx(0.40)
-    assert cold_start["strict"]["seeds"] == {"1": 0.40, "2": 0.44, "3": 0.36}
-    assert cold_start["strict"]["sd"] == pytest.approx(0.04)
-    alone = json.loads((runs / "seed-1/fake/eval/results.json").read_text())["models"][0]
+    assert [(model["name"], model["n"]) for model in merged["models"]] == [
+        ("cold_start", 100),
+        ("rl_final", 100),
+    ]
+    model, (pair,) = merged["models"][0], merged["pairs"]
+    strict = model["strict"]
+    assert strict["mean"] == pytest.approx(0.40)
+    assert strict["seeds"] == {"1": 0.40, "2": 0.44, "3": 0.36}
+    assert strict["sd"] == pytest.approx(0.04)
     # Wider than one seed's own, and than Student's t of the seeds alone.
-    assert cold_start["strict"]["low"] < alone["strict"]["low"]
-    assert cold_start["strict"]["high"] > alone["strict"]["high"]
+    alone = json.loads((runs / "seed-1/fake/eval/results.json").read_text())["models"][0]["strict"]
+    assert strict["low"] < alone["low"] < alone["high"] < strict["high"]
     t = scipy.stats.ttest_1samp([0.40, 0.44, 0.36], 0).confidence_interval()
-    assert cold_start["strict"]["high"] - cold_start["strict"]["low"] > t.high - t.low
-    assert cold_start["tokens_mean"] == 20
-    assert cold_start["pass_at_k"] == {"1": pytest.approx(0.40)}
-    assert cold_start["tasks"]["sums"]["strict"]["mean"] == pytest.approx(0.40)
-    (pair,) = merged["pairs"]
+    assert strict["high"] - strict["low"] > t.high - t.low
+    assert model["tokens_mean"] == 20
+    assert model["pass_at_k"] == {"1": pytest.approx(0.40)}
+    assert model["tasks"]["sums"]["strict"]["mean"] == pytest.approx(0.40)
     assert pair["difference"] == pytest.approx((0.20 + 0.26 + 0.26) / 3)
-    assert pair["seeds"] == {"1": pytest.approx(0.2), "2": pytest.approx(0.26),
-                             "3": pytest.approx(0.26)}  # fmt: skip
+    assert pair["seeds"] == pytest.approx({"1": 0.2, "2": 0.26, "3": 0.26})
     assert pair["low"] < pair["difference"] < pair["high"]
     assert pair["p"] < 0.01
     assert merged["settings"]["seeds"] == [1, 2, 3]
