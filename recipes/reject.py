@@ -10,6 +10,7 @@ from the rollouts of a GRPO stage instead, and samples nothing.
 """
 
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -47,13 +48,15 @@ def preflight(configs: tuple[Any, ...]) -> SimpleNamespace:
     policy = check_model(run.model_name_or_path)
     ready.rows = load_examples(tasks, rewarding.transcript, run.seed)
     ready.rewards = load_rewards(rewarding, set().union(*ready.rows))
-    if sampling.engine != "api":
+    served = sampling.engine == "api"
+    if not served or Path(policy).is_dir():
         ready.tokenizer = load_tokenizer(
             policy,
             rewarding.transcript,
             rows=ready.rows,
             template=sampling.chat_template_path,
             template_options=sampling.chat_template_kwargs,
+            served=served,
         )
         check_prompts(ready.tokenizer, ready.rows, policy, sampling.max_new_tokens,
                       "max_new_tokens")  # fmt: skip

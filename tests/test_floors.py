@@ -11,7 +11,7 @@ import pytest
 OVER = {
     "lines in chainforge/": 18_320,
     "lines in tests/": 15_680,
-    "lines reached from recipes/sft.py": 3_640,
+    "lines reached from recipes/sft.py": 3_650,
 }
 HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "datasets", "scipy", "matplotlib"}
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Message, Row
-from chainforge.core.transcript import DEFAULT, is_blank, write
+from chainforge.core.transcript import DEFAULT, PRESETS, is_blank, read, write
 from chainforge.data.rows import FoundRows, read_file, wrong_turns
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _source(path: str, args: DataArgs) -> tuple[list[Pair], int]:
             f"{FALLBACK}: worked solutions in place of a teacher that failed; collect again, or "
             "set `allow_offline_rows: true`"
         )
-    pairs = found.each(lambda row: pair_of(row, args.transcript))
+    pairs = found.each(lambda row: _in_form(pair_of(row, args.transcript), args.transcript))
     if not pairs:
         raise InputError(f"{path}: no rows to train on ({dropped} are marked `drop`, or wrong)")
     if dropped:
@@ -140,6 +140,17 @@ def pair_of(row: Row, transcript: str = DEFAULT) -> Pair:
         raise InputError(f"completion: expected text, found {said!r:.80}")
     plain = [{"role": turn["role"], "content": _text(turn, transcript)} for turn in turns]
     return plain, [{"role": "assistant", "content": said}]
+
+
+def _in_form(pair: Pair, transcript: str) -> Pair:
+    """Return a pair; raise `InputError` for a completion that is a transcript of another form."""
+    forms = [preset for preset in PRESETS if read(pair[1][0]["content"], preset)]
+    if forms and transcript not in forms:
+        raise InputError(
+            f"completion: a transcript of the form {forms[0]}, and RL would look for {transcript}; "
+            f"set `transcript: {forms[0]}`"
+        )
+    return pair
 
 
 def _text(turn: dict[str, Any], transcript: str) -> Any:

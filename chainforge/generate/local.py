@@ -166,9 +166,12 @@ class VllmEngine:
 def drawn(special: dict[int, str], text: str, ids: Sequence[int], end: str) -> Row:
     """Return a completion's columns.
 
-    `chat_token` names a special token within the completion: the decoded text leaves it out.
+    `chat_token` names a special token within the completion: the decoded text leaves it out. A
+    template may end a turn with several.
     """
-    inner = ids[:-1] if end == "stop" else ids
+    inner = list(ids)
+    while end == "stop" and inner and (len(inner) == len(ids) or inner[-1] in special):
+        inner.pop()
     found = next((special[one] for one in inner if one in special), None)
     columns: Row = {"completion": text, "tokens": len(ids), "finish_reason": end}
     return columns | ({} if found is None else {"chat_token": found})

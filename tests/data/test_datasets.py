@@ -86,6 +86,7 @@ def messages(**turn):
         (messages(reasoning_content="So <summary>."), "contains the tag <summary>"),
         (messages(reasoning=["So."]), "reasoning must be text"),
         (messages(reasoning="So.", content=""), "the answer is empty"),
+        (messages(content=write("So.", "2", "think")), "form think.*set `transcript: think`"),
         (messages(tool_calls=[{"name": "add"}]), "tool_calls, which would be lost"),
         ({"prompt": "text", "completion": "x"}, "line 2: prompt: the prompt must be a list"),
         ({"completion": "x"}, "line 2: prompt: neither"),

@@ -129,9 +129,9 @@ def no_token(copy):
     copy.change("sft2", push_to_hub=True, hub_model_id="me/mine")
 
 
-def rows_of_another_form(copy):
-    rows = [{"prompt": [{"role": "user", "content": f"{n} + 1 ="}], "completion": write("I add.", "2", "think")}
-            for n in range(4)]  # fmt: skip
+def rows_with(copy, text):
+    prompts = [[{"role": "user", "content": f"{n} + 1 ="}] for n in range(4)]
+    rows = [{"prompt": prompt, "completion": text} for prompt in prompts]
     copy.write("own.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
     copy.stage("cold_start", data="own.jsonl")
 
@@ -207,7 +207,10 @@ FAULTS = {
         lambda c: (c.folder / "base/tokenizer_config.json").unlink(),
         "error", "preflight", "cold_start", "no tokenizer_config.json"),
     "rows of another form": (
-        rows_of_another_form, "error", "rows", "cold_start", "4 of 4 completions"),
+        lambda c: rows_with(c, write("I add.", "2", "think")), "error", "preflight", "cold_start",
+        "set `transcript: think`"),
+    "rows of no form": (
+        lambda c: rows_with(c, "I add: 2."), "error", "rows", "cold_start", "4 of 4 completions"),
     "no tasks": (
         lambda c: c.change("rl", tasks=[]), "error", "preflight", "rl", "tasks: none given"),
     "an evaluation of what has no answers": (

@@ -8,7 +8,7 @@ import torch
 
 from chainforge.core.errors import InputError
 from chainforge.data.sources import example
-from chainforge.generate.local import LocalEngine, choose, encode
+from chainforge.generate.local import LocalEngine, choose, drawn, encode
 from chainforge.generate.sampling import open_engine
 from chainforge.generate.settings import Draw, SamplingArgs, seed_of
 
@@ -41,8 +41,8 @@ def batches_of(model, tokenizer, rows, args, seed=0, samples=None):
 def flat(*given, **more):
     """Everything in the order of the rows: `(row id, sample)` and what was made."""
     order = {row["id"]: number for number, row in enumerate(given[2])}
-    made = [drawn for batch in batches_of(*given, **more) for drawn in batch]
-    made.sort(key=lambda drawn: (order[drawn[0].row["id"]], drawn[0].sample))
+    made = [one for batch in batches_of(*given, **more) for one in batch]
+    made.sort(key=lambda one: (order[one[0].row["id"]], one[0].sample))
     return [{"id": draw.row["id"], "sample": draw.sample} | answer for draw, answer in made]
 
 
@@ -66,6 +66,19 @@ def test_every_draw_is_made_once(model, tokenizer, rows):
         assert row.get("chat_token") in (None, "<|endoftext|>", "<|im_start|>")
         assert 1 <= row["tokens"] <= 100
         assert row["finish_reason"] == "stop" or row["tokens"] == 100
+
+
+@pytest.mark.parametrize(
+    ("ids", "end", "found"),
+    [
+        ([8, 9, 1, 2], "stop", None),
+        ([8, 1, 9, 2], "stop", "<end>"),
+        ([8, 9, 1], "length", "<end>"),
+        ([2], "stop", None),
+    ],
+)
+def test_special_tokens_that_end_a_turn_together_are_no_chat_tokens(ids, end, found):
+    assert drawn({1: "<end>", 2: "<eos>"}, "text", ids, end).get("chat_token") == found
 
 
 def test_the_same_seed_gives_the_same_rows(model, tokenizer, rows):

@@ -84,6 +84,14 @@ def test_prompts_that_the_template_refuses_are_found_before_a_model_is_loaded(ru
         assert "Loading weights" not in error
 
 
+@pytest.mark.parametrize("name", ["reject", "evaluate"])
+def test_a_server_whose_template_begins_the_answer_is_refused(run, name):
+    shutil.copy("qwen3_6.jinja", "bare/chat_template.jinja")
+    server = {"engine": "api", "base_url": "http://127.0.0.1:9/v1", "transcript": "think"}
+    code, error = run(name, **server)
+    assert (code, "so would the server; use `engine: transformers`" in error) == (2, True), error
+
+
 @pytest.mark.parametrize(
     ("template", "form", "options", "ending"),
     [
