@@ -96,24 +96,25 @@ def read_file(path: str | Path) -> FoundRows:
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             if line.strip():
-                row, fault = _parse(line)
-                if fault:
-                    found.faults.append((number, fault))
-                else:
-                    found.rows.append((number, row))
+                try:
+                    found.rows.append((number, _parse(line)))
+                except InputError as error:
+                    found.faults.append((number, str(error)))
     return found
 
 
-def _parse(line: bytes) -> tuple[Row, str | None]:
+def _parse(line: bytes) -> Row:
     if len(line) > MAX_LINE:
-        return {}, f"{len(line):,} bytes long, more than {MAX_LINE:,}"
+        raise InputError(f"{len(line):,} bytes long, more than {MAX_LINE:,}")
     try:
         row = msgspec.json.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return {}, f"not JSON: {error}"
+        raise InputError(f"not JSON: {error}") from None
     if not isinstance(row, dict):
-        return {}, f"a {type(row).__name__}, not an object"
-    return row, None if row else "an empty object"
+        raise InputError(f"a {type(row).__name__}, not an object")
+    if not row:
+        raise InputError("an empty object")
+    return row
 
 
 def wrong_turns(turns: Any) -> str | None:
