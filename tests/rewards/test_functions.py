@@ -54,8 +54,8 @@ def test_what_is_no_transcript_earns_nothing(completion):
 def test_no_gold_answer_is_no_verdict_and_an_unknown_verifier_an_error():
     for gold in (None, "", "{"):
         assert accuracy_reward(write("Well.", "4"), gold) is None
-    with pytest.raises(InputError, match="no verifier"):
-        accuracy_reward("x", "4", "mathh")
+    with pytest.raises(InputError, match="no verifier 'numerik'; did you mean 'numeric'"):
+        accuracy_reward("x", "4", "numerik")
 
 
 def test_nothing_of_trl_or_a_parser_is_imported():

@@ -8,16 +8,13 @@ import pytest
 from chainforge.core.errors import InputError
 from chainforge.rewards.verify import Claim, verify, verify_all
 
-
-@pytest.mark.parametrize("gold", ["", "  ", "{", "}{", r"\frac{1}{", None])
-@pytest.mark.parametrize("answer", ["4", "", "{"])
-def test_a_gold_answer_that_cannot_be_read_is_not_verified(gold, answer):
-    assert verify("math", answer, gold) is None
+UNREADABLE = ["", "  ", "{", "}{", r"\frac{1}{", None]
 
 
 @pytest.mark.parametrize(
     ("verifier", "text", "gold", "verdict"),
     [
+        *(("math", text, gold, None) for gold in UNREADABLE for text in ("4", "", "{")),
         ("math", " 42.\n", "42", True),
         ("math", "", "4", False),
         ("exact", "", "Paris", False),
@@ -82,11 +79,6 @@ def test_reasoning_gym_refuses_an_answer_stuffed_into_a_generous_scorer(answer):
 def test_reasoning_gym_says_what_an_entry_must_hold(broken):
     with pytest.raises(InputError, match="source_dataset"):
         verify("reasoning_gym", "4", "4", broken)
-
-
-def test_an_unknown_verifier_is_named_with_the_nearest():
-    with pytest.raises(InputError, match="did you mean 'numeric'"):
-        verify("numerik", "4", "4")
 
 
 def test_a_batch_keeps_its_order():
