@@ -223,7 +223,7 @@ def check(
         str, Argument(help="A reward (built in, module:fn, file.py:fn), a verifier, or a YAML.")
     ],
     task: Annotated[Text, Option(metavar="FILE", help="A YAML with `tasks:`, or a .jsonl.")] = None,
-    rows: Annotated[int, Option(min=1, help="How many rows of the task.")] = 16,
+    rows: Annotated[int, Option(min=1, help="How many rows of each task.")] = 16,
     as_json: AsJson = False,
 ) -> None:
     """Audit a reward or verifier: gold must beat wrong, empty and stuffed answers."""

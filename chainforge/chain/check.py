@@ -6,7 +6,7 @@ Gold answers must beat every other answer, in any order of scoring, at a known s
 from __future__ import annotations
 
 import dataclasses
-from itertools import zip_longest
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
@@ -28,7 +28,7 @@ MANY = 100  # rows on which constant answers are tried
 
 
 def check_reward(reward: str, task: str | None = None, rows: int = 16) -> Audit:
-    """Audit a reward, named as in a configuration, or a verifier, on the first rows of a task.
+    """Audit a reward, named as in a configuration, or a verifier, on the first rows of each task.
 
     `reward` may be a recipe's YAML: then all its rewards are audited together, as they will train,
     on its own tasks unless `task` names others. `task` is a YAML with `tasks:` (a recipe's
@@ -53,16 +53,19 @@ def check_reward(reward: str, task: str | None = None, rows: int = 16) -> Audit:
         if isinstance(item, dict) and isinstance(item.get("size"), int):
             item["size"] = min(item["size"], max(rows, MANY))
     args = TaskArgs(tasks=settings["tasks"], system_prompt=settings.get("system_prompt"))
-    # The first rows of every task first, so that a few rows are some of each.
-    by_task: dict[str, list[Row]] = {}
-    for row in load_examples(args, transcript):
-        by_task.setdefault(row["task"], []).append(row)
-    examples = [row for turn in zip_longest(*by_task.values()) for row in turn if row is not None]
-    examples = examples[: max(rows, MANY)]
+    examples = first_rows(load_examples(args, transcript), max(rows, MANY))
     if verifier:
         examples = [row | {"verifier": reward} for row in examples]
     rewards = load_rewards(judges, set().union(*examples))
-    return audit(rewards, examples[:rows], transcript, examples)
+    return audit(rewards, first_rows(examples, rows), transcript, examples)
+
+
+def first_rows(rows: Iterable[Row], each: int) -> list[Row]:
+    """Return the first rows of each task."""
+    by_task: dict[str, list[Row]] = {}
+    for row in rows:
+        by_task.setdefault(row["task"], []).append(row)
+    return [row for some in by_task.values() for row in some[:each]]
 
 
 def _tasks(task: str) -> dict[str, Any]:

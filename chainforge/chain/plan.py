@@ -192,7 +192,8 @@ def override(
     `sets` are `STAGE.KEY=VALUE` texts; lists and mappings are written as in YAML. Instead of a
     stage one may name what a chain's `set` does: a recipe, or `training`.
     """
-    changed: dict[str, dict[str, Any]] = {stage.name: {} for stage in chain.stages}
+    seeded = {} if seed is None else {"seed": seed}
+    changed = {stage.name: stage.settings | seeded for stage in chain.stages}
     for text in sets:
         target, equals, value = text.partition("=")
         name, dot, key = target.rpartition(".")
@@ -207,15 +208,9 @@ def override(
                 changed[stage.name][key] = parsed
     if launch and launch.endswith((".yaml", ".yml", ".json")):
         launch = os.path.abspath(launch)
-    seeded = {} if seed is None else {"seed": seed}
-    stages = [
-        replace(
-            stage,
-            settings=stage.settings | seeded | changed[stage.name],
-            launch=launch if launch and launchable(stage) else stage.launch,
-        )
-        for stage in chain.stages
-    ]
+    stages = [replace(stage, settings=changed[stage.name]) for stage in chain.stages]
+    if launch:
+        stages = [replace(s, launch=launch) if launchable(s) else s for s in stages]
     return replace(chain, stages=tuple(stages))
 
 
@@ -304,7 +299,7 @@ def _launcher_words(stage: Stage, chain: Chain) -> list[str]:
     if name is None:
         return ["accelerate", "launch"]
     file = launch_file(name, chain.folder)
-    return ["accelerate", "launch", "--config_file", paths.short(str(file))]
+    return ["accelerate", "launch", "--config_file", paths.short(file)]
 
 
 def executable(words: list[str]) -> list[str]:

@@ -335,11 +335,11 @@ def recipe_script(recipe: str, folder: Path) -> Path:
     return existing(recipe, folder, "recipe") if own else paths.shipped("recipes") / f"{recipe}.py"
 
 
-def launch_file(name: str, folder: Path) -> Path | None:
-    """Return the accelerate configuration that `launch:` names; None for `none` (plain python)."""
+def launch_file(name: str, folder: Path) -> Path:
+    """Return the accelerate configuration that `launch:` names."""
     configs = {file.stem: file for file in paths.shipped("accelerate_configs").glob("*.yaml")}
-    if name == NO_LAUNCHER or name in configs:
-        return configs.get(name)
+    if name in configs:
+        return configs[name]
     if name.endswith((".yaml", ".yml")):
         return existing(name, folder, "launch file")
     names = hint(name, [*configs, NO_LAUNCHER])

@@ -172,22 +172,26 @@ def estimate(
     return found
 
 
+@dataclass
 class _Plan:
     """The quantities that the parts of an estimate share."""
 
-    def __init__(
-        self, recipe: str, settings: Mapping[str, Any], shape: Shape, layout: Layout,
-        prompt_tokens: int | None,
-    ) -> None:  # fmt: skip
-        self.recipe, self.settings, self.shape, self.layout = recipe, settings, shape, layout
-        self.assumed: list[str] = []
-        self.method = method_of(settings)
+    recipe: str
+    settings: Mapping[str, Any]
+    shape: Shape
+    layout: Layout
+    prompt_tokens: int | None
+    assumed: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        settings, shape, layout = self.settings, self.shape, self.layout
+        lora, quantised = settings["use_peft"], settings["load_in_4bit"] or settings["load_in_8bit"]
+        self.method = "QLoRA" if quantised else "LoRA" if lora else "full"
         dtype = shape.dtype if settings["dtype"] == "auto" else settings["dtype"]
         self.size = DTYPES.get(str(dtype), 4)
         half = settings["bf16"] or settings["fp16"]
         self.precision = "half" if self.size == 2 else "mixed" if half else "float32"
         targets = settings["lora_target_modules"]
-        lora = self.method != "full"
         self.adapted = shape.adapter(settings["lora_r"], targets) if lora else 0
         in_mlp = any(name in str(targets) for name in ("all-linear", "gate_", "up_", "down_"))
         self.adapters = "none" if not lora else "all" if in_mlp else "some"
@@ -198,12 +202,12 @@ class _Plan:
         self.weight_share = layout.processes if layout.shards_weights else 1
         self.state_share = layout.processes if layout.shards_optimizer else 1
         self.batch = int(settings["per_device_train_batch_size"])
-        self.prompt = prompt_tokens or PROMPT_TOKENS
-        if recipe == "sft":  # the tokens of the longest row
+        self.prompt = self.prompt_tokens or PROMPT_TOKENS
+        if self.recipe == "sft":  # the tokens of the longest row
             self.tokens = int(settings["max_length"] or 1024)
         else:
             self.tokens = self.prompt + int(settings["max_completion_length"] or 512)
-            if prompt_tokens is None:
+            if self.prompt_tokens is None:
                 self.assumed.append(f"prompts of {PROMPT_TOKENS} tokens")
 
     def weights(self) -> int:
@@ -288,7 +292,8 @@ class _Plan:
         settings, shape, processes = self.settings, self.shape, self.layout.processes
         if settings["use_vllm"]:
             share = float(settings["vllm_gpu_memory_utilization"])
-            return {"vLLM": int(share * (device_bytes or 0))} if _colocated(settings) else {}
+            colocated = settings["vllm_mode"] == "colocate"
+            return {"vLLM": int(share * (device_bytes or 0))} if colocated else {}
         steps = settings.get("steps_per_generation") or settings["gradient_accumulation_steps"]
         given = settings.get("generation_batch_size")
         rows = math.ceil(int(given) / processes) if given else self.batch * int(steps)
@@ -308,10 +313,6 @@ class _Plan:
         return found
 
 
-def _colocated(settings: Mapping[str, Any]) -> bool:
-    return bool(settings.get("use_vllm")) and settings["vllm_mode"] == "colocate"
-
-
 def compare(needed: Estimate, device_bytes: int | None) -> tuple[Level, str, str]:
     """Return the finding of an estimate against a device's memory: level, check and text."""
     if device_bytes is None:
@@ -321,10 +322,3 @@ def compare(needed: Estimate, device_bytes: int | None) -> tuple[Level, str, str
         return "ok", "memory", text
     level: Level = "error" if needed.peak > device_bytes else "warning"
     return level, "memory", f"{text}: {LESS_MEMORY}; or use a smaller model or larger GPUs"
-
-
-def method_of(settings: Mapping[str, Any]) -> str:
-    """Return the way of training that a stage's settings ask for: full, LoRA or QLoRA."""
-    if settings["load_in_4bit"] or settings["load_in_8bit"]:
-        return "QLoRA"
-    return "LoRA" if settings["use_peft"] else "full"

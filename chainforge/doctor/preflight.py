@@ -23,11 +23,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from chainforge.chain.check import first_rows
 from chainforge.chain.plan import Step, option_words
 from chainforge.chain.spec import RECIPES, Chain
 from chainforge.core.config import parse
 from chainforge.core.errors import InputError, first_line
-from chainforge.core.jsonl import Row
 from chainforge.core.plugins import load_file
 from chainforge.core.run_dir import DONE
 from chainforge.core.transcript import DEFAULT, read, write
@@ -222,8 +222,8 @@ class _Doctor:
 def _check_golds(step: Step, ready: Any) -> Iterator[Finding]:
     """Score the gold answers of a few rows, and attacks, by a stage's rewards."""
     name, form = step.stage.name, ready.transcript
-    many = _first(ready.rows, CONSTANTS_TRIED)
-    rows = _first(many, AUDITED)
+    answered = [row for row in ready.rows if gold_answer(row).strip()]
+    many, rows = first_rows(answered, CONSTANTS_TRIED), first_rows(answered, AUDITED)
     if not rows:
         return
     report = audit(ready.rewards, rows, form, many)
@@ -251,15 +251,6 @@ def _check_forms(rows: Any, form: str, stage: str) -> Iterator[Finding]:
         )
         level: Level = "error" if len(odd) == len(texts) else "warning"
         yield Finding(level, "rows", text, stage, "transcript")
-
-
-def _first(rows: list[Row], each: int) -> list[Row]:
-    """Return the first rows of each task that have a gold answer."""
-    taken: dict[str, list[Row]] = {}
-    for row in rows:
-        if gold_answer(row).strip() and len(taken.setdefault(row["task"], [])) < each:
-            taken[row["task"]].append(row)
-    return [row for some in taken.values() for row in some]
 
 
 def _parse(recipe: Any, step: Step) -> tuple[Any, ...]:

@@ -31,13 +31,8 @@ from chainforge.train.stage import open_stage
 
 def main():
     settings = given(sys.argv[1:])
-    data = settings.get("data", [])
-    data = data if isinstance(data, list) else [data]
-    inputs = {f"data.{i}": path for i, path in enumerate(data)}
-    if "model_name_or_path" in settings:
-        inputs["model"] = settings["model_name_or_path"]
-    if "models" in settings:
-        inputs |= {f"models.{m.partition('=')[0]}": m.partition("=")[2] for m in settings["models"]}
+    roles = {"data.0": "data", "model": "model_name_or_path"}
+    inputs = {role: settings[key] for role, key in roles.items() if key in settings}
     if settings.get("wrong"):
         raise InputError(f"steps: {settings['wrong']}\\n  line 3: not a number")
     name = os.path.basename(settings["output_dir"])

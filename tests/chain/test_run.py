@@ -1,5 +1,6 @@
 """Running a chain: what is done is skipped, what is stale made again, what was cut resumed."""
 
+import contextlib
 import json
 import os
 import pty
@@ -9,28 +10,23 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 from hubserver import HubServer
 
 from chainforge.core.artifacts import UPLOAD, write_json
 
 
-def alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    with open(f"/proc/{process}/stat") as file:
-        return file.read().rpartition(")")[2].split()[0] != "Z"
-
-
-def gone(process: int) -> bool:
+def gone(number: int) -> bool:
     """Wait a while for a process to end."""
-    for _ in range(400):
-        if not alive(process):
-            return True
-        time.sleep(0.05)
-    return False
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(number)
+        for _ in range(400):
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return True
+            time.sleep(0.05)
+        return False
+    return True
 
 
 def test_a_chain_runs_and_then_has_nothing_to_do(workplace):
@@ -272,8 +268,7 @@ def test_a_stage_whose_launcher_was_killed_saves_and_is_not_signed(workplace, ki
     script.write_text(LAUNCHER)
     chain = workplace.start("run", "chain.yaml", FAKE_STOP_AT="traces:2")
     recipe = workplace.wait_for_rows("traces", 2)
-    with open(f"/proc/{recipe}/stat") as file:
-        launcher = int(file.read().rpartition(")")[2].split()[1])
+    launcher = psutil.Process(recipe).ppid()
     os.kill(launcher if killed == "the launcher" else chain.pid, signal.SIGKILL)
     second = workplace.chainforge("run", "chain.yaml", expect=2)  # while it saves
     assert "in use by process" in second
