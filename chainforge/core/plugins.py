@@ -147,13 +147,13 @@ def sources(reference: str) -> dict[str, Path]:
         if not re.fullmatch(r"\w+(\.\w+)*", place):
             return {}
         file, folder = Path(*place.split(".")).with_suffix(".py"), Path()
-    installed = Path(sysconfig.get_path("purelib")).resolve()
+    libraries = (Path(sysconfig.get_path("purelib")).resolve(), Path(__file__).resolve().parents[1])
     found: dict[str, Path] = {}
     waiting = [file]
     while waiting:
         file = waiting.pop()
-        name = str(file.relative_to(folder))
-        if name in found or not file.is_file() or file.resolve().is_relative_to(installed):
+        name, there = str(file.relative_to(folder)), file.resolve()
+        if name in found or not file.is_file() or any(map(there.is_relative_to, libraries)):
             continue
         found[name] = file
         for names in _IMPORT.findall(file.read_text(encoding="utf-8", errors="replace")):

@@ -121,7 +121,7 @@ def layout_of(given: dict[str, Any]) -> Layout:
     return Layout(
         kind=kind if processes > 1 else SINGLE,
         processes=1 if kind == SINGLE else processes,
-        machines=int(given.get("num_machines", 1)),
+        machines=max(1, int(given.get("num_machines", 1))),
         on_cpu=truth(given.get("use_cpu")),
         offload_parameters=offload or zero.get("offload_param_device") in ("cpu", "nvme"),
         offload_optimizer=offload or zero.get("offload_optimizer_device") in ("cpu", "nvme"),
@@ -134,7 +134,7 @@ def faults(given: dict[str, Any], layout: Layout, gpus: int) -> Iterator[str]:
 
     What a stage's own settings decide, such as 4-bit weights, is `train.distributed.refusals`.
     """
-    processes, machines = given.get("num_processes", 1), given.get("num_machines", 1)
+    processes, machines = int(given.get("num_processes", 1)), layout.machines
     if processes != layout.processes:
         yield (
             f"num_processes: {processes} with distributed_type "

@@ -62,6 +62,7 @@ def test_a_launch_file_of_ones_own():
         (TWO | {"num_machines": 2}, 8, "the launcher must be started on each"),
         (TWO | {"num_processes": 8}, 2, "set num_processes: 2"),
         (ZERO | {"deepspeed_config": {"zero_stage": 2}}, 8, "DeepSpeed is not installed"),
+        (TWO | {"num_machines": 0, "num_processes": 16}, 8, "set num_processes: 8"),
         ({"num_processes": "two"}, 8, "two"),
     ],
 )
