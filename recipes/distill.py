@@ -59,9 +59,7 @@ def preflight(configs: tuple[Any, ...]) -> SimpleNamespace:
         template_options=training.chat_template_kwargs,
         **start.tokenizer_options,
     )
-    sizes = check_teacher(
-        tokenizer, start.source, training, form.transcript, form.chat_template_path
-    )
+    sizes = check_teacher(tokenizer, start.source, training)
     longest = check_prompts(tokenizer, rows, start.source.model, training.max_completion_length,
                             "max_completion_length")  # fmt: skip
     return SimpleNamespace(start=start, teacher=teacher, rows=rows, tokenizer=tokenizer,

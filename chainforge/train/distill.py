@@ -20,7 +20,7 @@ from chainforge.core.weights import check_weights
 from chainforge.generate.settings import ends_of
 from chainforge.train.model_source import Source
 from chainforge.train.policy import check_options
-from chainforge.train.templates import load_tokenizer
+from chainforge.train.templates import open_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -79,18 +79,16 @@ def differences(student: Any, teacher: Any, teacher_ends: Collection[int] = ()) 
     return None
 
 
-def check_teacher(
-    tokenizer: Any, student: Source, training: Any, transcript: str, template: str | None = None
-) -> Sizes:
+def check_teacher(tokenizer: Any, student: Source, training: Any) -> Sizes:
     """Return how both models are padded; only tokenizers and configurations are read.
 
     Raises `InputError` unless the teacher has the student's `tokenizer`, and sizes that can be
-    brought together.
+    brought together. Its chat template does not matter: it reads what the student writes.
     """
     from transformers import AutoConfig
 
     teacher, options = training.teacher_model_name_or_path, _teacher_options(training)
-    theirs = load_tokenizer(teacher, transcript, template=template, **options)
+    theirs = open_tokenizer(teacher, **options)
     ends = ends_of(teacher, revision=options["revision"])
     if difference := differences(tokenizer, theirs, ends):
         raise InputError(difference)

@@ -75,9 +75,7 @@ def load_tokenizer(
     `served` it must be one that needs no wrapper. Raises `InputError` when there is no template, or
     one that changes or refuses the prompts.
     """
-    tokenizer = _open(reference, **options)
-    if not tokenizer("a", add_special_tokens=False)["input_ids"]:
-        raise InputError(f"{reference}: its tokenizer knows no text; is tokenizer.json missing?")
+    tokenizer = open_tokenizer(reference, **options)
     if template == "chatml":
         tokenizer.chat_template = CHATML
     elif template and template.endswith((".jinja", ".j2")):
@@ -86,12 +84,16 @@ def load_tokenizer(
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"chat_template_path: {template}: {first_line(error)}") from None
     elif template:
-        tokenizer.chat_template = _open(template).chat_template
+        tokenizer.chat_template = open_tokenizer(template).chat_template
+    if isinstance(tokenizer.chat_template, dict):  # others are for tools and documents
+        tokenizer.chat_template = tokenizer.chat_template.get("default")
     for parser in ("response_template", "response_schema"):
         if getattr(tokenizer, parser, None) is not None:
             setattr(tokenizer, parser, None)  # TRL would take completions apart before rewards
-    name, prompts = template or reference, _column(rows, "prompt")
-    turn = fit_template(tokenizer, transcript, name, prompts, None if served else template_options)
+    name = template or reference
+    if template_options and tokenizer.chat_template:
+        tokenizer.chat_template = _with_defaults(tokenizer.chat_template, template_options, name)
+    turn = fit_template(tokenizer, transcript, name, _column(rows, "prompt"))
     if served and turn.template != tokenizer.chat_template:
         raise InputError(
             f"{name}: the chat template begins the completion itself, and so would the server; use "
@@ -101,30 +103,30 @@ def load_tokenizer(
     return shield(tokenizer, turn)
 
 
-def _open(reference: str, **options: Any) -> Any:
+def open_tokenizer(reference: str, **options: Any) -> Any:
+    """Load a tokenizer as it is; raise `InputError` when there is none that knows any text."""
     from transformers import AutoTokenizer
 
     options = {key: value for key, value in options.items() if value is not None}
     try:
-        return AutoTokenizer.from_pretrained(reference, **{"trust_remote_code": False} | options)
+        made = AutoTokenizer.from_pretrained(reference, **{"trust_remote_code": False} | options)
     except (OSError, ValueError) as error:
         raise InputError(f"{reference}: no tokenizer found: {first_line(error)}") from None
+    if not made("a", add_special_tokens=False)["input_ids"]:
+        raise InputError(f"{reference}: its tokenizer knows no text; is tokenizer.json missing?")
+    return made
 
 
 def fit_template(
-    tokenizer: Any,
-    transcript: str,
-    name: str,
-    prompts: Iterable[list[Message]] = (),
-    options: dict[str, Any] | None = None,
+    tokenizer: Any, transcript: str, name: str, prompts: Iterable[list[Message]] = ()
 ) -> Turn:
     """Return how transcripts are written with a tokenizer's chat template.
 
-    Of `prompts` the first of each order of roles is tried. `options` are arguments of the template
-    that become its defaults. Raises `InputError`, with the setting to change, for a template that
-    changes the prompts, fails, or does not end a turn.
+    Of `prompts` the first of each order of roles is tried. Raises `InputError`, with the setting to
+    change, for a template that changes the prompts, fails, or does not end a turn.
     """
-    if not tokenizer.chat_template:
+    template = tokenizer.chat_template
+    if not template:
         raise InputError(f"{name}: the tokenizer has no chat template; {_BY_FILE}")
     readable = [preset for preset in PRESETS if _survives(tokenizer, preset)]
     if transcript not in readable:
@@ -133,7 +135,6 @@ def fit_template(
         raise InputError(
             f"{name}: the tags are lost in decoding ({tags}); add them as ordinary tokens{advice}"
         )
-    template = _with_defaults(tokenizer.get_chat_template(), options or {}, name)
     shapes: dict[tuple[str, ...], list[Message]] = {}
     for turns in prompts:
         shapes.setdefault(tuple(turn["role"] for turn in turns), turns)
@@ -141,7 +142,7 @@ def fit_template(
     render = functools.partial(type(tokenizer).apply_chat_template, tokenizer, tokenize=False)
 
     def flaw(prompts: list[list[Message]]) -> str | None:
-        each = (_flaw(functools.partial(render, chat_template=template), one) for one in prompts)
+        each = (_flaw(render, turns) for turns in prompts)
         return next((found for found in each if found), None)
 
     def fit() -> Turn | str:
@@ -240,7 +241,7 @@ def _turn(
 
 def _wrapped(template: str, cut: str, header: str) -> str:
     """Return a template whose prompts end with `header` where the given one's end with `cut`."""
-    cut_off = f"written[:written | length - {len(cut)}] + {json.dumps(header)}"
+    cut_off = f"written[:(written | length) - {len(cut)}] + {json.dumps(header)}"
     return (
         _after("{% set written %}", template.removesuffix("\n")) + "{% endset %}"
         f"{{% if add_generation_prompt and written.endswith({json.dumps(cut)}) %}}"

@@ -54,12 +54,14 @@ def test_a_template_can_be_given_to_a_model_without_one(run, name):
     code, error = run(name, "refused")
     assert code == 2
     assert "bare: the tokenizer has no chat template; set `chat_template_path: chatml`" in error
-    code, error = run(name, chat_template_path="chatml")
+    lora = {"use_peft": True} if name == "sft" else {}
+    code, error = run(name, chat_template_path="chatml", **lora)
     assert code == (name == "distill"), error  # that teacher has nothing to teach
     assert "chat template" not in error
     assert (read_manifest("out") is None) == bool(code)
     if name == "sft":
-        assert Path("out/model/chat_template.jinja").read_text() == CHATML
+        for part in ("model", "adapter"):
+            assert Path(f"out/{part}/chat_template.jinja").read_text() == CHATML
 
 
 WRONG = {

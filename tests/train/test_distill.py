@@ -6,7 +6,6 @@ import torch
 from stages import changed, opened
 
 from chainforge.core.errors import InputError
-from chainforge.core.transcript import DEFAULT
 from chainforge.train.distill import Sizes, check_teacher, differences, open_teacher
 from chainforge.train.model_source import find_source
 
@@ -24,7 +23,7 @@ def trainer_of(student, teacher, tokenizer, folder):
         max_completion_length=8,
         teacher_model_name_or_path=teacher,
     )
-    sizes = check_teacher(tokenizer, find_source(student), training, DEFAULT)
+    sizes = check_teacher(tokenizer, find_source(student), training)
     assert (sizes.student, sizes.teacher) == (SMALL, LARGE)
     prompt = [{"role": "user", "content": "1 + 2 ="}]
     return DistillationTrainer(

@@ -28,9 +28,9 @@ def with_template(tokenizer, name):
     return changed(tokenizer, bos_token="<|endoftext|>", chat_template=template)
 
 
-def fitted(tokenizer, transcript="think", prompts=(SYSTEM,), options=None):
+def fitted(tokenizer, transcript="think", prompts=(SYSTEM,)):
     """Return a tokenizer as `load_tokenizer` makes it."""
-    turn = fit_template(tokenizer, transcript, "it", prompts, options)
+    turn = fit_template(tokenizer, transcript, "it", prompts)
     return shield(changed(tokenizer, chat_template=turn.template), turn)
 
 
@@ -153,17 +153,19 @@ def test_arguments_of_a_template_are_defaults_of_the_saved_one(tokenizer, tmp_pa
     assert asked(saved) == asked(once) == thinks + empty
     assert asked(once, enable_thinking=True) == thinks
     for wrong, words in (
-        ({"enable_thinkin": False}, "chat_template_kwargs: it has no 'enable_thinkin'"),
+        ({"enable_thinkin": False}, "chat_template_kwargs: .* has no 'enable_thinkin'"),
         ({"enable_thinking": [1]}, "enable_thinking: expected text, a number or true/false"),
     ):
         with pytest.raises(InputError, match=words):
-            fitted(made, options=wrong)
+            load_tokenizer(str(tmp_path / "one"), template_options=wrong)
 
 
 def test_a_server_that_would_begin_the_answer_is_refused(tokenizer, tmp_path):
     with_template(tokenizer, "qwen3_6").save_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"so would the server; use `engine: transformers`"):
         load_tokenizer(str(tmp_path), "think", served=True)
+    off = {"enable_thinking": False}  # an empty reasoning in the prompt, before one in other tags
+    load_tokenizer(str(tmp_path), served=True, template_options=off)
     load_tokenizer(str(tmp_path), "think").save_pretrained(tmp_path)
     load_tokenizer(str(tmp_path), "think", served=True)
 
