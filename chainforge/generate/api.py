@@ -36,7 +36,7 @@ from chainforge.core.jsonl import Message, Row
 from chainforge.core.secrets import read_secret, redact
 from chainforge.core.transcript import is_blank
 from chainforge.data.datasets import REASONING_FIELDS
-from chainforge.generate.budget import NOTHING, Amount, Ledger, Price, token_counts, usd
+from chainforge.generate.budget import LIMITS, NOTHING, Amount, Ledger, Price, token_counts, usd
 from chainforge.generate.settings import KEYS, Draw, Drawn, RequestArgs, SamplingArgs, Take, digest
 from chainforge.generate.shards import rank
 
@@ -377,7 +377,7 @@ class Limiter:
     def refused(self, sent: float, now: float, asked: float | None) -> None:
         """Count a 429 for what was sent at `sent`; `asked` is the server's Retry-After."""
         if self.under_way == 1:  # it works on nothing else, so it is not their number
-            self._failed(now, asked, outage=True)
+            self.failed(now, asked, outage=True)
             return
         self.under_way -= 1
         if sent > self._cut_at:
@@ -386,14 +386,11 @@ class Limiter:
             self.level *= 0.9
         self.level = max(1.0, min(self.level, self.under_way))
 
-    def failed(self, now: float) -> None:
+    def failed(self, now: float, asked: float | None = None, outage: bool = False) -> None:
         """Count a failure that is not the level's fault: nothing is cut but in an outage."""
-        self._failed(now, None, outage=self.in_a_row + 1 >= OUTAGE)
-
-    def _failed(self, now: float, asked: float | None, outage: bool) -> None:
         self.under_way -= 1
         self.in_a_row += 1
-        if not outage:
+        if self.in_a_row < OUTAGE and not outage:
             return
         if self.outage_since is None:
             logger.warning("the server is failing: probing it with one request at a time")
@@ -434,11 +431,10 @@ class ApiEngine:
     ) -> None:
         self.args, self.endpoint, self.read, self.path = args, endpoint, read, ledger
         self.key, self.fallback = endpoint.key, fallback
-        names = ("max_usd", "max_tokens_total", "max_requests")
-        self.limits = {name: getattr(args, name, None) for name in names}
+        self.limits = {name: getattr(args, name, None) for name in LIMITS}
         self.limiter = Limiter(args.max_concurrency or ceiling)
         self.ledger: Ledger | None = None
-        self.faults = self.tokens = 0  # failed requests, those asked again included
+        self.tokens = self.faults = 0  # faults: failed requests, those asked again included
         self.started = time.monotonic()
 
     def spending(self) -> Row:

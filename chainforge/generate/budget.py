@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,6 +27,7 @@ MILLION = 1_000_000
 # Sums of many small prices differ in the last places; a limit of exactly their sum is not passed.
 ROUNDING = 1e-9
 SYNC_SECONDS = 1.0
+LIMITS = ("max_usd", "max_tokens_total", "max_requests")
 
 _Usd = Annotated[float, msgspec.Meta(ge=0)]
 _Hours = Annotated[str, msgspec.Meta(pattern=r"^\d\d:\d\d-\d\d:\d\d$")]
@@ -150,7 +151,7 @@ NOTHING = Amount(0.0, 0)
 class Ledger:
     """The account of one file, over all runs: what requests cost as told, or else at most.
 
-    `limits` may have `max_usd`, `max_tokens_total` and `max_requests`; None is without limit.
+    `limits` are those of `LIMITS`; None is without limit.
     """
 
     def __init__(self, path: Path, limits: Mapping[str, float | None] | None = None) -> None:
@@ -182,15 +183,13 @@ class Ledger:
     def forbids(self, worst: Amount) -> str | None:
         """Return the limit that one more request might break; None when there is none."""
         spent = self._by_limit(sum(self.reserved.values(), self.spent) + worst, 1)
-        for name, most in self.limits.items():
-            if most is not None and spent[name] > most + ROUNDING:
-                return name
-        return None
+        limits = ((name, self.limits.get(name)) for name in LIMITS)
+        over = (name for name, most in limits if most and spent[name] > most + ROUNDING)
+        return next(over, None)
 
     def _by_limit(self, total: Amount, more: int = 0) -> dict[str, float]:
         money = math.inf if total.usd is None else total.usd
-        requests = self.requests + more
-        return {"max_usd": money, "max_tokens_total": total.tokens, "max_requests": requests}
+        return dict(zip(LIMITS, (money, total.tokens, self.requests + more), strict=True))
 
     def stop_message(self, limit: str) -> str:
         """Return which limit ended the run, what was spent, and how to continue."""
@@ -204,10 +203,9 @@ class Ledger:
     def send(self, key: str, worst: Amount) -> int:
         """Record that a request is about to be sent; return its number."""
         self._sent += 1
-        self._lines.append(
-            {"request": self._sent, "key": key, "usd": worst.usd, "tokens": worst.tokens,
-             "sent": datetime.now(UTC).isoformat(timespec="milliseconds")}
-        )  # fmt: skip
+        line: Row = {"request": self._sent, "key": key} | asdict(worst)
+        line["sent"] = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self._lines.append(line)
         self.requests += 1
         self.reserved[self._sent] = worst
         if time.monotonic() - self._synced >= SYNC_SECONDS:
@@ -220,8 +218,8 @@ class Ledger:
     ) -> None:
         """Record the outcome of a request; `paid` is None when its cost is unknown."""
         amount = self.reserved[number] if paid is None else paid
-        line: Row = {"request": number, "key": key, "outcome": outcome, "usd": amount.usd,
-                     "tokens": amount.tokens, "told": paid is not None}  # fmt: skip
+        line: Row = {"request": number, "key": key, "outcome": outcome} | asdict(amount)
+        line["told"] = paid is not None
         self._lines.append(line | {"answer": answer} if answer else line)
         self._book(number, amount, told=paid is not None)
 

@@ -114,9 +114,8 @@ def test_what_the_shipped_table_says():
     price = find_price(HOST, "deepseek-flash")
     assert price.date >= "2026-11-15"
     assert price.source.startswith("https://api-docs.deepseek.com")
-    assert price.cost(USAGE, OFF_PEAK) == pytest.approx(0.75)
-    assert price.cost(USAGE, PEAK) == pytest.approx(1.50)
-    assert price.cost(USAGE, OFF_PEAK, PEAK) == pytest.approx(1.50)
+    for moments, usd in (([OFF_PEAK], 0.75), ([PEAK], 1.5), ([OFF_PEAK, PEAK], 1.5)):
+        assert price.cost(USAGE, *moments) == pytest.approx(usd)
     assert find_price(HOST, "deepseek-v4-pro").cost(USAGE, OFF_PEAK) == pytest.approx(2.64)
     assert price.worst(1_000_000, 1_000_000) == pytest.approx(1.50)
     # The 16th is a Monday, the 21st a Saturday.
@@ -132,11 +131,14 @@ def test_what_the_shipped_table_says():
         assert cost == pytest.approx(0.6 * 0.003 + 0.4 * 0.15 + 0.6)
 
 
-def test_a_usage_that_says_too_little_has_no_cost():
-    price = find_price(HOST, "deepseek-flash")
-    for usage in (None, {}, {"prompt_tokens": 5}, USAGE | {"prompt_tokens": "9"},
-                  USAGE | {"completion_tokens": 0}, USAGE | {"completion_tokens": True}):  # fmt: skip
-        assert price.cost(usage, OFF_PEAK) is None
+@pytest.mark.parametrize(
+    "wrong",
+    [{"prompt_tokens": "9"}, {"prompt_tokens": None}, {"completion_tokens": 0},
+     {"completion_tokens": True}, None],
+)  # fmt: skip
+def test_a_usage_that_says_too_little_has_no_cost(wrong):
+    usage = wrong and USAGE | wrong
+    assert find_price(HOST, "deepseek-flash").cost(usage, OFF_PEAK) is None
 
 
 def test_a_table_of_ones_own_wins(tmp_path):

@@ -221,12 +221,19 @@ def test_passing_errors_are_retried(server, sums, tmp_path, name):
     assert failures(tmp_path) == []
 
 
-def test_used_up_retries_are_a_recorded_failure_and_asked_again(server, sums, tmp_path):
+@pytest.mark.parametrize("fallback", ["none", "offline"])
+def test_used_up_retries_are_a_recorded_failure_and_asked_again(server, sums, tmp_path, fallback):
+    """A fallback's rows say that they are."""
     server.script = only_for(sums[0], FAULTS["500"])
-    collected = collect(asking(server), sums[:2], tmp_path)
-    assert (len(collected.rows), collected.lost) == (1, {"status_500": 1})
+    collected = collect(asking(server, fallback=fallback), sums[:2], tmp_path)
     assert failures(tmp_path) == ["status_500"]
     assert len(server.asked) == 3 + 1
+    if fallback == "offline":
+        sources = [(row["source"], row["teacher"]) for row in collected.rows]
+        assert sources == [("offline-fallback", "offline"), ("deepseek-flash", "deepseek")]
+        assert collected.sources == {"deepseek-flash": 1, "offline-fallback": 1}
+        return
+    assert (len(collected.rows), collected.lost) == (1, {"status_500": 1})
     server.script = []
     again = collect(asking(server), sums[:2], tmp_path)
     assert (len(again.rows), again.lost, len(server.asked)) == (2, {}, 5)
@@ -283,18 +290,6 @@ def test_nothing_of_use_stops_the_run(server, sums, tmp_path, answer, words):
     collect(asking(server, extra_body={"top_k": 5}), sums, tmp_path)
     paid = MAX_USELESS if "no_reasoning" in words or "too_short" in words else 0
     assert 30 - paid - 5 <= len(server.asked) - asked <= 30 - paid
-
-
-def test_fallback_rows_say_that_they_are(server, sums, tmp_path):
-    server.script = only_for(sums[1], FAULTS["500"])
-    collected = collect(asking(server, fallback="offline"), sums[:3], tmp_path)
-    assert [(row["source"], row["teacher"]) for row in collected.rows] == [
-        ("deepseek-flash", "deepseek"),
-        ("offline-fallback", "offline"),
-        ("deepseek-flash", "deepseek"),
-    ]
-    assert collected.sources == {"deepseek-flash": 2, "offline-fallback": 1}
-    assert failures(tmp_path) == ["status_500"]
 
 
 def test_the_key_is_nowhere(server, key, sums, tmp_path, caplog):
