@@ -148,7 +148,10 @@ class _Intake:
         self.rounds.note(rows)
         self._failures.extend(lost)
         self.rounds.lose(lost)
-        for why in [last_words([row]) for row in lost] + [self.useless(row) for row in rows]:
+        failed, scored = iter(lost), iter(rows)
+        for _, answer in batch:  # in the order in which they came
+            missing = answer["completion"] is None
+            why = last_words([next(failed)]) if missing else self.useless(next(scored))
             self._in_a_row = self._in_a_row + 1 if why else 0
             if self._in_a_row >= MAX_USELESS:
                 words = f"{MAX_USELESS} answers in a row were of no use, the last: {why}"
