@@ -2,7 +2,7 @@
 # make bench  runs the benchmarks of the CPU at small sizes, 15 minutes, and prints the table
 # make test   runs the tests        make lint   ruff and the type checker
 # make test-distributed   trains in every layout on two processes, with DeepSpeed in an environment
-#                         of its own (20 minutes); RECEIPTS=benchmarks/receipts records the runs
+#                         of its own (half an hour); RECEIPTS=benchmarks/receipts records the runs
 # make test-engines   runs servers, vLLM, trackers, lm_eval, lighteval and llama.cpp, with 3 GB of
 #                     packages in an environment of their own (15 minutes); RECEIPTS likewise
 PYTHON ?= python3

@@ -64,11 +64,11 @@ class Job:
         found = {"OMP_NUM_THREADS": "1"}
         return found | {"DS_ACCELERATOR": "cpu"} if self.layout.startswith("zero") else found
 
-    def command(self, work: Path, name: str = "") -> list[str]:
+    def command(self, work: Path, name: str, **more: Any) -> list[str]:
         """Return the command that trains it into a folder of `work`: two processes, or one."""
         on_gpu = self.layout in ("fsdp2", "zero2", "zero3")
         batch = 8 if self.layout == "single" else 4
-        settings = COMMON | RECIPES[self.recipe] | METHODS[self.method]
+        settings = COMMON | RECIPES[self.recipe] | METHODS[self.method] | more
         settings |= {"per_device_train_batch_size": batch, "use_cpu": not on_gpu}
         if self.recipe == "sft":
             settings["data"] = work / "traces"
@@ -82,13 +82,14 @@ class Job:
         for key, value in settings.items():
             plain = isinstance(value, str | Path)
             words += [f"--{key}", str(value) if plain else json.dumps(value)]
-        return [*words, "--output_dir", str(work / (name or self.name))]
+        return [*words, "--output_dir", str(work / name)]
 
-    def run(self, work: Path, name: str = "", **environment: str) -> Receipt:
-        """Run it to its end, or until it is killed."""
-        command, log = self.command(work, name), work / f"{name or self.name}.log"
-        more = self.environment | environment
-        return record(f"cpu-{self.name}", command, log, 580, NOTE, **more)
+    def run(self, work: Path, name: str = "", kill_at: int = 0, **more: Any) -> Receipt:
+        """Run it to its end, or until it is killed; `more` are further settings."""
+        name = name or self.name
+        environment = self.environment | ({"KILL_AT": str(kill_at)} if kill_at else {})
+        command, log = self.command(work, name, **more), work / f"{name}.log"
+        return record(f"cpu-{self.name}", command, log, 580, NOTE, **environment)
 
 
 JOBS = [

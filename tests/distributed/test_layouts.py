@@ -92,10 +92,26 @@ def test_a_killed_run_resumes_and_ends_bit_equal(jobs, layout, recipe, method):
     whole = jobs.run(layout, recipe, method)
     job, name = distributed.Job(layout, recipe, method), f"killed-{whole.name}"
     killed = jobs.work / name
-    assert job.run(jobs.work, name, KILL_AT="3").exit != 0
+    assert job.run(jobs.work, name, kill_at=3).exit != 0
     assert [path.name for path in killed.glob("checkpoints/checkpoint-*")] == ["checkpoint-2"]
     resumed = job.run(jobs.work, name)
     assert resumed.exit == 0, resumed.output
     assert "resuming from" in (jobs.work / f"{name}.log").read_text()
     assert logs(killed) == logs(whole)
     assert sha256(killed / "model/model.safetensors") == sha256(whole / "model/model.safetensors")
+
+
+def test_an_adapter_that_trains_on_has_its_own_start_as_the_reference(jobs):
+    """In GRPO the KL to it starts at 0, and every layout ends with the same adapter."""
+    given = {"model_name_or_path": jobs.run("single", "sft", "lora") / "adapter"}
+    ended = []
+    for layout in ("ddp", *SPLIT):
+        name = f"continued-{layout}"
+        job = distributed.Job(layout, "grpo", "lora")
+        done = job.run(jobs.work, name, adapter="continue", **given)
+        assert done.exit == 0, done.output
+        kl = [row["kl"] for row in logs(jobs.work / name)]
+        assert kl[0] == 0 < kl[-1]
+        ended.append(change(jobs.work / name))
+    for other in ended[1:]:
+        assert float((other - ended[0]).norm() / ended[0].norm()) < APART["lora"]
