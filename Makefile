@@ -57,14 +57,17 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	touch $@
 
 # torchvision is built for CUDA, and beside a CPU's torch it breaks the import of transformers.
-# lighteval needs another latex2sympy2_extended than math-verify, so it has a folder of its own.
+# lighteval needs an older latex2sympy2_extended and xxhash, so it has a folder of its own.
+# Its own tasks reach for the Hub when it loads them; none is run here.
 .venv-engines/ready: pyproject.toml constraints.txt tests/engines/requirements.txt
 	$(PYTHON) -m venv .venv-engines
 	.venv-engines/bin/python -m pip install --quiet --disable-pip-version-check \
 		--constraint constraints.txt --editable '.[dev]' --requirement tests/engines/requirements.txt
 	.venv-engines/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	.venv-engines/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
-		--target .venv-engines/lighteval lighteval==0.13.0 latex2sympy2_extended==1.0.6
+		--target .venv-engines/lighteval lighteval==0.13.0 latex2sympy2_extended==1.0.6 \
+		xxhash==3.6.0
+	find .venv-engines/lighteval/lighteval/tasks/tasks -mindepth 1 -delete
 	.venv-engines/bin/python -m pip install --quiet --disable-pip-version-check \
 		aenum==3.1.15 colorlog GitPython inspect-ai==0.3.285 langcodes pycountry termcolor==2.3.0
 	touch $@

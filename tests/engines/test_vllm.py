@@ -1,8 +1,18 @@
-"""vLLM in this process: `engine: vllm`, and GRPO's `use_vllm`."""
+"""vLLM in the process of a stage: `engine: vllm`."""
 
+import pytest
 from runs import SAMPLED, accuracy, greedy, receipt, recipe, tasks
 
-VLLM = {"engine": "vllm", "engine_options": {"enforce_eager": True}}  # compiling takes minutes
+# Compiling takes minutes; and by default vLLM takes nine tenths of the memory.
+VLLM = {
+    "engine": "vllm",
+    "engine_options": {"enforce_eager": True, "gpu_memory_utilization": 0.1},
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_process(monkeypatch):
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 
 
 def test_greedy_evaluation_equals_that_with_transformers(trained, local, tmp_path):

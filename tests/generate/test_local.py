@@ -201,8 +201,10 @@ def test_vllm_gets_explicit_parameters_a_seed_each_and_the_models_ends(
     assert (parameters.temperature, parameters.top_k, parameters.repetition_penalty) == (0.6, -1, 1)
     assert parameters.stop_token_ids == [0, 2]
     wanted = {"model": str(model), "generation_config": "vllm", "tensor_parallel_size": 2}
-    wanted["enable_chunked_prefill"] = False  # without it seeds fail on the CPU
+    wanted |= {"dtype": "bfloat16", "enable_chunked_prefill": False}  # or seeds fail on the CPU
     assert vllm.options.items() >= wanted.items()
+    open_engine(args, str(model), tokenizer, dtype="auto", directory=Path())
+    assert vllm.options["dtype"] == "float32"  # as saved
 
 
 def test_where_vllm_cannot_run_it_says_what_to_do(vllm, tokenizer, monkeypatch):
