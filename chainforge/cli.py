@@ -227,13 +227,13 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Audit a reward or verifier: gold must beat wrong, empty and stuffed answers."""
-    from chainforge.chain import check as audits
+    from chainforge.doctor.reward_check import check_reward, print_audit, to_json
 
-    audit = audits.check_reward(reward, task, rows)
+    audit = check_reward(reward, task, rows)
     if as_json:
-        _print_json(audits.to_json(audit))
+        _print_json(to_json(audit))
     else:
-        audits.print_audit(audit, _console())
+        print_audit(audit, _console())
     if not audit.passed:
         raise typer.Exit(1)
 

@@ -23,7 +23,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from chainforge.chain.check import first_rows
 from chainforge.chain.plan import Step, option_words
 from chainforge.chain.spec import RECIPES, Chain
 from chainforge.core.config import parse
@@ -35,6 +34,7 @@ from chainforge.core.weights import hub_failures
 from chainforge.doctor import environment
 from chainforge.doctor.environment import Finding, Level, Machine
 from chainforge.doctor.memory import compare, estimate, read_shape
+from chainforge.doctor.reward_check import first_rows
 from chainforge.generate.settings import config_of
 from chainforge.generate.teacher import key_of
 from chainforge.rewards.audit import audit, completion_of, gold_answer
