@@ -206,7 +206,7 @@ def merge(
     """Merge the results of several seeds: means, with intervals over the seeds."""
     from chainforge.core.artifacts import write_json
     from chainforge.report.formatting import show_results
-    from chainforge.report.merge import merge_results
+    from chainforge.report.seeds import merge_results
 
     merged = merge_results(results)
     if output is not None:

@@ -16,7 +16,7 @@ from trl import ModelConfig, SFTConfig, SFTTrainer
 
 from chainforge.core import process
 from chainforge.core.config import parse
-from chainforge.data.datasets import DataArgs, sft_dataset
+from chainforge.data.sft_dataset import DataArgs, sft_dataset
 from chainforge.hub.push import check_push, push_signed
 from chainforge.train.checkpoints import check_saving
 from chainforge.train.loop import train

@@ -35,7 +35,7 @@ from chainforge.core.errors import InputError, Stopped
 from chainforge.core.jsonl import Message, Row
 from chainforge.core.secrets import read_secret, redact
 from chainforge.core.transcript import is_blank
-from chainforge.data.datasets import REASONING_FIELDS
+from chainforge.data.sft_dataset import REASONING_FIELDS
 from chainforge.generate.budget import LIMITS, NOTHING, Amount, Ledger, Price, token_counts, usd
 from chainforge.generate.settings import KEYS, Draw, Drawn, RequestArgs, SamplingArgs, Take, digest
 from chainforge.generate.shards import rank

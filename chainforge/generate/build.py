@@ -22,10 +22,10 @@ from chainforge.core.config import resolved
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Row, replacing
 from chainforge.core.secrets import is_secret_key
-from chainforge.data.datasets import pair_of
 from chainforge.data.decontaminate import COVERAGE, N
 from chainforge.data.filters import FilterArgs, SelectionArgs
 from chainforge.data.select import many_rows, read_pool, select
+from chainforge.data.sft_dataset import pair_of
 from chainforge.data.tasks import columns_of
 from chainforge.generate.rollouts import score_samples
 from chainforge.generate.shards import merge

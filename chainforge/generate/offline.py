@@ -12,7 +12,7 @@ from typing import Any
 from chainforge.core.errors import InputError, refuse_unknown
 from chainforge.core.jsonl import Row
 from chainforge.core.transcript import write
-from chainforge.data.datasets import FALLBACK
+from chainforge.data.sft_dataset import FALLBACK
 from chainforge.generate.settings import Draw, Take, digest
 
 AT_ONCE = 64

@@ -17,8 +17,8 @@ from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Row
 from chainforge.core.secrets import read_secret
 from chainforge.core.transcript import DEFAULT, PRESETS, is_blank, read, write
-from chainforge.data.datasets import FALLBACK
 from chainforge.data.filters import FilterArgs, text_fault
+from chainforge.data.sft_dataset import FALLBACK
 from chainforge.generate.api import FILTERED, LENGTH, ApiEngine, Endpoint, Reader, Reply
 from chainforge.generate.budget import find_price, usd
 from chainforge.generate.build import code, counted

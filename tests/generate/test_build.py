@@ -12,9 +12,9 @@ from planted import Maker
 from chainforge.core.artifacts import read_json, read_manifest
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import read_rows, write_rows
-from chainforge.data.datasets import DataArgs, sft_dataset
 from chainforge.data.filters import FilterArgs, SelectionArgs
 from chainforge.data.select import read_pool
+from chainforge.data.sft_dataset import DataArgs, sft_dataset
 from chainforge.generate.build import BuildArgs, build, public, public_settings
 
 

@@ -11,7 +11,7 @@ from chainforge.core.errors import InputError
 from chainforge.core.run_dir import read_run
 from chainforge.data.metrics import summarize
 from chainforge.report.html import write_report
-from chainforge.report.merge import merge_results
+from chainforge.report.seeds import merge_results
 
 RIGHT = {1: (40, 60), 2: (44, 70), 3: (36, 62)}  # of 100 rows, by seed: cold_start and rl_final
 

@@ -5,8 +5,8 @@ import pytest
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import JsonLines
 from chainforge.core.transcript import write
-from chainforge.data.datasets import DataArgs, sft_dataset
 from chainforge.data.rows import rejects_in
+from chainforge.data.sft_dataset import DataArgs, sft_dataset
 from chainforge.data.sources import example
 from chainforge.generate.build import save_dataset
 from chainforge.generate.sampling import sample
