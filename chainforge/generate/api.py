@@ -618,9 +618,8 @@ class _Run:
 def policy_engine(args: SamplingArgs, policy: str, directory: Path) -> ApiEngine:
     """Return the engine `api`: servers whose model gets the prompt as it is."""
     extra = NEUTRAL | {"top_k": args.top_k or -1} if args.extra_body is None else args.extra_body
-    further: Row = {"temperature": args.temperature, "top_p": args.top_p, "n": 1} | extra
-    if args.chat_template_kwargs:
-        further["chat_template_kwargs"] = args.chat_template_kwargs
+    further = {"temperature": args.temperature, "top_p": args.top_p, "n": 1} | extra
+    further |= args.template_fields
     model = args.served_model or policy
     endpoint = Endpoint(tuple(args.urls), model, args.max_new_tokens, further, seeded=True)
     ledger = directory / f"requests.rank-{rank()}.jsonl"

@@ -68,6 +68,10 @@ class RequestArgs:
     extra_body: dict[str, Any] | None = field(
         default=None, metadata={"help": "Further fields of each request."}
     )
+    chat_template_kwargs: dict[str, Any] | None = field(
+        default=None,
+        metadata={"help": "Arguments of the chat template, as enable_thinking; servers get them."},
+    )
     # The settings below change how requests are sent, not what they are, and may change between
     # runs of a stage (`FREE_KEYS` in `chainforge.core.artifacts`).
     max_concurrency: int | None = field(
@@ -94,6 +98,12 @@ class RequestArgs:
         """Return the addresses of the servers."""
         given = [self.base_url] if isinstance(self.base_url, str) else self.base_url
         return [read_address(url) for url in given]
+
+    @property
+    def template_fields(self) -> Row:
+        """Return the field of a request with the arguments of the chat template, if any."""
+        given = self.chat_template_kwargs
+        return {"chat_template_kwargs": given} if given else {}
 
     def check(self) -> None:
         """Raise `InputError` for values out of their bounds."""
@@ -133,9 +143,6 @@ class SamplingArgs(TemplateArgs, RequestArgs):
             "help": "transformers or vllm, in this process; api: the OpenAI-compatible servers at "
             "base_url."
         },
-    )
-    chat_template_kwargs: dict[str, Any] | None = field(
-        default=None, metadata={"help": "Arguments of the chat template, as enable_thinking."}
     )
     num_samples: int = field(default=8, metadata={"help": "Completions of each prompt."})
     temperature: float = field(default=1.0, metadata={"help": "0 takes the likeliest token."})

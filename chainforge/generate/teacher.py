@@ -152,7 +152,7 @@ def endpoint_of(args: TeacherArgs) -> Endpoint:
         tuple(args.urls or [ADDRESSES[args.teacher]]),
         model,
         args.max_new_tokens,
-        further | (args.extra_body or {}),
+        further | (args.extra_body or {}) | args.template_fields,
         args.instruction,
         # OpenAI's own models refuse max_tokens; other servers do not all know the new name.
         limit="max_tokens" if deepseek or args.urls else "max_completion_tokens",

@@ -48,7 +48,9 @@ def test_every_sample_is_asked_for_once_with_its_seed_and_nothing_left_to_the_se
     server, key, tmp_path
 ):
     server.script = right
-    rows = run(tmp_path, server, temperature=0.7, top_k=5, max_new_tokens=99)
+    off = {"enable_thinking": False}
+    settings = {"temperature": 0.7, "top_k": 5, "max_new_tokens": 99, "chat_template_kwargs": off}
+    rows = run(tmp_path, server, **settings)
     assert len(rows) == len(server.asked) == 24
     assert all(row["correct"] and row["finish_reason"] == "stop" for row in rows)
     assert {(row["tokens"], row["served"]) for row in rows} == {(60, "served-model")}
@@ -58,7 +60,7 @@ def test_every_sample_is_asked_for_once_with_its_seed_and_nothing_left_to_the_se
     assert asked.body["messages"][0] == SYSTEM
     assert {key: asked.body[key] for key in asked.body if key not in ("messages", "seed")} == {
         "model": "policy", "temperature": 0.7, "top_p": 1.0, "top_k": 5, "max_tokens": 99,
-        "min_p": 0.0, "repetition_penalty": 1.0, "n": 1,
+        "min_p": 0.0, "repetition_penalty": 1.0, "n": 1, "chat_template_kwargs": off,
     }  # fmt: skip
     assert asked.headers.pop("authorization") == f"Bearer {key}"
     assert set(asked.headers) == {"host", "content-type", "content-length", "accept-encoding"}

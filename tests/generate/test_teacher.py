@@ -323,7 +323,9 @@ def test_a_server_of_ones_own_needs_no_key_and_has_no_price(server, tmp_path, mo
     """Its prompts may have no answer."""
     monkeypatch.delenv("OPENAI_API_KEY")
     extra = {"reasoning": {"enabled": True}}
-    args = asking(server, teacher="openai", model="qwen", temperature=0.6, extra_body=extra)
+    on = {"enable_thinking": True}
+    settings = {"temperature": 0.6, "extra_body": extra, "chat_template_kwargs": on}
+    args = asking(server, teacher="openai", model="qwen", **settings)
     rows = [example([{"role": "user", "content": "Why add?"}], None, task="chat")]
     rewards = load_rewards(RewardArgs(), rows[0])
     score = lambda rows: score_samples(rows, DEFAULT, rewards)  # noqa: E731
@@ -336,6 +338,7 @@ def test_a_server_of_ones_own_needs_no_key_and_has_no_price(server, tmp_path, mo
     assert "authorization" not in asked.headers
     assert (sent["model"], sent["temperature"], sent["max_tokens"]) == ("qwen", 0.6, 32768)
     assert (sent["reasoning"], "thinking" in sent) == ({"enabled": True}, False)
+    assert sent["chat_template_kwargs"] == on
     # Unknown is not nothing.
     costs = (row["cost"], row["price_date"], collected.spending["usd"])
     assert (row["source"], costs) == ("qwen", (None, None, None))
