@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import heapq
-import json
 import logging
 import math
 import random
@@ -20,7 +19,7 @@ import signal
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -66,6 +65,8 @@ MAX_REPLY_MIB = 8  # the longest answers of any model have 2
 TURN_TOKENS, TEMPLATE_TOKENS = 16, 256
 # vLLM and SGLang else fill these from the model's generation config.
 NEUTRAL = {"min_p": 0.0, "repetition_penalty": 1.0}
+# The client adds headers about itself, and those of OPENAI_CUSTOM_HEADERS, to every server.
+HEADERS = {"host", "authorization", "content-type", "content-length", "accept-encoding"}
 
 Act = Literal["retry", "skip", "stop"]
 
@@ -207,26 +208,36 @@ class Client:
     """Send requests, each to the server where the fewest are under way."""
 
     def __init__(self, endpoint: Endpoint, read: Reader, timeout: float) -> None:
+        import openai  # 0.6 s, which the offline teacher, the doctor and cards need not wait for
+
         self.endpoint, self.read, self.timeout = endpoint, read, timeout
         self.busy, self.faults = Counter[str](), Counter[str]()  # by address; faults in a row
         self.connected = False
         for name in ("httpx2", "httpcore2"):  # a line for every request
             logging.getLogger(name).setLevel(logging.WARNING)
+        self.key = read_secret(endpoint.variable)
         try:
-            self.urls = {one: httpx2.URL(f"{one}/chat/completions") for one in endpoint.urls}
             self.http = httpx2.AsyncClient(
                 timeout=httpx2.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS)),
                 limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
+                event_hooks={"request": [self._keep_headers], "response": [_limit_size]},
             )
+            self.servers = {
+                url: openai.AsyncOpenAI(
+                    api_key=self.key or "none", base_url=url, max_retries=0, http_client=self.http
+                )
+                for url in endpoint.urls
+            }
         except (ValueError, ImportError, OSError, httpx2.InvalidURL) as error:
             raise InputError(
                 f"no request can be sent: {plain(str(error))}. Check base_url, and the environment "
                 "variables HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE and SSL_CERT_DIR"
             ) from None
-        # A compressed reply might be any size once it is unpacked.
-        self.headers = {"content-type": "application/json", "accept-encoding": "identity"}
-        if key := read_secret(endpoint.variable):
-            self.headers["authorization"] = f"Bearer {key}"
+
+    async def _keep_headers(self, request: httpx2.Request) -> None:
+        for name in set(request.headers) - (HEADERS if self.key else HEADERS - {"authorization"}):
+            del request.headers[name]
+        request.headers["accept-encoding"] = "identity"  # unpacked, a reply may be of any size
 
     async def ask(self, draw: Draw) -> tuple[Row, Amount | None]:
         """Send one request; return the answer's columns and what it cost, None if unknown."""
@@ -269,28 +280,28 @@ class Client:
 
     async def _post(self, url: str, draw: Draw) -> str:
         """Send one request; return the body without secrets, raise a `Failure` if it fails."""
-        endpoint = self.endpoint
-        body = {"messages": endpoint.messages(draw.row)} | endpoint.parameters(draw)
-        # Built here, not by the client, which would add headers about itself and cookies.
-        request = httpx2.Request(
-            "POST", self.urls[url], headers=self.headers, content=json.dumps(body).encode()
-        )
+        import openai
+
+        turns = {"messages": self.endpoint.messages(draw.row)}
         try:
             async with asyncio.timeout(self.timeout):  # in all; httpx counts each read alone
-                response = await self.http.send(request, stream=True)
-                self.connected = True
-                try:
-                    text = await _read(response)
-                finally:
-                    await response.aclose()
-        except (httpx2.HTTPError, OSError) as error:
-            raise self._not_answered(url, error) from None
-        if response.is_success:
-            return redact(text)
-        raise self._refusal(url, response, text[:400])
+                response = await self.servers[url].post(
+                    "/chat/completions",
+                    body=turns | self.endpoint.parameters(draw),
+                    cast_to=httpx2.Response,
+                )
+        except openai.APIStatusError as error:
+            self.connected = True
+            raise self._refusal(url, error.response, error.response.text[:400]) from None
+        except (openai.APIError, httpx2.HTTPError, OSError) as error:
+            raise self._not_answered(url, error.__cause__ or error) from None
+        self.connected = True
+        return redact(response.text)
 
-    def _not_answered(self, url: str, error: Exception) -> Failure:
+    def _not_answered(self, url: str, error: BaseException) -> Failure:
         """Return what it means that no whole reply came."""
+        if isinstance(error, Failure):
+            return error
         if isinstance(error, TimeoutError | httpx2.ReadTimeout | httpx2.WriteTimeout):
             return Failure("retry", "timeout", f"{url}: no answer within {self.timeout:g} s")
         words = f"{url}: {type(error).__name__}: {error}"
@@ -330,14 +341,30 @@ class Client:
         )
 
 
-async def _read(response: httpx2.Response) -> str:
-    """Return the body of a reply; raise a `Failure` when it has no end."""
-    data = bytearray()
-    async for part in response.aiter_raw():
-        data += part
-        if len(data) > MAX_REPLY_MIB * 2**20:
-            raise Failure("skip", "too_large", f"the reply has more than {MAX_REPLY_MIB} MiB")
-    return data.decode("utf-8", "replace")
+async def _limit_size(response: httpx2.Response) -> None:
+    """Let a reply be read up to a size, as it is: unpacked, it might be of any size."""
+    if "content-encoding" in response.headers:
+        del response.headers["content-encoding"]
+    assert isinstance(response.stream, httpx2.AsyncByteStream)
+    response.stream = _Limited(response.stream)
+
+
+class _Limited(httpx2.AsyncByteStream):
+    """A reply's body; raises a `Failure` when it has no end."""
+
+    def __init__(self, stream: httpx2.AsyncByteStream) -> None:
+        self.stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        size = 0
+        async for part in self.stream:
+            size += len(part)
+            if size > MAX_REPLY_MIB * 2**20:
+                raise Failure("skip", "too_large", f"the reply has more than {MAX_REPLY_MIB} MiB")
+            yield part
+
+    async def aclose(self) -> None:
+        await self.stream.aclose()
 
 
 class Limiter:
