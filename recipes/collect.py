@@ -5,7 +5,7 @@
 The teacher is DeepSeek, any OpenAI-compatible server (`base_url`), or `offline`: worked solutions
 made from the data sets' own metadata, labelled as such. Every answer is on disk as it arrives and
 scored by the rewards; wrong ones stay in `samples.jsonl`, labelled, and out of `dataset/`.
-`--dry_run` prints what it would cost, and asks nothing.
+`--dry_run` prints the estimated cost and sends no request.
 """
 
 from types import SimpleNamespace
@@ -27,7 +27,7 @@ CONFIGS = (RunArgs, TaskArgs, RewardArgs, TeacherArgs, SelectionArgs, FilterArgs
 
 
 def preflight(configs: tuple[Any, ...]) -> SimpleNamespace:
-    """Check settings, the teacher, rows and rewards; return what was loaded. Nothing is asked."""
+    """Check settings, teacher, rows and rewards; return what was loaded. No request is sent."""
     run, tasks, rewarding, teacher, selection, texts = configs
     teacher.check()
     selection.check()

@@ -35,7 +35,7 @@ from chainforge.train.templates import load_tokenizer
 
 @dataclass
 class DistillArgs(TemplateArgs):
-    """What distillation needs beside TRL's own options."""
+    """The settings of distillation beside TRL's own options."""
 
     transcript: str = field(default=DEFAULT, metadata={"help": "Preset of the transcript's tags."})
 
@@ -45,16 +45,16 @@ CONFIGS = (TaskArgs, DistillArgs, PolicyArgs, DistillationConfig, ModelConfig)
 
 def preflight(configs: tuple[Any, ...]) -> SimpleNamespace:
     """Check settings, rows and both tokenizers; return what was loaded. No weights are read."""
-    tasks, form, policy, training, model = configs
+    tasks, args, policy, training, model = configs
     start = check_policy(policy, training, model)
     check_saving(training)
     check_push(training, start)
     teacher = check_model(training.teacher_model_name_or_path, training.trust_remote_code)
-    rows = load_examples(tasks, form.transcript, training.seed)
+    rows = load_examples(tasks, args.transcript, training.seed)
     tokenizer = load_tokenizer(
         start.source.tokenizer,
-        form.transcript,
-        template=form.chat_template_path,
+        args.transcript,
+        template=args.chat_template_path,
         rows=rows,
         template_options=training.chat_template_kwargs,
         **start.tokenizer_options,

@@ -1,4 +1,4 @@
-"""What each stage was worth: several models on the same held-out rows.
+"""Compare several models, such as those of a chain's stages, on the same held-out rows.
 
     python recipes/evaluate.py --config recipes/evals/gsm8k.yaml --output_dir eval \
         --models base=recipes/quickstart/base cold_start=runs/quickstart/cold_start/model
@@ -36,7 +36,7 @@ from chainforge.train.templates import load_tokenizer
 
 @dataclass
 class EvaluateArgs:
-    """What is compared."""
+    """Which models are compared, and in which pairs."""
 
     models: list[str] = field(
         default_factory=list, metadata={"help": "name=path_or_hub_id of each model, in order."}
@@ -47,7 +47,7 @@ class EvaluateArgs:
     )
     transcript: str = field(default=DEFAULT, metadata={"help": "Preset of the transcript's tags."})
     language: str = field(
-        default="en", metadata={"help": "What the reasoning should be in, for its consistency."}
+        default="en", metadata={"help": "The language that the reasoning should be in."}
     )
 
 
@@ -65,7 +65,7 @@ def named(models: list[str]) -> dict[str, str]:
 
 
 def paired(pairs: list[str], models: dict[str, str]) -> list[tuple[str, str]] | None:
-    """Read `first:second` pairs of models that are there."""
+    """Read `first:second` pairs of model names; raise `InputError` for an unknown one."""
     found = []
     for word in pairs:
         first, _, second = word.partition(":")
@@ -79,7 +79,7 @@ def paired(pairs: list[str], models: dict[str, str]) -> list[tuple[str, str]] | 
 def settings(
     run: RunArgs, tasks: TaskArgs, args: EvaluateArgs, sampling: SamplingArgs
 ) -> dict[str, Any]:
-    """Return what every number hangs on, for the result file."""
+    """Return the settings that the numbers depend on, for results.json."""
     asked = tasks.system_prompt
     if asked is None:
         asked = tags_of(args.transcript).system_prompt

@@ -7,10 +7,10 @@ Every option is TRL's own (GRPOConfig, ModelConfig) but for those of the other c
 `preset: modern` puts a file of `recipes/presets/` under the stage's own keys. With `beta` above 0
 the KL reference is the policy that the stage starts from, whatever `adapter` does with a LoRA
 adapter that it is given. `gate_pool` leaves out prompts that were always or never solved before.
-`heldout_size` rows are evaluated during training, and the rules of `health` warn or stop; after
-`max_zero_advantage_steps` without a learning signal the stage ends. Every completion is saved with
-its rewards in `rollouts.jsonl`. `--random_rewards` turns the stage into its own control: the same
-steps on rewards that mean nothing.
+`heldout_size` rows are evaluated during training, and `health` warns or stops at unhealthy metrics;
+after `max_zero_advantage_steps` without a learning signal the stage ends. Every completion is saved
+with its rewards in `rollouts.jsonl`. `--random_rewards` turns the stage into its own control: the
+same steps on rewards that mean nothing.
 """
 
 from types import SimpleNamespace
@@ -39,20 +39,20 @@ CONFIGS = (TaskArgs, RewardArgs, RLArgs, PolicyArgs, GRPOConfig, ModelConfig)
 
 def preflight(configs: tuple[Any, ...]) -> SimpleNamespace:
     """Check settings, rows, rewards and tokenizer; return what was loaded. No weights are read."""
-    tasks, judges, rl, policy, training, model = configs
+    tasks, rewarding, rl, policy, training, model = configs
     start = check_policy(policy, training, model)
     check_saving(training)
     check_push(training, start)
-    prompts, counts = gate(load_examples(tasks, judges.transcript, training.seed), rl)
-    heldout = hold_out(rl, tasks, judges.transcript, training)
-    rewards = load_rewards(judges, set().union(*prompts))
+    prompts, counts = gate(load_examples(tasks, rewarding.transcript, training.seed), rl)
+    heldout = hold_out(rl, tasks, rewarding.transcript, training)
+    rewards = load_rewards(rewarding, set().union(*prompts))
     check_applicable(rewards, prompts)
     check_overlong(rewards, training.max_completion_length)
     check_batch(prompts, training.generation_batch_size, training.num_generations)
     rows = [*prompts, *(heldout or ())]
     tokenizer = load_tokenizer(
         start.source.tokenizer,
-        judges.transcript,
+        rewarding.transcript,
         template=rl.chat_template_path,
         rows=rows,
         template_options=training.chat_template_kwargs,
@@ -62,7 +62,7 @@ def preflight(configs: tuple[Any, ...]) -> SimpleNamespace:
                             "max_completion_length")  # fmt: skip
     return SimpleNamespace(start=start, rows=prompts, gate=counts, heldout=heldout,
                            rewards=rewards, tokenizer=tokenizer, prompt_tokens=longest,
-                           transcript=judges.transcript)  # fmt: skip
+                           transcript=rewarding.transcript)  # fmt: skip
 
 
 def main() -> None:

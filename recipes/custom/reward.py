@@ -1,4 +1,4 @@
-"""A reward of one's own: a function whose first argument is the completion's text.
+"""An example of your own reward: a function whose first argument is the completion's text.
 
     rewards:
       - {fn: accuracy_reward, weight: 1.0}

@@ -1,4 +1,4 @@
-"""A task of one's own: a function that yields questions with their answers.
+"""An example of your own task: a function that yields questions with their answers.
 
     tasks:
       - {fn: task.py:ages, params: {oldest: 60}, size: 200, split: train}
