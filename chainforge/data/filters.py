@@ -1,4 +1,4 @@
-"""Filter single samples, by their scores and by their texts: a reason, and what was measured.
+"""Filter single samples by their scores and texts; a dropped sample gets a reason and a detail.
 
 After DeepSeek-R1, appendix B.3.3: mixed languages, long paragraphs and code blocks are left out of
 what rejection sampling keeps. A filter is off, and not measured, where its threshold is None or
@@ -126,7 +126,7 @@ def parts(completion: str) -> Transcript:
 
 
 def fault(row: Row, args: SelectionArgs, texts: FilterArgs | None = None) -> Finding | None:
-    """Return the first reason to drop a sample, for its scores or its text; None without any."""
+    """Return the first reason to drop a sample, by its scores or its text; None to keep it."""
     correct, reward = row.get("correct"), row.get("reward")
     if row.get("finish_reason") not in ("stop", None):
         return "truncated", f"ended by {row['finish_reason']}"
@@ -146,7 +146,7 @@ def fault(row: Row, args: SelectionArgs, texts: FilterArgs | None = None) -> Fin
 
 
 def text_fault(row: Row, args: FilterArgs) -> Finding | None:
-    """Return the first finding against a sample's text; None when there is none."""
+    """Return the first reason to drop a sample by its text; None to keep it."""
     reasoning = parts(row["completion"]).reasoning
     if args.min_reasoning_chars is not None and len(reasoning) < args.min_reasoning_chars:
         return "too_short", f"{len(reasoning)} characters of reasoning"

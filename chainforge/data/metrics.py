@@ -46,7 +46,7 @@ def measure(
 ) -> dict[str, Any]:
     """Return one model's numbers from its Sample rows, k of them per example id.
 
-    All rows together, then `tasks` with the same numbers by task, and `macro`, the mean over the
+    The numbers are over all rows, under `tasks` for each task, and `macro` is the mean over the
     tasks. A row without a verdict counts as wrong and in `unjudged`; a prompt without an answer is
     left out, and counted in `without_answer`.
     """
@@ -105,7 +105,7 @@ def _numbers(prompts: list[list[Row]], language: str, transcript: str) -> dict[s
 def compare(
     name_a: str, rows_a: list[Row], name_b: str, rows_b: list[Row], seed: int = 0
 ) -> dict[str, Any]:
-    """Return how many more of the same prompts b answers right than a, strictly.
+    """Return the difference in strict accuracy, b minus a, on the prompts that both answered.
 
     Returns {"from", "to", "difference", "low", "high", "p"}, first samples paired by id; raises
     `InputError` when the two did not answer the same prompts.
@@ -138,7 +138,7 @@ def _answered(name: str, rows: list[Row]) -> dict[str, list[Row]]:
 
 
 def _count(prompts: list[list[Row]], column: str) -> tuple[int, int]:
-    """Return how many first samples are right, and of how many."""
+    """Return how many first samples are right, and how many there are."""
     return sum(bool(samples[0].get(column)) for samples in prompts), len(prompts)
 
 

@@ -1,7 +1,7 @@
 """Read rows that others wrote: bad ones are set aside, with their number and what is wrong.
 
-A few bad rows cost nothing but themselves; more than a share of them means that the file is not
-what it should be, and stops the run. What was set aside is in `rejects.jsonl` of the stage.
+A few bad rows are only left out; a larger share of them means that the file is not what it should
+be, and stops the run. The rows that were set aside are in the stage's `rejects.jsonl`.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ class FoundRows:
     faults: list[tuple[int, str]] = field(default_factory=list)
 
     def each(self, change: Callable[[Row], T], most: float = MAX_BAD) -> list[T]:
-        """Return what `change` makes of the good rows; those that it refuses are bad ones, too.
+        """Return `change(row)` for each good row; rows that it refuses count as bad rows, too.
 
-        Writes bad rows down; raises `InputError` when they are more than the share `most`.
+        Writes the bad rows down; raises `InputError` when their share is above `most`.
         """
         made: list[T] = []
         faults = list(self.faults)

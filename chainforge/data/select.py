@@ -54,7 +54,7 @@ class _Sample(msgspec.Struct):
 
 @contextlib.contextmanager
 def many_rows() -> Iterator[None]:
-    """Pause Python's search for cycles, which rows never form: it takes a tenth of the time."""
+    """Pause Python's garbage collector, a tenth of the time: rows never form reference cycles."""
     gc.disable()
     try:
         yield
@@ -164,7 +164,7 @@ def _marked(rows: Sequence[Row], drops: Mapping[int, Finding]) -> list[Row]:
 
 
 def _asked(row: Row) -> str:
-    """Return what the user said in a prompt; an empty text where there is no prompt."""
+    """Return the text of a prompt's user turns; an empty text where there is no prompt."""
     turns = row.get("prompt") or ()
     return "\n".join(turn["content"] for turn in turns if turn.get("role") == "user")
 
@@ -181,7 +181,7 @@ def _contaminated(
 
 
 def _duplicates(rows: Sequence[Row], prompts: Groups) -> Drops:
-    """Yield prompts that were asked before, and completions that their prompt had before."""
+    """Yield samples of prompts that were asked before, and repeated completions of a prompt."""
     asked_by: dict[int, str] = {}
     for prompt, positions in prompts.items():
         asked = _asked(rows[positions[0]])
@@ -197,7 +197,7 @@ def _duplicates(rows: Sequence[Row], prompts: Groups) -> Drops:
 
 
 def _near_duplicates(rows: Sequence[Row], prompts: Groups, threshold: float) -> Drops:
-    """Yield completions that nearly say what an earlier one of their prompt does that stays."""
+    """Yield completions that nearly repeat an earlier, kept completion of the same prompt."""
     for positions in prompts.values():
         kept: list[frozenset[Run]] = []
         for position in positions:
@@ -212,7 +212,7 @@ def _near_duplicates(rows: Sequence[Row], prompts: Groups, threshold: float) -> 
 def _not_selected(rows: Sequence[Row], prompts: Groups, args: SelectionArgs, seed: int) -> Drops:
     """Yield what is beyond the best `max_per_prompt` samples of each prompt.
 
-    Equals are in random order: by length, the best would be those that reason least.
+    Ties are broken at random: breaking them by length would prefer the shortest reasoning.
     """
 
     def place(position: int) -> tuple[float, int]:
@@ -236,9 +236,9 @@ def _not_selected(rows: Sequence[Row], prompts: Groups, args: SelectionArgs, see
 
 
 def _over_quota(rows: Sequence[Row], tasks: Groups, most: int, seed: int) -> Drops:
-    """Yield rows so that `most` stay, spread evenly over the tasks, those of a task by lot.
+    """Yield rows until `most` are left, spread evenly over the tasks and random within a task.
 
-    What a small task leaves of its share goes to the others.
+    The part of its share that a small task does not fill goes to the others.
     """
     finding = ("over_quota", f"max_rows: {most}")
     for number, positions in enumerate(sorted(tasks.values(), key=len)):

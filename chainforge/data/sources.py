@@ -49,7 +49,7 @@ def example(
 
 
 def has_answer(row: Row) -> bool:
-    """Return whether a row has a gold answer, an entry that is scored without one, or no column."""
+    """Return whether a row has a gold answer, an entry scored without one, or no answer column."""
     return row.get("answer", "") is not None or bool(row.get("entry"))
 
 
@@ -78,7 +78,7 @@ def split_of(question: str) -> str:
 
 
 class Columns(msgspec.Struct, frozen=True):
-    """Where a table keeps what an Example needs."""
+    """The columns of a table from which Examples are made."""
 
     question: str = "question"
     answer: str = "answer"
@@ -88,7 +88,7 @@ class Columns(msgspec.Struct, frozen=True):
 
     @classmethod
     def named(cls, given: Mapping[str, Any]) -> Columns:
-        """Return the columns that a task names; raise `InputError` for what is no column's name."""
+        """Return the columns that a task names; raise `InputError` for an unknown key."""
         columns = as_struct(given, cls, "params")
         if columns.extract not in EXTRACTS:
             raise InputError(f"extract: {columns.extract!r}; {hint(columns.extract, EXTRACTS)}")
@@ -150,7 +150,7 @@ class Columns(msgspec.Struct, frozen=True):
 
 
 def _draw(rows: list[Row], name: str, size: int | None, seed: int) -> list[Row]:
-    """Name the rows' task, unless they do; put them in random order where only some are wanted."""
+    """Set the task of rows that name none; shuffle the rows where only some are wanted."""
     rows = [{"task": name} | row for row in rows]
     return rows if size is None else random.Random(seed).sample(rows, len(rows))
 

@@ -1,10 +1,10 @@
 """Tasks: where Examples come from, and which split each belongs to.
 
 A task is a function that yields rows. `load_examples` gives each row its prompt and id, keeps the
-rows of the split that was asked for, and lets no question through twice. Membership of a split is
-decided by the question's content (`split_of`), so that train, validation and test are disjoint,
-whatever the seeds; a function that takes `split` itself (a Hub data set with its own splits)
-answers for its rows, and tasks of different splits that share a question are an error.
+rows of the split that was asked for, and drops repeated questions. Membership of a split is decided
+by the question's content (`split_of`), so that train, validation and test are disjoint, whatever
+the seeds; a function that takes `split` itself (a Hub data set with its own splits) is trusted with
+its rows, and tasks of different splits that share a question are an error.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ PATIENCE = 2_000
 
 @dataclass
 class TaskArgs:
-    """What to ask."""
+    """Which questions are asked."""
 
     tasks: list[dict[str, Any]] = field(
         default_factory=list,
@@ -124,7 +124,7 @@ def load_examples(args: TaskArgs, transcript: str = DEFAULT, seed: int = 0) -> l
 
 
 def check_answers(rows: list[Row]) -> None:
-    """Raise `InputError` for rows of which none has an answer: an accuracy needs some."""
+    """Raise `InputError` when no row has an answer: there would be no accuracy to measure."""
     if not any(map(has_answer, rows)):
         raise InputError("tasks: no row has an `answer`, so there is no accuracy to measure")
 
@@ -144,7 +144,7 @@ def _arguments(task: Task, function: Source, seed: int) -> dict[str, Any]:
 
 
 def _yielded(function: Source, arguments: dict[str, Any]) -> Iterator[Any]:
-    """Call the user's code, and once more for each row; its `sys.exit` is an error as any other."""
+    """Yield the rows of the user's function; a `sys.exit` in it is an error like any other."""
     with user_code():
         rows = function(**arguments)
         if not isinstance(rows, Iterable) or isinstance(rows, str | dict):
@@ -184,7 +184,7 @@ def _as_example(raw: Any, task: Task, where: str) -> Row:
 
 
 def _rows(place: str, task: Task, seed: int) -> Iterator[tuple[Row, bool]]:
-    """Yield Examples, each with whether it is of the task's split for certain.
+    """Yield Examples, each with whether it certainly belongs to the task's split.
 
     Raises `InputError`, which names the task's place, for whatever its function raises.
     """

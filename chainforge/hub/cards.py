@@ -161,7 +161,7 @@ def linked(origin: Origin) -> str:
 
 
 def terms(stages: Sequence[Ancestor], base: Origin | None = None) -> list[str]:
-    """Return the terms of everybody whose work is in it: teachers, other models and data sets."""
+    """Return the terms of all that the stages were made with: teachers, models and data sets."""
     from chainforge.generate.teacher import OFFLINE, TERMS
 
     lines = []
@@ -213,7 +213,7 @@ def _settings(stage: Ancestor) -> str:
 
 
 def _inputs(stage: Ancestor) -> str:
-    """Return a stage's inputs: each role once, with all that had it."""
+    """Return a stage's inputs: each role once, with all inputs of that role."""
     by_role: dict[str, list[str]] = {}
     for role, origin in stage.took.items():
         by_role.setdefault(role.partition(".")[0], []).append(linked(origin))
@@ -223,7 +223,7 @@ def _inputs(stage: Ancestor) -> str:
 
 
 def _result(stage: Ancestor) -> str:
-    """Return what a stage reached, and how long it took."""
+    """Return a stage's main results and its duration."""
     metrics = stage.manifest.metrics
     skipped = "train_loss" if "reward" in metrics else ""  # of GRPO, where it says nothing
     shown = [

@@ -148,7 +148,7 @@ def _pack_adapter(package: Package, base: str | None, upload: bool) -> None:
 
 
 def _pack_model(package: Package) -> None:
-    """Check a model's weights, and leave out of its configuration what is of this machine only."""
+    """Check a model's weights, and drop what concerns only this machine from its configuration."""
     if (package.folder / INDEX).exists():
         check_weights(str(package.folder))
     config = read_json(package.folder / CONFIG)
@@ -159,7 +159,7 @@ def _pack_model(package: Package) -> None:
 
 
 def _card(package: Package, title: str, licence: str | None) -> str:
-    """Return the card; somebody's model keeps its own."""
+    """Return the card; a model that no stage made keeps its own."""
     file = package.folder / CARD
     own = file.read_text(encoding="utf-8") if file.is_file() else ""
     known = {"license": licence} if licence else {}

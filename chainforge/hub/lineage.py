@@ -30,7 +30,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Ancestor:
-    """A finished stage, and what it took, by role (`model`, `teacher`, `data.0`)."""
+    """A finished stage, and its inputs by role (`model`, `teacher`, `data.0`)."""
 
     directory: Path
     manifest: Manifest
@@ -48,7 +48,7 @@ class Ancestor:
     def signed(self, name: str) -> Any:
         """Read a JSON file that the stage signed; None when it signed none of that name.
 
-        Raises `InputError` when the file is another one by now: what it says would be a claim.
+        Raises `InputError` when the file has changed since: its contents could not be trusted.
         """
         if name not in self.manifest.outputs:
             return None
@@ -120,7 +120,7 @@ def _reference(role: str, config: dict[str, Any]) -> str:
 
 
 def base_of(stages: Sequence[Ancestor]) -> Origin | None:
-    """Return the model that the chain of models began with; None for what began with none."""
+    """Return the model that the sequence of policies started from; None where there is none."""
     by_print = {stage.manifest.fingerprint: stage for stage in stages}
     origin = stages[-1].took.get("model") if stages else None
     while origin is not None and origin.fingerprint in by_print:

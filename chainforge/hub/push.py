@@ -44,7 +44,7 @@ def check_push(settings: Any, start: Any = None) -> None:
 
 
 def push_signed(directory: Path) -> None:
-    """Upload a signed stage as its `upload.json` says, and remove that file: it is tried once.
+    """Upload a finished stage as its `upload.json` says, and remove that file: it is tried once.
 
     The stage stays done whatever happens; an `InputError` says how to send it by hand.
     """

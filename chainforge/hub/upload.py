@@ -1,4 +1,4 @@
-"""Put files into a repository of the Hub: the named ones, in one commit, with no secret in them."""
+"""Put files into a repository of the Hub in one commit, after a search for secrets in them."""
 
 from __future__ import annotations
 

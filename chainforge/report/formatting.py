@@ -146,7 +146,7 @@ def source(name: str) -> str:
 
 
 def headline(stage: StageDir) -> str:
-    """Return in a few words what a stage came to, or how far it is."""
+    """Return a stage's result in a few words, or its progress while it is unfinished."""
     if stage.funnel:
         return f"kept {stage.funnel['kept']:,} of {stage.funnel['in']:,} rows"
     if stage.results and stage.results["models"]:
@@ -205,7 +205,7 @@ def _of_task(task: str) -> Callable[[Model], str]:
 
 
 def _broken(task: str) -> str:
-    """Break a long name where it has a joint."""
+    """Break a long name into lines after each `_` or `-`."""
     return task if len(task) < 12 else re.sub(r"(?<=[_-])(?=.)", "\n", task)
 
 

@@ -1,4 +1,4 @@
-"""Quality gates: what an evaluation must find, or the chain stops there.
+"""Quality gates: conditions on an evaluation's results; the chain stops where one is not met.
 
 `gate: {metric: accuracy, min: 0.2}` asks for a number, `gate: {beats: base, p: 0.05}` for a paired
 difference that chance does not explain. A list of both kinds asks for all of them. The model is
@@ -38,7 +38,7 @@ _AT_K = re.compile(r"(pass|maj)@([1-9]\d*)")
 
 
 class Gate(msgspec.Struct, frozen=True):
-    """One demand on one model: a metric between bounds, or better than another model."""
+    """One condition on one model: a metric between bounds, or better than another model."""
 
     model: str
     metric: str | None = None
@@ -48,7 +48,7 @@ class Gate(msgspec.Struct, frozen=True):
     p: Annotated[float, Meta(gt=0, le=1)] = 0.05
 
     def __str__(self) -> str:
-        """Return what it asks, as in a plan."""
+        """Return the condition as `plan` prints it."""
         if self.beats is not None:
             return f"{self.model} beats {self.beats} (p < {self.p:g})"
         least = f"at least {self.min:g}" if self.min is not None else ""
@@ -95,7 +95,7 @@ def _read(entry: Any, models: Sequence[str]) -> Gate:
 
 
 def judge(gates: Sequence[Gate], directory: Path) -> Verdict:
-    """Return what was found for each gate of a finished stage; what cannot be judged has failed."""
+    """Return which gates of a finished stage passed; one that cannot be judged has failed."""
     found = Verdict()
     for gate in gates:
         try:

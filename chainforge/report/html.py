@@ -49,7 +49,7 @@ def write_report(directory: Path) -> Path:
 
 
 def watch(directory: Path, tell: Callable[[str], None], every: float = 5.0) -> None:
-    """Write the report again every so many seconds, until the chain is done or its run has ended.
+    """Write the report again every `every` seconds, until the chain is done or its run has ended.
 
     `tell` is called with the chain's progress, and why a report could not be written.
     """
@@ -179,7 +179,7 @@ def evaluation_of(run: RunDir) -> dict[str, Any] | None:
 
 
 def _compared(run: RunDir, names: list[str]) -> tuple[str, str]:
-    """Return the first SFT and the last RL stage that were measured, or else the ends of names."""
+    """Return the first SFT and the last RL stage measured, or else the first and last name."""
     sft, rl = (
         [s.name for s in run.stages if s.recipe == recipe and s.name in names]
         for recipe in ("sft", "grpo")
@@ -222,7 +222,7 @@ def _notices(stage: StageDir) -> Iterator[str]:
 
 
 def _offline(data: list[dict[str, Any]]) -> Iterator[str]:
-    """Yield which rows no language model wrote."""
+    """Yield a sentence for each source of rows that no language model wrote."""
     for entry in data:
         rows = sum(one["rows"] for one in entry["sources"])
         for one in entry["sources"]:
@@ -241,7 +241,7 @@ def _training(run: RunDir) -> Iterator[dict[str, Any]]:
 
 
 def _data_stage(stage: StageDir) -> dict[str, Any]:
-    """Return where a data stage's rows came from and went; each loss starts where the next ends."""
+    """Return the sources of a data stage's rows, and how many each filter dropped and left."""
     funnel = stage.funnel or {}
     left, dropped = funnel["in"], []
     for reason, number in funnel["dropped"].items():  # in the order of the filters

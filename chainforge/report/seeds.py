@@ -15,7 +15,7 @@ RESULTS = "results.json"
 
 
 def merge_results(places: Iterable[Path]) -> dict[str, Any]:
-    """Merge results of different seeds; means over the seeds, with intervals that know of both.
+    """Merge results of different seeds: means over the seeds, with intervals for rows and seeds.
 
     An accuracy and a paired difference get the interval of `over_seeds`, the spread over the seeds
     as `sd`, and each seed's own value under `seeds`; every other number becomes its mean. Raises
@@ -42,7 +42,7 @@ def merge_results(places: Iterable[Path]) -> dict[str, Any]:
 
 
 def _results(place: Path) -> tuple[str, dict[str, Any]]:
-    """Return a results.json and its path, given itself, its stage's folder, or its chain's."""
+    """Return the path and content of a results.json, given as a file, a stage or a chain."""
     file = place if place.is_file() else place / RESULTS
     if not file.is_file():
         last = read_run(place).last_results()

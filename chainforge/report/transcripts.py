@@ -43,7 +43,7 @@ VERDICTS = {
     "form": ("✓", "right, wrong form"),
     "unknown": ("?", "not judged"),
 }
-# Characters that turn the direction of the text around them are shown, not obeyed.
+# Characters that change the direction of the text around them are shown as codes, not applied.
 TURNS = {code: f"[U+{code:04X}]" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 Key = tuple[int, str]  # of a prompt: the step, for rollouts, and the id
 Groups = defaultdict[Any, set[Key]]
@@ -103,7 +103,7 @@ def cases_of(
 
 
 def held_out(path: Path, before: str, after: str, budget: int) -> tuple[list[Case], dict[str, int]]:
-    """Show all models on held-out prompts, each kind and task in turn; also count each kind.
+    """Show all models on held-out prompts, alternating over kinds and tasks; also count each kind.
 
     Only first samples are shown. `budget` is in bytes of the page.
     """
@@ -127,7 +127,7 @@ def held_out(path: Path, before: str, after: str, budget: int) -> tuple[list[Cas
 
 
 def of_data(stage: str, path: Path, budget: int) -> list[Case]:
-    """Show prompts with what a data stage wrote for them; each fate and task has its turn."""
+    """Show prompts with what a data stage wrote for them, alternating over fates and tasks."""
     groups: Groups = defaultdict(set)
     for row in _samples(path):
         keys = groups[row["fate"], row["task"]]
@@ -163,7 +163,7 @@ def sources(path: Path) -> list[dict[str, Any]]:
 
 
 def _turns(groups: Mapping[Any, Collection[Key]]) -> list[Key]:
-    """Return the first prompts by id; the groups take turns."""
+    """Return the first prompts by id, taken from the groups in turn."""
     parts = [sorted(groups[name]) for name in sorted(groups)]
     turns = (key for turn in zip_longest(*parts) for key in turn if key is not None)
     return list(islice(dict.fromkeys(turns), PROMPTS))

@@ -1,7 +1,7 @@
 """Try to fool the rewards: the gold answer must beat every other answer.
 
-For each row the gold answer is written as a transcript, and beside it what models are known to find
-when a reward pays for less than the truth. Run it before a model does.
+Each row is scored with its gold answer, and with the tricks that models are known to find when a
+reward can be earned without the right answer. Run it before training.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def audit(
     transcript: str = DEFAULT,
     many: Sequence[Row] = (),
 ) -> Audit:
-    """Score the gold answer and the ways around it for each row; `Audit.passed` is the result.
+    """Score the gold answer and the attempts to fool the rewards; `Audit.passed` is the result.
 
     Constant answers and copied gold answers are tried on `many` rows (those of `rows` when left
     out). A reward that asks for token ids gets one number per word. Raises `InputError` without
@@ -212,7 +212,7 @@ def wrong_answer(row: Row, rows: Sequence[Row]) -> str:
 
 
 def same(answer: str) -> Any:
-    """Return what spellings of one answer share: its number, or its characters."""
+    """Return a key that spellings of one answer share: its number, or its characters."""
     text = clean(answer)
     value = number(text)
     return squeeze(text).casefold() if value is None else value

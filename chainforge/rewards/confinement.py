@@ -1,9 +1,9 @@
-"""Let the kernel take from a verifying process all that it never needs.
+"""Confine a verifier process with the kernel's own means: seccomp, Landlock and limits.
 
-Before a verifying process reads a word that a model wrote, it gives up the network, writing, new
+Before a verifier process reads a word that a model wrote, it gives up the network, writing, new
 processes and signals (seccomp), reading outside Python's own directories (Landlock), and all but
-some memory and a few descriptors (limits). No code in it can take that back. Each is taken where
-the kernel has it; `chainforge doctor` says what this machine lacks.
+some memory and a few descriptors (limits). No code in it can undo that. Each restriction applies
+where the kernel supports it; `chainforge doctor` says what this machine lacks.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64")
 
 
 def confine(memory: int) -> None:
-    """Confine this process for good; leave out what the kernel does not have."""
+    """Confine this process irrevocably; leave out what the kernel does not support."""
     import resource  # which Windows lacks
 
     sys.dont_write_bytecode = True
@@ -93,7 +93,7 @@ def _restrict_files(libc: Any) -> None:
 def _imported_from() -> set[str]:
     """Return Python's own directories and, elsewhere, those of the packages that are loaded.
 
-    Not the whole of its prefix, beneath which a home directory with its tokens may be.
+    The whole prefix is not allowed: a home directory with its tokens may be below it.
     """
     places = (sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
     prefixes = (sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix)
@@ -106,7 +106,7 @@ def _imported_from() -> set[str]:
 
 
 def _restrict_calls(library: Any) -> None:
-    """Allow `_CALLS` only, with seccomp; any other fails as if it were not permitted."""
+    """Allow only `_CALLS`, with seccomp; any other call fails with EPERM."""
     library.seccomp_init.restype = ctypes.c_void_p
     context = ctypes.c_void_p(library.seccomp_init(_DENY))
     for call in (*_CALLS.split(), *_HARMLESS_IF):
@@ -129,7 +129,7 @@ def program(module: str, *arguments: Any) -> list[str]:
 
 @cache
 def gaps() -> list[str]:
-    """Return what this machine's kernel does not take from a verifying process."""
+    """Return what this machine's kernel cannot deny to a verifier process."""
     with tempfile.TemporaryDirectory() as directory:
         command = program(__name__, directory)
         run = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -137,7 +137,7 @@ def gaps() -> list[str]:
 
 
 def main(directory: str) -> None:
-    """Confine this process, then print as JSON what it can do all the same."""
+    """Confine this process, then print as JSON what it can still do."""
     attempts: dict[str, Callable[[], object]] = {
         "the network": socket.socket,
         "writing files": lambda: Path(directory, "file").write_text("x"),

@@ -42,7 +42,7 @@ _LETTERS = {script: rf"\p{{{script}}}" for script in _SCRIPTS} | {
 _RUN = regex.compile(
     "|".join(rf"(?P<{name}>(?:{letter}\p{{M}}*)+)" for name, letter in _LETTERS.items())
 )
-# Mathematics and code are no language. No part runs past its next opening: that were quadratic.
+# Mathematics and code are not language. No part runs past its next opening: quadratic otherwise.
 _NO_PROSE = regex.compile(
     r"```[^`]*```|`[^`\n]*`|(?P<formula>\$\$[^$]*\$\$|\\\((?:(?!\\\().)*?\\\)|\\\[(?:(?!\\\[).)*?\\\]"
     r"|\\begin\{(?:(?!\\begin\{).)*?\\end\{[A-Za-z]*\*?\}"
@@ -85,7 +85,7 @@ def accuracy_reward(
 
 
 def accuracy_rewards(calls: Sequence[Mapping[str, Any]]) -> list[float | None]:
-    """Return `[accuracy_reward(**call) for call in calls]`, verified side by side."""
+    """Return `[accuracy_reward(**call) for call in calls]`, verified in parallel."""
     verdicts = verify_all([_claim(call) for call in calls])
     return [None if verdict is None else float(verdict) for verdict in verdicts]
 

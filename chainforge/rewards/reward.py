@@ -121,7 +121,7 @@ class Reward:
     def _bind(
         self, where: str, params: dict[str, Any], columns: Collection[str], transcript: str
     ) -> None:
-        """Find out which columns the function takes; raise `InputError` for what it lacks."""
+        """Find the columns that the function takes; raise `InputError` for a missing one."""
         first, *others = _parameters(where, self.function)
         self._batch = first.name in BATCH_NAMES
         taken = [first, *others] if self._batch else others
@@ -144,12 +144,12 @@ class Reward:
 
     @property
     def measures_correctness(self) -> bool:
-        """Return whether its value says if the answer is right: strictly, and nothing else."""
+        """Return whether its value is strict correctness and nothing else."""
         strict = not self._params.get("lenient") and not self._random
         return self.function is accuracy_reward and strict
 
     def applies(self, row: Row) -> bool:
-        """Return whether it scores a row: one of its task, with an answer if it needs one."""
+        """Return whether this reward scores a row: of its task, with an answer if it needs one."""
         if self.task is not None and row.get("task") != self.task:
             return False
         if row.get("answer", "") is not None or not self._required & {"answer", "solution"}:
@@ -243,7 +243,7 @@ class Reward:
         names: Sequence[Any],
         log_metric: Callable[[str, float], None] | None,
     ) -> list[float | None]:
-        """Make what failed neutral, count and log it; raise when it is too much."""
+        """Replace failures by None, count and log them; raise when there are too many."""
         checked = [self._finite(*pair) for pair in zip(values, names, strict=True)]
         failures = [value for value in checked if isinstance(value, Exception)]
         self.seen += len(checked)
@@ -338,9 +338,9 @@ def check_applicable(rewards: Sequence[Reward], rows: Sequence[Row]) -> None:
 
 
 def check_overlong(rewards: Sequence[Reward], longest: int) -> None:
-    """Raise `InputError` for a penalty of length that ends elsewhere than the completions.
+    """Raise `InputError` for a length penalty whose limit is not that of the completions.
 
-    It would never apply, or to every completion.
+    It would apply to no completion, or to every one.
     """
     for reward in rewards:
         end = getattr(reward.function, "max_completion_len", longest)  # of TRL's soft_overlong

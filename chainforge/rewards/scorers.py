@@ -179,7 +179,7 @@ SYMBOLIC: dict[str, Callable[[str, Entry], bool]] = {
 
 
 def is_right(answer: str, entry: Entry) -> bool | None:
-    """Score an answer here; None where only the pool may. What a scorer chokes on is wrong."""
+    """Score an answer here; None where only the pool may. An answer that makes it fail is wrong."""
     scorer = HERE.get(str(entry["metadata"]["source_dataset"]))
     try:
         return scorer and scorer(answer, entry)
@@ -189,7 +189,7 @@ def is_right(answer: str, entry: Entry) -> bool | None:
 
 @lru_cache(maxsize=256)
 def scorer_of(name: str) -> Callable[[str, dict[str, Any]], float]:
-    """Return the scorer of a data set, for the pool; it raises for what it chokes on."""
+    """Return the scorer of a data set, for the pool; it may raise for a malformed answer."""
     if own := HERE.get(name) or SYMBOLIC.get(name):
         return own
     import reasoning_gym

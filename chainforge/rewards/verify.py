@@ -339,7 +339,7 @@ _MARKS = re.compile(r"\\(?:le|ge|neq|in|pm|to|approx)(?![a-z])|[<>&?]|\\\\")
 
 
 def _alike(text: str, gold: str) -> bool:
-    """Return whether a relation has no signs but the gold answer's, turned round or not."""
+    """Return whether a relation has only signs of the gold answer's, reversed or not."""
     known = set(_MARKS.findall(gold))
     if _subscripts(text) > _subscripts(gold):
         return False
@@ -359,7 +359,7 @@ def _in_order(mine: Sequence[Value], gold: Sequence[Value]) -> bool | Pairs:
 
 
 def _in_any_order(mine: Value, gold: Value) -> bool | Pairs:
-    """Compare as many values, each with one that is left; what is unclear waits for the others."""
+    """Compare the same number of values, each with one that is left; the unclear ones last."""
     if len(mine.parts) != len(gold.parts):
         return False
     left, unclear = list(gold.parts), []
@@ -383,7 +383,7 @@ def _set_of(values: Sequence[Value]) -> str:
 
 
 def _same_named(mine: Value, gold: Value) -> bool | Pairs:
-    """Compare `x=2, y=3` with `(2,3)` in the order of the names, or with its like."""
+    """Compare `x=2, y=3` with `(2,3)` in the order of the names, or with named values."""
     sides, names = [], []
     for value, kinds in ((mine, ("named", "()", "list")), (gold, ("named", "()"))):
         if value.kind not in kinds or value.name:
