@@ -59,12 +59,12 @@ def verdict(base: Any, template: str, preset: str, prompt: Any = SYSTEM) -> str:
         assert template != CHATML
         assert verdict(base, CHATML, preset) == WORKS
         return f"refused; works with {CHATML_KEY}"
-    saved = copy.deepcopy(made)  # what a user loads for inference: nothing of ChainForge's
+    plain = made.apply_chat_template  # what a user has for inference: nothing of ChainForge's
     shield(made, turn)
     text = write("2 + 2 is 4.", "4", preset)
     for asked in (prompt, USER):
         start = made.apply_chat_template(asked, add_generation_prompt=True)["input_ids"]
-        assert start == saved.apply_chat_template(asked, add_generation_prompt=True)["input_ids"]
+        assert start == plain(asked, add_generation_prompt=True)["input_ids"]
         assert all(turn["content"] in made.decode(start) for turn in asked)
         answer = {"role": "assistant", "content": text}
         ids = made.apply_chat_template([*asked, answer])["input_ids"]

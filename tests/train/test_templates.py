@@ -49,8 +49,9 @@ def test_no_template_of_trl_is_silently_wrong(monkeypatch):
     kinds = {one for row in found.values() for one in row}
     keys = (chat_templates.EMPTY, chat_templates.CHATML_KEY)
     refused = {f"refused; works with {key}" for key in keys}
-    assert kinds == {chat_templates.WORKS, chat_templates.WRAPPED} | refused
-    assert sum(not set(row) & refused for row in found.values()) >= 60
+    assert kinds <= {chat_templates.WORKS, chat_templates.WRAPPED} | refused
+    working = [row for row in found.values() if not set(row) & refused]
+    assert len(working) >= max(60, len(found) - 8)  # Gemma has no system turn, three need images
     page = chat_templates.PAGE.read_text().partition(chat_templates.BEGIN)[2]
     shown = page.partition(chat_templates.END)[0]
     if f"TRL {trl.__version__}:" in shown:
@@ -191,6 +192,9 @@ def test_prompt_and_answer_are_two_runs_of_tokens(tokenizer):
         )
         assert columns["assistant_masks"].index(1) == len(start)
         assert columns["input_ids"] == ids
+        both = [[*USER, {**THOUGHT, "content": text}], USER]
+        many = made.apply_chat_template(both, return_dict=False)
+        assert many == [ids, made.apply_chat_template(USER, return_dict=False)]
 
 
 LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
