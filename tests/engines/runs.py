@@ -57,9 +57,9 @@ def execute(folder, command, path=ROOT):
     return Done(folder, command, took)
 
 
-def recipe(folder, name, **settings):
-    """Run a recipe with these settings in a folder."""
-    command = [sys.executable, ROOT / "recipes" / f"{name}.py"]
+def recipe(folder, name, by=(), **settings):
+    """Run a recipe with these settings in a folder, `by` further arguments of Python."""
+    command = [sys.executable, *by, ROOT / "recipes" / f"{name}.py"]
     for key, value in settings.items():
         plain = isinstance(value, str | Path)
         command += [f"--{key}", str(value) if plain else json.dumps(value)]
@@ -77,7 +77,7 @@ def accuracy(done, stage):
     return read_json(done.folder / stage / "results.json")["models"][0]["strict"]["mean"]
 
 
-def receipt(name, done, *packages, note="", **result):
+def receipt(name, done, *packages, note="", cell=None, **result):
     """Write what a run was and gave, with the versions of these packages too."""
     if not (folder := os.environ.get("RECEIPTS")):
         return
@@ -93,6 +93,7 @@ def receipt(name, done, *packages, note="", **result):
         command=text,
         exit=0,
         seconds=round(done.seconds, 1),
+        cell=cell,
         result=result,
         note=note,
     )
