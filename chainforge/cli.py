@@ -134,7 +134,7 @@ def run(
     runs: Runs = Path("runs"),
     from_: From = None,
     until: Until = None,
-    force: Annotated[bool, Option("--force", help="Run also what is done.")] = False,
+    force: Annotated[bool, Option("--force", help="Run finished stages again, too.")] = False,
     launch: Launch = None,
     sets: Sets = None,
     seed: Seed = None,
@@ -173,7 +173,7 @@ def show(
     seed: Seed = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show each stage of a chain: what it was made from, and whether it still holds."""
+    """Show each stage of a chain: what it was made from, and whether it is up to date."""
     from chainforge.chain.show import print_chain, to_json
 
     loaded, steps = _planned(chain, runs, None, sets, seed)
@@ -295,7 +295,7 @@ def new(
     folder: Annotated[Path, Argument(metavar="DIR", help="The project's new folder.")],
     from_: Annotated[str, Option("--from", metavar="RECIPE", help="Such as custom.")],
 ) -> None:
-    """Copy a recipe folder out, to change it."""
+    """Copy a recipe folder to a new project of your own."""
     from chainforge.chain.new import make_project
 
     for line in make_project(folder, from_):

@@ -47,7 +47,7 @@ class StageFailed(Failed):
 
 
 def execute(command: list[str], log: Path, watch: Callable[[], None]) -> int:
-    """Run a printed command to its end; return the recipe's exit code.
+    """Run a command, as `plan` prints it, to its end; return the recipe's exit code.
 
     Output goes to the end of `log`. `watch` is called some times a second. Raises `Stopped`
     once the stage has ended because of SIGINT, SIGTERM or SIGHUP.
@@ -92,7 +92,7 @@ def _wait(process: subprocess.Popen[bytes], asked: list[int], watch: Callable[[]
     """Wait for the whole group; pass on the first signal as it is, and kill on the second.
 
     A launcher dies of the signal at once, while the recipe that it launched is still at work. When
-    somebody killed the launcher alone, the recipe is asked to stop, and has a while to do so.
+    the launcher alone was killed, the recipe is asked to stop, and has `SAVE_SECONDS` for that.
     """
     passed_on, deadline = 0, math.inf
     while (code := process.poll()) is None or _works(process.pid):

@@ -1,4 +1,4 @@
-"""`chainforge new`: copy a recipe folder out, to change it."""
+"""`chainforge new`: copy a recipe folder to a new project of the user's own."""
 
 from __future__ import annotations
 

@@ -130,8 +130,8 @@ def plan_stage(
 def settings_of(stage: Stage, chain: Chain) -> dict[str, Any]:
     """Return the stage's overrides: the chain's, then the stage's own.
 
-    Of the chain's, those for its recipe win over those for all training. What makes data is kept
-    free of the questions of the chain's own evaluations, beside those that the stage names itself.
+    Of the chain's, those for its recipe win over those for all training. A stage that makes data
+    is decontaminated from the chain's own evaluations, beside those that it names itself.
     """
     common = {
         "seed": chain.seed,
@@ -215,7 +215,7 @@ def override(
 
 
 def launchable(stage: Stage) -> bool:
-    """Return whether a stage starts by `accelerate launch`; one that samples only if it asks to."""
+    """Return whether a stage starts with `accelerate launch`; one that samples only on request."""
     return stage.kind.launched == "always" or bool(stage.kind.launched == "asked" and stage.launch)
 
 
@@ -313,7 +313,7 @@ def executable(words: list[str]) -> list[str]:
 
 
 def contracts(step: Step) -> dict[str, str]:
-    """Return where a stage starts and, in RL with a KL penalty, which policy it is held to."""
+    """Return a stage's start, what it trains, its KL reference and its gates, by label."""
     lines: dict[str, str] = {}
     settings, stage = step.given, step.stage
     if model := step.inputs.get("model"):

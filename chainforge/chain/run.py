@@ -34,7 +34,7 @@ LINE_SECONDS = 30.0  # between reports of progress where there is no terminal
 
 
 class GateFailed(StageFailed):
-    """A stage succeeded, and found a model that does not pass the stage's quality gate."""
+    """A stage succeeded, but a model that it measured does not pass its quality gate."""
 
 
 def run_chain(
@@ -109,7 +109,7 @@ def _signed(stages: Sequence[Stage], parent: Path) -> dict[str, str]:
 
 
 def _unfit(directory: Path, fingerprint: str = "") -> str:
-    """Return why a directory is no finished stage (of a fingerprint, if given); empty if it is."""
+    """Return why a directory is no finished stage (with this fingerprint, if given), or ''."""
     manifest = artifacts.read_manifest(directory)
     if manifest is None or fingerprint not in ("", manifest.fingerprint):
         return "it is not done"
@@ -217,7 +217,7 @@ def _asides(directory: Path) -> Iterator[Path]:
 
 
 class _Display:
-    """A line for each stage that ended, and how far the running one is."""
+    """A line for each stage that ended, and the progress of the running one."""
 
     def __init__(self, width: int) -> None:
         self.console = Console(highlight=False)

@@ -1,4 +1,4 @@
-"""Show what a chain has made so far: each stage, what it was made from, and whether it holds."""
+"""Show a chain's state: each stage, what it was made from, and whether it is up to date."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read a chain: which stages there are, and what each takes from those above it.
+"""Read and check a chain file: its stages, and what each takes from the stages above it.
 
 A chain is data, so that all of it is checked before anything starts. Every mistake is an
 `InputError` that names the file, the stage and the key.
@@ -187,7 +187,7 @@ def load_chain(reference: str | Path) -> Chain:
 
 @contextlib.contextmanager
 def at(where: str) -> Iterator[None]:
-    """Name the place in which an `InputError` arose."""
+    """Prefix an `InputError` with the place where it was raised."""
     try:
         yield
     except InputError as error:
@@ -221,7 +221,7 @@ def _settings(given: Settings, folder: Path) -> Settings:
 
 
 def _convert(given: Any, kind: type[T]) -> T:
-    """Return a mapping as a `kind`; one item stands for a list of it, and null for no key."""
+    """Return a mapping as a `kind`; a single item becomes a list, and a null key is ignored."""
     if not isinstance(given, dict):
         raise InputError(f"expected `key: value` lines, not a {type(given).__name__}")
     refuse_unknown(given, [field.encode_name for field in msgspec.structs.fields(kind)])

@@ -29,7 +29,7 @@ STARTED = "stage.json"
 PROGRESS = "progress.json"
 UPLOAD = "upload.json"  # what of a signed stage is still to be sent, and where to
 LOCK = ".lock"
-LOCK_SECONDS = 1.0  # who asks for the holder's name holds the lock for a moment, too
+LOCK_SECONDS = 1.0  # a process that asks for the holder's name takes the lock for a moment, too
 
 # Where a file is does not change what it contains: a fingerprint counts inputs by content instead.
 _PATHS = (

@@ -1,9 +1,9 @@
 """Read a recipe's configuration: flat YAML in TRL's own names, overridden by the command line.
 
 `parse` takes what TrlParser takes, strictly: a misspelt key, a wrong type and an abbreviation are
-errors that name the key and what to write instead. `preset: NAME` puts a file of settings below the
-recipe's own. YAML is read by the core schema of version 1.2: PyYAML follows 1.1, where `1e-5` is
-text, `no` is false, `1:30` is ninety and `010` is eight.
+errors that name the key and what to write instead. `preset: NAME` loads a file of settings that the
+recipe's own override. YAML is read by the core schema of version 1.2: PyYAML follows 1.1, where
+`1e-5` is text, `no` is false, `1:30` is ninety and `010` is eight.
 """
 
 from __future__ import annotations

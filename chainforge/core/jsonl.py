@@ -1,4 +1,4 @@
-"""Read and write rows of JSON lines, and files whole, such that they survive a crash.
+"""Read and write JSON lines, and replace whole files, so that both survive a crash.
 
 An *Example* is a question with its gold answer; a *Sample* is an Example with a completion and
 where that came from. Both are plain dictionaries, so that a user's own columns travel with them.
@@ -46,7 +46,7 @@ class JsonLines:
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (closed by `close`)
 
     def append(self, row: Row) -> None:
-        """Write one row; it is in the kernel's hands when this returns."""
+        """Write one row; the kernel has it when this returns, so that it survives a kill."""
         self.extend([row])
 
     def extend(self, rows: Iterable[Row]) -> None:

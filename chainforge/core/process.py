@@ -23,7 +23,7 @@ LAUNCHERS = (CHAIN, "ACCELERATE_DYNAMO_MODE", "TORCHELASTIC_RUN_ID")
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a recipe as a process that ends as `ending` says, and when its launcher ends."""
+    """Run a recipe's `main`; end as `ending` describes, and stop when the launcher ends."""
     redact_output()
     _watch_launcher()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -93,7 +93,7 @@ def stop_signals() -> list[signal.Signals]:
 
 
 def leave_terminal() -> None:
-    """Write to nowhere from now on if the terminal is gone: printing would be an error."""
+    """Redirect output to the null device if the terminal is gone: printing would fail."""
     for descriptor in (1, 2):
         with contextlib.suppress(OSError):
             device = stat.S_ISCHR(os.fstat(descriptor).st_mode)

@@ -127,7 +127,7 @@ def _login() -> str | None:
 def read_secret(variable: str) -> str:
     """Return a key from the environment, without blanks around it; empty where it is not set.
 
-    Raise `InputError` for what cannot be sent as a key, such as two lines or a quoted value. The
+    Raises `InputError` for what cannot be sent as a key, such as two lines or a quoted value. The
     message names the variable and never repeats the value.
     """
     value = os.environ.get(variable, "").strip()

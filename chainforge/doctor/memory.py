@@ -58,7 +58,7 @@ class Shape:
 
     @property
     def hidden(self) -> int:
-        """Return the size of the stream."""
+        """Return the hidden size."""
         return self.linears["o_proj"][1]
 
     @property

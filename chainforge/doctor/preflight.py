@@ -220,7 +220,7 @@ class _Doctor:
 
 
 def _check_golds(step: Step, ready: Any) -> Iterator[Finding]:
-    """Score the gold answers of a few rows, and attacks, by a stage's rewards."""
+    """Score the gold answers of a few rows, and attacks on them, by a stage's rewards."""
     name, form = step.stage.name, ready.transcript
     answered = [row for row in ready.rows if gold_answer(row).strip()]
     many, rows = first_rows(answered, CONSTANTS_TRIED), first_rows(answered, AUDITED)
@@ -268,7 +268,7 @@ def _parse(recipe: Any, step: Step) -> tuple[Any, ...]:
 
 @contextlib.contextmanager
 def _warnings() -> Iterator[list[str]]:
-    """Collect the warnings that are logged meanwhile."""
+    """Collect the warnings that are logged within this context."""
     found: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]
@@ -298,7 +298,7 @@ def _key(text: str) -> str | None:
 
 
 def worst(findings: list[Finding]) -> str:
-    """Return the gravest level of all."""
+    """Return the most severe level of all findings."""
     levels = {finding.level for finding in findings}
     return "error" if "error" in levels else "warning" if "warning" in levels else "ok"
 

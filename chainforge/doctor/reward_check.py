@@ -103,7 +103,7 @@ def print_audit(audit: Audit, console: Console) -> None:
 
 
 def verdict(audit: Audit) -> str:
-    """Return in a sentence what the audit found."""
+    """Return the result of the audit in a sentence."""
     if audit.errors:
         return "the reward itself failed"
     if not audit.scored:
@@ -142,6 +142,6 @@ def to_json(audit: Audit) -> dict[str, Any]:
 
 
 def _end(attempt: Attempt) -> str:
-    """Show the end of a completion, where its answer is, on one line, whatever it holds."""
+    """Return the end of a completion, where its answer is, escaped and on one line."""
     text = ascii(attempt.completion)[1:-1]
     return text if len(text) <= SHOWN_CHARACTERS else f"...{text[3 - SHOWN_CHARACTERS :]}"

@@ -251,7 +251,7 @@ class Client:
             raise
         finally:
             self.busy[url] -= 1
-        # A server that is passed over must be tried again some day.
+        # A server that is passed over must be tried again later.
         self.faults = Counter({one: n - 1 for one, n in self.faults.items() if n and one != url})
         counts, price = token_counts(reply.usage), endpoint.price
         cost = price.cost(reply.usage, sent, datetime.now(UTC)) if price else None
@@ -299,7 +299,7 @@ class Client:
         return redact(response.text)
 
     def _not_answered(self, url: str, error: BaseException) -> Failure:
-        """Return what it means that no whole reply came."""
+        """Return the failure for a request that got no complete reply."""
         if isinstance(error, Failure):
             return error
         if isinstance(error, TimeoutError | httpx2.ReadTimeout | httpx2.WriteTimeout):
@@ -316,7 +316,7 @@ class Client:
         return Failure(act, "connection", words, paid=NOTHING)
 
     def _refusal(self, url: str, response: httpx2.Response, words: str) -> Failure:
-        """Return what an error status means: the run, this sample, or only this try is lost."""
+        """Return the failure for an error status: it ends the run, skips the sample, or retries."""
         status, advice = response.status_code, ""
         act: Act = "skip"
         if status < 400:
@@ -470,7 +470,7 @@ class ApiEngine:
             return ledger.summary()
 
     def describe(self, share: float) -> str:
-        """Return cost so far and as foreseen, requests at once, speed, and failures."""
+        """Return the cost so far and expected, concurrent requests, speed, and failures."""
         if self.ledger is None:
             return ""
         speed = self.tokens / max(time.monotonic() - self.started, 0.1)
@@ -505,7 +505,7 @@ class _Run:
         self.signals = 0
 
     async def run(self, draws: Sequence[Draw], take: Take) -> None:
-        """Work until everything is answered, a limit or a signal ends it, or nothing works."""
+        """Run until every draw is answered, a limit or signal ends it, or requests only fail."""
         for draw in sorted(draws, key=lambda one: one.sample):  # prompts in order
             key = self.engine.key(draw)
             if key in self.ledger.answers:
@@ -542,7 +542,7 @@ class _Run:
             task.cancel()
 
     def _end(self, error: BaseException) -> None:
-        """Let no further request begin."""
+        """End the run with this error: no further request is sent."""
         self.stop = self.stop or error
         self.news.set()
 
@@ -554,7 +554,7 @@ class _Run:
             self._end(error)
 
     def _send_what_may(self) -> float | None:
-        """Send what may be sent; return the seconds until more may, None: after an outcome."""
+        """Send what may be sent; return the seconds until the next, None to await an outcome."""
         while self.stop is None:
             now = time.monotonic()
             again = bool(self.later) and self.later[0][0] <= now
@@ -619,7 +619,7 @@ class _Run:
             self._end(InputError(f"{words} ({error.kind}). Run the same command again to continue"))
 
     def _lose(self, job: _Job, error: Failure) -> None:
-        """Hand over that there is no answer, and the fallback's."""
+        """Report a missing answer, and the fallback's answer if there is one."""
         # What a server refused costs nothing to ask for in the next run.
         rejected = error.act == "skip" and not error.kind.startswith("status_")
         row = error.said | {
@@ -632,7 +632,7 @@ class _Run:
             self.arrived.put_nowait((job.draw, answer))
 
     async def _score(self, take: Take) -> None:
-        """Let a thread score and write what arrives, until the end of it."""
+        """Score and write answers in a thread as they arrive, until there are no more."""
         while True:
             batch = [await self.arrived.get()]
             while len(batch) < SCORED_AT_ONCE and not self.arrived.empty():

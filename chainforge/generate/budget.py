@@ -149,7 +149,7 @@ NOTHING = Amount(0.0, 0)
 
 
 class Ledger:
-    """The account of one file, over all runs: what requests cost as told, or else at most.
+    """The cost of the requests in one file, over all runs: as reported, or else the maximum.
 
     `limits` are those of `LIMITS`; None is without limit.
     """
@@ -242,7 +242,7 @@ class Ledger:
         }
 
     def forget_answers(self) -> None:
-        """Drop the answers once they are in samples.jsonl, or nowhere by decision."""
+        """Drop the answers once they are in samples.jsonl or were deliberately left out."""
         self._lines.close()
         lines = read_rows(self.path)
         write_rows(self.path, ({k: v for k, v in line.items() if k != "answer"} for line in lines))

@@ -1,4 +1,4 @@
-"""Build a data set from scored samples, of collect and of reject alike: filter, select, write.
+"""Build a data set from the scored samples of collect or reject: filter, select, write.
 
 A stage leaves `samples.jsonl` (every sample with `drop` and `drop_detail`), `dataset/` (the kept
 rows with their card) and `funnel.json`.
@@ -37,7 +37,7 @@ SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "1
 
 @dataclass
 class BuildArgs:
-    """What is made of the samples besides the data set itself."""
+    """How the data set is scored, licensed and uploaded."""
 
     rescore: bool = field(
         default=True,
@@ -125,7 +125,7 @@ def save_dataset(rows: Sequence[Row], path: str | Path) -> Path:
 
 
 def _why_none(funnel: Row, marked: list[Row]) -> str:
-    """Return why no row is kept: the commonest reason, and an answer."""
+    """Return why no row is kept: the commonest reason, and an example."""
     (reason, count), *_ = Counter(row["drop"] for row in marked).most_common()
     row = next(row for row in marked if row["drop"] == reason)
     return (

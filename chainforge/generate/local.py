@@ -70,7 +70,7 @@ class LocalEngine:
         """Sample every draw; a thread scores completions while the next tokens are computed."""
         rows = {draw.row["id"]: draw.row for draw in draws}
         prompts = dict(zip(rows, encode(self.tokenizer, [*rows.values()], self.context)))
-        # The longest first: what does not fit into memory fails at once, and short ones end it.
+        # Longest first: what does not fit into memory fails at once, and the last lines are short.
         place = {name: number for number, name in enumerate(rows)}
         order = sorted(
             draws, key=lambda d: (-len(prompts[d.row["id"]]), place[d.row["id"]], d.sample)
@@ -102,7 +102,7 @@ class LocalEngine:
 
 
 class VllmEngine:
-    """A policy that vLLM serves to this process alone."""
+    """A policy that vLLM runs in this process."""
 
     def __init__(self, args: SamplingArgs, policy: str, tokenizer: Any, dtype: str) -> None:
         try:

@@ -43,7 +43,7 @@ class OfflineTeacher:
                     )
 
     def spending(self) -> Row:
-        """Return nothing: it costs nothing."""
+        """Return an empty summary: the solutions cost nothing."""
         return {}
 
     def key(self, draw: Draw) -> str:

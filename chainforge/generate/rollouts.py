@@ -1,4 +1,4 @@
-"""Scored completions: of any samples, of GRPO's rollouts, and as a pool for other stages.
+"""Score samples, record GRPO's rollouts with their rewards, and gate prompts by pass rate.
 
 TRL's own log keeps the last batch only. A recorder sees every completion, because it wraps the
 rewards, which TRL calls with everything it has. `rollouts.jsonl` then serves `reject` as a pool,
@@ -71,7 +71,7 @@ def score_samples(
 
 
 def _call(row: Row, completion: str, transcript: str) -> Row:
-    """Return what `accuracy_reward` gets of a row."""
+    """Return the arguments of `accuracy_reward` for a row."""
     given = {name: row.get(name) for name in ("answer", "verifier", "entry")}
     return given | {"completion": completion, "transcript": transcript}
 
@@ -224,7 +224,7 @@ class Recorder:
 
 @dataclass
 class PoolArgs:
-    """Samples that exist already."""
+    """Existing samples to select from."""
 
     pool: list[str] | str = field(
         default_factory=list,
@@ -235,7 +235,7 @@ class PoolArgs:
     )
 
     def paths(self) -> list[str]:
-        """Return the paths, however many there are."""
+        """Return the paths as a list; one path may be given as text."""
         return [self.pool] if isinstance(self.pool, str) else self.pool
 
 

@@ -30,7 +30,7 @@ FAILURES = "failures.jsonl"
 
 
 class Engine(Protocol):
-    """What draws completions: transformers, vLLM, a server, or a teacher."""
+    """A sampler of completions: transformers, vLLM, a server, or a teacher."""
 
     def sample(self, draws: Sequence[Draw], take: Take) -> None:
         """Sample every draw once, and call `take` with them as they are done, in any order.
@@ -61,7 +61,7 @@ def open_engine(
 
 @dataclass
 class Rolled:
-    """The samples in the order of the Examples, the final failures, and what sampling took."""
+    """The samples in the order of the Examples, the final failures, and counts for the funnel."""
 
     samples: list[Row]
     lost: list[Row] = field(default_factory=list)
@@ -159,7 +159,7 @@ class _Intake:
         self.tell(POLL_SECONDS)
 
     def tell(self, every: float = 0.0) -> None:
-        """Report the progress of all processes, unless that was done just now."""
+        """Report the progress of all processes, at most once in `every` seconds."""
         if rank() > 0 or time.monotonic() - self._told < every:
             return
         self.rounds.note(self._files.refresh())

@@ -1,4 +1,4 @@
-"""Settings of everything that samples, from a policy or from a teacher, and what one draw is."""
+"""Settings of all stages that sample, from a policy or from a teacher, and what one draw is."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ class TeacherArgs(RequestArgs):
         metadata={"help": "Share of each style among the offline teacher's solutions."},
     )
     max_usd: float | None = field(
-        default=None, metadata={"help": "Stop, resumably, before all runs spend more."}
+        default=None, metadata={"help": "Stop before all runs together spend more; resumable."}
     )
     max_tokens_total: int | None = field(
         default=None, metadata={"help": "The same for tokens, prompts and answers."}
@@ -304,7 +304,7 @@ def seed_of(seed: int, identity: str, sample: int) -> int:
 
 
 def ends_of(reference: str, **options: Any) -> set[int]:
-    """Return the ids at which a model's own generation config ends; none when it has none."""
+    """Return the EOS ids of a model's own generation config; none when it has none."""
     from transformers import GenerationConfig
 
     try:

@@ -77,7 +77,7 @@ class Shards:
         self.refresh()
 
     def extend(self, rows: list[Row]) -> None:
-        """Append rows and force them to disk: their source may forget them then."""
+        """Append rows and force them to disk, so that the caller may discard its own copy."""
         if rows:
             self._lines = self._lines or JsonLines(self._own)
             self._lines.extend(rows)
@@ -93,7 +93,7 @@ class Shards:
         return new
 
     def _whole_lines(self, file: Path) -> list[Row]:
-        """Continue to read a file up to its last whole line: another process may be writing."""
+        """Read a file on from where it was read to its last whole line; others may be writing."""
         start = self._read.get(file, 0)
         with open(file, "rb") as lines:
             lines.seek(start)

@@ -88,8 +88,8 @@ def collect(
 ) -> Collected:
     """Ask the teacher for `num_samples` answers to each Example, or for as many as it needs.
 
-    Answers in `output_dir`, rejected ones included, are not asked for again; failed requests are. A
-    server whose answers are dropped by `texts` one after the other is not paid any longer.
+    Answers in `output_dir`, rejected ones included, are not asked for again; failed requests are.
+    The run ends, and spends no more, once `texts` would drop many answers in a row.
     Raises `InputError` before any work for wrong settings, a missing key or a task that the
     offline teacher cannot solve, and later when no request can succeed; `Stopped` for a limit or a
     signal. The rows so far stay.

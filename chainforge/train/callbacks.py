@@ -58,7 +58,7 @@ class StageCallback(TrainerCallback):
     ) -> None:
         """Write the numbers, null where one is not finite; raise `NotFinite` for loss and gradient.
 
-        Not the summary of the whole run, which a resumed run would have for its own part only.
+        The summary at the end is left out: a resumed run's would cover only its own part.
         """
         if not logs or "train_runtime" in logs:
             return

@@ -78,7 +78,7 @@ _VLLM_4BIT = (
 
 
 def refusals(settings: Mapping[str, Any], layout: Layout) -> Iterator[str]:
-    """Yield why a stage cannot work, and what would; nothing when it can."""
+    """Yield each reason why a stage cannot work as launched, with what to change."""
     four, eight, vllm = (settings.get(key) for key in ("load_in_4bit", "load_in_8bit", "use_vllm"))
     quantised, zero3 = four or eight, layout.kind == ZERO3
     if quantised and not settings["use_peft"]:
@@ -102,7 +102,7 @@ def refusals(settings: Mapping[str, Any], layout: Layout) -> Iterator[str]:
 def check_supported(
     training_args: Any, model_args: Any, environment: Mapping[str, str] = os.environ
 ) -> None:
-    """Raise `InputError` for a stage that cannot work where it was launched.
+    """Raise `InputError` for a stage that cannot work as it was launched.
 
     To be called before anything is loaded, with TRL's parsed configurations.
     """

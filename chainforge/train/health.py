@@ -163,7 +163,7 @@ class HealthCallback(TrainerCallback):
         self._check_signal(state, control)
 
     def _report(self, name: str, rule: Rule, seen: str, step: int) -> None:
-        """Write down a finding; raise `Stopped` if the stage is to stop at one."""
+        """Log and save a finding; raise `Stopped` with `health: stop`."""
         row: Row = {"step": step, "rule": name, "action": self.args.health, "seen": seen}
         row |= {"means": rule.means, "change": rule.change}
         self.found.append(row)

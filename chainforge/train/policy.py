@@ -1,4 +1,4 @@
-"""The policy of a training stage: what it starts from, how it trains, what its KL is measured to.
+"""The policy of a training stage: what it starts from, how it trains, and its KL reference.
 
 `model_name_or_path` is a plain model (a Hub id, a directory, a stage's `model/`) or a LoRA adapter
 (a directory, a stage's `adapter/`, a Hub id). `adapter:` chooses what happens to an adapter:
@@ -35,7 +35,7 @@ KEPT = ("model", "adapter", "checkpoints")
 
 @dataclass
 class PolicyArgs:
-    """What becomes of adapters, and what a training stage saves."""
+    """What is done with a given adapter, and what a training stage saves."""
 
     adapter: Literal["merge", "continue"] = field(
         default="merge",

@@ -1,4 +1,4 @@
-"""Save a trained policy as directories that anything can open, and check that they compute it.
+"""Save a trained policy in directories that any library can load, and check their logits.
 
 `model/` is a plain model for `from_pretrained`, and `adapter/` the LoRA adapter alone, whose base
 is a Hub id or an absolute path. Weights that are split over processes are gathered by all of them,

@@ -41,7 +41,7 @@ UNSIGNED = WORKING_FILES | {"checkpoints", TENSORBOARD, RUN_ID}
 
 
 def is_main_process() -> bool:
-    """Return whether this is the process of a launch that writes."""
+    """Return whether this is the first process of its launch, which does the writing."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
@@ -57,7 +57,7 @@ class Stage(Manifest):
         return self.directory / name
 
     def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
-        """Write the progress for whoever watches."""
+        """Write `progress.json`, which `run`, `show` and the report read."""
         if is_main_process():
             value = {"done": done, "total": total, "unit": unit, "note": note}
             with replacing(self.path(PROGRESS), durable=False) as temporary:
@@ -170,7 +170,7 @@ def _other_settings(stage: Stage, what: str, there: Manifest) -> InputError:
 
 
 def _sign(stage: Stage) -> None:
-    """Write the manifest, and before it what is to be sent to the Hub."""
+    """Write the manifest, and before it `upload.json` if the stage is to be uploaded."""
     stage.path(UPLOAD).unlink(missing_ok=True)
     if stage.config.get("push_to_hub"):
         settings = {key: value for key, value in stage.config.items() if key.startswith("hub_")}

@@ -1,4 +1,4 @@
-"""Load tokenizers, and make their chat templates write transcripts as they are.
+"""Load tokenizers, and make their chat templates write transcripts unchanged.
 
 Chat templates strip, move and insert reasoning. So the last assistant turn is written without them:
 the prompt as it is sampled from, the text itself, and the template's end of a turn. A template that
@@ -67,7 +67,7 @@ def load_tokenizer(
     served: bool = False,
     **options: Any,
 ) -> Any:
-    """Load a tokenizer, shielded, that writes assistant's turns as they are.
+    """Load a tokenizer, shielded, that writes the assistant's turns unchanged.
 
     `template` (`chat_template_path`) is `chatml`, a .jinja file, or a tokenizer whose template to
     use; `rows` have the prompts that will be sent, `template_options` are further arguments of the
@@ -428,7 +428,7 @@ def _is_answered(turns: list[Message]) -> bool:
 def _written(
     tokenizer: Any, turn: Turn | None, turns: list[Message], options: dict[str, Any]
 ) -> tuple[str, str]:
-    """Return a conversation as two texts: what an answer follows, and the answer with its end."""
+    """Return a conversation as two texts: all before the answer, and the answer with its end."""
     options = options | {"tokenize": False, "return_assistant_tokens_mask": False}
     if turn is None or not _is_answered(turns):
         return _plain(tokenizer, turns, **options), ""
