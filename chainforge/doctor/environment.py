@@ -22,10 +22,10 @@ from chainforge.core.errors import InputError
 from chainforge.rewards.confinement import gaps
 from chainforge.train.distributed import DDP, SINGLE, ZERO3, Layout, truth
 
-# Oldest supported, tested. Tests compare them with pyproject.toml and constraints.txt.
-PACKAGES = {
+# Oldest supported, then tested, first the one of constraints.txt. A test compares the files.
+PACKAGES: dict[str, tuple[str, ...]] = {
     "torch": ("2.6", "2.13.0"),
-    "transformers": ("5.23", "5.23.0"),
+    "transformers": ("5.23", "5.23.0", "5.24.0"),
     "trl": ("1.16", "1.16.0"),
     "peft": ("0.21", "0.21.2"),
     "accelerate": ("1.15", "1.15.0"),
@@ -79,7 +79,7 @@ def check_machine(machine: Machine) -> Iterator[Finding]:
     """Compare the installed libraries with those tested, and report what the machine has."""
     if Version(platform.python_version()) < Version(PYTHON):
         yield Finding("error", "versions", f"Python {PYTHON} or newer is needed")
-    for name, (oldest, tested) in PACKAGES.items():
+    for name, (oldest, *tested) in PACKAGES.items():
         try:
             found = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -88,8 +88,9 @@ def check_machine(machine: Machine) -> Iterator[Finding]:
         if Version(found) < Version(oldest):
             text = f"{name} {found} is too old: pip install '{name}>={oldest}'"
             yield Finding("error", "versions", text)
-        elif Version(found).release[:2] != Version(tested).release[:2]:
-            text = f"{name} {found} was not tested; {tested} was: pip install -c constraints.txt ."
+        elif Version(found).release[:2] not in [Version(one).release[:2] for one in tested]:
+            was = f"{name} {found} was not tested; {tested[0]} was"
+            text = f"{was}: pip install -c constraints.txt ."
             yield Finding("warning", "versions", text)
         else:
             yield Finding("ok", "versions", f"{name} {found}")

@@ -81,7 +81,7 @@ def test_a_stage_reads_its_layout_from_the_variables_of_its_launcher(kind):
 def test_the_versions_are_those_of_the_project():
     pins = re.findall(r"^([\w-]+)==([\w.]+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     project = (ROOT / "pyproject.toml").read_text()
-    for name, (oldest, tested) in PACKAGES.items():
+    for name, (oldest, tested, *_) in PACKAGES.items():
         assert dict(pins)[name] == tested
         assert f'"{name}>={oldest}' in project
     assert f'requires-python = ">={PYTHON}"' in project
