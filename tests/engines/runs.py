@@ -77,7 +77,7 @@ def accuracy(done, stage):
     return read_json(done.folder / stage / "results.json")["models"][0]["strict"]["mean"]
 
 
-def receipt(name, done, *packages, note="", cell=None, **result):
+def receipt(name, done, *packages, note="", cell=None, steps=None, loss=None, **result):
     """Write what a run was and gave, with the versions of these packages too."""
     if not (folder := os.environ.get("RECEIPTS")):
         return
@@ -94,7 +94,9 @@ def receipt(name, done, *packages, note="", cell=None, **result):
         exit=0,
         seconds=round(done.seconds, 1),
         cell=cell,
-        result=result,
+        steps=steps,
+        loss=loss,
+        result=result or None,
         note=note,
     )
     write_receipt(found, Path(folder) / f"cpu-{name}.json")
