@@ -297,7 +297,7 @@ def _check_reference(
     giving += [] if what == "data" else models
     is_path = what == "data" and ("/" in name or name.endswith(".jsonl"))
     if name not in giving and not (is_path and name not in names):
-        raise InputError(f"key {key!r}: {name!r} leaves no {what}: {hint(name, giving)}")
+        raise InputError(f"key {key!r}: {name!r} produces no {what}: {hint(name, giving)}")
     if name in names[names.index(stage.name) :]:
         raise InputError(f"key {key!r}: stage {name} is not above this one; move it there")
 

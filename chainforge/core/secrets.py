@@ -87,8 +87,8 @@ def check_settings(value: Any, where: str, known: Mapping[str, str] | None = Non
 
 def _refuse(where: str, why: str = "") -> None:
     raise InputError(
-        f"{redact(where)}: a secret goes into no file and on no command line, where others read "
-        f"it{why}; take it out, and set HF_TOKEN, OPENAI_API_KEY or the like in the environment"
+        f"{redact(where)}: a secret must not be in a file or on a command line, where others can "
+        f"read it{why}; remove it, and set HF_TOKEN, OPENAI_API_KEY or the like in the environment"
     )
 
 

@@ -100,12 +100,12 @@ def check_machine(machine: Machine) -> Iterator[Finding]:
     yield Finding("ok", "machine", f"{words}, {machine.cores} cores, {memory}")
     if missing := gaps():
         text = (
-            f"this machine cannot take {', '.join(missing)} from the verifier processes: that "
+            f"this machine cannot deny verifier processes {', '.join(missing)}: that "
             "needs Linux 5.13 with seccomp and Landlock, and libseccomp (apt install libseccomp2)"
         )
         yield Finding("warning", "verifier", text)
     else:
-        yield Finding("ok", "verifier", "without network, files, processes or others' secrets")
+        yield Finding("ok", "verifier", "no network, files, new processes or others' secrets")
 
 
 def layout_of(given: dict[str, Any]) -> Layout:

@@ -232,12 +232,12 @@ def _check_golds(step: Step, ready: Any) -> Iterator[Finding]:
     if not report.errors and report.failures:
         one = report.failures[0]
         text = (
-            f"a wrong answer ({one.kind}) is paid {one.total:g}, the gold answer "
+            f"a wrong answer ({one.kind}) earns {one.total:g}, the gold answer "
             f"{one.row['answer']!r:.60} {one.gold:g}; see `chainforge check`"
         )
         yield Finding("error", "rewards", text, name, "rewards")
     elif not (report.errors or report.constants):
-        yield Finding("ok", "rewards", "gold answers are paid more than any other", name)
+        yield Finding("ok", "rewards", "gold answers earn more than any other", name)
 
 
 def _check_forms(rows: Any, form: str, stage: str) -> Iterator[Finding]:

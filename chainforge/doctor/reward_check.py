@@ -41,7 +41,7 @@ def check_reward(reward: str, task: str | None = None, rows: int = 16) -> Audit:
 
     whole, verifier = reward.endswith((".yaml", ".yml")), reward in VERIFIERS
     if task is None and not whole:
-        raise InputError("give --task FILE, whose rows the reward is tried on")
+        raise InputError("give --task FILE, the rows to try the reward on")
     settings = _tasks(task or reward)
     transcript = settings.get("transcript", DEFAULT)
     judges = RewardArgs(transcript=transcript)
@@ -112,7 +112,7 @@ def verdict(audit: Audit) -> str:
         rows = len({id(one.row) for one in audit.failures})
         return f"on {rows} of {audit.rows} rows something beat or equalled the gold answer"
     if audit.constants:
-        return f"{len(audit.constants)} constant answers are paid on rows that have another"
+        return f"{len(audit.constants)} constant answers earn a reward on rows that have another"
     return "gold beats every other answer on every row"
 
 

@@ -29,7 +29,7 @@ class OfflineTeacher:
     def __init__(self, styles: dict[str, float], seed: int, transcript: str) -> None:
         refuse_unknown(styles, STYLES, "styles: ")
         if not sum(styles.values()) > 0 or min(styles.values()) < 0:
-            raise InputError(f"styles: expected shares from 0 up, one of them above, not {styles}")
+            raise InputError(f"styles: expected shares of at least 0, one above 0, found {styles}")
         self.styles, self.seed, self.transcript = styles, seed, transcript
 
     def check(self, examples: list[Row]) -> None:

@@ -154,7 +154,7 @@ class _Intake:
             why = last_words([next(failed)]) if missing else self.useless(next(scored))
             self._in_a_row = self._in_a_row + 1 if why else 0
             if self._in_a_row >= MAX_USELESS:
-                words = f"{MAX_USELESS} answers in a row were of no use, the last: {why}"
+                words = f"{MAX_USELESS} answers in a row were unusable, the last: {why}"
                 raise InputError(f"{words} Run the same command again to continue")
         self.tell(POLL_SECONDS)
 

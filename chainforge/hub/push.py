@@ -24,7 +24,7 @@ def check_push(settings: Any, start: Any = None) -> None:
     from chainforge.hub.upload import check_id, token
 
     if getattr(settings, "hub_token", None) is not None:
-        raise InputError("hub_token: a token goes into no file; set HF_TOKEN in the environment")
+        raise InputError("hub_token: no token belongs in a file; set HF_TOKEN in the environment")
     if not settings.push_to_hub:
         return
     key = "hub_model_id" if hasattr(settings, "hub_model_id") else "hub_dataset_id"

@@ -130,7 +130,7 @@ def check_secrets(files: Files) -> None:
                 if any(part.find(value) >= 0 for value in (values if is_text else values[:1])):
                     raise InputError(
                         f"{name} holds the value of {variable}, so nothing was sent: revoke that "
-                        f"secret and make the file without it, or unset {variable} if it is none"
+                        f"secret and make the file without it, or unset {variable} if it holds none"
                     )
 
 

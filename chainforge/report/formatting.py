@@ -139,7 +139,7 @@ def source(name: str) -> str:
     """Explain a row's `source`, to be read after "rows"."""
     return {
         "offline": "were written by the built-in solver, not by a language model",
-        "offline-fallback": "were written by the built-in solver, for the teacher did not answer",
+        "offline-fallback": "were written by the built-in solver, since the teacher did not answer",
         "policy": "were sampled from the model that the stage was given",
         "not recorded": "have no source recorded",
     }.get(name, "were written by the teacher")

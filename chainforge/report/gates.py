@@ -118,7 +118,7 @@ def _judge_metric(gate: Gate, results: dict[str, Any], directory: Path) -> tuple
     for key in (f"{found[1]}_at_k", found[2]) if found else METRICS[str(gate.metric)]:
         value = value.get(key) if isinstance(value, dict) else None
     if value is None:  # nothing was solved, nothing was readable, or too few samples for pass@k
-        return False, f"{gate}: it has no value"
+        return False, f"{gate}: the metric has no value"
     what = f"{gate.metric} of {gate.model} is {value:.{3 if abs(value) <= 1 else 1}f}"
     if gate.min is not None and value < gate.min:
         return False, f"{what}, below the required {gate.min:g}"

@@ -23,9 +23,9 @@ SEAL = "sealed.json"
 DAMAGED = "damaged-"
 # Settings under which an interrupted run cannot resume exactly.
 REFUSED = {
-    "save_only_model": "it leaves out the optimizer, so a run could not resume; leave it out",
-    "ignore_data_skip": "it starts the data from the beginning in a resumed run; leave it out",
-    "resume_from_checkpoint": "leave it out; a stage resumes from its last whole checkpoint",
+    "save_only_model": "a run cannot resume without the optimizer's state; remove this setting",
+    "ignore_data_skip": "a resumed run would read the data from the start; remove this setting",
+    "resume_from_checkpoint": "remove this setting; a stage resumes from its last whole checkpoint",
 }
 
 

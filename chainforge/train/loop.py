@@ -108,7 +108,7 @@ def _check_trained(trainer: Any, before: dict[str, int]) -> None:
     """Raise `NothingTrained` when no step was taken, or none changed a weight."""
     steps = trainer.state.global_step
     if steps == 0:
-        raise NothingTrained("no step was taken: the data have less than one batch")
+        raise NothingTrained("no step was taken: the data contain less than one batch")
     accelerator = trainer.accelerator  # each process may hold a part of the weights
     changed = torch.tensor([_weight_sums(trainer.model) != before], device=accelerator.device)
     if not accelerator.gather(changed).any():

@@ -119,7 +119,7 @@ def check_policy(args: PolicyArgs, training_args: Any, model_args: Any) -> Start
     # own copy: the KL would not measure the training.
     if hasattr(training_args, "num_generations") and training_args.beta:
         if str(asked.get("disable_dropout")).lower() in ("false", "no", "off"):
-            raise InputError("disable_dropout: false with beta: the KL would be one of dropout")
+            raise InputError("disable_dropout: false with beta: the KL would measure dropout")
         training_args.disable_dropout = True
     return start
 
@@ -145,9 +145,7 @@ def _check_method(args: PolicyArgs, model_args: Any, asked: dict[str, Any]) -> N
         raise InputError(f"save: {odd[0]!r} is not one of: {', '.join(KEPT)}")
     trained = ("model", "adapter") if model_args.use_peft else ("model",)
     if not set(trained) & set(args.save):
-        raise InputError(
-            f"save: nothing of what is trained would stay; save {' or '.join(trained)}"
-        )
+        raise InputError(f"save: no trained weights would be kept; save {' or '.join(trained)}")
 
 
 def _check_adapter(start: Start, asked: dict[str, Any]) -> None:
@@ -166,7 +164,7 @@ def _check_adapter(start: Start, asked: dict[str, Any]) -> None:
     for key in ("lora_r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora"):
         own = source.lora.get("r" if key == "lora_r" else key)
         if start.continues and key in asked and asked[key] != own:
-            raise InputError(f"{key}: the adapter that trains on has {own}; leave {key} out")
+            raise InputError(f"{key}: the adapter to be continued has {own}; leave {key} out")
     lora = source.lora if start.continues else vars(start.lora) if start.lora else {}
     for name in ("target_modules", "modules_to_save"):
         if "lm_head" in (lora.get(name) or ()):

@@ -113,7 +113,7 @@ def open_tokenizer(reference: str, **options: Any) -> Any:
     except (OSError, ValueError) as error:
         raise InputError(f"{reference}: no tokenizer found: {first_line(error)}") from None
     if not made("a", add_special_tokens=False)["input_ids"]:
-        raise InputError(f"{reference}: its tokenizer knows no text; is tokenizer.json missing?")
+        raise InputError(f"{reference}: its tokenizer encodes no text; is tokenizer.json missing?")
     return made
 
 
@@ -405,7 +405,7 @@ def _apply(
     if options.get("padding") or (masked and not all(ends)):
         raise InputError(
             "a message contains a special token of the tokenizer; leave the row out "
-            "(assistant_only_loss and padded batches cannot take it for text)"
+            "(assistant_only_loss and padded batches cannot treat it as text)"
         )
     written = [_written(tokenizer, turn, turns, options) for turns in (each if as_text else shown)]
     if as_text:

@@ -228,7 +228,7 @@ def test_a_secret_reaches_no_file_and_no_terminal(workplace):
     (workplace.folder / "cold_start.yaml").write_text(f"steps: 3\nhub_token: {value}\n")
     for words in (("run", "chain.yaml"), ("plan", "chain.yaml")):
         text = workplace.chainforge(*words, expect=2)
-        assert "cold_start.yaml: hub_token: a secret goes into no file" in text
+        assert "cold_start.yaml: hub_token: a secret must not be in a file" in text
         assert value not in text
     assert not list(workplace.folder.glob("runs/**/log.txt"))
     workplace.configure("cold_start", steps=3)

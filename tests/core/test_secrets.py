@@ -108,7 +108,7 @@ def test_a_secret_in_the_settings_is_refused_and_never_repeated(
         if not refused:
             read()
             continue
-        with pytest.raises(InputError, match="a secret goes into no file") as error:
+        with pytest.raises(InputError, match="a secret must not be in a file") as error:
             read()
         assert key in str(error.value)
         assert str(value) not in str(error.value).replace(key, "")

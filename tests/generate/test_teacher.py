@@ -271,10 +271,10 @@ def test_an_outage_is_waited_for_one_request_at_a_time(server, sums, tmp_path):
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (Answer(chat(), seconds=0.05), f"{MAX_USELESS} answers .* of no use.*no_reasoning"),
-        (Answer(chat("4", reasoning_content="2 + 2 = 4."), seconds=0.05), "of no use.*too_short"),
+        (Answer(chat(), seconds=0.05), f"{MAX_USELESS} answers .* unusable.*no_reasoning"),
+        (Answer(chat("4", reasoning_content="2 + 2 = 4."), seconds=0.05), "unusable.*too_short"),
         (Answer(b"<html>no field \x1b[2J", 422, seconds=0.05),
-         r"of no use.*status 422: .*no field \\x1b\[2J.*thinking, top_k; `extra_body: {}`"),
+         r"unusable.*status 422: .*no field \\x1b\[2J.*thinking, top_k; `extra_body: {}`"),
         (FAULTS["500"], "requests in a row failed.*status 500"),
     ],
 )  # fmt: skip

@@ -254,5 +254,5 @@ def test_a_stage_at_work_a_control_and_a_funnel_with_a_gap_are_named(chain):
     bars = [a for tag, a in page.elements if tag == "svg" and a.get("class") == "progress"]
     assert [bar["aria-label"] for bar in bars] == ["30 % done"]
     assert "rl was trained on random rewards: it is a control." in page.text
-    assert "1 of 21 rows were written by the built-in solver, for the teacher did" in page.text
+    assert "1 of 21 rows were written by the built-in solver, since the teacher did" in page.text
     assert "The parts do not add up: 5 rows are not accounted for." in page.text
