@@ -66,7 +66,7 @@ def sizes_of(toy: bool) -> tuple[int, int, int]:
 
 
 def comparable(row: dict[str, Any]) -> bool:
-    """Whether a case does what the shipped settings do, only in another way."""
+    """Return whether a case does what the shipped settings do, only in another way."""
     return row["case"] not in ("reference", "lora")
 
 

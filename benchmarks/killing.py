@@ -55,7 +55,7 @@ def become(
     arm: Callable[[int, int | None], None],
     last: int | None,
 ) -> None:
-    """Be the script from now on."""
+    """Become the script from now on."""
     code: Any = 70
     try:
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

@@ -48,7 +48,7 @@ def naive(model: Any, tokenizer: Any, rows: list[Row], args: SamplingArgs) -> li
 
 
 def batched(model: Any, tokenizer: Any, rows: list[Row], args: SamplingArgs) -> list[Row]:
-    """Plain batches of `model.generate`, in the order of the prompts."""
+    """Sample in plain batches of `model.generate`, in the order of the prompts."""
     made = []
     size = max(1, args.generation_batch_size // args.num_samples)
     for start in range(0, len(rows), size):
@@ -91,7 +91,7 @@ def generated(
 def ours(
     model: Any, tokenizer: Any, rows: list[Row], args: SamplingArgs, keep: int = 1
 ) -> list[Row]:
-    """Our engine, in rounds when the settings say so, until `keep` rows of a prompt are right."""
+    """Sample with our engine, in rounds if set, until `keep` rows of a prompt are right."""
     engine, rounds = LocalEngine(model, tokenizer, args), Rounds(rows, args, ACCEPT, keep)
 
     def take(batch: list[Drawn]) -> None:

@@ -4,9 +4,9 @@
         --model_name_or_path recipes/quickstart/base --data runs/quickstart/traces \
         --output_dir runs/quickstart/cold_start
 
-Every option is TRL's own (SFTConfig, ModelConfig) but for `data`, `transcript`, `adapter` (what
-becomes of a LoRA adapter that the stage is given) and `save`. The loss is on the completion alone;
-a row that does not fit into `max_length` is an error, never cut in silence.
+Every option is TRL's own (SFTConfig, ModelConfig) except `data`, `transcript`, `adapter` (what to
+do with a LoRA adapter that the stage is given) and `save`. The loss is on the completion alone; a
+row that does not fit into `max_length` is an error, and is never cut silently.
 """
 
 from types import SimpleNamespace

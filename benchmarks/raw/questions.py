@@ -50,7 +50,7 @@ def part_of(text: str) -> str:
 
 
 def formatted(text: str) -> bool:
-    """Whether a completion has the form: each tag once, and something between them."""
+    """Return whether a completion has the form: each tag once, and something between them."""
     found = FORM.fullmatch(text)
     once = all(text.count(f"<{end}{tag}>") == 1
                for tag in ("reasoning_process", "summary") for end in ("", "/"))  # fmt: skip
@@ -58,5 +58,5 @@ def formatted(text: str) -> bool:
 
 
 def correct(text: str, answer: str) -> bool:
-    """Whether a well-formed completion gives the answer."""
+    """Return whether a well-formed completion gives the answer."""
     return formatted(text) and FORM.fullmatch(text)["answer"].strip() == answer  # type: ignore[index]
