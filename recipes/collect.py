@@ -28,10 +28,10 @@ CONFIGS = (RunArgs, TaskArgs, RewardArgs, TeacherArgs, SelectionArgs, FilterArgs
 
 def preflight(configs: tuple[Any, ...]) -> SimpleNamespace:
     """Check settings, teacher, rows and rewards; return what was loaded. No request is sent."""
-    run, tasks, rewarding, teacher, selection, texts = configs
+    run, tasks, rewarding, teacher, selection, filters = configs
     teacher.check()
     selection.check()
-    texts.check()
+    filters.check()
     endpoints = [] if teacher.teacher == "offline" else [endpoint_of(teacher)]
     if endpoints and not teacher.dry_run:
         key_of(teacher)
@@ -42,7 +42,7 @@ def preflight(configs: tuple[Any, ...]) -> SimpleNamespace:
 
 
 def main() -> None:
-    run, _, rewarding, teacher, selection, texts = configs = parse(*CONFIGS)
+    run, _, rewarding, teacher, selection, filters = configs = parse(*CONFIGS)
     ready = preflight(configs)
     if teacher.dry_run:
         print(estimate(teacher, ready.rows))
@@ -56,13 +56,13 @@ def main() -> None:
             seed=run.seed,
             stage=stage.directory.name,
             score=lambda rows: score_samples(rows, rewarding.transcript, ready.rewards),
-            accept=accepted_by(selection, texts),
+            accept=accepted_by(selection, filters),
             keep=selection.max_per_prompt,
-            texts=texts,
+            filters=filters,
             progress=stage.progress,
         )
         stage.metrics |= {"spending": collected.spending} | build(
-            collected.rows, stage.directory, selection, texts, BuildArgs(), run.seed,
+            collected.rows, stage.directory, selection, filters, BuildArgs(), run.seed,
             lost=collected.lost, report={"sources": collected.sources},
             sections=lambda kept: card_sections(teacher, kept, collected.spending),
         )  # fmt: skip

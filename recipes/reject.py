@@ -35,10 +35,10 @@ CONFIGS = (RunArgs, TaskArgs, RewardArgs, SamplingArgs, PoolArgs, SelectionArgs,
 
 def preflight(configs: tuple[Any, ...]) -> SimpleNamespace:
     """Check settings, rows, rewards and tokenizer; return what was loaded. No weights are read."""
-    run, tasks, rewarding, sampling, pool, selection, texts, output = configs
+    run, tasks, rewarding, sampling, pool, selection, filters, output = configs
     check_push(output)
     selection.check()
-    texts.check()
+    filters.check()
     ready = SimpleNamespace(rows=[], tokenizer=None, rewards=[], transcript=rewarding.transcript)
     if pool.paths():
         if run.model_name_or_path:
@@ -64,7 +64,7 @@ def preflight(configs: tuple[Any, ...]) -> SimpleNamespace:
 
 
 def main() -> None:
-    run, _, rewarding, sampling, pool, selection, texts, output = configs = parse(*CONFIGS)
+    run, _, rewarding, sampling, pool, selection, filters, output = configs = parse(*CONFIGS)
     ready = preflight(configs)
     policy = run.model_name_or_path
     inputs = {f"data.{number}": path for number, path in enumerate(pool.paths())}
@@ -90,14 +90,14 @@ def main() -> None:
                 provenance={"model": policy, "stage": stage.directory.name},
                 score=lambda rows: score_samples(rows, rewarding.transcript, ready.rewards,
                                                  ready.tokenizer),
-                accept=accepted_by(selection, texts),
+                accept=accepted_by(selection, filters),
                 keep=selection.max_per_prompt,
                 progress=stage.progress,
             )  # fmt: skip
             rows, report = rolled.samples, rolled.report
         if not is_main_process():
             return
-        stage.metrics |= build(rows, stage.directory, selection, texts, output, run.seed,
+        stage.metrics |= build(rows, stage.directory, selection, filters, output, run.seed,
                                report={"sampling": report})  # fmt: skip
 
 

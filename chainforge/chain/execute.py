@@ -22,7 +22,7 @@ import psutil
 
 from chainforge.chain.plan import executable
 from chainforge.core.errors import PAUSED, Failed, Stopped
-from chainforge.core.process import CHAIN, leave_terminal, stop_signals
+from chainforge.core.process import CHAIN_VARIABLE, leave_terminal, stop_signals
 from chainforge.core.secrets import redact
 
 POLL_SECONDS = 0.1
@@ -63,7 +63,7 @@ def execute(command: list[str], log: Path, watch: Callable[[], None]) -> int:
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=os.environ | {CHAIN: "1"},  # a stage then draws no bars of its own
+            env=os.environ | {CHAIN_VARIABLE: "1"},  # a stage then draws no bars of its own
         )
         words = ["sh", "-c", _WATCHDOG, "watchdog", str(process.pid), str(SAVE_SECONDS)]
         pipe, null = subprocess.PIPE, subprocess.DEVNULL

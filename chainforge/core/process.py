@@ -18,8 +18,8 @@ from chainforge.core.errors import Failed, InputError, Stopped
 from chainforge.core.jsonl import writing
 from chainforge.core.secrets import read_secret, redact_output
 
-CHAIN = "CHAINFORGE_CHAIN"  # set for the stages that `chainforge run` starts
-LAUNCHERS = (CHAIN, "ACCELERATE_DYNAMO_MODE", "TORCHELASTIC_RUN_ID")
+CHAIN_VARIABLE = "CHAINFORGE_CHAIN"  # set for the stages that `chainforge run` starts
+LAUNCHERS = (CHAIN_VARIABLE, "ACCELERATE_DYNAMO_MODE", "TORCHELASTIC_RUN_ID")
 
 
 def run(main: Callable[[], None]) -> None:

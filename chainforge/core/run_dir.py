@@ -33,7 +33,7 @@ DONE, STALE, RUNNING = "done", "stale", "running"
 RESUMABLE, FAILED, PENDING = "resumable", "failed", "pending"
 CHAIN, LOG = "chain.json", "log.txt"
 # Any of these in a folder makes it a stage, when no chain.json lists the stages.
-MARKS = (MANIFEST, STARTED, PROGRESS, "config.yaml", "metrics.jsonl", "samples.jsonl")
+STAGE_FILES = (MANIFEST, STARTED, PROGRESS, "config.yaml", "metrics.jsonl", "samples.jsonl")
 LOG_LINES = 20
 LAST_BYTES = 65_536
 # How `chainforge.core.process.run` ends a recipe that did not succeed.
@@ -300,7 +300,9 @@ def read_run(directory: Path) -> RunDir:
             raise InputError(f"{directory / CHAIN}: need an object with a list `stages`")
         stages = [_listed(directory, entry) for entry in chain["stages"]]
     else:
-        folders = [p for p in directory.iterdir() if any((p / mark).is_file() for mark in MARKS)]
+        folders = [
+            p for p in directory.iterdir() if any((p / one).is_file() for one in STAGE_FILES)
+        ]
         stages = [StageDir(folder) for folder in folders]
         # "~" sorts after every date: what is unfinished comes last.
         stages.sort(key=lambda s: (s.manifest.finished if s.manifest else "~", s.name))

@@ -125,7 +125,7 @@ def parts(completion: str) -> Transcript:
     return Transcript(_TAGS.sub("", completion), "")
 
 
-def fault(row: Row, args: SelectionArgs, texts: FilterArgs | None = None) -> Finding | None:
+def fault(row: Row, args: SelectionArgs, filters: FilterArgs | None = None) -> Finding | None:
     """Return the first reason to drop a sample, by its scores or its text; None to keep it."""
     correct, reward = row.get("correct"), row.get("reward")
     if row.get("finish_reason") not in ("stop", None):
@@ -142,7 +142,7 @@ def fault(row: Row, args: SelectionArgs, texts: FilterArgs | None = None) -> Fin
         return "wrong", f"answered {str(row.get('extracted'))[:60]!r}"
     if args.min_reward is not None and (reward is None or reward < args.min_reward):
         return "below_min_reward", f"reward {reward}"
-    return None if texts is None else text_fault(row, texts)
+    return None if filters is None else text_fault(row, filters)
 
 
 def text_fault(row: Row, args: FilterArgs) -> Finding | None:

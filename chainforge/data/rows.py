@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 MAX_BAD = 0.01  # the share of bad rows above which a file stops the run
 MAX_LINE = 1_000_000  # bytes; a longer line is a file in a file, or two files glued together
-NAME = "rejects.jsonl"
+REJECTS = "rejects.jsonl"
 
 _folder: contextvars.ContextVar[Path | None] = contextvars.ContextVar("rejects", default=None)
 _early: contextvars.ContextVar[tuple[Row, ...]] = contextvars.ContextVar("early", default=())
@@ -34,7 +34,7 @@ _early: contextvars.ContextVar[tuple[Row, ...]] = contextvars.ContextVar("early"
 @contextlib.contextmanager
 def rejects_in(directory: str | Path) -> Iterator[None]:
     """Write bad rows to `directory`/rejects.jsonl: those found so far, and in this context."""
-    path = Path(directory) / NAME
+    path = Path(directory) / REJECTS
     path.unlink(missing_ok=True)
     if early := _early.get():
         write_rows(path, early)
@@ -73,7 +73,7 @@ class FoundRows:
     def _settle(self, faults: list[tuple[int, str]], total: int, most: float) -> None:
         rows = [{"file": str(self.path), "row": number, "reason": why} for number, why in faults]
         if folder := _folder.get():
-            with JsonLines(folder / NAME) as file:
+            with JsonLines(folder / REJECTS) as file:
                 file.extend(rows)
         else:
             _early.set((*_early.get(), *rows))
@@ -83,7 +83,7 @@ class FoundRows:
         what = f"{self.path}: {len(faults)} of {total} rows are malformed"
         if len(faults) > most * total:
             raise InputError(f"{what}, more than {most:.0%}:{shown}")
-        logger.warning("%s and left out (all of them are in %s):%s", what, NAME, shown)
+        logger.warning("%s and left out (all of them are in %s):%s", what, REJECTS, shown)
 
 
 def read_file(path: str | Path) -> FoundRows:

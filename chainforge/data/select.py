@@ -24,8 +24,8 @@ from chainforge.data.filters import FilterArgs, Finding, Run, SelectionArgs, fau
 from chainforge.data.rows import read_file
 from chainforge.data.sources import same_question
 
-NAMES = ("rollouts.jsonl", "samples.jsonl")
-MARKS = frozenset({"drop", "drop_detail", "pass_rate"})  # of an earlier selection
+POOL_FILES = ("rollouts.jsonl", "samples.jsonl")
+SELECTION_COLUMNS = frozenset({"drop", "drop_detail", "pass_rate"})  # of an earlier selection
 
 # The reason of a sample is the first that applies.
 _REASONS = """
@@ -83,12 +83,12 @@ def read_pool(paths: Sequence[str]) -> list[Row]:
 
 
 def _file(path: str) -> Path:
-    for file in (Path(path), *(Path(path, name) for name in NAMES)):
+    for file in (Path(path), *(Path(path, name) for name in POOL_FILES)):
         if file.is_file():
             return file
     raise InputError(
         f"pool: {path}: no samples: expected a .jsonl file, or the directory of a stage with "
-        f"{' or '.join(NAMES)}"
+        f"{' or '.join(POOL_FILES)}"
     )
 
 
@@ -98,11 +98,11 @@ def _checked(row: Row) -> Row:
         msgspec.convert(row, _Sample)
     except msgspec.ValidationError as error:
         raise InputError(str(error)) from None
-    return {key: value for key, value in row.items() if key not in MARKS}
+    return {key: value for key, value in row.items() if key not in SELECTION_COLUMNS}
 
 
 def select(
-    rows: Sequence[Row], args: SelectionArgs, texts: FilterArgs | None = None, seed: int = 0
+    rows: Sequence[Row], args: SelectionArgs, filters: FilterArgs | None = None, seed: int = 0
 ) -> tuple[list[Row], dict[str, Any]]:
     """Return scored samples, each with `pass_rate`, `drop` and, if dropped, `drop_detail`.
 
@@ -110,11 +110,11 @@ def select(
     dropped, by reason. `drop` is None for a sample that is kept.
     """
     args.check()
-    if texts is not None:
-        texts.check()
+    if filters is not None:
+        filters.check()
     if not rows:
         raise InputError("no samples to select from")
-    drops = {place: why for place, row in enumerate(rows) if (why := fault(row, args, texts))}
+    drops = {place: why for place, row in enumerate(rows) if (why := fault(row, args, filters))}
     report: dict[str, Any] = {}
     if args.decontaminate:
         questions, prompts = evaluation_questions(args.decontaminate, seed), _left(rows, drops)

@@ -72,7 +72,7 @@ def build(
     rows: list[Row],
     directory: Path,
     selection: SelectionArgs,
-    texts: FilterArgs,
+    filters: FilterArgs,
     args: BuildArgs,
     seed: int = 0,
     *,
@@ -85,7 +85,7 @@ def build(
     `lost` counts answers without a sample, by reason; `report` is added to the funnel, `sections`
     makes further sections of the card. Raises `InputError` when no row is kept.
     """
-    marked, funnel = select(rows, selection, texts, seed)
+    marked, funnel = select(rows, selection, filters, seed)
     merge(directory / "samples.jsonl", marked)
     kept = [row for row in marked if row["drop"] is None]
     funnel["in"] += sum((lost or {}).values())
@@ -94,7 +94,7 @@ def build(
     artifacts.write_json(directory / "funnel.json", funnel)
     if not kept:
         raise InputError(_why_none(funnel, marked))
-    settings = resolved(selection, texts)
+    settings = resolved(selection, filters)
     settings |= {"max_per_prompt": selection.max_per_prompt, "select": selection.select}
     card = _card(kept, funnel, settings, args.dataset_license, sections(kept))
     with replacing(save_dataset(kept, directory / "dataset").with_name("README.md")) as temporary:

@@ -306,9 +306,9 @@ class Rounds:
         return found
 
 
-def accepted_by(selection: SelectionArgs, texts: FilterArgs | None = None) -> Accept:
+def accepted_by(selection: SelectionArgs, filters: FilterArgs | None = None) -> Accept:
     """Accept the samples that no filter drops, whatever else is sampled."""
-    return lambda row: fault(row, selection, texts) is None
+    return lambda row: fault(row, selection, filters) is None
 
 
 def sample(row: Row, completion: str, index: int, *, source: str, **provenance: Any) -> Row:

@@ -83,13 +83,13 @@ def collect(
     score: Callable[[list[Row]], list[Row]] = lambda rows: rows,
     accept: Accept | None = None,
     keep: int = 1,
-    texts: FilterArgs | None = None,
+    filters: FilterArgs | None = None,
     progress: Progress = lambda done, total, unit, note: None,
 ) -> Collected:
     """Ask the teacher for `num_samples` answers to each Example, or for as many as it needs.
 
     Answers in `output_dir`, rejected ones included, are not asked for again; failed requests are.
-    The run ends, and spends no more, once `texts` would drop many answers in a row.
+    The run ends, and spends no more, once `filters` would drop many answers in a row.
     Raises `InputError` before any work for wrong settings, a missing key or a task that the
     offline teacher cannot solve, and later when no request can succeed; `Stopped` for a limit or a
     signal. The rows so far stay.
@@ -105,9 +105,9 @@ def collect(
         )
 
     def useless(row: Row) -> str | None:
-        if texts is None or row["teacher"] == "offline":
+        if filters is None or row["teacher"] == "offline":
             return None
-        found = text_fault(row, texts)
+        found = text_fault(row, filters)
         return found and f"{found[0]} ({found[1]})."
 
     rolled = roll_out(

@@ -24,7 +24,7 @@ from chainforge.hub.lineage import Ancestor, Origin, base_of, lineage
 from chainforge.hub.upload import HUB_ID, Files, check_secrets, push, token
 
 ADAPTER, CONFIG, CARD = "adapter_config.json", "config.json", "README.md"
-MARKS = {"adapter": ADAPTER, "model": CONFIG, "dataset": "*.parquet"}  # what each part has
+PARTS = {"adapter": ADAPTER, "model": CONFIG, "dataset": "*.parquet"}  # a file of each part
 _TOKENIZER = (
     r"tokenizer\.(?:json|model)|(?:tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
     r"|vocab\.txt|merges\.txt|chat_template\.(?:jinja|json)"
@@ -211,15 +211,15 @@ def _listed(package: Package) -> list[str]:
 
 def _part(path: Path, what: str | None) -> tuple[str, Path]:
     """Return which part of a stage to export, and its folder; `path` may be that folder."""
-    if what not in (None, *MARKS):
-        raise InputError(f"what: {what!r}; {hint(str(what), MARKS)}")
+    if what not in (None, *PARTS):
+        raise InputError(f"what: {what!r}; {hint(str(what), PARTS)}")
     if not path.is_dir():
         raise InputError(f"{path}: no such directory; give a finished stage, as runs/NAME/STAGE")
     for folder in (path, *path.resolve().parents[:3]):  # as deep as checkpoints/checkpoint-9 is
         if (folder / STARTED).exists() and read_manifest(folder) is None:
             raise InputError(f"{folder}: this stage is not finished; run it first")
-    folders = {part: path / part if read_manifest(path) else path for part in MARKS}
-    has = [part for part, folder in folders.items() if any(folder.glob(MARKS[part]))]
+    folders = {part: path / part if read_manifest(path) else path for part in PARTS}
+    has = [part for part, folder in folders.items() if any(folder.glob(PARTS[part]))]
     part = what or (has[0] if has else "adapter")
     if part not in has:
         raise InputError(

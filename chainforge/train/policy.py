@@ -24,7 +24,7 @@ from typing import Any, Literal
 from chainforge.core.artifacts import read_manifest
 from chainforge.core.config import given
 from chainforge.core.errors import InputError
-from chainforge.core.process import CHAIN
+from chainforge.core.process import CHAIN_VARIABLE
 from chainforge.train import trl_internals
 from chainforge.train.distributed import check_supported
 from chainforge.train.model_source import Source, find_source
@@ -276,6 +276,6 @@ def prepare(training_args: Any, stage: Stage) -> Any:
     training_args.output_dir = str(stage.path("checkpoints"))
     opened = start.continues or start.quantization
     training_args.model_init_kwargs = None if opened else start.options
-    if os.environ.get(CHAIN):
+    if os.environ.get(CHAIN_VARIABLE):
         training_args.disable_tqdm = True  # the chain draws the bar; a log has no use for one
     return training_args

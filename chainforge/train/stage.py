@@ -86,7 +86,7 @@ def open_stage(
     main, settings = is_main_process(), given(sys.argv[1:])
     script = getattr(sys.modules.get("__main__"), "__file__", None)
     # The first process hashes its inputs, unless `chainforge run` has just done so.
-    thorough = main and process.CHAIN not in os.environ
+    thorough = main and process.CHAIN_VARIABLE not in os.environ
     prints = {
         role: artifacts.input_fingerprint(reference, thorough=thorough)
         for role, reference in (inputs or {}).items()

@@ -14,10 +14,9 @@ from typing import Any
 
 from chainforge.core.artifacts import read_json
 from chainforge.core.errors import InputError, hint
+from chainforge.core.run_dir import CHAIN
 from chainforge.core.secrets import read_secret
 from chainforge.train.stage import RUN_ID, TENSORBOARD, is_main_process
-
-CHAIN = "chain.json"  # beside the stages; `run` writes it
 
 
 def name_run(training: Any, directory: Path) -> None:

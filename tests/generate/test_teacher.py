@@ -22,7 +22,7 @@ from chainforge.generate.settings import TeacherArgs
 from chainforge.generate.teacher import collect
 from chainforge.rewards.reward import RewardArgs, load_rewards
 
-TEXTS = FilterArgs(min_reasoning_chars=20)
+FILTERS = FilterArgs(min_reasoning_chars=20)
 SAID = {"reasoning_content": REASONING}
 
 
@@ -156,7 +156,7 @@ def test_the_filters_of_reject_drop_answers(server, sums, tmp_path):
     for _ in range(2):
         collected = collect(asking(server), sums[:1], tmp_path, score=score)
         with pytest.raises(InputError, match="dropped as chat_token "):
-            build(collected.rows, tmp_path, SelectionArgs(), TEXTS, BuildArgs())
+            build(collected.rows, tmp_path, SelectionArgs(), FILTERS, BuildArgs())
         funnel = json.loads((tmp_path / "funnel.json").read_text())
         assert funnel["dropped"] == {"chat_token": 1}
     assert len(server.asked) == 1
@@ -283,7 +283,7 @@ def test_nothing_of_use_stops_the_run(server, sums, tmp_path, answer, words):
     server.script = lambda request: answer
     args = asking(server, max_retries=50, max_concurrency=1, extra_body={"top_k": 5})
     with pytest.raises(InputError, match=words):
-        collect(args, sums, tmp_path, texts=TEXTS)
+        collect(args, sums, tmp_path, filters=FILTERS)
     assert len(server.asked) < 30 or "failed" in words
     # What was paid for stays, and what was refused is asked for again.
     assert bool(lines(tmp_path / "samples.jsonl")) == ("too_short" in words)
