@@ -9,7 +9,7 @@ from runs import CPU, ROOT, greedy, recipe, tasks
 def traces(tmp_path_factory):
     """Worked solutions of the quickstart's problems."""
     folder = tmp_path_factory.mktemp("data")
-    recipe(folder, "collect", tasks=tasks(160, "train"), system_prompt="", output_dir="traces")
+    recipe(folder, "collect", tasks=tasks(400, "train"), system_prompt="", output_dir="traces")
     return folder / "traces"
 
 
