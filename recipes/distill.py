@@ -1,4 +1,4 @@
-"""On-policy distillation: the student writes, the teacher's token probabilities correct it.
+"""On-policy distillation: the student samples, and learns the teacher's token probabilities there.
 
     accelerate launch recipes/distill.py --config recipes/quickstart/distill.yaml \
         --tasks '[{fn: reasoning_gym, params: {dataset: chain_sum}, size: 800}]' \

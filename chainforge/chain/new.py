@@ -60,9 +60,9 @@ def _renamed(text: str, recipe: str, here: str, chain: str, name: str) -> str:
 
 
 def _relocated(text: str, source: Path, folder: Path) -> str:
-    """Return a YAML's text with its paths out of `source` as they read from `folder`.
+    """Return a YAML's text with the paths that lead out of `source` rewritten for `folder`.
 
-    They are relative where all is below the current folder, and so moves together; else absolute.
+    They are relative if both ends are below the current folder and so move together, else absolute.
     """
 
     def path(match: re.Match[str]) -> str:

@@ -169,7 +169,7 @@ def _tasks(stage: Stage, chain: Chain) -> list[dict[str, Any]]:
 
 
 def _evaluated(chain: Chain) -> list[str]:
-    """Return what the chain's evaluations ask: their configurations, or tasks as text."""
+    """Return the questions of the chain's evaluations: their YAML files, or tasks as text."""
     found: list[str] = []
     for stage in chain.stages:
         if stage.recipe == "evaluate":
@@ -223,7 +223,7 @@ def launchable(stage: Stage) -> bool:
 
 
 def _role(key: str, name: str, stage: Stage) -> str:
-    """Return what an input is to a stage: `model`, `teacher`, `data.0` or `models.base`."""
+    """Return the role of an input in a stage: `model`, `teacher`, `data.0` or `models.base`."""
     if key == "data":
         return f"data.{stage.data.index(name)}"
     return {"models": f"models.{name}", "teacher_model": "teacher"}.get(key, key)
@@ -274,7 +274,7 @@ def _model_path(name: str, key: str, stage: Stage, chain: Chain, directory: Path
 
 
 def _words(stage: Stage, options: Iterable[str], settings: Settings) -> list[str]:
-    """Return what follows the recipe's script on its command line."""
+    """Return the arguments of the recipe's script on its command line."""
     words = ["--config", paths.short(stage.config)] if stage.config else []
     words += options
     for key, value in settings.items():

@@ -41,10 +41,10 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a recipe must be given, what it may be given besides, and what it leaves.
+    """The keys that a recipe needs, the optional keys that it takes, and its outputs (`leaves`).
 
-    What is named under `data` must be left by a stage as one of `reads`, and reaches the recipe as
-    the option `data_option`. `launched` by `accelerate launch`: always, when the stage itself asks
+    The stages named under `data` must leave one of `reads`, and are passed to the recipe as the
+    option `data_option`. `launched` by `accelerate launch`: always, when the stage itself asks
     for it with `launch`, or never.
     """
 
@@ -108,7 +108,7 @@ class Stage(msgspec.Struct, frozen=True):
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Return what a chain's `set` may call it, the widest word first."""
+        """Return the names under which a chain's `set` reaches this stage, the widest first."""
         return (TRAINING, self.recipe) if self.kind.trains else (self.recipe,)
 
     @property

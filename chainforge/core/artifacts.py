@@ -166,7 +166,7 @@ def shaped(path: Path, value: Any, shape: Any) -> Any:
 
 @contextlib.contextmanager
 def lock(directory: str | Path) -> Iterator[None]:
-    """Hold a directory alone; a second holder gets an `InputError` that names the first.
+    """Lock a directory; a second process gets an `InputError` that names the holder.
 
     The kernel releases the lock when its holder dies, so no lock is ever stale.
     """

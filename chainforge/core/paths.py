@@ -30,13 +30,13 @@ Change = Callable[[str, str, bool], str]
 
 
 def short(path: str | Path) -> str:
-    """Return a path as one would type it here: relative when it is below the current folder."""
+    """Return a path for display: relative when it is below the current folder, else absolute."""
     path = Path(os.path.abspath(path))
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def anchored(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Return the settings of a YAML in `folder` with its paths as one would type them here."""
+    """Return the settings of a YAML in `folder` with paths that hold in the current folder."""
 
     def typed(key: str, path: str, certain: bool) -> str:
         there = beside(path, folder)
@@ -112,5 +112,5 @@ def find_preset(reference: Any) -> Path:
 
 
 def beside(name: str, folder: Path) -> Path:
-    """Return where a path leads from a folder."""
+    """Return the absolute path that `name` means in a folder."""
     return Path(os.path.abspath(folder / os.path.expanduser(name)))

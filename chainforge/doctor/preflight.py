@@ -207,13 +207,13 @@ class _Doctor:
         return str(path)
 
     def _below(self, step: Step | None) -> Iterator[Step]:
-        """Yield a stage, and those that its policy goes back to."""
+        """Yield a stage, and the earlier stages that its policy was made from."""
         while step is not None:
             yield step
             step = self.steps.get(step.stage.model or "")
 
     def _root(self, name: str) -> str:
-        """Return the model that a stage's policy goes back to, or a model of the chain."""
+        """Return the chain's model that a stage's policy was made from, or the model itself."""
         for below in self._below(self.steps.get(name)):
             name = below.stage.model or ""
         return self.chain.models.get(name, name)

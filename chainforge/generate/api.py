@@ -92,7 +92,7 @@ class Failure(Exception):
 
 
 def plain(text: str) -> str:
-    """Return a foreign message on one line, cut, printable, and without secrets."""
+    """Return a server's message on one line, shortened, printable and without secrets."""
     words = " ".join(redact(text).split())
     return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in words)[:600]
 
@@ -414,7 +414,7 @@ class Limiter:
         self.level = max(1.0, min(self.level, self.under_way))
 
     def failed(self, now: float, asked: float | None = None, outage: bool = False) -> None:
-        """Count a failure that is not the level's fault: nothing is cut but in an outage."""
+        """Count a failure other than a 429: the level is cut only in an outage."""
         self.under_way -= 1
         self.in_a_row += 1
         if self.in_a_row < OUTAGE and not outage:

@@ -211,7 +211,7 @@ class Recorder:
     def close(self) -> int:
         """Merge the rows of all processes, in the order of the steps; return how many.
 
-        For the first process, once all have ended.
+        The first process calls this once all have ended.
         """
         if self._lines:
             self._lines.close()

@@ -91,7 +91,7 @@ def export(
 def _packed(
     path: Path, what: str | None, title: str, *, base: str | None, **options: Any
 ) -> Iterator[Package]:
-    """Yield what `pack` makes; if a model is wanted of an adapter, merge it first."""
+    """Yield what `pack` makes; if an adapter's model is wanted, merge the adapter first."""
     stage = (path / "adapter" / ADAPTER).exists() and not (path / "model").exists()
     if what != "model" or not (stage or (path / ADAPTER).exists()):
         yield pack(path, what, title=title, base=base, **options)

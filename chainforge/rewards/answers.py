@@ -123,7 +123,7 @@ def clean(text: str) -> str:
 
 
 def _visible(text: str) -> str:
-    """Drop what cannot be seen and end tokens; write Unicode's mathematics in ASCII and LaTeX."""
+    """Drop invisible characters and end tokens; write Unicode's mathematics in ASCII and LaTeX."""
     text = text.strip()
     if not text.isascii():
         text = unicode_to_latex(text)
@@ -136,7 +136,7 @@ def _visible(text: str) -> str:
 
 
 def unicode_to_latex(text: str) -> str:
-    """Write Unicode's mathematics in ASCII and LaTeX, and drop what cannot be seen."""
+    """Write Unicode's mathematics in ASCII and LaTeX, and drop invisible characters."""
     text = text.translate(_INVISIBLE)
     text = _VULGAR.sub(_fraction, _RAISED.sub(_level, text))
     return unicodedata.normalize("NFKC", text.translate(_SYMBOLS)).translate(_SYMBOLS)
@@ -202,7 +202,7 @@ def boxes(text: str) -> list[str] | None:
 
 
 def boxed_answers(text: str) -> list[str]:
-    """Return the different answers that a solution's boxes give, but for those it takes back.
+    """Return the different answers in a solution's boxes, without those that it retracts.
 
     Raises `ValueError` saying why there is none that can be told for sure.
     """
@@ -488,7 +488,7 @@ def _claimed(text: str, claims: list[re.Match[str]]) -> str | None:
 
 
 def _narrow(text: str) -> str:
-    """Leave one blank of many: a pattern would try each of them."""
+    """Collapse repeated blanks: a pattern would try each of them."""
     return re.sub(r"\s+", lambda blank: "\n" if "\n" in blank[0] else " ", text)
 
 

@@ -91,7 +91,7 @@ def accuracy_rewards(calls: Sequence[Mapping[str, Any]]) -> list[float | None]:
 
 
 def _claim(call: Mapping[str, Any]) -> Claim:
-    """Cut the answer out of a completion; an unreadable one claims the empty answer."""
+    """Return the answer in a completion as a `Claim`; an unreadable one claims an empty answer."""
     completion, form = call["completion"], call.get("transcript", DEFAULT)
     if call.get("lenient"):
         text = lenient_answer(completion, form)
@@ -116,7 +116,7 @@ def scripts_of(language: str) -> frozenset[str]:
 
 
 def _prose(text: str) -> str:
-    """Leave out mathematics and code, but for what a formula says in words."""
+    """Return a text without mathematics and code, but with the words in formulas."""
 
     def said(found: regex.Match[str]) -> str:
         parts = _SAID.finditer(_NOT_WORDS.sub(" ", found["formula"] or ""))

@@ -41,7 +41,7 @@ _SCALED = re.compile(rf"([+-]?{_DECIMAL})\s*(?:\\text\{{\s*)?({'|'.join(_SCALES)
 
 
 def squeeze(text: str) -> str:
-    """Drop the spaces that mean nothing; keep those between letters or digits (`4 5` is two)."""
+    """Drop meaningless spaces; keep those between letters or digits (`4 5` is two)."""
     return _LOOSE_SPACE.sub("", text)
 
 
@@ -309,7 +309,7 @@ _CALLS: dict[str, Callable[[Decimal], Decimal]] = {"φ": Decimal, "ρ": Decimal.
 
 @lru_cache(maxsize=65_536)
 def evaluate(text: str) -> Decimal | None:
-    """Return what a sum of products is worth, each letter an arbitrary number.
+    """Return the value of a sum of products, with an arbitrary number for each letter.
 
     To so many digits that two sums are equal when their values are. None where the text is no such
     sum, or is unclear.

@@ -55,7 +55,7 @@ class Sizes:
 
 
 def differences(student: Any, teacher: Any, teacher_ends: Collection[int] = ()) -> str | None:
-    """Return what keeps two tokenizers from meaning the same; None when they do.
+    """Return why two tokenizers are not equivalent; None when they are.
 
     `teacher_ends` are the ids at which the teacher's generation config ends, beside its
     tokenizer's own.

@@ -49,7 +49,7 @@ class Source:
 
 
 def check_model(reference: str | None, trust_remote_code: bool = False) -> str:
-    """Return the path or Hub id of a plain model; raise `InputError` for a path that is none.
+    """Return the path or Hub id of a plain model; raise `InputError` for any other path.
 
     Nothing is loaded: a directory is a model when it has a `config.json` and safetensors.
     """

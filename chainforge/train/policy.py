@@ -41,7 +41,7 @@ class PolicyArgs:
         default="merge",
         metadata={
             "help": "Of an adapter that the stage is given. merge: it is merged into its base "
-            "first. continue: it trains on."
+            "first. continue: it is trained further."
         },
     )
     save: list[str] = field(
@@ -73,7 +73,7 @@ class Start:
 
     @property
     def continues(self) -> bool:
-        """Return whether the given adapter itself trains on."""
+        """Return whether the given adapter itself is trained further."""
         return self.adapter == "continue"
 
     @property
@@ -243,7 +243,7 @@ def upcast_adapter(trainer: Any, stage: Stage) -> None:
 
 
 def check_reference(trainer: Any) -> None:
-    """Check that the KL reference of an adapter that trains on is a copy of the adapter.
+    """Check that the KL reference of a continued adapter is a copy of the adapter.
 
     TRL copies weights by name, and misses those of embeddings. Raises `NotWhatWasTrained` when
     the copy still differs, unless processes share out the weights, which then cannot be run here.

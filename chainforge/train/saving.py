@@ -194,7 +194,7 @@ def _merge(
 
 
 def _open_base(base: str, options: Mapping[str, Any]) -> Any:
-    """Open a model at its own precision and whole, its head a weight of its own.
+    """Open a whole model in its own precision, with its head untied from the embeddings.
 
     `options` are those of `from_pretrained`, of which `revision` and `trust_remote_code` count.
     """

@@ -254,7 +254,7 @@ def _bounded(work: Callable[[], Turn | str], name: str) -> Turn | str:
 
     A template may loop without end or ask for all memory, and only a process can be stopped.
     """
-    import transformers.utils.chat_template_utils  # noqa: F401  # not on the template's account
+    import transformers.utils.chat_template_utils  # noqa: F401  # its cost is not the template's
 
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
