@@ -1,3 +1,3 @@
-"""ChainForge: the DeepSeek-R1 recipe, whole, from one YAML, on TRL."""
+"""ChainForge: the whole DeepSeek-R1 recipe from one YAML file, on TRL."""
 
 __version__ = "0.1.0"

@@ -1,8 +1,8 @@
 """The command line: `chainforge plan | run | show | check | doctor | report | export | ...`.
 
-Exit codes: 0 done, 1 a stage failed (or a reward its check, or a model a gate, or the doctor found
-an error), 2 wrong input, 3 a stage stopped at a limit of its own (`max_usd`) and can be resumed,
-128 + N ended by signal N. What a command needs is imported when it runs, so that
+Exit codes: 0 done, 1 a stage, a reward's check or a quality gate failed (or the doctor found an
+error), 2 wrong input, 3 a stage stopped at a limit of its own (`max_usd`) and can be resumed,
+128 + N ended by signal N. Each command imports what it needs when it runs, so that
 `chainforge --help` answers at once.
 """
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="chainforge",
-    help="The DeepSeek-R1 recipe, whole, from one YAML, on TRL.",
+    help="The whole DeepSeek-R1 recipe from one YAML file, on TRL.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -44,7 +44,7 @@ ChainName = Annotated[
     str, Argument(metavar="CHAIN", help="A chain.yaml, its folder, or a recipe's name.")
 ]
 MaybeChain = Annotated[
-    Text, Argument(metavar="[CHAIN]", help="A chain; the machine alone if none.")
+    Text, Argument(metavar="[CHAIN]", help="A chain; without one, only the machine is checked.")
 ]
 Runs = Annotated[Path, Option(help="Folder that holds the chains' results.")]
 AsJson = Annotated[bool, Option("--json", help="Print JSON for a machine to read.")]
@@ -54,10 +54,10 @@ Sets = Annotated[
     Option("--set", metavar="STAGE.KEY=VALUE", help="Change one setting of one stage."),
 ]
 Seed = Annotated[int | None, Option(min=SEEDS[0], max=SEEDS[1], help="Seed of every stage.")]
-From = Annotated[Text, Option("--from", metavar="STAGE", help="Take what is before as it is.")]
+From = Annotated[Text, Option("--from", metavar="STAGE", help="Start here; earlier stages stay.")]
 Until = Annotated[Text, Option(metavar="STAGE", help="Stop after this stage.")]
 IgnoreGates = Annotated[
-    bool, Option("--ignore-gates", help="Continue where a quality gate is not passed.")
+    bool, Option("--ignore-gates", help="Continue when a model does not pass a quality gate.")
 ]
 Results = Annotated[
     list[Path], Argument(metavar="RUN...", help="Runs, evaluations' folders or results.json files.")
@@ -246,7 +246,7 @@ def doctor(
     sets: Sets = None,
     seed: Seed = None,
     as_json: AsJson = False,
-    online: Annotated[bool, Option("--online", help="Ask the Hub, but for no weights.")] = False,
+    online: Annotated[bool, Option("--online", help="Use the Hub, but fetch no weights.")] = False,
 ) -> None:
     """Check a chain before it runs: settings, rows, tokenizers, rewards, keys, memory."""
     if not online:

@@ -5,7 +5,7 @@
         --model_name_or_path runs/quickstart/student/model \
         --teacher_model_name_or_path runs/quickstart/rl_final/model --output_dir runs/distill
 
-Every option is TRL's own (DistillationConfig, ModelConfig) but for `tasks`, `transcript`,
+Every option is TRL's own (DistillationConfig, ModelConfig) except `tasks`, `transcript`,
 `adapter` and `save`. Student and teacher need one tokenizer; their embeddings may be padded to
 different sizes, as those of Qwen2.5-7B and 1.5B are. Distillation from written traces, which is
 what DeepSeek-R1 did (section 2.4), is `sft.py` on the student. It may well come first: what a

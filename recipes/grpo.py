@@ -3,7 +3,7 @@
     accelerate launch recipes/grpo.py --config recipes/quickstart/rl.yaml \
         --model_name_or_path runs/quickstart/cold_start/model --output_dir runs/quickstart/rl
 
-Every option is TRL's own (GRPOConfig, ModelConfig) but for those of the other classes below.
+Every option is TRL's own (GRPOConfig, ModelConfig) except those of the other classes below.
 `preset: modern` puts a file of `recipes/presets/` under the stage's own keys. With `beta` above 0
 the KL reference is the policy that the stage starts from, whatever `adapter` does with a LoRA
 adapter that it is given. `gate_pool` leaves out prompts that were always or never solved before.

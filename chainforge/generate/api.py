@@ -342,7 +342,7 @@ class Client:
 
 
 async def _limit_size(response: httpx2.Response) -> None:
-    """Let a reply be read up to a size, as it is: unpacked, it might be of any size."""
+    """Limit a reply's size, and leave it packed: unpacked, it might be of any size."""
     if "content-encoding" in response.headers:
         del response.headers["content-encoding"]
     assert isinstance(response.stream, httpx2.AsyncByteStream)

@@ -3,11 +3,11 @@
 `model_name_or_path` is a plain model (a Hub id, a directory, a stage's `model/`) or a LoRA adapter
 (a directory, a stage's `adapter/`, a Hub id). `adapter:` chooses what happens to an adapter:
 
-    merge      it is merged into its base; then all weights train, or a fresh adapter, which is
-               saved with what the stage started from as its base
-    continue   it trains on itself (LoRA or QLoRA), and is saved on its own base
+    merge      it is merged into its base; then all weights train, or a fresh adapter, whose base
+               is the merged model
+    continue   it is trained further (LoRA or QLoRA), and keeps its own base
 
-The KL reference is the policy that the stage starts from, always: without an adapter the same
+The KL reference is always the policy that the stage starts from: without an adapter the same
 directory opened again; under a fresh adapter the model below it; with `continue` a frozen copy of
 the adapter, which TRL calls `ref`. Merging is done in the base's own precision, never in quantised
 weights, and goes through a directory, because TRL opens a reference by the path of its policy.
