@@ -44,7 +44,7 @@ def test_offline_rows(sums, tmp_path):
         ({}, "no solver for the task 'riddles'"),
         ({"styles": {"carefull": 1.0}}, "did you mean 'careful'"),
         ({"styles": {"careful": 2, "hasty": -1}}, "expected shares"),
-        ({"styles": {"careful": 0}}, "one of them above"),
+        ({"styles": {"careful": 0}}, "one above 0"),
     ],
 )
 def test_what_the_offline_teacher_refuses(sums, tmp_path, settings, message):
