@@ -82,7 +82,7 @@ def commands(kind: str, chain: Path, output: Path, steps: int, tasks: Path) -> d
     return {
         "raw": raw("grpo", *words, "--output_dir", output),
         "ours": recipe("grpo", "rl.yaml", output, "--model_name_or_path", model,
-                       "--max_steps", steps),
+                       "--max_steps", steps, "--rollout_engine", "trl"),
     }  # fmt: skip
 
 

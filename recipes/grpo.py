@@ -28,7 +28,7 @@ from chainforge.rewards.reward import RewardArgs, check_applicable, check_overlo
 from chainforge.rewards.verify import start_pool
 from chainforge.train.checkpoints import check_saving
 from chainforge.train.health import HealthCallback, RLArgs
-from chainforge.train.heldout import RolloutCallback, chosen_step, hold_out
+from chainforge.train.heldout import RolloutCallback, chosen_step, hold_out, rollout_engine
 from chainforge.train.loop import train
 from chainforge.train.policy import PolicyArgs, check_policy, open_policy, prepare
 from chainforge.train.stage import is_main_process, open_stage
@@ -92,6 +92,7 @@ def main() -> None:
             processing_class=ready.tokenizer,
             peft_config=ready.start.peft_config,
             callbacks=[RolloutCallback(recorder)],
+            **rollout_engine(rl, training),
         )
         recorder.ends = set(trainer.eos_token_ids)
         stage.notes["kl_reference"] = stage.notes["starts_from"] if training.beta else None

@@ -7,6 +7,7 @@ longest, and takes what its arguments leave open from the model's own generation
 
 from __future__ import annotations
 
+import json
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ from torch.nn.functional import pad
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from chainforge.core.errors import InputError, first_line
-from chainforge.core.jsonl import Row
+from chainforge.core.jsonl import Message, Row
 from chainforge.core.transcript import special_ids
 from chainforge.core.weights import check_weights
 from chainforge.generate.settings import Draw, SamplingArgs, Take, config_of, ends_of
@@ -180,14 +181,16 @@ def drawn(special: dict[int, str], text: str, ids: Sequence[int], end: str) -> R
     return columns | ({} if found is None else {"chat_token": found})
 
 
-def encode(tokenizer: Any, rows: list[Row], context: int | None = None) -> list[list[int]]:
+def encode(
+    tokenizer: Any, rows: list[Row], context: int | None = None, **options: Any
+) -> list[list[int]]:
     """Return the token ids of each row's prompt, as the chat template writes it for an answer."""
     if not getattr(tokenizer, "chat_template", None):
         raise InputError("the tokenizer has no chat template, so prompts cannot be written")
     if not rows:
         raise InputError("no prompts to sample from")
     prompts: list[list[int]] = tokenizer.apply_chat_template(
-        [row["prompt"] for row in rows], add_generation_prompt=True, return_dict=True
+        [row["prompt"] for row in rows], add_generation_prompt=True, return_dict=True, **options
     )["input_ids"]
     for row, prompt in zip(rows, prompts, strict=True):
         if context is not None and len(prompt) >= context:
@@ -218,6 +221,7 @@ class Line:
     prompt: list[int]
     seed: int
     ids: list[int] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)  # log-probability of each, where asked for
     going: bool = True
     most: int = 0  # tokens
     uniforms: Any = None  # a random number in [0, 1) for each of them
@@ -230,13 +234,19 @@ class Line:
         self.uniforms = torch.rand(args.max_new_tokens, generator=generator).numpy()
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def generate(
-    model: Any, lines: Sequence[Line], args: SamplingArgs, ends: Sequence[int], context: int | None
+    model: Any,
+    lines: Sequence[Line],
+    args: SamplingArgs,
+    ends: Sequence[int],
+    context: int | None,
+    scored: bool = False,
 ) -> Iterator[list[Line]]:
     """Generate lines, begun in this order; yield those that ended, some at a time.
 
-    A completion may have `max_new_tokens`, or as many as the `context` leaves.
+    A completion may have `max_new_tokens`, or as many as the `context` leaves. With `scored` each
+    token has the log-probability that the model gives it at this temperature.
     """
     waiting, size = deque(lines), args.generation_batch_size
     batch: Batch | None = None
@@ -249,7 +259,10 @@ def generate(
             new = prefill(model, fresh)
             batch = new if batch is None else batch.join(new)
         assert batch is not None
-        batch.write(choose(batch.logits, batch.uniform(), args), ends)
+        tokens = choose(batch.logits, batch.uniform(), args)
+        if scored:
+            batch.score(tokens, args.temperature)
+        batch.write(tokens, ends)
         if sum(line.going for line in batch.lines) <= SHRINK * len(batch.lines):
             yield [line for line in batch.lines if not line.going]
             batch = batch.left()
@@ -282,6 +295,14 @@ class Batch:
         last = len(self.lines[0].uniforms) - 1
         numbers = [line.uniforms[min(len(line.ids), last)] for line in self.lines]
         return torch.from_numpy(np.array(numbers)).to(self.logits.device)[:, None]
+
+    def score(self, tokens: Tensor, temperature: float) -> None:
+        """Note the log-probability of each unfinished line's next token."""
+        logits = self.logits.float() / (temperature or 1.0)
+        scores = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
+        for line, value in zip(self.lines, scores.tolist(), strict=True):
+            if line.going:
+                line.scores.append(value)
 
     def write(self, tokens: Tensor, ends: Sequence[int]) -> None:
         """Append a token to each unfinished line."""
@@ -412,3 +433,54 @@ def choose(logits: Tensor, uniform: Tensor, args: SamplingArgs) -> Tensor:
     # Rounding may lift the product to the top itself, which is beyond the last token.
     aim = torch.minimum(uniform * top, torch.nextafter(top, torch.zeros_like(top)))
     return torch.searchsorted(heights, aim, right=True)[:, 0]
+
+
+# Settings of GRPO that only TRL's own generation knows, with what they are unless they are set.
+TRL_ALONE = {
+    "use_vllm": False,
+    "use_transformers_continuous_batching": False,
+    "min_p": None,
+    "repetition_penalty": 1.0,
+    "generation_kwargs": None,
+    "cache_implementation": None,
+}
+
+
+class RolloutSampler:
+    """Sample completions from the policy as it is now: a `rollout_func` for GRPOTrainer.
+
+    Each completion has a seed of its own, drawn from torch's generator, whose state is in every
+    checkpoint: a resumed run samples the same.
+    """
+
+    def __call__(self, prompts: list[list[Message]], trainer: Any) -> dict[str, list[Any]]:
+        """Return `prompt_ids`, `completion_ids` and `logprobs`, an entry for each prompt."""
+        args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
+        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        keys = [json.dumps(prompt) for prompt in prompts]
+        rows = {key: {"id": key, "prompt": one} for key, one in zip(keys, prompts, strict=True)}
+        texts = encode(
+            trainer.processing_class, [*rows.values()], context, **trainer.chat_template_kwargs
+        )
+        ids = dict(zip(rows, texts, strict=True))
+        seeds = torch.randint(2**31, (len(prompts),)).tolist()
+        lines = [Line(n, ids[key], seed) for n, (key, seed) in enumerate(zip(keys, seeds))]
+        settings = SamplingArgs(
+            temperature=args.temperature,
+            top_p=args.top_p,
+            top_k=args.top_k or 0,
+            max_new_tokens=args.max_completion_length,
+            generation_batch_size=len(lines),
+        )
+        was_training = model.training
+        model.eval()  # no dropout, no gradient checkpointing
+        try:
+            for _ in generate(model, lines, settings, trainer.eos_token_ids, context, scored=True):
+                pass  # the lines themselves are the result
+        finally:
+            model.train(was_training)
+        return {
+            "prompt_ids": [line.prompt for line in lines],
+            "completion_ids": [line.ids for line in lines],
+            "logprobs": [line.scores for line in lines],
+        }

@@ -42,6 +42,13 @@ class RLArgs(GateArgs, TemplateArgs):
         default=True,
         metadata={"help": "Save every completion with its rewards in rollouts.jsonl."},
     )
+    rollout_engine: Literal["chainforge", "trl"] = field(
+        default="chainforge",
+        metadata={
+            "help": "What samples completions without vLLM. chainforge: completions that ended "
+            "leave the batch, and each has a seed of its own. trl: `generate`, as TRL does."
+        },
+    )
     max_zero_advantage_steps: int = field(
         default=30,
         metadata={

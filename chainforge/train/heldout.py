@@ -22,6 +22,8 @@ from chainforge.core.jsonl import Row
 from chainforge.data.sources import has_answer
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.generate.rollouts import Recorder
+from chainforge.train import trl_internals
+from chainforge.train.distributed import layout_here
 from chainforge.train.health import RLArgs
 
 logger = logging.getLogger(__name__)
@@ -143,3 +145,17 @@ class RolloutCallback(TrainerCallback):
         self.recorder.held_out = True
         # Processes differ, as in transformers; the seed of training would repeat its start.
         set_seed((args.seed + 10_000 + args.process_index) % 2**32)
+
+
+def rollout_engine(args: RLArgs, training: Any) -> dict[str, Any]:
+    """Return what a GRPOTrainer is given to sample with; nothing where TRL samples by itself.
+
+    TRL samples with vLLM, with settings that only its generation knows, and where processes hold
+    only a part of the weights.
+    """
+    from chainforge.generate.local import TRL_ALONE, RolloutSampler
+
+    own = all(getattr(training, name, usual) == usual for name, usual in TRL_ALONE.items())
+    if args.rollout_engine == "trl" or not own or layout_here().shards_weights:
+        return {}
+    return trl_internals.rollouts_by(RolloutSampler())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import os
 from typing import Any
 
 from chainforge.core.errors import InputError
@@ -63,3 +64,9 @@ def set_token_count(trainer: Any, tokens: int) -> None:
     """Continue the count of trained tokens, which SFTTrainer starts at 0 when a run resumes."""
     if hasattr(trainer, "_total_train_tokens"):
         trainer._total_train_tokens = tokens
+
+
+def rollouts_by(sampler: Any) -> dict[str, Any]:
+    """Return the argument that makes a GRPOTrainer sample with `sampler`; experimental in TRL."""
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    return {"rollout_func": sampler}
