@@ -20,7 +20,7 @@ bench: export BENCH_RESULTS := bench
 bench: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check datasketch psutil
 	$(BIN)/python benchmarks/startup.py --chain bench/runs --runs 3 --steps 2
-	$(BIN)/python benchmarks/overhead.py --chain bench/runs --runs 3 --sft_steps 60 --grpo_steps 4
+	$(BIN)/python benchmarks/overhead.py --chain bench/runs --runs 3 --sft_steps 60 --rl_steps 4
 	$(BIN)/python benchmarks/rejection_sampling.py --model bench/runs/quickstart/cold_start/model \
 		--prompts 150 --naive_prompts 16 --repeats 3
 	$(BIN)/python benchmarks/rewards.py --rows 1024 --out bench/rewards.json

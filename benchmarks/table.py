@@ -45,6 +45,13 @@ def overhead(found: Any) -> Verdict:
     return f"{'; '.join(parts)} (n={found['runs']})", met
 
 
+def rollouts(found: Any) -> Verdict:
+    """Wall time of the RL stages with ChainForge's rollouts, as a share of the raw scripts'."""
+    clocks = {kind: one["ratio"]["seconds"]["median"] for kind, one in found["stages"].items()}
+    words = ", ".join(f"{kind} {clock:.2f}" for kind, clock in clocks.items())
+    return f"{words} of the time (n={found['runs']})", max(clocks.values()) <= found["limit"]
+
+
 def rejection(found: Any) -> Verdict:
     """Ten times the naive loop at the best batch, and never below plain batches."""
     cases = found["speed"]
@@ -149,6 +156,8 @@ ROWS = (
         "one save interval; 0 rows", "lost_work", lost),
     Row("P9", "tokens to the best accuracy that plain GRPO comes to", "plain GRPO",
         "1.3x fewer", "sample_efficiency", own),
+    Row("P10", "the quickstart's RL stages, own rollouts: wall time", "raw TRL scripts", "0.65",
+        "rollouts", rollouts),
     Row("G1", "GPU: GRPO step time, tokens/s", "raw TRL defaults",
         "the recipe's settings are the fastest found", "gpu_grpo", own),
     Row("G2", "GPU: SFT tokens/s", "raw TRL defaults", "as G1, at equal loss", "gpu_sft", own),
