@@ -42,11 +42,11 @@ class RLArgs(GateArgs, TemplateArgs):
         default=True,
         metadata={"help": "Save every completion with its rewards in rollouts.jsonl."},
     )
-    rollout_engine: Literal["chainforge", "trl"] = field(
-        default="chainforge",
+    rollout_engine: Literal["trl", "chainforge"] = field(
+        default="trl",
         metadata={
-            "help": "What samples completions without vLLM. chainforge: completions that ended "
-            "leave the batch, and each has a seed of its own. trl: `generate`, as TRL does."
+            "help": "How completions are sampled without vLLM. trl: with `generate`. chainforge: "
+            "completions that ended leave the batch, and each has a seed of its own."
         },
     )
     max_zero_advantage_steps: int = field(

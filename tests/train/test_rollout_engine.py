@@ -55,11 +55,12 @@ def test_the_stage_samples_with_the_engine_that_is_asked_for(tiny_model, tmp_pat
             setattr(training, key, value)
         return rollout_engine(rl, training)
 
-    assert isinstance(engine()["rollout_func"], RolloutSampler)
-    assert engine("--rollout_engine", "trl") == {}
-    assert engine(use_vllm=True) == {}
-    assert engine("--min_p", "0.1") == {}
-    assert engine("--repetition_penalty", "1.1") == {}
+    own = ("--rollout_engine", "chainforge")
+    assert isinstance(engine(*own)["rollout_func"], RolloutSampler)
+    assert engine() == {}
+    assert engine(*own, use_vllm=True) == {}
+    assert engine(*own, "--min_p", "0.1") == {}
+    assert engine(*own, "--repetition_penalty", "1.1") == {}
 
 
 def test_first_tokens_follow_the_policys_distribution(tiny_model, tokenizer):
