@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import json
-import logging
 import multiprocessing
 import re
 import sys
@@ -24,8 +23,6 @@ from typing import Any, NamedTuple
 from chainforge.core.errors import InputError, first_line
 from chainforge.core.jsonl import Message, Row
 from chainforge.core.transcript import DEFAULT, PRESETS, Tags, read, special_ids, tags_of, write
-
-logger = logging.getLogger(__name__)
 
 _OVERHEAD = 256  # bytes that a template may add to a short conversation
 # A chat template is a program from the Hub: what it may use of this machine to write a few turns.
@@ -340,7 +337,8 @@ def check_rows(rows: Any, tokenizer: Any, max_length: int | None = None) -> None
                 f"{_BY_FILE}"
             )
         checked.add(kind)
-        if _size(turns) + _OVERHEAD > limit:
+        size = sum(len(turn["content"].encode("utf-8", "replace")) for turn in turns)
+        if size + _OVERHEAD > limit:
             ids = tokenizer.apply_chat_template(turns, return_dict=True)["input_ids"]
             long |= {number: len(ids)} if len(ids) > limit else {}
     if long:
@@ -349,10 +347,6 @@ def check_rows(rows: Any, tokenizer: Any, max_length: int | None = None) -> None
             f"(the first is row {min(long)}, the longest has {max(long.values())}) and would be "
             "cut; raise max_length, or drop them when the rows are made"
         )
-
-
-def _size(turns: list[Message]) -> int:
-    return sum(len(turn["content"].encode("utf-8", "replace")) for turn in turns)
 
 
 def _conversations(rows: Any) -> Iterator[list[Message]]:
