@@ -24,6 +24,12 @@ def pytest_addoption(parser):
     )
 
 
+def pytest_collection_modifyitems(items):
+    # A file runs in one process: the longest first, or one would work alone for minutes at the end.
+    longest = ("test_quickstart.py", "test_two_processes.py")
+    items.sort(key=lambda item: item.path.name not in longest)
+
+
 def pytest_collection_finish():
     # accelerate collects garbage after each training: not through all that is imported by now.
     gc.collect()
