@@ -124,7 +124,7 @@ _MARK = re.compile(
 _BRACKETS = re.compile(
     r"\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|gMASK)\]"
 )
-_TAGS = frozenset(tag for preset in PRESETS.values() for tag in preset.all)
+ALL_TAGS = tuple(dict.fromkeys(tag for preset in PRESETS.values() for tag in preset.all))
 
 
 def chat_mark(text: str, special: Iterable[str] = ()) -> str | None:
@@ -142,5 +142,5 @@ def special_ids(tokenizer: Any) -> dict[int, str]:
         number: token.content
         for number, token in tokenizer.added_tokens_decoder.items()
         if (token.special or chat_mark(token.content) == token.content)
-        and token.content not in _TAGS
+        and token.content not in ALL_TAGS
     }

@@ -15,7 +15,7 @@ from typing import Literal
 
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Row
-from chainforge.core.transcript import PRESETS, Transcript, chat_mark, is_blank
+from chainforge.core.transcript import ALL_TAGS, PRESETS, Transcript, chat_mark, is_blank
 from chainforge.data.sources import has_answer, question
 from chainforge.rewards.functions import count_words, share
 
@@ -111,7 +111,7 @@ class SelectionArgs:
 Finding = tuple[str, str]  # the reason, and what was measured
 
 _PARTS = [(tags.reasoning_open, tags.reasoning_close) for tags in PRESETS.values()]
-_TAGS = re.compile("|".join(re.escape(tag) for tags in PRESETS.values() for tag in tags.all))
+_TAGS = re.compile("|".join(map(re.escape, ALL_TAGS)))
 _PARAGRAPH = re.compile(r"\n[ \t]*\n")
 _FENCE = re.compile(r"\n[ \t]*(?:```|~~~)")
 

@@ -7,6 +7,7 @@ longest, and takes what its arguments leave open from the model's own generation
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections import deque
@@ -57,13 +58,29 @@ def open_policy(reference: str, **options: Any) -> Any:
     return model.to(device).eval()
 
 
+def context_of(model: Any) -> int | None:
+    """Return the most tokens that a model knows positions for; None without a limit."""
+    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return length if isinstance(length, int) else None
+
+
+@contextlib.contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Turn dropout and gradient checkpointing off meanwhile."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
 class LocalEngine:
     """A model in this process."""
 
     def __init__(self, model: Any, tokenizer: Any, args: SamplingArgs) -> None:
         self.model, self.tokenizer, self.args = model, tokenizer, args
-        length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        self.context = length if isinstance(length, int) else None
+        self.context = context_of(model)
         self.ends = end_tokens(model, tokenizer)
         self.special = special_ids(tokenizer)
 
@@ -77,19 +94,14 @@ class LocalEngine:
             draws, key=lambda d: (-len(prompts[d.row["id"]]), place[d.row["id"]], d.sample)
         )
         lines = [Line(draw, prompts[draw.row["id"]], draw.seed) for draw in order]
-        training = self.model.training
-        self.model.eval()
         handed: deque[Future[None]] = deque()
-        try:
-            with ThreadPoolExecutor(1) as scorer:
-                for done in generate(self.model, lines, self.args, self.ends, self.context):
-                    handed.append(scorer.submit(self._hand_over, done, take))
-                    while len(handed) > BEHIND or (handed and handed[0].done()):
-                        handed.popleft().result()
-                while handed:
+        with evaluating(self.model), ThreadPoolExecutor(1) as scorer:
+            for done in generate(self.model, lines, self.args, self.ends, self.context):
+                handed.append(scorer.submit(self._hand_over, done, take))
+                while len(handed) > BEHIND or (handed and handed[0].done()):
                     handed.popleft().result()
-        finally:
-            self.model.train(training)
+            while handed:
+                handed.popleft().result()
 
     def _hand_over(self, done: list[Line], take: Take) -> None:
         """Decode completions, each cut at its end token; the tags are no special tokens."""
@@ -456,7 +468,7 @@ class RolloutSampler:
     def __call__(self, prompts: list[list[Message]], trainer: Any) -> dict[str, list[Any]]:
         """Return `prompt_ids`, `completion_ids` and `logprobs`, an entry for each prompt."""
         args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
-        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        context = context_of(model)
         keys = [json.dumps(prompt) for prompt in prompts]
         rows = {key: {"id": key, "prompt": one} for key, one in zip(keys, prompts, strict=True)}
         texts = encode(
@@ -472,13 +484,9 @@ class RolloutSampler:
             max_new_tokens=args.max_completion_length,
             generation_batch_size=len(lines),
         )
-        was_training = model.training
-        model.eval()  # no dropout, no gradient checkpointing
-        try:
+        with evaluating(model):
             for _ in generate(model, lines, settings, trainer.eos_token_ids, context, scored=True):
                 pass  # the lines themselves are the result
-        finally:
-            model.train(was_training)
         return {
             "prompt_ids": [line.prompt for line in lines],
             "completion_ids": [line.ids for line in lines],

@@ -27,7 +27,7 @@ from chainforge.generate.shards import (
 )
 from chainforge.rewards.answers import lenient_answer
 from chainforge.rewards.functions import accuracy_rewards
-from chainforge.rewards.reward import Reward, score, text_of
+from chainforge.rewards.reward import Reward, score, text_of, total
 
 ROLLOUTS = "rollouts.jsonl"
 
@@ -125,7 +125,6 @@ class Recorder:
         sampling["max_new_tokens"] = training.max_completion_length
         self._common: Row = {"source": "policy", "model": model, "stage": directory.name}
         self._common["sampling"] = sampling
-        self._weights = {reward.__name__: reward.weight for reward in rewards}
         self._verdicts = [reward.__name__ for reward in rewards if reward.measures_correctness]
         self._lines: JsonLines | None = None
 
@@ -177,11 +176,10 @@ class Recorder:
 
     def _scored(self, text: str, ids: Sequence[int], scores: dict[str, float | None]) -> Row:
         """Return the columns that say how good a completion is, and how it ended."""
-        parts = [self._weights[name] * value for name, value in scores.items() if value is not None]
         verdicts = (scores[name] for name in self._verdicts)
         return {
             "rewards": scores,
-            "reward": sum(parts) if parts else None,
+            "reward": total(self.rewards, scores),
             "correct": _verdict(next((one for one in verdicts if one is not None), None)),
             "formatted": read(text, self._transcript) is not None,
             "tokens": len(ids),

@@ -16,7 +16,7 @@ from pathlib import Path
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Row
 from chainforge.core.secrets import read_secret
-from chainforge.core.transcript import DEFAULT, PRESETS, is_blank, read, write
+from chainforge.core.transcript import ALL_TAGS, DEFAULT, is_blank, read, write
 from chainforge.data.filters import FilterArgs, text_fault
 from chainforge.data.sft_dataset import FALLBACK
 from chainforge.generate.api import FILTERED, LENGTH, ApiEngine, Endpoint, Reader, Reply
@@ -32,7 +32,6 @@ ADDRESSES = {"deepseek": "https://api.deepseek.com", "openai": "https://api.open
 CEILINGS = {"deepseek": 500, "openai": 64}  # most requests at a time, unless max_concurrency says
 DEEPSEEK_MODEL, RETIRED = "deepseek-flash", "deepseek-reasoner"
 OPEN, CLOSE = "<think>", "</think>"
-TAGS = tuple(dict.fromkeys(tag for preset in PRESETS.values() for tag in preset.all))
 REJECTED = {
     "truncated": "the reply reached the limit of tokens; raise `max_new_tokens`",
     "content_filter": "the reply was filtered",
@@ -187,7 +186,7 @@ def reader(transcript: str, teacher: str) -> Reader:
     def read_answer(reply: Reply) -> Row:
         reasoning, answer, found = _split(reply, transcript)
         reasoning, answer = reasoning.strip(), answer.strip()
-        tag = next((tag for tag in TAGS if tag in reasoning or tag in answer), None)
+        tag = next((tag for tag in ALL_TAGS if tag in reasoning or tag in answer), None)
         for kind, wrong in (
             ("truncated", reply.end == LENGTH),
             ("content_filter", reply.end == FILTERED),

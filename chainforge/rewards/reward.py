@@ -359,6 +359,12 @@ class Score:
     total: float | None
 
 
+def total(rewards: Sequence[Any], values: Mapping[str, float | None]) -> float | None:
+    """Return the weighted sum of the rewards that apply; None if none does."""
+    parts = [r.weight * v for r in rewards if (v := values[r.__name__]) is not None]
+    return sum(parts) if parts else None
+
+
 def score(
     rewards: Sequence[Reward],
     rows: Sequence[Row],
@@ -375,9 +381,5 @@ def score(
         reward.__name__: reward(prompts, completions, completion_ids, **columns)
         for reward in rewards
     }
-    scores = []
-    for index in range(len(rows)):
-        given = {name: values[index] for name, values in by_name.items()}
-        parts = [r.weight * v for r in rewards if (v := given[r.__name__]) is not None]
-        scores.append(Score(given, sum(parts) if parts else None))
-    return scores
+    given = [{name: values[i] for name, values in by_name.items()} for i in range(len(rows))]
+    return [Score(one, total(rewards, one)) for one in given]

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from chainforge.core.errors import InputError, first_line
 from chainforge.core.jsonl import Message, Row
-from chainforge.core.transcript import DEFAULT, PRESETS, Tags, read, special_ids, tags_of, write
+from chainforge.core.transcript import ALL_TAGS, DEFAULT, PRESETS, read, special_ids, tags_of, write
 
 _OVERHEAD = 256  # bytes that a template may add to a short conversation
 # A chat template is a program from the Hub: what it may use of this machine to write a few turns.
@@ -32,7 +32,6 @@ _QUESTION: list[Message] = [{"role": "user", "content": "1 + 1 ="}]
 _ANSWER = "qxjzvw"  # no template has this word
 # The assistant's text is followed by what ends the turn: marks, and no words.
 _END = re.compile(r"<[^<>\n]{1,60}>|\[/?[A-Z_]+\]|\s")
-_TAGS = tuple(dict.fromkeys(tag for preset in PRESETS.values() for tag in preset.all))
 _OPENS = "|".join(re.escape(preset.reasoning_open) for preset in PRESETS.values())
 _BY_FILE = "set `chat_template_path: chatml`, or to a .jinja file of your own"
 # For models without a chat template: it needs no token but the tokenizer's own.
@@ -148,7 +147,7 @@ def fit_template(
             if flaw(alone) is None:
                 return f'{found}; set `system_prompt: ""` (of an SFT, where its rows are made)'
             return f"{found}; {_BY_FILE}"
-        turn = _turn(render, template, tried, tags_of(transcript), tokenizer.eos_token)
+        turn = _turn(render, template, tried, tags_of(transcript).all[:2], tokenizer.eos_token)
         return f"{turn}; {_BY_FILE}" if isinstance(turn, str) else turn
 
     turn = _bounded(fit, name)
@@ -201,7 +200,7 @@ def _turn(
     render: Callable[..., str],
     template: str,
     prompts: list[list[Message]],
-    tags: Tags,
+    reasoning: tuple[str, ...],
     eos_token: str | None,
 ) -> Turn | str:
     """Return how an assistant's turn is written, or what the template lacks.
@@ -216,17 +215,17 @@ def _turn(
     head, found, end = written.rpartition(_ANSWER)
     if not found:
         return "leaves the assistant's text out"
-    if _END.sub("", end) or any(tag in end for tag in _TAGS):
+    if _END.sub("", end) or any(tag in end for tag in ALL_TAGS):
         return f"adds {end!r:.60} to the assistant's text"
     end = end if end.strip() else eos_token or ""
     if not end:
         return "writes nothing that ends the assistant's turn"
-    one, two = map(re.escape, (tags.reasoning_open, tags.reasoning_close))
+    one, two = map(re.escape, reasoning)
     opened = re.search(rf"(?:{one}\s*{two}|{_OPENS})\s*\Z", before)
     cut = opened[0] if opened else ""
     lead = head.removeprefix(before.removesuffix(cut))
     lead = "" if lead == head else lead
-    header = lead if re.sub(rf"{'|'.join(map(re.escape, _TAGS))}|\s", "", lead) else ""
+    header = lead if re.sub(rf"{'|'.join(map(re.escape, ALL_TAGS))}|\s", "", lead) else ""
     new = _wrapped(template, cut, header) if cut or header else template
     for prompt in prompts:
         before = old(prompt, add_generation_prompt=True)
