@@ -44,11 +44,11 @@ def check_reward(reward: str, task: str | None = None, rows: int = 16) -> Audit:
         raise InputError("give --task FILE, the rows to try the reward on")
     settings = _tasks(task or reward)
     transcript = settings.get("transcript", DEFAULT)
-    judges = RewardArgs(transcript=transcript)
+    rewarding = RewardArgs(transcript=transcript)
     if whole:
-        judges.rewards = read_settings(reward).get("rewards") or judges.rewards
+        rewarding.rewards = read_settings(reward).get("rewards") or rewarding.rewards
     else:
-        judges.rewards = [{"fn": "accuracy_reward" if verifier else reward}]
+        rewarding.rewards = [{"fn": "accuracy_reward" if verifier else reward}]
     for item in settings["tasks"]:
         if isinstance(item, dict) and isinstance(item.get("size"), int):
             item["size"] = min(item["size"], max(rows, MANY))
@@ -56,7 +56,7 @@ def check_reward(reward: str, task: str | None = None, rows: int = 16) -> Audit:
     examples = first_rows(load_examples(args, transcript), max(rows, MANY))
     if verifier:
         examples = [row | {"verifier": reward} for row in examples]
-    rewards = load_rewards(judges, set().union(*examples))
+    rewards = load_rewards(rewarding, set().union(*examples))
     return audit(rewards, first_rows(examples, rows), transcript, examples)
 
 

@@ -447,17 +447,6 @@ def choose(logits: Tensor, uniform: Tensor, args: SamplingArgs) -> Tensor:
     return torch.searchsorted(heights, aim, right=True)[:, 0]
 
 
-# Settings of GRPO that only TRL's own generation knows, with what they are unless they are set.
-TRL_ALONE = {
-    "use_vllm": False,
-    "use_transformers_continuous_batching": False,
-    "min_p": None,
-    "repetition_penalty": 1.0,
-    "generation_kwargs": None,
-    "cache_implementation": None,
-}
-
-
 class RolloutSampler:
     """Sample completions from the policy as it is now: a `rollout_func` for GRPOTrainer.
 

@@ -29,6 +29,15 @@ from chainforge.train.health import RLArgs
 logger = logging.getLogger(__name__)
 
 ACCURACY = "eval_accuracy"
+# Settings of GRPO that only TRL's own generation knows, with what they are unless they are set.
+TRL_ALONE = {
+    "use_vllm": False,
+    "use_transformers_continuous_batching": False,
+    "min_p": None,
+    "repetition_penalty": 1.0,
+    "generation_kwargs": None,
+    "cache_implementation": None,
+}
 
 
 def hold_out(args: RLArgs, tasks: TaskArgs, transcript: str, training: Any) -> list[Row]:
@@ -153,9 +162,9 @@ def rollout_engine(args: RLArgs, training: Any) -> dict[str, Any]:
     TRL samples with vLLM, with settings that only its generation knows, and where processes hold
     only a part of the weights.
     """
-    from chainforge.generate.local import TRL_ALONE, RolloutSampler
-
     own = all(getattr(training, name, usual) == usual for name, usual in TRL_ALONE.items())
     if args.rollout_engine == "trl" or not own or layout_here().shards_weights:
         return {}
+    from chainforge.generate.local import RolloutSampler
+
     return trl_internals.rollouts_by(RolloutSampler())
