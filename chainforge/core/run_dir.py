@@ -89,11 +89,8 @@ def holder(directory: str | Path) -> str | None:
     """Return who holds a directory just now (`process 12 on host`); None when nobody does."""
     try:
         with open(Path(directory) / artifacts.LOCK, encoding="utf-8") as file:
-            return (
-                None
-                if artifacts.locked(file.fileno())
-                else file.read().strip() or "another process"
-            )
+            free = artifacts.locked(file.fileno())
+            return None if free else file.read().strip() or "another process"
     except OSError:
         return None
 

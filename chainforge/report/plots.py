@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -50,7 +51,7 @@ OF_RL: list[Wanted] = [
     ("Truncated", "completions cut at the length limit", True, {"completions/clipped_ratio": ""}),
 ]
 
-Line = tuple[list[float], list[float]]  # steps, values
+Line = tuple[Sequence[float], Sequence[float]]  # steps, values
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,8 @@ def training_plots(metrics: list[Row], alarms: Sequence[Alarm] = ()) -> list[Plo
         if not labels:
             continue
         shown = [a for a in alarms if not (named := _named(a, drawn)) or named & labels.keys()]
-        lines = [series[key] for key in labels]
-        images = {scheme: _draw(lines, shares, shown, scheme) for scheme in SCHEMES}
+        lines = tuple((tuple(series[key][0]), tuple(series[key][1])) for key in labels)
+        images = {scheme: _draw(lines, shares, tuple(shown), scheme) for scheme in SCHEMES}
         courses = [(label, _course(series[key][1], shares)) for key, label in labels.items()]
         plots.append(Plot(title, note, images, courses, shown))
     return plots
@@ -115,9 +116,9 @@ def _named(alarm: Alarm, keys: set[str]) -> set[str]:
     return {k for k in keys if re.search(rf"(?<![\w/]){re.escape(k)}(?![\w/])", alarm.seen)}
 
 
-def _series(metrics: list[Row]) -> dict[str, Line]:
+def _series(metrics: list[Row]) -> dict[str, tuple[list[float], list[float]]]:
     """Return each logged name's steps and values, without what is not a finite number."""
-    series: dict[str, Line] = {}
+    series: dict[str, tuple[list[float], list[float]]] = {}
     for row in metrics:
         if (step := finite(row.get("step"))) is None:
             continue
@@ -130,14 +131,15 @@ def _series(metrics: list[Row]) -> dict[str, Line]:
     return series
 
 
-def _course(values: list[float], shares: bool) -> str:
+def _course(values: Sequence[float], shares: bool) -> str:
     """Return a number at the start and at the end, each the mean of a tenth of the run."""
     tenth = max(1, len(values) // 10)
     write = percent if shares else number
     return f"{write(fmean(values[:tenth]))} → {write(fmean(values[-tenth:]))}"
 
 
-def _draw(lines: list[Line], shares: bool, alarms: list[Alarm], scheme: str) -> str:
+@lru_cache(maxsize=512)  # a chain writes its report at each stage, most of it as before
+def _draw(lines: tuple[Line, ...], shares: bool, alarms: tuple[Alarm, ...], scheme: str) -> str:
     """Draw lines, and a numbered mark for each alarm; return a `data:` address of the image."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -181,7 +183,7 @@ def _draw_line(axes: Any, line: Line, colour: str, dash: Any, of: int) -> None:
         axes.plot(xs, smooth, linewidth=1.8, linestyle=dash, **style)
 
 
-def _draw_alarms(axes: Any, alarms: list[Alarm], colours: dict[str, str]) -> None:
+def _draw_alarms(axes: Any, alarms: Sequence[Alarm], colours: dict[str, str]) -> None:
     low, high = axes.get_xlim()
     top = axes.get_xaxis_transform()
     for alarm in alarms:

@@ -20,6 +20,7 @@ import torch
 
 from chainforge.core.artifacts import read_json, write_json
 from chainforge.core.errors import Failed, InputError, first_line
+from chainforge.generate.local import evaluating
 from chainforge.train import trl_internals
 from chainforge.train.model_source import ADAPTER_WEIGHTS, Source
 from chainforge.train.stage import Stage, is_main_process
@@ -71,11 +72,8 @@ class Agreement:
     def _logits(self, model: Any) -> torch.Tensor:
         # accelerate's wrapper would compute in the precision of training.
         forward = getattr(model, "_original_forward", model.forward)
-        training = model.training
-        model.eval()
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             found = forward(input_ids=self.ids.to(model.device), use_cache=False).logits
-        model.train(training)
         logits: torch.Tensor = found.float().cpu()
         return logits - logits.mean(-1, keepdim=True)  # softmax ignores the mean
 
