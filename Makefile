@@ -1,5 +1,6 @@
 # make demo   trains the whole chain on this machine's CPU and leaves a report
 # make bench  runs the benchmarks of the CPU at small sizes, 15 minutes, and prints the table
+# make docs   builds the documentation in site/
 # make test   runs the tests        make lint   ruff and the type checker
 # make test-distributed   trains in every layout on two processes, with DeepSpeed in an environment
 #                         of its own (half an hour); RECEIPTS=benchmarks/receipts records the runs
@@ -10,8 +11,9 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
+export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo bench test test-distributed test-engines lint setup clean
+.PHONY: demo bench docs test test-distributed test-engines lint setup clean
 
 demo: setup
 	$(BIN)/chainforge run recipes/quickstart/chain.yaml
@@ -28,6 +30,9 @@ bench: setup
 	$(BIN)/python benchmarks/builder.py --rows 40000 --peer_rows 4000 --runs 2 --work bench/builder
 	$(BIN)/python benchmarks/lost_work.py --chain bench/runs --kills 1
 	$(BIN)/python benchmarks/table.py
+
+docs: setup
+	$(BIN)/mkdocs build --strict
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -47,7 +52,7 @@ setup: $(VENV)/ready
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs]'
 	touch $@
 
 .venv-distributed/ready: pyproject.toml constraints.txt
@@ -73,4 +78,4 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-distributed .venv-engines runs
+	rm -rf $(VENV) .venv-distributed .venv-engines runs site

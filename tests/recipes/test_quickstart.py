@@ -23,7 +23,7 @@ from chainforge.core.jsonl import read_rows
 from chainforge.core.run_dir import holder
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CHAIN = "recipes/quickstart/chain.yaml"
 ROWS = {"collect": 1600, "rl": 64, "rejection": 40, "rl_final": 64, "distill_data": 64, "eval": 24}
 ROWS |= {"distill": 64}
