@@ -7,7 +7,6 @@ Here it is changed to where the site has that file; a file that is no page is co
 from __future__ import annotations
 
 import ast
-import dataclasses
 import os
 import re
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
+from chainforge.core.options import tables
 from chainforge.core.plugins import load_file
 
 ROOT = Path(__file__).parents[1]
@@ -61,16 +61,8 @@ def _uri(path: Path) -> str:
 
 
 def settings(recipe: str) -> str:
-    """Return the table of a recipe's own settings, from its dataclasses."""
-    module = load_file(ROOT / f"recipes/{recipe}.py")
-    rows = ["| setting | default | |", "|---|---|---|"]
-    for kind in module.CONFIGS:
-        for item in dataclasses.fields(kind) if not kind.__module__.startswith("trl") else ():
-            made = item.default_factory
-            default = item.default if made is dataclasses.MISSING else made()
-            help_ = " ".join(str(item.metadata.get("help", "")).split()).replace("|", "\\|")
-            rows.append(f"| `{item.name}` | `{default}` | {help_} |")
-    return "\n".join(rows)
+    """Return the tables of a recipe's settings: its own, and those of TRL that are set most."""
+    return tables(load_file(ROOT / f"recipes/{recipe}.py").CONFIGS)
 
 
 def modules() -> str:

@@ -160,10 +160,11 @@ def parse(*kinds: Any, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
     Raises `InputError` naming the keys, where they were given, and which values are possible.
     """
     options = list(sys.argv[1:] if argv is None else argv)
-    if {"-h", "--help"} & set(options):
-        from trl.scripts.utils import TrlParser
+    if {"-h", "--help", "--help-all"} & set(options):
+        from chainforge.core.options import help_text
 
-        TrlParser(kinds).parse_args(["--help"])
+        sys.stdout.write(help_text(kinds, "--help-all" in options))
+        sys.exit(0)
     layers, flags = _layers(options)
     values = _checked(_fields(kinds), layers, flags)
     try:

@@ -21,7 +21,7 @@ KEYS = {"deepseek": "DEEPSEEK_API_KEY", "openai": "OPENAI_API_KEY"}
 
 @dataclass
 class RunArgs:
-    """The settings of a stage that does not train, and so has no TRL configuration."""
+    """Output, seed and model of a stage that does not train."""
 
     output_dir: str | None = field(
         default=None, metadata={"help": "Directory of the stage; everything it writes is in it."}

@@ -87,13 +87,6 @@ def test_values_are_what_they_say(tmp_path, yaml, argv, wanted):
     assert {key: getattr(args, key) for key in wanted} == wanted
 
 
-def test_help_is_help(tmp_path, capsys):
-    with pytest.raises(SystemExit) as end:
-        run(tmp_path, "", "--help")
-    assert end.value.code == 0
-    assert "--learning_rate" in capsys.readouterr().out
-
-
 # A YAML, the words after it, and what the message says.
 WRONG = [
     ("learning_rat: 1", "", "x.yaml: unknown key 'learning_rat'; did you mean 'learning_rate'"),

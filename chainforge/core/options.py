@@ -1,0 +1,119 @@
+"""Describe the settings of a recipe: for `--help`, and as tables for the documentation."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import runpy
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterable
+from enum import Enum
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from chainforge.core.paths import shipped
+from chainforge.core.secrets import is_secret_key
+
+# The options of TRL that people set.
+OFTEN = {
+    "model": "model_name_or_path dtype use_peft lora_r lora_target_modules load_in_4bit",
+    "training": "learning_rate warmup_steps num_train_epochs max_steps per_device_train_batch_size "
+    "gradient_accumulation_steps max_length packing",
+    "generation": "num_generations max_completion_length temperature beta use_vllm "
+    "teacher_model_name_or_path",
+    "output": "output_dir save_steps report_to",
+}
+
+
+class Option(NamedTuple):
+    """One setting, as text: its type, its default (empty for none) and its meaning."""
+
+    name: str
+    kind: str
+    default: str
+    help: str
+
+
+def fields_of(kind: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass that a user can see."""
+    items = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
+    return {item.name: item for item in items if item.init and not is_secret_key(item.name)}
+
+
+def recipes() -> dict[str, tuple[Any, ...]]:
+    """Return the dataclasses of each shipped recipe; takes seconds, as it loads TRL."""
+    scripts = sorted(shipped("recipes").glob("*.py"))
+    return {file.stem: runpy.run_path(str(file), run_name=file.stem)["CONFIGS"] for file in scripts}
+
+
+def grouped(kinds: Iterable[Any], everything: bool = False) -> dict[str, list[Option]]:
+    """Return a recipe's settings by title: ChainForge's own, then TRL's, the most used first."""
+    kinds, groups = list(kinds), {}
+    known = {name: item for kind in kinds for name, item in fields_of(kind).items()}
+    libraries = [kind for kind in kinds if kind.__module__.startswith(("trl.", "transformers."))]
+    for kind in kinds:
+        if kind not in libraries:
+            groups[str(kind.__doc__).partition("\n")[0].rstrip(".")] = list(fields_of(kind))
+    theirs = set(known).difference(*groups.values())
+    for title, names in OFTEN.items():
+        groups[f"TRL: {title}"] = [name for name in names.split() if name in theirs]
+    if everything:
+        above = {name for kind in libraries for one in kind.__mro__[1:] for name in fields_of(one)}
+        groups["TRL: all others"] = [name for name in known if name not in above]
+        groups["transformers.TrainingArguments: all others"] = list(known)
+    found = {
+        title: [_option(known.pop(name)) for name in names if name in known]
+        for title, names in groups.items()
+    }
+    return {title: options for title, options in found.items() if options}
+
+
+def help_text(kinds: Iterable[Any], everything: bool = False) -> str:
+    """Return the help of a recipe, as wide as the terminal."""
+    main, width = sys.modules["__main__"].__doc__ or "", shutil.get_terminal_size().columns
+    lines = [f"usage: {Path(sys.argv[0]).name} [--config FILE] [--preset NAME] [--KEY VALUE ...]"]
+    lines += ["", main.strip(), "", "FILE is a YAML of the settings below. A preset (a file, or a "
+              "name in recipes/presets/) is", "under it, the command line over both."]  # fmt: skip
+    groups = grouped(kinds, everything)
+    for title, options in groups.items():
+        lines += ["", f"{title}:"]
+        for option in options:
+            default = f" (default: {option.default})" if option.default else ""
+            text = textwrap.fill(option.help + default, max(40, min(width, 100) - 6))
+            lines += [f"  --{option.name}  {option.kind}", textwrap.indent(text, " " * 6)]
+    total = sum(map(len, grouped(kinds, True).values()))
+    shown = sum(map(len, groups.values()))
+    lines += [f"\n... all {total} with --help-all"] if shown < total else []
+    return "\n".join([*lines, ""])
+
+
+def tables(kinds: Iterable[Any]) -> str:
+    """Return what `--help` shows as Markdown: a heading and a table for each group."""
+    lines = []
+    for title, options in grouped(kinds).items():
+        lines += [f"### {title}", "", "| setting | type | default | meaning |", "|---|---|---|---|"]
+        for option in options:
+            default = f"`{option.default}`" if option.default else ""
+            cells = (f"`{option.name}`", f"`{option.kind}`", default, option.help)
+            line = " | ".join(re.sub(r"(?=\|)", r"\\", cell) for cell in cells)
+            lines.append(f"| {line.replace('<', '&lt;')} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _option(item: Any) -> Option:
+    """Return a field as text."""
+    kind = item.type if isinstance(item.type, str) else str(item.type).replace("typing.", "")
+    kind = re.sub(r"<class '|'>|\b[a-z_]+\.(?:\w+\.)*(?=[A-Z])", "", kind)
+    kind = re.sub(r"Literal\[(.*)\]", lambda m: re.sub("['\"]", "", m[1]).replace(",", " |"), kind)
+    words = [word for word in kind.split(" | ") if word not in ("None", "NoneType")]
+    make = item.default_factory
+    value = item.default if make is dataclasses.MISSING else make()
+    value = value.value if isinstance(value, Enum) else value
+    unset = value in (None, "", []) or value is dataclasses.MISSING
+    default = "" if unset else value if isinstance(value, str) else json.dumps(value, default=str)
+    text = " ".join(str(item.metadata.get("help") or "").replace("%%", "%").split())
+    return Option(item.name, " | ".join(item.metadata.get("choices") or words), default, text)
