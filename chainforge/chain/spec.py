@@ -20,7 +20,8 @@ from msgspec.structs import replace
 from chainforge.core import paths
 from chainforge.core.artifacts import PATH_KEYS
 from chainforge.core.config import SEEDS, read_yaml
-from chainforge.core.errors import InputError, hint, refuse_unknown
+from chainforge.core.errors import InputError, hint
+from chainforge.core.options import meant
 from chainforge.core.secrets import check_settings
 from chainforge.core.transcript import PRESETS
 from chainforge.report.gates import Gate, read_gates
@@ -224,7 +225,11 @@ def _convert(given: Any, kind: type[T]) -> T:
     """Return a mapping as a `kind`; a single item becomes a list, and a null key is ignored."""
     if not isinstance(given, dict):
         raise InputError(f"expected `key: value` lines, not a {type(given).__name__}")
-    refuse_unknown(given, [field.encode_name for field in msgspec.structs.fields(kind)])
+    known = [field.encode_name for field in msgspec.structs.fields(kind)]
+    if odd := [key for key in map(str, given) if key not in known]:
+        lines = [f"unknown key {key!r}{meant(key, known, close=0.6)}" for key in odd]
+        lines += [f"the keys here are {', '.join(known)}; a recipe's settings go under `set`"]
+        raise InputError("\n  ".join(lines))
     lists = {"models", "data", "size", "report_to"}
     values = {
         key: [value] if key in lists and isinstance(value, str | int) else value

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import json
 import math
 import re
@@ -29,25 +28,6 @@ from chainforge.core.secrets import check_settings, is_secret_key
 
 Fields = dict[str, tuple[Any, Any]]  # each that can be given, and its type
 Layer = tuple[str, dict[str, Any]]  # a file of settings, and what it says
-
-# Other tools' names of settings: the first key that the recipe has is meant.
-ALIASES = {
-    "lora_r": "lora_rank lora_dim rank r peft_r",
-    "dtype": "torch_dtype precision model_dtype",
-    "num_generations": "group_size rollout_n n_samples_per_prompt num_rollouts generations",
-    "epsilon": "clip_ratio clip_eps clip_range cliprange clip_ratio_low eps_clip",
-    "beta": "kl_coef kl_coeff kl_beta kl_loss_coef init_kl_coef",
-    "learning_rate": "lr actor_lr",
-    "num_train_epochs": "epochs num_epochs n_epochs",
-    "max_steps": "num_rl_steps steps num_steps total_steps total_training_steps max_train_steps",
-    "per_device_train_batch_size": "batch_size train_batch_size micro_batch_size",
-    "gradient_accumulation_steps": "grad_accum gradient_accumulation accumulation_steps",
-    "max_length": "max_seq_length max_seq_len cutoff_len sequence_len model_max_length",
-    "max_completion_length": "max_new_tokens max_response_length max_completion_len max_tokens",
-    "model_name_or_path": "model model_name model_id model_path base_model",
-    "data": "dataset dataset_name train_file data_path datasets",
-}
-CLOSE = 0.85  # of difflib's ratio: one letter in six; local_rank is no lora_rank
 
 # TRL and transformers check these late: after the model is loaded, or in the first step.
 SEEDS = (0, 2**32 - 1)  # what NumPy takes
@@ -208,12 +188,14 @@ def _layers(argv: Sequence[str]) -> tuple[list[Layer], dict[str, list[str]]]:
         if word.startswith("--"):
             name, equals, value = word[2:].partition("=")
             words = flags[name.replace("-", "_")] = [value] if equals else []
+        elif words is None and "=" in word:
+            flags[word] = []  # as Hydra has it; `parse` says what was meant
         elif words is None:
             raise InputError(f"unexpected {word!r}; settings are given as --key value")
         else:
             words.append(word)
     for name, values in flags.items():
-        check_settings({name: [_word(word) for word in values]}, "command line")
+        check_settings({name: _meaning([_word(word) for word in values])}, "command line")
     files = flags.pop("config", None)
     if files is not None and len(files) != 1:
         raise InputError("--config takes one YAML file")
@@ -272,12 +254,20 @@ def _fields(kinds: Iterable[Any]) -> Fields:
     return found
 
 
-def meant(key: str, known: Collection[str]) -> str | None:
-    """Return the setting that was probably meant: another tool's name for it, or a typing error."""
-    for name, others in ALIASES.items():
-        if key.lower() in others.split() and name in known:
-            return name
-    return next(iter(difflib.get_close_matches(key.lower(), known, n=1, cutoff=CLOSE)), None)
+def _unknown(key: str, value: Any, where: str, fields: Fields) -> list[str]:
+    """Return a line about each key, or about each inside it, that the recipe does not have."""
+    from chainforge.core.options import elsewhere, meant
+
+    if isinstance(value, dict):
+        inner = {f"{key}.{name}": item for name, item in value.items()}
+        if any(meant(name, fields) for name in inner) or dict in map(type, inner.values()):
+            return [text for name in inner for text in _unknown(name, inner[name], where, fields)]
+    name, equals, _ = key.lstrip("+~").partition("=")
+    found = meant(name, fields)
+    said = f"unknown option --{key}" if where == "--" else f"{where}unknown key {key!r}"
+    if equals:
+        said = f"unexpected {key!r}, settings are given as --key value"
+    return [said + (found or elsewhere(name))]
 
 
 def _value(key: str, value: Any, where: str, fields: Fields) -> Any:
@@ -286,9 +276,7 @@ def _value(key: str, value: Any, where: str, fields: Fields) -> Any:
     `where` is what the key follows in a message: `file: `, or the `--` of a command line.
     """
     if key not in fields:
-        unknown = f"unknown option --{key}" if where == "--" else f"{where}unknown key {key!r}"
-        near = meant(key, fields)
-        raise InputError(unknown + (f"; did you mean {near!r}?" if near else ""))
+        raise InputError("\n  ".join(_unknown(key, value, where, fields)))
     item, kind = fields[key]
     found = _as(value, kind, f"{where}{key}")
     words = [str(choice) for choice in item.metadata.get("choices") or ()]

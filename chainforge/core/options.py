@@ -1,22 +1,26 @@
-"""Describe the settings of a recipe: for `--help`, and as tables for the documentation."""
+"""Describe the settings of a recipe: for `--help`, the documentation, and wrong keys."""
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import functools
 import json
 import re
 import runpy
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from enum import Enum
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from chainforge.core.paths import shipped
 from chainforge.core.secrets import is_secret_key
 
+CLOSE = 0.85  # of difflib's ratio: one letter in six; local_rank is no lora_rank
 # The options of TRL that people set.
 OFTEN = {
     "model": "model_name_or_path dtype use_peft lora_r lora_target_modules load_in_4bit",
@@ -43,6 +47,7 @@ def fields_of(kind: Any) -> dict[str, Any]:
     return {item.name: item for item in items if item.init and not is_secret_key(item.name)}
 
 
+@functools.cache
 def recipes() -> dict[str, tuple[Any, ...]]:
     """Return the dataclasses of each shipped recipe; takes seconds, as it loads TRL."""
     scripts = sorted(shipped("recipes").glob("*.py"))
@@ -117,3 +122,52 @@ def _option(item: Any) -> Option:
     default = "" if unset else value if isinstance(value, str) else json.dumps(value, default=str)
     text = " ".join(str(item.metadata.get("help") or "").replace("%%", "%").split())
     return Option(item.name, " | ".join(item.metadata.get("choices") or words), default, text)
+
+
+def meant(key: str, known: Collection[str], close: float = CLOSE) -> str:
+    """Return what to write instead of an unknown key, as the end of a message; empty if unclear."""
+    setting, remark = _answer(key, known, close)
+    note = f" ({remark})" if remark else ""
+    return f"; did you mean {setting!r}{note}?" if setting else f"; {remark}" if remark else ""
+
+
+def elsewhere(key: str) -> str:
+    """Return which recipes have a setting of this name or meaning, as the end of a message."""
+    found = {}
+    for recipe, kinds in recipes().items():
+        known = {name for kind in kinds for name in fields_of(kind)}
+        found[recipe] = key if key in known else _answer(key, known)[0]
+    name = found["grpo"] or next(filter(None, found.values()), "")  # RL has most of such names
+    where = [recipe for recipe, other in found.items() if other == name]
+    return f"; {name!r} is a setting of {', '.join(where)}" if name else "; see --help-all"
+
+
+def _answer(key: str, known: Collection[str], close: float = CLOSE) -> tuple[str, str]:
+    """Return the setting that was meant and a remark, by `foreign.txt` or by spelling; or neither.
+
+    Of a key with dots the last parts count, such as `rollout.n`.
+    """
+    parts = key.lower().replace("-", "_").split(".")
+    for name in [".".join(parts[start:]) for start in range(len(parts))]:
+        for settings, alone, names in _foreign():
+            if any(fnmatchcase(name, other) for other in names):
+                for setting, remark in settings:
+                    if set(setting.split("+")) <= set(known):
+                        return setting.partition("+")[0], remark
+                if alone:
+                    return "", alone
+    near = difflib.get_close_matches(parts[-1], known, n=1, cutoff=close)
+    return (near[0] if near else ""), ""
+
+
+@functools.cache
+def _foreign() -> list[tuple[list[tuple[str, str]], str, list[str]]]:
+    """Return the entries of `foreign.txt`: settings with remarks, a remark alone, and names."""
+    text = Path(__file__).with_name("foreign.txt").read_text(encoding="utf-8")
+    entries = []
+    for entry in text.replace(" | ", "\n").splitlines()[2:]:
+        answer, _, names = entry.partition(" <- ")
+        alone = answer[1:-1] if answer.startswith("(") else ""
+        settings = [] if alone else re.findall(r"([\w+]+)(?: \((.*?)\))?", answer)
+        entries.append((settings, alone, names.split()))
+    return entries
