@@ -29,6 +29,7 @@ bench: setup
 	$(BIN)/python benchmarks/collector.py --repeats 2
 	$(BIN)/python benchmarks/builder.py --rows 40000 --peer_rows 4000 --runs 2 --work bench/builder
 	$(BIN)/python benchmarks/lost_work.py --chain bench/runs --kills 1
+	$(BIN)/python benchmarks/busy.py --chain bench/runs --runs 1 --quiet_steps 60 --busy_steps 10
 	$(BIN)/python benchmarks/table.py
 
 docs: setup

@@ -24,7 +24,9 @@ from measuring import QUICKSTART, results, run, save, spread, summary, tail, tur
 from overhead import commands
 from sides import caches, prepared
 
-LIMIT_SECONDS = 0.4
+LIMIT_SECONDS = 0.3
+STAGES = {"sft": "sft", "grpo": "rl"}  # as `overhead.py` names them
+TWENTY = argparse.Namespace(sft_steps=20, rl_steps=20, rollout_engine="trl")
 FIRST = re.compile(rb"\| *[1-9]\d*/\d+ \[")  # the bar after a step
 
 
@@ -33,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--runs", type=int, default=10, help="of each command")
     parser.add_argument("--steps", type=int, default=5, help="first steps on each side; 0: none")
-    parser.add_argument("--kinds", nargs="+", choices=("sft", "grpo"), default=["sft", "grpo"])
+    parser.add_argument("--kinds", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--chain", type=Path, default=Path("runs"), help="as --runs of chainforge")
     args = parser.parse_args()
     result: dict[str, Any] = {"runs": args.runs, "steps": args.steps, "limit": LIMIT_SECONDS}
@@ -85,8 +87,8 @@ def time_first_steps(kind: str, repeats: int, chain: Path) -> dict[str, Any]:
         for side, _ in turns(found, repeats):
             for old in ("out", "cache"):
                 shutil.rmtree(folder / old, ignore_errors=True)
-            command = commands(kind, chain, folder / "out", 20, folder / "tasks.json")[side]
-            found[side].append(first_step(command, folder))
+            of = commands(STAGES[kind], TWENTY, chain, folder / "out", folder / "tasks.json")
+            found[side].append(first_step(of[side], folder))
             print(kind, side, round(found[side][-1], 2), flush=True)
     pairs = zip(found["ours"], found["raw"], strict=True)
     return {side: spread(of) for side, of in found.items()} | {

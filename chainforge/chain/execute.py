@@ -33,6 +33,11 @@ STOPPED = (130, 143, 129)  # by SIGINT, SIGTERM and SIGHUP
 # accelerate and torchrun end with 1 whatever the recipe ended with, but their last words say it.
 _WORDS = re.compile(r"returned non-zero exit status (\d+)\.|exitcode\s*: (\d+)\b")
 _TOLD = (2, 1, PAUSED, *STOPPED)  # of several processes the one that failed, not those it ended
+# How often a thread of OpenMP looks at a barrier before it sleeps (libgomp, of torch's wheels for
+# Linux). By default it spins for milliseconds, on a core that the last thread may be waiting for.
+BOUNDED_SPIN = {"GOMP_SPINCOUNT": "20000"}
+_SPIN_SETTINGS = {*BOUNDED_SPIN, "OMP_WAIT_POLICY"}
+_GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 # Reads from a pipe whose other end only the chain holds, so that even SIGKILL wakes it.
 _WATCHDOG = """
 read -r _
@@ -46,12 +51,19 @@ class StageFailed(Failed):
     """A stage that did not end well."""
 
 
-def execute(command: list[str], log: Path, watch: Callable[[], None]) -> int:
+def execute(
+    command: list[str], log: Path, watch: Callable[[], None], *, on_cpu: bool = False
+) -> int:
     """Run a command, as `plan` prints it, to its end; return the recipe's exit code.
 
-    Output goes to the end of `log`. `watch` is called some times a second. Raises `Stopped`
-    once the stage has ended because of SIGINT, SIGTERM or SIGHUP.
+    Output goes to the end of `log`. `watch` is called some times a second. A stage `on_cpu`, or on
+    a machine without a GPU, gets `BOUNDED_SPIN`, unless the user has set how threads wait. Raises
+    `Stopped` once the stage has ended because of SIGINT, SIGTERM or SIGHUP.
     """
+    environment = os.environ | {CHAIN_VARIABLE: "1"}  # a stage then draws no bars of its own
+    on_cpu = on_cpu or not any(map(os.path.exists, _GPU_DRIVERS))
+    if on_cpu and not _SPIN_SETTINGS & environment.keys():
+        environment |= BOUNDED_SPIN
     asked: list[int] = []
     with open(log, "ab") as output, _signals(asked):
         output.write(f"$ {redact(shlex.join(command))}\n".encode())
@@ -63,7 +75,7 @@ def execute(command: list[str], log: Path, watch: Callable[[], None]) -> int:
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=os.environ | {CHAIN_VARIABLE: "1"},  # a stage then draws no bars of its own
+            env=environment,
         )
         words = ["sh", "-c", _WATCHDOG, "watchdog", str(process.pid), str(SAVE_SECONDS)]
         pipe, null = subprocess.PIPE, subprocess.DEVNULL

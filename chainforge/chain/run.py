@@ -142,7 +142,8 @@ def _run_stage(step: Step, display: _Display, force: bool) -> None:
     _write_report(directory.parent, display)
     started = time.monotonic()
     with display.following(name, directory) as look:
-        code = execute(step.command, directory / LOG, look)
+        on_cpu = step.given.get("use_cpu") is True
+        code = execute(step.command, directory / LOG, look, on_cpu=on_cpu)
     took, log = duration(time.monotonic() - started), paths.short(directory / LOG)
     end = read_log(directory / LOG)
     if code == 2:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from chainforge.chain.execute import execute, redact_file
+from chainforge.chain.execute import BOUNDED_SPIN, execute, redact_file
 from chainforge.core.errors import Stopped
 
 # Dies of a signal at once, as `accelerate launch` does, while what it launched saves its work.
@@ -96,3 +96,16 @@ def test_what_a_launcher_wrote_is_redacted(tmp_path, monkeypatch):
     log.write_bytes(b"\xff kept " + b"c0f'fee\"c0f" + b"\nof a launcher " + b"c0f'fee\"c0f" + b"\n")
     redact_file(log, start=7)
     assert log.read_bytes() == b"\xff kept [SOME_TOKEN]\nof a launcher [SOME_TOKEN]\n"
+
+
+@pytest.mark.parametrize(("name", "found"), [("GOMP_SPINCOUNT", "9"), ("OMP_WAIT_POLICY", "None")])
+def test_threads_of_a_stage_on_the_cpu_spin_a_bounded_time(tmp_path, monkeypatch, name, found):
+    for variable in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(variable, raising=False)
+    command = ["python", "-c", "import os; print(os.environ.get('GOMP_SPINCOUNT'))"]
+    log = tmp_path / "log.txt"
+    execute(command, log, lambda: None, on_cpu=True)
+    monkeypatch.setenv(name, "9")  # the user's own setting stays alone
+    execute(command, log, lambda: None, on_cpu=True)
+    printed = [line for line in log.read_text().splitlines() if not line.startswith("$")]
+    assert printed == [*BOUNDED_SPIN.values(), found]
