@@ -11,7 +11,7 @@ import pytest
 OVER = {
     "modules": 76,
     "lines in chainforge/": 18_185,
-    "lines in tests/": 15_805,
+    "lines in tests/": 15_815,
     "lines reached from recipes/sft.py": 3_650,
 }
 HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "datasets", "scipy", "matplotlib"}

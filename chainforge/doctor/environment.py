@@ -83,7 +83,7 @@ def check_machine(machine: Machine) -> Iterator[Finding]:
         try:
             found = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            yield Finding("error", "versions", f"{name} is not installed: pip install .")
+            yield Finding("error", "versions", f"{name} is not installed: pip install {name}")
             continue
         if Version(found) < Version(oldest):
             text = f"{name} {found} is too old: pip install '{name}>={oldest}'"
@@ -150,7 +150,7 @@ def faults(given: dict[str, Any], layout: Layout, gpus: int) -> Iterator[str]:
             "use the stage's command in accelerate_configs/multi_node.slurm"
         )
     if layout.kind.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
-        yield "DeepSpeed is not installed: pip install '.[deepspeed]'"
+        yield "DeepSpeed is not installed: pip install 'deepspeed>=0.18'"
     wanted = layout.processes // layout.machines
     if not layout.on_cpu and 0 < gpus < wanted:
         yield f"{wanted} processes, but {gpus} GPUs: set num_processes: {gpus}"

@@ -115,4 +115,4 @@ def check_supported(
             "data: on the CPU the stage needs `use_cpu: true`"
         )
     if settings.get("use_vllm") and importlib.util.find_spec("vllm") is None:
-        raise InputError("use_vllm: vLLM is not installed; pip install '.[vllm]'")
+        raise InputError("use_vllm: vLLM is not installed; pip install 'trl[vllm]'")

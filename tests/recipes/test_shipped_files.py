@@ -119,3 +119,13 @@ def test_every_evaluation_asks_all_test_rows_of_a_benchmark():
     assert [gate.model for gate in gates] == ["cold_start", "cold_start"]
     named = readme.split("Metrics: ")[1].split("with `min`")[0]
     assert {metric for metric in METRICS if f"`{metric}`" in named} == METRICS.keys() - {"strict"}
+
+
+def test_no_text_installs_the_other_project_of_our_name():
+    assert 'name = "chainforge-r1"' in (ROOT / "pyproject.toml").read_text()
+    kinds = ("*.md", "*.py", "*.yaml", "*.sh", "*.ipynb", "Makefile")
+    folders = ("chainforge", "recipes", "docs", "benchmarks", "accelerate_configs")
+    files = [file for kind in kinds for name in folders for file in (ROOT / name).rglob(kind)]
+    wrong = re.compile(r"pip install\b[^\n]*?[\s'\"]chainforge(?!-r1|/)")
+    assert len(files) > 100
+    assert [file for file in [ROOT / "README.md", *files] if wrong.search(file.read_text())] == []
