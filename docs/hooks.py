@@ -7,6 +7,7 @@ Here it is changed to where the site has that file; a file that is no page is co
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 from pathlib import Path
@@ -22,6 +23,7 @@ PAGES = ["README.md", "benchmarks/README.md"]
 PAGES += sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("recipes/*/README.md"))
 LINK = re.compile(r"(?<=\]\()(?!https?:|#)([^)#\s]+)")
 MADE = re.compile(r"<!-- (settings|modules)(?:: (\w+))? -->")
+CODE = re.compile(r"`[^`\n]+`")  # in a table GitHub needs \| there, and Python-Markdown |
 PACKAGES = "doctor report chain hub train generate data rewards core"  # the highest first
 
 
@@ -29,6 +31,7 @@ def on_files(files: Files, config: Any) -> Files:
     """Add the pages that are elsewhere in the repository, and what pages link to."""
     for name in PAGES:
         files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
+    files.append(File.generated(config, "quickstart.md", content=notebook("docs/quickstart.ipynb")))
     for page in list(files.documentation_pages()):
         for target in LINK.findall(page.content_string):
             path = _target(page.src_uri, target)
@@ -46,7 +49,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         return os.path.relpath(_uri(path), here or ".") if path.is_file() else match[1]
 
     markdown = LINK.sub(changed, markdown)
-    return MADE.sub(lambda match: settings(match[2]) if match[2] else modules(), markdown)
+    markdown = MADE.sub(lambda match: settings(match[2]) if match[2] else modules(), markdown)
+    return CODE.sub(lambda match: match[0].replace("\\|", "|"), markdown)
 
 
 def _target(page: str, target: str) -> Path:
@@ -58,6 +62,21 @@ def _target(page: str, target: str) -> Path:
 def _uri(path: Path) -> str:
     """Return where the site has a file of the repository."""
     return str(path.relative_to(ROOT)).removeprefix("docs/")
+
+
+def notebook(name: str) -> str:
+    """Return a notebook as Markdown: its text, its code, and what that printed."""
+    parts = []
+    for cell in json.loads((ROOT / name).read_text(encoding="utf-8"))["cells"]:
+        text = "".join(cell["source"])
+        parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
+        for output in cell.get("outputs", ()):
+            data = output.get("data", {})
+            html = "".join(data.get("text/html", ""))
+            plain = "".join(output.get("text") or data.get("text/plain", "")).rstrip()
+            table = re.sub(r"(?s)<style.*?</style>\s*| (?:border|class|style)=\"[^\"]*\"", "", html)
+            parts.append(table if "<table" in table else f"```text\n{plain}\n```")
+    return "\n\n".join([*parts, f"[The notebook of this page]({os.path.basename(name)})"])
 
 
 def settings(recipe: str) -> str:
