@@ -221,7 +221,7 @@ class _Display:
     """A line for each stage that ended, and the progress of the running one."""
 
     def __init__(self, width: int) -> None:
-        self.console = Console(highlight=False)
+        self.console = Console(highlight=False, force_jupyter=False)  # widgets are not needed
         self.width = width
 
     def line(self, name: str, text: str) -> None:
