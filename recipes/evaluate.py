@@ -5,8 +5,9 @@
 
 Leaves `results.json` (accuracy strict and lenient with Wilson intervals, format, language, lengths,
 pass@k, maj@k, all of them by task too, what McNemar's test and a paired bootstrap say of each two
-models, and how it was sampled) and every scored sample. `recipes/evals` holds configurations for
-published benchmarks. `chainforge merge` joins the results of several seeds.
+models, and how it was sampled) and every scored sample. Of prompts without answers it measures
+format, language, lengths and `rewards`. `recipes/evals` holds configurations for published
+benchmarks. `chainforge merge` joins the results of several seeds.
 """
 
 from dataclasses import dataclass, field
@@ -20,23 +21,24 @@ from chainforge.core import artifacts, process
 from chainforge.core.config import parse
 from chainforge.core.errors import InputError, hint
 from chainforge.core.paths import unplaced
-from chainforge.core.transcript import DEFAULT, tags_of
+from chainforge.core.transcript import tags_of
 from chainforge.data.metrics import summarize
-from chainforge.data.tasks import TaskArgs, check_answers, load_examples
+from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.generate import shards
 from chainforge.generate.rollouts import score_samples
 from chainforge.generate.sampling import open_engine, roll_out
 from chainforge.generate.settings import RunArgs, SamplingArgs, check_prompts
 from chainforge.report.formatting import show_results
 from chainforge.rewards.functions import scripts_of
+from chainforge.rewards.reward import RewardArgs, load_rewards
 from chainforge.train.model_source import check_model
 from chainforge.train.stage import is_main_process, open_stage
 from chainforge.train.templates import load_tokenizer
 
 
 @dataclass
-class EvaluateArgs:
-    """Which models are compared, and in which pairs."""
+class EvaluateArgs(RewardArgs):
+    """Which models are compared, in which pairs, and by which rewards beside accuracy."""
 
     models: list[str] = field(
         default_factory=list, metadata={"help": "name=path_or_hub_id of each model, in order."}
@@ -45,7 +47,10 @@ class EvaluateArgs:
         default_factory=list,
         metadata={"help": "first:second of each comparison; each model with the next if left out."},
     )
-    transcript: str = field(default=DEFAULT, metadata={"help": "Preset of the transcript's tags."})
+    rewards: list[dict[str, Any]] = field(
+        default_factory=list,
+        metadata={"help": "Rewards to measure, such as a judge or a reward model; as in grpo.py."},
+    )
     language: str = field(
         default="en", metadata={"help": "The language that the reasoning should be in."}
     )
@@ -93,7 +98,7 @@ def settings(
         "transcript": args.transcript,
         "system_prompt": asked,
         "language": args.language,
-    }
+    } | ({"rewards": unplaced(args.rewards)} if args.rewards else {})
 
 
 CONFIGS = (RunArgs, TaskArgs, EvaluateArgs, SamplingArgs)
@@ -111,7 +116,7 @@ def preflight(configs: tuple[Any, ...]) -> SimpleNamespace:
         raise InputError("served_model: names one model, and `models` several; evaluate each alone")
     sampling.check()
     rows = load_examples(tasks, args.transcript, run.seed)
-    check_answers(rows)
+    rewards = load_rewards(args, set().union(*rows)) if args.rewards else []
     tokenizers = {}
     for name, path in models.items():
         tokenizers[name] = load_tokenizer(path, args.transcript, rows=rows,
@@ -120,7 +125,7 @@ def preflight(configs: tuple[Any, ...]) -> SimpleNamespace:
                                           served=sampling.engine == "api")  # fmt: skip
         check_prompts(tokenizers[name], rows, path, sampling.max_new_tokens, "max_new_tokens")
     return SimpleNamespace(models=models, pairs=pairs, rows=rows, tokenizers=tokenizers,
-                           transcript=args.transcript)  # fmt: skip
+                           rewards=rewards, transcript=args.transcript)  # fmt: skip
 
 
 def main() -> None:
@@ -148,7 +153,10 @@ def main() -> None:
                 seed=run.seed,
                 provenance={"model": name, "stage": stage.directory.name},
                 score=partial(
-                    score_samples, transcript=args.transcript, tokenizer=ready.tokenizers[name]
+                    score_samples,
+                    transcript=args.transcript,
+                    rewards=ready.rewards,
+                    tokenizer=ready.tokenizers[name],
                 ),
                 progress=lambda done, total, unit, note, number=number, name=name: stage.progress(
                     number * total + done, len(models) * total, unit, f"{name}: {note}"
@@ -161,7 +169,7 @@ def main() -> None:
         results = summarize(scored, ready.pairs, run.seed, args.language, args.transcript)
         results["settings"] = settings(run, tasks, args, sampling)
         artifacts.write_json(stage.path("results.json"), results)
-        stage.metrics |= {row["name"]: row["strict"]["mean"] for row in results["models"]}
+        stage.metrics |= {m["name"]: m["strict"]["mean"] for m in results["models"] if m["strict"]}
         show_results(results, Console())
 
 

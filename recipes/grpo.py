@@ -86,7 +86,7 @@ def main() -> None:
         trainer = GRPOTrainer(
             model=open_policy(ready.start, stage),
             args=prepare(training, stage),
-            reward_funcs=recorder.rewards,
+            reward_funcs=recorder.for_trl(),
             train_dataset=grpo_dataset(ready.rows),
             eval_dataset=grpo_dataset(ready.heldout) if ready.heldout else None,
             processing_class=ready.tokenizer,
@@ -94,7 +94,7 @@ def main() -> None:
             callbacks=[RolloutCallback(recorder)],
             **rollout_engine(rl, training),
         )
-        recorder.ends = set(trainer.eos_token_ids)
+        recorder.attach(trainer)
         stage.notes["kl_reference"] = stage.notes["starts_from"] if training.beta else None
         stage.metrics |= {"gate": ready.gate} if ready.gate else {}
         train(trainer, stage, HealthCallback(rl, stage, rewards))

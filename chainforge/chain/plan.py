@@ -138,6 +138,7 @@ def settings_of(stage: Stage, chain: Chain) -> dict[str, Any]:
         "transcript": chain.transcript,
         "report_to": list(chain.report_to) if stage.kind.trains else None,
         "tasks": _tasks(stage, chain),
+        "prompts": list(chain.prompts) if _asks(stage) else None,
     }
     settings = {key: value for key, value in common.items() if value not in (None, [])}
     for kind in stage.kinds:
@@ -155,12 +156,17 @@ def _own(stage: Stage) -> dict[str, Any]:
     return read_settings(stage.config) if stage.config else {}
 
 
+def _asks(stage: Stage) -> bool:
+    """Return whether the stage asks the chain's questions: it asks any, and has none of its own."""
+    return stage.asks and not {"tasks", "prompts"} & _own(stage).keys()
+
+
 def _tasks(stage: Stage, chain: Chain) -> list[dict[str, Any]]:
     """Return the chain's tasks, for a stage that asks any and whose own YAML has none.
 
     Evaluations ask the test split unless the task says otherwise; `size` is the stage's.
     """
-    if not stage.asks or "tasks" in _own(stage):
+    if not _asks(stage):
         return []
     split = {"split": "test"} if stage.recipe == "evaluate" else {}
     sizes = stage.size * len(chain.tasks) if len(stage.size) == 1 else stage.size
@@ -175,7 +181,8 @@ def _evaluated(chain: Chain) -> list[str]:
         if stage.recipe == "evaluate":
             tasks = _tasks(stage, chain)
             found += [json.dumps(task, ensure_ascii=False) for task in tasks]
-            found += [paths.short(stage.config)] if stage.config and not tasks else []
+            own = stage.config and not (tasks or (chain.prompts and _asks(stage)))
+            found += [paths.short(stage.config)] if stage.config and own else []
     return found
 
 

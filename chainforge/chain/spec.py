@@ -143,6 +143,7 @@ class Chain(msgspec.Struct, frozen=True):
     launch: Text | None = None
     report_to: Names = ()  # of the stages that train
     tasks: tuple[Settings, ...] = ()
+    prompts: tuple[Text, ...] = ()  # without answers, beside `tasks`
     settings: dict[str, Settings] = msgspec.field(name="set", default_factory=dict)  # by recipe
     file: str = ""
 

@@ -259,7 +259,13 @@ def canonical(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _counted(given: Mapping[str, Any]) -> dict[str, Any]:
     left_out = PATH_KEYS | FREE_KEYS
-    return {key: value for key, value in sorted(given.items()) if key not in left_out}
+    counted = {key: value for key, value in sorted(given.items()) if key not in left_out}
+    if isinstance(rewards := counted.get("rewards"), list):  # a judge has such settings, too
+        counted["rewards"] = [
+            one | {"params": _counted(one.get("params") or {})} if "llm_judge" in str(one) else one
+            for one in rewards
+        ]
+    return counted
 
 
 def _functions(value: Any) -> Iterator[str]:

@@ -23,6 +23,7 @@ from chainforge.core.errors import InputError, hint
 ALWAYS = ("output_dir", "data", "pool", "gate_pool", "prices")
 OR_HUB = ("model_name_or_path", "teacher_model_name_or_path", "models", "chat_template_path",
           "resume_from_checkpoint", "path")  # fmt: skip
+INNER = {"path": "path", "model": "model_name_or_path"}  # of a task, and of a reward
 FILES = (".jsonl", ".json", ".yaml", ".yml", ".jinja", ".parquet", ".csv", ".txt", ".py")
 
 # Takes the key, a text that may be a path, and whether it can be nothing else.
@@ -76,8 +77,8 @@ def paths_in(value: Any) -> list[Path]:
 
 def _map(value: Any, key: str, change: Change) -> Any:
     """Return a value with `change` applied to every text in it that may be a path."""
-    if isinstance(value, Mapping):  # of the names inside a setting only `path` counts
-        return {k: _map(item, "path" if k == "path" else "", change) for k, item in value.items()}
+    if isinstance(value, Mapping):  # of the names inside a setting only these count
+        return {k: _map(item, INNER.get(str(k), ""), change) for k, item in value.items()}
     if isinstance(value, list | tuple):
         return [_map(item, key, change) for item in value]
     if not isinstance(value, str) or len(value) > 1024 or "\n" in value or "://" in value:

@@ -12,12 +12,15 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 
 from chainforge.core.errors import Failed, InputError, Stopped
 from chainforge.core.jsonl import writing
 from chainforge.core.secrets import read_secret, redact_output
 
+# Of the stage that is open, for what keeps files beside its own, such as an LLM judge.
+stage_directory: ContextVar[Path | None] = ContextVar("stage_directory", default=None)
 CHAIN_VARIABLE = "CHAINFORGE_CHAIN"  # set for the stages that `chainforge run` starts
 LAUNCHERS = (CHAIN_VARIABLE, "ACCELERATE_DYNAMO_MODE", "TORCHELASTIC_RUN_ID")
 
@@ -83,6 +86,16 @@ def loading_fault(error: BaseException) -> InputError | None:
             name = values.get("pretrained_model_name_or_path") or values.get("model_id")
             return InputError(f"{name}: cannot be loaded ({words}); is a file damaged or missing?")
     return None
+
+
+@contextlib.contextmanager
+def working_in(directory: Path) -> Iterator[None]:
+    """Make a directory the open stage's."""
+    token = stage_directory.set(directory)
+    try:
+        yield
+    finally:
+        stage_directory.reset(token)
 
 
 def stop_signals() -> list[signal.Signals]:

@@ -59,7 +59,7 @@ _KEPT = {"in": Count, "kept": Count}
 _MORE = {"prompts?": _shape(_KEPT) | None, "decontamination?": dict[str, Any] | None}
 FUNNEL = _shape(_KEPT | {"dropped": dict[str, Count]} | _MORE)
 _SHARE = _shape({"mean": Number, "low": Number, "high": Number})
-_BOTH = {"strict": _SHARE, "lenient": _SHARE}
+_BOTH = {"strict": _SHARE | None, "lenient": _SHARE | None}  # None: no row has an answer
 _AT_K = dict[str, Maybe]
 _ROWS = _BOTH | {
     "n": Count, "format": Number, "tokens_mean": Maybe, "truncated": Number, "language?": Maybe,
@@ -67,11 +67,14 @@ _ROWS = _BOTH | {
     "pass_at_1?": _SHARE, "pass_at_k?": _AT_K, "maj_at_k?": _AT_K,
 }  # fmt: skip
 _TASKS = {"tasks?": dict[str, _shape(_ROWS)], "macro?": _shape(_BOTH)}  # type: ignore[misc]
-_MODEL = _shape(_ROWS | {"name": str} | _TASKS)
-_PAIR = _shape({"from": str, "to": str} | dict.fromkeys(("difference", "low", "high", "p"), Number))
-RESULTS = _shape(
-    {"models": list[_MODEL], "pairs": list[_PAIR], "settings?": dict[str, Any] | None}  # type: ignore[valid-type]
-)
+_GENERAL = {"general?": _shape(_ROWS), "rewards?": dict[str, _SHARE]}  # type: ignore[valid-type]
+_MODEL = _shape(_ROWS | {"name": str} | _TASKS | _GENERAL)
+_DIFFERENCE = {"from": str, "to": str} | dict.fromkeys(("difference", "low", "high", "p"), Number)
+_REWARD_PAIR = _shape(_DIFFERENCE | {"reward": str, "n": Count})
+RESULTS = _shape({
+    "models": list[_MODEL], "pairs": list[_shape(_DIFFERENCE)],  # type: ignore[misc, valid-type]
+    "reward_pairs?": list[_REWARD_PAIR], "settings?": dict[str, Any] | None,  # type: ignore[valid-type]
+})  # fmt: skip
 
 
 def read_results(path: Path) -> dict[str, Any]:

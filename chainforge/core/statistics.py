@@ -81,6 +81,22 @@ def over_seeds(
     return middle, middle - half, middle + half, p, spread
 
 
+def student(values: Sequence[float]) -> tuple[float, float, float, float]:
+    """Return (mean, low, high, p) of independent values of any scale, by Student's t.
+
+    p is two-sided, for a mean of 0. A single value says nothing of its spread: p is 1.
+    """
+    from scipy.stats import t
+
+    n, middle = len(values), fsum(values) / len(values)
+    if n < 2:
+        return middle, middle, middle, 1.0
+    error = stdev(values) / sqrt(n)
+    half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * error
+    p = 2 * float(t.sf(abs(middle) / error, n - 1)) if error else float(middle == 0)
+    return middle, middle - half, middle + half, p
+
+
 def mcnemar(b: int, c: int) -> float:
     """Return the exact two-sided McNemar p-value of b against c discordant pairs.
 

@@ -41,7 +41,8 @@ def evaluation_questions(entries: Sequence[Any], seed: int) -> list[tuple[str, s
     for number, entry in enumerate(entries):
         try:
             source, tasks = _tasks_of(entry)
-            rows = load_examples(TaskArgs(tasks=tasks, system_prompt=""), seed=seed)
+            args = TaskArgs(tasks=tasks, system_prompt="")
+            rows = load_examples(args, seed=seed) if tasks else []
         except InputError as error:
             raise InputError(f"decontaminate[{number}]: {error}") from None
         found += [(source, question(row)) for row in rows]
@@ -58,8 +59,9 @@ def _tasks_of(entry: Any) -> tuple[str, list[dict[str, Any]]]:
         raise InputError(f"expected a task, a path or a Hub id, found {entry!r}")
     path = Path(entry)
     if path.suffix in (".yaml", ".yml"):
-        tasks = read_settings(path).get("tasks")
-        if not tasks:
+        settings = read_settings(path)
+        tasks = settings.get("tasks") or []
+        if not (tasks or settings.get("prompts")):
             raise InputError(f"{entry} has no `tasks`; name a configuration of evaluate.py")
         return path.name, tasks
     if path.suffix == ".jsonl":

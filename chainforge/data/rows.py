@@ -87,7 +87,7 @@ class FoundRows:
 
 
 def read_file(path: str | Path) -> FoundRows:
-    """Read a file of JSON lines, good rows and bad."""
+    """Read a file of JSON lines, good rows and bad; in a .txt file other lines are prompts."""
     found = FoundRows(Path(path))
     if not found.path.is_file():
         raise InputError(f"{path}: no such file")
@@ -97,19 +97,20 @@ def read_file(path: str | Path) -> FoundRows:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             if line.strip():
                 try:
-                    found.rows.append((number, _parse(line)))
+                    plain = found.path.suffix == ".txt" and not line.startswith(b"{")
+                    found.rows.append((number, _parse(line, plain)))
                 except InputError as error:
                     found.faults.append((number, str(error)))
     return found
 
 
-def _parse(line: bytes) -> Row:
+def _parse(line: bytes, plain: bool) -> Row:
     if len(line) > MAX_LINE:
         raise InputError(f"{len(line):,} bytes long, more than {MAX_LINE:,}")
     try:
-        row = msgspec.json.decode(line)
+        row = {"prompt": line.decode().strip()} if plain else msgspec.json.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"not JSON: {error}") from None
+        raise InputError(f"not {'text' if plain else 'JSON'}: {error}") from None
     if not isinstance(row, dict):
         raise InputError(f"a {type(row).__name__}, not an object")
     if not row:

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import logging
 import math
 import random
 import re
@@ -23,6 +24,8 @@ from chainforge.core.plugins import as_struct
 from chainforge.core.transcript import is_blank
 from chainforge.data.rows import MAX_BAD, FoundRows, read_file, wrong_turns
 from chainforge.rewards.answers import boxed_answers
+
+logger = logging.getLogger(__name__)
 
 EXTRACTS = ("text", "hashes", "boxed")
 # Under these names data sets keep the gold answer: a file that has one was meant to have answers.
@@ -97,19 +100,16 @@ class Columns(msgspec.Struct, frozen=True):
     def read(self, found: FoundRows, most: float = MAX_BAD) -> list[Row]:
         """Return a table's rows as those of a task; raise `InputError` if too many are malformed.
 
-        A table without any column of answers contains prompts for rewards that need none.
+        A row without any column of answers is a prompt for rewards that need none.
         """
-        names = ANSWERS | {self.answer}
-        prompts_only = self.answer == "answer" and not any(
-            names & raw.keys() for _, raw in found.rows
-        )
-        return found.each(lambda raw: self.row(raw, prompts_only), most)
+        return found.each(self.row, most)
 
-    def row(self, raw: Row, prompts_only: bool = False) -> Row:
+    def row(self, raw: Row) -> Row:
         """Return a table's row as one of a task; raise `InputError` if it is malformed."""
+        prompt_only = self.answer == "answer" and not (ANSWERS | {"answer"}) & raw.keys()
         # Rows that are Examples already have messages as their prompt and no question.
         asked = "prompt" if self.question not in raw and "prompt" in raw else self.question
-        needed = {asked: "question"} | ({} if prompts_only else {self.answer: "answer"})
+        needed = {asked: "question"} | ({} if prompt_only else {self.answer: "answer"})
         needed |= dict.fromkeys(self.keep or (), "keep")
         if lacking := next((name for name in needed if name not in raw), None):
             there, key = ", ".join(map(str, raw)), needed[lacking]
@@ -159,7 +159,8 @@ def jsonl(path: str, *, size: int | None = None, seed: int = 0, **columns: Any) 
     """Read a file of JSON lines; `columns` are `question` (text or messages) and so on.
 
     A column `verifier` counts unless one is given here; other columns are kept (`keep`: only
-    these). A file without answers contains prompts for rewards that need none. With a `size` the
+    these). Rows without an answer are prompts for rewards that need none, and so are the lines of
+    a .txt file, which are plain text unless they begin with `{`. With a `size` the
     rows are drawn by `seed`. Malformed rows are left out and written to the stage's rejects; more
     than 1 % of them raise `InputError`.
     """
@@ -167,7 +168,16 @@ def jsonl(path: str, *, size: int | None = None, seed: int = 0, **columns: Any) 
     found = read_file(path)
     if not found.rows and not found.faults:
         raise InputError(f"{path} is empty: expected one JSON object a line")
-    return _draw(mapping.read(found), Path(path).stem, size, seed)
+    rows = mapping.read(found)
+    without = sum(row["answer"] is None for row in rows)
+    if 0 < without < len(rows):
+        logger.warning("%s: %d of %d rows have no answer", path, without, len(rows))
+    return _draw(rows, Path(path).stem, size, seed)
+
+
+def prompts(prompts: list[str], *, size: int | None = None, seed: int = 0) -> list[Row]:
+    """Return texts as questions without answers."""
+    return _draw([{"question": text, "answer": None} for text in prompts], "prompts", size, seed)
 
 
 def hub(

@@ -28,9 +28,9 @@ from chainforge.core.transcript import DEFAULT, is_blank, tags_of
 from chainforge.data.rows import wrong_turns
 from chainforge.data.sources import (
     example,
-    has_answer,
     hub,
     jsonl,
+    prompts,
     question,
     reasoning_gym,
     same_question,
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test", "all")
 Source = Callable[..., Iterable[Row]]
-BUILTINS: dict[str, Source] = {"reasoning_gym": reasoning_gym, "jsonl": jsonl, "hub": hub}
+BUILTINS: dict[str, Source] = {one.__name__: one for one in (reasoning_gym, jsonl, hub, prompts)}
 # A source has no more to give when this many items, and ten times as many as it gave distinct
 # ones, brought nothing new: of D equally likely rows the last is then missed once in e^10.
 PATIENCE = 2_000
@@ -59,10 +59,17 @@ class TaskArgs:
         default_factory=list,
         metadata={
             "help": "One mapping a task: {fn, params, size, split, seed, name}. `fn` is "
-            "reasoning_gym, jsonl, hub, pkg.mod:fn or path/file.py:fn; `params` are its "
+            "reasoning_gym, jsonl, hub, prompts, pkg.mod:fn or path/file.py:fn; `params` are its "
             "arguments; `size` rows (all when left out); `split` train, validation, test or all; "
             "`seed` draws other rows than the same task with another seed; `name` fills the "
             "column `task`."
+        },
+    )
+    prompts: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Prompts without answers, beside the tasks: all of them, in every stage. A "
+            "longer list is a task: {fn: jsonl, params: {path: prompts.txt}}."
         },
     )
     system_prompt: str | None = field(
@@ -72,6 +79,12 @@ class TaskArgs:
             "that belongs to the transcript preset. An empty string: no system turn."
         },
     )
+
+    def __post_init__(self) -> None:
+        """Make the prompts a task like the others."""
+        if self.prompts:
+            task = {"fn": "prompts", "params": {"prompts": self.prompts}, "split": "all"}
+            self.tasks, self.prompts = [*self.tasks, task], []
 
 
 class Task(msgspec.Struct, frozen=True):
@@ -105,7 +118,7 @@ def load_examples(args: TaskArgs, transcript: str = DEFAULT, seed: int = 0) -> l
     if not args.tasks:
         raise InputError(
             "tasks: none given; for instance [{fn: reasoning_gym, params: {dataset: chain_sum}, "
-            "size: 500}]"
+            "size: 500}], or prompts without answers as `prompts: [...]`"
         )
     asked = tags_of(transcript).system_prompt if args.system_prompt is None else args.system_prompt
     tasks = {}
@@ -121,12 +134,6 @@ def load_examples(args: TaskArgs, transcript: str = DEFAULT, seed: int = 0) -> l
             row["prompt"] = [{"role": "system", "content": asked}, *row["prompt"]]
         row.pop("id", None)
     return [example(**row) for row in rows]
-
-
-def check_answers(rows: list[Row]) -> None:
-    """Raise `InputError` when no row has an answer: there would be no accuracy to measure."""
-    if not any(map(has_answer, rows)):
-        raise InputError("tasks: no row has an `answer`, so there is no accuracy to measure")
 
 
 def _arguments(task: Task, function: Source, seed: int) -> dict[str, Any]:

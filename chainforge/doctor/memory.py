@@ -9,7 +9,7 @@ block, counted on real models (`benchmarks/memory.py`, which also measures whole
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -149,15 +149,20 @@ def estimate(
     layout: Layout,
     *,
     teacher: Shape | None = None,
+    scorers: Sequence[Shape] = (),
     prompt_tokens: int | None = None,
     device_bytes: int | None = None,
 ) -> Estimate:
     """Estimate a training stage for one device of `layout`.
 
-    `settings` are TRL's configurations of the stage and of the model as one mapping.
+    `settings` are TRL's configurations of the stage and of the model as one mapping; `scorers` are
+    reward models, which have one label in place of the head.
     """
     plan = _Plan(recipe, settings, shape, layout, prompt_tokens)
     found = Estimate(plan.resident(teacher), plan.training(), plan.assumed)
+    if sizes := [(one.parameters, DTYPES.get(one.dtype, 4)) for one in scorers]:
+        whole = sum(count * size for count, size in sizes)
+        found.resident["reward models"] = whole // plan.weight_share
     if recipe != "sft":
         generation = plan.generation(device_bytes)
         if "vLLM" in generation and not settings["vllm_enable_sleep_mode"]:

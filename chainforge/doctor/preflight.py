@@ -134,6 +134,9 @@ class _Doctor:
             yield from _check_forms(ready.rows, settings["transcript"], name)
         elif getattr(ready, "rewards", None):
             yield from _check_golds(step, ready)
+            judges = [getattr(reward.function, "endpoint", None) for reward in ready.rewards]
+            for one in filter(None, judges):
+                yield Finding("ok", "judge", f"{one.model} at {one.host}", name)
         if step.stage.kind.trains:
             yield from self._check_training(step, settings, ready, layout)
         urls = [url for c in configs if getattr(c, "engine", "") == "api" for url in c.urls]
@@ -157,10 +160,12 @@ class _Doctor:
             device = self.machine.memory // max(1, layout.processes // layout.machines)
         known: dict[str, Any] = {"prompt_tokens": getattr(ready, "prompt_tokens", None)}
         known["device_bytes"] = device
+        scorers = [getattr(one.function, "path", None) for one in getattr(ready, "rewards", ())]
         teacher = settings.get("teacher_model_name_or_path")
         try:
             shape = read_shape(ready.start.source.config)
             other = read_shape(config_of(teacher)) if teacher else None
+            known["scorers"] = [read_shape(config_of(path)) for path in scorers if path]
             needed = estimate(step.stage.recipe, settings, shape, layout, teacher=other, **known)
         except InputError as error:
             yield Finding("warning", "memory", f"not known: {error}", name)
@@ -224,9 +229,10 @@ def _check_golds(step: Step, ready: Any) -> Iterator[Finding]:
     name, form = step.stage.name, ready.transcript
     answered = [row for row in ready.rows if gold_answer(row).strip()]
     many, rows = first_rows(answered, CONSTANTS_TRIED), first_rows(answered, AUDITED)
-    if not rows:
+    rules = [reward for reward in ready.rewards if not reward.is_opinion]  # no request, no weights
+    if not (rows and rules):
         return
-    report = audit(ready.rewards, rows, form, many)
+    report = audit(rules, rows, form, many)
     for error in [*report.errors, *map(str, report.constants[:2])]:
         yield Finding("error", "rewards", f"{error}; see `chainforge check`", name, "rewards")
     if not report.errors and report.failures:

@@ -49,10 +49,10 @@ def check_reward(reward: str, task: str | None = None, rows: int = 16) -> Audit:
         rewarding.rewards = read_settings(reward).get("rewards") or rewarding.rewards
     else:
         rewarding.rewards = [{"fn": "accuracy_reward" if verifier else reward}]
-    for item in settings["tasks"]:
+    for item in settings.setdefault("tasks", []):
         if isinstance(item, dict) and isinstance(item.get("size"), int):
             item["size"] = min(item["size"], max(rows, MANY))
-    args = TaskArgs(tasks=settings["tasks"], system_prompt=settings.get("system_prompt"))
+    args = TaskArgs(settings["tasks"], settings.get("prompts", []), settings.get("system_prompt"))
     examples = first_rows(load_examples(args, transcript), max(rows, MANY))
     if verifier:
         examples = [row | {"verifier": reward} for row in examples]
@@ -69,11 +69,13 @@ def first_rows(rows: Iterable[Row], each: int) -> list[Row]:
 
 
 def _tasks(task: str) -> dict[str, Any]:
-    """Return the settings of a file, with a list of `tasks`."""
+    """Return the settings of a file, with a list of `tasks` or `prompts`."""
     if task.endswith(".jsonl"):
         return {"tasks": [{"fn": "jsonl", "params": {"path": task}, "split": "all"}]}
     settings = read_settings(task)
-    if not isinstance(settings.get("tasks"), list) or not settings["tasks"]:
+    if not any(
+        isinstance(settings.get(key), list) and settings[key] for key in ("tasks", "prompts")
+    ):
         raise InputError(f"{task}: no task in it; give a list `tasks`")
     return settings
 

@@ -483,11 +483,15 @@ class ApiEngine:
 
     def sample(self, draws: Sequence[Draw], take: Take) -> None:
         """Sample every draw; answers that an interrupted run paid for are used first."""
-        client = Client(self.endpoint, self.read, self.args.timeout)
         with Ledger(self.path, self.limits) as ledger:
-            self.ledger = ledger
-            asyncio.run(_Run(self, client, ledger).run(draws, take))
+            asyncio.run(self.answer(draws, take, ledger))
             ledger.forget_answers()  # `take` has them on disk
+
+    async def answer(self, draws: Sequence[Draw], take: Take, ledger: Ledger) -> None:
+        """Sample every draw with a ledger that is open already, and keeps the answers."""
+        self.ledger = ledger
+        client = Client(self.endpoint, self.read, self.args.timeout)
+        await _Run(self, client, ledger).run(draws, take)
 
 
 class _Run:

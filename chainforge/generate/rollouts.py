@@ -85,6 +85,7 @@ class Recorded:
 
     def __init__(self, reward: Reward, recorder: Recorder, last: bool) -> None:
         self.__name__, self.weight = reward.__name__, reward.weight
+        self.model: Any = reward.function if hasattr(reward.function, "use") else None
         self._reward, self._recorder, self._last = reward, recorder, last
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **given: Any) -> Any:
@@ -127,6 +128,22 @@ class Recorder:
         self._common["sampling"] = sampling
         self._verdicts = [reward.__name__ for reward in rewards if reward.measures_correctness]
         self._lines: JsonLines | None = None
+
+    def for_trl(self) -> list[Any]:
+        """Return the rewards as TRL is given them: a reward model as a model, which it prepares."""
+        return [one.model.open() if one.model else one for one in self.rewards]
+
+    def attach(self, trainer: Any) -> None:
+        """Take from the trainer the reward models that it prepared, and the ends of a completion.
+
+        TRL would score all rows with a model: here it is bound to its task, and recorded.
+        """
+        for place, one in enumerate(self.rewards):
+            if one.model:
+                one.model.use(trainer.reward_funcs[place])
+                trainer.reward_funcs[place] = one
+                trainer.reward_func_names[place] = one.__name__
+        self.ends = set(trainer.eos_token_ids)
 
     def resume(self, step: int) -> None:
         """Forget the rollouts of steps that a resumed run will take again."""

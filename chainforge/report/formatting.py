@@ -38,6 +38,14 @@ PAIRS: Columns = {
     "p": lambda pair: p_value(pair["p"]),
 }
 
+REWARD_PAIRS: Columns = {
+    "from": PAIRS["from"],
+    "to": PAIRS["to"],
+    "reward": lambda pair: str(pair["reward"]),
+    "prompts": lambda pair: count(pair["n"]),
+    "difference": lambda pair: change(pair),
+}
+
 
 def percent(share: float | None, digits: int = 1) -> str:
     """Format a share of 0.8723 as 87.2 %; a dash for None."""
@@ -102,6 +110,9 @@ def duration(seconds: float | None) -> str:
 def solved(model: Mapping[str, Any]) -> str:
     """Return one model's accuracy: `rl solves 87.2 % of 500 held-out problems (84.0 ...)`."""
     strict = model["strict"]
+    if strict is None:
+        form = f"{percent(model['format'])} of its completions are in the asked form"
+        return f"{model['name']} answered {model['n']:,} held-out prompts; {form}"
     return (
         f"{model['name']} solves {percent(strict['mean'])} of {model['n']:,} held-out problems "
         f"(95 % interval {100 * strict['low']:.1f} to {percent(strict['high'])})"
@@ -150,7 +161,10 @@ def headline(stage: StageDir) -> str:
     if stage.funnel:
         return f"kept {stage.funnel['kept']:,} of {stage.funnel['in']:,} rows"
     if stage.results and stage.results["models"]:
-        best = max(stage.results["models"], key=lambda model: model["strict"]["mean"])
+        measured = [model for model in stage.results["models"] if model["strict"]]
+        if not measured:
+            return f"{len(stage.results['models'])} models, without answers to check"
+        best = max(measured, key=lambda model: model["strict"]["mean"])
         return f"best: {best['name']}, {percent(best['strict']['mean'])}"
     return ", ".join(filter(None, (stage.how_far, stage.progress["note"])))
 
@@ -164,6 +178,8 @@ def show_results(results: dict[str, Any], console: Console) -> None:
             console.print(_table(title, named | columns, models))
     if pairs:
         console.print(_table("paired differences in strict accuracy, in points", PAIRS, pairs))
+    if others := results.get("reward_pairs"):
+        console.print(_table("paired differences in mean rewards", REWARD_PAIRS, others))
     if how := sampled(results.get("settings") or {}):
         console.print(f"sampled with {how}", markup=False)
 
@@ -171,10 +187,15 @@ def show_results(results: dict[str, Any], console: Console) -> None:
 def _tables(models: list[Model]) -> dict[str, Columns]:
     """Return the columns of the tables of models, by title."""
     rows = sorted({model["n"] for model in models})
-    seeds = len(models[0]["strict"].get("seeds") or {})
-    title = f"accuracy on {' to '.join(f'{n:,}' for n in rows)} held-out rows (95 % interval)"
+    seeds = len((models[0]["strict"] or {}).get("seeds") or {})
+    count_of = f"{' to '.join(f'{n:,}' for n in rows)} held-out"
+    title = f"accuracy on {count_of} rows (95 % interval)"
     title += f", mean of {seeds} seeds" if seeds else ""
-    tables = {title: ACCURACY, "length and language of the first sample": LENGTHS}
+    accuracy = ACCURACY
+    if not any(model["strict"] for model in models):
+        title = f"completions of {count_of} prompts without answers"
+        accuracy = {name: ACCURACY[name] for name in ("format %", "tokens")}
+    tables = {title: accuracy, "length and language of the first sample": LENGTHS}
     most = max((int(k) for model in models for k in model.get("pass_at_k") or {}), default=1)
     if most > 1:
         tables[f"{most} samples of each prompt"] = {
@@ -187,7 +208,40 @@ def _tables(models: list[Model]) -> dict[str, Columns]:
         by_task: Columns = {_broken(task): _of_task(task) for task in tasks}
         mean: Columns = {"mean": lambda model: _interval(model.get("macro", {}).get("strict"))}
         tables["strict accuracy by task, in %"] = by_task | mean
+    if any("general" in model for model in models):
+        names = ("format %", "tokens", "language %")
+        tables["prompts without an answer"] = {n: _general((ACCURACY | LENGTHS)[n]) for n in names}
+    if rewards := rewards_of(models):
+        tables["mean rewards (95 % interval)"] = {name: _of_reward(name) for name in rewards}
     return tables
+
+
+def rewards_of(models: list[Model]) -> list[str]:
+    """Return the names of the rewards that were measured."""
+    return list(dict.fromkeys(name for model in models for name in model.get("rewards") or {}))
+
+
+def _general(write: Callable[[Model], str]) -> Callable[[Model], str]:
+    return lambda model: write(model["general"]) if "general" in model else "–"
+
+
+def _of_reward(name: str) -> Callable[[Model], str]:
+    return lambda model: scaled((model.get("rewards") or {}).get(name))
+
+
+def scaled(value: Mapping[str, float] | None) -> str:
+    """Format a mean of any scale with its interval: 0.62 (0.58 to 0.66)."""
+    if value is None:
+        return "–"
+    mean, low, high = (number(value[key]) for key in ("mean", "low", "high"))
+    return f"{mean} ({low} to {high})"
+
+
+def change(pair: Mapping[str, Any]) -> str:
+    """Format the difference of a mean reward: +0.12 (+0.08 to +0.16, p = 0.031)."""
+    values = [pair[key] for key in ("difference", "low", "high")]
+    difference, low, high = ("+" * (value >= 0) + number(value) for value in values)
+    return f"{difference} ({low} to {high}, {p_words(pair['p'])})"
 
 
 def _table(title: str, columns: Columns, rows: list[Model]) -> Table:

@@ -36,7 +36,8 @@ from chainforge.report import formatting, plots, transcripts
 from chainforge.report.gates import Verdict, judge, read_gates
 
 HERE = Path(__file__).parent
-FORMATS = ("percent", "points", "p_words", "count", "duration", "money", "source", "headline")
+FORMATS = ("percent", "points", "p_words", "count", "duration", "money", "source", "headline",
+           "scaled", "change")  # fmt: skip
 
 
 def write_report(directory: Path) -> Path:
@@ -170,6 +171,8 @@ def evaluation_of(run: RunDir) -> dict[str, Any] | None:
         "main": main,
         "sentence": formatting.solved(named[after]) + gain,
         "tasks": sorted({task for model in models for task in model.get("tasks", {})}),
+        "rewards": formatting.rewards_of(models),
+        "reward_pairs": stage.results.get("reward_pairs", []),
         "steps": sorted({int(k) for model in models for k in model.get("pass_at_k", {})}),
         "seeds": settings.get("seeds") or [],
         "language": settings.get("language", "en"),

@@ -35,8 +35,9 @@ def merge_results(places: Iterable[Path]) -> dict[str, Any]:
         if unlike := changes(same | _names(first), settings | _names(results)):
             raise InputError(f"{one} and {file} differ in more than the seed: {'; '.join(unlike)}")
     merged = {
-        key: [_merge(parts, seeds) for parts in zip(*(r[key] for r in found.values()), strict=True)]
-        for key in ("models", "pairs")
+        key: [_merge(parts, seeds) for parts in zip(*every, strict=True)]
+        for key in ("models", "pairs", "reward_pairs")
+        if (every := [results.get(key, []) for results in found.values()])
     }
     return {**merged, "settings": same | {"seeds": seeds}}
 
@@ -78,8 +79,9 @@ def _estimate(parts: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> dict[
     key = "mean" if "mean" in parts[0] else "difference"
     estimates = [(float(part[key]), float(part["low"]), float(part["high"])) for part in parts]
     mean, low, high, p, sd = over_seeds(estimates)
-    least = 0.0 if key == "mean" else -1.0
-    merged = dict(parts[0]) | {key: mean, "low": max(least, low), "high": min(1.0, high)}
+    if "n" not in parts[0]:  # a share; a reward may have any scale
+        low, high = max(0.0 if key == "mean" else -1.0, low), min(1.0, high)
+    merged = dict(parts[0]) | {key: mean, "low": low, "high": high}
     if "p" in parts[0]:
         merged["p"] = p
     each = {str(seed): value for seed, (value, _, _) in zip(seeds, estimates, strict=True)}

@@ -19,6 +19,7 @@ from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Row
 from chainforge.core.run_dir import StageDir
 from chainforge.core.transcript import PRESETS, read
+from chainforge.data.sources import has_answer
 from chainforge.report.formatting import finite
 
 PROMPTS = 300  # of one file at most
@@ -29,13 +30,15 @@ MARKUP = 420  # bytes that the page needs around each text
 HELD_OUT, DATA, ROLLOUTS = "held-out problems", "data stages", "rollouts"
 BUDGET = {HELD_OUT: 1_200_000, DATA: 700_000, ROLLOUTS: 500_000}
 LABELS = {HELD_OUT: "{stage}", DATA: "{stage}, sample {sample}", ROLLOUTS: "{stage}, step {step}"}
+Kinds = dict[tuple[bool | None, bool | None], str]
 # Held-out prompts, by how two models did; together they show gains and losses.
-KINDS = {
+KINDS: Kinds = {
     (False, True): "wrong before, right after",
     (True, False): "right before, wrong after",
     (False, False): "wrong before and after",
     (True, True): "right before and after",
 }
+OPEN = "no answer to check"
 # By verdict, a mark and words.
 VERDICTS = {
     "right": ("✓", "right"),
@@ -107,22 +110,25 @@ def held_out(path: Path, before: str, after: str, budget: int) -> tuple[list[Cas
 
     Only first samples are shown. `budget` is in bytes of the page.
     """
-    verdicts: dict[str, dict[Key, bool]] = {before: {}, after: {}}
+    verdicts: dict[str, dict[Key, bool | None]] = {before: {}, after: {}}
     tasks: dict[Key, str] = {}
     for row in _first_samples(path):
         if row["model"] in verdicts:
-            verdicts[row["model"]][_key(row)] = bool(row.get("correct"))
+            right = bool(row.get("correct")) if has_answer(row) else None
+            verdicts[row["model"]][_key(row)] = right
             tasks[_key(row)] = row["task"]
     was, now = verdicts[before], verdicts[after]
-    words = KINDS if before != after else {(False, False): "wrong", (True, True): "right"}
-    kinds = {key: words[was[key], now[key]] for key in was.keys() & now.keys()}
+    alone: Kinds = {(False, False): "wrong", (True, True): "right"}
+    words = KINDS if before != after else alone
+    kinds = {key: words.get((was[key], now[key]), OPEN) for key in was.keys() & now.keys()}
     groups: Groups = defaultdict(set)
     for key, kind in kinds.items():
         groups[kind, tasks[key]].add(key)
     wanted = {key: kinds[key] for key in _turns(groups)}
     cases = _cases(_first_samples(path), HELD_OUT, wanted, budget)
-    counts, order = Counter(kinds.values()), list(words.values())
+    counts, order = Counter(kinds.values()), [*words.values(), OPEN]
     cases.sort(key=lambda case: order.index(case.kind))
+    order = order if counts[OPEN] else order[:-1]
     return cases, {word: counts[word] for word in order} if kinds else {}
 
 
@@ -249,7 +255,7 @@ def _text(row: Row, stage: str, where: str) -> Text:
         stage=stage,
         reasoning=_shorten(transcript.reasoning) if transcript else "",
         answer=_shorten(transcript.answer if transcript else completion),
-        verdict=judged if "correct" in row else "none",
+        verdict=judged if "correct" in row and has_answer(row) else "none",
         fate=row["fate"],
         note=", ".join(note for note, holds in notes.items() if holds),
     )

@@ -11,8 +11,11 @@ import zlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+import yaml
 
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Row
@@ -21,7 +24,7 @@ from chainforge.rewards.answers import clean
 from chainforge.rewards.reward import Reward, RewardFailed, score
 from chainforge.rewards.values import number, squeeze
 
-KINDS = ("gold", "wrong", "empty", "stuffed", "tags", "misplaced", "hostile")
+KINDS = ("gold", "wrong", "empty", "stuffed", "tags", "misplaced", "hostile", "injecting")
 # A constant is paid often if it earns as much as the gold answer on this share of the rows whose
 # answer is another, and on two rows at least: one may be a spelling of the same answer.
 OFTEN, LEAST = 0.1, 2
@@ -105,7 +108,8 @@ class Audit:
     @property
     def means(self) -> dict[str, float | None]:
         """Return the mean total by kind, None where no attempt of the kind could be scored."""
-        totals: dict[str, list[float]] = {kind: [] for kind in KINDS}
+        tried = {one.kind for one in self.attempts}
+        totals: dict[str, list[float]] = {kind: [] for kind in KINDS if kind in tried}
         for one in self.attempts:
             total = one.gold if one.kind == "gold" else one.total
             if total is not None:
@@ -122,33 +126,71 @@ def audit(
     """Score the gold answer and the attempts to fool the rewards; `Audit.passed` is the result.
 
     Constant answers and copied gold answers are tried on `many` rows (those of `rows` when left
-    out). A reward that asks for token ids gets one number per word. Raises `InputError` without
-    rows.
+    out). A reward that asks for token ids gets one number per word. A judge or a reward model is
+    tried alone, on planted answers. Raises `InputError` without rows.
     """
     if not rows:
         raise InputError("audit: no rows to try the rewards on")
-    report, golds = Audit(len(rows)), {}
-    tries = [(row, attempts(row, wrong_answer(row, rows), transcript)) for row in rows]
+    report, rules = Audit(len(rows)), [one for one in rewards if not one.is_opinion]
     try:
-        for kind in KINDS:
-            trials = [(row, text) for row, texts in tries for text in texts[kind]]
-            started = time.perf_counter()
-            totals = _totals(rewards, trials)
-            report.milliseconds[kind] = 1000 * (time.perf_counter() - started) / len(trials)
-            for (row, text), total in zip(trials, totals, strict=True):
-                if kind == "gold":
-                    golds[id(row)] = total if gold_answer(row) else None
-                report.attempts.append(Attempt(row, kind, text, total, golds[id(row)]))
+        if rules:
+            tries = [(row, attempts(row, wrong_answer(row, rows), transcript)) for row in rows]
+            _try(report, rules, tries)
+        for opinion in (one for one in rewards if one.is_opinion):
+            tries = planted(rows, opinion.task, transcript)
+            report.rows += len(tries)
+            _try(report, [opinion], tries)
         report.errors += [
             f"reward {reward.__name__} failed on {reward.failed} of {reward.seen} completions"
             for reward in rewards
             if reward.failed
         ]
-        if not report.errors:
-            report.constants += _constants(rewards, many or rows, transcript)
+        if rules and not report.errors:
+            report.constants += _constants(rules, many or rows, transcript)
     except RewardFailed as error:
         report.errors.append(str(error))
     return report
+
+
+def _try(
+    report: Audit, rewards: Sequence[Reward], tries: Sequence[tuple[Row, dict[str, list[str]]]]
+) -> None:
+    """Score each row's attempts, the gold answer first; add them to the report."""
+    golds: dict[int, float | None] = {}
+    for kind in KINDS:
+        trials = [(row, text) for row, texts in tries for text in texts.get(kind, ())]
+        if not trials:
+            continue
+        started = time.perf_counter()
+        totals = _totals(rewards, trials)
+        report.milliseconds[kind] = 1000 * (time.perf_counter() - started) / len(trials)
+        for (row, text), total in zip(trials, totals, strict=True):
+            if kind == "gold":
+                golds[id(row)] = total if gold_answer(row) or row.get("good") else None
+            report.attempts.append(Attempt(row, kind, text, total, golds[id(row)]))
+
+
+def planted(
+    rows: Sequence[Row], task: str | None, transcript: str
+) -> list[tuple[Row, dict[str, list[str]]]]:
+    """Return rows with a good answer, which is `gold`, and with those that must get less, by kind.
+
+    They are those of `rows` that have the columns `good` and `bad`, or else those of planted.yaml.
+    """
+    plants = yaml.safe_load(Path(__file__).with_name("planted.yaml").read_text(encoding="utf-8"))
+    own = [row for row in rows if row.get("good") and row.get("bad")]
+    own = [row for row in own if task in (None, row.get("task"))] or [
+        {"prompt": [{"role": "user", "content": one["question"]}], "task": task} | one
+        for one in plants["answers"]
+    ]
+    tries = []
+    for row in own:
+        tricks = [row["bad"] + trick for trick in plants["injections"]]
+        said = {"gold": [row["good"]], "wrong": [row["bad"]], "injecting": tricks, "empty": [""]}
+        texts = {kind: [completion_of(one, transcript) for one in of] for kind, of in said.items()}
+        texts["empty"].append("")
+        tries.append((row, texts))
+    return tries
 
 
 def _totals(rewards: Sequence[Reward], trials: Sequence[tuple[Row, str]]) -> list[float | None]:

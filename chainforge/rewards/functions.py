@@ -218,7 +218,9 @@ BUILTINS: dict[str, str | Callable[..., Any]] = {
     "format_reward": format_reward,
     "language_consistency_reward": language_consistency_reward,
     "cosine_scaled": get_cosine_scaled_reward,
-    # Named, not imported: TRL brings torch.
+    # Named, not imported: they need the network, or torch.
+    "llm_judge": "chainforge.generate.judge:LlmJudge",
+    "reward_model": "chainforge.generate.judge:RewardModel",
     "soft_overlong": "trl.rewards:get_soft_overlong_punishment",
     "repetition_penalty": "trl.rewards:get_repetition_penalty_reward",
     "think_format_reward": "trl.rewards:think_format_reward",

@@ -6,11 +6,14 @@ is bound when a configuration is read, so that a wrong name fails before a model
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import hashlib
 import inspect
 import json
 import logging
 import math
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,7 +55,8 @@ class RewardArgs:
         default_factory=_default_rewards,
         metadata={
             "help": "The rewards, each like {fn: accuracy_reward, weight: 1.0, params: {...}, "
-            "task: math, name: accuracy}; fn is a built-in name, pkg.mod:fn or path/file.py:fn."
+            "task: math, name: accuracy}; fn is a built-in name, pkg.mod:fn or path/file.py:fn. "
+            "A reward model is {model: PATH_OR_HUB_ID, weight: 0.5}."
         },
     )
     transcript: str = field(
@@ -78,7 +82,8 @@ class RewardArgs:
 class Entry(msgspec.Struct, frozen=True):
     """One entry of `rewards`."""
 
-    fn: str
+    fn: str = ""
+    model: str = ""
     weight: float = 1.0
     params: dict[str, Any] = {}
     task: str | None = None
@@ -101,14 +106,18 @@ class Reward:
         builtins: Mapping[str, str | Callable[..., Any]] = BUILTINS,
     ) -> None:
         args = args or RewardArgs()
-        named = isinstance(spec, Mapping) and "fn" in spec
-        entry = as_struct(spec, Entry, f"reward {spec['fn']}" if named else "rewards")
-        where = f"reward {entry.fn}: "
+        named = isinstance(spec, Mapping) and (spec.get("fn") or spec.get("model"))
+        entry = as_struct(spec, Entry, f"reward {named}" if named else "rewards")
+        if bool(entry.fn) == bool(entry.model):
+            raise InputError(f"rewards: expected `fn`, a function, or `model`, found {spec!r:.200}")
+        where = f"reward {entry.fn or entry.model}: "
         if not math.isfinite(entry.weight):
             raise InputError(f"{where}weight is {entry.weight}, it must be finite")
         if entry.task is not None and "task" not in columns:
             raise InputError(f"{where}limited to task {entry.task!r}, but rows have no `task`")
-        self.function, params = _resolve(where, resolve(entry.fn, builtins), entry.params)
+        params = entry.params | ({"model": entry.model} if entry.model else {})
+        function = resolve(entry.fn or "reward_model", builtins)
+        self.function, params = _resolve(where, function, params)
         self._bind(where, params, columns, args.transcript)
         own_name = getattr(self.function, "__name__", type(self.function).__name__)
         self.__name__ = entry.name or str(own_name)
@@ -147,6 +156,11 @@ class Reward:
         """Return whether its value is strict correctness and nothing else."""
         strict = not self._params.get("lenient") and not self._random
         return self.function is accuracy_reward and strict
+
+    @property
+    def is_opinion(self) -> bool:
+        """Return whether it is a model's opinion, a judge's or a reward model's."""
+        return bool(getattr(self.function, "opinion", False))
 
     def applies(self, row: Row) -> bool:
         """Return whether this reward scores a row: of its task, with an answer if it needs one."""
@@ -206,7 +220,7 @@ class Reward:
             if isinstance(given[name], list | tuple):
                 given[name] = [row[name] for row in rows]
         given["completions"] = [[{"role": "assistant", "content": text}] for text in texts]
-        values = _guarded(lambda: list(self.function(**given, **self._params)))
+        values = _guarded(lambda: list(awaited(self.function(**given, **self._params))))
         if not isinstance(values, Exception) and len(values) != len(rows):
             values = ValueError(f"it returned {len(values)} rewards for {len(rows)} completions")
         return [values] * len(rows) if isinstance(values, Exception) else values
@@ -223,7 +237,8 @@ class Reward:
         if batch := getattr(self.function, "batch", None):
             with user_code():
                 return list(batch([call | {"completion": text} for text, call in pairs]))
-        return [_guarded(self.function, text, **call) for text, call in pairs]
+        values = [_guarded(self.function, text, **call) for text, call in pairs]
+        return awaited(_gathered(values)) if any(map(inspect.iscoroutine, values)) else values
 
     def _finite(self, value: Any, name: Any) -> float | Exception | None:
         """Return a reward as a float, None as it is, or why it is no reward."""
@@ -274,7 +289,9 @@ def _resolve(
 ) -> tuple[Callable[..., Any], dict[str, Any]]:
     """Return a function and its params; a factory (a class, or `get_...`) is called with them."""
     if inspect.isclass(function) or function.__name__.startswith("get_"):
-        refuse_unknown(params, [item.name for item in _parameters(where, function)], where)
+        taken = _parameters(where, function)
+        if not any(item.kind is item.VAR_KEYWORD for item in taken):
+            refuse_unknown(params, [item.name for item in taken], where)
         return _called(where, function, params), {}
     return function, params
 
@@ -290,9 +307,40 @@ def _guarded(function: Callable[..., Any], *given: Any, **named: Any) -> Any:
         return error
 
 
+def awaited(made: Any) -> Any:
+    """Return a value; of an `async def`, what its coroutine returns.
+
+    All run in one loop, as in TRL, so that a client which a function keeps open stays usable.
+    """
+    if not inspect.iscoroutine(made):
+        return made
+    return asyncio.run_coroutine_threadsafe(_contained(made), _loop()).result()
+
+
+@functools.cache
+def _loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    return loop
+
+
+async def _contained(value: Any) -> Any:
+    """Await a coroutine; what ends a process must not end the loop."""
+    with user_code():
+        return await value if inspect.iscoroutine(value) else value
+
+
+async def _gathered(values: Sequence[Any]) -> list[Any]:
+    """Await the coroutines among some values together; an exception is returned in its place."""
+    return await asyncio.gather(*map(_contained, values), return_exceptions=True)
+
+
 def _called(where: str, function: Callable[..., Any], params: dict[str, Any]) -> Any:
     """Call the user's code while it is bound; raise `InputError` for whatever it raises."""
-    made = _guarded(function, **params)
+    try:
+        made = _guarded(function, **params)
+    except InputError as error:
+        raise InputError(f"{where}{error}") from None
     if isinstance(made, Exception):
         raise InputError(f"{where}{described(made)}") from made
     return made
@@ -303,8 +351,8 @@ def _parameters(where: str, function: Callable[..., Any]) -> list[inspect.Parame
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
         parameters = []
-    if not parameters or inspect.iscoroutinefunction(function):
-        raise InputError(f"{where}not a plain function with the completion as first argument")
+    if not parameters:
+        raise InputError(f"{where}not a function with the completion as first argument")
     return parameters
 
 

@@ -51,9 +51,10 @@ def hold_out(args: RLArgs, tasks: TaskArgs, transcript: str, training: Any) -> l
             raise InputError("keep_best: needs heldout_size, which is not set")
         return []
     _schedule(args, training)
-    count, rest = divmod(args.heldout_size, len(tasks.tasks) or 1)
+    own = [task for task in tasks.tasks if task.get("fn") != "prompts"]  # which have no answers
+    count, rest = divmod(args.heldout_size, len(own) or 1)
     others = []
-    for number, task in enumerate(tasks.tasks):
+    for number, task in enumerate(own):
         split = task.get("split", "train")
         if split in ("validation", "all"):
             raise InputError(

@@ -111,7 +111,7 @@ def open_stage(
             _begin(stage)
         while shared and not stage.path(STARTED).exists():
             time.sleep(0.1)
-        with writing(stage.directory):
+        with writing(stage.directory), process.working_in(stage.directory):
             with rejects_in(stage.directory) if main else contextlib.nullcontext():
                 yield stage
             if main:
@@ -178,6 +178,11 @@ def _sign(stage: Stage) -> None:
     files = (path for path in sorted(stage.directory.rglob("*")) if path.is_file())
     names = [path.relative_to(stage.directory) for path in files]
     signed = [name.as_posix() for name in names if name.parts[0] not in UNSIGNED]
+    if any(stage.directory.glob("judge-*.jsonl")):
+        from chainforge.generate.judge import with_judges
+
+        spending = with_judges(stage.directory, stage.metrics.get("spending"))
+        stage.metrics["spending"] = spending
     stage.outputs, stage.states = artifacts.sign_for(stage.directory, signed)
     stage.versions, stage.device = versions(), device()
     manifest = {field.name: getattr(stage, field.name) for field in dataclasses.fields(Manifest)}

@@ -18,13 +18,37 @@ def test_prompts_without_an_answer_have_no_accuracy():
     answered = [row("a", 0, True, answer="4"), row("b", 0, False, answer="5")]
     open_ended = [row("c", 0, None, answer=None), row("d", 0, None, answer=None, task="chat")]
     result = measure("final", answered + open_ended)
-    assert (result["n"], result["without_answer"]) == (2, 2)
+    assert (result["n"], result["general"]["n"]) == (2, 2)
     assert (result["strict"]["mean"], result["unjudged"]) == (0.5, 0)
     assert set(result["tasks"]) == {"sums"}
-    assert "without_answer" not in measure("final", answered)
+    assert "general" not in measure("final", answered)
     assert compare("a", answered + open_ended, "b", answered)["difference"] == 0
+    alone = measure("final", open_ended)
+    assert (alone["n"], alone["strict"], alone["lenient"], alone["format"]) == (2, None, None, 1.0)
+    assert not {"macro", "pass_at_k", "unjudged", "general"} & alone.keys()
     with pytest.raises(InputError, match="no row has an answer"):
-        measure("final", open_ended)
+        compare("a", open_ended, "b", open_ended)
+
+
+def test_rewards_are_averaged_and_compared_on_the_prompts_that_they_apply_to():
+    def scored(shift):
+        values = [0.0, 1.0, 3.0, None]
+        return [
+            row(str(n), sample, None, answer=None, rewards={"judge": value and value + shift})
+            for n, value in enumerate(values)
+            for sample in range(2)
+        ]
+
+    results = summarize({"a": scored(0), "b": scored(0.5)})
+    (first, _), (pair,) = results["models"], results["reward_pairs"]
+    assert results["pairs"] == []
+    assert first["rewards"]["judge"] | {"low": 0, "high": 0} == {
+        "mean": pytest.approx(4 / 3), "low": 0, "high": 0, "n": 3}  # fmt: skip
+    assert first["rewards"]["judge"]["low"] < 0 < first["rewards"]["judge"]["high"]
+    assert (pair["reward"], pair["n"]) == ("judge", 3)
+    assert pair["difference"] == pytest.approx(1 / 3)
+    assert pair["low"] < 1 / 3 < pair["high"]
+    assert 0.1 < pair["p"] < 0.3
 
 
 def test_accuracy_counts_the_first_sample_of_each_prompt():

@@ -133,7 +133,10 @@ def test_jsonl_maps_columns_and_keeps_others(tmp_path):
     ("lines", "message"),
     [
         ("", "is empty"),
-        ('\n{"question": "a", "answer": "b"}\n\n{"question": "c"}\n', "line 4: no column 'answer'"),
+        (
+            '\n{"question": "a", "answer": "b"}\n\n{"question": "c", "gold": "d"}\n',
+            "line 4: no column",
+        ),
         ('{"question": "a", "answers": "b"}\n', "no column 'answer', but question, answers; name"),
         ('{"prompt": [{"role": "assistant", "content": "x"}], "answer": "b"}\n', "be the user"),
         ('{"question": "a", "answer": "b", "verifier": "reasoning_gym"}\n', "the column `entry`"),
@@ -145,6 +148,25 @@ def test_malformed_lines_are_named(tmp_path, lines, message):
     path.write_text(lines)
     with pytest.raises(InputError, match=message):
         load(jsonl(path))
+
+
+def test_prompts_need_no_answer_in_a_list_a_text_file_or_beside_others(tmp_path):
+    texts = ["Explain quantum entanglement", "Derive the quadratic formula"]
+    own = load_examples(TaskArgs(prompts=texts), "think")
+    assert [(question(row), row["answer"], row["task"]) for row in own] == [
+        (text, None, "prompts") for text in texts]  # fmt: skip
+    (tmp_path / "p.txt").write_bytes(
+        f"{texts[0]}\n\n".encode() + b'{"prompt": "What?"}\r\n\xff\n' * 1
+    )
+    (tmp_path / "mixed.jsonl").write_text(
+        '{"question": "1+1?", "answer": "2"}\n{"prompt": "Why?"}\n'
+    )
+    with pytest.raises(InputError, match=r"(?s)1 of 3 rows.*row 4: not text: 'utf-8'"):
+        load(jsonl(tmp_path / "p.txt"))
+    (tmp_path / "p.txt").write_text(f"{texts[0]}\n\n" + '{"prompt": "What?"}\r\n')
+    assert {question(row) for row in load(jsonl(tmp_path / "p.txt"))} == {texts[0], "What?"}
+    mixed = {question(row): row["answer"] for row in load(jsonl(tmp_path / "mixed.jsonl"))}
+    assert mixed == {"1+1?": "2", "Why?": None}
 
 
 TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "a"}]

@@ -49,6 +49,14 @@ def test_sizes_are_those_of_the_model_that_transformers_builds(more):
         assert shape.adapter(8, targets) == trainable, targets
 
 
+def test_a_reward_model_stays_on_the_device_beside_the_policy():
+    settings = settings_of("grpo", {"dtype": "bfloat16", "use_peft": True})
+    small = read_shape(SMOL | {"dtype": "bfloat16"})
+    found = estimate("grpo", settings, SEVEN, Layout("single", 1), scorers=[small, small])
+    assert found.resident["reward models"] == 2 * 2 * small.parameters
+    assert "reward models" not in need("grpo").resident
+
+
 def test_known_and_unknown_models(tiny_model, tmp_path):
     assert SEVEN.parameters == 7_615_616_512
     assert read_shape(SMOL).parameters == 134_515_008

@@ -146,7 +146,8 @@ def golds_that_are_none(copy):
 def rows_without_answers(copy):
     rows = [{"question": f"Name {n} things."} for n in range(40)]
     params = {"path": copy.write("open.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))}
-    copy.change("eval", tasks=[{"fn": "jsonl", "params": params, "split": "all"}])
+    task = {"fn": "jsonl", "params": params, "split": "all"}
+    copy.change("rl", tasks=[task], rewards=[{"fn": "accuracy_reward"}])
 
 
 def reward(copy, text, **more):
@@ -213,8 +214,8 @@ FAULTS = {
         lambda c: rows_with(c, "I add: 2."), "error", "rows", "cold_start", "4 of 4 completions"),
     "no tasks": (
         lambda c: c.change("rl", tasks=[]), "error", "preflight", "rl", "tasks: none given"),
-    "an evaluation of what has no answers": (
-        rows_without_answers, "error", "preflight", "eval", "no row has an `answer`"),
+    "RL on what has no answers": (
+        rows_without_answers, "error", "preflight", "rl", "rewards: none applies to"),
     "more rows than there are": (
         lambda c: c.change("eval", tasks=[{"fn": "reasoning_gym", "size": 400, "split": "test",
                                              "params": FEW_SUMS}]),

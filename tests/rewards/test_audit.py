@@ -47,9 +47,9 @@ def test_the_default_rewards_pass(preset):
     assert report.failures == []
     assert report.passed
     assert report.rows == report.scored == len(ROWS)
-    assert set(report.means) == set(KINDS)
+    assert set(report.means) == set(KINDS) - {"injecting"}
     assert report.means["gold"] == pytest.approx(1.2)
-    assert max(report.means[kind] for kind in KINDS if kind != "gold") < 0.5
+    assert max(mean for kind, mean in report.means.items() if kind != "gold") < 0.5
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,10 @@ def own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "reward.py").write_text(
         """
+import asyncio
 import math
+
+together = most = 0
 
 def concise(completion: str, max_words: int) -> float:
     words = len(completion.split())
@@ -62,8 +65,23 @@ def explodes(completions, **kwargs):
 def needs_ids(completion, completion_ids):
     return len(completion_ids)
 
-async def later(completion):
-    return 1.0
+async def later(completion, answer):
+    global together, most
+    together += 1
+    most = max(most, together)
+    await asyncio.sleep(0.01)
+    together -= 1
+    if answer == "raise":
+        raise KeyError("broken on purpose")
+    if answer == "exit":
+        raise SystemExit(0)
+    return most
+
+async def later_batch(completions, answer, **kwargs):
+    await asyncio.sleep(0)
+    if "exit" in answer:
+        raise SystemExit(0)
+    return [float(gold) for gold in answer]
 
 def get_scaled(scale: float):
     def scaled(completion):
@@ -198,7 +216,10 @@ ACCURACY = {"fn": "accuracy_reward"}
 REFUSED = [
     ({"fn": "acuracy_reward"}, "did you mean 'accuracy_reward'"),
     (ACCURACY | {"wieght": 1}, "unknown key 'wieght'.*did you mean 'weight'"),
-    ({"weight": 1}, "rewards: .*missing required field `fn`"),
+    ({"weight": 1}, "rewards: expected `fn`, a function, or `model`"),
+    ({"fn": "format_reward", "model": "x"}, "expected `fn`, a function, or `model`"),
+    ({"model": "no/such-model"}, "reward no/such-model: no reward model here or on the Hub"),
+    ({"fn": "reward_model", "params": {"model": "x", "part": "some"}}, "part: 'some'"),
     (["format_reward"], "rewards: expected a mapping"),
     ({"fn": 3}, "reward 3.fn: Expected `str`"),
     (ACCURACY | {"weight": "much"}, "weight: Expected `float`"),
@@ -212,12 +233,25 @@ REFUSED = [
     (spec("concise"), "needs 'max_words' from a column or params"),
     (spec("half", params={"answre": 1}), "unknown key 'answre'; did you mean 'answer'"),
     (spec("concise", params={"max_word": 3}), "unknown key 'max_word'; did you mean 'max_words'"),
-    (spec("later"), "not a plain function"),
     (spec("concize"), "did you mean 'concise'"),
     ({"fn": "absent.py:f"}, "no such file"),
     ({"fn": "absent.module:f"}, "does not import"),
     ({"fn": "bad.py:f"}, r"bad.py does not import: line 3: ZeroDivisionError"),
 ]
+
+
+def test_async_functions_run_together_and_fail_alone(own, caplog):
+    rows = [
+        make(f"q{n}", answer="raise" if n == 3 else "exit" if n == 5 else "4") for n in range(8)
+    ]
+    scores = [one.total for one in score(own(spec("later")), rows, [GOOD] * 8)]
+    assert [n for n, value in enumerate(scores) if value is None] == [3, 5]
+    assert max(value or 0 for value in scores) == 8  # all of them were under way at once
+    assert "later failed on 2 of 8 rows; the first: KeyError: 'broken on purpose'" in caplog.text
+    for answers, expected in ((["exit", "1"], [None, None]), (["1", "2.5"], [1.0, 2.5])):
+        rows = [make(answer, answer) for answer in answers]
+        batch = score(own(spec("later_batch")), rows, [GOOD] * 2)
+        assert [one.total for one in batch] == expected
 
 
 @pytest.mark.parametrize(("entry", "message"), REFUSED)
