@@ -10,6 +10,7 @@ import configs
 import pytest
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
+from report.chromium import Chromium, find
 from typer.main import get_command
 
 from chainforge.chain import spec
@@ -112,16 +113,36 @@ def test_every_message_of_the_troubleshooting_is_one_of_the_code():
     assert not [part for part in parts if part.strip() not in code]
 
 
-def test_the_site_is_built_strictly_and_loads_nothing_from_elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    build(load_config("mkdocs.yml", site_dir=str(tmp_path), strict=True))
-    pages = sorted(tmp_path.rglob("*.html"))
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        build(load_config("mkdocs.yml", site_dir=str(folder), strict=True))
+    return folder
+
+
+def test_the_site_is_built_strictly_and_loads_nothing_from_elsewhere(site):
+    pages = sorted(site.rglob("*.html"))
     assert len(pages) > len(PAGES)
     loaded = re.compile(r"<(?:script|link|img|iframe)\b[^>]*(?:src|href)=\"?https?:")
     assert not [page for page in pages if loaded.search(page.read_text())]
     for recipe in RECIPES:
-        text = (tmp_path / f"stages/{recipe}.html").read_text()
+        text = (site / f"stages/{recipe}.html").read_text()
         assert "<code>output_dir</code>" in text
-    assert "rl_final" in (tmp_path / "index.html").read_text()
-    assert "chain/plan.py" in (tmp_path / "code.html").read_text()
-    assert (tmp_path / "benchmarks/receipts/cpu-single-sft-full.json").is_file()
+    assert not [page for page in pages if re.search("--8 ?&lt;", page.read_text())]  # a snippet
+    assert "rl_final" in (site / "index.html").read_text()
+    assert "chain/plan.py" in (site / "code.html").read_text()
+    assert (site / "benchmarks/receipts/cpu-single-sft-full.json").is_file()
+
+
+@pytest.mark.skipif(not find(), reason="needs Chromium")
+def test_no_page_is_wider_than_a_phone(site, tmp_path):
+    browser = Chromium(tmp_path)
+    browser.look(390, 844)
+    wide = []
+    for page in sorted(site.rglob("*.html")):
+        browser.open(page)
+        wide += [page] if browser.js("document.documentElement.scrollWidth") > 390 else []
+    browser.close()
+    assert not wide

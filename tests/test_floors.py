@@ -11,7 +11,7 @@ import pytest
 OVER = {
     "modules": 78,
     "lines in chainforge/": 18_855,
-    "lines in tests/": 16_486,
+    "lines in tests/": 16_507,
     "lines reached from recipes/sft.py": 3_662,
 }
 HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "datasets", "scipy", "matplotlib"}
