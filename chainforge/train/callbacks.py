@@ -45,13 +45,14 @@ class StageCallback(TrainerCallback):
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
-        self.note = ""
+        self._course: dict[str, list[float]] = {}  # first and last loss and reward
         self._reported = 0.0
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Remove the logs of steps that a resumed run trains again."""
-        keep_until(self.stage.path("metrics.jsonl"), state.global_step)
-        self.stage.progress(state.global_step, state.max_steps, "steps")
+        for row in keep_until(self.stage.path("metrics.jsonl"), state.global_step):
+            self._follow(row)
+        self.stage.progress(state.global_step, state.max_steps, "steps", self.note)
 
     def on_log(
         self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any
@@ -67,20 +68,34 @@ class StageCallback(TrainerCallback):
             row = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
             with JsonLines(self.stage.path("metrics.jsonl")) as metrics:
                 metrics.append({"step": state.global_step} | row)
-        for key in ("loss", "reward"):
-            if key in numbers:
-                self.note = f"{key} {numbers[key]:.3f}"
+        self._follow(numbers)
         # In fp16 a gradient may overflow: the scaler skips that step and lowers its scale.
         for key in ("loss",) if args.fp16 else ("loss", "grad_norm"):
             if not math.isfinite(numbers.get(key, 0.0)):
                 raise NotFinite(f"{key} is {numbers[key]} at step {state.global_step}. {DIVERGED}")
 
+    def _follow(self, numbers: Row) -> None:
+        for key in ("loss", "reward"):
+            if numbers.get(key) is not None:
+                self._course[key] = [*self._course.get(key, ())[:1], numbers[key]]
+
+    @property
+    def note(self) -> str:
+        """The course of the reward, or of the loss: the loss of RL says nothing."""
+        for key in ("reward", "loss"):
+            if values := self._course.get(key):
+                return f"{key} " + " → ".join(f"{value:.2f}" for value in values)
+        return ""
+
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Report the progress, a few times a second and at the end."""
-        now = time.monotonic()
-        if now - self._reported >= PROGRESS_SECONDS or state.global_step >= state.max_steps:
+        """Report the progress, a few times a second."""
+        if (now := time.monotonic()) - self._reported >= PROGRESS_SECONDS:
             self.stage.progress(state.global_step, state.max_steps, "steps", self.note)
             self._reported = now
+
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Report the last step, which is logged after it has ended."""
+        self.stage.progress(state.global_step, state.max_steps, "steps", self.note)
 
 
 def keep_until(path: Path, step: int) -> list[Row]:

@@ -111,6 +111,7 @@ class Runs:
         found, whole = self.left(kind, name), self.left(kind, self.whole(kind))
         for key in whole if "no" not in flags else ("model", "rollouts"):
             assert found[key] == whole[key], key
+        assert re.match("reward .* → " if found["rollouts"] else "loss .* → ", whole["note"])
         return text
 
     def whole(self, kind):
@@ -131,6 +132,7 @@ class Runs:
             "logs": [{k: v for k, v in log.items() if not TIMES.search(k)} for log in logs],
             "rollouts": read_rows(rollouts) if rollouts.exists() else None,
             "metrics": read_manifest(stage).metrics,
+            "note": read_json(stage / "progress.json")["note"],
         }
 
     def checkpoints(self, kind, name):
