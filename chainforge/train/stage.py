@@ -115,7 +115,7 @@ def open_stage(
             with rejects_in(stage.directory) if main else contextlib.nullcontext():
                 yield stage
             if main:
-                stage.seconds = round(time.monotonic() - started, 1)
+                stage.seconds = round(stage.seconds + time.monotonic() - started, 1)
                 _sign(stage)
                 if push:
                     push(stage.directory)
@@ -143,12 +143,17 @@ def _begin(stage: Stage) -> None:
         if before.fingerprint != stage.fingerprint:
             raise _other_settings(stage, "an unfinished stage", before)
         logger.info("%s: resuming an unfinished stage", stage.directory)
+        stage.seconds = before.seconds
+        with contextlib.suppress(OSError):  # a killed part took until its last report
+            began, told = (stage.path(name).stat().st_mtime for name in (STARTED, PROGRESS))
+            stage.seconds = round(before.seconds + max(0.0, told - began), 1)
     elif foreign := sorted(names - WORKING_FILES):
         raise InputError(
             f"{stage.directory} is not empty and not a stage's (it contains {foreign[0]}); "
             "give another --output_dir"
         )
-    value = {name: getattr(stage, name) for name in ("recipe", "fingerprint", "given", "inputs")}
+    keys = ("recipe", "fingerprint", "given", "inputs", "seconds")
+    value = {key: getattr(stage, key) for key in keys}
     artifacts.write_json(stage.path(STARTED), value)
     config = written_for(stage.config, stage.directory)
     text = redact(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))

@@ -56,6 +56,16 @@ def test_a_stage_that_fails_is_not_signed_and_resumes_and_done_is_done(tmp_path)
     assert (tmp_path / "a/manifest.json").read_bytes() == before
 
 
+def test_the_time_of_a_stage_is_that_of_all_its_parts(tmp_path):
+    for _ in range(2):  # two parts that were cut off, each a minute after it began
+        fail(tmp_path)
+        (tmp_path / "progress.json").write_text("{}")
+        began = (tmp_path / "stage.json").stat().st_mtime
+        os.utime(tmp_path / "progress.json", (began + 60, began + 60))
+    work(tmp_path)
+    assert 120 <= artifacts.read_manifest(tmp_path).seconds < 150
+
+
 def test_other_settings_or_inputs_never_overwrite(tmp_path, monkeypatch):
     work(tmp_path / "done", inputs={"model": "x/y"})
     fail(tmp_path / "cut")
