@@ -18,6 +18,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, Progress
 
 from chainforge.chain.execute import STOPPED, StageFailed, execute
 from chainforge.chain.plan import Step, chain_directory, plan_chain, plan_stage
@@ -218,7 +219,7 @@ def _asides(directory: Path) -> Iterator[Path]:
 
 
 class _Display:
-    """A line for each stage that ended, and the progress of the running one."""
+    """A line for each stage that ended, and the running one's progress: on a terminal a bar."""
 
     def __init__(self, width: int) -> None:
         self.console = Console(highlight=False, force_jupyter=False)  # widgets are not needed
@@ -232,9 +233,12 @@ class _Display:
     def following(self, name: str, directory: Path) -> Iterator[Callable[[], None]]:
         """Follow a stage; the function that this yields shows its progress once."""
         started = told_at = time.monotonic()
-        terminal = self.console.is_terminal
+        terminal, left = self.console.is_terminal, _TimeLeft()
         if not terminal:
             self.line(name, "running")
+        columns = ("{task.description}", BarColumn(20), "{task.fields[words]}")
+        bar = Progress(*columns, console=self.console, transient=True, disable=not terminal)
+        task = bar.add_task(escape(name), total=None, words="starting")
 
         def look() -> None:
             nonlocal told_at
@@ -244,12 +248,29 @@ class _Display:
             told_at = now
             with contextlib.suppress(OSError, InputError):
                 there = StageDir(directory)
+                done, total = there.progress["done"], there.progress["total"]
                 words = [there.how_far, there.progress["note"], duration(now - started)]
-                text = "  ".join(filter(None, words))
+                text = "  ".join(filter(None, [*words, left(done, total, now)]))
                 if terminal:
-                    status.update(escape(f"{name}  {text}"[: self.console.width - 4]))
+                    bar.update(task, completed=done, total=total or None, words=escape(text))
                 else:
                     self.line(name, text)
 
-        with self.console.status(escape(f"{name}  starting")) as status:  # on a terminal
+        with bar:
             yield look
+
+
+class _TimeLeft:
+    """Estimate how long a stage still takes, by what it has done since it began or resumed."""
+
+    def __init__(self) -> None:
+        self.begun = (-1.0, 0.0)  # how much was done, and when the next part of it began
+
+    def __call__(self, done: float, total: float, now: float) -> str:
+        """Return the time left in words; '' while nothing was done, and at the end."""
+        if self.begun[0] < 0 or done <= self.begun[0]:
+            self.begun = (done, now)
+        if not self.begun[0] < done < total:
+            return ""
+        seconds = (now - self.begun[1]) / (done - self.begun[0]) * (total - done)
+        return f"about {duration(seconds)} left"

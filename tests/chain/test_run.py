@@ -14,6 +14,7 @@ import psutil
 import pytest
 from hubserver import HubServer
 
+from chainforge.chain.run import _TimeLeft
 from chainforge.core.artifacts import UPLOAD, write_json
 
 
@@ -326,3 +327,10 @@ def test_a_full_disk_is_one_message_and_leaves_no_half_files(workplace, words):
     made = {path.name for path in set(workplace.folder.rglob("*")) - before}
     assert not [name for name in made if name.endswith((".tmp", ".part"))]
     assert not made & {"mine", "out"}
+
+
+def test_the_time_left_is_that_of_what_this_run_has_done():
+    left = _TimeLeft()
+    told = [left(done, 40, now) for done, now in ((20, 0), (20, 10), (22, 12), (30, 20), (40, 30))]
+    assert told == ["", "", "about 18 s left", "about 10 s left", ""]
+    assert left(2, 40, 40) == ""  # begun again
