@@ -282,11 +282,15 @@ def export(
     dry_run: Annotated[
         bool, Option("--dry-run", help="Send nothing; show files and card.")
     ] = False,
+    gguf: Annotated[
+        Text, Option(metavar="TYPE", help="Add a GGUF file of the model: q8_0, f16, bf16, f32.")
+    ] = None,
 ) -> None:
     """Put an adapter, a merged model or a data set on the Hub, with a card, or into a folder."""
     from chainforge.hub.export import export as send
 
-    for line in send(stage, to, what, base=base, licence=licence, public=public, dry_run=dry_run):
+    options = {"base": base, "licence": licence, "gguf": gguf}
+    for line in send(stage, to, what, public=public, dry_run=dry_run, **options):
         print(line)
 
 

