@@ -32,7 +32,9 @@ COMMON = {
 SAMPLED = {"tasks": TASKS, "system_prompt": "", "max_completion_length": 16}
 RECIPES: dict[str, dict[str, Any]] = {
     "sft": {"max_length": 192},
-    "grpo": SAMPLED | {"num_generations": 4, "random_rewards": True, "beta": 0.01},
+    # TRL's rollouts, which every layout can have: the others draw other completions.
+    "grpo": SAMPLED
+    | {"num_generations": 4, "random_rewards": True, "beta": 0.01, "rollout_engine": "trl"},
     "distill": SAMPLED | {"teacher_model_name_or_path": BASE, "model_name_or_path": STUDENT},
 }
 LORA = {"use_peft": True, "lora_r": 4, "lora_dropout": 0.0}  # each process drops other values

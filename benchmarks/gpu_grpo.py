@@ -5,7 +5,8 @@
 
 Models of random weights in the shapes of Qwen2.5-0.5B, 1.5B and SmolLM2-135M, 128 prompts of 128
 tokens and completions of 512, which no token ends, so that every case does the same work. `trl` is
-TRL with its defaults and the same batch; the others change the one thing that they are named after.
+TRL with its defaults and the same batch; the others change the one thing that they are named after;
+`chainforge` samples, and computes log-probabilities, as our recipe does without vLLM.
 `shipped` has what our recipes for real models set. vLLM is left out where it is not installed. The
 rewards are ours, over completions of `mathrows.py`. A case is a process of its own; its first two
 steps are not counted. The limit of generating is the time to read weights and the keys and values
@@ -25,9 +26,12 @@ from measuring import save
 from random_models import SHAPES, has_gpu, make_model, tokenizer_of
 from step_profile import START, Clock
 
+from chainforge.train.scoring import OwnRollouts
+
 VLLM = importlib.util.find_spec("vllm") is not None
 CASES: dict[str, dict[str, Any]] = {
     "trl": {},
+    "chainforge": {},  # its rollouts
     "one batch": {"per_device_train_batch_size": 32},
     "static": {"cache_implementation": "static"},
     "continuous": {"use_transformers_continuous_batching": True},
@@ -82,6 +86,8 @@ def run_case(model: str, case: str, steps: int, toy: bool) -> dict[str, Any]:
             given = gpu.shipped(model, "rl.yaml" if model == "toy" else "grpo.yaml", SPEED)
         trainer = build(model, folder, given, steps, toy)
         trainer.generation_config.suppress_tokens = [SHAPES[model]["vocab_size"] - 2]
+        if case == "chainforge":
+            trainer.rollout_func, trainer.eos_token_ids = OwnRollouts(), []
         clock = Clock()
         install(clock, trainer)
 
@@ -129,11 +135,17 @@ def build(model: str, folder: str, case: dict[str, Any], steps: int, toy: bool) 
     )  # fmt: skip
     words = [" ".join(f"w{(7 * row + place) % 300}" for place in range(prompt))
              for row in range(completions)]  # fmt: skip
+    prompts = [[{"role": "user", "content": text}] for text in words]
+    tokenizer = tokenizer_of(SHAPES[model]["vocab_size"])
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
     return trl.GRPOTrainer(
-        model=make_model(SHAPES[model], folder), args=config, reward_funcs=rewards_of(completions),
-        train_dataset=Dataset.from_dict({"prompt": words}), peft_config=peft,
-        processing_class=tokenizer_of(SHAPES[model]["vocab_size"]),
-    )  # fmt: skip
+        model=make_model(SHAPES[model], folder),
+        args=config,
+        reward_funcs=rewards_of(completions),
+        train_dataset=Dataset.from_dict({"prompt": prompts}),
+        peft_config=peft,
+        processing_class=tokenizer,
+    )
 
 
 def rewards_of(count: int) -> Any:
@@ -157,6 +169,9 @@ def rewards_of(count: int) -> Any:
 
 def install(clock: Clock, trainer: Any) -> None:
     """Clock a trainer's parts, each until the device is done with it."""
+    if trainer.rollout_func:
+        sample = finished(trainer.rollout_func)
+        trainer.rollout_func = finished(clock.clocked(GENERATE, sample))
     for name, method in (
         (TRAIN, "training_step"),
         ("around generating", "_generate"),

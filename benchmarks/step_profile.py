@@ -99,8 +99,9 @@ def install(clock: Clock) -> None:
     from transformers.trainer_callback import CallbackHandler
     from trl import GRPOTrainer
 
+    from chainforge.generate.local import RolloutSampler
     from chainforge.generate.rollouts import Recorder
-    from chainforge.train import loop
+    from chainforge.train import saving
 
     clock.wrap("building the trainer, loading the model", GRPOTrainer, "__init__")
     clock.wrap(STEP, GRPOTrainer, "training_step")
@@ -114,9 +115,10 @@ def install(clock: Clock) -> None:
     clock.wrap("clipping", Accelerator, "clip_grad_norm_")
     clock.wrap("optimizer", AcceleratedOptimizer, "step", "zero_grad")
     clock.wrap("generation", GenerationMixin, "generate", "generate_batch")
+    clock.wrap("generation", RolloutSampler, "__call__")
     clock.wrap("checkpoints", Trainer, "_maybe_log_save_evaluate", "_save_checkpoint")
     clock.wrap("callbacks: metrics, progress, seals", CallbackHandler, "call_event")
-    clock.wrap("saving the model", loop, "save")
+    clock.wrap("saving the model", saving, "save")
 
 
 def run(recipe: Path, given: list[str], clock: Clock, functions: int, operators: int) -> None:

@@ -48,6 +48,7 @@ def preflight(configs: tuple[Any, ...]) -> SimpleNamespace:
     rewards = load_rewards(rewarding, set().union(*prompts))
     check_applicable(rewards, prompts)
     check_overlong(rewards, training.max_completion_length)
+    rollouts = rollout_engine(rl, training)
     check_batch(prompts, training.generation_batch_size, training.num_generations)
     rows = [*prompts, *(heldout or ())]
     tokenizer = load_tokenizer(
@@ -62,7 +63,7 @@ def preflight(configs: tuple[Any, ...]) -> SimpleNamespace:
                             "max_completion_length")  # fmt: skip
     return SimpleNamespace(start=start, rows=prompts, gate=counts, heldout=heldout,
                            rewards=rewards, tokenizer=tokenizer, prompt_tokens=longest,
-                           transcript=rewarding.transcript)  # fmt: skip
+                           transcript=rewarding.transcript, rollouts=rollouts)  # fmt: skip
 
 
 def main() -> None:
@@ -92,7 +93,7 @@ def main() -> None:
             processing_class=ready.tokenizer,
             peft_config=ready.start.peft_config,
             callbacks=[RolloutCallback(recorder)],
-            **rollout_engine(rl, training),
+            **ready.rollouts,
         )
         recorder.attach(trainer)
         stage.notes["kl_reference"] = stage.notes["starts_from"] if training.beta else None

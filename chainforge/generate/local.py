@@ -309,9 +309,15 @@ class Batch:
         return torch.from_numpy(np.array(numbers)).to(self.logits.device)[:, None]
 
     def score(self, tokens: Tensor, temperature: float) -> None:
-        """Note the log-probability of each unfinished line's next token."""
+        """Note the log-probability of each unfinished line's next token.
+
+        Raises `FloatingPointError` when the model gives none.
+        """
         logits = self.logits.float() / (temperature or 1.0)
-        scores = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
+        whole = logits.logsumexp(-1)
+        if not whole.isfinite().all():
+            raise FloatingPointError("the model's logits are not finite")
+        scores = logits.gather(1, tokens[:, None])[:, 0] - whole
         for line, value in zip(self.lines, scores.tolist(), strict=True):
             if line.going:
                 line.scores.append(value)

@@ -42,11 +42,13 @@ class RLArgs(GateArgs, TemplateArgs):
         default=True,
         metadata={"help": "Save every completion with its rewards in rollouts.jsonl."},
     )
-    rollout_engine: Literal["trl", "chainforge"] = field(
-        default="trl",
+    rollout_engine: Literal["auto", "chainforge", "trl"] = field(
+        default="auto",
         metadata={
-            "help": "How completions are sampled without vLLM. trl: with `generate`. chainforge: "
-            "completions that ended leave the batch, and each has a seed of its own."
+            "help": "Who samples completions. chainforge: completions that ended leave the batch, "
+            "each has a seed of its own, and nothing is computed for padding. trl: `generate`, or "
+            "vLLM. auto: chainforge, but trl with vLLM, FSDP2, ZeRO-3 and settings that only "
+            "TRL's generation knows."
         },
     )
     max_zero_advantage_steps: int = field(

@@ -161,11 +161,19 @@ def rollout_engine(args: RLArgs, training: Any) -> dict[str, Any]:
     """Return what a GRPOTrainer is given to sample with; nothing where TRL samples by itself.
 
     TRL samples with vLLM, with settings that only its generation knows, and where processes hold
-    only a part of the weights.
+    only a part of the weights. Raises `InputError` where that is so and `chainforge` was asked for.
     """
-    own = all(getattr(training, name, usual) == usual for name, usual in TRL_ALONE.items())
-    if args.rollout_engine == "trl" or not own or layout_here().shards_weights:
+    if args.rollout_engine == "trl":
         return {}
-    from chainforge.generate.local import RolloutSampler
+    known = [key for key, usual in TRL_ALONE.items() if getattr(training, key, usual) != usual]
+    why = f"{known[0]} is set" if known else None
+    if layout_here().shards_weights:
+        why = "each process holds only a part of the weights"
+    if why is None:
+        from chainforge.train.scoring import OwnRollouts
 
-    return trl_internals.rollouts_by(RolloutSampler())
+        return trl_internals.rollouts_by(OwnRollouts())
+    if args.rollout_engine == "chainforge":
+        raise InputError(f"rollout_engine: chainforge cannot sample here, because {why}; use `trl`")
+    logger.info("TRL samples the completions, because %s", why)
+    return {}

@@ -96,8 +96,9 @@ def _run(trainer: Any, checkpoint: Path | None) -> None:
         words = f"out of memory after step {step} ({first_line(error)}): {LESS_MEMORY}; "
         words += "`chainforge doctor` estimates the memory of a stage"
         raise Failed(words) from error
-    except RuntimeError as error:
-        if "probability tensor contains" not in str(error):  # torch.multinomial's words
+    except (RuntimeError, FloatingPointError) as error:
+        words = "probability tensor contains"  # torch.multinomial's
+        if isinstance(error, RuntimeError) and words not in str(error):
             raise
         step = trainer.state.global_step  # sampling from NaN fails before the loss is logged
         words = f"the policy's probabilities are not finite after step {step}. {DIVERGED}"

@@ -14,8 +14,10 @@ from chainforge.core.errors import InputError
 
 SUPPORTED = "1.16"
 # Of `trl.trainer.utils`, which is not part of TRL's documented interface, and of the Trainer.
-FUNCTIONS = ("create_model_from_path", "get_peft_config", "get_quantization_config", "use_adapter")
+FUNCTIONS = ("create_model_from_path", "get_peft_config", "get_quantization_config", "use_adapter",
+             "_use_triton")  # fmt: skip
 METHODS = ("_load_best_model",)
+SCORES = "_get_per_token_logps_and_entropies"  # of GRPOTrainer
 
 
 def check_versions() -> None:
@@ -70,3 +72,14 @@ def rollouts_by(sampler: Any) -> dict[str, Any]:
     """Return the argument that makes a GRPOTrainer sample with `sampler`; experimental in TRL."""
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     return {"rollout_func": sampler}
+
+
+def score_with(trainer: Any, own: Any) -> tuple[Any, Any]:
+    """Let `own.scores` and `own.loss` stand for a GRPOTrainer's methods; return those."""
+    utils, on_gpu = _utils(), _utils()._use_triton
+    # On a CPU, too, the model's head then computes completions only.
+    utils._use_triton = lambda device: device.type == "cpu" or on_gpu(device)
+    methods = getattr(trainer, SCORES), trainer.compute_loss
+    setattr(trainer, SCORES, own.scores)
+    trainer.compute_loss = own.loss
+    return methods

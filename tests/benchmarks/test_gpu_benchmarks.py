@@ -17,7 +17,7 @@ def on_the_path():
     sys.path.remove(str(BENCHMARKS))
 
 
-@pytest.mark.parametrize("case", ["trl", "static", "shipped"])
+@pytest.mark.parametrize("case", ["trl", "static", "shipped", "chainforge"])
 def test_a_grpo_step_is_split_into_its_parts(case):
     import gpu_grpo
 
