@@ -2,6 +2,7 @@
 
     python benchmarks/overhead.py --runs 3
     python benchmarks/overhead.py --runs 3 --stages rl rl_final --rollout_engine chainforge
+    python benchmarks/overhead.py --runs 1 --stages smollm2 --rollout_engine chainforge --add
 
 An SFT and a GRPO stage of the quickstart, each against its script in `benchmarks/raw`: the same
 rows in the same order, settings, rewards, seed, checkpoints and logs; fresh processes in turn, no
@@ -12,21 +13,37 @@ signing what it leaves. Without `--chain` the quickstart is run up to its cold s
 
 With TRL's own rollouts GRPO leaves the same weights as the script. `--rollout_engine chainforge`
 measures ChainForge's instead, which draws other completions, and writes `rollouts.json`; `rl_final`
-starts from the cold start, too.
+starts from the cold start, too. `smollm2` is a step of `recipes/smollm2-135m/grpo.yaml` with 96
+completions of up to 128 tokens; `--smollm2_model` is where its cold start is. With `--add` the
+file's earlier runs count too, and its other stages stay.
 """
 
 import argparse
 import json
 import shutil
 import tempfile
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
-from measuring import QUICKSTART, Run, ratios, results, run, save, spread, summary, turns, weights
+from measuring import (
+    QUICKSTART,
+    Run,
+    ratios,
+    results,
+    run,
+    save,
+    spread,
+    stored,
+    summary,
+    turns,
+    weights,
+)
 from sides import asked, caches, prepared, raw, recipe, tasks_of
 
 LIMITS = {"trl": 1.02, "chainforge": 0.65}
 SIDES = ("raw", "ours")
+SMOLLM2 = "../smollm2-135m/grpo.yaml"  # seen from the quickstart
 
 
 def main() -> None:
@@ -34,22 +51,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument(
-        "--stages", nargs="+", choices=("sft", "rl", "rl_final"), default=["sft", "rl"]
+        "--stages", nargs="+", choices=("sft", "rl", "rl_final", "smollm2"), default=["sft", "rl"]
     )
     parser.add_argument("--sft_steps", type=int, default=376, help="the quickstart's: 376")
     parser.add_argument("--rl_steps", type=int, default=96, help="the quickstart's: 96")
     parser.add_argument("--rl_final_steps", type=int, default=40, help="the quickstart's: 40")
+    parser.add_argument("--smollm2_steps", type=int, default=1)
+    parser.add_argument("--smollm2_prompts", type=int, default=12, help="a step, 8 times each")
+    parser.add_argument("--smollm2_model", default="runs/smollm2-135m/cold_start/model")
+    parser.add_argument("--add", action="store_true", help="to the runs of the file")
     parser.add_argument("--rollout_engine", choices=sorted(LIMITS), default="trl")
     parser.add_argument("--chain", type=Path, default=Path("runs"), help="as --runs of chainforge")
     args = parser.parse_args()
     chain = prepared(args.chain, "cold_start")
     engine = args.rollout_engine
-    result: dict[str, Any] = {"runs": args.runs, "limit": LIMITS[engine], "stages": {}}
-    result |= {"rollout_engine": engine, "steps": {kind: steps(kind, args) for kind in args.stages}}
+    name = "overhead" if engine == "trl" else "rollouts"
+    before = stored(name) if args.add else None
+    stages: dict[str, Any] = before["stages"] if before else {}
     for kind in args.stages:
         with tempfile.TemporaryDirectory() as folder:
-            result["stages"][kind] = compare(kind, args, chain, Path(folder))
-    save(results() / ("overhead.json" if engine == "trl" else "rollouts.json"), result)
+            stages[kind] = compare(kind, args, chain, Path(folder), stages.get(kind))
+    result = {"stages": stages, "limit": LIMITS[engine], "rollout_engine": engine}
+    result["runs"] = min(len(one["each"]["ours"]) for one in stages.values())
+    if "smollm2" in args.stages:
+        result["smollm2_prompts"] = args.smollm2_prompts
+    result["steps"] = (before or {}).get("steps", {}) | {k: steps(k, args) for k in args.stages}
+    save(results() / f"{name}.json", result)
     print(table(result))
 
 
@@ -58,9 +85,12 @@ def steps(kind: str, args: argparse.Namespace) -> int:
     return int(getattr(args, f"{kind}_steps"))
 
 
-def compare(kind: str, args: argparse.Namespace, chain: Path, folder: Path) -> dict[str, Any]:
+def compare(
+    kind: str, args: argparse.Namespace, chain: Path, folder: Path, before: Any
+) -> dict[str, Any]:
     """Run a stage on both sides in turn; return what they took and whether they left the same."""
-    runs: dict[str, list[Run]] = {side: [] for side in SIDES}
+    each = before["each"] if before else {side: [] for side in SIDES}
+    runs = {side: [Run(*one) for one in each[side]] for side in SIDES}
     left: set[str] = set()
     for side, _ in turns(SIDES, args.runs):
         output = folder / "out"
@@ -76,7 +106,8 @@ def compare(kind: str, args: argparse.Namespace, chain: Path, folder: Path) -> d
         "ratio": {name: ratios(runs["ours"], runs["raw"], name)
                   for name in ("seconds", "cpu_seconds", "peak_bytes")},
         "extra_seconds": spread([a.seconds - b.seconds for a, b in zip(runs["ours"], runs["raw"])]),
-        "bit_equal": len(left) == 1,
+        "bit_equal": len(left) == 1 and (not before or before["bit_equal"]),
+        "each": {side: [astuple(one) for one in of] for side, of in runs.items()},
     }  # fmt: skip
 
 
@@ -93,18 +124,26 @@ def commands(
             "ours": recipe("sft", "cold_start.yaml", output, "--model_name_or_path", base,
                            "--data", data, *most),
         }  # fmt: skip
-    tasks_of(f"{kind}.yaml", tasks)
+    config = SMOLLM2 if kind == "smollm2" else f"{kind}.yaml"
+    tasks_of(config, tasks)
+    model = args.smollm2_model if kind == "smollm2" else chain / "cold_start/model"
     words = ["--batch", 32, "--updates", 4, "--save_steps", 32]
-    own = ["--model_name_or_path", chain / "cold_start/model", *most]
+    own = ["--model_name_or_path", model, *most, "--rollout_engine", args.rollout_engine]
     if kind == "rl_final":
         words = ["--batch", 128, "--learning_rate", 2e-4, "--beta", 0.01, "--save_steps", 10]
-        own += ["--tasks", json.dumps(asked("rl_final.yaml"))]
-    words += ["--model", chain / "cold_start/model", "--tasks", tasks, *most]
+        own += ["--tasks", json.dumps(asked(config))]
+    elif kind == "smollm2":
+        words = ["--batch", 8, "--accumulate", args.smollm2_prompts]
+        words += ["--length", 128, "--learning_rate", 1e-5]
+        own += ["--per_device_train_batch_size", 8,
+                "--gradient_accumulation_steps", args.smollm2_prompts,
+                "--use_cpu", "true", "--bf16", "false", "--gradient_checkpointing", "false",
+                "--system_prompt", ""]  # fmt: skip
+    words += ["--model", model, "--tasks", tasks, *most]
     return {
         "raw": raw("grpo", *words, "--output_dir", output),
-        "ours": recipe("grpo", f"{kind}.yaml", output, *own,
-                       "--rollout_engine", args.rollout_engine),
-    }  # fmt: skip
+        "ours": recipe("grpo", config, output, *own),
+    }
 
 
 def table(result: dict[str, Any]) -> str:

@@ -48,8 +48,15 @@ def overhead(found: Any) -> Verdict:
 def rollouts(found: Any) -> Verdict:
     """Wall time of the RL stages with ChainForge's rollouts, as a share of the raw scripts'."""
     clocks = {kind: one["ratio"]["seconds"]["median"] for kind, one in found["stages"].items()}
-    words = ", ".join(f"{kind} {clock:.2f}" for kind, clock in clocks.items())
-    return f"{words} of the time (n={found['runs']})", max(clocks.values()) <= found["limit"]
+    peaks = [one["ratio"]["peak_bytes"]["median"] for one in found["stages"].values()]
+    words = ", ".join(
+        f"{kind} {clock:.2f} (n={len(found['stages'][kind]['each']['ours'])})"
+        for kind, clock in clocks.items()
+    )
+    met = all(
+        clock <= (0.75 if kind == "smollm2" else found["limit"]) for kind, clock in clocks.items()
+    )
+    return f"{words} of the time, {max(peaks):.2f} of the memory at most", met
 
 
 def rejection(found: Any) -> Verdict:
@@ -166,8 +173,8 @@ ROWS = (
         "one save interval; 0 rows", "lost_work", lost),
     Row("P9", "tokens to the best accuracy that plain GRPO comes to", "plain GRPO",
         "1.3x fewer", "sample_efficiency", own),
-    Row("P10", "the quickstart's RL stages, own rollouts: wall time", "raw TRL scripts", "0.65",
-        "rollouts", rollouts),
+    Row("P10", "RL stages of the quickstart, and a step of SmolLM2-135M: wall time",
+        "raw TRL scripts", "0.65; SmolLM2 0.75", "rollouts", rollouts),
     Row("P12", "a stage on the CPU with its bounded spin, beside a loop on each core",
         "OpenMP's default", "0.5; quiet 1.01", "busy", busy),
     Row("G1", "GPU: GRPO step time, tokens/s", "raw TRL defaults",

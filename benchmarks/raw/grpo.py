@@ -34,7 +34,9 @@ def main() -> None:
     parser.add_argument("--beta", type=float, default=0.0)
     parser.add_argument("--max_steps", type=int, default=24)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--updates", type=int, default=1, help="of a rollout")
+    parser.add_argument("--updates", type=int, default=None, help="of a rollout")
+    parser.add_argument("--accumulate", type=int, default=1, help="batches a step")
+    parser.add_argument("--length", type=int, default=72, help="of a completion, in tokens")
     parser.add_argument("--save_steps", type=int, default=500)  # as TRL has it
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
@@ -47,9 +49,10 @@ def main() -> None:
             bf16=False,
             gradient_checkpointing=False,
             per_device_train_batch_size=args.batch,
+            gradient_accumulation_steps=args.accumulate,
             steps_per_generation=args.updates,
             num_generations=8,
-            max_completion_length=72,
+            max_completion_length=args.length,
             learning_rate=args.learning_rate,
             beta=args.beta,
             max_steps=args.max_steps,
