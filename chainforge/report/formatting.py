@@ -42,8 +42,9 @@ REWARD_PAIRS: Columns = {
     "from": PAIRS["from"],
     "to": PAIRS["to"],
     "reward": lambda pair: str(pair["reward"]),
-    "prompts": lambda pair: count(pair["n"]),
-    "difference": lambda pair: change(pair),
+    "difference": lambda pair: _signed(pair["difference"]),
+    "95 % interval": lambda pair: f"{_signed(pair['low'])} to {_signed(pair['high'])}",
+    "p": PAIRS["p"],
 }
 
 
@@ -239,9 +240,12 @@ def scaled(value: Mapping[str, float] | None) -> str:
 
 def change(pair: Mapping[str, Any]) -> str:
     """Format the difference of a mean reward: +0.12 (+0.08 to +0.16, p = 0.031)."""
-    values = [pair[key] for key in ("difference", "low", "high")]
-    difference, low, high = ("+" * (value >= 0) + number(value) for value in values)
-    return f"{difference} ({low} to {high}, {p_words(pair['p'])})"
+    interval = REWARD_PAIRS["95 % interval"](dict(pair))
+    return f"{_signed(pair['difference'])} ({interval}, {p_words(pair['p'])})"
+
+
+def _signed(value: float) -> str:
+    return "+" * (value >= 0) + number(value)
 
 
 def _table(title: str, columns: Columns, rows: list[Model]) -> Table:

@@ -134,7 +134,8 @@ def audit(
     report, rules = Audit(len(rows)), [one for one in rewards if not one.is_opinion]
     try:
         if rules:
-            tries = [(row, attempts(row, wrong_answer(row, rows), transcript)) for row in rows]
+            with_gold = [row for row in rows if gold_answer(row)]
+            tries = [(row, attempts(row, wrong_answer(row, rows), transcript)) for row in with_gold]
             _try(report, rules, tries)
         for opinion in (one for one in rewards if one.is_opinion):
             tries = planted(rows, opinion.task, transcript)
@@ -166,7 +167,7 @@ def _try(
         report.milliseconds[kind] = 1000 * (time.perf_counter() - started) / len(trials)
         for (row, text), total in zip(trials, totals, strict=True):
             if kind == "gold":
-                golds[id(row)] = total if gold_answer(row) or row.get("good") else None
+                golds[id(row)] = total
             report.attempts.append(Attempt(row, kind, text, total, golds[id(row)]))
 
 

@@ -20,7 +20,9 @@ from chainforge.train.checkpoints import check_saving
 
 ROOT = Path(__file__).parents[2]
 CHAINS = sorted(ROOT.glob("recipes/*/chain.yaml"))
-CHAINS += [ROOT / f"recipes/quickstart/{name}.yaml" for name in ("control", "distillation")]
+CHAINS += [
+    ROOT / f"recipes/quickstart/{name}.yaml" for name in ("control", "distillation", "general")
+]
 CHAINS.append(ROOT / "docs/original/chain.yaml")
 OURS = [file for file in CHAINS if file.parent.name.startswith(("custom", "qwen", "smollm"))]
 MIXED = re.compile(r"add to `set`:\n((?:    #.*\n)+)")
