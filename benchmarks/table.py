@@ -131,6 +131,15 @@ def lost(found: Any) -> Verdict:
     return "; ".join(parts), met
 
 
+def evaluation(found: Any) -> Verdict:
+    """At most half of lm_eval's time for the same accuracy."""
+    ratio, (name, share) = found["ratio"], next(iter(found["accuracy"]["ours"].items()))
+    words = f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f}) of the time"
+    same = "the same" if found["equal"] else "another"
+    words += f", {same} accuracy ({name}: {100 * share:.1f} %; n={found['runs']})"
+    return words, ratio["median"] <= found["limit"] and found["equal"]
+
+
 def memory(found: Any) -> Verdict:
     """The worst case of the estimate against what was measured."""
     off = {name: abs(case["ratio"] - 1) for name, case in found["cases"].items()}
@@ -175,6 +184,8 @@ ROWS = (
         "1.3x fewer", "sample_efficiency", own),
     Row("P10", "RL stages of the quickstart, and a step of SmolLM2-135M: wall time",
         "raw TRL scripts", "0.65; SmolLM2 0.75", "rollouts", rollouts),
+    Row("P11", "greedy evaluation of 600 held-out rows: wall time",
+        "lm-evaluation-harness (hf)", "0.5, the same accuracy", "evaluation", evaluation),
     Row("P12", "a stage on the CPU with its bounded spin, beside a loop on each core",
         "OpenMP's default", "0.5; quiet 1.01", "busy", busy),
     Row("G1", "GPU: GRPO step time, tokens/s", "raw TRL defaults",

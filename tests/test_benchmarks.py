@@ -42,7 +42,7 @@ def test_the_readme_has_the_table_of_the_results():
     text = README.read_text(encoding="utf-8")
     shown = text.partition(BEGIN)[2].partition(END)[0]
     assert shown.strip() == table(), "run `python benchmarks/table.py --write`"
-    assert [row.name for row in ROWS] == [*(f"P{n}" for n in (*range(1, 11), 12)), "G1", "G2", "G3"]
+    assert [row.name for row in ROWS] == [*(f"P{n}" for n in range(1, 13)), "G1", "G2", "G3"]
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.relative_to(FOLDER).as_posix())
@@ -113,3 +113,13 @@ def test_the_table_judges_what_it_is_given(tmp_path):
     assert "weights differ" in lines[2]
     assert lines[2].endswith("not met |")
     assert all(line.endswith("not measured |") for line in lines[3:])
+
+
+def test_an_evaluation_must_be_fast_and_find_the_same():
+    from table import evaluation
+
+    spread = {"median": 0.4, "low": 0.3, "high": 0.5}
+    found = {"ratio": spread, "accuracy": {"ours": {"rl": 0.5}}, "equal": True, "limit": 0.5}
+    words = "0.40 (0.30 to 0.50) of the time, the same accuracy (rl: 50.0 %; n=3)"
+    assert evaluation(found | {"runs": 3}) == (words, True)
+    assert evaluation(found | {"runs": 3, "equal": False})[1] is False

@@ -6,12 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from runs import accuracy, execute, receipt
 
+from evaluation import SUMMARY, lm_eval  # isort: skip
 from chainforge.core.jsonl import write_rows
 
-SUMMARY = r"(?s)<summary>\s*(.*?)\s*</summary>"
 LIGHTEVAL = f'''
 import re
 
@@ -74,30 +73,8 @@ def compare(name, done, found, local, rows, *packages, note=""):
 
 
 def test_lm_eval(trained, local, rows, tmp_path):
-    task = {
-        "task": "sums",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows/test.jsonl")}},
-        "test_split": "test",
-        "output_type": "generate_until",
-        "doc_to_text": "{{question}}",
-        "doc_to_target": "{{answer}}",
-        "generation_kwargs": {"until": ["<|im_end|>"], "do_sample": False, "max_gen_toks": 72},
-        "filter_list": [
-            {
-                "name": "summary",
-                "filter": [
-                    {"function": "regex", "regex_pattern": SUMMARY},
-                    {"function": "take_first"},
-                ],
-            }
-        ],
-        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
-    }
-    (tmp_path / "sums.yaml").write_text(yaml.safe_dump(task))
-    command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args"]
-    command += [f"pretrained={trained},dtype=float32", "--tasks", "sums", "--include_path", "."]
-    command += ["--apply_chat_template", "--device", "cpu", "--batch_size", "16"]
+    command = lm_eval(sys.executable, tmp_path, local[0].rows("local"))
+    command += ["--model_args", f"pretrained={trained},dtype=float32", "--batch_size", "16"]
     done = execute(tmp_path, [*command, "--output_path", "out"])
     (file,) = (tmp_path / "out").rglob("results_*.json")
     found = json.loads(file.read_text())["results"]["sums"]["exact_match,summary"]
