@@ -38,7 +38,7 @@ SAMPLES = 8
 LIMIT_SECONDS, LIMIT_BYTES = 300, 4 * 2**30
 SETTINGS = [
     "--rescore", "false", "--max_per_prompt", "2", "--select", "best", "--max_paragraph_chars",
-    "1500", "--drop_code", "true", "--near_duplicates", "0.8", "--max_rows", "150000",
+    "1500", "--drop_code", "true", "--near_duplicates", "0.8",
 ]  # fmt: skip
 TEXT = (
     "first the number of boxes on shelf stands for what is known and then we add half it because "
@@ -65,7 +65,7 @@ def main() -> None:
     runs, peers = [], []
     for _ in range(args.runs):
         peers.append(peer(samples, held_out, args.work / "peer.parquet", args.peer_rows))
-        runs.append(build(samples, held_out, args.work / "out"))
+        runs.append(build(samples, held_out, args.work / "out", args.rows * 15 // 100))
     extrapolated = statistics.median(peers) * args.rows / args.peer_rows
     ratio = extrapolated / statistics.median(run["seconds"] for run in runs)
     result = {
@@ -158,13 +158,14 @@ def scored(
     }
 
 
-def build(samples: Path, held_out: Path, out: Path) -> dict[str, Any]:
+def build(samples: Path, held_out: Path, out: Path, most: int) -> dict[str, Any]:
     """Run the recipe once; return its time, its peak memory and its funnel."""
     import psutil
 
     shutil.rmtree(out, ignore_errors=True)
     command = [sys.executable, str(ROOT / "recipes/reject.py"), "--pool", str(samples)]
     command += ["--decontaminate", str(held_out), "--output_dir", str(out), *SETTINGS]
+    command += ["--max_rows", str(most)]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.monotonic()
     child = subprocess.Popen(command)

@@ -51,7 +51,7 @@ class JsonLines:
 
     def extend(self, rows: Iterable[Row]) -> None:
         """Write several rows with one call; a kill may tear only the last one."""
-        data = memoryview(b"".join(_line(row) for row in rows))
+        data = memoryview(b"".join(map(line_of, rows)))
         with writing(self.path):
             while data:
                 data = data[self._file.write(data) :]
@@ -74,7 +74,7 @@ class JsonLines:
         self.close()
 
 
-def _line(row: Row) -> bytes:
+def line_of(row: Row) -> bytes:
     """Encode a row as one line of UTF-8; text that UTF-8 cannot hold is escaped, never lost.
 
     Raises `ValueError` for NaN and infinity, which JSON does not have.
@@ -109,7 +109,7 @@ def repair(path: Path) -> None:
 def write_rows(path: str | Path, rows: Iterable[Row]) -> None:
     """Replace a file of JSON lines whole: a reader sees the old rows or the new ones."""
     with replacing(path) as temporary, open(temporary, "wb") as file:
-        file.writelines(_line(row) for row in rows)
+        file.writelines(map(line_of, rows))
 
 
 def read_rows(path: str | Path, *, torn_tail: bool = False) -> list[Row]:
@@ -179,13 +179,19 @@ def replacing(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
         with writing(path):
             yield temporary
             if durable:
-                to_disk(temporary)
-            os.replace(temporary, path)
-            if durable:
-                to_disk(path.parent)
+                move(temporary, path)
+            else:
+                os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def move(file: Path, path: Path) -> None:
+    """Put a whole file in the place of another, so that a power cut leaves one of them."""
+    to_disk(file)
+    os.replace(file, path)
+    to_disk(path.parent)
 
 
 def to_disk(path: Path) -> None:

@@ -123,10 +123,24 @@ class _Text:
         return Counter(word for word in self.words if not word[0].isalpha())
 
 
+# How many prompts, and how many with each run; of all prompts `()`, and of a task `(task,)`.
+Counts = dict[tuple[Any, ...], tuple[int, Any]]
+Rules = tuple[dict[Run, list[int]], dict[Run, list[int]], list[int]]
+
+
+def add(counts: Counts, more: Counts) -> None:
+    """Add up counts of prompts."""
+    for group, (size, grams) in more.items():
+        before, known = counts.get(group, (0, Counter()))
+        known.update(grams)
+        counts[group] = before + size, known
+
+
 class Screen:
     """Evaluation questions to search prompts for: `Screen(questions).screen(prompts)`.
 
-    `questions` are (source, text) pairs.
+    `questions` are (source, text) pairs. Prompts in several processes: each counts its own, the
+    counts make rules, and each searches for hits by the rules.
     """
 
     def __init__(self, questions: Iterable[tuple[str, str]]) -> None:
@@ -142,41 +156,63 @@ class Screen:
         self.sizes = {min(N, len(text.words)) for text in self.questions}
         self.known = set().union(*self.grams)
 
-    def screen(self, prompts: Sequence[tuple[str, str]]) -> list[str | None]:
+    def screen(self, prompts: Sequence[tuple[Any, str]]) -> list[str | None]:
         """Return which question each prompt contains; `prompts` are (task, text) pairs."""
-        texts = [_Text(text) for _, text in prompts]
-        found = [self.known & set().union(*map(text.runs, self.sizes)) for text in texts]
-        common = self._common([task for task, _ in prompts], found)
-        counts = Counter(gram for grams in found for gram in grams)
+        counts, suspects = self.count(prompts)
+        rules = self.rules(counts)
+        texts = (text for _, text in prompts)
+        return [self.hit(t, rules) if suspect else None for t, suspect in zip(texts, suspects)]
+
+    def count(self, prompts: Sequence[tuple[Any, str]]) -> tuple[Counts, list[bool]]:
+        """Count the prompts, and those with each run of a question, in all and by task.
+
+        Also returns which prompts may contain a question at all.
+        """
+        counts: Counts = {}
+        suspects = []
+        for task, prompt in prompts:
+            text = _Text(prompt)
+            grams = self._found(text)
+            add(counts, dict.fromkeys(((), (task,)), (1, grams)))
+            suspects.append(bool(grams) or tuple(text.words) in self.exact)
+        return counts, suspects
+
+    def rules(self, counts: Counts) -> Rules:
+        """Return what makes a run decisive, given the counts of all prompts."""
+        common = self._common(counts)
         rare: dict[Run, list[int]] = defaultdict(list)  # run -> questions it is no boilerplate in
         rarest: dict[Run, list[int]] = defaultdict(list)  # a question's rarest run -> the question
+        _, everywhere = counts.get((), (0, Counter()))
         for number, grams in enumerate(self.grams):
             for gram in grams - common:
                 rare[gram].append(number)
             if len(self.questions[number].words) >= SHORTEST:
-                rarest[min(grams, key=lambda gram: (counts[gram], gram))].append(number)
-        totals = [len(grams - common) for grams in self.grams]
-        hits: list[str | None] = []
-        for text, grams in zip(texts, found, strict=True):
-            covered = Counter(n for gram in grams & rare.keys() for n in rare[gram])
-            shares = {n: count / totals[n] for n, count in covered.items() if totals[n] >= FEW}
-            near = (n for gram in grams & rarest.keys() for n in rarest[gram])
-            shares |= {n: 1.0 for n in near if self.questions[n].whole in text.ended}
-            if (same := self.exact.get(tuple(text.words))) is not None:
-                shares[same] = 1.0
-            hits.append(self._best(text, shares))
-        return hits
+                rarest[min(grams, key=lambda gram: (everywhere[gram], gram))].append(number)
+        return rare, rarest, [len(grams - common) for grams in self.grams]
 
-    def _common(self, tasks: Sequence[str], found: Sequence[set[Run]]) -> set[Run]:
+    def hit(self, prompt: str, rules: Rules) -> str | None:
+        """Return which question a prompt contains."""
+        rare, rarest, totals = rules
+        text = _Text(prompt)
+        grams = self._found(text)
+        covered = Counter(n for gram in grams & rare.keys() for n in rare[gram])
+        shares = {n: count / totals[n] for n, count in covered.items() if totals[n] >= FEW}
+        near = (n for gram in grams & rarest.keys() for n in rarest[gram])
+        shares |= {n: 1.0 for n in near if self.questions[n].whole in text.ended}
+        if (same := self.exact.get(tuple(text.words))) is not None:
+            shares[same] = 1.0
+        return self._best(text, shares)
+
+    def _found(self, text: _Text) -> set[Run]:
+        return self.known & set().union(*map(text.runs, self.sizes))
+
+    def _common(self, counts: Counts) -> set[Run]:
         """Return the runs that many prompts have, of all or of one task, or many questions."""
-        groups: dict[str | None, list[set[Run]]] = defaultdict(list, {None: list(found)})
-        for task, grams in zip(tasks, found, strict=True):
-            groups[task].append(grams)
+        asked = Counter(gram for grams in self.grams for gram in grams)
         common: set[Run] = set()
-        for members in [*groups.values(), self.grams]:
-            most = max(ALWAYS_RARE, COMMON * len(members))
-            counts = Counter(gram for grams in members for gram in grams)
-            common.update(gram for gram, count in counts.items() if count > most)
+        for size, grams in [*counts.values(), (len(self.grams), asked)]:
+            most = max(ALWAYS_RARE, COMMON * size)
+            common.update(gram for gram, count in grams.items() if count > most)
         return common
 
     def _best(self, text: _Text, shares: dict[int, float]) -> str | None:

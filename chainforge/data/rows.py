@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import logging
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,10 +68,11 @@ class FoundRows:
             except InputError as error:
                 faults.append((number, str(error)))
         if faults:
-            self._settle(sorted(faults), len(made) + len(faults), most)
+            self.settle(sorted(faults), len(made) + len(faults), most)
         return made
 
-    def _settle(self, faults: list[tuple[int, str]], total: int, most: float) -> None:
+    def settle(self, faults: list[tuple[int, str]], total: int, most: float = MAX_BAD) -> None:
+        """Write bad rows down; raise `InputError` when they are too many of all."""
         rows = [{"file": str(self.path), "row": number, "reason": why} for number, why in faults]
         if folder := _folder.get():
             with JsonLines(folder / REJECTS) as file:
@@ -91,20 +93,34 @@ def read_file(path: str | Path) -> FoundRows:
     found = FoundRows(Path(path))
     if not found.path.is_file():
         raise InputError(f"{path}: no such file")
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            if line.strip():
-                try:
-                    plain = found.path.suffix == ".txt" and not line.startswith(b"{")
-                    found.rows.append((number, _parse(line, plain)))
-                except InputError as error:
-                    found.faults.append((number, str(error)))
+    for number, (_, line) in enumerate(lines_of(path), start=1):
+        if line.strip():
+            try:
+                plain = found.path.suffix == ".txt" and not line.startswith(b"{")
+                found.rows.append((number, parse(line, plain)))
+            except InputError as error:
+                found.faults.append((number, str(error)))
     return found
 
 
-def _parse(line: bytes, plain: bool) -> Row:
+def lines_of(
+    path: str | Path, start: int = 0, end: float = math.inf
+) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines that begin within a range of bytes, each with the place of its first byte."""
+    with open(path, "rb") as file:
+        if start:  # what begins before belongs to another range
+            file.seek(start - 1)
+            start += len(file.readline()) - 1
+        for line in file:
+            if start >= end:
+                return
+            text = line if start else line.removeprefix(b"\xef\xbb\xbf")
+            yield start + len(line) - len(text), text
+            start += len(line)
+
+
+def parse(line: bytes, plain: bool = False) -> Row:
+    """Return the row of a line, or a plain prompt as one; raise `InputError` for what is none."""
     if len(line) > MAX_LINE:
         raise InputError(f"{len(line):,} bytes long, more than {MAX_LINE:,}")
     try:

@@ -9,6 +9,7 @@ its rows, and tasks of different splits that share a question are an error.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import json
@@ -49,6 +50,7 @@ BUILTINS: dict[str, Source] = {one.__name__: one for one in (reasoning_gym, json
 # A source has no more to give when this many items, and ten times as many as it gave distinct
 # ones, brought nothing new: of D equally likely rows the last is then missed once in e^10.
 PATIENCE = 2_000
+TURNS = ("prompt", "completion")  # columns of messages, which have a type of their own
 
 
 @dataclass
@@ -281,23 +283,31 @@ def check_batch(rows: Sequence[Row], generation_batch_size: int, num_generations
 
 def columns_of(rows: Sequence[Row]) -> dict[str, list[Any]]:
     """Return rows as columns of one type each; what a row lacks is None."""
-    columns = {}
-    for name in dict.fromkeys(name for row in rows for name in row):
-        values = [row.get(name) for row in rows]
-        columns[name] = values if name in ("prompt", "completion") else _one_type(values)
-    return columns
+    return {
+        name: values if name in TURNS or type_of(name, values) else texts(values)
+        for name, values in raw_columns(rows).items()
+    }
 
 
-def _one_type(values: list[Any]) -> list[Any]:
-    """Return a column that Arrow holds without changing a value, else its values as JSON text."""
+def raw_columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
+    """Return rows as columns; what a row lacks is None."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def type_of(name: str, values: list[Any]) -> Any:
+    """Return a column's Arrow type; None where Arrow would change a value, so that it is text."""
     import pyarrow as pa
 
     kinds = {type(value) for value in values if value is not None}
     if len(kinds) <= 1 or kinds == {int, float}:
-        try:
+        with contextlib.suppress(pa.ArrowException, OverflowError, UnicodeEncodeError):
             # Arrow would give every mapping the keys of all, so mappings are text too.
-            if "struct" not in str(pa.array(values).type):
-                return values
-        except (pa.ArrowException, OverflowError, UnicodeEncodeError):
-            pass
+            found = pa.array(values).type
+            return found if name in TURNS or "struct" not in str(found) else None
+    return None
+
+
+def texts(values: list[Any]) -> list[Any]:
+    """Return a column's values as JSON text."""
     return [None if value is None else json.dumps(value, default=str) for value in values]

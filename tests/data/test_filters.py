@@ -1,12 +1,15 @@
 """Whether every filter finds what was planted, and nothing else: precision and recall."""
 
 import json
+import random
+import unicodedata
 
 import pytest
 from planted import Maker
 
 from chainforge.core.errors import InputError
-from chainforge.data.filters import FilterArgs, SelectionArgs, repetition
+from chainforge.data import filters
+from chainforge.data.filters import RUN, FilterArgs, SelectionArgs, repetition, runs, tokens
 from chainforge.data.select import select
 
 N = 300
@@ -139,3 +142,44 @@ def test_loops_repeat_themselves(text, loops):
 def test_bad_settings(settings, message):
     with pytest.raises(InputError, match=message):
         select([Maker().row(tokens=None)], SelectionArgs(), FilterArgs(**settings))
+
+
+def test_the_short_ways_to_tokens_and_repetition_change_nothing():
+    rng = random.Random(0)
+    words = [
+        "a",
+        "b",
+        "the",
+        "3x",
+        "4",
+        "+",
+        "=",
+        "-",
+        "one_two",
+        "x^2",
+        "$",
+        "\\frac{1}{2}",
+        ".",
+        "x<y",
+        "->",
+        "50%",
+        "\x7f",
+        "\x1c",
+        "é",
+        "但",
+        "×",
+        "\n",
+    ]
+    repeated = 0
+    for number in range(3_000):
+        said = rng.choices(words[: rng.choice([5, 20, 99])], k=rng.randrange(80))
+        text = " ".join(said + said[: rng.randrange(60)] + rng.choices(words, k=rng.randrange(900)))
+        if number % 3 == 0:
+            text = "".join(map(chr, rng.choices(range(128), k=90)))
+        plain = filters._TOKENS.findall(unicodedata.normalize("NFKC", text).lower())
+        assert tokens(text) == plain
+        found = runs(plain, RUN)
+        share = 1 - len(set(found)) / len(found) if found else 0.0
+        assert repetition(text) == share
+        repeated += share > 0
+    assert 500 < repeated < 2_500

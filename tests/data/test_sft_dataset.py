@@ -5,10 +5,11 @@ import pytest
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import JsonLines
 from chainforge.core.transcript import write
+from chainforge.data.filters import FilterArgs, SelectionArgs
 from chainforge.data.rows import rejects_in
 from chainforge.data.sft_dataset import DataArgs, sft_dataset
 from chainforge.data.sources import example
-from chainforge.generate.build import save_dataset
+from chainforge.generate.build import BuildArgs, build
 from chainforge.generate.sampling import sample
 
 
@@ -33,11 +34,18 @@ def samples(n, source="offline", **columns):
     return made
 
 
+def saved(rows, path):
+    """Build a data set of rows as they are; return its file."""
+    anything = SelectionArgs(select="all", require_correct=False, require_format=False)
+    build(rows, path, anything, FilterArgs(max_repetition=None, min_language=None), BuildArgs())
+    return path / "dataset/train.parquet"
+
+
 def stage(path, rows, dataset=False):
     with JsonLines(path / "samples.jsonl") as file:
         file.extend(rows)
     if dataset:
-        save_dataset([row for row in rows if not row.get("drop")], path / "dataset")
+        saved([row for row in rows if not row.get("drop")], path)
     return str(path)
 
 
@@ -51,8 +59,8 @@ def test_rows_of_stages_and_files(tmp_path, caplog, dataset):
     answer = {"role": "assistant", "content": write("Count on.", "4")}
     assert made[3] == {"prompt": [{"role": "user", "content": "3 + 1?"}], "completion": [answer]}
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
-    parquet = save_dataset(samples(2), tmp_path / "saved")
-    made = rows_of([written(tmp_path, {"messages": turns}), parquet, tmp_path / "saved"])
+    parquet = saved(samples(2), tmp_path / "saved")
+    made = rows_of([written(tmp_path, {"messages": turns}), parquet, parquet.parent])
     assert (len(made), made[0]) == (5, {"prompt": turns[:1], "completion": turns[1:]})
     rows = samples(2) + samples(1, drop=None, correct=False) + samples(3, drop="wrong")
     path = stage(tmp_path / "final", rows) + "/samples.jsonl"
@@ -137,14 +145,16 @@ def test_places_without_rows(tmp_path, name, message):
 def test_a_saved_data_set_opens_anywhere(tmp_path):
     from datasets import load_dataset
 
-    file = save_dataset(samples(5, tokens=3, stage="traces", drop=None), tmp_path / "dataset")
-    assert list((tmp_path / "dataset").iterdir()) == [file]
+    file = saved(samples(5, tokens=3, stage="traces", drop=None), tmp_path)
+    assert {path.name for path in tmp_path.rglob("*")} == {
+        "dataset", "README.md", file.name, "samples.jsonl", "funnel.json",
+    }  # fmt: skip
     made = load_dataset(str(file.parent), split="train", cache_dir=str(tmp_path / "cache"))
     assert (file.name, len(made), made[1]["n"]) == ("train.parquet", 5, 1)
     assert made[1]["completion"][0]["role"] == "assistant"
     # A mapping would come back with every other row's keys, set to None.
     assert json.loads(made[1]["rewards"]) == {"accuracy_reward": 1.0}
-    save_dataset(samples(2), tmp_path / "dataset")
+    saved(samples(2), tmp_path)
     assert len(rows_of([tmp_path])) == 2
     with pytest.raises(InputError, match="no row was kept"):
-        save_dataset([], tmp_path / "dataset")
+        saved(samples(1, finish_reason="length"), tmp_path)

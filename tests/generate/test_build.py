@@ -1,9 +1,15 @@
 """From scored samples to a data set that opens, trains and says where its rows are from."""
 
 import itertools
+import json
+import random
 import runpy
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -12,10 +18,13 @@ from planted import Maker
 from chainforge.core.artifacts import read_json, read_manifest
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import read_rows, write_rows
+from chainforge.data import select
 from chainforge.data.filters import FilterArgs, SelectionArgs
+from chainforge.data.rows import rejects_in
 from chainforge.data.select import read_pool
 from chainforge.data.sft_dataset import DataArgs, sft_dataset
-from chainforge.generate.build import BuildArgs, build, public, public_settings
+from chainforge.generate.build import SCRATCH, BuildArgs, build, open_pool, public, public_settings
+from chainforge.rewards.reward import RewardArgs
 
 
 def pool(prompts=30, samples=6):
@@ -100,6 +109,105 @@ def test_bad_rows_of_a_pool_are_left_out_and_counted(tmp_path):
         file.write(b"\nnull")
     with pytest.raises(InputError, match=r"(?s)5 of 485 rows are malformed.*line 481: Expected"):
         read_pool([str(tmp_path)])
+
+
+def scattered(tmp_path):
+    """Write a pool of two stages: scattered prompts, ties, repeats, odd types and bad lines."""
+    rng, rows = random.Random(1), []
+    for number, row in enumerate(rng.sample(pool(prompts=120), 720)):
+        twins = [one for one in rows if one["id"] == row["id"]]
+        again = rng.choice(twins or rows or [row]) if rng.random() < 0.4 else row
+        row["prompt"] = again["prompt"] if rng.random() < 0.3 else row["prompt"]
+        row["completion"] = again["completion"].replace("the", "a", rng.randrange(2))
+        row |= {"answer": rng.choice([None, "4"]), "correct": rng.choice([True, True, False, None])}
+        row |= {"reward": rng.choice([1, 1.2, None]), "some": [[], [1], [2.5]][number // 300]}
+        row |= {"kind": 1 if number < 600 else "one", "late": True} if number > 400 else {}
+        rows.append(row | ({"drop": "wrong", "pass_rate": 0.1} if number % 9 == 0 else {}))
+    for name, some in (("reason", rows[:500]), ("picks", rows[500:])):
+        (tmp_path / name).mkdir()
+        write_rows(tmp_path / name / "samples.jsonl", some)
+    lines = (tmp_path / "reason/samples.jsonl").read_bytes().splitlines(keepends=True)
+    lines[77:77] = [b"\n", b'{"id": 3}\n']
+    lines[300:300] = [b"nul\xff\n"]
+    (tmp_path / "reason/samples.jsonl").write_bytes(b"\xef\xbb\xbf" + b"".join(lines))
+    write_rows(tmp_path / "exam.jsonl", [{"question": rows[5]["prompt"][-1]["content"]}])
+    return [str(tmp_path / "reason"), str(tmp_path / "picks")]
+
+
+@pytest.mark.parametrize("choice", ["best", "shortest", "diverse", "random", "all"])
+def test_parts_and_processes_change_no_byte(tmp_path, monkeypatch, choice):
+    """One part in memory, small parts of files, and two processes select and write the same."""
+    paths = scattered(tmp_path)
+    selection = SelectionArgs(
+        max_per_prompt=2, select=choice, near_duplicates=0.6, max_rows=90,
+        decontaminate=[str(tmp_path / "exam.jsonl")],
+    )  # fmt: skip
+
+    def files(name):
+        with rejects_in(tmp_path / name):
+            pooled, origin = open_pool(paths, BuildArgs(rescore=False), RewardArgs())
+            if name == "memory":
+                pooled = read_pool(paths)
+            else:
+                assert (len(pooled.parts) > 9, pooled.processes) == (True, int(name))
+            build(
+                pooled, tmp_path / name, selection, FilterArgs(), BuildArgs(), seed=3,
+                report={"sampling": origin if name != "memory" else {"pool": {"reason": 500, "picks": 220}}},
+            )  # fmt: skip
+        folder = tmp_path / name
+        assert not (folder / SCRATCH).exists()
+        found = {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+        return found, pq.read_table(folder / "dataset/train.parquet")
+
+    (tmp_path / "memory").mkdir()
+    expected, table = files("memory")
+    assert {"rejects.jsonl", "samples.jsonl", "README.md", "train.parquet"} <= set(expected)
+    dropped = json.loads(expected["funnel.json"])["dropped"]
+    assert {"contaminated", "duplicate", "near_duplicate", "over_quota", "wrong"} <= set(dropped)
+    assert {"duplicate_prompt", "unverified"} <= set(dropped)
+    monkeypatch.setattr(select, "PART", 50_000)
+    for processes in (1, 2) if choice == "best" else (1,):
+        monkeypatch.setattr(select, "cores", lambda: processes)  # noqa: B023
+        (tmp_path / str(processes)).mkdir()
+        found, made = files(str(processes))
+        assert made.equals(table, check_metadata=True)
+        for name in expected.keys() - {"train.parquet"}:
+            assert found[name] == expected[name], name
+
+
+KILLED = """
+import runpy, sys
+from chainforge.data import select
+select.PART, select.cores = 20_000, lambda: 2
+runpy.run_path(sys.argv.pop(1), run_name="__main__")
+"""
+
+
+def test_a_killed_build_leaves_nothing_behind_that_looks_done(tmp_path):
+    write_rows(tmp_path / "samples.jsonl", pool(prompts=400))
+    out, recipe = tmp_path / "out", Path(__file__).parents[2] / "recipes/reject.py"
+    command = [sys.executable, "-c", KILLED, str(recipe)]
+    command += ["--pool", str(tmp_path / "samples.jsonl")]
+    command += ["--rescore", "false", "--output_dir", str(out)]
+    process = subprocess.Popen(command)
+    while not (out / SCRATCH / "samples-3").exists():
+        assert process.poll() is None
+        time.sleep(0.001)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    assert workers
+    assert not psutil.wait_procs(workers, timeout=60)[1]
+    assert not (out / "samples.jsonl").exists()
+    assert not (out / "manifest.json").exists()
+    assert list((out / SCRATCH).iterdir())
+    subprocess.run(command, check=True)
+    signed = set(read_manifest(out).outputs)
+    assert signed == {
+        "config.yaml", "samples.jsonl", "funnel.json", "dataset/README.md", "dataset/train.parquet",
+    }  # fmt: skip
+    assert not (out / SCRATCH).exists()
+    assert len(read_rows(out / "samples.jsonl")) == 2_400
 
 
 def test_reject_selects_from_a_pool_with_the_scores_it_has(tmp_path, monkeypatch):

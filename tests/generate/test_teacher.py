@@ -12,10 +12,11 @@ from chainforge.core.jsonl import read_rows
 from chainforge.core.transcript import DEFAULT, write
 from chainforge.data.filters import FilterArgs, SelectionArgs
 from chainforge.data.select import select
+from chainforge.data.sft_dataset import pair_of
 from chainforge.data.sources import example
 from chainforge.data.tasks import TaskArgs, load_examples
 from chainforge.generate.api import MAX_REPLY_MIB
-from chainforge.generate.build import BuildArgs, build, save_dataset
+from chainforge.generate.build import BuildArgs, build
 from chainforge.generate.rollouts import score_samples
 from chainforge.generate.sampling import MAX_USELESS
 from chainforge.generate.settings import TeacherArgs
@@ -143,7 +144,7 @@ def test_an_odd_reply_ends_no_collection_and_is_never_made_a_row(
     assert len(collected.rows) == (1 if kind else 2)
     assert failures(tmp_path) == ([kind] if kind else [])
     assert len(server.asked) == 1 + times
-    assert save_dataset(collected.rows, tmp_path / "dataset").is_file()
+    assert all(map(pair_of, collected.rows))
     assert {row["finish_reason"] for row in collected.rows} == {"stop"}
     if times == 1:  # what was paid for is not asked for again
         assert collect(args, sums[:2], tmp_path).rows == collected.rows

@@ -50,7 +50,8 @@ def test_killed_three_times_it_is_complete_and_samples_nothing_again(tmp_path, t
         assert before < len(now) < 160
         assert written.items() <= now.items()
         written = now
-    assert stage("reject", "cut", settings)[0] == 0
+    code, error = stage("reject", "cut", settings)
+    assert code == 0, error
     assert len(texts(path)) == 160
     assert texts(path) == texts(tmp_path / "whole/samples.jsonl")
     funnel = json.loads((tmp_path / "cut/funnel.json").read_text())
