@@ -11,7 +11,8 @@ hand, row by row in one process: drop what is wrong, the same filters of text (o
 runs against the questions, equal texts by their hash, near ones by datasketch (128 permutations and
 its LSH), the best two of a prompt, and a parquet file of them; on `--peer_rows` rows, extrapolated
 linearly. The two alternate. Needs `pip install datasketch psutil`. Writes
-`benchmarks/results/builder.json`.
+`benchmarks/results/builder.json`, and for more than a million rows a file with their number in
+its name.
 """
 
 import argparse
@@ -84,7 +85,8 @@ def main() -> None:
         },
         "times_as_fast_as_peer": ratio,
     }
-    save(results() / "builder.json", result, "datasketch")
+    name = "builder" if args.rows <= 1_000_000 else f"builder-{args.rows}"
+    save(results() / f"{name}.json", result, "datasketch")
     print(json.dumps(result, indent=2))
 
 
