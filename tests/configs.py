@@ -7,7 +7,12 @@ from pathlib import Path
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
-NAMES = {"sft": "SFTConfig", "grpo": "GRPOConfig", "distill": "DistillationConfig"}
+NAMES = {
+    "sft": "SFTConfig",
+    "dpo": "DPOConfig",
+    "grpo": "GRPOConfig",
+    "distill": "DistillationConfig",
+}
 
 
 def settings_of(recipe, given):

@@ -25,7 +25,7 @@ from pathlib import Path
 import configs
 
 ROOT = Path(__file__).parents[1]
-TRAINERS = ("sft", "grpo", "distillation")
+TRAINERS = ("sft", "dpo", "grpo", "distillation")
 WARM = ("peft", "chainforge.train.loop", *(f"trl.trainer.{name}_trainer" for name in TRAINERS))
 
 

@@ -82,6 +82,10 @@ def plan_chain(chain: Chain, runs: str | Path) -> list[Step]:
     steps: list[Step] = []
     for stage in chain.stages:
         steps.append(plan_stage(chain, stage, runs, known))
+        for giver in steps if stage.recipe == "dpo" else ():
+            if giver.stage.name in stage.data and not giver.given.get("preference_pairs"):
+                words = f"{giver.stage.name} writes no pairs: set `preference_pairs: 1` there"
+                raise InputError(f"{paths.short(chain.file)}: stage {stage.name}: {words}")
         known[stage.name] = steps[-1].fingerprint
     return steps
 
@@ -331,7 +335,8 @@ def contracts(step: Step) -> dict[str, str]:
             kind = f"{'the' if continues else 'a fresh'} {'QLoRA' if bits else 'LoRA'} adapter"
             kind += " that it is given" if continues else ""
             lines["trains"] = kind if settings.get("use_peft") else "all weights"
-        if stage.recipe == "grpo" and (beta := settings.get("beta")):
+        beta = settings.get("beta", 0.1 if stage.recipe == "dpo" else 0.0)  # TRL's defaults
+        if stage.recipe in ("grpo", "dpo") and beta:
             policy = f"a frozen copy of {model.path}" if continues else model.path
             lines["KL reference"] = f"the policy it starts from: {policy} (beta {beta})"
     if stage.gates:

@@ -63,6 +63,7 @@ class Recipe:
 RECIPES = {
     "collect": Recipe(leaves=("data",), launched="never"),
     "sft": Recipe(needs=("model", "data"), leaves=("model",), trains=True, asks=False),
+    "dpo": Recipe(needs=("model", "data"), leaves=("model",), trains=True, asks=False),
     "grpo": Recipe(
         needs=("model",),
         takes=("data",),

@@ -97,6 +97,9 @@ class SelectionArgs:
             "params: {dataset: gsm8k}, split: test}'. A chain adds its own evaluate stages."
         },
     )
+    preference_pairs: int = field(
+        default=0, metadata={"help": "Most pairs of a prompt, kept and worse, written for dpo.py."}
+    )
     max_rows: int | None = field(
         default=None,
         metadata={"help": "Most rows kept in all, spread evenly over the tasks: over_quota."},
@@ -106,6 +109,7 @@ class SelectionArgs:
         """Raise `InputError` for a setting that is out of range."""
         _range(self, 1, float("inf"), "max_per_prompt", "max_rows")
         _range(self, 0, 1, "near_duplicates")
+        _range(self, 0, float("inf"), "preference_pairs")
 
 
 Finding = tuple[str, str]  # the reason, and what was measured

@@ -694,3 +694,36 @@ def most_different(sets: Mapping[int, frozenset[Run]], count: int) -> list[int]:
         left = {key: max(near, similarity(sets[key], sets[last])) for key, near in left.items()}
         chosen.append(min(left, key=left.__getitem__))
     return chosen
+
+
+# Drop reasons of whole transcripts: what a pair rejects differs in the answer, not in the form.
+_WHOLE = (None, "wrong", "below_min_reward", "not_selected", "over_quota")
+
+
+def match_pairs(marked: Iterable[Row], most: int) -> list[tuple[Row, Row]]:
+    """Return up to `most` pairs of each prompt: a kept sample, the best first, and a worse one.
+
+    Worse is wrong against right, or of less reward where there are no verdicts. Of the worse ones
+    the nearest in length is taken, so that length tells nothing. No sample is in two pairs.
+    """
+    pairs, prompts = [], defaultdict(list)
+    for row in marked:
+        if row["drop"] in _WHOLE:
+            prompts[row["id"]].append(row)
+    for rows in prompts.values():
+        kept = [row for row in rows if row["drop"] is None and row.get("correct") is not False]
+        left = {id(row): row for row in rows}
+        for row in sorted(kept, key=lambda row: -(row.get("reward") or 0.0))[:most]:
+            size, worse = len(row["completion"]), [one for one in left.values() if _worse(one, row)]
+            if id(row) in left and worse:
+                near = min(worse, key=lambda one: abs(len(one["completion"]) - size))
+                del left[id(row)], left[id(near)]
+                pairs.append((row, near))
+    return pairs
+
+
+def _worse(row: Row, than: Row) -> bool:
+    if than.get("correct"):
+        return row.get("correct") is False
+    less, more = row.get("reward"), than.get("reward")
+    return less is not None and more is not None and bool(less < more)

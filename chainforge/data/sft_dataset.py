@@ -1,4 +1,4 @@
-"""The data set of SFT, from rows and from the directories of earlier stages."""
+"""The data set of SFT or DPO, from rows and from the directories of earlier stages."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FALLBACK = "offline-fallback"
-# The columns that SFT looks at.
-_TRAINED_ON = ("prompt", "completion", "messages", "source", "drop")
+# What is trained on beside the prompt; the pairs of DPO are in a folder of their own.
+SFT, DPO = ("completion",), ("chosen", "rejected")
+_OTHERS = ("prompt", "messages", "source", "drop")  # the other columns that are looked at
 # Where servers and data sets keep the reasoning of an assistant's message.
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 
 Pair = tuple[list[Message], list[Message]]  # prompt and completion
+Columns = tuple[str, ...]
 
 
 @dataclass
@@ -45,34 +47,37 @@ class DataArgs:
     )
 
 
-def sft_dataset(args: DataArgs) -> tuple[Dataset, dict[str, dict[str, int]]]:
-    """Return a data set of `prompt` and `completion` messages, and the rows of each source.
+def sft_dataset(
+    args: DataArgs, columns: Columns = SFT
+) -> tuple[Dataset, dict[str, dict[str, int]]]:
+    """Return a data set of `prompt` and other columns, all messages, and the rows of each source.
 
-    A source is a stage's directory (its `dataset/`, or its `samples.jsonl`), a folder of parquet
-    files, or a .jsonl or .parquet file; rows may have `messages` instead of `prompt` and
-    `completion`. A reasoning beside an assistant's text is joined with it as `transcript` says.
-    Rows with a reason in `drop`, and wrong ones that were never selected, are left out and counted;
-    malformed rows are left out and written to the stage's rejects. Raises `InputError`, naming path
-    and row, for too many of them, for rows of the fallback teacher unless they are allowed, and
-    when nothing is left.
+    A source is a stage's directory (its `dataset/`, or its `samples.jsonl`; for DPO its `pairs/`),
+    a folder of parquet files, or a .jsonl or .parquet file; rows may have `messages` instead of
+    `prompt` and `completion`. A reasoning beside an assistant's text is joined with it as
+    `transcript` says. Rows with a reason in `drop`, and wrong ones that were never selected, are
+    left out and counted; malformed rows are left out and written to the stage's rejects. Raises
+    `InputError`, naming path and row, for too many of them, for rows of the fallback teacher unless
+    they are allowed, and when nothing is left.
     """
     from datasets import Dataset
 
     if not args.data:
         raise InputError("data: none given; name the directory of a data stage or a .jsonl file")
-    pairs: list[Pair] = []
+    rows: list[list[Pair]] = []
     counts: dict[str, dict[str, int]] = {}
     for path in args.data:
-        found, dropped = _source(path, args)
-        pairs += found
+        found, dropped = _source(path, args, columns)
+        rows += found
         counts[path] = {"rows": len(found)} | ({"dropped": dropped} if dropped else {})
-    columns = {"prompt": [pair[0] for pair in pairs], "completion": [pair[1] for pair in pairs]}
-    return Dataset.from_dict(columns), counts
+    made = {"prompt": [row[0][0] for row in rows]}
+    made |= {name: [row[place][1] for row in rows] for place, name in enumerate(columns)}
+    return Dataset.from_dict(made), counts
 
 
-def _source(path: str, args: DataArgs) -> tuple[list[Pair], int]:
-    """Return one source's rows as prompts and completions, and how many were dropped before."""
-    found = _read(Path(path))
+def _source(path: str, args: DataArgs, columns: Columns) -> tuple[list[list[Pair]], int]:
+    """Return one source's rows, the prompt with each column, and how many were dropped before."""
+    found = _read(Path(path), columns)
     # Wrong samples that selection never saw are not trained on either.
     kept = [
         (number, row)
@@ -87,7 +92,7 @@ def _source(path: str, args: DataArgs) -> tuple[list[Pair], int]:
             f"{FALLBACK}: worked solutions in place of a teacher that failed; collect again, or "
             "set `allow_offline_rows: true`"
         )
-    pairs = found.each(lambda row: _in_form(pair_of(row, args.transcript), args.transcript))
+    pairs = found.each(lambda row: [_in_form(row, args.transcript, name) for name in columns])
     if not pairs:
         raise InputError(f"{path}: no rows to train on ({dropped} are marked `drop`, or wrong)")
     if dropped:
@@ -96,37 +101,40 @@ def _source(path: str, args: DataArgs) -> tuple[list[Pair], int]:
     return pairs, dropped
 
 
-def _read(path: Path) -> FoundRows:
+def _read(path: Path, columns: Columns) -> FoundRows:
     """Read the rows of a stage, a folder or a file, with what is wrong with other rows."""
     if path.is_file() and path.suffix != ".parquet":
         return read_file(path)
     if not path.exists():
         raise InputError(f"{path}: no such file or directory")
-    files = [path] if path.is_file() else sorted((path / "dataset").glob("*.parquet"))
+    folder = path / ("dataset" if columns == SFT else "pairs")
+    files = [path] if path.is_file() else sorted(folder.glob("*.parquet"))
     if files := files or sorted(path.glob("*.parquet")):
-        return FoundRows(path, list(enumerate(_parquet(files), start=1)))
+        return FoundRows(path, list(enumerate(_parquet(files, columns), start=1)))
+    if columns == DPO:
+        raise InputError(f"{path}: contains no pairs: make them with `preference_pairs: 1`")
     if (path / "samples.jsonl").is_file():
         return read_file(path / "samples.jsonl")
     raise InputError(f"{path}: contains no rows: neither dataset/*.parquet nor samples.jsonl")
 
 
-def _parquet(files: list[Path]) -> list[Row]:
+def _parquet(files: list[Path], columns: Columns) -> list[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     rows: list[Row] = []
     for file in files:
         try:
-            columns = [name for name in _TRAINED_ON if name in pq.read_schema(file).names]
-            rows += pq.read_table(file, columns=columns).to_pylist()
+            names = [one for one in pq.read_schema(file).names if one in (*_OTHERS, *columns)]
+            rows += pq.read_table(file, columns=names).to_pylist()
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{file} is not a parquet file: {error}") from None
     return rows
 
 
-def pair_of(row: Row, transcript: str = DEFAULT) -> Pair:
+def pair_of(row: Row, transcript: str = DEFAULT, name: str = "completion") -> Pair:
     """Return a row's prompt and completion as messages; raise `InputError` for what is neither."""
-    turns, said = row.get("prompt"), row.get("completion")
+    turns, said = row.get("prompt"), row.get(name)
     if turns is None and isinstance(row.get("messages"), list):
         turns, said = row["messages"][:-1], row["messages"][-1:]
     if wrong := wrong_turns(turns):
@@ -134,20 +142,21 @@ def pair_of(row: Row, transcript: str = DEFAULT) -> Pair:
     assert turns is not None
     if isinstance(said, list) and len(said) == 1 and isinstance(said[0], dict):
         if said[0].get("role") != "assistant":
-            raise InputError(f"completion: the last turn is not the assistant's: {said!r:.80}")
+            raise InputError(f"{name}: the last turn is not the assistant's: {said!r:.80}")
         said = _text(said[0], transcript)
     if not isinstance(said, str) or is_blank(said):
-        raise InputError(f"completion: expected text, found {said!r:.80}")
+        raise InputError(f"{name}: expected text, found {said!r:.80}")
     plain = [{"role": turn["role"], "content": _text(turn, transcript)} for turn in turns]
     return plain, [{"role": "assistant", "content": said}]
 
 
-def _in_form(pair: Pair, transcript: str) -> Pair:
+def _in_form(row: Row, transcript: str, name: str) -> Pair:
     """Return a pair; raise `InputError` for a completion that is a transcript of another form."""
+    pair = pair_of(row, transcript, name)
     forms = [preset for preset in PRESETS if read(pair[1][0]["content"], preset)]
     if forms and transcript not in forms:
         raise InputError(
-            f"completion: a transcript of the form {forms[0]}, and RL would look for {transcript}; "
+            f"{name}: a transcript of the form {forms[0]}, and RL would look for {transcript}; "
             f"set `transcript: {forms[0]}`"
         )
     return pair

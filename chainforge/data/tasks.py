@@ -50,7 +50,8 @@ BUILTINS: dict[str, Source] = {one.__name__: one for one in (reasoning_gym, json
 # A source has no more to give when this many items, and ten times as many as it gave distinct
 # ones, brought nothing new: of D equally likely rows the last is then missed once in e^10.
 PATIENCE = 2_000
-TURNS = ("prompt", "completion")  # columns of messages, which have a type of their own
+# Columns of messages, which have a type of their own.
+TURNS = ("prompt", "completion", "chosen", "rejected")
 
 
 @dataclass

@@ -163,7 +163,7 @@ def estimate(
     if sizes := [(one.parameters, DTYPES.get(one.dtype, 4)) for one in scorers]:
         whole = sum(count * size for count, size in sizes)
         found.resident["reward models"] = whole // plan.weight_share
-    if recipe != "sft":
+    if recipe not in ("sft", "dpo"):
         generation = plan.generation(device_bytes)
         if "vLLM" in generation and not settings["vllm_enable_sleep_mode"]:
             found.resident["vLLM"] = generation.pop("vLLM")
@@ -206,9 +206,9 @@ class _Plan:
         self.gathered = (2 * shape.block + shape.vocabulary * shape.hidden) * 2
         self.weight_share = layout.processes if layout.shards_weights else 1
         self.state_share = layout.processes if layout.shards_optimizer else 1
-        self.batch = int(settings["per_device_train_batch_size"])
+        self.batch = int(settings["per_device_train_batch_size"]) * (1 + (self.recipe == "dpo"))
         self.prompt = self.prompt_tokens or PROMPT_TOKENS
-        if self.recipe == "sft":  # the tokens of the longest row
+        if self.recipe in ("sft", "dpo"):  # the tokens of the longest row
             self.tokens = int(settings["max_length"] or 1024)
         else:
             self.tokens = self.prompt + int(settings["max_completion_length"] or 512)
@@ -241,7 +241,7 @@ class _Plan:
             "adapter": self.adapted * self.trained_size // self.weight_share,
             "optimizer": 0 if self.layout.offload_optimizer else int(optimizer),
         }
-        if self.recipe == "grpo" and self.settings["beta"] > 0:
+        if self.recipe in ("grpo", "dpo") and self.settings["beta"] > 0:
             found["reference"] = self.trained * self.trained_size // self.weight_share
         if teacher is not None:
             size = DTYPES.get(teacher.dtype, 4)

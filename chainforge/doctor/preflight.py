@@ -130,7 +130,7 @@ class _Doctor:
         settings: dict[str, Any] = {}
         for config in configs:
             settings |= vars(config)
-        if step.stage.recipe == "sft":
+        if step.stage.recipe in ("sft", "dpo"):
             yield from _check_forms(ready.rows, settings["transcript"], name)
         elif getattr(ready, "rewards", None):
             yield from _check_golds(step, ready)
@@ -181,7 +181,7 @@ class _Doctor:
             if giver is None or giver.state == DONE:
                 continue
             is_data = role.startswith("data.")
-            if is_data and step.stage.recipe != "sft":
+            if is_data and step.stage.recipe not in ("sft", "dpo"):
                 # A pool is read when the stage runs; RL without one takes all prompts.
                 if step.stage.recipe == "grpo":
                     del words[words.index(path) - 1 : words.index(path) + 1]
@@ -208,7 +208,8 @@ class _Doctor:
         path = self.folder / f"{giver.stage.name}.jsonl"
         with open(path, "w", encoding="utf-8") as file:
             for prompt, text in pairs[:PLACEHOLDERS] or [default] * PLACEHOLDERS:
-                file.write(json.dumps({"prompt": prompt, "completion": text}) + "\n")
+                row = dict.fromkeys(("completion", "chosen", "rejected"), text)
+                file.write(json.dumps({"prompt": prompt} | row) + "\n")
         return str(path)
 
     def _below(self, step: Step | None) -> Iterator[Step]:
@@ -247,8 +248,9 @@ def _check_golds(step: Step, ready: Any) -> Iterator[Finding]:
 
 
 def _check_forms(rows: Any, form: str, stage: str) -> Iterator[Finding]:
-    """Check that the completions of an SFT stage are transcripts."""
-    texts = [turns[0]["content"] for turns in rows["completion"]]
+    """Check that the completions of an SFT stage, or the chosen ones of DPO, are transcripts."""
+    column = "completion" if "completion" in rows.column_names else "chosen"
+    texts = [turns[0]["content"] for turns in rows[column]]
     odd = [number for number, text in enumerate(texts) if read(text, form) is None]
     if odd:
         text = (

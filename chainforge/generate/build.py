@@ -28,9 +28,17 @@ from chainforge.core.secrets import is_secret_key
 from chainforge.data.decontaminate import COVERAGE, N
 from chainforge.data.filters import FilterArgs, SelectionArgs
 from chainforge.data.rows import lines_of
-from chainforge.data.select import Pool, Rows, Selection, many_rows, read_pool, shared
+from chainforge.data.select import (
+    Pool,
+    Rows,
+    Selection,
+    many_rows,
+    match_pairs,
+    read_pool,
+    shared,
+)
 from chainforge.data.sft_dataset import pair_of
-from chainforge.data.tasks import raw_columns, texts, type_of
+from chainforge.data.tasks import columns_of, raw_columns, texts, type_of
 from chainforge.generate.rollouts import score_samples
 from chainforge.generate.shards import shards_of
 from chainforge.rewards.reward import RewardArgs, load_rewards
@@ -110,6 +118,9 @@ def build(
             funnel["in"] += sum((lost or {}).values())
             funnel["dropped"] = {**(lost or {}), **funnel["dropped"]}
             funnel |= report or {}
+            if selection.preference_pairs and funnel["kept"]:
+                pairs = match_pairs(_read(samples), selection.preference_pairs)
+                funnel["pairs"] = save_pairs(pairs, directory / "pairs")
             artifacts.write_json(directory / "funnel.json", funnel)
             if not funnel["kept"]:
                 raise InputError(_why_none(funnel, samples))
@@ -227,14 +238,35 @@ def save_dataset(tables: Iterable[pa.Table], folder: Path, scratch: Path) -> Pat
     return folder / DATASET
 
 
+def save_pairs(pairs: Sequence[tuple[Row, Row]], folder: Path) -> int:
+    """Write pairs to `folder`/train.parquet, as DPOTrainer reads them; return their number."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not pairs:
+        words = "no prompt has both a kept sample and a worse one; sample more of each prompt"
+        raise InputError(f"preference_pairs: {words} (num_samples)")
+    rows = []
+    for sides in pairs:
+        row = {name: sides[0].get(name) for name in ("id", "task", "answer", "source")}
+        for name, sample in zip(("chosen", "rejected"), sides, strict=True):
+            row["prompt"], row[name] = pair_of(sample)
+            row |= {f"{name}_{key}": sample.get(key) for key in ("sample", "reward")}
+        rows.append(row)
+    folder.mkdir(exist_ok=True)
+    with replacing(folder / DATASET) as temporary:
+        pq.write_table(pa.table(columns_of(rows)), temporary)
+    return len(rows)
+
+
+def _read(samples: Path) -> Iterator[Row]:
+    return (msgspec.json.decode(line) for _, line in lines_of(samples))
+
+
 def _why_none(funnel: Row, samples: Path) -> str:
     """Return why no row is kept: the commonest reason, and an example."""
-
-    def marked() -> Iterator[Row]:
-        return (msgspec.json.decode(line) for _, line in lines_of(samples))
-
-    (reason, count), *_ = Counter(row["drop"] for row in marked()).most_common()
-    row = next(row for row in marked() if row["drop"] == reason)
+    (reason, count), *_ = Counter(row["drop"] for row in _read(samples)).most_common()
+    row = next(row for row in _read(samples) if row["drop"] == reason)
     return (
         f"no row was kept; {count:,} of {funnel['in']:,} are dropped as {reason} "
         f"({row['drop_detail']}). One of them, where {str(row.get('answer'))[:60]!r} is right: "

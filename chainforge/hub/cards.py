@@ -27,6 +27,7 @@ TEMPLATE = str(Path(__file__).with_name("card.md.jinja"))
 VERBS = {
     "collect": "collects reasoning traces",
     "sft": "supervised fine-tuning",
+    "dpo": "preference optimization by DPO",
     "grpo": "reinforcement learning by GRPO",
     "reject": "rejection sampling",
     "distill": "on-policy distillation",

@@ -184,8 +184,8 @@ def evaluation_of(run: RunDir) -> dict[str, Any] | None:
 def _compared(run: RunDir, names: list[str]) -> tuple[str, str]:
     """Return the first SFT and the last RL stage measured, or else the first and last name."""
     sft, rl = (
-        [s.name for s in run.stages if s.recipe == recipe and s.name in names]
-        for recipe in ("sft", "grpo")
+        [s.name for s in run.stages if s.recipe in kinds and s.name in names]
+        for kinds in (("sft",), ("grpo", "dpo"))
     )
     before, after = (sft or names)[0], (rl or names)[-1]
     return (names[0] if before == after else before), after

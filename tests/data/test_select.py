@@ -9,7 +9,7 @@ import pytest
 
 from chainforge.core.errors import InputError
 from chainforge.data.filters import SelectionArgs
-from chainforge.data.select import REASONS, select
+from chainforge.data.select import REASONS, match_pairs, select
 
 GOOD = {"reward": 1.2, "correct": True, "formatted": True, "finish_reason": "stop", "tokens": 10}
 
@@ -157,3 +157,19 @@ def test_the_funnel_adds_up():
 def test_bad_input(rows, settings, message):
     with pytest.raises(InputError, match=message):
         select(rows, SelectionArgs(**settings))
+
+
+def test_pairs_are_a_kept_sample_and_a_worse_one_of_similar_length():
+    texts = ["right " * 4, "right " * 9, "wrong " * 3, "wrong " * 8, "wrong " * 30, "?"]
+    rows = [
+        scored("p", n, completion=text, correct=text.startswith("right"), reward=1 - n / 9)
+        for n, text in enumerate(texts)
+    ]
+    rows[5] |= {"formatted": False}
+    alone = [scored("q", 0), scored("r", 0, correct=False)]
+    asks = dict.fromkeys(("answer", "correct"))
+    open_ended = [scored("s", n, reward=r, **asks) for n, r in enumerate((0.2, 0.9, None, 0.2))]
+    marked, _ = select(rows + alone + open_ended, SelectionArgs(max_per_prompt=2))
+    found = [(a["id"], a["sample"], b["sample"]) for a, b in match_pairs(marked, 3)]
+    assert found == [("p", 0, 2), ("p", 1, 3), ("s", 1, 0)]
+    assert [a["sample"] for a, _ in match_pairs(marked, 1)] == [0, 1]

@@ -104,6 +104,9 @@ def test_what_takes_memory_and_what_spares_it():
     grpo = need("grpo", **LORA)
     assert "reference" not in grpo.resident
     assert need("grpo", beta=0.04).resident["reference"] == SEVEN.parameters * 4
+    dpo, loss = need("dpo"), need("sft").phases["loss"]
+    assert dpo.resident["reference"] == SEVEN.parameters * 4
+    assert dpo.phases["loss"]["activations"] == 2 * loss["activations"]  # of chosen and rejected
     assert need("grpo", **LORA, beta=0.04).resident["reference"] < grpo.resident["weights"] / 100
     many = need("grpo", **LORA, gradient_accumulation_steps=32)
     assert (many.phase, "key-value cache" in many.parts) == ("generation", True)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 from hubserver import HubServer
+from pyarrow import parquet
 from smallchain import STAGES, resized
 
 from chainforge.core.artifacts import read_manifest
@@ -27,7 +28,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CHAIN = "recipes/quickstart/chain.yaml"
 ROWS = {"collect": 1600, "rl": 64, "rejection": 40, "rl_final": 64, "distill_data": 64, "eval": 24}
 ROWS |= {"distill": 64}
-STEPS = {"cold_start": 100, "rl": 6, "sft2": 100, "rl_final": 2, "student": 8}
+STEPS = {"cold_start": 100, "rl": 6, "sft2": 100, "rl_final": 2, "student": 8, "dpo_train": 6}
 
 
 @pytest.fixture(scope="module")
@@ -214,3 +215,23 @@ def test_a_misspelt_option_and_a_broken_reward_are_found(folder, shell):
     (folder / "constant.py").write_text("def constant(completion):\n    return 1.0\n")
     done = shell("chainforge check constant.py:constant --task recipes/quickstart/rl.yaml")
     assert done.returncode == 1
+
+
+def test_dpo_prefers_right_answers_to_wrong_ones(folder, shell):
+    runs = folder / "runs/dpo"
+    checked = shell("chainforge doctor recipes/quickstart/dpo.yaml --json")
+    assert json.loads(checked.stdout)["level"] == "ok", checked.stdout
+    done = shell("chainforge run recipes/quickstart/dpo.yaml")
+    assert done.returncode == 0, done.stderr
+    pairs = parquet.read_table(runs / "rejection/pairs/train.parquet").to_pylist()
+    verdicts = {
+        (r["id"], r["sample"]): r["correct"] for r in read_rows(runs / "rejection/samples.jsonl")
+    }
+    for side, right in (("chosen", True), ("rejected", False)):
+        assert {verdicts[row["id"], row[f"{side}_sample"]] for row in pairs} == {right}
+    manifest = read_manifest(runs / "dpo")
+    assert manifest.metrics["pairs"] == len(pairs)
+    assert manifest.notes["kl_reference"] == "runs/dpo/cold_start/model"
+    assert "rewards/margins" in read_rows(runs / "dpo/metrics.jsonl")[0]
+    plan = shell("chainforge plan recipes/quickstart/dpo.yaml --set rejection.preference_pairs=0")
+    assert "stage dpo: rejection writes no pairs: set `preference_pairs: 1` there" in plan.stderr

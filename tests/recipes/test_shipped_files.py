@@ -20,9 +20,8 @@ from chainforge.train.checkpoints import check_saving
 
 ROOT = Path(__file__).parents[2]
 CHAINS = sorted(ROOT.glob("recipes/*/chain.yaml"))
-CHAINS += [
-    ROOT / f"recipes/quickstart/{name}.yaml" for name in ("control", "distillation", "general")
-]
+OTHERS = ("control", "distillation", "dpo", "general")
+CHAINS += [ROOT / f"recipes/quickstart/{name}.yaml" for name in OTHERS]
 CHAINS.append(ROOT / "docs/original/chain.yaml")
 OURS = [file for file in CHAINS if file.parent.name.startswith(("custom", "qwen", "smollm"))]
 MIXED = re.compile(r"add to `set`:\n((?:    #.*\n)+)")
@@ -32,7 +31,7 @@ EVALS = sorted(ROOT.glob("recipes/evals/*.yaml"))
 def checked(recipe, words):
     """Parse settings as a recipe does, and check what needs no model."""
     on_cpu = ["--use_cpu", "true", "--bf16", "false"]
-    trains = recipe in ("sft", "grpo", "distill")
+    trains = recipe in ("sft", "dpo", "grpo", "distill")
     parsed = parse(*configs.recipe(recipe).CONFIGS, argv=[*words, *(on_cpu if trains else [])])
     by_type = {type(args).__name__: args for args in parsed}
     for task in by_type["TaskArgs"].tasks if "TaskArgs" in by_type else ():

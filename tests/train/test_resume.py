@@ -3,6 +3,7 @@
 By default a few steps of each kind of stage are tried; `--every-step` tries all of them.
 """
 
+import operator
 import re
 import shutil
 import signal
@@ -34,6 +35,7 @@ KINDS = {
     "grpo": ("grpo", {"per_device_train_batch_size": 8, "steps_per_generation": 2, "beta": 0.1}),
     "lora": ("grpo", {"per_device_train_batch_size": 16, "num_iterations": 2} | LORA),
     "distill": ("distill", {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}),
+    "dpo": ("dpo", {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}),
     "grouped": ("sft", {"per_device_train_batch_size": 4, "save_strategy": "epoch"} | GROUPED),
     # an adapter that no stage left, merged and trained by two processes
     "two": ("grpo", {"per_device_train_batch_size": 4, "steps_per_generation": 2} | LORA),
@@ -43,7 +45,7 @@ KINDS = {
 }
 # Killed when so many steps are taken; after 12 only the policy is left to save.
 FEW = {"sft": [0], "packed": [7], "grpo": [5, 12], "lora": [3], "distill": [9]}
-FEW |= {"grouped": [7], "two": [7], "best": [1, 12], "qlora": [7]}
+FEW |= {"dpo": [7], "grouped": [7], "two": [7], "best": [1, 12], "qlora": [7]}
 TIMES = re.compile("_(time|runtime|per_second)$")
 
 
@@ -70,12 +72,16 @@ class Runs:
         said = [(q, write(f"{q} {a}", a)) for q, a in sums[:22]]
         turns = [{"prompt": [{"role": "user", "content": q}], "completion": a} for q, a in said]
         write_rows(folder / "traces.jsonl", turns)
+        pairs = [{"prompt": t["prompt"], "chosen": t["completion"]} for t in turns]
+        others = [{"rejected": t["completion"]} for t in turns[1:] + turns[:1]]
+        write_rows(folder / "pairs.jsonl", map(operator.or_, pairs, others))
         (folder / "reward.py").write_text("def short(completion):\n    return -len(completion)\n")
         task = {"fn": "jsonl", "params": {"path": str(folder / "questions.jsonl")}, "size": 14}
         asked = {"tasks": [task], "max_completion_length": 8}
         reward = [{"fn": f"{folder}/reward.py:short"}]
         own = {
             "sft": {"data": [str(folder / "traces.jsonl")]},
+            "dpo": {"data": [str(folder / "pairs.jsonl")]},
             "grpo": asked | {"rewards": reward, "num_generations": 4},
             "distill": asked | {"teacher_model_name_or_path": teacher},
         }
