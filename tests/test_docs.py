@@ -4,15 +4,20 @@ import ast
 import dataclasses
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import configs
+import nbformat
+import pandas
 import pytest
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
+from nbclient import NotebookClient
 from report.chromium import Chromium, find
 from typer.main import get_command
 
+import chainforge
 from chainforge.chain import spec
 from chainforge.chain.plan import override
 from chainforge.cli import app
@@ -82,7 +87,8 @@ def test_every_yaml_is_read_by_the_strict_parser(text, tmp_path):
         for stage in given.get("stages", ()):
             spec._stage(stage, 1, tmp_path)
         for key, settings in given.get("set", {}).items():
-            kinds = ("sft", "grpo", "distill") if key == spec.TRAINING else (key,)
+            training = [name for name, kind in spec.RECIPES.items() if kind.trains]
+            kinds = training if key == spec.TRAINING else [key]
             words = [f"--{name}={value}" for name, value in settings.items()]
             assert [parsed(kind, words) for kind in kinds]
         return
@@ -146,3 +152,30 @@ def test_no_page_is_wider_than_a_phone(site, tmp_path):
         wide += [page] if browser.js("document.documentElement.scrollWidth") > 390 else []
     browser.close()
     assert not wide
+
+
+def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    notebook = nbformat.read(ROOT / "docs/quickstart.ipynb", as_version=4)
+    assert sum(bool(cell.get("outputs")) for cell in notebook.cells) >= 8  # are stored
+    assert not re.search(r"(?:^|\s)/\w+/|Warning", str(notebook))  # none of this machine
+    where = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, timeout=None, resources=where).execute()
+    run = tmp_path / "runs/custom"
+    table = chainforge.results(run)
+    assert list(table.index) == ["base", "cold_start", "rl"]
+    assert table.strict_mean["rl"] > table.strict_high["base"]
+    assert (table.strict_low <= table.strict_mean).all()
+    assert list(chainforge.results(run, pairs=True)["to"]) == ["cold_start", "rl"]
+    samples = chainforge.load_samples(run / "rl")
+    assert isinstance(samples, pandas.DataFrame)
+    assert {"prompt", "completion", "rewards", "reward", "step"} <= set(samples.columns)
+    assert chainforge.report(run) == run / "report.html"
+    states = notebook.cells[-2].outputs[0]["data"]["text/plain"]
+    assert re.search(r"cold_start +done", states)
+    assert re.search(r"rl +stale +\[learning_rate: 0.0001 -> 0.0002\]", states)
+    shutil.rmtree(run / "eval")
+    with pytest.raises(InputError, match="no stage of this run has a results.json"):
+        chainforge.results(run)
+    with pytest.raises(InputError, match=r"no samples; give a stage that has rollouts\.jsonl"):
+        chainforge.load_samples(run / "cold_start")

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -222,7 +223,9 @@ class _Display:
     """A line for each stage that ended, and the running one's progress: on a terminal a bar."""
 
     def __init__(self, width: int) -> None:
-        self.console = Console(highlight=False, force_jupyter=False)  # widgets are not needed
+        # Not what rich takes for one: a notebook shows plain lines, without widgets.
+        terminal = sys.stdout.isatty()
+        self.console = Console(highlight=False, force_jupyter=False, force_terminal=terminal)
         self.width = width
 
     def line(self, name: str, text: str) -> None:
