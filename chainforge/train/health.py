@@ -46,7 +46,7 @@ class RLArgs(GateArgs, TemplateArgs):
         default="auto",
         metadata={
             "help": "Who samples completions. chainforge: completions that ended leave the batch, "
-            "each has a seed of its own, and nothing is computed for padding. trl: `generate`, or "
+            "each has a seed of its own, and little is computed for padding. trl: `generate`, or "
             "vLLM. auto: chainforge, but trl with vLLM, FSDP2, ZeRO-3 and settings that only "
             "TRL's generation knows."
         },

@@ -18,7 +18,7 @@ from chainforge.train import trl_internals
 
 # Parts into which the rows of one pass are split by length, and the fewest tokens of each.
 PARTS = 8
-LEAST = {"cpu": 256, "cuda": 8192}
+LEAST = {"cpu": 512, "cuda": 8192}
 # Log-probabilities, entropies, and the loss of a mixture's experts.
 Scores = tuple[Tensor, Tensor | None, Tensor | None]
 
