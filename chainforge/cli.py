@@ -295,6 +295,27 @@ def export(
 
 
 @app.command()
+def verify(
+    published: Annotated[str, Argument(metavar="DIR|owner/name", help="What was exported.")],
+    as_json: AsJson = False,
+) -> None:
+    """Check a published model: its files, lineage, samples, results and card."""
+    from chainforge.hub.verify import verify as checks
+
+    found = []
+    for check in checks(published):
+        found.append(check._asdict())
+        lines = [f"{'FAILED' if check.faults else 'passed'}  {check.name:<20} {check.looked_at}"]
+        lines += [f"        {fault:.300}" for fault in check.faults[:5]]
+        for line in [] if as_json else lines:  # of one line each, whatever the folder holds
+            print("".join(c if c.isprintable() else " " for c in line), flush=True)
+    if as_json:
+        _print_json(found)
+    if any(check["faults"] for check in found):
+        raise typer.Exit(1)
+
+
+@app.command()
 def new(
     folder: Annotated[Path, Argument(metavar="DIR", help="The project's new folder.")],
     from_: Annotated[str, Option("--from", metavar="RECIPE", help="Such as custom.")],

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from chainforge.core.artifacts import Manifest, fingerprint, input_fingerprint, sha256, write_json
+from chainforge.core.jsonl import write_rows
 from chainforge.train.stage import versions
 
 CONFIG = {"model_type": "qwen2", "use_cache": False, "_name_or_path": "/somewhere/else"}
@@ -24,11 +25,15 @@ def base(folder, licence=None):
 
 
 def stage(folder, recipe, *, model=None, data=(), teacher=None, given=None, measured=None, **more):
-    """A finished stage; `measured` maps names to models, and makes it an evaluation."""
+    """A finished stage; `measured` maps names to models, and makes it an evaluation.
+
+    `files` are its JSON files, or rows of JSON lines, by name.
+    """
     folder.mkdir(parents=True)
+    given = (given or {}) | {"folder": folder.name}
     named = {"model_name_or_path": model, "teacher_model_name_or_path": teacher}
     config = {key: str(value) for key, value in named.items() if value}
-    config |= {"output_dir": str(folder), "data": [str(path) for path in data]} | (given or {})
+    config |= {"output_dir": str(folder), "data": [str(path) for path in data]} | given
     references = {"model": model, "teacher": teacher}
     references |= {f"data.{number}": str(path) for number, path in enumerate(data)}
     references |= {f"models.{name}": path for name, path in (measured or {}).items()}
@@ -50,10 +55,12 @@ def stage(folder, recipe, *, model=None, data=(), teacher=None, given=None, meas
             (folder / part / "tokenizer.json").write_text("{}")
             name, value = ("adapter_config", LORA) if part == "adapter" else ("config", CONFIG)
             write_json(folder / part / f"{name}.json", value | more.pop(name, {}))
+    for name, value in more.pop("files", {}).items():
+        (write_rows if name.endswith(".jsonl") else write_json)(folder / name, value)
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     outputs = {str(path.relative_to(folder)): sha256(path) for path in files}
-    print_ = fingerprint(recipe, (given or {}) | {"folder": folder.name}, inputs)
-    made = Manifest(recipe, print_, given or {}, inputs, outputs, config, metrics, versions())
+    print_ = fingerprint(recipe, given, inputs)
+    made = Manifest(recipe, print_, given, inputs, outputs, config, metrics, versions())
     made.device, made.seed, made.seconds = "cpu (2 cores)", 42, 90.0
     made.write(folder)
     return folder

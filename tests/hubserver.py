@@ -163,6 +163,8 @@ class Handler(BaseHTTPRequestHandler):
             if entry["key"] == "file":
                 content = base64.b64decode(entry["value"]["content"])
                 repository.files[entry["value"]["path"]] = content
+            elif entry["key"] == "deletedFile":
+                del repository.files[entry["value"]["path"]]
         repository.commits += 1
         url = f"{self.hub.url}/{identity}/commit/{repository.sha}"
         self.reply({"commitUrl": url, "commitOid": repository.sha, "success": True})

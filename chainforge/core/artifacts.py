@@ -229,6 +229,21 @@ def fingerprint(
     Files that the configuration names (a reward's .py, a task's .jsonl) count by their content, and
     so do a recipe `script` of one's own, functions of modules, and what these import of local code.
     """
+    return digest(fingerprinted(recipe, given, inputs, script))
+
+
+def digest(content: Mapping[str, Any]) -> str:
+    """Return the fingerprint of what `fingerprinted` returns."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def fingerprinted(
+    recipe: str,
+    given: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    script: str | Path | None = None,
+) -> dict[str, Any]:
+    """Return what a fingerprint is made of; what does not count is left out."""
     from chainforge.core.plugins import sources
 
     counted = _counted(given)
@@ -237,14 +252,13 @@ def fingerprint(
     name = "" if code else recipe  # one's own script is known by its code
     for function in _functions(counted):
         code |= sources(function)
-    content = {
+    return {
         "recipe": name,
         "given": canonical(given),
         "inputs": dict(inputs),
         "files": [(path.name, sha256(path)) for path in paths_in(counted)],
         "code": {name: sha256(path) for name, path in code.items()},
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def canonical(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -76,6 +76,21 @@ RESULTS = _shape({
     "reward_pairs?": list[_REWARD_PAIR], "settings?": dict[str, Any] | None,  # type: ignore[valid-type]
 })  # fmt: skip
 
+_TEXT = str | None
+# What an export publishes beside a model: which files there are, and an evaluation's samples.
+STATED = _shape({"version": str, "what": str, "stage": str, "files": dict[str, str]})
+SETTINGS = _shape({
+    "seed": int, "tasks": list[dict[str, Any]], "transcript": str, "system_prompt": str,
+    "language": str, "sampling": dict[str, Any],
+})  # fmt: skip
+SAMPLE = _shape({
+    "id": str, "prompt": list[dict[str, Any]], "task": str, "answer?": _TEXT, "verifier": str,
+    "entry?": _TEXT | dict[str, Any], "model": str, "sample": Count, "completion": str,
+    "tokens?": Count | None, "reasoning_tokens?": Count | None, "finish_reason?": _TEXT,
+    "correct": bool | None, "lenient_correct": bool | None, "formatted": bool, "extracted": _TEXT,
+    "rewards?": dict[str, Maybe],
+})  # fmt: skip
+
 
 def read_results(path: Path) -> dict[str, Any]:
     """Return an evaluation's results.json, with all that it has beside `RESULTS`."""

@@ -14,14 +14,17 @@ import hashlib
 import inspect
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
-from chainforge.core.errors import Failed, InputError, Stopped, hint, refuse_unknown
+from chainforge.core.errors import Failed, InputError, Stopped, first_line, hint, refuse_unknown
 from chainforge.core.jsonl import Row
 from chainforge.core.paths import unplaced
 from chainforge.core.plugins import as_struct, resolve, user_code, where
@@ -37,6 +40,7 @@ from chainforge.data.sources import (
     same_question,
     split_of,
 )
+from chainforge.rewards.confinement import confine, program
 from chainforge.rewards.verify import VERIFIERS
 
 if TYPE_CHECKING:
@@ -47,6 +51,7 @@ logger = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test", "all")
 Source = Callable[..., Iterable[Row]]
 BUILTINS: dict[str, Source] = {one.__name__: one for one in (reasoning_gym, jsonl, hub, prompts)}
+SECONDS, MEMORY = 60, 2**31  # that a confined process may take: of a processor, and bytes
 # A source has no more to give when this many items, and ten times as many as it gave distinct
 # ones, brought nothing new: of D equally likely rows the last is then missed once in e^10.
 PATIENCE = 2_000
@@ -137,6 +142,37 @@ def load_examples(args: TaskArgs, transcript: str = DEFAULT, seed: int = 0) -> l
             row["prompt"] = [{"role": "system", "content": asked}, *row["prompt"]]
         row.pop("id", None)
     return [example(**row) for row in rows]
+
+
+@lru_cache(maxsize=8)
+def load_confined(asked: str) -> list[Row]:
+    """Return `load_examples` of settings that others wrote: JSON of tasks, system turn and so on.
+
+    A confined process makes them. The tasks may be reasoning-gym's alone: no code, no files.
+    """
+    run = partial(subprocess.run, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        rows = json.loads(run(program(__name__), input=asked, timeout=20 * SECONDS).stdout)
+    except (subprocess.TimeoutExpired, ValueError):
+        rows = f"they take more than {SECONDS} s, or too much memory"
+    if isinstance(rows, str):
+        raise InputError(f"the rows cannot be made again: {rows}")
+    return list(rows)
+
+
+def main() -> None:
+    """Make the rows of `load_confined`, in its process: settings in, rows or a message out."""
+    import resource  # which Windows lacks
+
+    import reasoning_gym  # noqa: F401 (before its files cannot be read)
+
+    tasks, asked, transcript, seed = json.load(sys.stdin)
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+    confine(MEMORY)
+    try:
+        json.dump(load_examples(TaskArgs(tasks, system_prompt=asked), transcript, seed), sys.stdout)
+    except Exception as error:
+        json.dump(first_line(error), sys.stdout)
 
 
 def _arguments(task: Task, function: Source, seed: int) -> dict[str, Any]:

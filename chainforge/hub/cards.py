@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import yaml
+from jinja2 import Template
 
 from chainforge import __version__
 from chainforge.core.transcript import DEFAULT, tags_of
@@ -53,30 +54,35 @@ class Measurement:
     rows: list[dict[str, Any]]
     pairs: list[dict[str, Any]]
     sampling: dict[str, Any]
+    stage: Ancestor
 
 
-def measurements(stages: Sequence[Ancestor]) -> list[Measurement]:
+def measurements(
+    stages: Sequence[Ancestor], computed: Mapping[str, dict[str, Any]] | None = None
+) -> list[Measurement]:
     """Return the evaluations, of this run or next to it, that measured the last of some stages.
 
     A model is identified by its fingerprint, whatever name it was given. An evaluation that is
-    older than the stage measured another model.
+    older than the stage measured another model. `computed` has results to use instead of those of
+    an evaluation, by its fingerprint.
     """
     stage = stages[-1]
     known = {one.manifest.fingerprint for one in stages}
     known |= {origin.fingerprint for one in stages for origin in one.took.values()}
     found = []
     for one in (one for n in (0, 1) for one in finished_in(stage.directory.parents[n])):
-        inputs = one.manifest.inputs.items()
-        prints = {r.partition(".")[2]: p for r, p in inputs if r.startswith("models.")}
+        prints = one.measured
         own = {name for name, mine in prints.items() if mine == stage.manifest.fingerprint}
-        results = own and one.signed("results.json")
+        results = own and (
+            (computed or {}).get(one.manifest.fingerprint) or one.signed("results.json")
+        )
         if not results or one.manifest.finished < stage.manifest.finished:
             continue
         rows = [row for row in results["models"] if prints.get(row["name"]) in known]
         pairs = [pair for pair in results["pairs"] if own & {pair["from"], pair["to"]}]
         row = next(row for row in rows if row["name"] in own)
         sampling = (results.get("settings") or {}).get("sampling") or {}
-        found.append(Measurement(one.name, own, row, rows, pairs, sampling))
+        found.append(Measurement(one.name, own, row, rows, pairs, sampling, one))
     return found
 
 
@@ -107,10 +113,16 @@ def model_card(
     )
     values = _prompt(stages) | {"adapter": adapter, "title": title, "base": base}
     values["licence"] = licence.get("license_name") or licence.get("license")
-    values["measurements"] = measurements(stages) if stages else []
+    values["results"] = results_section(measurements(stages)) if stages else ""
     values["settings"] = _settings(stages[-1]) if stages else ""
     values["terms"] = terms(stages, base_of(stages))
     return _filled(head, stages, stages, **values)
+
+
+def results_section(found: Sequence[Measurement]) -> str:
+    """Return the card's section with the results of some evaluations, without its title."""
+    template = Template(Path(__file__).with_name("results.md.jinja").read_text(encoding="utf-8"))
+    return str(template.render(measurements=found, code=code)).strip()
 
 
 def data_card(own: str, stages: Sequence[Ancestor], licence: Mapping[str, str]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import json
 import re
 import shlex
 import shutil
@@ -24,6 +23,7 @@ from chainforge.core.errors import Failed, InputError, hint
 from chainforge.core.weights import INDEX, check_weights, hub_failures
 from chainforge.generate.build import public as public_name
 from chainforge.hub.cards import data_card, head_of, model_card
+from chainforge.hub.evidence import add_evidence, as_json
 from chainforge.hub.lineage import Ancestor, Origin, base_of, lineage
 from chainforge.hub.upload import HUB_ID, Files, check_secrets, push, token
 
@@ -94,6 +94,7 @@ def export(
         _packed(path, what, title, base=base, licence=licence, upload=on_hub) as package,
         _with_gguf(package, None if dry_run else gguf, title, None if on_hub else target) as advice,
     ):
+        add_evidence(package.files, package.what, package.stages)
         lines = [*_listed(package), *advice]
         if dry_run or not on_hub:  # `push` looks for them, too
             check_secrets(package.files)
@@ -203,7 +204,7 @@ def _pack_adapter(package: Package, base: str | None, upload: bool) -> None:
     config = read_json(package.folder / ADAPTER)
     origin = package.base = _find_base(config, base, upload)
     name = origin.name if origin.on_hub or base else public_name(origin.name)
-    package.files[ADAPTER] = _json(config | {"base_model_name_or_path": name})
+    package.files[ADAPTER] = as_json(config | {"base_model_name_or_path": name})
 
 
 def _pack_model(package: Package) -> None:
@@ -214,7 +215,7 @@ def _pack_model(package: Package) -> None:
     config.pop("_name_or_path", None)
     if config.get("use_cache") is False:  # for training only; generation would be slow
         del config["use_cache"]
-    package.files[CONFIG] = _json(config)
+    package.files[CONFIG] = as_json(config)
 
 
 def _card(package: Package, title: str, licence: str | None) -> str:
@@ -342,7 +343,3 @@ def _licence(places: list[str]) -> dict[str, str]:
         if found := {name: str(head[name]) for name in names if head.get(name)}:
             return found
     return {}
-
-
-def _json(value: dict[str, Any]) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

@@ -38,8 +38,14 @@ class Ancestor:
 
     @property
     def name(self) -> str:
-        """Return the stage's name, which is its folder's."""
-        return self.directory.name
+        """Return the stage's name, which is its folder's unless two that are published share it."""
+        return str(self.manifest.notes.get("name") or self.directory.name)
+
+    @property
+    def measured(self) -> dict[str, str]:
+        """Return the fingerprints of the models that an evaluation measured, by their names."""
+        roles = ((role.partition("."), made) for role, made in self.manifest.inputs.items())
+        return {name: made for (kind, _, name), made in roles if kind == "models"}
 
     def setting(self, key: str, default: Any = None) -> Any:
         """Return a setting of the stage; the default where it was not given."""
@@ -50,34 +56,43 @@ class Ancestor:
 
         Raises `InputError` when the file has changed since: its contents could not be trusted.
         """
+        path = self.signed_file(name)
+        return path and read_json(path)
+
+    def signed_file(self, name: str) -> Path | None:
+        """Return the path of a file that the stage signed; as `signed`, without reading it."""
         if name not in self.manifest.outputs:
             return None
         path = self.directory / name
         if not path.is_file() or sha256(path) != self.manifest.outputs[name]:
             raise InputError(f"{path} is not what the stage signed; run {self.name} again")
-        return read_json(path)
+        return path
 
 
-def lineage(stage: Path) -> list[Ancestor]:
+def lineage(stage: Path, *, beside_only: bool = False) -> list[Ancestor]:
     """Return a finished stage and all that it was made from, the oldest first.
 
     The stages before it are known by their fingerprints, wherever the run was moved to; what was
-    deleted, or made again with other settings since, is left as the path that it had. Empty for a
-    directory that no stage signed.
+    deleted, or made again with other settings since, is left as the path that it had, and with
+    `beside_only` no path is looked up. Empty for a directory that no stage signed.
     """
     found: dict[str, Ancestor] = {}
+    begun: set[str] = set()
 
     def collect(directory: Path) -> None:
         manifest = read_manifest(directory)
-        if manifest is None or manifest.fingerprint in found:
+        if manifest is None or manifest.fingerprint in begun:
             return
+        begun.add(manifest.fingerprint)
         beside = {other.manifest.fingerprint: other for other in finished_in(directory.parent)}
         took: dict[str, Origin] = {}
         for role, print_ in manifest.inputs.items():
             if role.startswith("models."):
                 continue  # an evaluation is not made from the models that it measured
             reference = _reference(role, manifest.config)
-            maker = beside[print_].directory if print_ in beside else _maker(reference, print_)
+            maker = beside[print_].directory if print_ in beside else None
+            if not (maker or beside_only):
+                maker = _maker(reference, print_)
             if maker and maker != directory:
                 collect(maker)
                 took[role] = Origin("stage", maker.name, print_)

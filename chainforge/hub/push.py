@@ -51,6 +51,7 @@ def push_signed(directory: Path) -> None:
     order = directory / UPLOAD
     if not order.exists():
         return
+    from chainforge.hub.evidence import add_evidence
     from chainforge.hub.export import pack
     from chainforge.hub.upload import push
 
@@ -61,6 +62,7 @@ def push_signed(directory: Path) -> None:
     what = "dataset" if "hub_dataset_id" in asked else what
     try:
         package = pack(directory, what, title=identity, upload=True)
+        add_evidence(package.files, what, package.stages)
         address, seen = push(package.files, identity, what, private=private)
     except InputError as error:
         order.unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
 import mmap
 import re
@@ -74,38 +75,41 @@ def push(files: Files, identity: str, what: str, *, private: bool) -> tuple[str,
 
 def _send(api: Any, files: Files, identity: str, kind: str, private: bool, message: str) -> bool:
     """Send files once; return whether the repository is private."""
-    from huggingface_hub import CommitOperationAdd
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
     from huggingface_hub.errors import RepositoryNotFoundError
 
+    old: list[str] = []
     try:
         existing = api.repo_info(identity, repo_type=kind)
     except RepositoryNotFoundError:
         api.create_repo(identity, repo_type=kind, private=private)
     else:
-        _check_existing(existing, identity, files, private)
+        old = _check_existing(existing, identity, files, private)
         private = bool(existing.private)
-    operations = [
+    operations: list[Any] = [
         CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
         for name, content in files.items()
     ]
+    operations += [CommitOperationDelete(name) for name in old]
     api.create_commit(identity, operations, commit_message=message, repo_type=kind)
     return private
 
 
-def _check_existing(existing: Any, identity: str, files: Files, private: bool) -> None:
-    """Raise `InputError` when an existing repository is not fit for these files."""
+def _check_existing(existing: Any, identity: str, files: Files, private: bool) -> list[str]:
+    """Return the old evidence, to be deleted; raise `InputError` for an unfit repository."""
     if private and not existing.private:
         raise InputError(
             f"{identity} exists and is public: add --public if everybody may have this, or choose "
             "another name"
         )
-    for file in existing.siblings or ():
-        name = file.rfilename
-        if name not in files and _LOADED.fullmatch(name.rpartition("/")[2]):
+    others = [file.rfilename for file in existing.siblings or () if file.rfilename not in files]
+    for name in others:
+        if _LOADED.fullmatch(name.rpartition("/")[2]):
             raise InputError(
                 f"{identity} holds {name} of another upload, which would be loaded with this one: "
                 "delete it there, or choose another name"
             )
+    return [name for name in others if name.startswith("evidence/")]
 
 
 def _advice(status: int | None, identity: str) -> str:
@@ -120,12 +124,12 @@ def _advice(status: int | None, identity: str) -> str:
 def check_secrets(files: Files) -> None:
     """Raise `InputError` when a file holds the value of a secret environment variable.
 
-    Texts may hold it escaped or encoded, too. Parquet files are decompressed.
+    Texts may hold it escaped or encoded, too. Parquet and gzip files are decompressed.
     """
     known = {name: [form.encode() for form in forms(value)] for name, value in secrets().items()}
     for name, content in files.items() if known else ():
         is_text = Path(name).suffix != ".safetensors"
-        for part in _contents(content):
+        for part in _contents(content, name):
             for variable, values in known.items():
                 if any(part.find(value) >= 0 for value in (values if is_text else values[:1])):
                     raise InputError(
@@ -134,10 +138,10 @@ def check_secrets(files: Files) -> None:
                     )
 
 
-def _contents(content: Path | bytes) -> Iterator[Any]:
+def _contents(content: Path | bytes, name: str) -> Iterator[Any]:
     """Yield a file's contents to search in: whole, or batches of a parquet file's rows."""
     if isinstance(content, bytes):
-        yield content
+        yield gzip.decompress(content) if name.endswith(".gz") else content
     elif content.suffix == ".parquet":
         yield from _rows(content)
     elif content.stat().st_size:

@@ -48,6 +48,8 @@ recipe("evaluate", "--config", "scores.yaml", "--models", "base=me/tiny", "cold=
 chainforge("export", "runs/c/cold", "--what", "model", "--to", "me/merged", "--public")
 chainforge("export", "runs/c/traces", "--what", "dataset", "--to", "me/traces")
 chainforge("export", "runs/c/cold", "--to", "./folder")
+for published in ("me/adapter", "me/merged", "folder"):
+    chainforge("verify", published)
 
 from datasets import load_dataset
 from peft import AutoPeftModelForCausalLM, PeftModel
@@ -139,11 +141,18 @@ def test_the_key_is_in_no_file_and_in_headers_alone(journey):
 def test_only_files_of_a_loader_are_sent_and_privately_by_default(journey):
     _, hub, _, done = journey
     tokenizer = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "README.md"}
-    assert set(hub.files("me/adapter")) == tokenizer | {
+    evidence = {f"evidence/{name}" for name in ("files.json", "cold/manifest.json")}
+    evidence |= {"evidence/traces/manifest.json"}
+    assert set(hub.files("me/adapter")) == tokenizer | evidence | {
         "adapter_config.json", "adapter_model.safetensors"
     }  # fmt: skip
     weights = {"config.json", "generation_config.json", "model.safetensors"}
-    assert set(hub.files("me/merged")) == set(hub.files("me/tiny")) == tokenizer | weights
+    assert set(hub.files("me/tiny")) == tokenizer | weights
+    names = ("manifest.json", "results.json", "samples.jsonl.gz")
+    evidence |= {f"evidence/scores/{name}" for name in names}
+    assert set(hub.files("me/merged")) == tokenizer | weights | evidence
+    assert (done.stdout.count("passed  card"), done.stdout.count("FAILED")) == (3, 0)
+    assert done.stdout.count("passed  samples of scores    16\n") == 2
     for rows in ("me/traces", "me/picks"):
         assert set(hub.files(rows, "datasets")) == {"README.md", "train.parquet"}
     private = {name: repository.private for (_, name), repository in hub.repositories.items()}
