@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from chainforge.core import paths
 from chainforge.core.artifacts import PATH_KEYS
 from chainforge.core.config import SEEDS, read_yaml
-from chainforge.core.errors import InputError, hint
+from chainforge.core.errors import InputError, hint, plain
 from chainforge.core.options import meant
 from chainforge.core.secrets import check_settings
 from chainforge.core.transcript import PRESETS
@@ -241,8 +241,10 @@ def _convert(given: Any, kind: type[T]) -> T:
     try:
         return msgspec.convert(values, kind)
     except msgspec.ValidationError as error:
-        said, _, where = str(error).partition(" - at `$.")
-        raise InputError(f"key {where.rstrip('`')!r}: {said}" if where else said) from None
+        place, said = plain(error)
+        if place == ".set[...]":
+            said += "; it holds settings under a recipe's name or `training`"
+        raise InputError(f"key {place[1:]!r}: {said}" if place else said) from None
 
 
 def _stage(given: Any, number: int, folder: Path) -> Stage:
@@ -303,10 +305,13 @@ def _check_reference(
     giving = [other.name for other in chain.stages if wanted & set(other.kind.leaves)]
     giving += [] if what == "data" else models
     is_path = what == "data" and ("/" in name or name.endswith(".jsonl"))
+    if what == "model" and "/" in name and name not in giving:
+        raise InputError(f"key {key!r}: give {name!r} a name under `models` of the chain; use that")
     if name not in giving and not (is_path and name not in names):
         raise InputError(f"key {key!r}: {name!r} produces no {what}: {hint(name, giving)}")
     if name in names[names.index(stage.name) :]:
-        raise InputError(f"key {key!r}: stage {name} is not above this one; move it there")
+        move = f"move {name} up" if name != stage.name else "it is this one; name another"
+        raise InputError(f"key {key!r}: stage {name} is not above this one; {move}")
 
 
 def _model(name: str, value: str, folder: Path) -> str:

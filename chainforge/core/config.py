@@ -34,11 +34,13 @@ SEEDS = (0, 2**32 - 1)  # what NumPy takes
 _TINY = math.ulp(0.0)  # means "above 0"
 _RANGES: dict[tuple[float, float], str] = {
     (0, math.inf): "learning_rate weight_decay beta max_grad_norm warmup_steps epsilon "
-    "epsilon_high temperature max_usd",
-    (_TINY, math.inf): "num_train_epochs logging_steps save_steps eval_steps repetition_penalty",
+    "epsilon_high temperature max_retries outage_timeout top_k",
+    (_TINY, math.inf): "num_train_epochs logging_steps save_steps eval_steps repetition_penalty "
+    "max_usd timeout",
     (1, math.inf): "per_device_train_batch_size per_device_eval_batch_size lora_r lora_alpha "
     "gradient_accumulation_steps generation_batch_size steps_per_generation num_iterations "
-    "max_completion_length max_length max_new_tokens num_samples num_generations max_concurrency",
+    "max_completion_length max_length max_new_tokens num_samples num_generations max_concurrency "
+    "max_samples round_size max_tokens_total max_requests expected_tokens",
     (0, 1): "min_p lora_dropout",
     (_TINY, 1): "top_p vllm_gpu_memory_utilization",
     SEEDS: "seed data_seed",
@@ -100,7 +102,20 @@ def yaml_value(text: str) -> Any:
     except InputError:
         raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"not YAML: {' '.join(str(error).split())}") from None
+        raise InputError(f"not YAML: {_fault(text, error)}") from None
+
+
+def _fault(text: str, error: Exception) -> str:
+    """Return what a YAML parser found, with the line, where it knows that."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return " ".join(str(error).split())
+    began = re.search("simple key|quoted", error.context or "")
+    number = ((error.context_mark if began else None) or error.problem_mark).line
+    line = "".join(text.splitlines()[number : number + 1])
+    tab = "\t" in line.removesuffix(line.lstrip())
+    return f"line {number + 1}, {line.strip()!r:.80}: " + (
+        "a tab cannot indent a line; use spaces" if tab else str(error.problem)
+    )
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -109,7 +124,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path}: no such file (looked from {Path.cwd()})")
     try:
-        value = yaml_value(path.read_text(encoding="utf-8"))
+        value = yaml_value(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: {error}") from None
     if not isinstance(value, dict | None):
@@ -278,12 +293,17 @@ def _value(key: str, value: Any, where: str, fields: Fields) -> Any:
     if key not in fields:
         raise InputError("\n  ".join(_unknown(key, value, where, fields)))
     item, kind = fields[key]
-    found = _as(value, kind, f"{where}{key}")
-    words = [str(choice) for choice in item.metadata.get("choices") or ()]
+    words = list(typing.get_args(kind) if str(kind).startswith("typing.Literal") else ())
+    words = words or [str(choice) for choice in item.metadata.get("choices") or ()]
     if "importance_sampling_level" in fields and key in WORDS:
         words = WORDS[key].split()
-    if words and found is not None and found not in words:
+    if words and value is not None and value not in words:
         raise InputError(f"{where}{key}: expected one of {', '.join(words)}, found {value!r}")
+    try:
+        found = _as(value, kind, f"{where}{key}")
+    except InputError as error:
+        about = str(item.metadata.get("help", "")).partition(". ")[0]
+        raise InputError(f"{error}: {about}" if _is_structured(kind) else str(error)) from None
     if wrong := _out_of_range(key, found, fields):
         raise InputError(f"{where}{key}: {wrong}")
     return found
@@ -315,8 +335,11 @@ def _as(value: Any, kind: Any, where: str) -> Any:
     """
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+    # pydantic takes true for 1
+    odd = isinstance(value, bool) and re.search("int|float", str(kind)) and "bool" not in str(kind)
     adapter = TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
-    for tried in (value, [value]) if isinstance(value, str | int | float) else (value,):
+    single = isinstance(value, str | int | float)
+    for tried in () if odd else (value, [value]) if single else (value,):
         with contextlib.suppress(ValidationError):  # one of several, as on the command line
             return adapter.validate_python(tried)
     wanted = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -32,6 +33,19 @@ class Stopped(Exception):
 def first_line(error: BaseException) -> str:
     """Return the first line of an exception's message, or its kind where it has none."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+_PLAIN = {"Object missing required field (.*)": r"the key '\1' is missing", "object": "a mapping",
+          "array": "a list", "str": "text", "int": "a whole number", "float": "a number",
+          "bool": "true or false", "Expected": "expected", "got": "found"}  # fmt: skip
+
+
+def plain(error: Exception) -> tuple[str, str]:
+    """Return the place in a configuration and the fault of a `msgspec.ValidationError`."""
+    text, _, place = str(error).replace(" | null", "").replace("`", "").partition(" - at $")
+    for pattern, word in _PLAIN.items():
+        text = re.sub(rf"\b{pattern}\b", word, text)
+    return place, text
 
 
 def refuse_unknown(given: Iterable[Any], known: Iterable[str], where: str = "") -> None:

@@ -138,6 +138,7 @@ def elsewhere(key: str) -> str:
         known = {name for kind in kinds for name in fields_of(kind)}
         found[recipe] = key if key in known else _answer(key, known)[0]
     name = found["grpo"] or next(filter(None, found.values()), "")  # RL has most of such names
+    name = key if key in found.values() else name
     where = [recipe for recipe, other in found.items() if other == name]
     return f"; {name!r} is a setting of {', '.join(where)}" if name else "; see --help-all"
 

@@ -109,6 +109,8 @@ def find_preset(reference: Any) -> Path:
         return presets[name]
     if name.endswith((".yaml", ".yml")) and Path(name).is_file():
         return Path(name)
+    if name.endswith((".yaml", ".yml")):
+        raise InputError(f"preset: {name}: no such file (looked from {Path.cwd()})")
     raise InputError(f"preset: no {name!r} (or give a path to a .yaml); {hint(name, presets)}")
 
 

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from chainforge.core.errors import InputError, hint, refuse_unknown
+from chainforge.core.errors import InputError, hint, plain, refuse_unknown
 
 _IMPORT = re.compile(r"^\s*(?:from|import)\s+([^#\n]+)", re.MULTILINE)
 
@@ -39,8 +39,8 @@ def as_struct(given: Any, kind: type[T], where: str) -> T:
     try:
         return msgspec.convert({key: one for key, one in given.items() if one is not None}, kind)
     except msgspec.ValidationError as error:
-        what, _, key = str(error).partition(" - at `$")
-        raise InputError(f"{where}{key.rstrip('`')}: {what}") from None
+        key, what = plain(error)
+        raise InputError(f"{where}{key}: {what}") from None
 
 
 class UserCodeEnded(RuntimeError):

@@ -21,10 +21,11 @@ logger = logging.getLogger(__name__)
 
 SEAL = "sealed.json"
 DAMAGED = "damaged-"
-# Settings under which an interrupted run cannot resume exactly.
+# Settings under which an interrupted run cannot resume exactly, or that a recipe overwrites.
 REFUSED = {
     "save_only_model": "a run cannot resume without the optimizer's state; remove this setting",
     "ignore_data_skip": "a resumed run would read the data from the start; remove this setting",
+    "reward_weights": "remove this setting; each entry of `rewards` has a weight",
     "resume_from_checkpoint": "remove this setting; a stage resumes from its last whole checkpoint",
 }
 

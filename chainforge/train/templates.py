@@ -33,6 +33,8 @@ _ANSWER = "qxjzvw"  # no template has this word
 # The assistant's text is followed by what ends the turn: marks, and no words.
 _END = re.compile(r"<[^<>\n]{1,60}>|\[/?[A-Z_]+\]|\s")
 _OPENS = "|".join(re.escape(preset.reasoning_open) for preset in PRESETS.values())
+_GIVE = "chatml, a .jinja file, or the folder or Hub id of a tokenizer"
+_SET = ("messages", "tools", "documents", "add_generation_prompt", "tokenize")  # by each call
 _BY_FILE = "set `chat_template_path: chatml`, or to a .jinja file of your own"
 # For models without a chat template: it needs no token but the tokenizer's own.
 CHATML = (
@@ -78,9 +80,13 @@ def load_tokenizer(
         try:
             tokenizer.chat_template = Path(template).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"chat_template_path: {template}: {first_line(error)}") from None
+            fault = getattr(error, "strerror", None) or first_line(error)
+            raise InputError(f"chat_template_path: {template}: {fault}; give {_GIVE}") from None
     elif template:
-        tokenizer.chat_template = open_tokenizer(template).chat_template
+        try:
+            tokenizer.chat_template = open_tokenizer(template).chat_template
+        except InputError as error:
+            raise InputError(f"chat_template_path: {error}; give {_GIVE}") from None
     if isinstance(tokenizer.chat_template, dict):  # others are for tools and documents
         tokenizer.chat_template = tokenizer.chat_template.get("default")
     for parser in ("response_template", "response_schema"):
@@ -158,7 +164,12 @@ def fit_template(
 
 def _with_defaults(template: str, options: dict[str, Any], name: str) -> str:
     """Return a template whose variables have the values of `options`, unless they are given."""
+    if not isinstance(options, dict):
+        example = "a mapping such as {enable_thinking: false}"
+        raise InputError(f"chat_template_kwargs: expected {example}, found {options!r:.80}")
     for key, value in options.items():
+        if key in _SET:
+            raise InputError(f"chat_template_kwargs: {key} is set for each prompt; leave it out")
         if not re.search(rf"\b{re.escape(key)}\b", template):
             raise InputError(f"chat_template_kwargs: {name} has no {key!r} in its chat template")
         if not key.isidentifier() or not isinstance(value, str | int | float):
@@ -189,7 +200,7 @@ def _flaw(render: Callable[..., str], prompt: list[Message]) -> str | None:
         render([*prompt, {"role": "assistant", "content": _ANSWER}])
     except Exception as error:  # a template is a program, and may raise anything
         roles = " and ".join(turn["role"] for turn in prompt)
-        return f"fails after {roles}: {first_line(error.__cause__ or error)}"
+        return f"fails after {roles}: {first_line(error.__cause__ or error).rstrip('.')}"
     for turn in prompt:
         if turn["role"] in ("system", "user") and turn["content"].strip() not in before:
             return f"changes the {turn['role']} turn, or leaves it out"

@@ -27,7 +27,9 @@ class Args:
     weights: list[float] | None = None
     names: list[str] | None = None
     seed: int = 0
-    tasks: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    tasks: list[dict[str, Any]] = dataclasses.field(
+        default_factory=list, metadata={"help": "Each like fn. And more."}
+    )
     styles: dict[str, float] = dataclasses.field(default_factory=lambda: {"careful": 1.0})
     kind: Literal["a", "b", "off"] = "a"
     hub_token: str | None = None
@@ -69,6 +71,7 @@ def test_values_are_those_of_yaml_1_2(text, value):
     [
         ("max_steps: 3\nlearning_rate: 1e-4", "--max_steps 5", {"max_steps": 5, "learning_rate": 1e-4}),
         ("styles: {careful: 1e-3}\nlearning_rate: 1E-3", "", {"styles": {"careful": 1e-3}, "learning_rate": 1e-3}),
+        ("\ufeffseed: 3", "", {"seed": 3}),
         ("use_cpu: yes\nshuffle: off", "", {"use_cpu": True, "shuffle": False}),
         ("kind: off\nlabel: no", "", {"kind": "off", "label": "no"}),
         ("", "--use_cpu --shuffle=false", {"use_cpu": True, "shuffle": False}),
@@ -112,6 +115,17 @@ WRONG = [
     ),
     ("- a", "", "expected `key: value` lines"),
     ("a: [", "", "x.yaml: not YAML"),
+    (
+        "seed: 1\n\tuse_cpu: true",
+        "",
+        "x.yaml: not YAML: line 2, 'use_cpu: true': a tab cannot indent",
+    ),
+    ("seed: 1\nlearning_rate = 1", "", "not YAML: line 2, 'learning_rate = 1': could not find"),
+    ("tasks: gsm8k", "", r"tasks: expected list\[dict.*found 'gsm8k' \(str\): Each like fn"),
+    ("seed: true", "", r"seed: expected int, found True \(bool\)"),
+    ("kind: c", "", "kind: expected one of a, b, off, found 'c'"),
+    ("kind: [a]", "", r"kind: expected one of a, b, off, found \['a'\]"),
+    ("preset: gone.yaml", "", "preset: .*gone.yaml: no such file"),
     ("a: " + "[" * 10_000, "", "x.yaml: not YAML"),
     ("a: 1\nb: " + "9" * 5000, "", "x.yaml: not YAML"),
     ("a: !!python/name:os.system", "", "x.yaml: not YAML"),

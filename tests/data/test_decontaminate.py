@@ -113,7 +113,7 @@ def test_what_names_an_evaluation(tmp_path):
     ("entry", "message"),
     [
         ("gone.jsonl", r"decontaminate\[0\]: .*gone.jsonl: no such file"),
-        ("{fn}", "missing required field `fn`"),
+        ("{fn}", "the key 'fn' is missing"),
         ("me/no-such-data", "cannot load 'me/no-such-data'"),
         ("empty.jsonl", "empty.jsonl is empty"),
         ("odd.jsonl", "no column 'question', but id"),

@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 
+from chainforge.core.config import parse
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import read_rows
 from chainforge.data.filters import SelectionArgs
@@ -186,12 +187,7 @@ TAKEN = ("max_tokens", "max_completion_tokens", "n", "model", "seed", "messages"
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_samples": 0}, "num_samples: expected 1"),
         ({"num_samples": 4, "temperature": 0.0}, "same completion 4 times"),
-        ({"temperature": -1.0}, "temperature: expected 0"),
-        ({"top_p": 1.5}, "top_p: expected above 0"),
-        ({"top_k": -1}, "top_k: expected 0"),
-        ({"max_samples": 4, "round_size": 0}, "round_size: expected 1"),
         ({"max_samples": 4, "temperature": 0.0}, "set `max_samples: 1`"),
         ({"engine": "api"}, "needs one"),
         ({"base_url": "http://x/v1"}, "goes with `engine: api`"),
@@ -201,3 +197,12 @@ TAKEN = ("max_tokens", "max_completion_tokens", "n", "model", "seed", "messages"
 def test_bad_settings(settings, message):
     with pytest.raises(InputError, match=message):
         SamplingArgs(**settings).check()
+
+
+@pytest.mark.parametrize(
+    "words", ["num_samples 0", "temperature -1", "top_p 1.5", "top_k -1", "round_size 0"]
+)
+def test_values_out_of_bounds(words):
+    name, value = words.split()
+    with pytest.raises(InputError, match=f"{name}: expected a finite number"):
+        parse(SamplingArgs, argv=[f"--{name}", value])

@@ -68,7 +68,7 @@ WRONG = {
     "gemma.jinja": 'System role not supported; set `system_prompt: ""`',
     "idefics3.jinja": "leaves it out; set `chat_template_path: chatml`",
     "fails.jinja": "fails.jinja: the chat template fails after system and user: can only",
-    "none.jinja": "chat_template_path: none.jinja: [Errno 2] No such file",
+    "none.jinja": "chat_template_path: none.jinja: No such file",
     "qwen3.jinja": "chat_template_kwargs: qwen3.jinja has no 'enable_thinkin'",
 }
 

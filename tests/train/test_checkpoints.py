@@ -98,6 +98,7 @@ REFUSED = [
     (r"gradient_accumulation_steps \(2\) and steps_per_generation x num_iterations \(3\)", UNEVEN),
     ("^save_strategy: best: use", {"save_strategy": "best", "metric_for_best_model": "reward"}),
     ("^save_only_model: ", {"save_only_model": True}),
+    ("^reward_weights: ", {"reward_weights": [1.0]}),
     ("^resume_from_checkpoint: ", {"resume_from_checkpoint": "x"}),
 ]
 

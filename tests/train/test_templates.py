@@ -155,10 +155,16 @@ def test_arguments_of_a_template_are_defaults_of_the_saved_one(tokenizer, tmp_pa
     assert asked(once, enable_thinking=True) == thinks
     for wrong, words in (
         ({"enable_thinkin": False}, "chat_template_kwargs: .* has no 'enable_thinkin'"),
+        ("enable_thinking", "chat_template_kwargs: expected a mapping such as"),
+        ({"add_generation_prompt": False}, "add_generation_prompt is set for each prompt"),
         ({"enable_thinking": [1]}, "enable_thinking: expected text, a number or true/false"),
     ):
         with pytest.raises(InputError, match=words):
             load_tokenizer(str(tmp_path / "one"), template_options=wrong)
+    with pytest.raises(
+        InputError, match="chat_template_path: .*no tokenizer found.*; give chatml, a"
+    ):
+        load_tokenizer(str(tmp_path / "one"), template="{{ messages }}")
 
 
 def test_a_server_that_would_begin_the_answer_is_refused(tokenizer, tmp_path):
