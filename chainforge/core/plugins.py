@@ -147,7 +147,8 @@ def sources(reference: str) -> dict[str, Path]:
         if not re.fullmatch(r"\w+(\.\w+)*", place):
             return {}
         file, folder = Path(*place.split(".")).with_suffix(".py"), Path()
-    libraries = (Path(sysconfig.get_path("purelib")).resolve(), Path(__file__).resolve().parents[1])
+    installed = (Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "stdlib"))
+    libraries = (*installed, Path(__file__).resolve().parents[1])
     found: dict[str, Path] = {}
     waiting = [file]
     while waiting:

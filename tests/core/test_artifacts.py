@@ -1,3 +1,4 @@
+import cProfile
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import pytest
 from chainforge.core import artifacts
 from chainforge.core.artifacts import Manifest, fingerprint, input_fingerprint, lock
 from chainforge.core.errors import InputError
+from chainforge.core.plugins import sources
 from chainforge.core.run_dir import holder
 
 
@@ -141,3 +143,7 @@ def test_code_counts_with_what_it_imports(tmp_path, monkeypatch, reference, scri
         (tmp_path / name).write_text(text)
     assert now() == before
     assert seen == (RUN[reference] if not script or ".py" in reference else set())
+
+
+def test_a_recipe_under_a_profiler_is_not_made_from_the_standard_library():
+    assert sources(cProfile.__file__) == {}
