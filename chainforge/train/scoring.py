@@ -51,7 +51,9 @@ class OwnRollouts(RolloutSampler):
     def loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Compute the loss; an advantage of 0 gives a row no gradient but that of other terms."""
         of = self._trainer.args
-        if not (of.beta or of.entropy_coef or of.use_adaptive_entropy):
+        others = of.beta or of.entropy_coef or of.use_adaptive_entropy
+        # DDP's processes would not meet: after a pass without gradients it skips a broadcast.
+        if not others and self._trainer.accelerator.num_processes == 1:
             self._trains = inputs["advantages"] != 0
         try:
             return self._theirs[1](model, inputs, *args, **kwargs)
@@ -87,7 +89,7 @@ class OwnRollouts(RolloutSampler):
         parts = order.split(self._rows_of_a_part(batch_size or len(ids), ids.device.type))
         found = []
         for number, rows in enumerate(parts, 1):
-            # Every process calls the model equally often, and gradients must come from one call.
+            # A loss without any gradient has no backward pass.
             needed = number == len(parts) or bool(trains[rows].any())
             with torch.set_grad_enabled(torch.is_grad_enabled() and needed):
                 found.append(self._part(model, ids[rows], mask[rows], keep, compute_entropy))
