@@ -483,14 +483,20 @@ class ApiEngine:
 
     def sample(self, draws: Sequence[Draw], take: Take) -> None:
         """Sample every draw; answers that an interrupted run paid for are used first."""
+        client = self.client()  # may be refused, before the ledger's file is made
         with Ledger(self.path, self.limits) as ledger:
-            asyncio.run(self.answer(draws, take, ledger))
+            asyncio.run(self.answer(draws, take, ledger, client))
             ledger.forget_answers()  # `take` has them on disk
 
-    async def answer(self, draws: Sequence[Draw], take: Take, ledger: Ledger) -> None:
+    def client(self) -> Client:
+        """Return a client for one event loop; raise `InputError` where none can be made."""
+        return Client(self.endpoint, self.read, self.args.timeout)
+
+    async def answer(
+        self, draws: Sequence[Draw], take: Take, ledger: Ledger, client: Client
+    ) -> None:
         """Sample every draw with a ledger that is open already, and keeps the answers."""
         self.ledger = ledger
-        client = Client(self.endpoint, self.read, self.args.timeout)
         await _Run(self, client, ledger).run(draws, take)
 
 

@@ -118,7 +118,7 @@ class LlmJudge:
 
         new = {draw.row["id"]: draw for draw in draws.values()}
         if new := {key: draw for key, draw in new.items() if key not in self.scores}:
-            awaited(engine.answer([*new.values()], take, ledger))
+            awaited(engine.answer([*new.values()], take, ledger, engine.client()))
         values: list[float | Exception] = [0.0] * len(calls)
         for place, draw in draws.items():
             score = self.scores.get(draw.row["id"])

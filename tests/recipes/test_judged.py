@@ -211,7 +211,7 @@ def test_the_original_scripts_prompts_settings_and_reward_go_through_one_chain(w
     chain |= {"base": f"{ROOT}/recipes/quickstart/base", "launch": "none"}
     chain["models"] = {"student_base": f"{ROOT}/recipes/quickstart/student_base"}
     file.write_text(yaml.safe_dump(chain, sort_keys=False))
-    sets = {"training.use_cpu": "true", "training.bf16": "false", "sft.num_train_epochs": "40",
+    sets = {"training.use_cpu": "true", "training.bf16": "false", "sft.num_train_epochs": "80",
             "sft.learning_rate": "2e-3", "grpo.max_completion_length": "100",
             "grpo.max_steps": "2", "reject.max_new_tokens": "100", "reject.max_repetition": "1",
             "evaluate.max_new_tokens": "100"}  # fmt: skip
