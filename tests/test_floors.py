@@ -11,7 +11,7 @@ import pytest
 OVER = {
     "modules": 81,
     "lines in chainforge/": 20_339,
-    "lines in tests/": 17_382,
+    "lines in tests/": 17_383,
     "lines reached from recipes/sft.py": 3_794,
 }
 HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "datasets", "scipy", "matplotlib"}

@@ -126,6 +126,7 @@ def readme_commands():
     return [line for line in lines if line and line not in ("make test", "make lint")]
 
 
+@pytest.mark.timeout(1500)  # the demo and the docs, on cores that others may use
 def test_every_command_of_the_readme_runs(folder, shell):
     commands = readme_commands()
     assert "make demo" in commands
