@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from chainforge.core.config import out_of_range
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Row
 
@@ -107,10 +108,9 @@ class RequestArgs:
 
     def check(self) -> None:
         """Raise `InputError` for values out of their bounds, and for what cannot be asked."""
-        for name, least in LEAST.items():
-            value = getattr(self, name, None)
-            if value is not None and not least <= value < float("inf"):
-                raise InputError(f"{name}: expected {least:g} or more, found {value}")
+        for name, value in vars(self).items():  # a judge's were not parsed
+            if wrong := out_of_range(name, value, vars(self)):
+                raise InputError(f"{name}: {wrong}")
         for name in sorted(RESERVED.intersection(self.extra_body or ())):
             raise InputError(
                 f"extra_body: {name!r} changes what is asked for or what it may cost; use "
@@ -119,12 +119,6 @@ class RequestArgs:
         _ = self.urls
 
 
-_COUNTS = (
-    "num_samples max_samples round_size max_new_tokens max_concurrency generation_batch_size "
-    "max_tokens_total max_requests expected_tokens"
-)
-LEAST = dict.fromkeys(_COUNTS.split(), 1.0) | {"max_usd": 1e-6, "timeout": 1e-3}
-LEAST |= dict.fromkeys(("temperature", "max_retries", "outage_timeout", "top_k"), 0)
 # Fields of a request that a setting sets, or that make it cost more than is counted.
 _RESERVED = (
     "model models messages prompt max_tokens max_completion_tokens n max_output_tokens best_of "
@@ -173,8 +167,6 @@ class SamplingArgs(TemplateArgs, RequestArgs):
     def check(self) -> None:
         """Raise `InputError` for values that nothing can be sampled with."""
         super().check()
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"top_p: expected above 0 and at most 1, found {self.top_p}")
         if self.temperature == 0 and self.most > 1:
             name = "max_samples" if self.adaptive else "num_samples"
             raise InputError(
