@@ -46,9 +46,8 @@ def preflight(configs: tuple[Any, ...]) -> SimpleNamespace:
         **start.tokenizer_options,
     )
     for name in DPO:
-        sides = rows.select_columns(["prompt", name]).rename_column(name, "completion")
-        check_rows(sides, tokenizer, training.max_length)
-    check_end(tokenizer, sides[0], start.source.model)
+        check_rows(rows, tokenizer, training.max_length, name)
+    check_end(tokenizer, rows[0] | {"completion": rows[0]["rejected"]}, start.source.model)
     return SimpleNamespace(start=start, rows=rows, sources=sources, tokenizer=tokenizer)
 
 

@@ -137,12 +137,13 @@ def settings_of(stage: Stage, chain: Chain) -> dict[str, Any]:
     Of the chain's, those for its recipe win over those for all training. A stage that makes data
     is decontaminated from the chain's own evaluations, beside those that it names itself.
     """
+    tasks, prompts = _asked(stage, chain)
     common = {
         "seed": chain.seed,
         "transcript": chain.transcript,
         "report_to": list(chain.report_to) if stage.kind.trains else None,
-        "tasks": _tasks(stage, chain),
-        "prompts": list(chain.prompts) if _asks(stage) else None,
+        "tasks": tasks,
+        "prompts": prompts,
     }
     settings = {key: value for key, value in common.items() if value not in (None, [])}
     for kind in stage.kinds:
@@ -160,22 +161,18 @@ def _own(stage: Stage) -> dict[str, Any]:
     return read_settings(stage.config) if stage.config else {}
 
 
-def _asks(stage: Stage) -> bool:
-    """Return whether the stage asks the chain's questions: it asks any, and has none of its own."""
-    return stage.asks and not {"tasks", "prompts"} & _own(stage).keys()
-
-
-def _tasks(stage: Stage, chain: Chain) -> list[dict[str, Any]]:
-    """Return the chain's tasks, for a stage that asks any and whose own YAML has none.
+def _asked(stage: Stage, chain: Chain) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the chain's tasks and prompts, for a stage that asks any and whose YAML has none.
 
     Evaluations ask the test split unless the task says otherwise; `size` is the stage's.
     """
-    if not _asks(stage):
-        return []
+    if not stage.asks or {"tasks", "prompts"} & _own(stage).keys():
+        return [], []
     split = {"split": "test"} if stage.recipe == "evaluate" else {}
     sizes = stage.size * len(chain.tasks) if len(stage.size) == 1 else stage.size
     sized = [{"size": size} for size in sizes] or [{} for _ in chain.tasks]
-    return [split | task | size for task, size in zip(chain.tasks, sized, strict=True)]
+    tasks = [split | task | size for task, size in zip(chain.tasks, sized, strict=True)]
+    return tasks, list(chain.prompts)
 
 
 def _evaluated(chain: Chain) -> list[str]:
@@ -183,10 +180,10 @@ def _evaluated(chain: Chain) -> list[str]:
     found: list[str] = []
     for stage in chain.stages:
         if stage.recipe == "evaluate":
-            tasks = _tasks(stage, chain)
+            tasks, prompts = _asked(stage, chain)
             found += [json.dumps(task, ensure_ascii=False) for task in tasks]
-            own = stage.config and not (tasks or (chain.prompts and _asks(stage)))
-            found += [paths.short(stage.config)] if stage.config and own else []
+            if stage.config and not (tasks or prompts):
+                found.append(paths.short(stage.config))
     return found
 
 

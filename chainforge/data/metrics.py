@@ -38,10 +38,11 @@ def summarize(
     """
     pairs = [*(pairs or pairwise(models))]
     answered = any(has_answer(row) for rows in models.values() for row in rows)
+    means = {name: _mean_rewards(_by_prompt(name, rows)) for name, rows in models.items()}
     return {
         "models": [measure(name, rows, language, transcript) for name, rows in models.items()],
         "pairs": [compare(a, models[a], b, models[b], seed) for a, b in pairs if answered],
-        "reward_pairs": [one for a, b in pairs for one in _compare_rewards(a, b, models)],
+        "reward_pairs": [one for a, b in pairs for one in _compare_rewards(a, b, means)],
     }
 
 
@@ -140,10 +141,10 @@ def compare(
 
 
 def _compare_rewards(
-    name_a: str, name_b: str, models: Mapping[str, list[Row]]
+    name_a: str, name_b: str, means: Mapping[str, dict[str, dict[str, float]]]
 ) -> Iterator[dict[str, Any]]:
     """Yield the difference of each mean reward, b minus a, on the prompts that both were given."""
-    a, b = (_mean_rewards(_by_prompt(name, models[name])) for name in (name_a, name_b))
+    a, b = means[name_a], means[name_b]
     for reward in [name for name in a if name in b]:
         shared = [key for key in a[reward] if key in b[reward]]
         if shared:

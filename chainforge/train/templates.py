@@ -326,18 +326,20 @@ def check_end(tokenizer: Any, row: Row, model: str, eos_token: str | None = None
     )
 
 
-def check_rows(rows: Any, tokenizer: Any, max_length: int | None = None) -> None:
+def check_rows(
+    rows: Any, tokenizer: Any, max_length: int | None = None, column: str = "completion"
+) -> None:
     """Raise `InputError` for rows of SFT whose prompts the template changes, or that do not fit.
 
-    `rows` has conversational `prompt` and `completion` columns; `max_length` is in tokens, and TRL
+    `rows` has conversational columns, `prompt` and `column`; `max_length` is in tokens, and TRL
     cuts or drops longer rows in silence. Rows of the same roles and marks are checked by one of
     them. No token is shorter than a byte, so only rows of more bytes are tokenised.
     """
     checked, limit = set(), max_length or sys.maxsize
     render = functools.partial(tokenizer.apply_chat_template, tokenize=False)
     long: dict[int, int] = {}  # tokens by row
-    for number, turns in enumerate(_conversations(rows)):
-        prompt = turns[:-1]
+    columns = zip(_column(rows, "prompt"), _column(rows, column), strict=True)
+    for number, (prompt, done) in enumerate(columns):
         kind = tuple(
             (turn["role"], *sorted(set(_MARK.findall(turn["content"])))) for turn in prompt
         )
@@ -347,9 +349,9 @@ def check_rows(rows: Any, tokenizer: Any, max_length: int | None = None) -> None
                 f"{_BY_FILE}"
             )
         checked.add(kind)
-        size = sum(len(turn["content"].encode("utf-8", "replace")) for turn in turns)
+        size = sum(len(turn["content"].encode("utf-8", "replace")) for turn in [*prompt, *done])
         if size + _OVERHEAD > limit:
-            ids = tokenizer.apply_chat_template(turns, return_dict=True)["input_ids"]
+            ids = tokenizer.apply_chat_template([*prompt, *done], return_dict=True)["input_ids"]
             long |= {number: len(ids)} if len(ids) > limit else {}
     if long:
         raise InputError(
@@ -357,11 +359,6 @@ def check_rows(rows: Any, tokenizer: Any, max_length: int | None = None) -> None
             f"(the first is row {min(long)}, the longest has {max(long.values())}) and would be "
             "cut; raise max_length, or drop them when the rows are made"
         )
-
-
-def _conversations(rows: Any) -> Iterator[list[Message]]:
-    for prompt, done in zip(_column(rows, "prompt"), _column(rows, "completion"), strict=True):
-        yield [*prompt, *done]
 
 
 def _column(rows: Any, name: str) -> Iterator[Any]:
