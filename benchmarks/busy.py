@@ -1,7 +1,7 @@
 """Measure what other work on the same cores costs a training stage on the CPU.
 
     python benchmarks/busy.py --runs 5
-    python benchmarks/busy.py --runs 1 --loads busy --more     # adds a run to the written ones
+    python benchmarks/busy.py --runs 1 --loads busy --add      # adds a run to the written ones
 
 The quickstart's cold start, quiet and beside a loop on each core: with OpenMP's own way to wait at
 a barrier, and with the bounded spin that `chainforge run` sets. `--sides` can add
@@ -45,14 +45,14 @@ def main() -> None:
     parser.add_argument("--busy_steps", type=int, default=20)
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=["default", "bounded"])
     parser.add_argument("--loads", nargs="+", choices=LIMITS, default=list(LIMITS))
-    parser.add_argument("--more", action="store_true", help="add to the runs that were written")
+    parser.add_argument("--add", action="store_true", help="add to the runs that were written")
     parser.add_argument("--chain", type=Path, default=Path("runs"), help="as --runs of chainforge")
     args = parser.parse_args()
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         os.environ.pop(name, None)
     chain = prepared(args.chain, "traces")
     steps = {"quiet": args.quiet_steps, "busy": args.busy_steps}
-    found = (stored("busy") if args.more else None) or {"steps": steps, "loads": {}}
+    found = (stored("busy") if args.add else None) or {"steps": steps, "loads": {}}
     if found["steps"] != steps:
         raise SystemExit(f"the runs that were written took {found['steps']} steps")
     for load in args.loads:

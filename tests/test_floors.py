@@ -10,9 +10,9 @@ import pytest
 # What is still above its limit may only shrink.
 OVER = {
     "modules": 81,
-    "lines in chainforge/": 20_339,
+    "lines in chainforge/": 20_330,
     "lines in tests/": 17_383,
-    "lines reached from recipes/sft.py": 3_794,
+    "lines reached from recipes/sft.py": 3_793,
 }
 HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "datasets", "scipy", "matplotlib"}
 

@@ -39,6 +39,7 @@ from chainforge.data.decontaminate import Counts, Screen, add, evaluation_questi
 from chainforge.data.filters import FilterArgs, Finding, Run, SelectionArgs, fault, shingles
 from chainforge.data.rows import FoundRows, lines_of, parse, read_file
 from chainforge.data.sources import same_question
+from chainforge.rewards.verifier_pool import cores
 
 POOL_FILES = ("rollouts.jsonl", "samples.jsonl")
 SELECTION_COLUMNS = frozenset({"drop", "drop_detail", "pass_rate"})  # of an earlier selection
@@ -237,12 +238,6 @@ def select(
         with shared(selection, 1) as each:
             funnel, marks = selection.decide(each)
             return [row for part in each("marked", marks) for row in part], funnel
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return found or 1
 
 
 Each = Callable[[str, Iterable[Sequence[Any]]], Iterator[Any]]

@@ -20,6 +20,7 @@ from chainforge.core import paths
 from chainforge.core.config import read_yaml
 from chainforge.core.errors import InputError
 from chainforge.rewards.confinement import gaps
+from chainforge.rewards.verifier_pool import cores
 from chainforge.train.distributed import DDP, SINGLE, ZERO3, Layout, truth
 
 # Oldest supported, then tested, first the one of constraints.txt. A test compares the files.
@@ -72,7 +73,7 @@ def this_machine() -> Machine:
     if limit.is_file() and (text := limit.read_text().strip()).isdigit():
         memory = min(memory, int(text))
     gpus = tuple(int(size) * 2**20 for size in sizes if size.isdigit())
-    return Machine(gpus, memory, len(os.sched_getaffinity(0)))
+    return Machine(gpus, memory, cores())
 
 
 def check_machine(machine: Machine) -> Iterator[Finding]:

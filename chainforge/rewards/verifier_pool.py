@@ -47,10 +47,16 @@ _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "PYTHONPATH", "PYT
 _PATIENCE = 15  # times the limit: a busy machine takes longer for a second of a processor
 
 
+def cores() -> int:
+    """Return how many of the machine's cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def default_workers() -> int:
     """Return this process's share of the machine's cores, 1 to 4."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(4, (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    return max(1, min(4, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 class VerifierPool:

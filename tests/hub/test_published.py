@@ -316,7 +316,7 @@ def test_the_prompt_of_a_row_is_that_of_its_id_where_it_cannot_be_made_again(pub
 
 
 def test_what_no_check_can_find(published):
-    """A forger who invents answers and writes everything anew contradicts nothing."""
+    """A forger who invents all answers and rewrites every file leaves no contradiction."""
     right = {}
 
     def invent(rows):
