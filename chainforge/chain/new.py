@@ -44,8 +44,8 @@ def make_project(folder: Path, recipe: str) -> list[str]:
     finally:
         shutil.rmtree(part, ignore_errors=True)
     load_chain(folder)  # as valid as what it was copied from
-    return [f"{here}, from the recipe {recipe}; read {here}/README.md, then:",
-            f"  chainforge plan {here}", f"  chainforge run {here}"]  # fmt: skip
+    commands = [f"  chainforge {command} {here}" for command in ("plan", "doctor", "run")]
+    return [f"{here}, from the recipe {recipe}; read {here}/README.md, then:", *commands]
 
 
 def _renamed(text: str, recipe: str, here: str, chain: str, name: str) -> str:

@@ -114,9 +114,14 @@ def _fault(text: str, error: Exception) -> str:
     number = ((error.context_mark if began else None) or error.problem_mark).line
     line = "".join(text.splitlines()[number : number + 1])
     tab = "\t" in line.removesuffix(line.lstrip())
-    return f"line {number + 1}, {line.strip()!r:.80}: " + (
-        "a tab cannot indent a line; use spaces" if tab else str(error.problem)
-    )
+    what = "a tab cannot indent a line; use spaces" if tab else str(error.problem)
+    if "mapping values" in what:
+        what = "this colon starts no value; quote a text that has one, and indent keys alike"
+    elif not (tab or began) and error.context_mark and error.context_mark.line < number:
+        flow = "flow" in str(error.context)
+        ask = "is the bracket of line {} closed?" if flow else "is it indented as line {}?"
+        what += "; " + ask.format(error.context_mark.line + 1)
+    return f"line {number + 1}, {line.strip()!r:.80}: {what}"
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

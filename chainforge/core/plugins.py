@@ -104,7 +104,7 @@ def load_file(path: Path) -> ModuleType:
             spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        raise InputError(f"{path} does not import: {where(error, path)}") from error
+        raise InputError(f"{path} cannot be imported: {where(error, path)}") from error
     return module
 
 
@@ -116,15 +116,17 @@ def _load_module(name: str) -> ModuleType:
         with user_code():
             return importlib.import_module(name)
     except Exception as error:
-        raise InputError(f"module {name!r} does not import: {described(error)}") from error
+        raise InputError(f"module {name!r} cannot be imported: {described(error)}") from error
 
 
-def where(error: BaseException, path: Path | None) -> str:
-    """Return what went wrong, with the line in the user's own file where there is one."""
+def where(error: BaseException, own: Path | Callable[..., Any]) -> str:
+    """Return what went wrong, with the line in the user's own file, or in that of a function."""
+    code = getattr(own, "__code__", None)
+    path = Path(code.co_filename) if code else own
     line = getattr(error, "lineno", None)
     source = error.__cause__ if isinstance(error, UserCodeEnded) and error.__cause__ else error
     for frame in traceback.extract_tb(source.__traceback__):
-        if path is not None and Path(frame.filename).resolve() == path.resolve():
+        if isinstance(path, Path) and Path(frame.filename).resolve() == path.resolve():
             line = frame.lineno
     return f"line {line}: {described(error)}" if line else described(error)
 

@@ -85,7 +85,7 @@ class FoundRows:
         what = f"{self.path}: {len(faults)} of {total} rows are malformed"
         if len(faults) > most * total:
             raise InputError(f"{what}, more than {most:.0%}:{shown}")
-        logger.warning("%s and left out (all of them are in %s):%s", what, REJECTS, shown)
+        logger.warning("%s and left out (a stage lists them all in %s):%s", what, REJECTS, shown)
 
 
 def read_file(path: str | Path) -> FoundRows:
@@ -126,7 +126,7 @@ def parse(line: bytes, plain: bool = False) -> Row:
     try:
         row = {"prompt": line.decode().strip()} if plain else msgspec.json.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"not {'text' if plain else 'JSON'}: {error}") from None
+        raise InputError(f"not {'text' if plain else 'a line of JSON'}: {error}") from None
     if not isinstance(row, dict):
         raise InputError(f"a {type(row).__name__}, not an object")
     if not row:

@@ -114,7 +114,7 @@ class Columns(msgspec.Struct, frozen=True):
         if lacking := next((name for name in needed if name not in raw), None):
             there, key = ", ".join(map(str, raw)), needed[lacking]
             raise InputError(
-                f"no column {lacking!r}, but {there}; name yours in params, as `{key}:`"
+                f"no column {lacking!r}, but {there}; name yours in params: `{key}: COLUMN`"
             )
         turns = raw[asked]
         turns = turns if isinstance(turns, list) else [{"role": "user", "content": turns}]

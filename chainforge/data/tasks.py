@@ -19,7 +19,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -245,9 +244,7 @@ def _rows(place: str, task: Task, seed: int) -> Iterator[tuple[Row, bool]]:
     except InputError as error:
         raise InputError(f"{place}: {error}") from None
     except Exception as error:
-        code = getattr(function, "__code__", None)
-        line = where(error, Path(code.co_filename) if code else None)
-        raise InputError(f"{place}: {line}") from error
+        raise InputError(f"{place}: {where(error, function)}") from error
 
 
 def _select(

@@ -14,6 +14,7 @@ import logging
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from rich.text import Text
 
 from chainforge.chain.plan import Step, option_words
 from chainforge.chain.spec import RECIPES, Chain
+from chainforge.core import paths
 from chainforge.core.config import parse
 from chainforge.core.errors import InputError, first_line
 from chainforge.core.plugins import load_file
@@ -234,13 +236,14 @@ def _check_golds(step: Step, ready: Any) -> Iterator[Finding]:
     if not (rows and rules):
         return
     report = audit(rules, rows, form, many)
+    more = f"; see `chainforge check {paths.short(step.stage.config)}`" if step.stage.config else ""
     for error in [*report.errors, *map(str, report.constants[:2])]:
-        yield Finding("error", "rewards", f"{error}; see `chainforge check`", name, "rewards")
+        yield Finding("error", "rewards", f"{error}{more}", name, "rewards")
     if not report.errors and report.failures:
         one = report.failures[0]
         text = (
             f"a wrong answer ({one.kind}) earns {one.total:g}, the gold answer "
-            f"{one.row['answer']!r:.60} {one.gold:g}; see `chainforge check`"
+            f"{one.row['answer']!r:.60} {one.gold:g}{more}"
         )
         yield Finding("error", "rewards", text, name, "rewards")
     elif not (report.errors or report.constants):
@@ -276,14 +279,15 @@ def _parse(recipe: Any, step: Step) -> tuple[Any, ...]:
 
 @contextlib.contextmanager
 def _warnings() -> Iterator[list[str]]:
-    """Collect the warnings that are logged within this context."""
+    """Collect the warnings that are logged within this context; hide Python's, of libraries."""
     found: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]
     logger = logging.getLogger("chainforge")
     logger.addHandler(handler)
     try:
-        yield found
+        with warnings.catch_warnings(action="ignore"):
+            yield found
     finally:
         logger.removeHandler(handler)
 
@@ -321,7 +325,7 @@ def print_findings(findings: list[Finding], console: Console) -> None:
     lines: dict[tuple[str, str, str], list[str]] = {}  # the same text is printed once
     for finding in findings:
         stages = lines.setdefault((finding.level, finding.check, finding.text), [])
-        stages += [finding.stage] if finding.stage else []
+        stages += [finding.stage] if finding.stage and finding.stage not in stages else []
     table = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
     for (level, check, text), stages in lines.items():
         words = f"{', '.join(stages)}: {text}" if stages else text

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from chainforge.chain.spec import load_chain
 from chainforge.core.config import read_settings
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Row
@@ -34,14 +36,20 @@ def check_reward(reward: str, task: str | None = None, rows: int = 16) -> Audit:
     on its own tasks unless `task` names others. `task` is a YAML with `tasks:` (a recipe's
     configuration serves) or a .jsonl. Raises `InputError` for anything that cannot be read.
     """
+    from chainforge.core.plugins import resolve
     from chainforge.data.tasks import TaskArgs, load_examples
     from chainforge.rewards.audit import audit
+    from chainforge.rewards.functions import BUILTINS
     from chainforge.rewards.reward import RewardArgs, load_rewards
     from chainforge.rewards.verify import VERIFIERS
 
     whole, verifier = reward.endswith((".yaml", ".yml")), reward in VERIFIERS
     if task is None and not whole:
-        raise InputError("give --task FILE, the rows to try the reward on")
+        if Path(reward).is_dir():
+            raise InputError(f"{reward} is a folder; name a YAML of it, such as {reward}/rl.yaml")
+        if not verifier:
+            resolve(reward, BUILTINS)  # a misspelt name is the first thing to say
+        raise InputError("give --task FILE: rows to try it on, a YAML with `tasks:` or a .jsonl")
     settings = _tasks(task or reward)
     transcript = settings.get("transcript", DEFAULT)
     rewarding = RewardArgs(transcript=transcript)
@@ -69,15 +77,23 @@ def first_rows(rows: Iterable[Row], each: int) -> list[Row]:
 
 
 def _tasks(task: str) -> dict[str, Any]:
-    """Return the settings of a file, with a list of `tasks` or `prompts`."""
+    """Return the settings of a file, with a list of `tasks` or `prompts`, or its chain's."""
     if task.endswith(".jsonl"):
         return {"tasks": [{"fn": "jsonl", "params": {"path": task}, "split": "all"}]}
-    settings = read_settings(task)
-    if not any(
-        isinstance(settings.get(key), list) and settings[key] for key in ("tasks", "prompts")
-    ):
-        raise InputError(f"{task}: no task in it; give a list `tasks`")
+    settings, chain = read_settings(task), Path(task).with_name("chain.yaml")
+    if not _asks(settings) and chain.is_file():
+        of = load_chain(chain)
+        form = settings.get("transcript") or of.transcript or DEFAULT
+        settings |= {"tasks": [*of.tasks], "prompts": [*of.prompts], "transcript": form}
+    if not _asks(settings):
+        raise InputError(f"{task}: no task in it; give a list `tasks`, or --task FILE")
     return settings
+
+
+def _asks(settings: dict[str, Any]) -> bool:
+    return any(
+        settings.get(key) and isinstance(settings[key], list) for key in ("tasks", "prompts")
+    )
 
 
 def print_audit(audit: Audit, console: Console) -> None:
@@ -112,7 +128,7 @@ def verdict(audit: Audit) -> str:
         return "the reward scored none of the gold answers"
     if audit.failures:
         rows = len({id(one.row) for one in audit.failures})
-        return f"on {rows} of {audit.rows} rows something beat or equalled the gold answer"
+        return f"on {rows} of {audit.scored} rows something beat or equalled the gold answer"
     if audit.constants:
         return f"{len(audit.constants)} constant answers earn a reward on rows that have another"
     return "gold beats every other answer on every row"

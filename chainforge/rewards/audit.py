@@ -6,6 +6,7 @@ reward can be earned without the right answer. Run it before training.
 
 from __future__ import annotations
 
+import logging
 import time
 import zlib
 from collections import defaultdict
@@ -23,6 +24,8 @@ from chainforge.core.transcript import DEFAULT, is_blank, tags_of, write
 from chainforge.rewards.answers import clean
 from chainforge.rewards.reward import Reward, RewardFailed, score
 from chainforge.rewards.values import number, squeeze
+
+logger = logging.getLogger(__name__)
 
 KINDS = ("gold", "wrong", "empty", "stuffed", "tags", "misplaced", "hostile", "injecting")
 # A constant is paid often if it earns as much as the gold answer on this share of the rows whose
@@ -146,6 +149,9 @@ def audit(
             for reward in rewards
             if reward.failed
         ]
+        for idle in (one for one in rules if one.seen and not (one.scored or one.failed)):
+            what = "reward %s returned None for all %d completions that were tried"
+            logger.warning(f"{what}: it changes nothing here", idle.__name__, idle.seen)
         if rules and not report.errors:
             report.constants += _constants(rules, many or rows, transcript)
     except RewardFailed as error:

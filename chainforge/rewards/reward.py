@@ -23,7 +23,7 @@ import msgspec
 
 from chainforge.core.errors import Failed, InputError, hint, refuse_unknown
 from chainforge.core.jsonl import Row
-from chainforge.core.plugins import as_struct, described, resolve, user_code
+from chainforge.core.plugins import as_struct, described, resolve, user_code, where
 from chainforge.core.transcript import DEFAULT, tags_of
 from chainforge.rewards.functions import BUILTINS, accuracy_reward
 
@@ -122,7 +122,7 @@ class Reward:
         own_name = getattr(self.function, "__name__", type(self.function).__name__)
         self.__name__ = entry.name or str(own_name)
         self.weight, self.task = entry.weight, entry.task
-        self.failed = self.seen = 0
+        self.failed = self.seen = self.scored = 0
         self.nonfinite: str | None = None
         self._max_failures, self._random = args.max_reward_failures, args.random_rewards
         self._recent: deque[bool] = deque(maxlen=_WINDOW)
@@ -263,11 +263,13 @@ class Reward:
         failures = [value for value in checked if isinstance(value, Exception)]
         self.seen += len(checked)
         self.failed += len(failures)
+        self.scored += sum(isinstance(value, float) for value in checked)
         self._recent.extend(isinstance(value, Exception) for value in checked)
         if log_metric is not None and checked:
             log_metric(f"rewards/{self.__name__}/failed", len(failures) / len(checked))
         if failures:
-            why = f"reward {self.__name__} failed on %s; the first: {described(failures[0])}"
+            first = where(failures[0], self.function)
+            why = f"reward {self.__name__} failed on %s; the first: {first}"
             logger.warning(why, f"{len(failures)} of {len(checked)} rows")
             share = sum(self._recent) / len(self._recent)
             if len(self._recent) >= _FEWEST and share > self._max_failures:
@@ -360,7 +362,7 @@ def load_rewards(args: RewardArgs, columns: Collection[str]) -> list[Reward]:
     """Return the rewards of a configuration, each bound to columns that rows have.
 
     Raises `InputError` for an unknown function or key, a name that comes from nowhere, a file that
-    does not import, a weight that is no number, or two rewards of one name.
+    cannot be imported, a weight that is no number, or two rewards of one name.
     """
     tags_of(args.transcript)
     share = args.max_reward_failures

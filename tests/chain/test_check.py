@@ -29,6 +29,10 @@ def task(size):
     """End the process after a row."""
     yield {"question": "a", "answer": "1"}
     raise GeneratorExit
+
+
+def forgets(completion):
+    completion.count("=")
 '''
 
 
@@ -68,6 +72,12 @@ def test_a_reward_that_can_be_fooled_fails_and_is_shown_why(place, reward, found
         assert said in text
 
 
+def test_a_reward_that_never_returns_a_number_is_told(place):
+    words = {"fn": "mine.py:forgets", "weight": 0.1}
+    place.configure("rl", tasks=[place.task], rewards=[{"fn": "accuracy_reward"}, words])
+    assert "reward forgets returned None for all" in place.chainforge("check", "rl.yaml")
+
+
 def test_json_has_every_attempt(place):
     words = ["check", "mine.py:generous", "--task", "sums.jsonl", "--json"]
     audit = json.loads(place.chainforge(*words, expect=1))
@@ -88,6 +98,10 @@ def test_the_rewards_of_a_recipe_are_audited_together_as_they_will_train(place):
     assert audit["means"]["gold"] == pytest.approx(1.1)
     place.configure("rl", tasks=[place.task], rewards=[{"fn": "format_reward"}, words])
     assert "beat or equalled" in place.chainforge("check", "rl.yaml", expect=1)
+    place.configure("rl", rewards=[{"fn": "accuracy_reward"}, words])
+    chain = "name: own\ntasks: task.yaml\nstages: [{name: traces, recipe: collect}]\n"
+    (place.folder / "chain.yaml").write_text(chain)
+    assert "passed" in place.chainforge("check", "rl.yaml")  # on the chain's tasks
 
 
 @pytest.mark.parametrize(
@@ -96,6 +110,8 @@ def test_the_rewards_of_a_recipe_are_audited_together_as_they_will_train(place):
         (["acuracy_reward", "--task", "sums.jsonl"], "did you mean 'accuracy_reward'"),
         (["accuracy_reward", "--task", "nowhere.yaml"], "nowhere.yaml"),
         (["accuracy_reward"], "give --task FILE"),
+        (["acuracy_reward"], "did you mean 'accuracy_reward'"),
+        (["."], "is a folder; name a YAML of it"),
         (["accuracy_reward", "--task", "base.yaml"], "no task in it"),
         (["accuracy_reward", "--task", "ends.yaml"], "mine.py:task): line"),
     ],

@@ -11,13 +11,13 @@ from chainforge.data.tasks import TaskArgs, load_examples
 BAD = {
     "null": (b"null", "a NoneType, not an object"),
     "an empty object": (b"{}", "an empty object"),
-    "not JSON": (b"{'question': 1}", "not JSON"),
-    "invalid UTF-8": (b'{"question": "\xff\xfe", "answer": "1"}', "not JSON: 'utf-8'"),
-    "half a character": (b'{"question": "a\\ud800b", "answer": "1"}', "not JSON"),
-    "not a number": (b'{"question": "why?", "answer": NaN}', "not JSON"),
+    "not JSON": (b"{'question': 1}", "not a line of JSON"),
+    "invalid UTF-8": (b'{"question": "\xff\xfe", "answer": "1"}', "not a line of JSON: 'utf-8'"),
+    "half a character": (b'{"question": "a\\ud800b", "answer": "1"}', "not a line of JSON"),
+    "not a number": (b'{"question": "why?", "answer": NaN}', "not a line of JSON"),
     "more than a float holds": (b'{"question": "why?", "answer": 1e999}', "out of range"),
     "1 MB": (b'{"question": "' + b"x" * MAX_LINE + b'", "answer": "1"}', "bytes long"),
-    "nested too deep": (b'{"question": ' + b"[" * 100_000, "not JSON"),
+    "nested too deep": (b'{"question": ' + b"[" * 100_000, "not a line of JSON"),
     "no question": (b'{"question": null, "answer": "1"}', "question"),
     "an answer that is a list": (b'{"question": "?", "answer": []}', "expected text or a number"),
 }
@@ -62,7 +62,7 @@ def test_what_is_not_wrong_and_a_torn_tail_that_is(tmp_path):
     assert [number for number, _ in found.rows] == list(range(1, 40, 2))
     path.write_bytes(b"\n".join(lines(3)) + b'\n{"question": "What')
     ((number, reason),) = read_file(path).faults
-    assert (number, reason) == (4, "not JSON: Input data was truncated")
+    assert (number, reason) == (4, "not a line of JSON: Input data was truncated")
 
 
 def test_bad_rows_are_written_once_and_into_the_next_stage_if_none_is_open(tmp_path):
