@@ -18,7 +18,7 @@ from chainforge.chain.spec import Chain, load_chain
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import read_rows
 from chainforge.core.run_dir import read_run
-from chainforge.data.select import POOL_FILES
+from chainforge.data.select import samples_file
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -68,10 +68,7 @@ def load_samples(stage: str | Path) -> DataFrame:
     """Return what a stage sampled: a row for each completion, with its prompt and rewards."""
     from pandas import DataFrame
 
-    for name in POOL_FILES:
-        if (path := Path(stage, name)).is_file():
-            return DataFrame(read_rows(path, torn_tail=True))
-    raise InputError(f"{stage}: no samples; give a stage that has {' or '.join(POOL_FILES)}")
+    return DataFrame(read_rows(samples_file(stage), torn_tail=True))
 
 
 def _changed(chain: str | Path, set: Mapping[str, Any] | None = None, **changes: Any) -> Chain:

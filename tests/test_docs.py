@@ -177,5 +177,5 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
     shutil.rmtree(run / "eval")
     with pytest.raises(InputError, match="no stage of this run has a results.json"):
         chainforge.results(run)
-    with pytest.raises(InputError, match=r"no samples; give a stage that has rollouts\.jsonl"):
+    with pytest.raises(InputError, match=r"no samples: expected .* with rollouts\.jsonl"):
         chainforge.load_samples(run / "cold_start")

@@ -23,6 +23,8 @@ from chainforge.core.errors import Failed, InputError, first_line
 Row = dict[str, Any]
 Message = dict[str, str]
 
+_DECODER = msgspec.json.Decoder(Row)
+
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _WRONG_PLACE = (errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 # torch and safetensors write in C++ and Rust: their errors have the reason in their text, if at
@@ -86,6 +88,14 @@ def line_of(row: Row) -> bytes:
             return line + b"\n"
     text = json.dumps(row, allow_nan=False, separators=(",", ":"))
     return f"{text}\n".encode()
+
+
+def row_of(line: bytes) -> Row:
+    """Return the row of a line that `line_of` made."""
+    try:
+        return _DECODER.decode(line)
+    except msgspec.DecodeError:  # of text that UTF-8 cannot hold
+        return dict(json.loads(line))
 
 
 def repair(path: Path) -> None:

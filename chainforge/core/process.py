@@ -115,16 +115,19 @@ def leave_terminal() -> None:
 
 
 def _watch_launcher() -> None:
-    """Stop this process as on SIGTERM when `chainforge run`, accelerate or torchrun ends.
+    """Stop when `chainforge run`, accelerate or torchrun ends.
 
     A launcher that is killed alone leaves its processes running, where nobody looks for them.
     """
-    if not any(key in os.environ for key in LAUNCHERS):
-        return  # started from a shell, which may well be closed
-    launcher = os.getppid()
+    if any(key in os.environ for key in LAUNCHERS):  # a shell may well be closed
+        end_with(os.getppid())
+
+
+def end_with(parent: int) -> None:
+    """Stop this process as on SIGTERM when its parent ends, even if that is killed."""
 
     def watch() -> None:
-        while os.getppid() == launcher:
+        while os.getppid() == parent:
             time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGTERM)
 

@@ -20,7 +20,6 @@ import os
 import pickle
 import signal
 import tempfile
-import threading
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -34,7 +33,8 @@ import msgspec
 import numpy as np
 
 from chainforge.core.errors import Failed, InputError
-from chainforge.core.jsonl import Row
+from chainforge.core.jsonl import Row, line_of, row_of
+from chainforge.core.process import end_with
 from chainforge.data.decontaminate import Counts, Screen, add, evaluation_questions
 from chainforge.data.filters import FilterArgs, Finding, Run, SelectionArgs, fault, shingles
 from chainforge.data.rows import FoundRows, lines_of, parse, read_file
@@ -44,7 +44,6 @@ from chainforge.rewards.verifier_pool import cores
 POOL_FILES = ("rollouts.jsonl", "samples.jsonl")
 SELECTION_COLUMNS = frozenset({"drop", "drop_detail", "pass_rate"})  # of an earlier selection
 PART = 2**25  # bytes that a process reads at once; as rows they take some four times as much
-PART_ROWS = 20_000  # the same of rows in memory
 
 # The reason of a sample is the first that applies.
 _REASONS = """
@@ -88,11 +87,9 @@ def read_pool(paths: Sequence[str]) -> list[Row]:
     `pooled_from` names a row's stage. Malformed rows are left out and written to the stage's
     rejects; raises `InputError` for too many of them, and for a path without samples.
     """
-    if not paths:
-        raise InputError("pool: name the samples, as --pool runs/quickstart/rejection")
     numbers: Counter[str] = Counter()
     pool: list[Row] = []
-    for path in map(_file, paths):
+    for path in map(samples_file, paths):
         for row in read_file(path).each(_checked):
             pool.append(row | {"sample": numbers[row["id"]], "pooled_from": path.parent.name})
             numbers[row["id"]] += 1
@@ -101,12 +98,13 @@ def read_pool(paths: Sequence[str]) -> list[Row]:
     return pool
 
 
-def _file(path: str) -> Path:
+def samples_file(path: str | Path) -> Path:
+    """Return a file of samples, or that of a stage's directory; raise `InputError` for others."""
     for file in (Path(path), *(Path(path, name) for name in POOL_FILES)):
         if file.is_file():
             return file
     raise InputError(
-        f"pool: {path}: no samples: expected a .jsonl file, or the directory of a stage with "
+        f"{path}: no samples: expected a .jsonl file, or the directory of a stage with "
         f"{' or '.join(POOL_FILES)}"
     )
 
@@ -122,56 +120,17 @@ def _checked(row: Row) -> Row:
     return row
 
 
-Where = tuple[Sequence[int], Sequence[int], Sequence[int]]  # parts, starts and lengths of rows
-Drops = Iterator[tuple[int, Finding]]
-
-
-class Part(NamedTuple):
-    """The good rows of a part, where each begins and its length; its bad lines, and all lines."""
-
-    rows: list[Row]
-    starts: Sequence[int]
-    lengths: Sequence[int]
-    faults: Sequence[tuple[int, str]] = ()
-    lines: int = 0
-
-
-class Rows:
-    """Samples in memory, as a `Pool` has them."""
-
-    processes = 1
-
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self.rows = rows
-        self.parts = range(0, len(rows), PART_ROWS)
-        if not rows:
-            raise InputError("no samples to select from")
-
-    def read(self, part: int) -> Part:
-        """Return the rows of a part."""
-        start = self.parts[part]
-        rows = list(self.rows[start : start + PART_ROWS])
-        return Part(rows, range(start, start + len(rows)), [PART // PART_ROWS] * len(rows))
-
-    def fetch(self, where: Where) -> list[Row]:
-        """Return single rows."""
-        return [self.rows[start] for start in where[1]]
-
-    def settle(self, parts: Sequence[Judged]) -> None:
-        """Do nothing: there are no bad lines."""
-
-    def marked(self, row: Row, part: int, number: int, marks: Row) -> Row:
-        """Return a row with its marks."""
-        return row | marks
+Faults = list[tuple[int, str]]  # of bad lines: where one begins in its file, and why it is bad
 
 
 class Pool:
-    """Samples in the files of stages, of which each process reads parts of whole lines."""
+    """Samples in files, of which each process reads parts of whole lines.
 
-    def __init__(self, paths: Sequence[str]) -> None:
-        if not paths:
-            raise InputError("pool: name the samples, as --pool runs/quickstart/rejection")
-        self.files = list(map(_file, paths))
+    Those that other stages wrote (`paths`) are checked, and get new numbers and their stage's name.
+    """
+
+    def __init__(self, paths: Sequence[str | Path], *, own: bool = False) -> None:
+        self.files, self.own = list(map(samples_file, paths)), own
         self.names = [file.parent.name for file in self.files]
         sizes = enumerate(file.stat().st_size for file in self.files)
         starts = [(file, at) for file, size in sizes for at in range(0, size or 1, PART)]
@@ -179,48 +138,53 @@ class Pool:
         self.processes = min(cores(), len(self.parts) // 2)
         self.stages: dict[str, int] = {}  # rows by stage, once they are read
 
-    def read(self, part: int) -> Part:
-        """Read the rows of a part; bad lines are counted from its beginning."""
-        rows, starts, lengths, faults, number = [], [], [], [], 0
+    @classmethod
+    def of(cls, rows: Sequence[Row], folder: Path) -> Pool:
+        """Write a stage's own samples to a folder, so that they are read in parts."""
+        if not rows:
+            raise InputError("no samples to select from")
+        with open(folder / "own.jsonl", "wb") as file:
+            file.writelines(map(line_of, rows))
+        return cls([folder / "own.jsonl"], own=True)
+
+    def read(self, part: int, faults: Faults) -> Iterator[tuple[int, int, Row]]:
+        """Yield a part's rows, each with its first byte and its length; add the bad lines."""
         file, begin, end = self.parts[part]
-        lines = lines_of(self.files[file], begin, end)
-        for number, (start, line) in enumerate(lines, start=1):
+        for start, line in lines_of(self.files[file], begin, end):
             if line.strip():
                 try:
-                    rows.append(_checked(parse(line)))
+                    yield start, len(line), row_of(line) if self.own else _checked(parse(line))
                 except InputError as error:
-                    faults.append((number, str(error)))
-                    continue
-                starts.append(start)
-                lengths.append(len(line))
-        return Part(rows, starts, lengths, faults, number)
+                    faults.append((start, str(error)))
 
-    def fetch(self, where: Where) -> list[Row]:
-        """Read single rows again."""
+    def fetch(self, samples: np.ndarray) -> Iterator[Row]:
+        """Yield single rows again."""
         with contextlib.ExitStack() as stack:
             files = [stack.enter_context(open(file, "rb")).fileno() for file in self.files]
-            at = ((files[self.parts[part][0]], n, start) for part, start, n in zip(*where))
-            return [parse(os.pread(*one)) for one in at]
+            for part, start, length, *_ in samples.tolist():
+                yield row_of(os.pread(files[self.parts[part][0]], length, start))
 
-    def settle(self, parts: Sequence[Judged]) -> None:
-        """Write down the bad lines of all parts; raise `InputError` when a file has too many."""
+    def settle(self, counts: Sequence[int], faults: Sequence[Faults]) -> None:
+        """Write down the bad lines of all parts, given the number of good rows of each.
+
+        Raises `InputError` when a file has too many bad ones.
+        """
         for number, file in enumerate(self.files):
-            faults, good, lines = [], 0, 0
-            for (other, *_), part in zip(self.parts, parts, strict=True):
-                if other == number:
-                    faults += [(lines + line, why) for line, why in part.faults]
-                    good += len(part.columns["id"])
-                    lines += part.lines
-            if faults:
-                FoundRows(file).settle(faults, good + len(faults))
+            parts = [part for part, (other, *_) in enumerate(self.parts) if other == number]
+            good = sum(counts[part] for part in parts)
+            if bad := dict(fault for part in parts for fault in faults[part]):
+                lines = enumerate(lines_of(file), start=1)
+                numbered = [(line, bad[start]) for line, (start, _) in lines if start in bad]
+                FoundRows(file).settle(numbered, good + len(bad))
             if good:
                 self.stages[file.parent.name] = good + self.stages.get(file.parent.name, 0)
         if not self.stages:
             raise InputError(f"pool: {', '.join(map(str, self.files))}: no samples in it")
 
     def marked(self, row: Row, part: int, number: int, marks: Row) -> Row:
-        """Give a row its marks, its number in its prompt, and the name of its stage."""
-        row |= {"sample": number, "pooled_from": self.names[self.parts[part][0]]}
+        """Give a row its marks and, if others wrote it, its number and the name of its stage."""
+        if not self.own:
+            row |= {"sample": number, "pooled_from": self.names[self.parts[part][0]]}
         row |= marks
         return row
 
@@ -234,27 +198,28 @@ def select(
     dropped, by reason. `drop` is None for a sample that is kept.
     """
     with tempfile.TemporaryDirectory() as folder:
-        selection = Selection(Rows(rows), args, filters, seed, Path(folder))
+        pool = Pool.of(rows, Path(folder))
+        selection = Selection(pool, args, filters, seed, Path(folder))
         with shared(selection, 1) as each:
             funnel, marks = selection.decide(each)
             return [row for part in each("marked", marks) for row in part], funnel
 
 
-Each = Callable[[str, Iterable[Sequence[Any]]], Iterator[Any]]
+Each = Callable[[str, Iterable[Any]], Iterator[Any]]
 
 
 @contextlib.contextmanager
 def shared(work: Any, processes: int) -> Iterator[Each]:
     """Yield `each(method, tasks)`: what a method of `work` returns for each task, in order.
 
-    A task is the method's arguments. `work` is copied to each process, once; with one process all
-    is done in this one. Tasks start a few ahead of what was taken, so that results do not pile up.
+    `work` is copied to each process, once; with one process all is done in this one. Tasks start a
+    few ahead of what was taken, so that results do not pile up.
     """
     if processes < 2:
-        yield lambda method, tasks: (getattr(work, method)(*task) for task in tasks)
+        yield lambda method, tasks: map(getattr(work, method), tasks)
         return
 
-    def each(method: str, tasks: Iterable[Sequence[Any]]) -> Iterator[Any]:
+    def each(method: str, tasks: Iterable[Any]) -> Iterator[Any]:
         begun: deque[Future[Any]] = deque()
         for task in tasks:
             begun.append(pool.submit(_do, method, task))
@@ -265,7 +230,7 @@ def shared(work: Any, processes: int) -> Iterator[Each]:
 
     # Not fork: this process may have threads.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, _adopt, (work,)) as pool:
+    with ProcessPoolExecutor(processes, context, _adopt, (work, os.getpid())) as pool:
         try:
             yield each
         except BrokenProcessPool:
@@ -277,50 +242,48 @@ def shared(work: Any, processes: int) -> Iterator[Each]:
 _work: Any = None  # in a working process: the copy of what is shared
 
 
-def _adopt(work: Any) -> None:
+def _adopt(work: Any, parent: int) -> None:
     global _work
     _work = work
     gc.disable()  # rows never form cycles
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's affair
-    threading.Thread(target=_follow, daemon=True).start()
+    end_with(parent)
 
 
-def _follow() -> None:
-    """End with the first process, even if it was killed."""
-    if first := multiprocessing.parent_process():
-        first.join()
-    os._exit(1)
+def _do(method: str, task: Any) -> Any:
+    return getattr(_work, method)(task)
 
 
-def _do(method: str, task: Sequence[Any]) -> Any:
-    return getattr(_work, method)(*task)
-
-
-class Judged(NamedTuple):
-    """What was found out about a part's samples one by one, as columns, and its bad lines."""
-
-    columns: dict[str, np.ndarray]
-    reasons: Counter[str]
-    faults: Sequence[tuple[int, str]]
-    lines: int
+# What the first process holds of a sample.
+_SAMPLE = np.dtype(
+    [
+        ("part", np.int32), ("start", np.int64), ("length", np.int32),  # where it is, in bytes
+        ("prompt", np.uint64),  # the same number for all samples of a prompt
+        ("verdict", np.int8),  # 1 or 0: right or wrong, as the pass rate counts it; else -1
+        ("code", np.int32),  # 0 if it is kept, -1 if a filter dropped it, else a finding's
+        ("number", np.int32), ("rate", np.float64),  # within its prompt, and its prompt's
+        ("lot", np.uint64), ("task", np.int32),  # for the quota
+    ]
+)  # fmt: skip
 
 
 class Compared(NamedTuple):
     """What was found out about some prompts.
 
-    Of samples: `codes` (0, or 1 + the place in `findings`) and if there is a quota `lots` and
-    `tasks` (the place in `names`). Of prompts: `asked`, a number that equal ones share or 0, and
-    whether they are `suspects` of an evaluation's question.
+    Of samples: `drops` and, if there is a quota, `lots` and `tasks`. Of prompts: `asked`, a number
+    that equal ones share or 0, and whether they are `suspects` of an evaluation's question.
     """
 
-    codes: np.ndarray
-    findings: list[Finding]
+    drops: list[Finding | None]
     lots: np.ndarray
-    tasks: np.ndarray
-    names: list[Any]
+    tasks: list[Any]
     asked: np.ndarray
     suspects: list[bool]
     counts: Counts
+
+
+# A part, its samples of `_SAMPLE`, and what their codes mean.
+Marks = tuple[int, np.ndarray, dict[int, Finding]]
 
 
 class Selection:
@@ -331,7 +294,7 @@ class Selection:
 
     def __init__(
         self,
-        pool: Rows | Pool,
+        pool: Pool,
         args: SelectionArgs,
         filters: FilterArgs | None,
         seed: int,
@@ -344,6 +307,7 @@ class Selection:
         self.folder = folder
         self.exam = evaluation_questions(args.decontaminate, seed) if args.decontaminate else []
         self.screen = Screen(self.exam) if args.decontaminate else None
+        self.codes: dict[Finding, int] = {}  # of the first process
 
     def store(self, name: str, value: Any) -> None:
         """Keep what another process may need."""
@@ -357,222 +321,194 @@ class Selection:
 
     # What any process does with a part, or with some prompts.
 
-    def judge(self, part: int) -> Judged:
-        """Find what is wrong with single samples of a part."""
-        read = self.pool.read(part)
-        whys = ((at, fault(row, self.args, self.filters)) for at, row in enumerate(read.rows))
-        found = {at: why for at, why in whys if why}
+    def judge(self, part: int) -> tuple[np.ndarray, Counter[str], Faults]:
+        """Find what is wrong with single samples of a part; also return its bad lines."""
+        found: dict[int, Finding] = {}
+        samples: list[tuple[Any, ...]] = []
+        faults: Faults = []
+        for start, length, row in self.pool.read(part, faults):
+            if why := fault(row, self.args, self.filters):
+                found[len(samples)] = why
+            told = (_number(str(row["id"])), _first_verdict(row), -1 if why else 0)
+            samples.append((part, start, length, *told, 0, 0.0, 0, 0))
         self.store(f"found-{part}", found)
-        left = np.ones(len(read.rows), bool)
-        left[list(found)] = False
-        columns: dict[str, np.ndarray] = {
-            "id": np.array([_number(str(row["id"])) for row in read.rows], np.uint64),
-            "verdict": np.array([_first_verdict(row) for row in read.rows], np.int8),
-            "left": left,
-            "start": np.array(read.starts, np.int64),
-            "length": np.array(read.lengths, np.int32),
-        }
         reasons = Counter(reason for reason, _ in found.values())
-        return Judged(columns, reasons, read.faults, read.lines)
+        return np.array(samples, _SAMPLE), reasons, faults
 
-    def compare(self, where: Where, begins: Sequence[int]) -> Compared:
-        """Compare the samples of each of some prompts; `begins` is where a prompt's begin."""
-        rows = self.pool.fetch(where)
+    def compare(self, samples: np.ndarray) -> Compared:
+        """Compare the samples of each of some prompts, which are side by side."""
+        rows = list(self.pool.fetch(samples))
         drops: dict[int, Finding] = {}
-        names: dict[Any, int] = {}
-        lots, tasks = np.zeros(len(rows), np.uint64), np.zeros(len(rows), np.int32)
-        for begin, end in pairwise([*begins, len(rows)]):
+        lots = np.zeros(len(rows), np.uint64)
+        begins = _begins(samples["prompt"])
+        for begin, end in pairwise([*begins.tolist(), len(rows)]):
             left = list(range(begin, end))
             for step in (_duplicates, _near_duplicates, _not_selected):
                 drops.update(list(step(rows, left, self.args, self.seed)))
                 left = [position for position in left if position not in drops]
             for position in left if self.args.max_rows is not None else ():
                 lots[position] = _lot(rows[position], self.seed, "quota")
-                name = rows[position].get("task", "")
-                tasks[position] = names.setdefault(name, len(names))
-        findings = {why: code for code, why in enumerate(dict.fromkeys(drops.values()), start=1)}
-        codes = [findings[drops[at]] if at in drops else 0 for at in range(len(rows))]
+        tasks = [row.get("task", "") for row in rows if self.args.max_rows is not None]
         first = [(rows[at].get("task", ""), _asked(rows[at])) for at in begins]
         counts, suspects = self.screen.count(first) if self.screen else ({}, [])
         asked = np.array([(text_key(text) or 1) if text else 0 for _, text in first], np.uint64)
-        whose = np.array(codes, np.int32)
-        return Compared(whose, [*findings], lots, tasks, [*names], asked, suspects, counts)
+        return Compared([*map(drops.get, range(len(rows)))], lots, tasks, asked, suspects, counts)
 
-    def search(self, where: Where) -> list[str | None]:
+    def search(self, samples: np.ndarray) -> list[str | None]:
         """Return the evaluation's question that each prompt contains, by its first sample."""
         assert self.screen is not None
-        return [self.screen.hit(_asked(row), self.rules) for row in self.pool.fetch(where)]
+        return [self.screen.hit(_asked(row), self.rules) for row in self.pool.fetch(samples)]
 
-    def marked(
-        self, part: int, codes: np.ndarray, told: Mapping[int, Finding], *columns: np.ndarray
-    ) -> list[Row]:
-        """Return the samples of a part, marked with findings, numbers and pass rates."""
-        found, marked = self.stored(f"found-{part}"), []
-        values = zip(codes.tolist(), *(column.tolist() for column in columns), strict=True)
-        for at, (row, (code, number, rate)) in enumerate(zip(self.pool.read(part).rows, values)):
+    def marked(self, marks: Marks) -> Iterator[Row]:
+        """Yield the samples of a part, marked with findings, numbers and pass rates."""
+        part, samples, told = marks
+        found = self.stored(f"found-{part}")
+        columns = (samples[name].tolist() for name in ("code", "number", "rate"))
+        rows = (row for *_, row in self.pool.read(part, []))
+        for at, (row, code, number, rate) in enumerate(zip(rows, *columns, strict=True)):
             reason, detail = found.get(at) or told.get(code, (None, None))
-            marks = {"pass_rate": None if rate != rate else rate, "drop": reason}
-            marks |= {"drop_detail": detail} if reason else {}
-            marked.append(self.pool.marked(row, part, number, marks))
-        return marked
+            new = {"pass_rate": None if rate != rate else rate, "drop": reason}
+            new |= {"drop_detail": detail} if reason else {}
+            yield self.pool.marked(row, part, number, new)
 
     # What the first process does.
 
-    def decide(self, each: Each) -> tuple[dict[str, Any], list[Marks]]:
+    def decide(self, each: Each) -> tuple[dict[str, Any], Iterator[Marks]]:
         """Return the funnel, and how to mark each part."""
-        judged = list(each("judge", ((part,) for part in range(len(self.pool.parts)))))
-        self.pool.settle(judged)
-        table = _Table(judged)
-        report = self._settle(table, each)
-        reasons: Counter[str] = sum((part.reasons for part in judged), Counter())
-        times = np.bincount(table.code + 1, minlength=len(table.codes) + 2)
-        for (reason, _), code in table.codes.items():
+        judged = each("judge", range(len(self.pool.parts)))
+        parts, every, faults = zip(*judged, strict=True)
+        self.pool.settle([*map(len, parts)], faults)
+        samples = np.concatenate(parts)
+        _number_and_rate(samples)
+        report = self._settle(samples, each)
+        reasons: Counter[str] = sum(every, Counter())
+        times = np.bincount(samples["code"] + 1, minlength=len(self.codes) + 2)
+        for (reason, _), code in self.codes.items():
             reasons[reason] += int(times[code + 1])
-        kept = np.unique(table.group[table.code == 0])
+        kept = np.unique(samples["prompt"][samples["code"] == 0])
         funnel = {
-            "in": len(table.code),
+            "in": len(samples),
             "kept": int(times[1]),
             "dropped": {reason: reasons[reason] for reason in REASONS if reasons[reason]},
-            "prompts": {"in": len(table.rate), "kept": len(kept)},
+            "prompts": {"in": int((samples["number"] == 0).sum()), "kept": len(kept)},
         }
-        return funnel | report, table.marks()
+        return funnel | report, self._marks(samples)
 
-    def _settle(self, table: _Table, each: Each) -> dict[str, Any]:
+    def _settle(self, samples: np.ndarray, each: Each) -> dict[str, Any]:
         """Have all prompts compared, and decide what concerns several; return counts of it."""
-        batches = list(table.batches())
-        tasks = ((table.where(rows), begins.tolist()) for rows, begins in batches)
+        left = np.flatnonzero(samples["code"] == 0)
+        # Prompt by prompt, in the order of their first samples that are left.
+        order = left[np.argsort(_ranks(samples["prompt"][left])[0], kind="stable")]
+        begins = _begins(samples["prompt"][order])
+        batches = list(_batches(samples["length"][order], begins))
         asked: list[np.ndarray] = [np.zeros(0, np.uint64)]
         suspects: list[bool] = []
         counts: Counts = {}
-        for (rows, _), one in zip(batches, each("compare", tasks), strict=True):
-            table.note(rows, one)
+        tasks: dict[Any, int] = {}
+        compared = each("compare", (samples[order[batch]] for batch in batches))
+        for batch, one in zip(batches, compared, strict=True):
+            some = order[batch]
+            samples["code"][some] = [self.code_of(why) if why else 0 for why in one.drops]
+            samples["lot"][some] = one.lots
+            samples["task"][some] = [tasks.setdefault(name, len(tasks)) for name in one.tasks] or 0
             asked.append(one.asked)
             suspects += one.suspects
             add(counts, one.counts)
-        codes = np.zeros(len(table.begins) - 1, np.int32)  # of prompts
+        first = samples[order[begins]]
+        codes = np.zeros(len(first), np.int32)  # of prompts
         report: dict[str, Any] = {}
         if self.screen:
             self.store("rules", self.screen.rules(counts))
             places = np.flatnonzero(suspects)
-            firsts = ((where,) for where in table.firsts(places))
-            hits = (hit for found in each("search", firsts) for hit in found)
+            chunks = np.split(first[places], range(1000, len(places), 1000))
+            hits = (hit for found in each("search", chunks) for hit in found)
             for place, hit in zip(places.tolist(), hits, strict=True):
-                codes[place] = table.code_of(("contaminated", hit)) if hit else 0
+                codes[place] = self.code_of(("contaminated", hit)) if hit else 0
             report = {"questions": len(self.exam), "prompts": len(codes)}
             report = {"decontamination": report | {"prompts_dropped": int((codes > 0).sum())}}
-        self._duplicate_prompts(table, np.concatenate(asked), codes)
-        several = np.repeat(codes, np.diff(table.begins))
-        table.code[table.order[several > 0]] = several[several > 0]
+        self._duplicate_prompts(first, np.concatenate(asked), codes)
+        several = np.repeat(codes, np.diff(begins, append=len(order)))
+        samples["code"][order[several > 0]] = several[several > 0]
         if (most := self.args.max_rows) is not None:
-            table.code[table.over_quota(most)] = table.code_of(("over_quota", f"max_rows: {most}"))
+            over = self.code_of(("over_quota", f"max_rows: {most}"))
+            samples["code"][_over_quota(samples, most)] = over
         return report
 
-    def _duplicate_prompts(self, table: _Table, asked: np.ndarray, codes: np.ndarray) -> None:
+    def _duplicate_prompts(self, first: np.ndarray, asked: np.ndarray, codes: np.ndarray) -> None:
         """Mark the prompts that were asked before; those that are marked already do not count."""
         places = np.flatnonzero((codes == 0) & (asked > 0))
-        _, first, which = np.unique(asked[places], return_index=True, return_inverse=True)
-        again = first[which] != np.arange(len(places))
-        named = np.zeros(len(places), np.int32)
-        owners = np.unique(first[which[again]])
-        some = (self.pool.fetch(where) for where in table.firsts(places[owners]))
-        rows = (row for fetched in some for row in fetched)
-        for owner, row in zip(owners.tolist(), rows, strict=True):
-            named[owner] = table.code_of(("duplicate_prompt", f"asks the same as {row['id']}"))
-        codes[places[again]] = named[first[which[again]]]
-
-
-# A part, codes of its samples and what they mean, numbers within their prompts, pass rates.
-Marks = tuple[int, np.ndarray, dict[int, Finding], np.ndarray, np.ndarray]
-
-
-class _Table:
-    """What the first process holds of every sample, as columns in the order of the pool.
-
-    `code` is 0 for a sample that is kept, -1 if a filter dropped it, else that of a finding.
-    `order` are the samples that no filter dropped, prompt by prompt in the order of their first
-    ones; `begins` is where each prompt begins in it, and its end.
-    """
-
-    def __init__(self, judged: Sequence[Judged]) -> None:
-        self.ends = np.cumsum([len(part.columns["id"]) for part in judged])
-        names = "id", "verdict", "left", "start", "length"
-        ids, verdict, left, self.start, self.length = (
-            np.concatenate([part.columns.pop(name) for part in judged]) for name in names
-        )
-        by_id = np.argsort(ids, kind="stable")
-        new = np.diff(ids[by_id], prepend=~ids[by_id[:1]]) != 0
-        self.group, self.number = np.empty(len(ids), np.int32), np.empty(len(ids), np.int32)
-        self.group[by_id] = np.cumsum(new) - 1
-        firsts = np.flatnonzero(new)
-        sizes = np.diff(firsts, append=len(ids))
-        self.number[by_id] = np.arange(len(ids)) - np.repeat(firsts, sizes)
-        right = np.bincount(self.group[verdict > 0], minlength=len(firsts))
-        with np.errstate(invalid="ignore"):
-            self.rate = right / np.bincount(self.group[verdict >= 0], minlength=len(firsts))
-        self.code = np.where(left, 0, -1).astype(np.int32)
-        places = np.flatnonzero(left)
-        _, first, which = np.unique(self.group[places], return_index=True, return_inverse=True)
-        self.order = places[np.argsort(first[which], kind="stable")]
-        new = np.diff(self.group[self.order], prepend=-1) != 0
-        self.begins = np.append(np.flatnonzero(new), len(places))
-        self.codes: dict[Finding, int] = {}
-        self.lots, self.tasks = np.zeros(len(ids), np.uint64), np.zeros(len(ids), np.int32)
-        self.names: dict[Any, int] = {}
+        which, firsts = _ranks(asked[places])
+        several = np.flatnonzero(np.bincount(which) > 1)
+        named = np.zeros(len(firsts), np.int32)
+        for owner, row in zip(several, self.pool.fetch(first[places[firsts[several]]])):
+            named[owner] = self.code_of(("duplicate_prompt", f"asks the same as {row['id']}"))
+        again = firsts[which] != np.arange(len(places))
+        codes[places[again]] = named[which[again]]
 
     def code_of(self, finding: Finding) -> int:
         """Return the number that stands for a finding."""
         return self.codes.setdefault(finding, len(self.codes) + 1)
 
-    def batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield the samples of so many prompts as make a part, and where each prompt begins."""
-        sizes = np.cumsum(self.length[self.order], dtype=np.int64)[self.begins[:-1]] // PART
-        cuts = np.flatnonzero(np.diff(sizes, prepend=-1))
-        for low, high in pairwise([*cuts, len(self.begins) - 1]):
-            start = self.begins[low]
-            yield self.order[start : self.begins[high]], self.begins[low:high] - start
+    def _marks(self, samples: np.ndarray) -> Iterator[Marks]:
+        meaning = {code: finding for finding, code in self.codes.items()}
+        edges = np.searchsorted(samples["part"], np.arange(len(self.pool.parts) + 1))
+        for part, (begin, end) in enumerate(pairwise(edges)):
+            some = samples[begin:end]
+            codes = set(some["code"].tolist()) - {0, -1}
+            yield part, some, {code: meaning[code] for code in codes}
 
-    def where(self, rows: np.ndarray) -> Where:
-        """Return where samples are."""
-        parts = np.searchsorted(self.ends, rows, side="right")
-        return parts.tolist(), self.start[rows].tolist(), self.length[rows].tolist()
 
-    def firsts(self, prompts: np.ndarray) -> Iterator[Where]:
-        """Yield where the first samples of prompts are, some at a time."""
-        for at in range(0, len(prompts), 1000):
-            yield self.where(self.order[self.begins[prompts[at : at + 1000]]])
+def _begins(keys: np.ndarray) -> np.ndarray:
+    """Return where each run of equal numbers begins."""
+    return np.flatnonzero(np.diff(keys, prepend=~keys[:1]) != 0)
 
-    def note(self, rows: np.ndarray, found: Compared) -> None:
-        """Note what was found out about samples."""
-        self.code[rows] = np.array([0, *map(self.code_of, found.findings)])[found.codes]
-        self.lots[rows] = found.lots
-        names = [self.names.setdefault(name, len(self.names)) for name in found.names]
-        self.tasks[rows] = np.array(names or [0])[found.tasks]
 
-    def over_quota(self, most: int) -> np.ndarray:
-        """Return the samples beyond `most`, which are spread evenly over the tasks.
+def _ranks(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the number of each key among the distinct ones as they first occur, and where."""
+    _, first, which = np.unique(keys, return_index=True, return_inverse=True)
+    firsts = np.sort(first)
+    return np.searchsorted(firsts, first)[which], firsts
 
-        Which of a task is drawn by lot. What a small task leaves of its share goes to the others.
-        """
-        left = np.flatnonzero(self.code == 0)
-        _, first, which = np.unique(self.tasks[left], return_index=True, return_inverse=True)
-        by_lot = left[np.lexsort((left, self.lots[left], first[which]))]
-        sizes = np.bincount(first[which], minlength=1)[np.sort(first)]
-        over = [left[:0]]
-        tasks = sorted(np.split(by_lot, np.cumsum(sizes)[:-1]), key=len)
-        for number, positions in enumerate(tasks):
-            share = min(len(positions), most // (len(tasks) - number))
-            most -= share
-            over.append(positions[share:])
-        return np.concatenate(over)
 
-    def marks(self) -> list[Marks]:
-        """Return how to mark each part."""
-        meaning, made = {code: finding for finding, code in self.codes.items()}, []
-        for part, (begin, end) in enumerate(pairwise([0, *self.ends.tolist()])):
-            codes, rates = self.code[begin:end], self.rate[self.group[begin:end]]
-            told = {code: meaning[code] for code in set(codes.tolist()) - {0, -1}}
-            made.append((part, codes, told, self.number[begin:end], rates))
-        return made
+def _number_and_rate(samples: np.ndarray) -> None:
+    """Number the samples of each prompt, and work out its pass rate; NaN where none counts."""
+    _, prompts = np.unique(samples["prompt"], return_inverse=True)
+    sizes = np.bincount(prompts)
+    by_prompt = np.argsort(prompts, kind="stable")
+    samples["number"][by_prompt] = np.arange(len(samples)) - np.repeat(
+        np.cumsum(sizes) - sizes, sizes
+    )
+    right, counted = (
+        np.bincount(prompts[some], minlength=len(sizes))
+        for some in (samples["verdict"] > 0, samples["verdict"] >= 0)
+    )
+    with np.errstate(invalid="ignore"):
+        samples["rate"] = (right / counted)[prompts]
+
+
+def _batches(lengths: np.ndarray, begins: np.ndarray) -> Iterator[slice]:
+    """Yield the samples of so many prompts as make a part."""
+    sizes = np.cumsum(lengths, dtype=np.int64)[begins] // PART
+    cuts = begins[np.flatnonzero(np.diff(sizes, prepend=-1))]
+    for low, high in pairwise([*cuts.tolist(), len(lengths)]):
+        yield slice(low, high)
+
+
+def _over_quota(samples: np.ndarray, most: int) -> np.ndarray:
+    """Return the samples beyond `most`, which are spread evenly over the tasks.
+
+    Which of a task is drawn by lot. What a small task leaves of its share goes to the others.
+    """
+    left = np.flatnonzero(samples["code"] == 0)
+    which, _ = _ranks(samples["task"][left])
+    by_lot = left[np.lexsort((samples["lot"][left], which))]
+    tasks = sorted(np.split(by_lot, np.cumsum(np.bincount(which))[:-1]), key=len)
+    over = []
+    for number, positions in enumerate(tasks):
+        share = min(len(positions), most // (len(tasks) - number))
+        most -= share
+        over.append(positions[share:])
+    return np.concatenate(over)
 
 
 def _first_verdict(row: Row) -> int:
@@ -585,6 +521,9 @@ def _asked(row: Row) -> str:
     """Return the text of a prompt's user turns; an empty text where there is no prompt."""
     turns = row.get("prompt") or ()
     return "\n".join(turn["content"] for turn in turns if turn.get("role") == "user")
+
+
+Drops = Iterator[tuple[int, Finding]]
 
 
 def _duplicates(rows: Sequence[Row], positions: Sequence[int], *_: Any) -> Drops:

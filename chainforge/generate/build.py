@@ -16,27 +16,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-import msgspec
 import yaml
 
 from chainforge import __version__
 from chainforge.core import artifacts
 from chainforge.core.config import resolved
 from chainforge.core.errors import InputError
-from chainforge.core.jsonl import Row, line_of, move, replacing
+from chainforge.core.jsonl import Row, line_of, move, replacing, row_of
 from chainforge.core.secrets import is_secret_key
 from chainforge.data.decontaminate import COVERAGE, N
 from chainforge.data.filters import FilterArgs, SelectionArgs
 from chainforge.data.rows import lines_of
-from chainforge.data.select import (
-    Pool,
-    Rows,
-    Selection,
-    many_rows,
-    match_pairs,
-    read_pool,
-    shared,
-)
+from chainforge.data.select import Marks, Pool, Selection, many_rows, match_pairs, read_pool, shared
 from chainforge.data.sft_dataset import pair_of
 from chainforge.data.tasks import columns_of, raw_columns, texts, type_of
 from chainforge.generate.rollouts import score_samples
@@ -99,18 +90,18 @@ def build(
     *,
     lost: Mapping[str, int] | None = None,
     report: Row | None = None,
-    sections: Callable[[list[Row]], dict[str, str]] = lambda kept: {},
+    sections: Callable[[list[Row]], dict[str, str]] | None = None,
 ) -> dict[str, Any]:
     """Select from scored samples (`rows`), write everything to `directory`, and return the funnel.
 
     `lost` counts answers without a sample, by reason; `report` is added to the funnel, `sections`
-    makes further sections of the card, of rows in memory. Raises `InputError` when no row is kept.
+    makes further sections of the card of the kept rows. Raises `InputError` when no row is kept.
     """
-    pool = Rows(rows) if isinstance(rows, list) else rows
     scratch, samples = directory / SCRATCH, directory / "samples.jsonl"
     shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
     scratch.mkdir(parents=True)
     try:
+        pool = Pool.of(rows, scratch) if isinstance(rows, list) else rows
         work = Builder(pool, selection, filters, seed, scratch)
         with shared(work, pool.processes) as each:
             funnel, marks = work.decide(each)
@@ -131,9 +122,8 @@ def build(
         shutil.rmtree(scratch, ignore_errors=True)
     settings = resolved(selection, filters)
     settings |= {"max_per_prompt": selection.max_per_prompt, "select": selection.select}
-    codes = (code for _, codes, *_ in marks for code in codes)
-    kept = [row for row, code in zip(rows, codes) if not code] if isinstance(rows, list) else []
-    card = _card(counts, funnel, settings, args.dataset_license, sections(kept))
+    more = sections([row for row in _read(samples) if row["drop"] is None]) if sections else {}
+    card = _card(counts, funnel, settings, args.dataset_license, more)
     with replacing(file.with_name("README.md")) as temporary:
         temporary.write_text(card, encoding="utf-8")
     return funnel
@@ -147,9 +137,9 @@ Counts = dict[str, Counter[Any]]
 class Builder(Selection):
     """A selection whose parts are written where they are marked."""
 
-    def write(self, part: int, *marks: Any) -> tuple[Types, Counts]:
+    def write(self, marks: Marks) -> tuple[Types, Counts]:
         """Write the marked samples of a part, and its kept rows as columns."""
-        marked = self.marked(part, *marks)
+        part, marked = marks[0], list(self.marked(marks))
         with open(self.folder / f"samples-{part}", "wb") as file:
             _append(file, b"".join(map(line_of, marked)))
         kept = [row for row in marked if row["drop"] is None]
@@ -162,10 +152,11 @@ class Builder(Selection):
         parts = (self.stored(f"columns-{part}") for part in range(len(self.pool.parts)))
         return [value for columns in parts for value in columns.get(name, ())]
 
-    def table(self, part: int, schema: Types) -> pa.Table:
-        """Return the kept rows of a part with columns of these types."""
+    def table(self, task: tuple[int, Types]) -> pa.Table:
+        """Return the kept rows of a part with columns of some types."""
         import pyarrow as pa
 
+        part, schema = task
         columns, made = self.stored(f"columns-{part}"), {}
         for name, type in schema.items():
             values = columns.get(name, [None] * len(columns["id"]))
@@ -260,7 +251,7 @@ def save_pairs(pairs: Sequence[tuple[Row, Row]], folder: Path) -> int:
 
 
 def _read(samples: Path) -> Iterator[Row]:
-    return (msgspec.json.decode(line) for _, line in lines_of(samples))
+    return (row_of(line) for _, line in lines_of(samples))
 
 
 def _why_none(funnel: Row, samples: Path) -> str:
