@@ -30,7 +30,7 @@ from chainforge.generate.sampling import open_engine, roll_out
 from chainforge.generate.settings import RunArgs, SamplingArgs, check_prompts
 from chainforge.report.formatting import show_results
 from chainforge.rewards.functions import scripts_of
-from chainforge.rewards.reward import RewardArgs, load_rewards
+from chainforge.rewards.reward import RewardArgs, check_bound, load_rewards
 from chainforge.train.model_source import check_model
 from chainforge.train.stage import is_main_process, open_stage
 from chainforge.train.templates import load_tokenizer
@@ -117,6 +117,7 @@ def preflight(configs: tuple[Any, ...]) -> SimpleNamespace:
     sampling.check()
     rows = load_examples(tasks, args.transcript, run.seed)
     rewards = load_rewards(args, set().union(*rows)) if args.rewards else []
+    check_bound(rewards, rows)
     tokenizers = {}
     for name, path in models.items():
         tokenizers[name] = load_tokenizer(path, args.transcript, rows=rows,

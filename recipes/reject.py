@@ -24,7 +24,7 @@ from chainforge.generate.rollouts import PoolArgs, score_samples
 from chainforge.generate.sampling import accepted_by, open_engine, roll_out
 from chainforge.generate.settings import RunArgs, SamplingArgs, check_prompts
 from chainforge.hub.push import check_push, push_signed
-from chainforge.rewards.reward import RewardArgs, load_rewards
+from chainforge.rewards.reward import RewardArgs, check_bound, load_rewards
 from chainforge.train.model_source import check_model
 from chainforge.train.stage import is_main_process, open_stage
 from chainforge.train.templates import load_tokenizer
@@ -48,6 +48,7 @@ def preflight(configs: tuple[Any, ...]) -> SimpleNamespace:
     policy = check_model(run.model_name_or_path)
     ready.rows = load_examples(tasks, rewarding.transcript, run.seed)
     ready.rewards = load_rewards(rewarding, set().union(*ready.rows))
+    check_bound(ready.rewards, ready.rows)
     served = sampling.engine == "api"
     if not served or Path(policy).is_dir():
         ready.tokenizer = load_tokenizer(

@@ -109,6 +109,10 @@ def tables(kinds: Iterable[Any]) -> str:
     return "\n".join(lines)
 
 
+# TRL says that it truncates a longer row; here that is refused before training.
+OURS = {"max_length": "Longest row, in tokens; a longer one is an error, and is never cut."}
+
+
 def _option(item: Any) -> Option:
     """Return a field as text."""
     kind = item.type if isinstance(item.type, str) else str(item.type).replace("typing.", "")
@@ -120,7 +124,9 @@ def _option(item: Any) -> Option:
     value = value.value if isinstance(value, Enum) else value
     unset = value in (None, "", []) or value is dataclasses.MISSING
     default = "" if unset else value if isinstance(value, str) else json.dumps(value, default=str)
-    text = " ".join(str(item.metadata.get("help") or "").replace("%%", "%").split())
+    text = OURS.get(item.name) or " ".join(
+        str(item.metadata.get("help") or "").replace("%%", "%").split()
+    )
     return Option(item.name, " | ".join(item.metadata.get("choices") or words), default, text)
 
 

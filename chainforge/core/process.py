@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
@@ -31,6 +32,8 @@ def run(main: Callable[[], None]) -> None:
     _watch_launcher()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    # TRL's own default is the option that transformers warns of, several times a run.
+    warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
     with ending():
         read_secret("HF_TOKEN")  # whatever asks the Hub sends it
         main()

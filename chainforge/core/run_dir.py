@@ -38,8 +38,11 @@ LOG_LINES = 20
 LAST_BYTES = 65_536
 # How `chainforge.core.process.run` ends a recipe that did not succeed.
 OUTCOMES = {"error: ": FAILED, "failed: ": FAILED, "stopped: ": RESUMABLE}
-# A trainer's numbers and bars, which metrics.jsonl and progress.json have too.
-_NOISE = re.compile(r"\s*\{'[\w/.-]+': .*\}$|.*\d+%\|.*\|")
+# A trainer's numbers and bars, which metrics.jsonl and progress.json have too; libraries' warnings.
+_NOISE = re.compile(
+    r"\s*\{'[\w/.-]+': .*\}$|.*\d+%\|.*\||.*\.py:\d+: \w*Warning: |  warnings\.warn\("
+    "|Failed to load CPU gemm"
+)
 
 # Shapes of JSON files: keys with `?` may be missing, and others than these are allowed.
 Number = Annotated[float, Meta(ge=-1e18, le=1e18)]  # NaN is out of bounds, too

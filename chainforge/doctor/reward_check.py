@@ -40,7 +40,7 @@ def check_reward(reward: str, task: str | None = None, rows: int = 16) -> Audit:
     from chainforge.data.tasks import TaskArgs, load_examples
     from chainforge.rewards.audit import audit
     from chainforge.rewards.functions import BUILTINS
-    from chainforge.rewards.reward import RewardArgs, load_rewards
+    from chainforge.rewards.reward import RewardArgs, check_bound, load_rewards
     from chainforge.rewards.verify import VERIFIERS
 
     whole, verifier = reward.endswith((".yaml", ".yml")), reward in VERIFIERS
@@ -65,6 +65,7 @@ def check_reward(reward: str, task: str | None = None, rows: int = 16) -> Audit:
     if verifier:
         examples = [row | {"verifier": reward} for row in examples]
     rewards = load_rewards(rewarding, set().union(*examples))
+    check_bound(rewards, examples)
     return audit(rewards, first_rows(examples, rows), transcript, examples)
 
 

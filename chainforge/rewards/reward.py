@@ -377,8 +377,18 @@ def load_rewards(args: RewardArgs, columns: Collection[str]) -> list[Reward]:
     return rewards
 
 
+def check_bound(rewards: Sequence[Reward], rows: Sequence[Row]) -> None:
+    """Raise `InputError` for a reward that is limited to a task of which there are no rows."""
+    tasks = {str(row.get("task")) for row in rows}
+    for one in rewards:
+        if one.task is not None and one.task not in tasks:
+            wrong = f"reward {one.__name__}: no row is of task {one.task!r}"
+            raise InputError(f"{wrong}; {hint(one.task, tasks)}")
+
+
 def check_applicable(rewards: Sequence[Reward], rows: Sequence[Row]) -> None:
     """Raise `InputError` for rows to which no reward applies: nothing can be learnt from them."""
+    check_bound(rewards, rows)
     if without := [row for row in rows if not any(reward.applies(row) for reward in rewards)]:
         raise InputError(
             f"rewards: none applies to {len(without)} of {len(rows)} rows, such as "

@@ -25,6 +25,7 @@ def test_numbers_and_bars_are_left_out(tmp_path):
     text = (
         "{'loss': '0.1', 'completions/mean_length': '3'}\n"
         " 10%|#  | 1/10\r 20%|## | 2/10\n"
+        "/lib/args.py:15: FutureWarning: `old` is deprecated\n  warnings.warn(\n"
         "kept\r\n{'a': 1} is odd\n"
     )
     assert read(tmp_path, text).lines == ["kept", "{'a': 1} is odd"]

@@ -174,6 +174,9 @@ def test_a_reward_that_needs_an_answer_does_not_apply_without_one(own):
     check_applicable(rewards, rows)
     with pytest.raises(InputError, match="none applies to 2 of 3 rows, .* with answer None"):
         check_applicable([rewards[0], rewards[2]], rows)
+    (lost,) = own({"fn": "format_reward", "task": "chta"}, columns=COLUMNS | {"task"})
+    with pytest.raises(InputError, match="no row is of task 'chta'; did you mean 'chat'?"):
+        check_applicable([*rewards, lost], rows)
 
 
 def test_trls_own_rewards_by_name_with_params():
