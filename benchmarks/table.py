@@ -45,6 +45,13 @@ def overhead(found: Any) -> Verdict:
     return f"{'; '.join(parts)} (n={found['runs']})", met
 
 
+def many_rows(found: Any) -> Verdict:
+    """The peak memory of SFT on many rows, and the same weights."""
+    clock, peak = (found["ratio"][name]["median"] for name in ("seconds", "peak_bytes"))
+    words = f"{found['rows']:,} rows: {peak:.3f} of the memory, {clock:.2f} of the time"
+    return f"{words} (n={found['runs']})", peak <= found["limit"] and found["bit_equal"]
+
+
 def rollouts(found: Any) -> Verdict:
     """Wall time of the RL stages with ChainForge's rollouts, as a share of the raw scripts'."""
     clocks = {kind: one["ratio"]["seconds"]["median"] for kind, one in found["stages"].items()}
@@ -166,6 +173,8 @@ def own(found: Any) -> Verdict:
 ROWS = (
     Row("P1", "an SFT and a GRPO stage: wall time, peak memory", "raw TRL scripts",
         "1.00 ± 0.02, weights equal bit by bit", "overhead", overhead),
+    Row("P1b", "SFT on a million rows: peak memory to the third step", "raw TRL script",
+        "1.2, weights equal bit by bit", "many_rows", many_rows),
     Row("P2", "rejection sampling: accepted rows per second", "one prompt at a time; plain batches",
         "10x the loop, never below batches", "rejection_sampling", rejection),
     Row("P3", "rewards: completions scored per second", "TRL's accuracy_reward",

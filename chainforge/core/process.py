@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import signal
 import stat
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -23,6 +26,7 @@ from chainforge.core.secrets import read_secret, redact_output
 # Of the stage that is open, for what keeps files beside its own, such as an LLM judge.
 stage_directory: ContextVar[Path | None] = ContextVar("stage_directory", default=None)
 CHAIN_VARIABLE = "CHAINFORGE_CHAIN"  # set for the stages that `chainforge run` starts
+_cleaners: list[subprocess.Popen[bytes]] = []  # their pipes stay open
 LAUNCHERS = (CHAIN_VARIABLE, "ACCELERATE_DYNAMO_MODE", "TORCHELASTIC_RUN_ID")
 
 
@@ -135,3 +139,18 @@ def end_with(parent: int) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+@functools.cache
+def scratch(parent: Path) -> Path:
+    """Return a folder for files of this process, removed when it ends, also by SIGKILL.
+
+    It is within `parent`, or else in the system's place for temporary files.
+    """
+    with contextlib.suppress(OSError):
+        parent.mkdir(parents=True, exist_ok=True)
+    folder = tempfile.mkdtemp("", "chainforge-", parent if os.access(parent, os.W_OK) else None)
+    # Reads from a pipe whose other end only this process and its forks hold.
+    words = ["sh", "-c", 'exec > /dev/null 2>&1; read -r _; rm -rf -- "$1"', "cleaner", folder]
+    _cleaners.append(subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True))
+    return Path(folder)

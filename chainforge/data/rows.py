@@ -10,7 +10,7 @@ import contextlib
 import contextvars
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -52,24 +52,25 @@ class FoundRows:
     """Good rows with their numbers, and what was wrong with the others."""
 
     path: Path
-    rows: list[tuple[int, Row]] = field(default_factory=list)
+    rows: Iterable[tuple[int, Row]] = ()
     faults: list[tuple[int, str]] = field(default_factory=list)
 
-    def each(self, change: Callable[[Row], T], most: float = MAX_BAD) -> list[T]:
-        """Return `change(row)` for each good row; rows that it refuses count as bad rows, too.
+    def each(self, change: Callable[[Row], T], most: float = MAX_BAD) -> Iterator[T]:
+        """Yield `change(row)` for each good row; rows that it refuses count as bad rows, too.
 
-        Writes the bad rows down; raises `InputError` when their share is above `most`.
+        Writes the bad rows down at the end; raises `InputError` when their share is above `most`.
         """
-        made: list[T] = []
-        faults = list(self.faults)
+        good, refused = 0, []
         for number, row in self.rows:
             try:
-                made.append(change(row))
+                made = change(row)
             except InputError as error:
-                faults.append((number, str(error)))
-        if faults:
-            self.settle(sorted(faults), len(made) + len(faults), most)
-        return made
+                refused.append((number, str(error)))
+            else:
+                good += 1
+                yield made
+        if faults := sorted(self.faults + refused):
+            self.settle(faults, good + len(faults), most)
 
     def settle(self, faults: list[tuple[int, str]], total: int, most: float = MAX_BAD) -> None:
         """Write bad rows down; raise `InputError` when they are too many of all."""
@@ -89,18 +90,23 @@ class FoundRows:
 
 
 def read_file(path: str | Path) -> FoundRows:
-    """Read a file of JSON lines, good rows and bad; in a .txt file other lines are prompts."""
+    """Read JSON lines, good rows and bad, as they are asked for; others of a .txt are prompts."""
     found = FoundRows(Path(path))
     if not found.path.is_file():
         raise InputError(f"{path}: no such file")
-    for number, (_, line) in enumerate(lines_of(path), start=1):
+    found.rows = _parsed(found)
+    return found
+
+
+def _parsed(found: FoundRows) -> Iterator[tuple[int, Row]]:
+    for number, (_, line) in enumerate(lines_of(found.path), start=1):
         if line.strip():
             try:
-                plain = found.path.suffix == ".txt" and not line.startswith(b"{")
-                found.rows.append((number, parse(line, plain)))
+                row = parse(line, found.path.suffix == ".txt" and not line.startswith(b"{"))
             except InputError as error:
                 found.faults.append((number, str(error)))
-    return found
+            else:
+                yield number, row
 
 
 def lines_of(

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chainforge.core.errors import InputError
-from chainforge.core.jsonl import Message, Row
+from chainforge.core.jsonl import Message, Row, writing
+from chainforge.core.process import scratch
 from chainforge.core.transcript import DEFAULT, PRESETS, is_blank, read, write
 from chainforge.data.rows import FoundRows, read_file, wrong_turns
 
@@ -23,6 +28,8 @@ SFT, DPO = ("completion",), ("chosen", "rejected")
 _OTHERS = ("prompt", "messages", "source", "drop")  # the other columns that are looked at
 # Where servers and data sets keep the reasoning of an assistant's message.
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
+
+_BATCH, _BUFFER = 1000, 1 << 20  # rows in memory at a time; bytes of a parquet file
 
 Pair = tuple[list[Message], list[Message]]  # prompt and completion
 Columns = tuple[str, ...]
@@ -58,47 +65,66 @@ def sft_dataset(
     `transcript` says. Rows with a reason in `drop`, and wrong ones that were never selected, are
     left out and counted; malformed rows are left out and written to the stage's rejects. Raises
     `InputError`, naming path and row, for too many of them, for rows of the fallback teacher unless
-    they are allowed, and when nothing is left.
+    they are allowed, and when nothing is left. The data set is mapped from a file, beside which
+    TRL's tokens go as well.
     """
-    from datasets import Dataset
+    import pyarrow as pa
+    from datasets import Dataset, config
 
     if not args.data:
         raise InputError("data: none given; name the directory of a data stage or a .jsonl file")
-    rows: list[list[Pair]] = []
+    turns = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
+    schema = pa.schema(dict.fromkeys(("prompt", *columns), turns))
+    handle, file = tempfile.mkstemp(".arrow", dir=scratch(Path(config.HF_DATASETS_CACHE)))
     counts: dict[str, dict[str, int]] = {}
-    for path in args.data:
-        found, dropped = _source(path, args, columns)
-        rows += found
-        counts[path] = {"rows": len(found)} | ({"dropped": dropped} if dropped else {})
-    made = {"prompt": [row[0][0] for row in rows]}
-    made |= {name: [row[place][1] for row in rows] for place, name in enumerate(columns)}
-    return Dataset.from_dict(made), counts
+    with writing(file), open(handle, "wb") as sink, pa.ipc.new_stream(sink, schema) as out:
+        for path in args.data:
+            found = Counter[str]()
+            rows = _source(path, args, columns, found)
+            while batch := list(itertools.islice(rows, _BATCH)):
+                made = [pa.array(column, turns) for column in zip(*batch, strict=True)]
+                out.write_batch(pa.record_batch(made, schema=schema))
+            counts[path] = {key: found[key] for key in ("rows", "dropped") if found[key]}
+    return Dataset.from_file(file), counts
 
 
-def _source(path: str, args: DataArgs, columns: Columns) -> tuple[list[list[Pair]], int]:
-    """Return one source's rows, the prompt with each column, and how many were dropped before."""
+def _source(
+    path: str, args: DataArgs, columns: Columns, counts: Counter[str]
+) -> Iterator[list[list[Message]]]:
+    """Yield one source's rows, prompt and columns; count them, and those dropped before."""
     found = _read(Path(path), columns)
-    # Wrong samples that selection never saw are not trained on either.
-    kept = [
-        (number, row)
-        for number, row in found.rows
-        if not (row["drop"] if "drop" in row else row.get("correct") is False)
-    ]
-    dropped, found.rows = len(found.rows) - len(kept), kept
-    fallback = [number for number, row in kept if row.get("source") == FALLBACK]
-    if fallback and not args.allow_offline_rows:
-        raise InputError(
-            f"{path}: {len(fallback)} of {len(kept)} rows (the first: row {fallback[0]}) are "
-            f"{FALLBACK}: worked solutions in place of a teacher that failed; collect again, or "
-            "set `allow_offline_rows: true`"
-        )
-    pairs = found.each(lambda row: [_in_form(row, args.transcript, name) for name in columns])
-    if not pairs:
+    found.rows = _kept(path, found.rows, args, counts)
+    for pairs in found.each(lambda row: [_in_form(row, args.transcript, one) for one in columns]):
+        counts["rows"] += 1
+        yield [pairs[0][0], *(said for _, said in pairs)]
+    dropped = counts["dropped"]
+    if not counts["rows"]:
         raise InputError(f"{path}: no rows to train on ({dropped} are marked `drop`, or wrong)")
     if dropped:
         words = "%s: left out %d rows that are marked `drop`, or wrong and never selected"
         logger.warning(words, path, dropped)
-    return pairs, dropped
+
+
+def _kept(
+    path: str, rows: Iterable[tuple[int, Row]], args: DataArgs, counts: Counter[str]
+) -> Iterator[tuple[int, Row]]:
+    """Yield the rows that are not dropped; raise `InputError` at the end for a fallback's."""
+    kept, fallback, first = 0, 0, 0
+    for number, row in rows:
+        # Wrong samples that selection never saw are not trained on either.
+        if row["drop"] if "drop" in row else row.get("correct") is False:
+            counts["dropped"] += 1
+            continue
+        kept += 1
+        if row.get("source") == FALLBACK:
+            fallback, first = fallback + 1, first or number
+        yield number, row
+    if fallback and not args.allow_offline_rows:
+        raise InputError(
+            f"{path}: {fallback} of {kept} rows (the first: row {first}) are {FALLBACK}: worked "
+            "solutions in place of a teacher that failed; collect again, or set "
+            "`allow_offline_rows: true`"
+        )
 
 
 def _read(path: Path, columns: Columns) -> FoundRows:
@@ -110,7 +136,7 @@ def _read(path: Path, columns: Columns) -> FoundRows:
     folder = path / ("dataset" if columns == SFT else "pairs")
     files = [path] if path.is_file() else sorted(folder.glob("*.parquet"))
     if files := files or sorted(path.glob("*.parquet")):
-        return FoundRows(path, list(enumerate(_parquet(files, columns), start=1)))
+        return FoundRows(path, enumerate(_parquet(files, columns), start=1))
     if columns == DPO:
         raise InputError(f"{path}: contains no pairs: make them with `preference_pairs: 1`")
     if (path / "samples.jsonl").is_file():
@@ -118,18 +144,19 @@ def _read(path: Path, columns: Columns) -> FoundRows:
     raise InputError(f"{path}: contains no rows: neither dataset/*.parquet nor samples.jsonl")
 
 
-def _parquet(files: list[Path], columns: Columns) -> list[Row]:
+def _parquet(files: list[Path], columns: Columns) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows: list[Row] = []
     for file in files:
         try:
-            names = [one for one in pq.read_schema(file).names if one in (*_OTHERS, *columns)]
-            rows += pq.read_table(file, columns=names).to_pylist()
+            with pq.ParquetFile(file, buffer_size=_BUFFER) as table:
+                there = table.schema_arrow.names
+                names = [one for one in there if one in (*_OTHERS, *columns)]
+                for batch in table.iter_batches(_BATCH, columns=names):
+                    yield from batch.to_pylist()
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{file} is not a parquet file: {error}") from None
-    return rows
 
 
 def pair_of(row: Row, transcript: str = DEFAULT, name: str = "completion") -> Pair:

@@ -102,7 +102,7 @@ class Columns(msgspec.Struct, frozen=True):
 
         A row without any column of answers is a prompt for rewards that need none.
         """
-        return found.each(self.row, most)
+        return list(found.each(self.row, most))
 
     def row(self, raw: Row) -> Row:
         """Return a table's row as one of a task; raise `InputError` if it is malformed."""
@@ -166,6 +166,7 @@ def jsonl(path: str, *, size: int | None = None, seed: int = 0, **columns: Any) 
     """
     mapping = Columns.named(columns)
     found = read_file(path)
+    found.rows = list(found.rows)
     if not found.rows and not found.faults:
         raise InputError(f"{path} is empty: expected one JSON object a line")
     rows = mapping.read(found)

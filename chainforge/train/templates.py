@@ -17,6 +17,7 @@ import multiprocessing
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -338,8 +339,8 @@ def check_rows(
     checked, limit = set(), max_length or sys.maxsize
     render = functools.partial(tokenizer.apply_chat_template, tokenize=False)
     long: dict[int, int] = {}  # tokens by row
-    columns = zip(_column(rows, "prompt"), _column(rows, column), strict=True)
-    for number, (prompt, done) in enumerate(columns):
+    pairs = zip(_column(rows, "prompt"), _column(rows, column), strict=True)
+    for number, (prompt, done) in enumerate(pairs):
         kind = tuple(
             (turn["role"], *sorted(set(_MARK.findall(turn["content"])))) for turn in prompt
         )
@@ -440,13 +441,14 @@ def _written(
 def _encoded(tokenizer: Any, prompt: str, answer: str) -> tuple[list[int], int]:
     """Return the tokens of two texts, and how many are the first one's, as it has them alone."""
 
-    def encode(text: str) -> list[int]:
-        pieces = tokenizer(text.split(_CUT), add_special_tokens=False)["input_ids"]
-        return [one for piece in pieces for one in piece]
+    def encode(*texts: str) -> list[list[int]]:  # in one call, which is faster
+        parts = [text.split(_CUT) for text in texts]
+        ids = iter(tokenizer([*chain(*parts)], add_special_tokens=False)["input_ids"])
+        return [[one for _ in pieces for one in next(ids)] for pieces in parts]
 
-    start, ids = encode(prompt), encode(prompt + answer)
+    start, ids = encode(prompt, prompt + answer)
     if ids[: len(start)] != start:  # a token across the boundary is none that can be sampled
-        ids = start + encode(answer)
+        ids = start + encode(answer)[0]
     return ids, len(start)
 
 

@@ -1,4 +1,8 @@
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -28,3 +32,28 @@ def test_a_recipe_ends_with_one_message_and_its_own_code(capsys, error, code, wo
     text = capsys.readouterr().err
     assert text.startswith(words)
     assert ("Traceback" in text) == isinstance(error, KeyError)
+
+
+SCRATCH = """
+import pathlib, sys
+from chainforge.core.process import scratch
+folder = scratch(pathlib.Path(sys.argv[1]))
+(folder / "rows.arrow").touch()
+print(folder, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, None])
+def test_a_scratch_folder_is_removed_when_its_process_ends(tmp_path, number):
+    words, pipe = [sys.executable, "-c", SCRATCH, str(tmp_path / "cache")], subprocess.PIPE
+    process = subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True)
+    folder = Path(process.stdout.readline().strip())
+    assert (folder.parent, folder.joinpath("rows.arrow").exists()) == (tmp_path / "cache", True)
+    if number:
+        process.send_signal(number)
+    process.communicate("")
+    deadline = time.monotonic() + 60
+    while folder.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not folder.exists()

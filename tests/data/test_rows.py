@@ -58,10 +58,12 @@ def test_what_is_not_wrong_and_a_torn_tail_that_is(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + b"\r\n\r\n".join(lines(20)))
     found = read_file(path)
-    assert not found.faults
     assert [number for number, _ in found.rows] == list(range(1, 40, 2))
+    assert not found.faults
     path.write_bytes(b"\n".join(lines(3)) + b'\n{"question": "What')
-    ((number, reason),) = read_file(path).faults
+    found = read_file(path)
+    assert len(list(found.rows)) == 3
+    ((number, reason),) = found.faults
     assert (number, reason) == (4, "not a line of JSON: Input data was truncated")
 
 

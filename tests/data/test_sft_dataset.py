@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -67,6 +68,15 @@ def test_rows_of_stages_and_files(tmp_path, caplog, dataset):
     made, counts = sft_dataset(DataArgs([path]))
     assert (len(made), counts) == (3, {path: {"rows": 3, "dropped": 3}})
     assert "left out 3 rows that are marked `drop`" in caplog.text
+
+
+def test_rows_and_what_is_made_of_them_are_mapped_from_files(tmp_path):
+    made = rows_of([stage(tmp_path / "traces", samples(2500), dataset=True)] * 2)
+    assert (len(made), made[2500]) == (5000, made[0])
+    assert made[2499]["prompt"][0]["content"] == "2499 + 1?"
+    for rows in (made, made.map(lambda row: {"n": len(row["prompt"])})):
+        (file,) = rows.cache_files
+        assert Path(file["filename"]).parent.name.startswith("chainforge-")
 
 
 SUM = {"role": "user", "content": "1 + 1?"}
