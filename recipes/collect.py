@@ -28,10 +28,8 @@ CONFIGS = (RunArgs, TaskArgs, RewardArgs, TeacherArgs, SelectionArgs, FilterArgs
 
 def preflight(configs: tuple[Any, ...]) -> SimpleNamespace:
     """Check settings, teacher, rows and rewards; return what was loaded. No request is sent."""
-    run, tasks, rewarding, teacher, selection, filters = configs
+    run, tasks, rewarding, teacher, *_ = configs
     teacher.check()
-    selection.check()
-    filters.check()
     endpoints = [] if teacher.teacher == "offline" else [endpoint_of(teacher)]
     if endpoints and not teacher.dry_run:
         key_of(teacher)

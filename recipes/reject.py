@@ -35,10 +35,8 @@ CONFIGS = (RunArgs, TaskArgs, RewardArgs, SamplingArgs, PoolArgs, SelectionArgs,
 
 def preflight(configs: tuple[Any, ...]) -> SimpleNamespace:
     """Check settings, rows, rewards and tokenizer; return what was loaded. No weights are read."""
-    run, tasks, rewarding, sampling, pool, selection, filters, output = configs
+    run, tasks, rewarding, sampling, pool, *_, output = configs
     check_push(output)
-    selection.check()
-    filters.check()
     ready = SimpleNamespace(rows=[], tokenizer=None, rewards=[], transcript=rewarding.transcript)
     if pool.paths():
         if run.model_name_or_path:

@@ -34,15 +34,16 @@ SEEDS = (0, 2**32 - 1)  # what NumPy takes
 _TINY = math.ulp(0.0)  # means "above 0"
 _RANGES: dict[tuple[float, float], str] = {
     (0, math.inf): "learning_rate weight_decay beta max_grad_norm warmup_steps epsilon "
-    "epsilon_high temperature max_retries outage_timeout top_k",
+    "epsilon_high temperature max_retries outage_timeout top_k min_reasoning_chars "
+    "max_completion_tokens preference_pairs",
     (_TINY, math.inf): "num_train_epochs logging_steps save_steps eval_steps repetition_penalty",
     (1e-6, math.inf): "max_usd",
     (1e-3, math.inf): "timeout",
     (1, math.inf): "per_device_train_batch_size per_device_eval_batch_size lora_r lora_alpha "
     "gradient_accumulation_steps generation_batch_size steps_per_generation num_iterations "
     "max_completion_length max_length max_new_tokens num_samples num_generations max_concurrency "
-    "max_samples round_size max_tokens_total max_requests expected_tokens",
-    (0, 1): "min_p lora_dropout",
+    "max_samples round_size max_tokens_total max_requests expected_tokens max_per_prompt max_rows",
+    (0, 1): "min_p lora_dropout max_repetition min_language near_duplicates",
     (_TINY, 1): "top_p vllm_gpu_memory_utilization",
     SEEDS: "seed data_seed",
 }
@@ -310,12 +311,19 @@ def _value(key: str, value: Any, where: str, fields: Fields) -> Any:
     except InputError as error:
         about = str(item.metadata.get("help", "")).partition(". ")[0]
         raise InputError(f"{error}: {about}" if _is_structured(kind) else str(error)) from None
-    if wrong := out_of_range(key, found, fields):
+    if wrong := _out_of_range(key, found, fields):
         raise InputError(f"{where}{key}: {wrong}")
     return found
 
 
-def out_of_range(key: str, value: Any, known: Collection[str]) -> str | None:
+def check_ranges(settings: Any) -> None:
+    """Raise `InputError` for a number out of its range in settings that were not parsed."""
+    for name, value in vars(settings).items():
+        if wrong := _out_of_range(name, value, vars(settings)):
+            raise InputError(f"{name}: {wrong}")
+
+
+def _out_of_range(key: str, value: Any, known: Collection[str]) -> str | None:
     """Return what is wrong with a number in a setting's value; None if it is possible."""
     if key == "max_steps" and (value == 0 or value < -1):
         return f"expected 1 or more, or -1 for whole epochs, found {value}"

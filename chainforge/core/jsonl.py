@@ -91,11 +91,14 @@ def line_of(row: Row) -> bytes:
 
 
 def row_of(line: bytes) -> Row:
-    """Return the row of a line that `line_of` made."""
+    """Return the row of a line; raise `ValueError` (or `RecursionError`) where it is none."""
     try:
         return _DECODER.decode(line)
-    except msgspec.DecodeError:  # of text that UTF-8 cannot hold
-        return dict(json.loads(line))
+    except msgspec.DecodeError:  # which json may read: NaN, or text that UTF-8 cannot hold
+        row = json.loads(line)
+    if not isinstance(row, dict):
+        raise ValueError(f"a {type(row).__name__}, not an object")
+    return row
 
 
 def repair(path: Path) -> None:
@@ -138,10 +141,7 @@ def read_rows(path: str | Path, *, torn_tail: bool = False) -> list[Row]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-            if not isinstance(row, dict):
-                raise ValueError(f"a {type(row).__name__}, not an object")
-            rows.append(row)
+            rows.append(row_of(line))
         except (ValueError, RecursionError) as error:
             if not torn_tail or number < len(lines):
                 wrong.append(f"line {number}: {error}")

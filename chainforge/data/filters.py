@@ -20,15 +20,6 @@ from chainforge.data.sources import has_answer, question
 from chainforge.rewards.functions import count_words, share
 
 
-def _range(args: object, least: float, most: float, *names: str) -> None:
-    """Raise `InputError` for settings that are given and out of range."""
-    for name in names:
-        value = getattr(args, name)
-        if value is not None and not least <= value <= most:
-            limits = f"{least} or more" if most == float("inf") else f"a share, {least} to {most}"
-            raise InputError(f"{name}: expected {limits}, found {value}")
-
-
 @dataclass
 class FilterArgs:
     """What a completion must be like before a model may learn from it."""
@@ -53,11 +44,6 @@ class FilterArgs:
     drop_code: bool = field(
         default=False, metadata={"help": "Drop reasoning with a fenced block of code: code."}
     )
-
-    def check(self) -> None:
-        """Raise `InputError` for a setting that is out of range."""
-        _range(self, 0, 1, "max_repetition", "min_language")
-        _range(self, 0, float("inf"), "min_reasoning_chars", "max_completion_tokens")
 
 
 @dataclass
@@ -104,12 +90,6 @@ class SelectionArgs:
         default=None,
         metadata={"help": "Most rows kept in all, spread evenly over the tasks: over_quota."},
     )
-
-    def check(self) -> None:
-        """Raise `InputError` for a setting that is out of range."""
-        _range(self, 1, float("inf"), "max_per_prompt", "max_rows")
-        _range(self, 0, 1, "near_duplicates")
-        _range(self, 0, float("inf"), "preference_pairs")
 
 
 Finding = tuple[str, str]  # the reason, and what was measured

@@ -10,6 +10,7 @@ import contextlib
 import contextvars
 import logging
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ import msgspec
 
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import JsonLines, Row, write_rows
+from chainforge.core.process import stage_directory, working_in
 from chainforge.core.transcript import is_blank
 
 logger = logging.getLogger(__name__)
@@ -28,23 +30,22 @@ MAX_BAD = 0.01  # the share of bad rows above which a file stops the run
 MAX_LINE = 1_000_000  # bytes; a longer line is a file in a file, or two files glued together
 REJECTS = "rejects.jsonl"
 
-_folder: contextvars.ContextVar[Path | None] = contextvars.ContextVar("rejects", default=None)
 _early: contextvars.ContextVar[tuple[Row, ...]] = contextvars.ContextVar("early", default=())
 
 
 @contextlib.contextmanager
 def rejects_in(directory: str | Path) -> Iterator[None]:
-    """Write bad rows to `directory`/rejects.jsonl: those found so far, and in this context."""
+    """Make a directory the open stage's; write bad rows there: those found so far, and from now on.
+
+    Of several processes only the first one writes them.
+    """
     path = Path(directory) / REJECTS
     path.unlink(missing_ok=True)
     if early := _early.get():
         write_rows(path, early)
         _early.set(())
-    token = _folder.set(Path(directory))
-    try:
+    with working_in(Path(directory)):
         yield
-    finally:
-        _folder.reset(token)
 
 
 @dataclass
@@ -75,7 +76,7 @@ class FoundRows:
     def settle(self, faults: list[tuple[int, str]], total: int, most: float = MAX_BAD) -> None:
         """Write bad rows down; raise `InputError` when they are too many of all."""
         rows = [{"file": str(self.path), "row": number, "reason": why} for number, why in faults]
-        if folder := _folder.get():
+        if (folder := stage_directory.get()) and os.environ.get("RANK", "0") == "0":
             with JsonLines(folder / REJECTS) as file:
                 file.extend(rows)
         else:

@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
+from chainforge.core.config import check_ranges
 from chainforge.core.errors import Failed, InputError
 from chainforge.core.jsonl import Row, line_of, row_of
 from chainforge.core.process import end_with
@@ -300,9 +301,8 @@ class Selection:
         seed: int,
         folder: Path,
     ) -> None:
-        args.check()
-        if filters is not None:
-            filters.check()
+        for given in filter(None, (args, filters)):
+            check_ranges(given)
         self.pool, self.args, self.filters, self.seed = pool, args, filters, seed
         self.folder = folder
         self.exam = evaluation_questions(args.decontaminate, seed) if args.decontaminate else []

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from chainforge.core.config import out_of_range
+from chainforge.core.config import check_ranges
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import Row
 
@@ -108,9 +108,7 @@ class RequestArgs:
 
     def check(self) -> None:
         """Raise `InputError` for values out of their bounds, and for what cannot be asked."""
-        for name, value in vars(self).items():  # a judge's were not parsed
-            if wrong := out_of_range(name, value, vars(self)):
-                raise InputError(f"{name}: {wrong}")
+        check_ranges(self)  # a judge's were not parsed
         for name in sorted(RESERVED.intersection(self.extra_body or ())):
             raise InputError(
                 f"extra_body: {name!r} changes what is asked for or what it may cost; use "

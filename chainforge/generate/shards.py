@@ -7,7 +7,6 @@ processes. The first process merges the files at the end.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from chainforge.core.errors import InputError
-from chainforge.core.jsonl import JsonLines, Row, repair, write_rows
+from chainforge.core.jsonl import JsonLines, Row, repair, row_of, write_rows
 
 T = TypeVar("T")
 Key = tuple[str, int]  # id of the row, number of the sample
@@ -101,7 +100,7 @@ class Shards:
         end = data.rfind(b"\n") + 1
         self._read[file] = start + end
         try:
-            return [json.loads(line) for line in data[:end].splitlines()]
+            return [row_of(line) for line in data[:end].splitlines()]
         except ValueError as error:
             raise InputError(f"{file}: a line is not JSON: {error}") from None
 

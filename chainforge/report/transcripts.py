@@ -7,7 +7,6 @@ once for their texts. Ids are hashes, so the first prompts by id are random ones
 from __future__ import annotations
 
 import heapq
-import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from chainforge.core.errors import InputError
-from chainforge.core.jsonl import Row
+from chainforge.core.jsonl import Row, row_of
 from chainforge.core.run_dir import StageDir
 from chainforge.core.transcript import PRESETS, read
 from chainforge.data.sources import has_answer
@@ -184,9 +183,7 @@ def _samples(path: Path) -> Iterator[Row]:
             if not line.endswith(b"\n"):  # it is being written
                 return
             try:
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise ValueError("not a JSON object")
+                row = row_of(line)
             except (ValueError, RecursionError) as error:
                 raise InputError(f"{path}: line {number}: {error}") from None
             if "completion" in row:

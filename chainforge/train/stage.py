@@ -111,9 +111,9 @@ def open_stage(
             _begin(stage)
         while shared and not stage.path(STARTED).exists():
             time.sleep(0.1)
-        with writing(stage.directory), process.working_in(stage.directory):
-            with rejects_in(stage.directory) if main else contextlib.nullcontext():
-                yield stage
+        working_in = rejects_in if main else process.working_in
+        with writing(stage.directory), working_in(stage.directory):
+            yield stage
             if main:
                 stage.seconds = round(stage.seconds + time.monotonic() - started, 1)
                 _sign(stage)

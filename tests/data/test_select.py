@@ -149,8 +149,8 @@ def test_the_funnel_adds_up():
     ("rows", "settings", "message"),
     [
         ([], {}, "no samples"),
-        ([scored()], {"max_per_prompt": 0}, "max_per_prompt: expected 1"),
-        ([scored()], {"near_duplicates": 2}, "near_duplicates: expected a share"),
+        ([scored()], {"max_per_prompt": 0}, "max_per_prompt: expected .* of at least 1"),
+        ([scored()], {"near_duplicates": 2}, "near_duplicates: .* at most 1,"),
         ([scored()], {"decontaminate": ["nowhere.yaml"]}, r"decontaminate\[0\]: nowhere.yaml"),
     ],
 )
