@@ -14,15 +14,14 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 
 import psutil
 
 from chainforge.chain.plan import executable
 from chainforge.core.errors import PAUSED, Failed, Stopped
-from chainforge.core.process import CHAIN_VARIABLE, leave_terminal, stop_signals
+from chainforge.core.process import CHAIN_VARIABLE, noting_stops
 from chainforge.core.secrets import redact
 
 POLL_SECONDS = 0.1
@@ -65,7 +64,7 @@ def execute(
     if on_cpu and not _SPIN_SETTINGS & environment.keys():
         environment |= BOUNDED_SPIN
     asked: list[int] = []
-    with open(log, "ab") as output, _signals(asked):
+    with open(log, "ab") as output, noting_stops(asked.append):
         output.write(f"$ {redact(shlex.join(command))}\n".encode())
         output.flush()
         start = output.tell()
@@ -136,22 +135,6 @@ def _signal_group(group: int, number: int) -> None:
     """Send a signal to a process group, if there still is one."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, number)
-
-
-@contextlib.contextmanager
-def _signals(asked: list[int]) -> Iterator[None]:
-    """Note SIGINT, SIGTERM and SIGHUP in `asked` instead of ending this process."""
-
-    def note(number: int, frame: FrameType | None) -> None:
-        leave_terminal()
-        asked.append(number)
-
-    before = {number: signal.signal(number, note) for number in stop_signals()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def redact_file(path: Path, start: int = 0) -> None:

@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
+from types import FrameType
 
 from chainforge.core.errors import Failed, InputError, Stopped
 from chainforge.core.jsonl import writing
@@ -110,6 +111,22 @@ def stop_signals() -> list[signal.Signals]:
     found = [signal.SIGINT, signal.SIGTERM]
     ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return found if ignored else [*found, signal.SIGHUP]
+
+
+@contextlib.contextmanager
+def noting_stops(note: Callable[[int], None]) -> Iterator[None]:
+    """Call `note` with each signal that asks for an orderly stop, instead of ending at once."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        leave_terminal()
+        note(number)
+
+    before = {number: signal.signal(number, handle) for number in stop_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def leave_terminal() -> None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -18,7 +15,6 @@ from transformers import TrainerCallback, TrainerState
 
 from chainforge.core.errors import Failed, Stopped
 from chainforge.core.jsonl import JsonLines, Row, read_rows, write_rows
-from chainforge.core.process import leave_terminal, stop_signals
 from chainforge.train import checkpoints, trl_internals
 from chainforge.train.stage import Stage, is_main_process
 
@@ -181,23 +177,12 @@ class CheckpointCallback(TrainerCallback):
             checkpoints.rotate(place.parent, self.limit, state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
 
-    @contextlib.contextmanager
-    def on_signals(self) -> Iterator[None]:
-        """Note SIGINT, SIGTERM and SIGHUP; a second Ctrl-C ends the process at once."""
-
-        def note(number: int, frame: FrameType | None) -> None:
-            leave_terminal()
-            if self.signal and number == signal.SIGINT:
-                signal.signal(number, signal.SIG_DFL)
-                os.kill(os.getpid(), number)
-            self.signal = self.signal or number
-
-        before = {number: signal.signal(number, note) for number in stop_signals()}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def note_signal(self, number: int) -> None:
+        """Note a signal that asks for a stop; a second Ctrl-C ends the process at once."""
+        if self.signal and number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.signal = self.signal or number
 
     def check_signal(self, state: TrainerState) -> None:
         """Raise `Stopped` when a signal has ended training before its last step."""

@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerState
 
 from chainforge.core.errors import Failed, first_line
 from chainforge.core.jsonl import DiskFull, no_room, writing
+from chainforge.core.process import noting_stops
 from chainforge.train import checkpoints, trl_internals
 from chainforge.train.callbacks import (
     DIVERGED,
@@ -46,7 +47,7 @@ def train(trainer: Any, stage: Stage, *callbacks: TrainerCallback) -> None:
     last = CheckpointCallback(trainer)
     for callback in (StageCallback(stage), *callbacks, last):
         trainer.add_callback(callback)
-    with last.on_signals():
+    with noting_stops(last.note_signal):
         _run(trainer, checkpoint)
         if early := stage.notes.get("stopped_early"):
             logger.info("stopped early, %s", early)
