@@ -40,7 +40,7 @@ CASES = [
     ("grpo", {"tasks": [of_file("rows.jsonl")], "rewards": [{"fn": "accuracy_reward"}]}, "answer"),
     ("grpo", {"rewards": [{"fn": "acuracy_reward"}]}, "did you mean 'accuracy_reward'"),
     ("grpo", {"rewards": [{"fn": "needs.py:needs"}]}, "needs 'colour'"),
-    ("grpo", {"rewards": [{"fn": "broken.py:fn"}]}, "not import: line 2: ZeroDivisionError"),
+    ("grpo", {"rewards": [{"fn": "broken.py:fn"}]}, "be imported: line 2: ZeroDivisionError"),
     ("grpo", {"num_generations": 3}, "divisible by num_generations"),
     ("grpo", {"num_iterations": 2, "save_steps": 3}, "save_steps: 3 falls inside a generation"),
     ("grpo", {"model_name_or_path": "./nowhere"}, "no such model"),
