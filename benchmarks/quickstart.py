@@ -8,13 +8,15 @@ Writes `benchmarks/results/quickstart.json` and prints Markdown.
 """
 
 import argparse
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 from measuring import CHAINFORGE, QUICKSTART, results, save
 
+from chainforge.chain.ablate import share_stages
+from chainforge.chain.plan import override
+from chainforge.chain.spec import load_chain
 from chainforge.core.artifacts import read_json, read_manifest
 
 CHAINS = {"quickstart": "chain.yaml", "quickstart-control": "control.yaml"}
@@ -31,7 +33,8 @@ def main() -> None:
         run: dict[str, Any] = {"seed": seed}
         for name, file in CHAINS.items():
             directory = args.runs / str(seed)
-            share_stages(directory, name)
+            chain = override(load_chain(QUICKSTART / file), seed=seed)
+            share_stages(chain, directory, directory / "quickstart")
             command = [*CHAINFORGE, "run", str(QUICKSTART / file)]
             subprocess.run([*command, "--runs", str(directory), "--seed", str(seed)], check=True)
             run[name] = read_json(directory / name / "eval/results.json")
@@ -39,16 +42,6 @@ def main() -> None:
         runs.append(run)
     save(results() / "quickstart.json", {"runs": runs})
     print(table(runs))
-
-
-def share_stages(directory: Path, name: str) -> None:
-    """Give the control the chain's own traces and cold start: they are the same stages."""
-    if name == "quickstart":
-        return
-    for stage in ("traces", "cold_start"):
-        source, target = directory / "quickstart" / stage, directory / name / stage
-        if not target.exists():
-            shutil.copytree(source, target)
 
 
 def seconds(directory: Path) -> dict[str, float]:

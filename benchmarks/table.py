@@ -1,7 +1,8 @@
 """Make the table of all benchmarks from their result files.
 
     python benchmarks/table.py                   # print it
-    python benchmarks/table.py --write           # put it into benchmarks/README.md
+    python benchmarks/table.py --write           # put it into benchmarks/README.md, and that of
+                                                 # the quickstart's stages into docs/evaluation.md
     python benchmarks/table.py --results bench   # of `make bench`
 
 A mark is `met`, `not met`, or `not measured` where a result file is missing.
@@ -17,7 +18,9 @@ from typing import Any
 
 from measuring import ROOT, results, stored
 
-README = ROOT / "benchmarks/README.md"
+from chainforge.report.formatting import HOURLY
+
+README, EVALUATION = ROOT / "benchmarks/README.md", ROOT / "docs/evaluation.md"
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 Verdict = tuple[str, bool | None]  # what was measured, and whether that is enough
 
@@ -215,18 +218,39 @@ def table(folder: Path | None = None) -> str:
     return "\n".join(lines)
 
 
+def ablation(folder: Path | None = None) -> str:
+    """Return what the stages of the quickstart are worth, as Markdown; nothing if not measured."""
+    found = stored("ablation", folder)
+    if not found:
+        return ""
+    lines = [f"| | strict % | {' | '.join([*HOURLY][1:])} |", "|---|" + "--:|" * len(HOURLY)]
+    pairs = {pair["from"]: [*(write(pair) for write in HOURLY.values())] for pair in found["pairs"]}
+    for model in found["models"]:
+        cells = pairs.get(model["name"], [""] * len(HOURLY))[1:]
+        accuracy = f"{100 * model['strict']['mean']:.1f}"
+        lines.append(f"| {' | '.join([model['name'], accuracy, *cells])} |")
+    reasons = [f"{name}: {why}" for name, why in found["failed"].items()]
+    return "\n\n".join(["\n".join(lines), *reasons])
+
+
+def put(file: Path, made: str) -> None:
+    """Put a table where its file has the marks."""
+    before, _, rest = file.read_text(encoding="utf-8").partition(BEGIN)
+    after = rest.partition(END)[2]
+    file.write_text(f"{before}{BEGIN}\n{made}\n{END}{after}", encoding="utf-8")
+
+
 def main() -> None:
     """Print the table, or put it where it stands."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--results", type=Path, help="folder of the results")
-    parser.add_argument("--write", action="store_true", help="put it into benchmarks/README.md")
+    parser.add_argument("--write", action="store_true", help="put it into its page")
     args = parser.parse_args()
     made = table(args.results or results())
     print(made)
     if args.write:
-        before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
-        after = rest.partition(END)[2]
-        README.write_text(f"{before}{BEGIN}\n{made}\n{END}{after}", encoding="utf-8")
+        put(README, made)
+        put(EVALUATION, ablation(args.results or results()))
 
 
 if __name__ == "__main__":

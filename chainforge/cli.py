@@ -59,6 +59,7 @@ Until = Annotated[Text, Option(metavar="STAGE", help="Stop after this stage.")]
 IgnoreGates = Annotated[
     bool, Option("--ignore-gates", help="Continue when a model does not pass a quality gate.")
 ]
+Without = Annotated[list[str] | None, Option(metavar="STAGE", help="Only this; give several.")]
 Results = Annotated[
     list[Path], Argument(metavar="RUN...", help="Runs, evaluations' folders or results.json files.")
 ]
@@ -163,6 +164,24 @@ def run(
             if stage.results:
                 show_results(stage.results, _console())
         print(f"report: {directory / 'report.html'}")
+
+
+@app.command()
+def ablate(
+    chain: ChainName,
+    runs: Runs = Path("runs"),
+    without: Without = None,
+    launch: Launch = None,
+    sets: Sets = None,
+    seed: Seed = None,
+) -> None:
+    """Leave out one stage at a time, and show what each is worth."""
+    from chainforge.chain.ablate import ablate as compare
+    from chainforge.report.formatting import show_results
+
+    loaded = _changed(chain, launch, sets, seed)
+    show_results(compare(loaded, runs, without or ()), _console())
+    print(f"written: {runs / loaded.name}-ablation/results.json")
 
 
 @app.command()

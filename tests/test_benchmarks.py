@@ -37,11 +37,11 @@ def script(monkeypatch, path, *words):
 
 
 def test_the_readme_has_the_table_of_the_results():
-    from table import BEGIN, END, README, ROWS, table
+    from table import BEGIN, END, EVALUATION, README, ROWS, ablation, table
 
-    text = README.read_text(encoding="utf-8")
-    shown = text.partition(BEGIN)[2].partition(END)[0]
-    assert shown.strip() == table(), "run `python benchmarks/table.py --write`"
+    for page, made in ((README, table()), (EVALUATION, ablation())):
+        shown = page.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
+        assert shown.strip() == made, "run `python benchmarks/table.py --write`"
     names = ["P1", "P1b", *(f"P{n}" for n in range(2, 13)), "G1", "G2", "G3"]
     assert [row.name for row in ROWS] == names
 

@@ -250,8 +250,8 @@ def _checked(
     """Return the checked values of all layers; report all problems at once."""
     given = [(f"{file}: ", key, value) for file, layer in layers for key, value in layer.items()]
     for key, words in flags.items():
-        # A structure is written as YAML; any other text is what it says.
-        structured = key in fields and _is_structured(fields[key][1])
+        # A structure, or an empty list, is written as YAML; any other text is what it says.
+        structured = words == ["[]"] or (key in fields and _is_structured(fields[key][1]))
         given.append(
             ("--", key, _meaning([_word(word) for word in words] if structured else words))
         )

@@ -32,6 +32,7 @@ from chainforge.core.paths import short
 DONE, STALE, RUNNING = "done", "stale", "running"
 RESUMABLE, FAILED, PENDING = "resumable", "failed", "pending"
 CHAIN, LOG = "chain.json", "log.txt"
+ABLATION = "-ablation"  # after a run's name: the folder of what it is without its stages
 # Any of these in a folder makes it a stage, when no chain.json lists the stages.
 STAGE_FILES = (MANIFEST, STARTED, PROGRESS, "config.yaml", "metrics.jsonl", "samples.jsonl")
 LOG_LINES = 20
@@ -73,10 +74,12 @@ _TASKS = {"tasks?": dict[str, _shape(_ROWS)], "macro?": _shape(_BOTH)}  # type: 
 _GENERAL = {"general?": _shape(_ROWS), "rewards?": dict[str, _SHARE]}  # type: ignore[valid-type]
 _MODEL = _shape(_ROWS | {"name": str} | _TASKS | _GENERAL)
 _DIFFERENCE = {"from": str, "to": str} | dict.fromkeys(("difference", "low", "high", "p"), Number)
+_DIFFERENCE["seconds?"] = Number  # what the stages take that an ablation leaves out
 _REWARD_PAIR = _shape(_DIFFERENCE | {"reward": str, "n": Count})
 RESULTS = _shape({
     "models": list[_MODEL], "pairs": list[_shape(_DIFFERENCE)],  # type: ignore[misc, valid-type]
     "reward_pairs?": list[_REWARD_PAIR], "settings?": dict[str, Any] | None,  # type: ignore[valid-type]
+    "failed?": dict[str, str],
 })  # fmt: skip
 
 _TEXT = str | None

@@ -37,7 +37,11 @@ PAIRS: Columns = {
     "95 % interval": lambda pair: f"{points(pair['low'])} to {points(pair['high'])}",
     "p": lambda pair: p_value(pair["p"]),
 }
-
+# Of models that lack some stages, against the one that has all.
+HOURLY: Columns = {name: write for name, write in PAIRS.items() if name != "to"} | {
+    "took": lambda pair: duration(pair.get("seconds")),
+    "points/hour": lambda pair: per_hour(pair),
+}
 REWARD_PAIRS: Columns = {
     "from": PAIRS["from"],
     "to": PAIRS["to"],
@@ -69,6 +73,13 @@ def finite(value: Any) -> float | None:
 def points(difference: float, sign: bool = True) -> str:
     """Format a difference of shares in percentage points: +25.2, −3.0."""
     return f"{100 * difference:{'+' if sign else ''}.1f}".replace("-", MINUS)
+
+
+def per_hour(pair: Mapping[str, Any]) -> str:
+    """Format points for an hour of what the stages took: +540 (+410 to +680); a dash for none."""
+    hours = pair.get("seconds", 0) / 3600
+    values = [_signed(100 * pair[key] / hours) for key in ("difference", "low", "high") if hours]
+    return "{} ({} to {})".format(*values) if values else "–"
 
 
 def p_value(p: float) -> str:
@@ -178,7 +189,10 @@ def show_results(results: dict[str, Any], console: Console) -> None:
             named: Columns = {"model": lambda model: model["name"]}
             console.print(_table(title, named | columns, models))
     if pairs:
-        console.print(_table("paired differences in strict accuracy, in points", PAIRS, pairs))
+        columns = HOURLY if "seconds" in pairs[0] else PAIRS
+        console.print(_table("paired differences in strict accuracy, in points", columns, pairs))
+    for name, why in results.get("failed", {}).items():
+        console.print(f"{name}: {why}", markup=False)
     if others := results.get("reward_pairs"):
         console.print(_table("paired differences in mean rewards", REWARD_PAIRS, others))
     if how := sampled(results.get("settings") or {}):

@@ -22,6 +22,7 @@ from chainforge import __version__
 from chainforge.core.errors import Failed, InputError
 from chainforge.core.jsonl import replacing
 from chainforge.core.run_dir import (
+    ABLATION,
     CHAIN,
     DONE,
     PENDING,
@@ -37,7 +38,7 @@ from chainforge.report.gates import Verdict, judge, read_gates
 
 HERE = Path(__file__).parent
 FORMATS = ("percent", "points", "p_words", "count", "duration", "money", "source", "headline",
-           "scaled", "change")  # fmt: skip
+           "scaled", "change", "per_hour")  # fmt: skip
 
 
 def write_report(directory: Path) -> Path:
@@ -110,6 +111,7 @@ def _render(directory: Path, run: RunDir) -> str:
         spending=_spending(run),
         gates={name: gate for name, gate in gates.items() if gate.passed or gate.failed},
         evaluation=found and found | {"kinds": kinds},
+        ablation=StageDir(Path(f"{directory.absolute()}{ABLATION}")).results,
         models={model["name"]: model for model in found["models"]} if found else {},
         training=list(_training(run)),
         data=data,

@@ -39,7 +39,8 @@ def merge_results(places: Iterable[Path]) -> dict[str, Any]:
         for key in ("models", "pairs", "reward_pairs")
         if (every := [results.get(key, []) for results in found.values()])
     }
-    return {**merged, "settings": same | {"seeds": seeds}}
+    failed = {k: v for results in found.values() for k, v in results.get("failed", {}).items()}
+    return {**merged, "settings": same | {"seeds": seeds}} | ({"failed": failed} if failed else {})
 
 
 def _results(place: Path) -> tuple[str, dict[str, Any]]:
@@ -84,5 +85,7 @@ def _estimate(parts: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> dict[
     merged = dict(parts[0]) | {key: mean, "low": low, "high": high}
     if "p" in parts[0]:
         merged["p"] = p
+    if "seconds" in parts[0]:
+        merged["seconds"] = sum(part["seconds"] for part in parts) / len(parts)
     each = {str(seed): value for seed, (value, _, _) in zip(seeds, estimates, strict=True)}
     return merged | {"sd": sd, "seeds": each}

@@ -16,7 +16,11 @@ from chainforge.chain.spec import load_chain
 from chainforge.report.html import write_report
 
 RECIPE = '''
-"""Count to `steps`, a row a step, and leave a model; stop or fail where the environment says."""
+"""Count to `steps`, a row a step, and leave a model that knows its own and those before it.
+
+Stop or fail where the environment says, and where the model before knows less than `needs`.
+"""
+import json
 import os
 import sys
 import time
@@ -37,6 +41,10 @@ def main():
         raise InputError(f"steps: {settings['wrong']}\\n  line 3: not a number")
     name = os.path.basename(settings["output_dir"])
     with open_stage("counting", settings["output_dir"], inputs=inputs) as stage:
+        start = os.path.join(settings.get("model_name_or_path", ""), "config.json")
+        before = json.load(open(start)).get("steps", 0) if os.path.exists(start) else 0
+        if before < settings.get("needs", 0):
+            raise Stopped("it earned no reward in 50 steps", 1)
         path = stage.path("samples.jsonl")
         steps = settings.get("steps", 3)
         with JsonLines(path) as rows:
@@ -49,7 +57,7 @@ def main():
             raise Stopped("by SIGTERM after step 2 of 3; run the same command again", 143)
         if os.environ.get("FAKE_FAIL") == name:
             raise RuntimeError("the loss is not a number")
-        write_json(stage.path("model") / "config.json", {"steps": steps})
+        write_json(stage.path("model") / "config.json", {"steps": before + steps})
         stage.metrics["steps"] = steps
 
 
@@ -58,26 +66,33 @@ if __name__ == "__main__":
 '''
 
 MEASURE = '''
-"""Measure models that got as many of twenty rows right as `right` says."""
+"""Measure models that got as many of twenty rows right as `right` says, or as they know steps."""
+import json
 import sys
 from pathlib import Path
 
 from chainforge.core import process
 from chainforge.core.artifacts import write_json
 from chainforge.core.config import given
+from chainforge.core.jsonl import write_rows
 from chainforge.data.metrics import summarize
 from chainforge.train.stage import open_stage
 
 
-def rows(right):
-    return [{"id": str(i), "sample": 0, "correct": i < right} for i in range(20)]
+def rows(name, right):
+    return [{"id": str(i), "sample": 0, "correct": i < right, "model": name} for i in range(20)]
 
 
 def main():
     settings = given(sys.argv[1:])
-    inputs = {f"models.{m.partition('=')[0]}": m.partition("=")[2] for m in settings["models"]}
+    models = settings["models"] if isinstance(settings["models"], list) else [settings["models"]]
+    paths = dict(model.split("=") for model in models)
+    inputs = {f"models.{name}": path for name, path in paths.items()}
+    knows = {n: json.loads(Path(p, "config.json").read_text()).get("steps", 0)
+             for n, p in paths.items()}
     with open_stage("measuring", settings["output_dir"], inputs=inputs) as stage:
-        judged = {name: rows(right) for name, right in settings["right"].items()}
+        judged = {n: rows(n, right) for n, right in settings.get("right", knows).items()}
+        write_rows(stage.path("samples.jsonl"), [row for part in judged.values() for row in part])
         write_json(stage.path("results.json"), summarize(judged))
 
 

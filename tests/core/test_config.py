@@ -76,6 +76,7 @@ def test_values_are_those_of_yaml_1_2(text, value):
         ("kind: off\nlabel: no", "", {"kind": "off", "label": "no"}),
         ("", "--use_cpu --shuffle=false", {"use_cpu": True, "shuffle": False}),
         ("names: all-linear", "", {"names": ["all-linear"]}),
+        ("names: [a]", "--names []", {"names": []}),
         ("", "--names a b --weights 1 2.5", {"names": ["a", "b"], "weights": [1.0, 2.5]}),
         ("max_steps: -1\nlearning_rate: 0", "", {"max_steps": -1, "learning_rate": 0.0}),
         ("seed: 4294967295\ntasks: [{fn: a}]", "", {"seed": 4294967295, "tasks": [{"fn": "a"}]}),

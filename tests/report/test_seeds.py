@@ -38,6 +38,17 @@ def runs(tmp_path):
     return tmp_path
 
 
+def test_what_an_ablation_has_beside_its_results_is_merged(runs):
+    for seed in RIGHT:
+        file = runs / f"seed-{seed}/fake/eval/results.json"
+        found = json.loads(file.read_text())
+        found["pairs"][0]["seconds"] = 60.0 * seed
+        write_json(file, found | {"failed": {"without sft": "no reward"}})
+    merged = merge_results(runs / f"seed-{seed}/fake/eval" for seed in RIGHT)
+    assert merged["pairs"][0]["seconds"] == 120
+    assert merged["failed"] == {"without sft": "no reward"}
+
+
 def test_the_mean_over_seeds_has_an_interval_that_knows_of_rows_and_seeds(runs):
     merged = merge_results(runs / f"seed-{seed}/fake/eval" for seed in RIGHT)
     assert [(model["name"], model["n"]) for model in merged["models"]] == [
