@@ -13,6 +13,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,7 +98,8 @@ class LocalEngine:
         handed: deque[Future[None]] = deque()
         with evaluating(self.model), ThreadPoolExecutor(1) as scorer:
             for done in generate(self.model, lines, self.args, self.ends, self.context):
-                handed.append(scorer.submit(self._hand_over, done, take))
+                # In this context a judge finds the stage that keeps its verdicts.
+                handed.append(scorer.submit(copy_context().run, self._hand_over, done, take))
                 while len(handed) > BEHIND or (handed and handed[0].done()):
                     handed.popleft().result()
             while handed:

@@ -282,9 +282,10 @@ def _part(path: Path, what: str | None) -> tuple[str, Path]:
     has = [part for part, folder in folders.items() if any(folder.glob(PARTS[part]))]
     part = what or (has[0] if has else "adapter")
     if part not in has:
+        there = f"; it has {' and '.join(has)}" if has else ""
         raise InputError(
-            f"{path} has no {what or 'adapter, model or dataset'} to export; it has "
-            f"{' and '.join(has) or 'none'}: give a finished stage, as runs/NAME/STAGE"
+            f"{path} has no {what or 'adapter, model or dataset'} to export{there}; "
+            "give a finished stage, as runs/NAME/STAGE"
         )
     return part, folders[part]
 

@@ -124,7 +124,7 @@ def solved(model: Mapping[str, Any]) -> str:
     strict = model["strict"]
     if strict is None:
         form = f"{percent(model['format'])} of its completions are in the asked form"
-        return f"{model['name']} answered {model['n']:,} held-out prompts; {form}"
+        return f"{model['name']} answered {model['n']:,} prompts; {form}"
     return (
         f"{model['name']} solves {percent(strict['mean'])} of {model['n']:,} held-out problems "
         f"(95 % interval {100 * strict['low']:.1f} to {percent(strict['high'])})"
@@ -203,8 +203,8 @@ def _tables(models: list[Model]) -> dict[str, Columns]:
     """Return the columns of the tables of models, by title."""
     rows = sorted({model["n"] for model in models})
     seeds = len((models[0]["strict"] or {}).get("seeds") or {})
-    count_of = f"{' to '.join(f'{n:,}' for n in rows)} held-out"
-    title = f"accuracy on {count_of} rows (95 % interval)"
+    count_of = " to ".join(f"{n:,}" for n in rows)
+    title = f"accuracy on {count_of} held-out rows (95 % interval)"
     title += f", mean of {seeds} seeds" if seeds else ""
     accuracy = ACCURACY
     if not any(model["strict"] for model in models):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from chainforge.core.errors import InputError
+from chainforge.core.process import stage_directory, working_in
 from chainforge.data.sources import example
 from chainforge.generate.local import LocalEngine, choose, drawn, encode
 from chainforge.generate.sampling import open_engine
@@ -79,6 +80,15 @@ def test_every_draw_is_made_once(model, tokenizer, rows):
 )
 def test_special_tokens_that_end_a_turn_together_are_no_chat_tokens(ids, end, found):
     assert drawn({1: "<end>", 2: "<eos>"}, "text", ids, end).get("chat_token") == found
+
+
+def test_what_takes_the_completions_knows_the_open_stage(model, tokenizer, rows, tmp_path):
+    """A judge keeps its verdicts there, so that none is paid twice."""
+    args, seen = sampling(num_samples=1), set()
+    draws = [Draw(row, 0, 1) for row in rows]
+    with working_in(tmp_path):
+        LocalEngine(model, tokenizer, args).sample(draws, lambda _: seen.add(stage_directory.get()))
+    assert seen == {tmp_path}
 
 
 def test_the_same_seed_gives_the_same_rows(model, tokenizer, rows):

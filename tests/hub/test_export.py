@@ -206,7 +206,7 @@ def test_what_cannot_be_exported_is_refused(run, tiny_model, tmp_path, monkeypat
     cold = run / "cold"
     assert "did you mean 'adapter'" in refused(cold, what="adaptor")
     assert "no dataset to export; it has adapter and model" in refused(cold, what="dataset")
-    assert "it has none: give a finished stage" in refused(run)
+    assert "or dataset to export; give a finished stage" in refused(run)
     assert "no such directory" in refused(run / "clod")
     assert "was trained on me/tiny" in refused(cold, base="me/other")
     assert "goes with an adapter" in refused(cold, what="model", base="me/tiny")
