@@ -29,10 +29,12 @@ from chainforge.chain.spec import RECIPES, Chain
 from chainforge.core import paths
 from chainforge.core.config import parse
 from chainforge.core.errors import InputError, first_line
+from chainforge.core.jsonl import Row
 from chainforge.core.plugins import load_file
 from chainforge.core.run_dir import DONE
 from chainforge.core.transcript import DEFAULT, read, write
 from chainforge.core.weights import hub_failures
+from chainforge.data.sources import question, same_question
 from chainforge.doctor import environment
 from chainforge.doctor.environment import Finding, Level, Machine
 from chainforge.doctor.memory import compare, estimate, read_shape
@@ -139,6 +141,8 @@ class _Doctor:
             judges = [getattr(reward.function, "endpoint", None) for reward in ready.rewards]
             for one in filter(None, judges):
                 yield Finding("ok", "judge", f"{one.model} at {one.host}", name)
+        if step.stage.recipe == "evaluate":
+            yield from self._check_apart(ready.rows, name)
         if step.stage.kind.trains:
             yield from self._check_training(step, settings, ready, layout)
         urls = [url for c in configs if getattr(c, "engine", "") == "api" for url in c.urls]
@@ -148,6 +152,19 @@ class _Doctor:
             yield Finding("ok", "teacher", f"{endpoint.model} at {endpoint.host}, {key}", name)
             urls = endpoint.urls[:1] if args.urls or self.online else []
         yield from (environment.check_server(url, name) for url in urls)
+
+    def _check_apart(self, tests: list[Row], name: str) -> Iterator[Finding]:
+        """Check that no stage of SFT or DPO learns answers to questions of an evaluation."""
+        asked = {same_question(question(row)) for row in tests if gold_answer(row)}
+        for other in self.ready:
+            if self.steps[other].stage.recipe in ("sft", "dpo"):
+                rows = ({"prompt": turns} for turns in self.ready[other].rows["prompt"])
+                if shared := sum(same_question(question(row)) in asked for row in rows):
+                    text = (
+                        f"{shared:,} rows of {other} have questions that this stage tests; leave "
+                        "them out, by `chainforge.data.sources.split_of`"
+                    )
+                    yield Finding("warning", "rows", text, name)
 
     def _check_training(
         self, step: Step, settings: dict[str, Any], ready: Any, layout: Layout

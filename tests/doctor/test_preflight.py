@@ -136,6 +136,13 @@ def rows_with(copy, text):
     copy.stage("cold_start", data="own.jsonl")
 
 
+def tests_that_were_trained_on(copy):
+    rows_with(copy, write("I add.", "2"))
+    rows = [{"question": f"{n} + 1 =", "answer": str(n + 1)} for n in range(2, 8)]
+    params = {"path": copy.write("open.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))}
+    copy.change("eval", tasks=[{"fn": "jsonl", "params": params, "split": "all"}])
+
+
 def golds_that_are_none(copy):
     rows = [{"question": f"Name {n} things.", "answer": "a thing"} for n in range(40)]
     copy.write("own.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
@@ -212,6 +219,8 @@ FAULTS = {
         "set `transcript: think`"),
     "rows of no form": (
         lambda c: rows_with(c, "I add: 2."), "error", "rows", "cold_start", "4 of 4 completions"),
+    "rows with questions of the evaluation": (
+        tests_that_were_trained_on, "warning", "rows", "eval", "2 rows of cold_start have questions"),
     "no tasks": (
         lambda c: c.change("rl", tasks=[]), "error", "preflight", "rl", "tasks: none given"),
     "RL on what has no answers": (
