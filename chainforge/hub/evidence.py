@@ -104,7 +104,8 @@ def read_folder(reference: str) -> tuple[Path, dict[str, Path]]:
         try:
             reference = snapshot_download(reference)
         except hub_failures() as error:
-            raise InputError(f"{reference} cannot be downloaded: {first_line(error)}") from None
+            what = f"{reference} cannot be downloaded: {first_line(error)}"
+            raise InputError(f"{what} Check the name, and HF_TOKEN if it is private") from None
     folder = Path(reference).resolve()
     # The Hub's cache has links to files beside its snapshots.
     root = folder.parents[1] if folder.parent.name == "snapshots" else folder

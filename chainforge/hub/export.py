@@ -25,7 +25,7 @@ from chainforge.generate.build import public as public_name
 from chainforge.hub.cards import data_card, head_of, model_card
 from chainforge.hub.evidence import add_evidence, as_json
 from chainforge.hub.lineage import Ancestor, Origin, base_of, lineage
-from chainforge.hub.upload import HUB_ID, Files, check_secrets, push, token
+from chainforge.hub.upload import HUB_ID, Files, check_secrets, check_there, push, token
 
 ADAPTER, CONFIG, CARD = "adapter_config.json", "config.json", "README.md"
 PARTS = {"adapter": ADAPTER, "model": CONFIG, "dataset": "*.parquet"}  # a file of each part
@@ -85,9 +85,12 @@ def export(
     on_hub = bool(HUB_ID.fullmatch(to))
     target = Path(to).expanduser().absolute()
     if not on_hub:
+        if not to.startswith((".", "/", "~")):  # a misspelt repository makes no folder
+            raise InputError(f"to: {to!r} is neither owner/name nor a folder, as ./{to}")
         check_folder(target)
     elif not dry_run:
         token()  # before gigabytes are read
+        check_there(base)
     title = to if on_hub else target.name
     what = "model" if gguf else what
     with (

@@ -44,6 +44,20 @@ def token() -> str:
     return found
 
 
+def check_there(base: str | None) -> None:
+    """Raise `InputError` for a base that the Hub does not have: nobody could load the adapter."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        if base and HUB_ID.fullmatch(base):
+            HfApi(token=token()).model_info(base)
+    except RepositoryNotFoundError:
+        raise InputError(f"base: {base} is not on the Hub, or the token may not read it") from None
+    except hub_failures():
+        pass  # the upload says what is wrong
+
+
 def push(files: Files, identity: str, what: str, *, private: bool) -> tuple[str, bool]:
     """Put files into a repository in one commit; return its address, and whether it is private.
 

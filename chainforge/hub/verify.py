@@ -57,7 +57,7 @@ class _Folder:
     def __init__(self, reference: str) -> None:
         path, self.files = read_folder(reference)
         if FILES not in self.files:
-            raise InputError(f"{path}: no {FILES} to check it by; export the stage again")
+            raise InputError(f"{reference}: no {FILES} to check it by; export a finished stage")
         self.stated = shaped(Path(FILES), read_json(self.files[FILES]), STATED)
         own = f"{EVIDENCE}/{self.stated['stage']}"
         if not {f"{own}/{MANIFEST}", CARD} <= self.files.keys():
@@ -104,7 +104,8 @@ class _Folder:
         names |= {origin.name} if origin and origin.on_hub else set()
         if len(names := names - {None}) > 1:
             faults.append(f"its base was changed: {' or '.join(map(str, names))}")
-        words = f"{len(self.stages)} stages, from {origin.name if origin else 'an adapter'}"
+        many = len(self.stages)
+        words = f"{many} stage{'s' * (many != 1)}, from {origin.name if origin else 'an adapter'}"
         words += f"; not checked, for private settings: {', '.join(private)}" * bool(private)
         yield Check("lineage", words, faults)
 
@@ -119,7 +120,7 @@ class _Folder:
             faults.append(f"does not say seed {seed}")
         unknown = [one.name for one in found if one.stage.manifest.fingerprint not in self.results]
         faults += [f"the results of {name} could not be worked out" for name in unknown]
-        yield Check("card", f"{len(wanted):,} lines of results", faults)
+        yield Check("card", f"{len(wanted):,} line{'s' * (len(wanted) != 1)} of results", faults)
 
     def check_evaluation(self, stage: Ancestor) -> Iterator[Check]:
         """Score the samples of an evaluation again, and work its results out from them."""

@@ -26,7 +26,7 @@ SAMPLES = 8  # of one prompt, stage and fate at most
 LONGEST = 4000  # characters of one text before its middle is left out
 MARKUP = 420  # bytes that the page needs around each text
 # Bytes of the page for each kind of prompt; with everything else it stays well under 5 MB.
-HELD_OUT, DATA, ROLLOUTS = "held-out problems", "data stages", "rollouts"
+HELD_OUT, DATA, ROLLOUTS = "evaluations", "data stages", "rollouts"
 BUDGET = {HELD_OUT: 1_200_000, DATA: 700_000, ROLLOUTS: 500_000}
 LABELS = {HELD_OUT: "{stage}", DATA: "{stage}, sample {sample}", ROLLOUTS: "{stage}, step {step}"}
 Kinds = dict[tuple[bool | None, bool | None], str]

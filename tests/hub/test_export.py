@@ -207,6 +207,7 @@ def test_what_cannot_be_exported_is_refused(run, tiny_model, tmp_path, monkeypat
     assert "did you mean 'adapter'" in refused(cold, what="adaptor")
     assert "no dataset to export; it has adapter and model" in refused(cold, what="dataset")
     assert "or dataset to export; give a finished stage" in refused(run)
+    assert "neither owner/name nor a folder, as ./cold" in refused(cold, "cold")
     assert "no such directory" in refused(run / "clod")
     assert "was trained on me/tiny" in refused(cold, base="me/other")
     assert "goes with an adapter" in refused(cold, what="model", base="me/tiny")
@@ -269,6 +270,7 @@ def test_an_existing_repository_is_never_mixed_nor_made_public(journey, run, hub
     hub.repositories, cold = journey[1].repositories, run / "cold"
     assert "exists and is public: add --public" in refused(cold, "me/merged", "model")
     assert "adapter_config.json of another upload" in refused(cold, "me/adapter", "model")
+    assert "base: me/gone is not on the Hub" in refused(cold, "me/adapter", base="me/gone")
     assert "(public)" in export(cold, "me/merged", "model", public=True)[-1]
     monkeypatch.setenv("HF_TOKEN", "hf_wrong-token")
     said = refused(cold, "me/merged", "model", public=True)

@@ -66,7 +66,7 @@ def test_filters_show_what_they_say(page):
     assert len(page.js(SHOWN)) == 25  # and a button for more
     page.click("#more")
     assert len(page.js(SHOWN)) == min(50, everything)
-    page.pick("where", "held-out problems")
+    page.pick("where", "evaluations")
     for name, value, count in (
         ("kind", "wrong before, right after", 24),
         ("stage", "base", 24),
