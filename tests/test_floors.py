@@ -12,7 +12,7 @@ OVER = {
     "modules": 82,
     "lines in chainforge/": 20_586,
     "lines in tests/": 17_583,
-    "lines reached from recipes/sft.py": 3_880,
+    "lines reached from recipes/sft.py": 3_878,
 }
 HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "datasets", "scipy", "matplotlib"}
 

@@ -264,7 +264,7 @@ def compare(
     if made is None:
         return PENDING, []
     if made.fingerprint != fingerprint:
-        why = _changes(made, given, inputs)
+        why = differences(made, given, inputs)
         aside = "an unfinished stage with different settings is set aside"
         return (STALE, why) if stage.manifest else (PENDING, [aside, *why])
     if stage.manifest:
@@ -275,10 +275,10 @@ def compare(
     return state, [resumes] if resumes else []
 
 
-def _changes(
+def differences(
     made: Manifest, given: Mapping[str, Any], inputs: Mapping[str, tuple[str, str]]
 ) -> list[str]:
-    """Return which settings and inputs differ."""
+    """Return which settings and inputs differ from those of a stage, in words."""
     words = changes(made.given, given)
     for role in sorted(made.inputs.keys() | inputs.keys()):
         old, (name, new) = made.inputs.get(role, "none"), inputs.get(role, ("its input", "none"))

@@ -111,11 +111,16 @@ def samples_file(path: str | Path) -> Path:
 
 
 def _checked(row: Row) -> Row:
-    """Return a sample without the marks of an earlier selection."""
+    """Return a sample that others wrote, without marks; raise `InputError` for what is none."""
     try:
         msgspec.convert(row, _Sample)
     except msgspec.ValidationError as error:
         raise InputError(str(error)) from None
+    return _unmarked(row)
+
+
+def _unmarked(row: Row) -> Row:
+    """Drop the marks of an earlier selection."""
     for column in SELECTION_COLUMNS:
         row.pop(column, None)
     return row
@@ -127,12 +132,11 @@ Faults = list[tuple[int, str]]  # of bad lines: where one begins in its file, an
 class Pool:
     """Samples in files, of which each process reads parts of whole lines.
 
-    Those that other stages wrote (`paths`) are checked, and get new numbers and their stage's name.
+    Those that other stages wrote are checked; a stage's `own` are not.
     """
 
     def __init__(self, paths: Sequence[str | Path], *, own: bool = False) -> None:
         self.files, self.own = list(map(samples_file, paths)), own
-        self.names = [file.parent.name for file in self.files]
         sizes = enumerate(file.stat().st_size for file in self.files)
         starts = [(file, at) for file, size in sizes for at in range(0, size or 1, PART)]
         self.parts = [(file, at, at + PART) for file, at in starts]
@@ -159,11 +163,11 @@ class Pool:
                     faults.append((start, str(error)))
 
     def fetch(self, samples: np.ndarray) -> Iterator[Row]:
-        """Yield single rows again."""
+        """Yield good rows again, without old marks."""
         with contextlib.ExitStack() as stack:
             files = [stack.enter_context(open(file, "rb")).fileno() for file in self.files]
             for part, start, length, *_ in samples.tolist():
-                yield row_of(os.pread(files[self.parts[part][0]], length, start))
+                yield _unmarked(row_of(os.pread(files[self.parts[part][0]], length, start)))
 
     def settle(self, counts: Sequence[int], faults: Sequence[Faults]) -> None:
         """Write down the bad lines of all parts, given the number of good rows of each.
@@ -181,13 +185,6 @@ class Pool:
                 self.stages[file.parent.name] = good + self.stages.get(file.parent.name, 0)
         if not self.stages:
             raise InputError(f"pool: {', '.join(map(str, self.files))}: no samples in it")
-
-    def marked(self, row: Row, part: int, number: int, marks: Row) -> Row:
-        """Give a row its marks and, if others wrote it, its number and the name of its stage."""
-        if not self.own:
-            row |= {"sample": number, "pooled_from": self.names[self.parts[part][0]]}
-        row |= marks
-        return row
 
 
 def select(
@@ -360,16 +357,21 @@ class Selection:
         return [self.screen.hit(_asked(row), self.rules) for row in self.pool.fetch(samples)]
 
     def marked(self, marks: Marks) -> Iterator[Row]:
-        """Yield the samples of a part, marked with findings, numbers and pass rates."""
+        """Yield the samples of a part, marked with findings and pass rates.
+
+        Those that other stages wrote get new numbers, and the names of their stages.
+        """
         part, samples, told = marks
         found = self.stored(f"found-{part}")
+        stage = self.pool.files[self.pool.parts[part][0]].parent.name
         columns = (samples[name].tolist() for name in ("code", "number", "rate"))
-        rows = (row for *_, row in self.pool.read(part, []))
-        for at, (row, code, number, rate) in enumerate(zip(rows, *columns, strict=True)):
+        rows = zip(self.pool.fetch(samples), *columns, strict=True)
+        for at, (row, code, number, rate) in enumerate(rows):
             reason, detail = found.get(at) or told.get(code, (None, None))
-            new = {"pass_rate": None if rate != rate else rate, "drop": reason}
-            new |= {"drop_detail": detail} if reason else {}
-            yield self.pool.marked(row, part, number, new)
+            row |= {} if self.pool.own else {"sample": number, "pooled_from": stage}
+            row |= {"pass_rate": None if rate != rate else rate, "drop": reason}
+            row |= {"drop_detail": detail} if reason else {}
+            yield row
 
     # What the first process does.
 
@@ -591,10 +593,10 @@ def pass_rates(rows: Iterable[Row]) -> dict[str, float]:
     Sampling that stops at a success has too large a share of successes. Where samples came in
     rounds (column `round`) only the first round counts, which every prompt got completely.
     """
-    right: dict[str, list[bool]] = defaultdict(list)
+    right: dict[str, list[int]] = defaultdict(list)
     for row in rows:
-        if row.get("correct") is not None and not row.get("round"):
-            right[row["id"]].append(bool(row["correct"]))
+        if (verdict := _first_verdict(row)) >= 0:
+            right[row["id"]].append(verdict)
     return {identity: sum(of) / len(of) for identity, of in right.items()}
 
 

@@ -162,14 +162,12 @@ def _begin(stage: Stage) -> None:
 
 def _other_settings(stage: Stage, what: str, there: Manifest) -> InputError:
     """Return the error that names what differs from the stage in the directory."""
-    from chainforge.core.run_dir import changes
+    from chainforge.core.run_dir import differences
 
-    old, new = there.inputs, stage.inputs
-    changed = changes(there.given, stage.given)
-    changed += [f"the input {r} changed" for r in sorted(old | new) if old.get(r) != new.get(r)]
+    inputs = {role: ("the input", made) for role, made in stage.inputs.items()}
     return InputError(
         f"{stage.directory} already contains {what} with different settings ("
-        f"{'; '.join(changed) or 'code or a file that the settings name changed'}); "
+        f"{'; '.join(differences(there, stage.given, inputs))}); "
         "give another --output_dir, or delete it"
     )
 

@@ -78,7 +78,7 @@ def test_a_gate_drops_prompts_and_counts_them_in_the_manifest(tmp_path, tiny_mod
     assert rates <= {0.25, 0.5, 0.75}
     write_rows(tmp_path / "pool/samples.jsonl", rows[:-1])
     code, error = stage("grpo", "gated", settings, *flags)
-    assert (code, "the input data.0 changed" in error) == (2, True)
+    assert (code, "data.0: the input changed" in error) == (2, True)
 
 
 def test_prompts_without_answers_are_sampled_and_kept(tmp_path, tiny_model, stage):

@@ -69,7 +69,7 @@ def test_the_time_of_a_stage_is_that_of_all_its_parts(tmp_path):
 def test_other_settings_or_inputs_never_overwrite(tmp_path, monkeypatch):
     work(tmp_path / "done", inputs={"model": "x/y"})
     fail(tmp_path / "cut")
-    with pytest.raises(InputError, match="the input model changed"):
+    with pytest.raises(InputError, match="model: the input changed"):
         work(tmp_path / "done", inputs={"model": "x/z"})
     monkeypatch.setattr(sys, "argv", ["recipe.py", "--max_steps", "4"])
     for name, what in (("done", "a finished"), ("cut", "an unfinished")):
