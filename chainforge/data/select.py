@@ -381,6 +381,7 @@ class Selection:
         parts, every, faults = zip(*judged, strict=True)
         self.pool.settle([*map(len, parts)], faults)
         samples = np.concatenate(parts)
+        del parts  # as large as all of them
         _number_and_rate(samples)
         report = self._settle(samples, each)
         reasons: Counter[str] = sum(every, Counter())

@@ -402,17 +402,13 @@ def _same_region(mine: Value | None, gold: Value | None) -> bool | Pairs:
         return False
     if mine.name and gold.name and mine.name != gold.name:
         return False
-    found: Pairs = []
-    parts = (sorted(region.parts, key=_start) for region in (mine, gold))
-    for one, other in zip(*parts, strict=True):
-        for (end, closed), (gold_end, gold_closed) in zip(one, other, strict=True):
-            if closed is not gold_closed:
-                return False
-            same = same_scalar(end, gold_end)
-            if same is False:
-                return False
-            found += same if isinstance(same, list) else []
-    return found or True
+    ends = [
+        [end for interval in sorted(region.parts, key=_start) for end in interval]
+        for region in (mine, gold)
+    ]
+    if [closed for _, closed in ends[0]] != [closed for _, closed in ends[1]]:
+        return False
+    return _in_order(*([value for value, _ in of] for of in ends))
 
 
 def _start(interval: tuple[End, End]) -> Fraction | float:
