@@ -20,7 +20,7 @@ from markupsafe import Markup
 
 from chainforge import __version__
 from chainforge.core.errors import Failed, InputError
-from chainforge.core.jsonl import replacing
+from chainforge.core.jsonl import Row, replacing
 from chainforge.core.run_dir import (
     ABLATION,
     CHAIN,
@@ -97,9 +97,10 @@ def _write(directory: Path, run: RunDir) -> Path:
 def _render(directory: Path, run: RunDir) -> str:
     found = evaluation_of(run)
     ends = (found["before"], found["after"]["name"]) if found else ("", "")
-    cases, kinds = transcripts.cases_of(run.stages, found["stage"] if found else None, *ends)
+    measured = found["stage"] if found else None
+    cases, kinds, written = transcripts.cases_of(run.stages, measured, *ends)
     gates = {stage.name: _gate(directory, stage) for stage in run.stages}
-    data = [_data_stage(stage) for stage in run.stages if stage.funnel]
+    data = [_data_stage(one, written.get(one.name, [])) for one in run.stages if one.funnel]
     template = _environment().get_template("page.html.j2")
     return template.render(
         **_own("css", "page.css"),
@@ -245,7 +246,7 @@ def _training(run: RunDir) -> Iterator[dict[str, Any]]:
             yield {"stage": stage, "plots": drawn, "alarms": alarms}
 
 
-def _data_stage(stage: StageDir) -> dict[str, Any]:
+def _data_stage(stage: StageDir, sources: list[Row]) -> dict[str, Any]:
     """Return the sources of a data stage's rows, and how many each filter dropped and left."""
     funnel = stage.funnel or {}
     left, dropped = funnel["in"], []
@@ -260,6 +261,6 @@ def _data_stage(stage: StageDir) -> dict[str, Any]:
         "missing": left - funnel["kept"],
         "prompts": funnel.get("prompts"),
         "screened": funnel.get("decontamination"),
-        "sources": transcripts.sources(stage.samples),
+        "sources": sources,
         "browse": stage.name if stage.samples.is_file() else "",
     }

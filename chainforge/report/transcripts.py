@@ -88,20 +88,22 @@ class Case:
 
 def cases_of(
     stages: Sequence[StageDir], results: StageDir | None, before: str, after: str
-) -> tuple[list[Case], dict[str, int]]:
-    """Return the prompts that the report shows, and how many held-out ones there are by kind."""
+) -> tuple[list[Case], dict[str, int], dict[str, list[Row]]]:
+    """Return the prompts to show, counts of held-out ones by kind, and each stage's sources."""
     cases: list[Case] = []
     kinds: dict[str, int] = {}
+    written: dict[str, list[Row]] = {}
     if results is not None:
         cases, kinds = held_out(results.samples, before, after, BUDGET[HELD_OUT])
     data = [s for s in stages if s.samples.is_file() and not s.results and s.recipe != "evaluate"]
     for stage in data:
-        cases += of_data(stage.name, stage.samples, BUDGET[DATA] // len(data))
+        some, written[stage.name] = of_data(stage.name, stage.samples, BUDGET[DATA] // len(data))
+        cases += some
     rolled = [(stage.name, stage.directory / "rollouts.jsonl") for stage in stages]
     rolled = [(name, path) for name, path in rolled if path.is_file()]
     for name, path in rolled:
         cases += of_rollouts(name, path, BUDGET[ROLLOUTS] // len(rolled))
-    return cases, kinds
+    return cases, kinds, written
 
 
 def held_out(path: Path, before: str, after: str, budget: int) -> tuple[list[Case], dict[str, int]]:
@@ -131,16 +133,24 @@ def held_out(path: Path, before: str, after: str, budget: int) -> tuple[list[Cas
     return cases, {word: counts[word] for word in order} if kinds else {}
 
 
-def of_data(stage: str, path: Path, budget: int) -> list[Case]:
-    """Show prompts with what a data stage wrote for them, alternating over fates and tasks."""
+def of_data(stage: str, path: Path, budget: int) -> tuple[list[Case], list[Row]]:
+    """Show prompts with what a data stage wrote for them, alternating over fates and tasks.
+
+    Also count who wrote the rows: `{"source", "rows", "kept"}`, most rows first.
+    """
     groups: Groups = defaultdict(set)
+    written: Counter[str] = Counter()
+    kept: Counter[str] = Counter()
     for row in _samples(path):
+        written[row["source"]] += 1
+        kept[row["source"]] += not row["fate"].startswith("dropped")
         keys = groups[row["fate"], row["task"]]
         keys.add(_key(row))
         if len(keys) > 4 * PROMPTS:
             keys.intersection_update(heapq.nsmallest(PROMPTS, keys))
     wanted = dict.fromkeys(_turns(groups), "")
-    return _cases(_samples(path), DATA, wanted, budget, stage)
+    sources = [{"source": s, "rows": n, "kept": kept[s]} for s, n in written.most_common()]
+    return _cases(_samples(path), DATA, wanted, budget, stage), sources
 
 
 def of_rollouts(stage: str, path: Path, budget: int) -> list[Case]:
@@ -155,16 +165,6 @@ def of_rollouts(stage: str, path: Path, budget: int) -> list[Case]:
     wanted = {key: f"step {key[0]}" for key in _turns(ends)}
     cases = _cases(_samples(path), ROLLOUTS, wanted, budget, stage)
     return sorted(cases, key=lambda case: int(case.kind.removeprefix("step ")))
-
-
-def sources(path: Path) -> list[dict[str, Any]]:
-    """Count who wrote the rows: `{"source", "rows", "kept"}`, most rows first."""
-    written: Counter[str] = Counter()
-    kept: Counter[str] = Counter()
-    for row in _samples(path):
-        written[row["source"]] += 1
-        kept[row["source"]] += not row["fate"].startswith("dropped")
-    return [{"source": s, "rows": n, "kept": kept[s]} for s, n in written.most_common()]
 
 
 def _turns(groups: Mapping[Any, Collection[Key]]) -> list[Key]:

@@ -4,7 +4,7 @@ import pytest
 
 from chainforge.core.errors import InputError
 from chainforge.core.jsonl import JsonLines
-from chainforge.report.transcripts import brief, held_out, of_data, of_rollouts, sources
+from chainforge.report.transcripts import brief, held_out, of_data, of_rollouts
 
 MUCH = 1_000_000
 BOTH = ("cold_start", "rl_final")
@@ -82,7 +82,7 @@ def test_every_fate_of_a_data_stage_is_shown_with_what_else_was_written(save):
         for i in range(2000)
         for k in range(20)
     ]
-    cases = of_data("picks", save([*rows, row("9", "m", False, drop="odd")]), MUCH)
+    cases, _ = of_data("picks", save([*rows, row("9", "m", False, drop="odd")]), MUCH)
     assert len(cases) < 300
     assert cases[0].question == "question 9"  # the only one of its fate
     assert cases[0].texts[0].fate == "dropped: odd"
@@ -110,12 +110,12 @@ def test_sources_are_counted_and_a_torn_or_foreign_line_is_left_out_or_named(sav
     path = save([{"source": "offline"} | done, {"source": "offline", "drop": "twice"} | done, done])
     with open(path, "a") as file:
         file.write('{"completion": "tor')
-    assert sources(path) == [
+    assert of_data("picks", path, MUCH)[1] == [
         {"source": "offline", "rows": 2, "kept": 1},
         {"source": "not recorded", "rows": 1, "kept": 1},
     ]
-    assert sources(tmp_path / "none.jsonl") == []
+    assert of_data("picks", tmp_path / "none.jsonl", MUCH) == ([], [])
     for text in ("{}\nnot json\n", "{}\n[1]\n"):
         path.write_text(text)
         with pytest.raises(InputError, match=r"rows.jsonl: line 2: "):
-            sources(path)
+            of_data("picks", path, MUCH)
