@@ -337,7 +337,7 @@ def verify(
 @app.command()
 def new(
     folder: Annotated[Path, Argument(metavar="DIR", help="The project's new folder.")],
-    from_: Annotated[str, Option("--from", metavar="RECIPE", help="Such as custom.")],
+    from_: Annotated[str, Option("--from", metavar="RECIPE", help="A recipe's name.")] = "custom",
 ) -> None:
     """Copy a recipe folder to a new project of your own."""
     from chainforge.chain.new import make_project
