@@ -20,7 +20,7 @@ from chainforge.generate.rollouts import score_samples
 from chainforge.generate.sampling import accepted_by
 from chainforge.generate.settings import RunArgs, TeacherArgs
 from chainforge.generate.teacher import card_sections, collect, endpoint_of, estimate, key_of
-from chainforge.rewards.reward import RewardArgs, load_rewards
+from chainforge.rewards.reward import RewardArgs, check_bound, load_rewards
 from chainforge.train.stage import open_stage
 
 CONFIGS = (RunArgs, TaskArgs, RewardArgs, TeacherArgs, SelectionArgs, FilterArgs)
@@ -35,6 +35,7 @@ def preflight(configs: tuple[Any, ...]) -> SimpleNamespace:
         key_of(teacher)
     rows = load_examples(tasks, rewarding.transcript, run.seed)
     rewards = load_rewards(rewarding, set().union(*rows))
+    check_bound(rewards, rows)
     return SimpleNamespace(rows=rows, rewards=rewards, endpoints=endpoints,
                            transcript=rewarding.transcript)  # fmt: skip
 

@@ -41,11 +41,15 @@ def ablate(chain: Chain, runs: Path, without: Sequence[str] = ()) -> Found:
         if stage not in lineage:
             names = ", ".join(one.name for one in lineage)
             raise InputError(f"--without {stage.name}: {final} is made without it, from {names}")
-    run_chain(chain, runs)
+    run_chain(chain, runs, ignore_gates=True)
     whole, folder = chain_directory(chain, runs), runs / f"{chain.name}{ABLATION}"
     measured, seconds, failed = {final: _rows(whole / judge.name, final)}, {}, {}
     for name in without or [stage.name for stage in lineage if stage.recipe != "collect"]:
-        variant, model, gone = _variant(chain, name, final, judge)
+        try:
+            variant, model, gone = _variant(chain, name, final, judge)
+        except InputError as error:
+            failed[f"without {name}"] = str(error)
+            continue
         label = f"without {', '.join(gone)}"
         print(f"\n{label}:", flush=True)
         seconds[label] = sum(StageDir(whole / stage).seconds or 0 for stage in gone)
@@ -53,18 +57,20 @@ def ablate(chain: Chain, runs: Path, without: Sequence[str] = ()) -> Found:
         try:
             if variant.stages:
                 share_stages(variant, folder, whole)
-                run_chain(variant, folder)
+                run_chain(variant, folder, ignore_gates=True)
             measured[label] = _rows(there / judge.name, model)
         except (InputError, StageFailed, Stopped) as error:
             if isinstance(error, Stopped) and error.code != PAUSED:
                 raise
             failed[label] = _reason(there, error)
             print(f"not measured: {failed[label]}", flush=True)
-    found = summarize(measured, [(label, final) for label in measured if label != final])
+    made = StageDir(whole / judge.name)
+    settings = (made.results or {}).get("settings", {})
+    same = {key: settings[key] for key in ("seed", "language", "transcript") if key in settings}
+    found = summarize(measured, [(label, final) for label in measured if label != final], **same)
     for pair in found["pairs"]:
         pair["seconds"] = seconds[pair["from"]]
-    made = StageDir(whole / judge.name)
-    found |= {"settings": (made.results or {}).get("settings", {}), "failed": failed}
+    found |= {"settings": settings, "failed": failed}
     found["evaluation"] = made.manifest.fingerprint if made.manifest else ""
     write_json(folder / RESULTS, found)
     write_report(whole)
@@ -76,7 +82,7 @@ def share_stages(chain: Chain, runs: str | Path, whole: Path) -> None:
     directory = chain_directory(chain, runs)
     directory.mkdir(parents=True, exist_ok=True)
     for path in directory.iterdir():  # what was shared before may be another stage now
-        if path.is_symlink():
+        if path.is_symlink() and path.resolve().parent == whole.resolve():
             path.unlink()
     for step in plan_chain(chain, runs):
         there = whole / step.stage.name
@@ -102,7 +108,9 @@ def _variant(chain: Chain, out: str, final: str, judge: Stage) -> tuple[Chain, s
             continue
         model, teacher = (place.get(name, name) for name in (stage.model, stage.teacher_model))
         rewired.append(replace(stage, data=data, model=model, teacher_model=teacher))
-    model = place.get(final) or final
+    model = place.get(final, final)
+    if model is None:
+        raise InputError(f"{final} starts from no model, so there is none to measure")
     kept = _lineage(replace(chain, stages=tuple(rewired)), model)
     names = {stage.name for stage in kept}
     gone = [stage.name for stage in _lineage(chain, final) if stage.name not in names]
@@ -110,10 +118,16 @@ def _variant(chain: Chain, out: str, final: str, judge: Stage) -> tuple[Chain, s
     if model in judge.models and all(stage in chain.stages for stage in kept):
         return replace(chain, stages=()), model, gone
     # Settings as in the whole chain, whose other evaluations decontaminate rows, too.
-    kept = [replace(s, settings=settings_of(chain.stage(s.name), chain)) for s in kept]
+    kept = [replace(s, settings=settings_of(chain.stage(s.name), chain) | _unsent(s)) for s in kept]
     alone = judge.settings | ({"pairs": []} if judge.recipe == "evaluate" else {})
     kept.append(replace(judge, models=(model,), gate=None, settings=alone))
     return replace(chain, name=f"without_{out}", stages=tuple(kept)), model, gone
+
+
+def _unsent(stage: Stage) -> dict[str, bool]:
+    """Return what keeps a variant's stage from taking the place of the whole chain's on the Hub."""
+    sends = stage.kind.trains or stage.recipe == "reject" or "push_to_hub" in stage.settings
+    return {"push_to_hub": False} if sends else {}
 
 
 def _start(chain: Chain, stage: Stage) -> str | None:
@@ -123,7 +137,9 @@ def _start(chain: Chain, stage: Stage) -> str | None:
     """
     if stage.model not in {other.name for other in chain.stages}:
         above = _lineage(chain, stage.name)[:-1]
-        return next((s.name for s in reversed(above) if "model" in s.kind.leaves), stage.model)
+        for other in reversed(above):
+            if "model" in other.kind.leaves and (other.model or other.kind.trains):
+                return other.name
     return stage.model
 
 

@@ -123,12 +123,13 @@ def where(error: BaseException, own: Path | Callable[..., Any]) -> str:
     """Return what went wrong, with the line in the user's own file, or in that of a function."""
     code = getattr(own, "__code__", None)
     path = Path(code.co_filename) if code else own
-    line = getattr(error, "lineno", None)
+    line = error.lineno if isinstance(error, SyntaxError) else None
     source = error.__cause__ if isinstance(error, UserCodeEnded) and error.__cause__ else error
     for frame in traceback.extract_tb(source.__traceback__):
         if isinstance(path, Path) and Path(frame.filename).resolve() == path.resolve():
             line = frame.lineno
-    return f"line {line}: {described(error)}" if line else described(error)
+    place = f"{path.name}, line {line}" if code and isinstance(path, Path) else f"line {line}"
+    return f"{place}: {described(error)}" if line else described(error)
 
 
 def described(error: BaseException) -> str:

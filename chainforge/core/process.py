@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import logging
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -170,4 +172,11 @@ def scratch(parent: Path) -> Path:
     # Reads from a pipe whose other end only this process and its forks hold.
     words = ["sh", "-c", 'exec > /dev/null 2>&1; read -r _; rm -rf -- "$1"', "cleaner", folder]
     _cleaners.append(subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True))
+    owner = os.getpid()
+
+    def remove() -> None:  # at a normal end, which may end the shell with it, as in a container
+        if os.getpid() == owner:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
     return Path(folder)

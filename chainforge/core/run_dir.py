@@ -41,7 +41,7 @@ LAST_BYTES = 65_536
 OUTCOMES = {"error: ": FAILED, "failed: ": FAILED, "stopped: ": RESUMABLE}
 # A trainer's numbers and bars, which metrics.jsonl and progress.json have too; libraries' warnings.
 _NOISE = re.compile(
-    r"\s*\{'[\w/.-]+': .*\}$|.*\d+%\|.*\||.*\.py:\d+: \w*Warning: |  warnings\.warn\("
+    r"\s*\{'[\w/.-]+': .*\}$|.*\d+%\|.*\||.*/lib/.*\.py:\d+: \w*Warning: |  warnings\.warn\("
     "|Failed to load CPU gemm"
 )
 

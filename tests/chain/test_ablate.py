@@ -62,6 +62,18 @@ def test_a_stage_that_the_final_model_does_not_need_is_refused(trained):
         ablate(load_chain("chain.yaml"), trained.folder / "runs")
 
 
+def test_a_stage_that_writes_rows_alone_is_no_model_to_go_on_from(trained):
+    stages = trained.chain["stages"]
+    stages[0] = {"name": "rows", "recipe": "count.py"}
+    stages[1] |= {"model": "base", "data": "rows"}
+    trained.chain["stages"] = [*stages[:3], stages[3] | {"models": ["base", "second", "third"]}]
+    trained.save()
+    chain = load_chain("chain.yaml")
+    for out in ("rows", "second"):
+        variant, *_ = _variant(chain, out, "third", chain.stage("eval"))
+        assert [stage.model for stage in variant.stages if stage.name == "third"] == ["base"]
+
+
 @pytest.mark.parametrize(
     ("out", "gone", "stages", "starts"),
     [
@@ -81,3 +93,5 @@ def test_the_quickstart_is_rewired(out, gone, stages, starts):
     assert final == ("rl_final" if out != "rl_final" else "sft2")
     assert [stage.name for stage in variant.stages] == stages.split()
     assert starts.items() <= {stage.name: stage.model for stage in variant.stages}.items()
+    sent = {stage.settings.get("push_to_hub") for stage in variant.stages if stage.kind.trains}
+    assert sent <= {False}  # the whole chain's model keeps its place there

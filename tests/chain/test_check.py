@@ -113,7 +113,7 @@ def test_the_rewards_of_a_recipe_are_audited_together_as_they_will_train(place):
         (["acuracy_reward"], "did you mean 'accuracy_reward'"),
         (["."], "is a folder; name a YAML of it"),
         (["accuracy_reward", "--task", "base.yaml"], "no task in it"),
-        (["accuracy_reward", "--task", "ends.yaml"], "mine.py:task): line"),
+        (["accuracy_reward", "--task", "ends.yaml"], "mine.py:task): mine.py, line"),
     ],
 )
 def test_wrong_input_is_one_message(place, words, found):

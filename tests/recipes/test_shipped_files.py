@@ -41,7 +41,7 @@ def checked(recipe, words):
     if "GRPOConfig" in by_type:
         check_overlong(rewards, by_type["GRPOConfig"].max_completion_length)
         check_saving(by_type["GRPOConfig"])
-    for name in ("SamplingArgs", "SelectionArgs", "TeacherArgs", "FilterArgs"):
+    for name in ("SamplingArgs", "TeacherArgs"):
         if name in by_type:
             by_type[name].check()
     return by_type

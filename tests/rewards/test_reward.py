@@ -251,7 +251,7 @@ def test_async_functions_run_together_and_fail_alone(own, caplog):
     assert [n for n, value in enumerate(scores) if value is None] == [3, 5]
     assert max(value or 0 for value in scores) == 8  # all of them were under way at once
     assert (
-        "later failed on 2 of 8 rows; the first: line 44: KeyError: 'broken on purpose'"
+        "later failed on 2 of 8 rows; the first: reward.py, line 44: KeyError: 'broken on purpose'"
         in caplog.text
     )
     for answers, expected in ((["exit", "1"], [None, None]), (["1", "2.5"], [1.0, 2.5])):
