@@ -94,9 +94,9 @@ def share_stages(chain: Chain, runs: str | Path, whole: Path) -> None:
 def _variant(chain: Chain, out: str, final: str, judge: Stage) -> tuple[Chain, str, list[str]]:
     """Return the chain without a stage, its final model, and the stages that it does not have.
 
-    What took the stage's model takes the one of `_start`, and what read its data does without; one
-    that has no data left is left out, too. The variant has no stages where the whole chain has
-    measured its final model already.
+    Stages that used the model of the one left out use that of `_start`, and stages that read its
+    data do without; a stage with no data left is left out as well. The variant has no stages if
+    the whole chain has measured its final model already.
     """
     place: dict[str | None, str | None] = {}  # what replaces the model of a stage that is left out
     rewired: list[Stage] = []
@@ -131,9 +131,10 @@ def _unsent(stage: Stage) -> dict[str, bool]:
 
 
 def _start(chain: Chain, stage: Stage) -> str | None:
-    """Return the model that takes a stage's place: the one that it goes on from.
+    """Return the model that replaces a stage which is left out.
 
-    SFT that restarts from the base, on what a later model wrote, gives way to that model.
+    It is the stage's own `model`. For SFT that restarts from the base on data of another model, it
+    is that other model.
     """
     if stage.model not in {other.name for other in chain.stages}:
         above = _lineage(chain, stage.name)[:-1]

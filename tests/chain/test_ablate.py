@@ -29,7 +29,7 @@ def trained(gated):
 def test_each_stage_is_left_out_and_what_cannot_work_is_said(trained):
     runs = trained.folder / "runs"
     found = ablate(load_chain("chain.yaml"), runs)
-    # A variant goes on from what is there; one without the first stage earns nothing.
+    # Without a stage, the next one starts from the stage before it. Without the first, it fails.
     accuracy = {model["name"]: model["strict"]["mean"] for model in found["models"]}
     assert accuracy == {"third": 0.75, "without second": 0.45, "without third": 0.5}
     assert found["failed"] == {"without first": "second: it earned no reward in 50 steps"}
@@ -80,7 +80,7 @@ def test_a_stage_that_writes_rows_alone_is_no_model_to_go_on_from(trained):
         ("cold_start", "cold_start", "traces rl rejection sft2 rl_final eval", {"rl": "base"}),
         ("rl", "rl", "traces cold_start rejection sft2 rl_final eval", {"rejection": "cold_start"}),
         ("rejection", "rejection cold_start rl", "traces sft2 rl_final eval", {"sft2": "base"}),
-        # RL goes on where it ended, not from the base that the SFT restarts from.
+        # The final RL continues from the first RL model, not from the base.
         ("sft2", "sft2 rejection", "traces cold_start rl rl_final eval", {"rl_final": "rl"}),
         ("traces", "traces cold_start", "rl rejection sft2 rl_final eval", {"rl": "base"}),
         ("rl_final", "rl_final", "", {}),  # what is left has been measured by the chain itself
