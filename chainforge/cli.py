@@ -177,13 +177,11 @@ def ablate(
 ) -> None:
     """Leave out one stage at a time, and show what each is worth."""
     from chainforge.chain.ablate import ablate as compare
-    from chainforge.core.run_dir import ABLATION
     from chainforge.report.formatting import show_results
-    from chainforge.report.seeds import RESULTS
 
     loaded = _changed(chain, launch, sets, seed)
     show_results(compare(loaded, runs, without or ()), _console())
-    print(f"written: {runs / (loaded.name + ABLATION) / RESULTS}")
+    print(f"written: {runs / loaded.name}-ablation/results.json")
 
 
 @app.command()

@@ -10,9 +10,9 @@ import pytest
 # What is still above its limit may only shrink.
 OVER = {
     "modules": 82,
-    "lines in chainforge/": 20_612,
+    "lines in chainforge/": 20_608,
     "lines in tests/": 17_606,
-    "lines reached from recipes/sft.py": 3_886,
+    "lines reached from recipes/sft.py": 3_885,
 }
 HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "datasets", "scipy", "matplotlib"}
 

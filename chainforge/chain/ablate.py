@@ -131,10 +131,9 @@ def _unsent(stage: Stage) -> dict[str, bool]:
 
 
 def _start(chain: Chain, stage: Stage) -> str | None:
-    """Return the model that replaces a stage which is left out.
+    """Return the model that replaces a stage which is left out: its own `model`.
 
-    It is the stage's own `model`. For SFT that restarts from the base on data of another model, it
-    is that other model.
+    For SFT that restarts from the base on data of another model, it is that other model.
     """
     if stage.model not in {other.name for other in chain.stages}:
         above = _lineage(chain, stage.name)[:-1]

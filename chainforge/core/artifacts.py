@@ -275,10 +275,9 @@ def _counted(given: Mapping[str, Any]) -> dict[str, Any]:
     left_out = PATH_KEYS | FREE_KEYS
     counted = {key: value for key, value in sorted(given.items()) if key not in left_out}
     if isinstance(rewards := counted.get("rewards"), list):  # a judge has such settings, too
+        judges = [one for one in rewards if isinstance(one, dict) and one.get("fn") == "llm_judge"]
         counted["rewards"] = [
-            one | {"params": _counted(one.get("params") or {})}
-            if isinstance(one, dict) and one.get("fn") == "llm_judge"
-            else one
+            one | {"params": _counted(one.get("params") or {})} if one in judges else one
             for one in rewards
         ]
     return counted
